@@ -1,0 +1,80 @@
+"""The errors that a person can meet. Each says what is wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+
+class HarnessError(Exception):
+    """Base of every expected error: printed as a message without a traceback.
+
+    Args:
+        problem: what is wrong and where.
+        hint: what to do next; printed on a line of its own.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problem: str, hint: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n{self.hint}" if self.hint else self.problem
+
+    def __reduce__(self) -> tuple[type[HarnessError], tuple[str, str]]:
+        return (type(self), (self.problem, self.hint))
+
+
+class UsageError(HarnessError):
+    """A wrong command line or a wrong file written by the user (exit code 2)."""
+
+    exit_code = 2
+
+
+class SpecError(UsageError):
+    """A study file with mistakes; the message lists all of them."""
+
+
+class SpecDrift(UsageError):
+    """The study in the database was started with another search space or scoring."""
+
+
+class DataError(HarnessError):
+    """The images are missing, too few, damaged, or do not fit on the disk."""
+
+
+class WeightsError(HarnessError):
+    """The weights of a feature extractor cannot be had or are not what they should be."""
+
+
+class CheckpointError(HarnessError):
+    """A checkpoint is damaged or does not belong to this configuration."""
+
+
+class NotFoundError(HarnessError):
+    """A study, trial or report that was named does not exist."""
+
+
+class TrackingError(HarnessError):
+    """MLflow cannot be reached or refuses what is logged."""
+
+
+class SweepError(HarnessError):
+    """The sweep cannot go on: too many trials failed in a row, or a worker died."""
+
+
+class Diverged(HarnessError):
+    """Training left the finite numbers.
+
+    Attributes:
+        step: the generator update at which the first non-finite gradient appeared.
+        network: ``generator`` or ``discriminator``.
+    """
+
+    def __init__(self, step: int, network: str) -> None:
+        super().__init__(f"the {network}'s gradients stopped being finite at step {step}")
+        self.step = step
+        self.network = network
+
+    def __reduce__(self) -> tuple[type[Diverged], tuple[int, str]]:  # type: ignore[override]
+        return (type(self), (self.step, self.network))

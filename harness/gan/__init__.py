@@ -1,0 +1,1 @@
+"""The DCGAN: networks, losses, training loop, checkpoints. Knows torch and nothing of studies, MLflow or files."""

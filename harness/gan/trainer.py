@@ -1,0 +1,272 @@
+"""The training loop: yields progress and snapshots; whoever iterates decides to log, score, save or stop."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import DataError, Diverged
+from harness.gan.losses import discriminator_loss, generator_loss
+from harness.gan.networks import Discriminator, Generator, build, latent_noise
+from harness.study.hparams import HParams, derive_seed
+
+# The columns of the statistics window, each a mean over the window's steps.
+CURVE_NAMES = ("loss_d", "loss_g", "logit_real", "logit_fake", "grad_norm_d", "grad_norm_g")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """How long to train, and when to stop for a snapshot, in kimg (thousands of real images shown)."""
+
+    kimg: float
+    snapshots_kimg: tuple[float, ...] = ()
+    progress_kimg: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Means over the steps since the last Progress. ``step`` counts generator updates."""
+
+    step: int
+    kimg: float
+    curve: dict[str, float]
+    images_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """All that is needed to go on bit for bit, and the generator to sample from.
+
+    ``mark`` is the entry of ``Budget.snapshots_kimg`` that was reached, the budget's end, or None where the snapshot
+    was asked for. ``state`` holds tensors, numbers and strings only, so that it loads with ``weights_only=True``.
+    ``generator`` is live: score it before iterating on. It is the moving average where ``ema`` is on.
+    """
+
+    step: int
+    kimg: float
+    mark: float | None
+    generator: nn.Module
+    state: dict[str, Any] = field(repr=False)
+
+
+def never() -> bool:
+    """The default of ``snapshot_now``: nobody asks."""
+    return False
+
+
+def total_steps(hp: HParams, budget: Budget) -> int:
+    """Generator updates needed to show ``budget.kimg`` thousand images."""
+    return max(1, math.ceil(budget.kimg * 1000 / hp.images_per_step))
+
+
+def train(
+    hp: HParams,
+    images_NHWC: Tensor,
+    *,
+    budget: Budget,
+    seed: int,
+    device: torch.device,
+    resume: dict[str, Any] | None = None,
+    snapshot_now: Callable[[], bool] = never,
+) -> Iterator[Progress | Snapshot]:
+    """Train a DCGAN on uint8 images; the same seed on the same device gives the same result.
+
+    Per step: ``n_dis`` discriminator updates, each on a fresh real batch, then one generator update, which reuses the
+    last fake batch (Goodfellow et al. 2014, algorithm 1, with Adam; the reuse leaves the generator's gradient exact,
+    because the generator has not changed in between). Images are scaled to [-1, 1] on the device.
+
+    Args:
+        hp: the configuration.
+        images_NHWC: uint8, shape (N, H, W, C), in memory, memory-mapped, or on the device already.
+        budget: length and snapshot marks.
+        seed: of weights, data order and noise, each with a stream of its own.
+        device: where to train.
+        resume: the ``state`` of a Snapshot of the same configuration and seed.
+        snapshot_now: asked after every Progress; a Snapshot follows where it says yes.
+
+    Yields:
+        Progress about every ``progress_kimg``; a Snapshot at each mark and at the end. Resuming at a mark yields
+        its Snapshot again.
+
+    Raises:
+        Diverged: a gradient was not finite. The step was not applied; the check is made on the device before the
+            optimizer step and read back with the next Progress or Snapshot.
+        DataError: fewer images than one batch.
+    """
+    run = _Run(hp, images_NHWC, seed, device)
+    if resume is not None:
+        run.load(resume)
+    last = total_steps(hp, budget)
+    marks = {total_steps(hp, Budget(kimg=mark)): mark for mark in budget.snapshots_kimg if mark < budget.kimg}
+    marks[last] = budget.kimg
+    every = max(1, round(budget.progress_kimg * 1000 / hp.images_per_step))
+    if resume is not None and run.step in marks:
+        # Whoever was interrupted may not have come to act on this mark.
+        yield run.snapshot(marks[run.step])
+    started, since = time.perf_counter(), run.step
+    while run.step < last:
+        run.advance()
+        if run.step % every == 0 or run.step == last:
+            curve = run.read_window()
+            elapsed = time.perf_counter() - started
+            rate = (run.step - since) * hp.images_per_step / elapsed
+            yield Progress(step=run.step, kimg=run.kimg, curve=curve, images_per_s=rate)
+            if run.step not in marks and snapshot_now():
+                yield run.snapshot(None)
+            started, since = time.perf_counter(), run.step
+        if run.step in marks:
+            yield run.snapshot(marks[run.step])
+            started, since = time.perf_counter(), run.step
+
+
+class _Run:
+    """The state of one training."""
+
+    def __init__(self, hp: HParams, images_NHWC: Tensor, seed: int, device: torch.device) -> None:
+        if len(images_NHWC) < hp.batch_size:
+            raise DataError(
+                f"{len(images_NHWC)} images do not fill one batch of {hp.batch_size}",
+                "Lower batch_size or give more images.",
+            )
+        self.hp, self.images, self.device = hp, images_NHWC, device
+        self.generator: Generator
+        self.discriminator: Discriminator
+        self.generator, self.discriminator = build(hp, derive_seed(seed, "weights"), device)
+        self.average = copy.deepcopy(self.generator).requires_grad_(False) if hp.ema else None
+        betas = (hp.beta1, hp.beta2)
+        # fused: one pass over all parameters, and the only Adam that can skip a step without a host round trip.
+        self.opt_g = torch.optim.Adam(self.generator.parameters(), hp.lr_g, betas, fused=True)
+        self.opt_d = torch.optim.Adam(self.discriminator.parameters(), hp.lr_d, betas, fused=True)
+        self.order_rng = torch.Generator().manual_seed(derive_seed(seed, "order"))
+        self.noise_rng = torch.Generator(device).manual_seed(derive_seed(seed, "noise"))
+        self.epoch_rng_state = self.order_rng.get_state()
+        self.order = torch.randperm(len(images_NHWC), generator=self.order_rng)
+        self.position = 0
+        self.step = 0
+        self.window = torch.zeros(len(CURVE_NAMES), device=device)
+        self.window_steps = 0
+        # Per network, the first step with a non-finite gradient, 0 while there is none.
+        self.bad_step = {name: torch.zeros((), device=device) for name in ("discriminator", "generator")}
+
+    @property
+    def kimg(self) -> float:
+        return self.step * self.hp.images_per_step / 1000
+
+    def advance(self) -> None:
+        """One generator update with its ``n_dis`` discriminator updates. No value is read back to the host."""
+        hp = self.hp
+        self.step += 1
+        for update in range(hp.n_dis):
+            fake = self._fake(with_grad=update == hp.n_dis - 1)
+            real_logits = self.discriminator(self._real())
+            fake_logits = self.discriminator(fake.detach())
+            loss_d = discriminator_loss(real_logits, fake_logits, hp.label_smoothing)
+            norm_d = self._update("discriminator", self.discriminator, self.opt_d, loss_d)
+        # D's own gradients are not needed here: only the path through it to the fakes.
+        self.discriminator.requires_grad_(False)
+        loss_g = generator_loss(self.discriminator(fake))
+        norm_g = self._update("generator", self.generator, self.opt_g, loss_g)
+        self.discriminator.requires_grad_(True)
+        if self.average is not None:
+            self._average()
+        with torch.no_grad():
+            means = (loss_d, loss_g, real_logits.mean(), fake_logits.mean(), norm_d, norm_g)
+            self.window += torch.stack([value.detach().float() for value in means])
+        self.window_steps += 1
+
+    def _fake(self, *, with_grad: bool) -> Tensor:
+        z = latent_noise((self.hp.batch_size, self.hp.z_dim), self.hp.latent, self.noise_rng)
+        with torch.set_grad_enabled(with_grad):
+            fake: Tensor = self.generator(z)
+        return fake
+
+    def _real(self) -> Tensor:
+        batch = self.hp.batch_size
+        if self.position + batch > len(self.order):
+            self.epoch_rng_state = self.order_rng.get_state()
+            self.order = torch.randperm(len(self.images), generator=self.order_rng)
+            self.position = 0
+        index = self.order[self.position : self.position + batch]
+        self.position += batch
+        batch_NHWC = self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
+        return batch_NHWC.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+    def _update(self, name: str, network: nn.Module, optimizer: torch.optim.Adam, loss: Tensor) -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+        bad = ~torch.isfinite(norm)
+        first = self.bad_step[name]
+        self.bad_step[name] = torch.where(bad & (first == 0), torch.full_like(first, self.step), first)
+        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        optimizer.step()
+        return norm
+
+    def _average(self) -> None:
+        assert self.average is not None
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1 - self.hp.ema)
+            for mine, theirs in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+                mine.copy_(theirs)
+
+    def check(self) -> None:
+        """Read the divergence flags back.
+
+        Raises:
+            Diverged: with the step and the network that came first.
+        """
+        names = list(self.bad_step)
+        steps = torch.stack([self.bad_step[name] for name in names]).tolist()
+        found = [(int(step), name) for step, name in zip(steps, names, strict=True) if step]
+        if found:
+            raise Diverged(*min(found))
+
+    def read_window(self) -> dict[str, float]:
+        """The window's means; a new window begins."""
+        self.check()
+        means = (self.window / max(1, self.window_steps)).tolist()
+        self.window.zero_()
+        self.window_steps = 0
+        return dict(zip(CURVE_NAMES, means, strict=True))
+
+    def snapshot(self, mark: float | None) -> Snapshot:
+        self.check()
+        state: dict[str, Any] = {
+            "hparams": self.hp.to_dict(),
+            "step": self.step,
+            "generator": self.generator.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "opt_g": self.opt_g.state_dict(),
+            "opt_d": self.opt_d.state_dict(),
+            "epoch_rng": self.epoch_rng_state,
+            "position": self.position,
+            "noise_rng": self.noise_rng.get_state(),
+            "window": self.window,
+            "window_steps": self.window_steps,
+        }
+        sampled = self.average if self.average is not None else self.generator
+        return Snapshot(step=self.step, kimg=self.kimg, mark=mark, generator=sampled, state=copy.deepcopy(state))
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.generator.load_state_dict(state["generator"])
+        self.discriminator.load_state_dict(state["discriminator"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.opt_g.load_state_dict(state["opt_g"])
+        self.opt_d.load_state_dict(state["opt_d"])
+        self.order_rng.set_state(state["epoch_rng"])
+        self.epoch_rng_state = state["epoch_rng"]
+        self.order = torch.randperm(len(self.images), generator=self.order_rng)
+        self.position = state["position"]
+        self.noise_rng.set_state(state["noise_rng"].cpu())
+        self.step = state["step"]
+        self.window.copy_(state["window"])
+        self.window_steps = state["window_steps"]

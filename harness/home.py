@@ -1,0 +1,68 @@
+"""Where everything that a run writes is kept: one folder, ``runs/`` unless ``HARNESS_HOME`` says otherwise."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Paths under the home folder. Nothing is created before it is needed."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls) -> Home:
+        """The folder of ``HARNESS_HOME``, or ``runs`` in the current folder."""
+        return cls(Path(os.environ.get("HARNESS_HOME") or "runs").resolve())
+
+    @property
+    def optuna_url(self) -> str:
+        return f"sqlite:///{self.root / 'optuna.db'}"
+
+    @property
+    def mlflow_url(self) -> str:
+        return f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.root / "artifacts"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def weights(self) -> Path:
+        return self.root / "weights"
+
+    @property
+    def references(self) -> Path:
+        return self.root / "references"
+
+    def trial_dir(self, study: str, number: int) -> Path:
+        return self.within("trials", study, f"{number:05d}")
+
+    def training_dir(self, name: str) -> Path:
+        return self.within("trainings", name)
+
+    def within(self, *parts: str) -> Path:
+        """Join parts below the root and refuse to leave it.
+
+        Raises:
+            UsageError: if the parts lead out of the home folder.
+        """
+        path = self.root.joinpath(*parts).resolve()
+        if not path.is_relative_to(self.root):
+            raise UsageError(f"{'/'.join(parts)!r} leads out of {self.root}", "Use a plain name.")
+        return path
+
+    def private(self, path: Path) -> Path:
+        """Create a folder that only its owner can read (0700)."""
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.chmod(0o700)
+        return path

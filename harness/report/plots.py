@@ -1,0 +1,106 @@
+"""The report's figures, as PNG with a light background of their own, so that they read on white and dark pages."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+_BLUE, _ORANGE, _GREY, _RED = "#2b6cb0", "#dd6b20", "#a0aec0", "#c53030"
+_STATE_COLOURS = {"COMPLETE": _BLUE, "PRUNED": _GREY, "FAIL": _RED, "RUNNING": _ORANGE}
+
+
+def _figure(width: float = 7.2, height: float = 3.6, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    sns.set_theme(context="notebook", style="whitegrid", font="DejaVu Sans", font_scale=0.85)
+    figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False)
+    return figure, list(axes[0])
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure's bytes, the same for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, facecolor="white", metadata={"Software": None})
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def history(trials: pd.DataFrame, metric: str) -> Figure:
+    """Final scores by trial with the best so far; trials without a final score as ticks below."""
+    figure, (axis,) = _figure()
+    done = trials[trials["state"] == "COMPLETE"].sort_values("number")
+    axis.step(done["number"], done["value"].cummin(), where="post", color=_BLUE, label="best so far")
+    sns.scatterplot(data=done, x="number", y="value", color=_BLUE, s=45, ax=axis, label="finished trial")
+    low = float(done["value"].min()) if len(done) else 0.0
+    for state, colour in (("PRUNED", _GREY), ("FAIL", _RED)):
+        others = trials[trials["state"] == state]
+        if len(others):
+            axis.scatter(others["number"], [low * 0.93] * len(others), marker="|", s=90, color=colour,
+                         label=f"{state.lower()} (no final score)")  # fmt: skip
+    axis.set(xlabel="trial", ylabel=f"{metric} (lower is better)")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend(frameon=True)
+    return figure
+
+
+def importance(values: Mapping[str, float], evaluator: str) -> Figure:
+    """Importance of each searched parameter, largest on top."""
+    figure, (axis,) = _figure(height=max(2.0, 0.32 * len(values) + 0.9))
+    ordered = sorted(values.items(), key=lambda item: -item[1])
+    sns.barplot(x=[value for _, value in ordered], y=[name for name, _ in ordered], color=_BLUE, ax=axis)
+    axis.set(xlabel=f"importance ({evaluator}, sums to 1)", ylabel="")
+    return figure
+
+
+def rung_curves(rungs: pd.DataFrame, best: int | None, metric: str) -> Figure:
+    """Every trial's rung scores by kimg, the best one highlighted."""
+    figure, (axis,) = _figure()
+    for number, rows in rungs.groupby("number"):
+        colour = _STATE_COLOURS[str(rows["state"].iloc[0])]
+        is_best = number == best
+        axis.plot(rows["kimg"], rows["score"], marker="o", markersize=4, linewidth=2.4 if is_best else 1,
+                  color=_ORANGE if is_best else colour, alpha=1 if is_best else 0.6,
+                  zorder=3 if is_best else 2)  # fmt: skip
+    handles = [Line2D([], [], color=c, marker="o", label=n) for n, c in
+               (("best trial", _ORANGE), ("finished", _BLUE), ("pruned", _GREY))]  # fmt: skip
+    axis.legend(handles=handles, frameon=True)
+    axis.set_ylim(0, float(rungs["score"].quantile(0.95)) * 1.15 if len(rungs) else 1)
+    axis.set(xlabel="real images shown (kimg)", ylabel=f"{metric} (lower is better)")
+    return figure
+
+
+def placement(trials: pd.DataFrame, first_rung: pd.Series, metric: str) -> Figure:
+    """Mean score at the first rung by BatchNorm placement and generator activation, with the number of trials."""
+    frame = trials.assign(score=trials["number"].map(first_rung)).dropna(subset=["score"])
+    mean = frame.pivot_table(index="bn", columns="activation_g", values="score", aggfunc="mean")
+    count = frame.pivot_table(index="bn", columns="activation_g", values="score", aggfunc="count").fillna(0)
+    labels = mean.map(lambda v: "" if pd.isna(v) else f"{v:.0f}") + count.map(lambda n: f"\nn = {n:.0f}" if n else "")
+    figure, (axis,) = _figure(height=0.62 * len(mean) + 1.3)
+    sns.heatmap(mean, annot=labels, fmt="", cmap="crest", ax=axis, cbar_kws={"label": f"mean {metric}"})
+    axis.set(xlabel="generator's activation", ylabel="BatchNorm placement")
+    axis.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def losses(curve: pd.DataFrame) -> Figure:
+    """Losses and logits of one training."""
+    figure, (left, right) = _figure(columns=2, height=3.2)
+    for axis, columns, label in (
+        (left, {"loss_d": "discriminator", "loss_g": "generator"}, "loss (nats)"),
+        (right, {"logit_real": "real images", "logit_fake": "generated images"}, "discriminator's mean logit"),
+    ):
+        for (column, name), colour in zip(columns.items(), (_BLUE, _ORANGE), strict=True):
+            axis.plot(curve["kimg"], curve[column], color=colour, label=name)
+        axis.set(xlabel="real images shown (kimg)", ylabel=label)
+        axis.legend(frameon=True)
+    return figure

@@ -1,0 +1,26 @@
+"""The leaderboard: finished trials of one scoring protocol, best first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.study.records import StudyRecord, TrialRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Leaderboard:
+    """``trials`` share ``protocol_hash``; ``left_out`` were scored under another protocol and are not ranked."""
+
+    trials: tuple[TrialRecord, ...]
+    protocol_hash: str
+    left_out: tuple[int, ...]
+
+
+def rank(record: StudyRecord, *, top: int) -> Leaderboard:
+    """The best ``top`` trials under the protocol of most finished trials (the newest one where two are as common)."""
+    hashes = [str(trial.attrs.get("protocol_hash", "")) for trial in record.complete]
+    by_age = [str(t.attrs.get("protocol_hash", "")) for t in record.trials if t.state == "COMPLETE"]
+    chosen = max(set(hashes), key=lambda h: (hashes.count(h), by_age[::-1].index(h) * -1)) if hashes else ""
+    ranked = [trial for trial in record.complete if str(trial.attrs.get("protocol_hash", "")) == chosen]
+    left_out = tuple(trial.number for trial in record.complete if trial not in ranked)
+    return Leaderboard(tuple(ranked[:top]), chosen, left_out)

@@ -1,0 +1,248 @@
+"""From a study's record to ``report.md``, its figures and ``best.toml``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import tomli_w
+from jinja2 import Environment, StrictUndefined
+
+from harness import atomic
+from harness.report import plots
+from harness.report.frames import curve_frame, rungs_frame, trials_frame
+from harness.report.ranking import Leaderboard, rank
+from harness.study.records import StudyRecord, TrialRecord
+
+TOP = 5
+
+
+def build_report(record: StudyRecord, root: Path, out: Path, importances: Mapping[str, float], evaluator: str) -> Path:
+    """Write the report into ``out``: the same record and files give the same bytes.
+
+    Args:
+        record: the study as the database has it.
+        root: the home folder, where the files that the record names are found.
+        out: ``reports/STUDY``.
+        importances: of the searched parameters, by name; may be empty.
+        evaluator: how they were computed.
+
+    Returns:
+        The path of ``report.md``.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    board = rank(record, top=TOP)
+    trials, rungs = trials_frame(record), rungs_frame(record)
+    figures = _figures(record, board, trials, rungs, root, importances, evaluator)
+    for name in ("history", "rungs", "losses", "importance", "placement"):
+        if name in figures:
+            atomic.write_bytes(out / f"{name}.png", figures[name])
+        else:
+            (out / f"{name}.png").unlink(missing_ok=True)
+    grids = _copy_grids(board, root, out)
+    if board.trials:
+        atomic.write_text(out / "best.toml", best_toml(record, board.trials[0]))
+    context = _context(record, board, trials, grids, importances, evaluator)
+    context["figures"] = {name: f"{name}.png" for name in figures}
+    text = _environment().from_string(_template()).render(context)
+    atomic.write_text(out / "report.md", _squeeze(text))
+    return out / "report.md"
+
+
+def best_toml(record: StudyRecord, best: TrialRecord) -> str:
+    """The best configuration as a file that ``harness train --config`` reads."""
+    spec = json.loads(record.attrs["spec"])
+    tables = {
+        "study": record.name,
+        "trial": best.number,
+        "hparams": dict(best.attrs["hparams"]),
+        "data": {**spec["data"], "fingerprint": record.attrs["dataset"]["fingerprint"]},
+        "training": {"seed": best.attrs["seed"], "kimg": spec["budget"]["kimg"]},
+        "scoring": spec["scoring"]["final"],
+        "score": {
+            "metric": record.attrs["final_metric"],
+            "value": best.value,
+            "protocol_hash": best.attrs["protocol_hash"],
+        },
+    }
+    return tomli_w.dumps(tables)
+
+
+def _figures(
+    record: StudyRecord,
+    board: Leaderboard,
+    trials: pd.DataFrame,
+    rungs: pd.DataFrame,
+    root: Path,
+    importances: Mapping[str, float],
+    evaluator: str,
+) -> dict[str, bytes]:
+    made: dict[str, bytes] = {}
+    best = board.trials[0] if board.trials else None
+    rung_metric = record.attrs["rung_metric"]
+    if best:
+        made["history"] = plots.to_png(plots.history(trials, record.attrs["final_metric"]))
+        curve = curve_frame(root / best.attrs["folder"] / "curve.json")
+        if len(curve):
+            made["losses"] = plots.to_png(plots.losses(curve))
+    if len(rungs):
+        made["rungs"] = plots.to_png(plots.rung_curves(rungs, best.number if best else None, rung_metric))
+        if {"bn", "activation_g"} <= set(trials.columns):
+            first = rungs[rungs["kimg"] == rungs["kimg"].min()].set_index("number")["score"]
+            made["placement"] = plots.to_png(plots.placement(trials, first, rung_metric))
+    if importances:
+        made["importance"] = plots.to_png(plots.importance(importances, evaluator))
+    return made
+
+
+def _copy_grids(board: Leaderboard, root: Path, out: Path) -> list[dict[str, str]]:
+    for old in out.glob("grid-*.png"):
+        old.unlink()
+    grids = []
+    for place, trial in enumerate(board.trials[:3], start=1):
+        found = sorted((root / trial.attrs["folder"]).glob("grid-*.png"))
+        if found:
+            name = f"grid-{place}-trial-{trial.number}.png"
+            atomic.write_bytes(out / name, found[-1].read_bytes())
+            grids.append({"file": name, "title": f"trial {trial.number}, {_number(trial.value)}"})
+    return grids
+
+
+def _context(
+    record: StudyRecord,
+    board: Leaderboard,
+    trials: pd.DataFrame,
+    grids: list[dict[str, str]],
+    importances: Mapping[str, float],
+    evaluator: str,
+) -> dict[str, Any]:
+    spec = json.loads(record.attrs["spec"])
+    best = board.trials[0] if board.trials else None
+    paper = next((t for t in record.complete if t.attrs.get("preset") == "paper"), None)
+    final_metric = record.attrs["final_metric"]
+    scores = [trial.attrs.get("scores", {}) for trial in board.trials]
+    unavailable = board.trials[0].attrs.get("unavailable", {}) if best else {}
+    states = trials["state"] if len(trials) else pd.Series(dtype=str)
+    return {
+        "name": record.name,
+        "description": record.attrs.get("description", ""),
+        "best": best,
+        "paper": paper if paper is not best else None,
+        "single": True,
+        "grids": grids,
+        "dataset": record.attrs["dataset"],
+        "size": spec["data"]["image_size"],
+        "channels": spec["data"]["channels"],
+        "kimg": spec["budget"]["kimg"],
+        "rungs": ", ".join(_number(rung) for rung in spec["budget"]["rungs"]) or "no",
+        "target": record.attrs["target"],
+        "n_finished": int(states.isin(["COMPLETE", "PRUNED"]).sum()),
+        "n_complete": int((states == "COMPLETE").sum()),
+        "final": spec["scoring"]["final"],
+        "final_metric": final_metric,
+        "rung_metric": record.attrs["rung_metric"],
+        "protocol_hash": board.protocol_hash,
+        "sampler": spec["sampler"],
+        "pruner": spec["pruner"],
+        "space": [_space_row(name, param) for name, param in spec["space"].items()],
+        "params": list(spec["space"]),
+        "other_metrics": sorted({name for row in scores for name in row if name != final_metric}),
+        "board": [_board_row(trial, spec) for trial in board.trials],
+        "left_out": ", ".join(map(str, board.left_out)),
+        "unavailable": unavailable,
+        "evaluator": evaluator,
+        "first_rung": spec["budget"]["rungs"][0] if spec["budget"]["rungs"] else spec["budget"]["kimg"],
+        "ended": _ended(trials),
+        "time": _time(trials),
+        "environment": sorted((k, v) for k, v in record.attrs.get("environment", {}).items() if k != "study"),
+    }
+
+
+def _board_row(trial: TrialRecord, spec: Mapping[str, Any]) -> dict[str, Any]:
+    preset = trial.attrs.get("preset")
+    return {
+        "number": trial.number,
+        "preset": f" ({preset})" if preset else "",
+        "value": trial.value,
+        "scores": trial.attrs.get("scores", {}),
+        "kimg": spec["budget"]["kimg"],
+        "seconds": trial.seconds,
+        "params": trial.params,
+    }
+
+
+def _ended(trials: pd.DataFrame) -> list[dict[str, Any]]:
+    if not len(trials):
+        return []
+    rows = trials[trials["state"].isin(["PRUNED", "FAIL", "RUNNING"])].sort_values("number")
+    ended = []
+    for row in rows.to_dict("records"):
+        state = "diverged" if row["diverged"] else str(row["state"]).lower()
+        reason = str(row["reason"]).replace("|", "\\|").replace("\n", " ")
+        ended.append({"number": row["number"], "state": state, "kimg": row["kimg"], "reason": reason})
+    return ended
+
+
+def _time(trials: pd.DataFrame) -> dict[str, Any]:
+    if not len(trials):
+        return dict.fromkeys(("total", "finished", "pruned", "failed", "scoring", "median"), "0 s") | {"trials": 0}
+    by_state = trials.groupby("state")["seconds"].sum()
+    done = trials[trials["state"] == "COMPLETE"]
+    return {
+        "trials": len(trials),
+        "total": _duration(float(trials["seconds"].sum())),
+        "finished": _duration(float(by_state.get("COMPLETE", 0.0))),
+        "pruned": _duration(float(by_state.get("PRUNED", 0.0))),
+        "failed": _duration(float(by_state.get("FAIL", 0.0))),
+        "scoring": _duration(float(done["score_s"].sum())),
+        "median": _duration(float(done["seconds"].median())) if len(done) else "no time",
+    }
+
+
+def _space_row(name: str, param: Mapping[str, Any]) -> dict[str, str]:
+    if param["type"] == "categorical":
+        text = ", ".join(_number(choice) for choice in param["choices"])
+    else:
+        text = f"{_number(param['low'])} to {_number(param['high'])}" + (", log scale" if param["log"] else "")
+    for parent, wanted in param.get("when", {}).items():
+        text += f" (when {parent} is {wanted})"
+    return {"name": name, "type": param["type"], "range": text}
+
+
+def _number(value: Any) -> str:
+    """A number as a person writes it; other values as they are."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "–" if value is None else str(value)
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.1f}".removesuffix(".0") if abs(value) >= 10 else f"{value:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _environment() -> Environment:
+    # Markdown for people, not HTML: nothing is escaped; names in it are validated where they enter.
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701
+    environment.filters["num"] = _number
+    return environment
+
+
+def _template() -> str:
+    return files("harness.report").joinpath("templates/report.md.j2").read_text(encoding="utf-8")
+
+
+def _squeeze(text: str) -> str:
+    """At most one blank line in a row, and one newline at the end."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.strip() or (lines and lines[-1]):
+            lines.append(line.rstrip())
+    return "\n".join(lines).rstrip() + "\n"

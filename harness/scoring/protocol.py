@@ -1,0 +1,72 @@
+"""A score's protocol: everything that its meaning depends on, its hash, and the metric names that carry it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from harness.study.hparams import digest
+from harness.study.spec import ScoreSpec
+
+INCEPTION, MOBILENET = "inception-v3", "mobilenet-v2"
+KID_SUBSETS = 100
+ISC_SPLITS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """Scores are comparable only where these are equal.
+
+    ``latent``: z is drawn from the law that the generator was trained with, never truncated. The law itself is a
+    hyperparameter, so that trials with different laws stay comparable. ``resize`` is the extractor's own.
+    """
+
+    extractor: str
+    weights_sha256: str
+    samples: int
+    reference_images: int
+    reference_fingerprint: str
+    seed: int
+    resize: str
+    kid_subset_size: int
+    batch_norm: str = "running statistics"
+    latent: str = "as trained, not truncated"
+    precision: str = "float32"
+    kid_subsets: int = KID_SUBSETS
+    isc_splits: int = ISC_SPLITS
+    versions: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def hash(self) -> str:
+        return digest(asdict(self))
+
+    def metric(self, name: str) -> str:
+        """The full name of a metric: ``fid`` becomes ``fid10k``, or ``fid_mnv2_256`` with the small extractor."""
+        return metric_name(name, self.extractor, self.samples)
+
+
+def metric_name(name: str, extractor: str, samples: int) -> str:
+    """``fid`` with Inception and 10,000 samples is ``fid10k``; other extractors are named."""
+    count = f"{samples // 1000}k" if samples % 1000 == 0 else str(samples)
+    return f"{name}{count}" if extractor == INCEPTION else f"{name}_mnv2_{count}"
+
+
+def objective_name(score: ScoreSpec) -> str:
+    """The name of the metric that a protocol of a study file minimises."""
+    return metric_name(score.metric, score.extractor, score.samples)
+
+
+def make_protocol(
+    score: ScoreSpec, *, weights_sha256: str, fingerprint: str, resize: str, versions: dict[str, str]
+) -> Protocol:
+    """The protocol of a study file's table, bound to weights, images and library versions."""
+    return Protocol(
+        extractor=score.extractor,
+        weights_sha256=weights_sha256,
+        samples=score.samples,
+        reference_images=score.reference,
+        reference_fingerprint=fingerprint,
+        seed=score.seed,
+        resize=resize,
+        kid_subset_size=min(1000, score.samples, score.reference),
+        versions=tuple(sorted(versions.items())),
+    )

@@ -1,0 +1,95 @@
+"""Reference statistics of the real images, computed once per (images, protocol) and kept in a private folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from harness import atomic
+from harness.errors import DataError
+from harness.home import Home
+from harness.scoring.protocol import Protocol
+from harness.study.hparams import derive_seed, digest
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """``pooled``: (N, D) float32. ``logits``: (N, classes) float32, or None without a classifier head."""
+
+    pooled: Tensor
+    logits: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Real images as features (n, D) with their mean (D,) float32 and covariance (D, D) float64."""
+
+    features: Tensor
+    mu: np.ndarray
+    sigma: np.ndarray
+
+
+def reference_images(images_NHWC: Tensor, n: int) -> Tensor:
+    """The first n images of a shuffle that is fixed per size of the set, as uint8 of shape (n, 3, H, W).
+
+    Raises:
+        DataError: fewer than n images.
+    """
+    if len(images_NHWC) < n:
+        raise DataError(
+            f"the scoring protocol compares with {n} real images, but there are {len(images_NHWC)}",
+            "Give more images, or lower `reference` in the study's [scoring] tables.",
+        )
+    rng = torch.Generator().manual_seed(derive_seed("reference", len(images_NHWC)))
+    chosen = torch.randperm(len(images_NHWC), generator=rng)[:n].sort().values
+    images = images_NHWC[chosen].permute(0, 3, 1, 2).contiguous()
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+def load_reference(
+    home: Home, images_NHWC: Tensor, protocol: Protocol, extract: Callable[[Tensor], Features]
+) -> Reference:
+    """The reference of a protocol, from the cache or computed now by ``extract`` (uint8 images to features).
+
+    The cache's key holds the fingerprint of the images and the digest of the weights; a damaged file is replaced.
+
+    Raises:
+        DataError: fewer images than the protocol asks for.
+    """
+    key = digest(
+        {
+            "extractor": protocol.extractor,
+            "weights": protocol.weights_sha256,
+            "precision": protocol.precision,
+            "resize": protocol.resize,
+            "images": protocol.reference_fingerprint,
+            "n": protocol.reference_images,
+            "versions": dict(protocol.versions),
+        }
+    )
+    folder = home.private(home.references)
+    path = folder / f"{protocol.extractor}-{key}.safetensors"
+    with FileLock(folder / ".lock"):
+        features = _cached(path)
+        if features is None:
+            features = extract(reference_images(images_NHWC, protocol.reference_images)).pooled.contiguous()
+            atomic.write_bytes(path, save({"features": features}))
+    values = features.numpy()
+    return Reference(features, values.mean(axis=0), np.cov(values, rowvar=False))
+
+
+def _cached(path: Path) -> Tensor | None:
+    if not path.is_file():
+        return None
+    try:
+        return load_file(path)["features"]
+    except (SafetensorError, KeyError, OSError):
+        return None

@@ -1,0 +1,60 @@
+"""Images from a generator: the same seed gives the same images, for scores, grids and ``harness generate`` alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from harness.study.hparams import HParams
+
+BATCH = 50
+GRID_SEED = 0
+GRID_IMAGES = 64
+
+
+def scoring_noise(n: int, hp: HParams, seed: int) -> Tensor:
+    """z of shape (n, z_dim), float32, drawn as torch-fidelity draws it: NumPy's RandomState, in order.
+
+    The stream does not depend on the batch size, and the first n of m > n draws are the n draws.
+    """
+    rng = np.random.RandomState(seed)
+    if hp.latent == "normal":
+        return torch.from_numpy(rng.randn(n, hp.z_dim)).float()
+    return torch.from_numpy(rng.rand(n, hp.z_dim)).float() * 2 - 1
+
+
+@contextmanager
+def evaluating(generator: nn.Module) -> Iterator[None]:
+    """Evaluation mode (BatchNorm with running statistics) inside, the mode before afterwards."""
+    mode = generator.training
+    generator.eval()
+    try:
+        yield
+    finally:
+        generator.train(mode)
+
+
+def to_uint8(images_BCHW: Tensor) -> Tensor:
+    """[-1, 1] to 0..255, rounded; grey images become three equal channels."""
+    scaled = images_BCHW.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    return scaled.expand(-1, 3, -1, -1) if scaled.shape[1] == 1 else scaled
+
+
+def generate(generator: nn.Module, hp: HParams, n: int, seed: int, device: torch.device) -> Tensor:
+    """n images in [-1, 1], float32, shape (n, channels, size, size), on the CPU, in batches of fixed size."""
+    noise = scoring_noise(n, hp, seed)
+    with evaluating(generator), torch.inference_mode():
+        batches = [generator(z.to(device)).float().cpu() for z in torch.split(noise, BATCH)]
+    return torch.cat(batches)
+
+
+def image_grid(images_BCHW: Tensor, columns: int = 8) -> np.ndarray:
+    """A sheet of images in [-1, 1] as a uint8 array of shape (H, W, 3)."""
+    grid = make_grid(to_uint8(images_BCHW), nrow=columns, padding=1, pad_value=128)
+    array: np.ndarray = grid.permute(1, 2, 0).numpy()
+    return array

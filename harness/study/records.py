@@ -1,0 +1,50 @@
+"""A study and its trials as plain values, as the database has them: what reports and reconciling read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRecord:
+    """One trial. ``state`` is Optuna's name of it; ``intermediate`` maps images shown to the rung score."""
+
+    number: int
+    state: str
+    value: float | None
+    params: Mapping[str, Any]
+    intermediate: Mapping[int, float]
+    attrs: Mapping[str, Any]
+    started: datetime | None
+    ended: datetime | None
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds from start to end; 0 while unfinished."""
+        return (self.ended - self.started).total_seconds() if self.started and self.ended else 0.0
+
+    @property
+    def reason(self) -> str:
+        return str(self.attrs.get("reason", ""))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyRecord:
+    """A study with its trials in order of number."""
+
+    name: str
+    attrs: Mapping[str, Any]
+    trials: tuple[TrialRecord, ...]
+
+    @property
+    def complete(self) -> list[TrialRecord]:
+        """Trials with a final score, best first; ties go to the earlier one."""
+        done = [trial for trial in self.trials if trial.state == "COMPLETE" and trial.value is not None]
+        return sorted(done, key=lambda trial: (trial.value, trial.number))
+
+    @property
+    def best(self) -> TrialRecord | None:
+        return self.complete[0] if self.complete else None

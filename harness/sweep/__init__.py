@@ -1,0 +1,1 @@
+"""The study: Optuna's storage, the objective, workers and their supervisor."""

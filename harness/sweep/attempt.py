@@ -1,0 +1,140 @@
+"""One attempt at a training: its folder, checkpoints, curve, and its run in the tracker."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from harness import atomic
+from harness.errors import CheckpointError
+from harness.gan.checkpoint import HPARAMS_FILE, WEIGHTS_FILE, export_generator, load_checkpoint, save_checkpoint
+from harness.gan.trainer import Progress, Snapshot
+from harness.scoring.sampling import GRID_IMAGES, GRID_SEED, generate, image_grid
+from harness.study.hparams import HParams
+from harness.tracking.tracker import Point, RunInfo, Tracker
+
+CURVE_FILE = "curve.json"
+_KEEP = 2
+
+
+class Attempt:
+    """Keeps everything of a training that must survive it.
+
+    The curve and the rung scores are part of the checkpoint, so that what was logged and what was trained never
+    disagree after a crash.
+
+    Args:
+        folder: of this training; a retry uses the folder of the attempt that it continues.
+        hp: the configuration.
+        tracker: where to log.
+        info: the run in the tracker.
+        device: where the state is restored to.
+    """
+
+    def __init__(self, folder: Path, hp: HParams, tracker: Tracker, info: RunInfo, device: torch.device) -> None:
+        self.folder, self.hp, self.tracker, self.device = folder, hp, tracker, device
+        self.curve: list[dict[str, float]] = []
+        self.rungs: dict[int, float] = {}
+        self.resumed_kimg = 0.0
+        self.state = self._newest()
+        self.run_id = tracker.start(info)
+        self._pending: list[Point] = []
+        self._saved = time.monotonic()
+        if self.state is not None:
+            extra = json.loads(self.state.pop("extra"))
+            self.curve = extra["curve"]
+            self.rungs = {int(step): value for step, value in extra["rungs"].items()}
+            self.resumed_kimg = self.state["step"] * hp.images_per_step / 1000
+            for row in self.curve:
+                self._queue(row)
+
+    def progress(self, event: Progress) -> None:
+        """Remember a point of the curves; it is logged with the next flush."""
+        row = {"kimg": event.kimg, **event.curve, "images_per_s": event.images_per_s}
+        self.curve.append(row)
+        self._queue(row)
+
+    def save(self, event: Snapshot) -> None:
+        """Write a checkpoint and log what is pending."""
+        extra = json.dumps({"curve": self.curve, "rungs": self.rungs})
+        save_checkpoint(self.folder / f"snapshot-{event.step:09d}.pt", {**event.state, "extra": extra})
+        for old in self._snapshots()[_KEEP:]:
+            old.unlink()
+        self.flush()
+        self._saved = time.monotonic()
+
+    def due(self, every_s: float) -> bool:
+        """Whether the last checkpoint is older than ``every_s`` seconds."""
+        return time.monotonic() - self._saved > every_s
+
+    def rung(self, kimg: float, name: str, value: float) -> None:
+        """Remember a rung's score and log it."""
+        step = round(kimg * 1000)
+        self.rungs[step] = value
+        self.tracker.log(self.run_id, [Point(name, value, step)])
+
+    def grid(self, event: Snapshot, kimg: float) -> None:
+        """Images from the same z at every rung, as a PNG in the folder and in the tracker."""
+        images = generate(event.generator, self.hp, GRID_IMAGES, GRID_SEED, self.device)
+        pixels = image_grid(images)
+        save_png(self.folder / f"grid-{round(kimg * 1000):09d}.png", pixels)
+        self.tracker.image(self.run_id, "samples", round(kimg * 1000), pixels)
+
+    def publish(self, event: Snapshot) -> None:
+        """Write the generator's weights for use, and hand weights, checkpoint and configuration to the tracker."""
+        export_generator(self.folder, event.generator, self.hp)
+        for name in (WEIGHTS_FILE, HPARAMS_FILE):
+            self.tracker.artifact(self.run_id, self.folder / name, "model")
+        for path in self._snapshots()[:1]:
+            self.tracker.artifact(self.run_id, path, "checkpoint")
+
+    def flush(self) -> None:
+        """Log the pending points and write the curve beside the checkpoints."""
+        self.tracker.log(self.run_id, self._pending)
+        self._pending.clear()
+        atomic.write_text(self.folder / CURVE_FILE, json.dumps(self.curve))
+
+    def end(self, state: str, scores: Mapping[str, float], tags: Mapping[str, str]) -> None:
+        """Close the run; only the newest checkpoint of a finished training is kept."""
+        self.flush()
+        self.tracker.artifact(self.run_id, self.folder / CURVE_FILE)
+        self.tracker.end(self.run_id, state, scores=scores, tags=tags)
+        if state in ("COMPLETE", "PRUNED"):
+            for old in self._snapshots()[1:]:
+                old.unlink()
+
+    def _queue(self, row: Mapping[str, float]) -> None:
+        step = round(row["kimg"] * 1000)
+        self._pending += [Point(name, value, step) for name, value in row.items() if math.isfinite(value)]
+
+    def _snapshots(self) -> list[Path]:
+        return sorted(self.folder.glob("snapshot-*.pt"), reverse=True)
+
+    def _newest(self) -> dict[str, Any] | None:
+        """The newest checkpoint that is whole and of this configuration; damaged ones are set aside."""
+        for path in self._snapshots():
+            try:
+                state = load_checkpoint(path, self.device)
+            except CheckpointError:
+                path.rename(path.with_suffix(".damaged"))
+                continue
+            if state["hparams"] == self.hp.to_dict():
+                return state
+        return None
+
+
+def save_png(path: Path, pixels_HWC: np.ndarray) -> None:
+    """Write a uint8 image atomically."""
+    from io import BytesIO
+
+    buffer = BytesIO()
+    Image.fromarray(pixels_HWC).save(buffer, "PNG", optimize=True)
+    atomic.write_bytes(path, buffer.getvalue())

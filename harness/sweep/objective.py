@@ -1,0 +1,145 @@
+"""The objective: the one place where suggesting, training, scoring, pruning and logging meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+import torch
+from torch import Tensor
+
+from harness.errors import HarnessError
+from harness.gan.trainer import Budget, Progress, train
+from harness.home import Home
+from harness.scoring.fidelity import Scores
+from harness.scoring.scorer import Scorer
+from harness.study.hparams import HParams, derive_seed
+from harness.study.spec import StudySpec
+from harness.study.suggest import suggest
+from harness.sweep.attempt import Attempt
+from harness.sweep.storage import images
+from harness.tracking.tracker import RunInfo, Tracker
+
+# Seconds between checkpoints that no rung asks for.
+CHECKPOINT_EVERY_S = 60.0
+
+
+class Interrupted(HarnessError):
+    """The sweep was asked to stop; the training is saved and will be continued."""
+
+
+class Degenerate(HarnessError):
+    """The generator cannot be scored: its images are constant or not finite."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Env:
+    """What a worker has at hand for every trial. ``publish`` tells the supervisor; ``stop`` asks whether to end."""
+
+    home: Home
+    images_NHWC: Tensor
+    device: torch.device
+    tracker: Tracker
+    final: Scorer
+    rung: Scorer
+    dataset: dict[str, str]
+    tags: dict[str, str]
+    stop: Callable[[], bool]
+    publish: Callable[[dict[str, Any]], None]
+    attempt: Attempt | None = field(default=None)
+
+
+def objective(trial: optuna.Trial, spec: StudySpec, env: Env) -> float:
+    """Train one configuration and score it; the value is the final protocol's score, lower is better.
+
+    Raises:
+        optuna.TrialPruned: the pruner stopped it at a rung.
+        Diverged: a gradient was not finite.
+        Degenerate: the generated images cannot be scored.
+        Interrupted: ``env.stop()`` said so; a checkpoint is written.
+    """
+    hp = suggest(trial, spec)
+    root = int(trial.user_attrs.get("root", trial.number))
+    seed = derive_seed(spec.sampler.seed, "trial", root)
+    attempt = env.attempt = open_attempt(trial, hp, root, seed, spec, env)
+    for step, value in sorted(attempt.rungs.items()):
+        trial.report(value, step)
+    budget = Budget(kimg=spec.budget.kimg, snapshots_kimg=spec.budget.rungs)
+    for event in train(
+        hp,
+        env.images_NHWC,
+        budget=budget,
+        seed=seed,
+        device=env.device,
+        resume=attempt.state,
+        snapshot_now=lambda: env.stop() or attempt.due(CHECKPOINT_EVERY_S),
+    ):
+        if isinstance(event, Progress):
+            attempt.progress(event)
+            env.publish({"number": trial.number, "kimg": event.kimg, "images_per_s": event.images_per_s})
+            continue
+        attempt.save(event)
+        if event.mark is None:
+            if env.stop():
+                raise Interrupted(f"stopped at {event.kimg:.1f} kimg; saved")
+            continue
+        env.publish({"number": trial.number, "doing": "scoring"})
+        attempt.grid(event, event.mark)
+        score = checked(env.rung(event.generator, hp, all_metrics=False)).values[env.rung.objective]
+        attempt.rung(event.mark, env.rung.objective, score)
+        trial.report(score, images(event.mark))
+        env.publish({"number": trial.number, "kimg": event.kimg, "rung": score})
+        if event.mark < spec.budget.kimg:
+            if trial.should_prune():
+                raise optuna.TrialPruned(f"{env.rung.objective} {score:.1f} at {event.mark:g} kimg")
+            continue
+        scores = checked(env.final(event.generator, hp, all_metrics=True))
+        attempt.publish(event)
+        trial.set_user_attr("scores", scores.values)
+        trial.set_user_attr("unavailable", scores.unavailable)
+        trial.set_user_attr("protocol_hash", scores.protocol_hash)
+        trial.set_user_attr("score_s", round(scores.seconds, 2))
+        return scores.values[env.final.objective]
+    raise AssertionError("the training ended without its last snapshot")
+
+
+def open_attempt(trial: optuna.Trial, hp: HParams, root: int, seed: int, spec: StudySpec, env: Env) -> Attempt:
+    """Name the attempt in the database, then open its folder and its run."""
+    folder = env.home.trial_dir(spec.name, root)
+    info = RunInfo(
+        key=f"{spec.name}/{trial.number}",
+        name=f"trial {trial.number}",
+        params=hp.to_dict(),
+        tags={
+            **env.tags,
+            "trial": str(trial.number),
+            "trial_state": "RUNNING",
+            "seed": str(seed),
+            "preset": str(trial.user_attrs.get("preset", "")),
+            "protocol_hash": env.final.protocol.hash,
+            "rung_protocol_hash": env.rung.protocol.hash,
+        },
+        dataset=env.dataset["name"],
+        dataset_digest=env.dataset["fingerprint"],
+        dataset_source=env.dataset["source"],
+    )
+    attempt = Attempt(folder, hp, env.tracker, info, env.device)
+    trial.set_user_attr("hparams", hp.to_dict())
+    trial.set_user_attr("seed", seed)
+    trial.set_user_attr("folder", str(folder.relative_to(env.home.root)))
+    trial.set_user_attr("mlflow_run", attempt.run_id)
+    env.publish({"number": trial.number, "state": "RUNNING", "kimg": attempt.resumed_kimg, "params": trial.params})
+    return attempt
+
+
+def checked(scores: Scores) -> Scores:
+    """The scores, if they are valid.
+
+    Raises:
+        Degenerate: they are not, with the reason.
+    """
+    if scores.reason:
+        raise Degenerate(scores.reason)
+    return scores

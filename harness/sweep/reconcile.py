@@ -1,0 +1,80 @@
+"""After a crash: trials whose worker is gone are failed and queued again, and MLflow is made to agree."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from harness.sweep.worker import requeue
+from harness.tracking.tracker import RunInfo, Tracker
+
+
+def reconcile(study: optuna.Study, tracker: Tracker) -> list[str]:
+    """Heal what a killed process left behind; return what was done, a line each.
+
+    A RUNNING trial of a process of this machine that is no more is told FAIL, and queued to continue from its newest
+    checkpoint. Then every finished trial has one closed run, and no run stays open without a running trial.
+    """
+    done: list[str] = []
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if not worker_is_gone(trial.user_attrs):
+            continue
+        trial_id = trial._trial_id
+        study._storage.set_trial_user_attr(trial_id, "reason", "its worker was killed")
+        study.tell(trial.number, state=TrialState.FAIL)
+        queued = requeue(study, trial.number, trial.params, trial.user_attrs, crashed=True)
+        then = "queued to continue" if queued else "not queued again, it crashed too often"
+        done.append(f"trial {trial.number}: its worker was killed; {then}")
+    return done + reconcile_tracker(study, tracker)
+
+
+def reconcile_tracker(study: optuna.Study, tracker: Tracker) -> list[str]:
+    """Make the tracker's runs agree with the database."""
+    done: list[str] = []
+    open_runs = tracker.running()
+    for trial in study.get_trials(deepcopy=False):
+        run_id = open_runs.pop(f"{study.study_name}/{trial.number}", None)
+        if not trial.state.is_finished():
+            continue
+        if run_id is None and "mlflow_run" not in trial.user_attrs:
+            run_id = _late_run(study, trial, tracker)
+        if run_id is not None:
+            tags = {"trial_state": trial.state.name, "reason": str(trial.user_attrs.get("reason", ""))}
+            tracker.end(run_id, trial.state.name, scores=trial.user_attrs.get("scores", {}), tags=tags)
+            done.append(f"trial {trial.number}: its MLflow run was closed as {trial.state.name}")
+    return done
+
+
+def _late_run(study: optuna.Study, trial: FrozenTrial, tracker: Tracker) -> str:
+    """The run of a trial that ended before it could open one."""
+    params: Mapping[str, Any] = trial.user_attrs.get("hparams", trial.params)
+    info = RunInfo(
+        key=f"{study.study_name}/{trial.number}",
+        name=f"trial {trial.number}",
+        params=params,
+        tags={"trial": str(trial.number)},
+    )
+    run_id = tracker.start(info)
+    study._storage.set_trial_user_attr(trial._trial_id, "mlflow_run", run_id)
+    return run_id
+
+
+def worker_is_gone(attrs: Mapping[str, Any]) -> bool:
+    """Whether the process that ran a trial was on this machine and is no more."""
+    worker = attrs.get("worker")
+    if not worker:  # killed between asking and naming itself: nobody can be working on it for long
+        return True
+    if worker["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(worker["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

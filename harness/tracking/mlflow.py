@@ -1,0 +1,181 @@
+"""Tracking in MLflow: one experiment a study, one parent run, one child run a trial attempt."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from filelock import FileLock
+
+from harness.errors import TrackingError
+from harness.home import Home
+from harness.tracking.tracker import STATUS, Point, RunInfo, finite
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+KEY_TAG = "harness.key"
+_PARENT_TAG = "mlflow.parentRunId"
+_NOTE_TAG = "mlflow.note.content"
+# MLflow's limits per call, and of one tag's value (longer is refused or cut).
+_METRICS_PER_CALL, _PARAMS_PER_CALL, _NOTE_CHARACTERS = 1000, 100, 7900
+
+T = TypeVar("T")
+
+
+def quiet() -> None:
+    """No telemetry, no progress bars, no migration chatter; a dead server is noticed in seconds, not minutes."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def tracking_url(home: Home) -> str:
+    """``MLFLOW_TRACKING_URI``, or the database in the home folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or home.mlflow_url
+
+
+def client_for(home: Home) -> MlflowClient:
+    """A client; the database is created once, under a lock, before anything else opens it.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+    """
+    quiet()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    url = tracking_url(home)
+    home.root.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(home.root / ".mlflow.lock"):
+            client = MlflowClient(tracking_uri=url)
+            client.search_experiments(max_results=1)
+    except (MlflowException, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise TrackingError(f"MLflow does not answer: {first}", "Check MLFLOW_TRACKING_URI, or unset it.") from None
+    return client
+
+
+def open_experiment(client: MlflowClient, home: Home, study: str) -> str:
+    """The id of the study's experiment, created if need be (or restored, where a person deleted it in the UI)."""
+    with FileLock(home.root / ".mlflow.lock"):
+        found = client.get_experiment_by_name(study)
+        if found is None:
+            location = None
+            if not os.environ.get("MLFLOW_TRACKING_URI"):
+                location = home.within("artifacts", study).as_uri()
+            return str(client.create_experiment(study, artifact_location=location))
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+
+class MlflowTracker:
+    """A :class:`harness.tracking.tracker.Tracker`. ``parent_id`` makes its runs children of that run."""
+
+    def __init__(self, client: MlflowClient, experiment_id: str, parent_id: str | None = None) -> None:
+        self.client, self.experiment_id, self.parent_id = client, experiment_id, parent_id
+        self._logged: set[tuple[str, str, int]] = set()
+
+    def start(self, info: RunInfo) -> str:
+        tags = {KEY_TAG: info.key, **info.tags}
+        if self.parent_id:
+            tags[_PARENT_TAG] = self.parent_id
+        run_id = self._find(info.key)
+        if run_id is None:
+            run = self.client.create_run(self.experiment_id, tags=tags, run_name=info.name)
+            run_id = str(run.info.run_id)
+        else:
+            self.client.update_run(run_id, status="RUNNING")
+            self._tag(run_id, tags)
+        self._params(run_id, info.params)
+        if info.dataset:
+            self._dataset(run_id, info)
+        return run_id
+
+    def log(self, run_id: str, points: Iterable[Point]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        # MLflow keeps a second point at the same step, so repeats are dropped here.
+        fresh = {(run_id, point.name, point.step): point for point in finite(points)}
+        new = {key: point for key, point in fresh.items() if key not in self._logged}
+        metrics = [Metric(point.name, point.value, now, point.step) for point in new.values()]
+        for part in _parts(metrics, _METRICS_PER_CALL):
+            self.client.log_batch(run_id, metrics=part)
+        self._logged |= new.keys()
+
+    def image(self, run_id: str, name: str, step: int, pixels_HWC: np.ndarray) -> None:
+        marker = f"images/{name}+step+{step}+"
+        if not any(item.path.startswith(marker) for item in self.client.list_artifacts(run_id, "images")):
+            self.client.log_image(run_id, pixels_HWC, key=name, step=step)
+
+    def artifact(self, run_id: str, path: Path, folder: str = "") -> None:
+        if path.is_dir():
+            self.client.log_artifacts(run_id, str(path), folder or path.name)
+        else:
+            self.client.log_artifact(run_id, str(path), folder or None)
+
+    def end(self, run_id: str, state: str, *, scores: Mapping[str, float], tags: Mapping[str, str]) -> None:
+        self.log(run_id, [Point(name, value, 0) for name, value in scores.items()])
+        self._tag(run_id, tags)
+        self.client.set_terminated(run_id, STATUS[state])
+
+    def running(self) -> dict[str, str]:
+        query = f"attributes.status = 'RUNNING' and tags.`{_PARENT_TAG}` = '{self.parent_id}'"
+        return {run.data.tags.get(KEY_TAG, ""): run.info.run_id for run in self._search(query)}
+
+    def describe(self, run_id: str, text: str) -> None:
+        """Set the run's description (Markdown), cut to what MLflow keeps."""
+        cut = text if len(text) <= _NOTE_CHARACTERS else text[:_NOTE_CHARACTERS].rsplit("\n", 1)[0] + "\n\n…"
+        self.client.set_tag(run_id, _NOTE_TAG, cut)
+
+    def _find(self, key: str) -> str | None:
+        runs = list(self._search(f"tags.`{KEY_TAG}` = '{key}'"))
+        return str(runs[0].info.run_id) if runs else None
+
+    def _search(self, query: str) -> Iterator[Any]:
+        token = None
+        while True:
+            page = self.client.search_runs([self.experiment_id], query, max_results=1000, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _params(self, run_id: str, params: Mapping[str, object]) -> None:
+        from mlflow.entities import Param
+
+        listed = [Param(name, str(value)) for name, value in params.items()]
+        for part in _parts(listed, _PARAMS_PER_CALL):
+            self.client.log_batch(run_id, params=part)
+
+    def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        for part in _parts([RunTag(name, value) for name, value in tags.items()], _PARAMS_PER_CALL):
+            self.client.log_batch(run_id, tags=part)
+
+    def _dataset(self, run_id: str, info: RunInfo) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=info.dataset, digest=info.dataset_digest[:36], source_type="local", source=info.dataset_source
+        )
+        self.client.log_inputs(run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+
+def _parts(items: Sequence[T], size: int) -> Iterator[list[T]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
