@@ -1,7 +1,7 @@
 # Verbs only: each recipe is one line that calls the harness. Variables reach it through the environment, unexpanded,
 # so that no value of theirs is ever read by make or by a shell.
 PYTHON ?= python3
-VARIABLES := STUDY DATA TRIALS WORKERS DEVICE CONFIG KIMG
+VARIABLES := STUDY DATA TRIALS WORKERS DEVICE QUICK KIMG CONFIG
 $(foreach v,$(VARIABLES),$(if $(value $(v)),$(eval override $(v) := $$(value $(v)))$(eval export $(v))))
 .DEFAULT_GOAL := help
 .PHONY: help setup sweep train report generate ui test lint bench doctor clean

@@ -77,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
                        help="length of a full trial in thousands of images; rungs are scaled along (KIMG)")  # fmt: skip
     sweep.add_argument("--workers", type=_positive(int), default=_env_number("WORKERS") or 1,
                        help="processes; the cores are divided among them (WORKERS, default 1)")  # fmt: skip
+    sweep.add_argument("--quick", action="store_true", default=os.environ.get("QUICK", "") not in ("", "0"),
+                       help="the study's quick budget, as a study of its own, STUDY-quick (QUICK=1)")  # fmt: skip
     sweep.add_argument("--resume-anyway", action="store_true",
                        help="go on although sampler, pruner, presets or ranges changed")  # fmt: skip
     train = verb("train", _train, "train one configuration, such as a report's best.toml, and score it")
@@ -189,7 +191,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from harness.sweep.run import run_sweep
     from harness.terminal import SweepView
 
-    spec = with_budget(load_study(arguments.study), arguments.trials, arguments.kimg)
+    spec = with_budget(load_study(arguments.study), quick=arguments.quick, trials=arguments.trials, kimg=arguments.kimg)
     home = Home.from_environment()
     view = SweepView(spec)
     with _StopSignals() as stop, _display(view) as show:

@@ -282,12 +282,16 @@ def run_tool(*commands: list[str]) -> int:
     return 0
 
 
-def with_budget(spec: StudySpec, trials: int | None, kimg: float | None) -> StudySpec:
-    """The study with a budget given on the command line; a shorter trial keeps the rungs that fit.
+def with_budget(spec: StudySpec, *, quick: bool, trials: int | None, kimg: float | None) -> StudySpec:
+    """The study with a budget given on the command line; rungs are scaled along with ``kimg``.
 
     Raises:
         UsageError: a number that makes no budget.
     """
+    try:
+        spec = spec.quickened() if quick else spec
+    except ValueError as error:
+        raise UsageError(f"study {spec.name} cannot be run with --quick: {error}") from None
     if kimg is None:
         return spec
     rungs = tuple(rung * kimg / spec.budget.kimg for rung in spec.budget.rungs)

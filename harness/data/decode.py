@@ -57,7 +57,8 @@ def decode(payload: bytes, prep: Preparation) -> tuple[np.ndarray, str]:
     side = min(image.size) if prep.crop == "square" else int(prep.crop)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     size = (prep.image_size, prep.image_size)
-    resized = image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    # Cropped first: resize(box=…) would let pixels outside the box bleed in.
+    resized = image.crop((left, top, left + side, top + side)).resize(size, Image.Resampling.BICUBIC)
     pixels = np.asarray(resized, dtype=np.uint8)
     return pixels.reshape(prep.image_size, prep.image_size, prep.channels), ", ".join(notes)
 

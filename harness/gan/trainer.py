@@ -23,11 +23,14 @@ CURVE_NAMES = ("loss_d", "loss_g", "logit_real", "logit_fake", "grad_norm_d", "g
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """How long to train, and when to stop for a snapshot, in kimg (thousands of real images shown)."""
+    """How long to train, and when to stop for a snapshot, in kimg (thousands of real images shown).
+
+    Progress comes every ``progress_kimg``; None is every kimg, or twenty times in a training shorter than 20 kimg.
+    """
 
     kimg: float
     snapshots_kimg: tuple[float, ...] = ()
-    progress_kimg: float = 1.0
+    progress_kimg: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +109,8 @@ def train(
     last = total_steps(hp, budget)
     marks = {total_steps(hp, Budget(kimg=mark)): mark for mark in budget.snapshots_kimg if mark < budget.kimg}
     marks[last] = budget.kimg
-    every = max(1, round(budget.progress_kimg * 1000 / hp.images_per_step))
+    interval = budget.progress_kimg or min(1.0, budget.kimg / 20)
+    every = max(1, round(interval * 1000 / hp.images_per_step))
     if resume is not None and run.step in marks:
         # Whoever was interrupted may not have come to act on this mark.
         yield run.snapshot(marks[run.step])

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
@@ -63,9 +62,10 @@ class FoldedInception(FeatureExtractorInceptionV3):  # type: ignore[misc]
 
 
 class MobileNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
-    """torchvision's MobileNetV2 at 128 px: 1,280 pooled features and 1,000 ImageNet logits, for quick scores."""
+    """torchvision's MobileNetV2: 1,280 pooled features and 1,000 ImageNet logits, for quick scores.
 
-    SIZE = 128
+    Images keep their size. Enlarged ones rank DCGAN trainings worse, at many times the cost (docs/decisions/0004).
+    """
 
     def __init__(self, name: str, features_list: tuple[str, ...], state: dict[str, Tensor]) -> None:
         super().__init__(name, list(features_list))
@@ -96,8 +96,7 @@ class MobileNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
         return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        x = F.interpolate(images.float() / 255, (self.SIZE, self.SIZE), mode="bilinear", antialias=True)
-        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        x = ((images.float() / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         pooled = self.network.features(x).mean((2, 3))
         layers = {"1280": pooled, "logits": self.network.classifier(pooled)}
         return tuple(layers[name] for name in self.features_list)
@@ -153,7 +152,7 @@ class Extractor:
             self.weights = mobilenet_weights(home, say)
             self.layers = ("1280", "logits")
             self.module = MobileNetExtractor(MOBILENET, self.layers, self.weights.state)
-            self.resize = "antialiased bilinear to 128 px"
+            self.resize = "none"
         self.module.to(device)
 
     def __call__(self, batches: Iterator[Tensor]) -> Features:

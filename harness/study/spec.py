@@ -199,6 +199,16 @@ class Preset(Table):
     params: dict[str, Scalar]
 
 
+class QuickSpec(Table):
+    """A budget for trying a study out within minutes; its trials make a study of their own, NAME-quick."""
+
+    trials: int = Field(ge=1, description="Trials to finish.")
+    kimg: float = Field(gt=0, allow_inf_nan=False, description="Length of a full trial (kimg).")
+    rungs: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
+    samples: int = Field(ge=20, description="Generated images of the final score.")
+    reference: int = Field(ge=20, description="Real images that final and rung scores compare with.")
+
+
 class StudySpec(Table):
     """A study file. Its name is the file's."""
 
@@ -212,6 +222,7 @@ class StudySpec(Table):
     sampler: SamplerSpec = Field(default_factory=SamplerSpec)
     pruner: PrunerSpec = Field(default_factory=PrunerSpec)
     presets: tuple[Preset, ...] = ()
+    quick: QuickSpec | None = Field(None, description="The budget of `harness sweep --quick`.")
 
     @model_validator(mode="after")
     def _rungs_fit_pruner(self) -> Self:
@@ -230,13 +241,29 @@ class StudySpec(Table):
 
     def identity(self) -> dict[str, Any]:
         """All that a trial's meaning depends on: everything but the description and the number of trials."""
-        content = self.model_dump(mode="json", exclude_none=True, exclude={"description": True})
+        content = self.model_dump(mode="json", exclude_none=True, exclude={"description": True, "quick": True})
         del content["budget"]["trials"]
         return content
 
     @property
     def spec_hash(self) -> str:
         return digest(self.identity())
+
+    def quickened(self) -> StudySpec:
+        """The study NAME-quick with the budget of its [quick] table.
+
+        Raises:
+            ValueError: the file has no such table, or its rungs do not fit.
+        """
+        if self.quick is None:
+            raise ValueError("it has no [quick] table")
+        content = self.model_dump()
+        quick = self.quick.model_dump()
+        content["name"] = f"{self.name}-quick"
+        content["budget"] = {key: quick[key] for key in ("trials", "kimg", "rungs")}
+        content["scoring"]["final"] |= {"samples": quick["samples"], "reference": quick["reference"]}
+        content["scoring"]["rung"]["reference"] = quick["reference"]
+        return StudySpec.model_validate(content)
 
     def base_params(self) -> dict[str, Any]:
         """The parameters that no trial changes."""

@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.sweep.worker import requeue
-from harness.tracking.tracker import RunInfo, Tracker
+from harness.tracking.tracker import STATUS, RunInfo, Tracker
 
 
 def reconcile(study: optuna.Study, tracker: Tracker) -> list[str]:
@@ -34,34 +34,26 @@ def reconcile(study: optuna.Study, tracker: Tracker) -> list[str]:
 
 
 def reconcile_tracker(study: optuna.Study, tracker: Tracker) -> list[str]:
-    """Make the tracker's runs agree with the database."""
+    """Make the tracker's runs agree with the database: one run a trial that ended, in the state of the trial."""
     done: list[str] = []
-    open_runs = tracker.running()
+    runs = tracker.runs_by_key()
     for trial in study.get_trials(deepcopy=False):
-        run_id = open_runs.pop(f"{study.study_name}/{trial.number}", None)
-        if not trial.state.is_finished():
+        state = trial.state.name
+        key = f"{study.study_name}/{trial.number}"
+        run_id, status = runs.get(key, ("", ""))
+        if not trial.state.is_finished() or status == STATUS[state]:
             continue
-        if run_id is None and "mlflow_run" not in trial.user_attrs:
-            run_id = _late_run(study, trial, tracker)
-        if run_id is not None:
-            tags = {"trial_state": trial.state.name, "reason": str(trial.user_attrs.get("reason", ""))}
-            tracker.end(run_id, trial.state.name, scores=trial.user_attrs.get("scores", {}), tags=tags)
-            done.append(f"trial {trial.number}: its MLflow run was closed as {trial.state.name}")
+        run_id = run_id or tracker.start(_late_run(key, trial))
+        tags = {"trial_state": state, "reason": str(trial.user_attrs.get("reason", ""))}
+        tracker.end(run_id, state, scores=trial.user_attrs.get("scores", {}), tags=tags)
+        done.append(f"trial {trial.number}: its MLflow run was closed as {state}")
     return done
 
 
-def _late_run(study: optuna.Study, trial: FrozenTrial, tracker: Tracker) -> str:
+def _late_run(key: str, trial: FrozenTrial) -> RunInfo:
     """The run of a trial that ended before it could open one."""
     params: Mapping[str, Any] = trial.user_attrs.get("hparams", trial.params)
-    info = RunInfo(
-        key=f"{study.study_name}/{trial.number}",
-        name=f"trial {trial.number}",
-        params=params,
-        tags={"trial": str(trial.number)},
-    )
-    run_id = tracker.start(info)
-    study._storage.set_trial_user_attr(trial._trial_id, "mlflow_run", run_id)
-    return run_id
+    return RunInfo(key=key, name=f"trial {trial.number}", params=params, tags={"trial": str(trial.number)})
 
 
 def worker_is_gone(attrs: Mapping[str, Any]) -> bool:

@@ -34,6 +34,7 @@ def quiet() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     for name in ("mlflow", "alembic"):
@@ -132,9 +133,9 @@ class MlflowTracker:
         self._tag(run_id, tags)
         self.client.set_terminated(run_id, STATUS[state])
 
-    def running(self) -> dict[str, str]:
-        query = f"attributes.status = 'RUNNING' and tags.`{_PARENT_TAG}` = '{self.parent_id}'"
-        return {run.data.tags.get(KEY_TAG, ""): run.info.run_id for run in self._search(query)}
+    def runs_by_key(self) -> dict[str, tuple[str, str]]:
+        found = self._search(f"tags.`{_PARENT_TAG}` = '{self.parent_id}'")
+        return {run.data.tags.get(KEY_TAG, ""): (run.info.run_id, run.info.status) for run in found}
 
     def describe(self, run_id: str, text: str) -> None:
         """Set the run's description (Markdown), cut to what MLflow keeps."""

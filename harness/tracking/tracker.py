@@ -53,8 +53,8 @@ class Tracker(Protocol):
     def end(self, run_id: str, state: str, *, scores: Mapping[str, float], tags: Mapping[str, str]) -> None:
         """Close the run with Optuna's state of its trial, final scores, and tags."""
 
-    def running(self) -> dict[str, str]:
-        """Run ids, by key, of the runs that are open."""
+    def runs_by_key(self) -> dict[str, tuple[str, str]]:
+        """(run id, status) of every run that was started, by key."""
 
 
 def finite(points: Iterable[Point]) -> list[Point]:
@@ -80,7 +80,7 @@ class NullTracker:
     def end(self, run_id: str, state: str, *, scores: Mapping[str, float], tags: Mapping[str, str]) -> None:
         pass
 
-    def running(self) -> dict[str, str]:
+    def runs_by_key(self) -> dict[str, tuple[str, str]]:
         return {}
 
 
@@ -128,5 +128,5 @@ class MemoryTracker:
         run.scores.update({name: value for name, value in scores.items() if math.isfinite(value)})
         run.tags.update(tags)
 
-    def running(self) -> dict[str, str]:
-        return {key: key for key, run in self.runs.items() if run.status == "RUNNING"}
+    def runs_by_key(self) -> dict[str, tuple[str, str]]:
+        return {key: (key, run.status) for key, run in self.runs.items()}

@@ -1,0 +1,125 @@
+"""Shared fixtures. Everything real: networks, databases, weights; only sizes are small."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.home import Home
+from harness.study.hparams import HParams
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+
+TINY_STUDY = """
+description = "A study for tests."
+
+[data]
+source = "folder"
+image_size = 16
+channels = 1
+
+[fixed]
+ngf = 4
+ndf = 4
+z_dim = 8
+
+[space.lr]
+type = "float"
+low = 1e-4
+high = 1e-2
+log = true
+
+[space.batch_size]
+type = "categorical"
+choices = [8, 16]
+
+[space.activation_g]
+type = "categorical"
+choices = ["relu", "leaky_relu"]
+
+[space.slope_g]
+type = "float"
+low = 0.1
+high = 0.3
+when = { activation_g = "leaky_relu" }
+
+[budget]
+trials = 4
+kimg = 0.4
+rungs = [0.1]
+
+[scoring.final]
+samples = 20
+reference = 24
+
+[scoring.rung]
+extractor = "mobilenet-v2"
+samples = 20
+reference = 24
+
+[pruner]
+name = "median"
+n_startup_trials = 2
+
+[sampler]
+n_startup_trials = 2
+
+[[presets]]
+name = "paper"
+[presets.params]
+lr = 2e-4
+batch_size = 16
+activation_g = "relu"
+"""
+
+
+@pytest.fixture
+def hp() -> HParams:
+    return HParams(image_size=16, channels=1, ngf=4, ndf=4, z_dim=8, batch_size=8)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """64 blobs at random places, uint8, (64, 16, 16, 1)."""
+    return torch.from_numpy(blobs(64))
+
+
+def blobs(n: int, size: int = 16, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size]
+    centres = rng.uniform(size * 0.25, size * 0.75, (n, 2))
+    distance = (y - centres[:, :1, None]) ** 2 + (x - centres[:, 1:, None]) ** 2
+    return (255 * np.exp(-distance / size)).astype(np.uint8)[..., None]
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """32 PNG files of 16x16 px."""
+    from PIL import Image
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index, pixels in enumerate(blobs(32)):
+        Image.fromarray(pixels[..., 0]).save(folder / f"{index:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def weights_home() -> Home:
+    """A home whose weights are fetched once and kept, as a user's are."""
+    return Home(Path(os.environ.get("HARNESS_TEST_HOME") or ROOT / "runs"))
+
+
+@pytest.fixture
+def home(tmp_path: Path, weights_home: Home) -> Home:
+    """A fresh home that shares the fetched weights."""
+    root = tmp_path / "runs"
+    root.mkdir()
+    weights_home.private(weights_home.weights)
+    (root / "weights").symlink_to(weights_home.weights)
+    return Home(root)

@@ -1,0 +1,129 @@
+"""What every tracker promises, checked on each; MLflow's figures are read back through its own client."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.home import Home
+from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
+from harness.tracking.tracker import MemoryTracker, NullTracker, Point, RunInfo, Tracker
+
+INFO = RunInfo(
+    key="study/0",
+    name="trial 0",
+    params={"lr": 2e-4, "bn": "paper"},
+    tags={"seed": "7"},
+    dataset="mnist",
+    dataset_digest="f" * 64,
+    dataset_source="mnist",
+)
+
+
+class Memory:
+    def __init__(self, home: Home):
+        self.tracker = MemoryTracker()
+
+    def read(self, run_id):
+        run = self.tracker.runs[run_id]
+        curves: dict[str, list] = {}
+        for point in run.points:
+            curves.setdefault(point.name, []).append((point.step, point.value))
+        params = {name: str(value) for name, value in run.info.params.items()}
+        return run.status, params, curves, run.scores, run.tags, len(run.images), run.artifacts
+
+
+class Mlflow:
+    def __init__(self, home: Home):
+        self.client = client_for(home)
+        experiment = open_experiment(self.client, home, "study")
+        assert open_experiment(self.client, home, "study") == experiment
+        parent = MlflowTracker(self.client, experiment).start(RunInfo(key="study/sweep", name="s", params={}, tags={}))
+        self.tracker = MlflowTracker(self.client, experiment, parent)
+        self.parent = parent
+
+    def read(self, run_id):
+        run = self.client.get_run(run_id)
+        assert run.data.tags["mlflow.parentRunId"] == self.parent
+        assert [(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs] == [("mnist", "f" * 36)]
+        history = {name: self.client.get_metric_history(run_id, name) for name in run.data.metrics}
+        curves = {name: [(m.step, m.value) for m in points] for name, points in history.items()}
+        images = [f for f in self.client.list_artifacts(run_id, "images") if f.path.endswith(".png")]
+        artifacts = [f.path for f in self.client.list_artifacts(run_id)]
+        artifacts += [f.path for f in self.client.list_artifacts(run_id, "model")]
+        return run.info.status, run.data.params, curves, run.data.metrics, run.data.tags, len(images), artifacts
+
+
+@pytest.fixture(params=[Memory, Mlflow])
+def made(request, home):
+    return request.param(home)
+
+
+def test_everything_logged_twice_is_there_once(made, tmp_path: Path):
+    tracker: Tracker = made.tracker
+    file = tmp_path / "weights.bin"
+    file.write_bytes(b"w")
+    for _ in range(2):
+        run_id = tracker.start(INFO)
+        tracker.log(run_id, [Point("loss", 1.5, 10), Point("loss", 1.25, 20), Point("bad", math.nan, 10)])
+        tracker.log(run_id, [Point("bad", math.inf, 20)])
+        tracker.image(run_id, "samples", 10, np.zeros((8, 8, 3), np.uint8))
+        tracker.artifact(run_id, file, "model")
+        assert tracker.runs_by_key()["study/0"] == (run_id, "RUNNING")
+    for _ in range(2):
+        tracker.end(run_id, "PRUNED", scores={"fid500": 9.5, "is500": math.nan}, tags={"reason": "slow"})
+    status, params, curves, scores, tags, images, artifacts = made.read(run_id)
+    assert status == "KILLED"
+    assert params == {"lr": "0.0002", "bn": "paper"}
+    assert curves["loss"] == [(10, 1.5), (20, 1.25)]
+    assert "bad" not in curves
+    assert scores["fid500"] == 9.5
+    assert "is500" not in scores
+    assert (tags["reason"], tags["seed"]) == ("slow", "7")
+    assert images == 1
+    assert "model/weights.bin" in artifacts
+    assert tracker.runs_by_key()["study/0"] == (run_id, "KILLED")
+
+
+@pytest.mark.parametrize(("state", "status"), [("COMPLETE", "FINISHED"), ("PRUNED", "KILLED"), ("FAIL", "FAILED")])
+def test_states(made, state, status):
+    run_id = made.tracker.start(INFO)
+    made.tracker.end(run_id, state, scores={}, tags={})
+    assert made.read(run_id)[0] == status
+
+
+def test_large_batches_are_split(made):
+    run_id = made.tracker.start(INFO)
+    made.tracker.log(run_id, [Point("loss", float(step), step) for step in range(2500)])
+    assert len(made.read(run_id)[2]["loss"]) == 2500
+
+
+def test_null_tracker_takes_everything(tmp_path: Path):
+    tracker: Tracker = NullTracker()
+    run_id = tracker.start(INFO)
+    tracker.log(run_id, [Point("a", 1.0, 1)])
+    tracker.image(run_id, "samples", 1, np.zeros((2, 2, 3), np.uint8))
+    tracker.artifact(run_id, tmp_path / "absent")
+    tracker.end(run_id, "COMPLETE", scores={}, tags={})
+    assert tracker.runs_by_key() == {}
+
+
+def test_a_long_description_is_cut_at_a_line(home):
+    mlflow = Mlflow(home)
+    mlflow.tracker.describe(mlflow.parent, "line\n" * 4000)
+    note = mlflow.client.get_run(mlflow.parent).data.tags["mlflow.note.content"]
+    assert 7000 < len(note) < 8000
+    assert note.endswith("line\n\n…")
+
+
+def test_a_dead_server_is_an_error_with_advice(home, monkeypatch):
+    from harness.errors import TrackingError
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError, match="MLflow does not answer") as caught:
+        client_for(home)
+    assert "MLFLOW_TRACKING_URI" in caught.value.hint

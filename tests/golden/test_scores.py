@@ -1,0 +1,132 @@
+"""The harness's scores against torch-fidelity's own command on the same images, with the genuine Inception."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from harness.gan.networks import build
+from harness.home import Home
+from harness.scoring import fidelity
+from harness.scoring.fidelity import Extractor, LatentLawModel, inception_shapes, score
+from harness.scoring.protocol import make_protocol
+from harness.scoring.reference import Reference, load_reference, reference_images
+from harness.scoring.sampling import generate, to_uint8
+from harness.scoring.weights import inception_weights
+from harness.study.hparams import HParams
+from harness.study.spec import ScoreSpec
+from tests.conftest import CPU, blobs
+
+HP = HParams(image_size=32, channels=1, ngf=4, z_dim=8, latent="uniform", init_std=0.3)
+SPEC = ScoreSpec(samples=60, reference=50, seed=7)
+QUIET = lambda text: None  # noqa: E731
+
+
+def fidelity_command(tmp_path: Path, weights: Path, fake: Path, real: Path, *arguments: str) -> dict[str, float]:
+    command = [str(Path(sys.executable).with_name("fidelity")), "--cpu", "--json", "--silent", "--no-cache"]
+    command += ["--input1", str(fake), "--input2", str(real), "--feature-extractor-weights-path", str(weights)]
+    done = subprocess.run([*command, "--save-cpu-ram", *arguments], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout[done.stdout.index("{") :])
+
+
+def write_pngs(images: torch.Tensor, folder: Path) -> Path:
+    folder.mkdir()
+    for index, pixels in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(pixels).save(folder / f"{index:06d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def full_weights(tmp_path_factory, weights_home: Home) -> Path:
+    """The genuine trunk with a classifier head of seeded numbers, in torch-fidelity's own file format."""
+    shapes = inception_shapes()
+    state = inception_weights(weights_home, shapes, QUIET).state
+    rng = torch.Generator().manual_seed(0)
+    state["fc.weight"] = torch.randn(shapes["fc.weight"], generator=rng) * 0.1
+    state["fc.bias"] = torch.zeros(shapes["fc.bias"])
+    path = tmp_path_factory.mktemp("weights") / "full.pth"
+    torch.save(state, path)
+    return path
+
+
+def test_fid_kid_and_inception_score_equal_torch_fidelitys_command(tmp_path, monkeypatch, home, full_weights):
+    monkeypatch.setenv("HARNESS_FID_WEIGHTS", str(full_weights))
+    extractor = Extractor("inception-v3", home, CPU, QUIET)
+    assert extractor.weights.has_head
+    images = torch.from_numpy(blobs(80, 32))
+    protocol = make_protocol(SPEC, weights_sha256="w", fingerprint="f", resize="r", versions={})
+    generator, _ = build(HP, 0, CPU)
+    reference = load_reference(home, images, protocol, lambda x: extractor(fidelity.uint8_batches(x)))
+    ours = score(generator, HP, reference, protocol, extractor)
+    assert not ours.reason
+    assert set(ours.values) == {"fid60", "kid60", "is60"}
+
+    fake = write_pngs(to_uint8(generate(generator, HP, 60, 7, CPU)), tmp_path / "fake")
+    real = write_pngs(reference_images(images, 50), tmp_path / "real")
+    theirs = fidelity_command(
+        tmp_path, full_weights, fake, real, "--fid", "--kid", "--isc", "--kid-subset-size", "50", "--rng-seed", "7"
+    )
+    assert ours.values["fid60"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
+    assert ours.values["kid60"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
+    assert ours.values["is60"] == pytest.approx(theirs["inception_score_mean"], rel=1e-5)
+
+
+def test_the_generative_model_gives_calculate_metrics_the_images_that_are_scored(home):
+    """torch-fidelity draws the noise itself; with the protocol's seed it sees our images, uniform law included."""
+    from torch_fidelity import calculate_metrics
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+
+    extractor = Extractor("mobilenet-v2", home, CPU, QUIET)
+
+    def create(name, features_list, **kwargs):
+        return fidelity.MobileNetExtractor(name, tuple(features_list), extractor.weights.state)
+
+    create.get_default_feature_layer_for_metric = fidelity.MobileNetExtractor.get_default_feature_layer_for_metric
+    if "mnv2-test" not in FEATURE_EXTRACTORS_REGISTRY:
+        FEATURE_EXTRACTORS_REGISTRY["mnv2-test"] = create
+    assert register_feature_extractor
+    generator, _ = build(HP, 0, CPU)
+    theirs = calculate_metrics(
+        input1=LatentLawModel(generator, HP), input1_model_num_samples=60, isc=True, cuda=False, rng_seed=7,
+        batch_size=50, feature_extractor="mnv2-test", verbose=False, cache=False,
+    )  # fmt: skip
+    spec = SPEC.model_copy(update={"extractor": "mobilenet-v2"})
+    protocol = make_protocol(spec, weights_sha256="w", fingerprint="f", resize="r", versions={})
+    nothing = Reference(torch.zeros(1, 1), np.zeros(1), np.zeros((1, 1)))
+    ours = score(generator, HP, nothing, protocol, extractor, only=("is",))
+    assert ours.values["is_mnv2_60"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+
+
+def test_converted_trunk_equals_torch_fidelitys_network(home, full_weights):
+    """Folding and channels-last change the features by rounding only."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    extractor = Extractor("inception-v3", home, CPU, QUIET)
+    plain = FeatureExtractorInceptionV3("plain", ["2048"], feature_extractor_weights_path=str(full_weights))
+    images = to_uint8(torch.from_numpy(blobs(4, 32)).permute(0, 3, 1, 2).float() / 127.5 - 1)
+    with torch.inference_mode():
+        expected = plain(images)[0]
+    torch.testing.assert_close(extractor(iter([images])).pooled, expected, rtol=1e-3, atol=1e-5)
+    assert float(expected.std()) > 0.1
+
+
+def test_without_a_head_the_inception_score_is_unavailable_and_mobilenets_stands_in(home):
+    from harness.scoring.scorer import Scorers
+
+    images = torch.from_numpy(blobs(60, 32))
+    scorer = Scorers(home, images, "f", CPU, QUIET).scorer(ScoreSpec(samples=20, reference=20))
+    if scorer.extractor.weights.has_head:
+        pytest.skip("the official weights with their head are in use here")
+    generator, _ = build(HP, 0, CPU)
+    scores = scorer(generator, HP, all_metrics=True)
+    assert "classifier head" in scores.unavailable["is20"]
+    assert scores.values["is_mnv2_20"] >= 1
+    assert {"fid20", "kid20"} <= set(scores.values)
+    assert scores.protocol_hash == scorer.protocol.hash

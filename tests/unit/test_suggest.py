@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import optuna
+
+from harness.study.files import load_study
+from harness.study.suggest import suggest
+from harness.sweep.storage import make_sampler
+
+
+def test_conditional_parameters_are_asked_only_where_active():
+    spec = load_study("mnist32")
+    study = optuna.create_study(sampler=make_sampler(spec, 0))
+    seen = set()
+    for _ in range(30):
+        trial = study.ask()
+        hp = suggest(trial, spec)
+        for network in "gd":
+            leaky = trial.params[f"activation_{network}"] == "leaky_relu"
+            assert (f"slope_{network}" in trial.params) == leaky
+            seen.add((network, leaky))
+        assert (hp.image_size, hp.channels, hp.ngf) == (32, 1, spec.fixed.ngf)
+        study.tell(trial, 1.0)
+    assert len(seen) == 4
+
+
+def test_a_restart_repeats_no_point():
+    spec = load_study("mnist32")
+    points = []
+    for started in range(6):
+        study = optuna.create_study(sampler=make_sampler(spec, started))
+        trial = study.ask()
+        suggest(trial, spec)
+        points.append(trial.params["lr_g"])
+    assert len(set(points)) == 6
+    study = optuna.create_study(sampler=make_sampler(spec, 3))
+    trial = study.ask()
+    suggest(trial, spec)
+    assert trial.params["lr_g"] == points[3], "the same place in the study gives the same point"

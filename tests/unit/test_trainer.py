@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.errors import DataError, Diverged
+from harness.gan.checkpoint import load_checkpoint, save_checkpoint
+from harness.gan.trainer import Budget, Progress, Snapshot, _Run, total_steps, train
+from tests.conftest import CPU
+
+BUDGET = Budget(kimg=0.64, snapshots_kimg=(0.2, 0.41), progress_kimg=0.1)
+
+
+def run(hp, images, budget=BUDGET, **arguments):
+    return list(train(hp, images, budget=budget, seed=3, device=CPU, **arguments))
+
+
+def tensors(state):
+    for key, value in sorted(state.items(), key=lambda item: str(item[0])):
+        if isinstance(value, dict):
+            yield from ((f"{key}.{name}", tensor) for name, tensor in tensors(value))
+        elif isinstance(value, torch.Tensor):
+            yield str(key), value
+
+
+def assert_same_state(a, b):
+    left, right = dict(tensors(a)), dict(tensors(b))
+    assert left.keys() == right.keys()
+    assert len(left) > 20
+    for name, value in left.items():
+        assert torch.equal(value, right[name]), name
+
+
+def without_rate(events):
+    return [dataclasses.replace(e, images_per_s=0.0) for e in events if isinstance(e, Progress)]
+
+
+def test_budget_marks_and_progress(hp, images):
+    events = run(hp, images)
+    snapshots = [event for event in events if isinstance(event, Snapshot)]
+    assert [snapshot.mark for snapshot in snapshots] == [0.2, 0.41, 0.64]
+    assert [snapshot.step for snapshot in snapshots] == [25, 52, 80]
+    assert snapshots[-1].step == total_steps(hp, BUDGET) == 80
+    assert [event.step for event in events if isinstance(event, Progress)] == [12, 24, 36, 48, 60, 72, 80]
+
+
+def test_same_seed_same_result_and_other_seed_another(hp, images):
+    first, second = run(hp, images), run(hp, images)
+    assert_same_state(first[-1].state, second[-1].state)
+    assert without_rate(first) == without_rate(second)
+    other = list(train(hp, images, budget=BUDGET, seed=4, device=CPU))
+    assert not torch.equal(
+        first[-1].state["generator"]["layers.0.weight"], other[-1].state["generator"]["layers.0.weight"]
+    )
+
+
+@pytest.mark.parametrize("change", [{}, {"ema": 0.9, "n_dis": 2, "latent": "uniform", "bn": "all"}, {"bn": "none"}])
+@pytest.mark.parametrize("stop_at", [0, 1])
+def test_resuming_at_any_snapshot_is_bit_for_bit_the_uninterrupted_run(hp, images, tmp_path, change, stop_at):
+    hp = dataclasses.replace(hp, **change)
+    whole = run(hp, images)
+    snapshots = [event for event in whole if isinstance(event, Snapshot)]
+    path = tmp_path / "snapshot.pt"
+    save_checkpoint(path, snapshots[stop_at].state)
+    resumed = run(hp, images, resume=load_checkpoint(path, CPU))
+    assert isinstance(resumed[0], Snapshot), "the mark is yielded again"
+    assert resumed[0].step == snapshots[stop_at].step
+    assert_same_state(whole[-1].state, resumed[-1].state)
+    tail = [event for event in without_rate(whole) if event.step > snapshots[stop_at].step]
+    assert without_rate(resumed) == tail
+
+
+def test_a_snapshot_that_is_asked_for_changes_nothing(hp, images):
+    asked = run(hp, images, snapshot_now=lambda: True)
+    marks = [event.mark for event in asked if isinstance(event, Snapshot)]
+    assert marks.count(None) == 6
+    assert_same_state(run(hp, images)[-1].state, asked[-1].state)
+    middle = [event for event in asked if isinstance(event, Snapshot)][1]
+    assert middle.mark is None
+    assert_same_state(run(hp, images, resume=middle.state)[-1].state, asked[-1].state)
+
+
+def test_ema_snapshot_samples_from_the_average(hp, images):
+    hp = dataclasses.replace(hp, ema=0.99)
+    last = run(hp, images)[-1]
+    assert torch.equal(last.generator.state_dict()["layers.0.weight"], last.state["average"]["layers.0.weight"])
+    assert not torch.equal(last.state["average"]["layers.0.weight"], last.state["generator"]["layers.0.weight"])
+
+
+class CountReadBacks(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_nothing_back_to_the_host(hp, images):
+    run_ = _Run(hp, images, 0, CPU)
+    run_.advance()
+    with CountReadBacks() as counter:
+        for _ in range(5):
+            run_.advance()
+    assert counter.count == 0
+    with CountReadBacks() as counter:
+        float(torch.ones(()))
+    assert counter.count == 1, "the counter counts"
+
+
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+def test_divergence_names_step_and_network_and_is_not_applied(hp, images, network):
+    run_ = _Run(hp, images, 0, CPU)
+    for _ in range(3):
+        run_.advance()
+    before = {name: value.clone() for name, value in getattr(run_, network).named_parameters()}
+    poisoned = list(getattr(run_, network).parameters())[-1]
+    hook = poisoned.register_hook(lambda grad: grad * float("nan"))
+    run_.advance()
+    hook.remove()
+    for name, value in getattr(run_, network).named_parameters():
+        assert torch.equal(value, before[name]), "the optimizer step was skipped"
+    run_.advance()
+    with pytest.raises(Diverged) as caught:
+        run_.snapshot(None)
+    assert (caught.value.step, caught.value.network) == (4, network)
+
+
+def test_a_huge_learning_rate_diverges_with_an_error_not_with_a_number(hp, images):
+    wild = dataclasses.replace(hp, lr_g=1e30, lr_d=1e30, bn="none")
+    with pytest.raises(Diverged) as caught:
+        run(wild, images)
+    assert 1 <= caught.value.step <= 80
+
+
+def test_fewer_images_than_a_batch_is_an_error(hp, images):
+    with pytest.raises(DataError, match="7 images do not fill one batch of 8"):
+        run(hp, images[:7])
+
+
+def test_an_epoch_shows_every_image_once(hp, images):
+    run_ = _Run(hp, images, 0, CPU)
+    shown = []
+    for _ in range(8):
+        shown.append(run_._real())
+    sums = sorted(round(float(x.sum()), 3) for x in torch.cat(shown))
+    expected = sorted(round(float((i.float() / 127.5 - 1).sum()), 3) for i in images)
+    assert sums == pytest.approx(expected, abs=2e-3)

@@ -1,0 +1,216 @@
+"""One trial at a time, with real training and a real database, and the ways in which it can end."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from harness.errors import SweepError
+from harness.home import Home
+from harness.scoring.fidelity import Scores
+from harness.study.files import parse_study
+from harness.sweep.objective import Env
+from harness.sweep.reconcile import reconcile
+from harness.sweep.storage import ask, finished_count, open_study, to_record
+from harness.sweep.worker import DIVERGED_VALUE, MAX_CRASHES, run_trial, work
+from harness.tracking.tracker import MemoryTracker
+from tests.conftest import CPU, TINY_STUDY, blobs
+
+SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
+
+
+class Objective:
+    """A scorer of the generator's mean pixel: quick, real numbers of the real network."""
+
+    def __init__(self, name: str):
+        self.objective = name
+        self.protocol = type("P", (), {"hash": f"hash-{name}"})
+        self.reason = ""
+
+    def __call__(self, generator, hp, *, all_metrics):
+        value = float(sum(parameter.abs().mean() for parameter in generator.parameters()))
+        values = {self.objective: math.nan if self.reason else value}
+        return Scores(values=values, protocol_hash=self.protocol.hash, reason=self.reason)
+
+
+@pytest.fixture
+def env(tmp_path) -> Env:
+    return Env(
+        home=Home(tmp_path / "runs"),
+        images_NHWC=torch.from_numpy(blobs(32)),
+        device=CPU,
+        tracker=MemoryTracker(),
+        final=Objective("fid20"),
+        rung=Objective("fid_mnv2_20"),
+        dataset={"name": "folder", "fingerprint": "f", "source": "folder"},
+        tags={"git_commit": "abc"},
+        stop=lambda: False,
+        publish=lambda event: None,
+    )
+
+
+@pytest.fixture
+def study(env):
+    return open_study(SPEC, env.home)
+
+
+def one(study, env, spec=SPEC, target=99):
+    trial = ask(study, spec, env.home, target)
+    run_trial(study, trial, spec, env)
+    return to_record(study).trials[trial.number]
+
+
+def test_a_finished_trial_agrees_everywhere(study, env):
+    record = one(study, env)
+    run = env.tracker.runs["tiny/0"]
+    assert (record.state, run.status) == ("COMPLETE", "FINISHED")
+    assert record.attrs["preset"] == run.tags["preset"] == "paper"
+    assert record.value == record.attrs["scores"]["fid20"] == run.scores["fid20"]
+    assert list(record.intermediate) == [100, 400]
+    assert [(p.step, p.value) for p in run.points if p.name == "fid_mnv2_20"] == list(record.intermediate.items())
+    assert dict(run.info.params)["lr_g"] == record.params["lr"] == 2e-4
+    assert {name for name, _ in run.images} == {"samples"}
+    folder = env.home.root / record.attrs["folder"]
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [
+        "curve.json", "generator.safetensors", "grid-000000100.png", "grid-000000400.png", "hparams.json",
+        "snapshot-000000025.pt",
+    ]  # fmt: skip
+    assert {"model/generator.safetensors", "model/hparams.json", "checkpoint/snapshot-000000025.pt"} <= set(
+        run.artifacts
+    )
+    for name in ("loss_d", "loss_g", "logit_real", "grad_norm_g", "images_per_s"):
+        assert [p.step for p in run.points if p.name == name], name
+
+
+def test_the_budget_counts_complete_and_pruned_and_can_be_extended(study, env):
+    work(study, SPEC, env, 3)
+    assert finished_count(study) == 3
+    work(study, SPEC, env, 3)
+    assert len(study.trials) == 3
+    work(study, SPEC, env, 5)
+    assert finished_count(study) == 5
+    assert ask(study, SPEC, env.home, 5) is None
+
+
+def test_a_diverged_trial_is_pruned_with_a_large_value_and_teaches_the_sampler(study, env, monkeypatch):
+    from harness.gan import trainer
+
+    calls = []
+
+    def explode(fake_logits):
+        calls.append(1)
+        return fake_logits.mean() * (float("nan") if len(calls) > 12 else 1.0)
+
+    monkeypatch.setattr(trainer, "generator_loss", explode)
+    record = one(study, env)
+    assert (record.state, record.value) == ("PRUNED", DIVERGED_VALUE)
+    assert record.attrs["diverged_step"] == 13
+    assert record.reason == "diverged: the generator's gradients stopped being finite at step 13"
+    assert study.trials[0].constraints == {"diverged": 1.0}
+    run = env.tracker.runs["tiny/0"]
+    assert (run.status, run.tags["reason"]) == ("KILLED", record.reason)
+    assert finished_count(study) == 1
+
+
+@pytest.mark.parametrize("scorer", ["rung", "final"])
+def test_a_generator_that_cannot_be_scored_is_pruned_never_best(study, env, scorer):
+    getattr(env, scorer).reason = "the generator gives one image whatever its input"
+    record = one(study, env)
+    assert (record.state, record.value) == ("PRUNED", DIVERGED_VALUE)
+    assert "one image" in record.reason
+    assert to_record(study).best is None
+
+
+def test_an_interrupted_trial_is_continued_bit_for_bit(env, tmp_path):
+    whole_env = dataclasses.replace(env, home=Home(tmp_path / "whole"), tracker=MemoryTracker())
+    whole = one(open_study(SPEC, whole_env.home), whole_env)
+
+    study = open_study(SPEC, env.home)
+    progress = []
+    env.publish = lambda event: progress.append(event) if "images_per_s" in event else None
+    env.stop = lambda: bool(progress)
+    interrupted = one(study, env)
+    assert interrupted.state == "FAIL"
+    assert interrupted.reason.startswith("interrupted: stopped at")
+    assert finished_count(study) == 0
+    env.stop = lambda: False
+    record = one(study, env)
+    assert record.number != 0
+    assert record.attrs["root"] == record.attrs["retry_of"] == 0
+    assert record.params == whole.params
+    assert record.attrs["preset"] == "paper"
+    assert dict(record.intermediate) == dict(whole.intermediate)
+    assert record.value == whole.value
+    curves = [
+        [p for p in t.runs[key].points if p.name != "images_per_s"]
+        for t, key in ((env.tracker, f"tiny/{record.number}"), (whole_env.tracker, "tiny/0"))
+    ]
+    assert curves[0] == curves[1], "the continued run shows the whole curve"
+
+
+def test_a_broken_trial_fails_with_its_reason_and_the_sweep_stops_after_three(study, env):
+    def broken(*_, **__):
+        raise RuntimeError("the GPU fell off the bus")
+
+    env.rung = broken
+    env.rung.objective, env.rung.protocol = "fid_mnv2_20", env.final.protocol
+    with pytest.raises(SweepError, match="3 trials in a row failed; the last: RuntimeError: the GPU fell"):
+        work(study, SPEC, env, 9)
+    records = to_record(study).trials
+    assert [record.state for record in records] == ["FAIL"] * 3
+    assert "fell off the bus" in env.tracker.runs["tiny/0"].tags["error"]
+    assert {status for _, status in env.tracker.runs_by_key().values()} == {"FAILED"}
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_killed_workers_trial_is_failed_queued_and_its_run_closed(study, env):
+    import socket
+
+    from harness.study.suggest import suggest
+    from harness.tracking.tracker import RunInfo
+
+    for crash in range(1, MAX_CRASHES + 1):
+        trial = ask(study, SPEC, env.home, 99)
+        suggest(trial, SPEC)
+        trial.set_user_attr("worker", {"host": socket.gethostname(), "pid": dead_pid()})
+        env.tracker.start(RunInfo(key=f"tiny/{trial.number}", name="t", params={}, tags={}))
+        done = reconcile(study, env.tracker)
+        record = to_record(study).trials[trial.number]
+        assert (record.state, record.reason) == ("FAIL", "its worker was killed")
+        assert env.tracker.runs[f"tiny/{trial.number}"].status == "FAILED"
+        waiting = [t for t in to_record(study).trials if t.state == "WAITING"]
+        assert len(waiting) == (crash < MAX_CRASHES)
+        assert ("queued to continue" if crash < MAX_CRASHES else "crashed too often") in done[0]
+    assert reconcile(study, env.tracker) == []
+
+
+def test_a_living_workers_trial_is_left_alone(study, env):
+    import socket
+
+    trial = ask(study, SPEC, env.home, 99)
+    trial.set_user_attr("worker", {"host": socket.gethostname(), "pid": os.getpid()})
+    other = ask(study, SPEC, env.home, 99)
+    other.set_user_attr("worker", {"host": "another-machine", "pid": 1})
+    reconcile(study, env.tracker)
+    assert [record.state for record in to_record(study).trials] == ["RUNNING", "RUNNING"]
+
+
+def test_a_trial_that_ended_before_its_run_began_gets_one(study, env):
+    import optuna
+
+    trial = ask(study, SPEC, env.home, 99)
+    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    reconcile(study, env.tracker)
+    assert env.tracker.runs["tiny/0"].status == "FAILED"
