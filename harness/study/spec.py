@@ -187,8 +187,11 @@ class SamplerSpec(Table):
 class PrunerSpec(Table):
     """Optuna's pruner, asked at each rung."""
 
-    name: Literal["none", "median", "successive_halving", "hyperband"] = "median"
-    n_startup_trials: int = Field(4, ge=0, description="median: trials that are never pruned.")
+    name: Literal["none", "median", "percentile", "successive_halving", "hyperband"] = "median"
+    n_startup_trials: int = Field(4, ge=0, description="median, percentile: finished trials before any is pruned.")
+    percentile: float = Field(
+        25.0, gt=0, lt=100, description="percentile: a trial goes on where it is among this best share of them (%)."
+    )
     reduction_factor: int = Field(3, ge=2, description="successive_halving, hyperband: 1 in this many goes on.")
 
 

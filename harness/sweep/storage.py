@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 from filelock import FileLock
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, PercentilePruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
@@ -102,6 +102,8 @@ def make_pruner(spec: StudySpec) -> BasePruner:
             return NopPruner()
         case "median":
             return MedianPruner(n_startup_trials=spec.pruner.n_startup_trials)
+        case "percentile":
+            return PercentilePruner(spec.pruner.percentile, n_startup_trials=spec.pruner.n_startup_trials)
         case "successive_halving":
             return SuccessiveHalvingPruner(min_resource=images(rungs[0]), reduction_factor=spec.pruner.reduction_factor)
         case "hyperband":

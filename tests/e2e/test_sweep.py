@@ -1,0 +1,273 @@
+"""A real sweep of a tiny study through the command line, checked in Optuna, MLflow and the report against each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.home import Home
+from harness.study.records import StudyRecord
+from harness.sweep.storage import load_study, to_record
+from harness.tracking.tracker import STATUS
+from tests.conftest import ROOT, TINY_STUDY
+
+HARNESS = [sys.executable, "-c", "import sys; from harness.cli import main; sys.exit(main())"]
+
+
+class Project:
+    """A working folder with a tiny study, as a user has it."""
+
+    def __init__(self, folder: Path, home: Home, images: Path):
+        self.folder, self.home, self.images = folder, home, images
+        (folder / "search_spaces").mkdir()
+        (folder / "search_spaces" / "tiny.toml").write_text(TINY_STUDY)
+        self.env = {
+            **os.environ, "HARNESS_HOME": str(home.root), "DATA": str(images), "STUDY": "tiny", "DEVICE": "cpu",
+            "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
+        }  # fmt: skip
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*HARNESS, *arguments], cwd=self.folder, env={**self.env, **environment}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def run(self, *arguments: str, code: int = 0, **environment: str) -> str:
+        process = self.start(*arguments, **environment)
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == code, output
+        assert "Traceback" not in output
+        return output
+
+    def record(self) -> StudyRecord:
+        return to_record(load_study("tiny", self.home))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, weights_home: Home) -> Project:
+    from PIL import Image
+
+    from tests.conftest import blobs
+
+    folder = tmp_path_factory.mktemp("project")
+    images = folder / "images"
+    images.mkdir()
+    for index, pixels in enumerate(blobs(40)):
+        Image.fromarray(pixels[..., 0]).save(images / f"{index:03d}.png")
+    root = folder / "runs"
+    root.mkdir()
+    weights_home.private(weights_home.weights)
+    (root / "weights").symlink_to(weights_home.weights)
+    made = Project(folder, Home(root), images)
+    made.first_output = made.run("sweep")
+    return made
+
+
+def mlflow_children(project: Project):
+    from mlflow.entities import ViewType
+
+    from harness.tracking.mlflow import client_for
+
+    client = client_for(project.home)
+    experiment = client.get_experiment_by_name("tiny")
+    runs = client.search_runs([experiment.experiment_id], run_view_type=ViewType.ALL, max_results=1000)
+    parent = project.record().attrs["mlflow_parent"]
+    return client, parent, [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent]
+
+
+def assert_mlflow_agrees(project: Project) -> None:
+    """One to one in number, state, parameters and final score."""
+    record = project.record()
+    _, _, children = mlflow_children(project)
+    by_trial = {int(run.data.tags["trial"]): run for run in children}
+    started = [trial for trial in record.trials if trial.state != "WAITING"]
+    assert len(children) == len(by_trial) == len(started)
+    for trial in started:
+        run = by_trial[trial.number]
+        assert run.info.status == STATUS[trial.state]
+        assert run.info.run_id == trial.attrs["mlflow_run"]
+        assert run.data.tags["trial_state"] == trial.state
+        assert run.data.params == {name: str(value) for name, value in trial.attrs["hparams"].items()}
+        for step, value in list(trial.intermediate.items())[-1:]:
+            assert run.data.metrics["fid_mnv2_20"] == pytest.approx(value), step
+        if trial.state == "COMPLETE":
+            assert run.data.metrics["fid20"] == pytest.approx(trial.value)
+
+
+def test_sweep_reaches_its_budget_and_everything_agrees(project):
+    record = project.record()
+    assert sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials) == 4
+    assert record.trials[0].attrs["preset"] == "paper"
+    assert_mlflow_agrees(project)
+    report = (project.folder / "reports" / "tiny" / "report.md").read_text()
+    assert f"trial {record.best.number} with fid20" in report
+    for trial in record.complete:
+        assert re.search(rf"^\| \d \| {trial.number}( \(paper\))? \|", report, re.MULTILINE)
+    for name in re.findall(r"\]\((\S+\.png)\)", report):
+        assert (project.folder / "reports" / "tiny" / name).is_file()
+    assert "4 of 4 trials finished; report: reports/tiny/report.md" in project.first_output
+
+
+def test_what_is_written_where(project):
+    names = {path.name for path in project.home.root.iterdir() if not path.name.startswith(".")}
+    assert names == {"optuna.db", "mlflow.db", "artifacts", "trials", "data", "weights", "references"}
+    assert {path.name for path in project.folder.iterdir()} == {"images", "search_spaces", "runs", "reports"}
+
+
+def test_mlflow_has_what_a_person_looks_for(project):
+    client, parent_id, children = mlflow_children(project)
+    record = project.record()
+    parent = client.get_run(parent_id)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["mlflow.note.content"].startswith("# tiny")
+    assert "report/report.md" in {item.path for item in client.list_artifacts(parent_id, "report")}
+    assert parent.data.metrics["best_fid20"] == pytest.approx(record.best.value)
+    run = next(run for run in children if run.info.run_id == record.best.attrs["mlflow_run"])
+    tags = run.data.tags
+    for name in ("git_commit", "spec_hash", "protocol_hash", "seed", "version.torch", "device", "trial_state"):
+        assert tags[name]
+    curve = client.get_metric_history(run.info.run_id, "loss_d")
+    assert [point.step for point in curve] == sorted({point.step for point in curve})
+    assert curve[-1].step == 400
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.digest == record.attrs["dataset"]["fingerprint"][:36]
+    artifacts = {item.path for folder in ("", "model", "checkpoint", "images")
+                 for item in client.list_artifacts(run.info.run_id, folder or None)}  # fmt: skip
+    assert {"curve.json", "model/generator.safetensors", "model/hparams.json"} <= artifacts
+    assert sum(path.startswith("images/samples+step+") and path.endswith(".png") for path in artifacts) == 2
+
+
+def test_again_continues_extends_and_the_report_keeps_its_bytes(project):
+    folder = project.folder / "reports" / "tiny"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert "4 of 4 trials finished" in project.run("sweep")
+    assert len(project.record().trials) == 4
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert "6 of 6 trials finished" in project.run("sweep", TRIALS="6", WORKERS="2")
+    record = project.record()
+    assert sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials) == 6
+    points = [json.dumps(trial.params, sort_keys=True) for trial in record.trials]
+    assert len(set(points)) == len(points), "no worker repeats another's point"
+    assert_mlflow_agrees(project)
+
+
+def test_a_score_is_checked_with_torch_fidelitys_own_command(project):
+    """The commands that the report prints, as it prints them."""
+    best = project.record().best
+    report = (project.folder / "reports" / "tiny" / "report.md").read_text()
+    lines = [
+        line
+        for line in report.splitlines()
+        if line.startswith(("harness generate", "harness data", "harness wei", "fidelity"))
+    ]
+    assert len(lines) == 5
+    for line in lines[1:4]:
+        project.run(*line.split()[1:])
+    command = [
+        str(Path(sys.executable).with_name("fidelity")),
+        *lines[4].split()[1:],
+        "--json",
+        "--silent",
+        "--no-cache",
+    ]
+    done = subprocess.run([*command, "--save-cpu-ram"], cwd=project.folder, capture_output=True, text=True, check=True)
+    theirs = json.loads(done.stdout[done.stdout.index("{") :])
+    assert best.value == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
+
+
+def test_train_and_generate_from_the_report(project):
+    output = project.run("train", "--config", "reports/tiny/best.toml", "--kimg", "0.8")
+    assert "trained 0.8 kimg: fid20 " in output
+    folder = Path(re.search(r"curve are in (\S+)", output).group(1))
+    assert len(list(folder.glob("grid-*.png"))) == 10
+    assert (folder / "generator.safetensors").is_file()
+    output = project.run("generate", "--study", "tiny", "--best", "-n", "16", "--out", "grid.png")
+    assert "16 images of trial" in output
+    assert (project.folder / "grid.png").is_file()
+    assert "studies" not in project.run("studies").split("\n")[0]
+    assert "tiny" in project.run("studies")
+
+
+def test_another_search_space_under_the_same_name_is_refused(project):
+    path = project.folder / "search_spaces" / "tiny.toml"
+    path.write_text(TINY_STUDY.replace("reference = 24", "reference = 20"))
+    try:
+        output = project.run("sweep", code=2)
+    finally:
+        path.write_text(TINY_STUDY)
+    assert "scoring.final.reference: was 24, is 20" in output
+    assert "new name" in output
+
+
+def test_other_images_under_the_same_name_are_refused(project, tmp_path):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(project.images, other)
+    (other / "000.png").unlink()
+    assert "was started on other images" in project.run("sweep", code=1, DATA=str(other))
+
+
+def test_too_few_images_is_an_error_before_training(project, tmp_path):
+    import shutil
+
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(project.images.iterdir())[:20]:
+        shutil.copy(path, few)
+    output = project.run("sweep", code=1, DATA=str(few), HARNESS_HOME=str(tmp_path / "runs"))
+    assert "20 usable images are too few: the scoring of tiny compares with 24 real images" in output
+    assert not (tmp_path / "runs" / "trials").exists()
+
+
+def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if re.search(pattern, line):
+            return seen
+    raise AssertionError(f"{pattern!r} never came:\n{seen}")
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_loses_nothing(tmp_path, weights_home, image_folder, presses):
+    """Once: stops at the next snapshot. Twice: at once. Both continue to the same budget, with MLflow in agreement."""
+    from tests.conftest import TINY_STUDY
+
+    root = tmp_path / "runs"
+    root.mkdir()
+    weights_home.private(weights_home.weights)
+    (root / "weights").symlink_to(weights_home.weights)
+    project = Project(tmp_path, Home(root), image_folder)
+    # Long enough that the signal always comes during the first trial.
+    study = TINY_STUDY.replace("kimg = 0.4", "kimg = 6").replace("rungs = [0.1]", "rungs = [2]")
+    (tmp_path / "search_spaces" / "tiny.toml").write_text(study)
+    process = project.start("sweep", TRIALS="2")
+    wait_for(process, r"trial 0 starts")
+    os.kill(process.pid, signal.SIGINT)
+    if presses == 2:
+        wait_for(process, "stopping at the next snapshot")
+        os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "the same command continues where this one stopped" in output
+    first = project.record().trials[0]
+    assert first.state == "FAIL"
+    assert ("interrupted" if presses == 1 else "killed") in first.reason
+    assert_mlflow_agrees(project)
+    output = project.run("sweep", TRIALS="2")
+    assert "2 of 2 trials finished" in output
+    record = project.record()
+    (retry,) = [trial for trial in record.trials if trial.attrs.get("retry_of") == 0]
+    assert retry.params == first.params
+    if presses == 1:
+        assert re.search(r"trial \d+ starts, continues at \d", output), output
+    assert {trial.state for trial in record.trials if trial.number} <= {"COMPLETE", "PRUNED"}
+    assert_mlflow_agrees(project)

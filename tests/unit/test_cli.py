@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import bootstrap, cli
+from harness.commands import with_budget
+from harness.errors import CheckpointError, DataError, Diverged, HarnessError, SpecError
+from harness.study.files import load_study
+from harness.terminal import SweepView
+from tests.conftest import ROOT
+
+VERBS = "setup sweep train report generate ui test lint bench doctor clean".split()
+
+
+def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, **environment}
+    return subprocess.run(["make", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+def test_make_alone_prints_what_there_is():
+    done = make(PYTHON=sys.executable)
+    assert done.returncode == 0
+    for verb in VERBS:
+        assert re.search(rf"^    {verb}\b", done.stdout, re.MULTILINE), verb
+
+
+def test_every_recipe_is_one_line_that_calls_the_harness():
+    recipes = re.findall(r"^(\w+): ; (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {name for name, _ in recipes} == {*VERBS, "help"}
+    for name, recipe in recipes:
+        assert recipe == "@$(PYTHON) -m harness" + ("" if name == "help" else f" {name}")
+
+
+SHOW = "import os; print([os.environ.get(v) for v in ('STUDY', 'DATA', 'TRIALS')])"
+
+
+@pytest.mark.parametrize(
+    "evil", ["x; touch pwned", "$(shell touch pwned)", "`touch pwned`", "$$(touch pwned)", "'\"; x"]
+)
+def test_variables_reach_the_harness_unread(tmp_path, evil):
+    show = tmp_path / "show"
+    show.write_text(f"#!{sys.executable}\n{SHOW}\n")
+    show.chmod(0o755)
+    done = make("sweep", f"STUDY={evil}", f"PYTHON={show}", DATA=evil)
+    assert done.stdout.strip() == str([evil, evil, None])
+    assert not (ROOT / "pwned").exists()
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "import sys; from harness.cli import main; sys.exit(main())", *arguments],
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sweep", "nothing"], "no study 'nothing'"),
+        (["sweep", "--trials", "0"], "positive whole number"),
+        (["sweep", "--device", "tpu"], "DEVICE='tpu' is not known"),
+        (["sweep", "--quick"], "has no [quick] table"),
+        (["report", "mnist32"], "no study 'mnist32' has been started"),
+        (["generate", "--study", "mnist32"], "no study 'mnist32' has been started"),
+        (["train", "--config", "missing.toml"], "no configuration file missing.toml"),
+        (["sweep", "celeba32"], "study celeba32 needs CelebA"),
+        (["sweep", "celeba32", "--data", "/nonexistent"], "no such folder or zip"),
+    ],
+)
+def test_a_users_mistake_is_a_message_and_not_a_traceback(tmp_path, arguments, message):
+    done = run(*arguments, HARNESS_HOME=str(tmp_path / "runs"))
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_a_broken_study_file_exits_with_2_and_lists_everything(tmp_path):
+    (tmp_path / "bad.toml").write_text('[data]\nsource = "mars"\n[space]\n')
+    done = run("sweep", "bad", HARNESS_SEARCH_SPACES=str(tmp_path))
+    assert done.returncode == 2
+    for expected in ("bad.toml: ", "data.source: found 'mars'", "data.image_size: missing", "budget: missing"):
+        assert expected in done.stderr
+
+
+def test_help_teaches_and_is_light():
+    code = "import sys; from harness.cli import main; main([]); print(sorted({m.split('.')[0] for m in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "the usual way" in done.stdout
+    loaded = set(ast.literal_eval(done.stdout.splitlines()[-1]))
+    assert not loaded & {"torch", "optuna", "mlflow", "pandas", "numpy", "pydantic", "rich"}
+
+
+def test_bootstrap_needs_the_standard_library_only():
+    tree = ast.parse((ROOT / "harness" / "bootstrap.py").read_text())
+    top = {a.name.split(".")[0] for n in tree.body if isinstance(n, ast.Import) for a in n.names}
+    top |= {n.module.split(".")[0] for n in tree.body if isinstance(n, ast.ImportFrom) and n.module}
+    assert top <= set(sys.stdlib_module_names)
+
+
+def test_the_environment_is_refreshed_when_its_inputs_change(tmp_path, monkeypatch):
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
+    before = bootstrap.stamp("")
+    assert before == bootstrap.stamp("") != bootstrap.stamp("dev")
+    (tmp_path / "constraints.txt").write_text("torch==2.15.1\n")
+    assert bootstrap.stamp("") != before
+
+
+def test_only_the_command_line_prints():
+    for path in (ROOT / "harness").rglob("*.py"):
+        calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        prints = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
+        assert not prints or path.name == "cli.py", path
+
+
+def test_nothing_is_unpickled_unsafely():
+    word = "weights_only"
+    for path in [*(ROOT / "harness").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+        for call in [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]:
+            if ast.unparse(call.func) == "torch.load":
+                assert [ast.unparse(k.value) for k in call.keywords if k.arg == word] == ["True"], path
+
+
+@pytest.mark.parametrize(
+    "error", [HarnessError("a", "b"), SpecError("x"), DataError("y", "z"), Diverged(3, "generator")]
+)
+def test_errors_survive_the_way_between_processes(error):
+    import pickle
+
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert (str(again), again.exit_code) == (str(error), error.exit_code)
+
+
+def test_stop_signals_count_up():
+    import signal
+
+    with cli._StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.level == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_budget_of_the_command_line():
+    spec = load_study("celeba32")
+    short = with_budget(spec, quick=True, trials=3, kimg=3)
+    assert (short.name, short.budget.kimg, short.budget.rungs, short.budget.trials) == ("celeba32-quick", 3, (1,), 3)
+    assert with_budget(spec, quick=False, trials=None, kimg=None) is spec
+
+
+def test_view_lines_and_table():
+    from rich.console import Console
+
+    spec = load_study("mnist32")
+    view = SweepView(spec, target=4)
+    assert view.update({"doing": "opening MLflow"}) == "opening MLflow"
+    start = view.update({"number": 0, "state": "RUNNING", "kimg": 0.0, "params": {"lr_g": 2e-4}})
+    assert start == "trial 0 starts: lr_g=0.0002"
+    assert view.update({"number": 0, "kimg": 3.0, "images_per_s": 1234.0}) is None
+    assert view.update({"number": 0, "kimg": 3.0, "rung": 55.5}) == "trial 0: 3.0 kimg, rung score 55.5"
+    end = view.update({"number": 0, "state": "COMPLETE", "value": 42.0, "kimg": 27.0})
+    assert end.startswith("trial 0 COMPLETE, score 42.00; 1 of 4 finished, about ")
+    view.update({"number": 1, "state": "RUNNING", "kimg": 0.0, "params": {}})
+    view.update({"number": 1, "kimg": 9.0, "images_per_s": 1500.0})
+    console = Console(width=120, record=True, file=open(os.devnull, "w"))
+    console.print(view.render())
+    text = console.export_text()
+    for expected in (
+        "study mnist32: 1 of 4 trials finished · best 42.00 (trial 0)",
+        "complete",
+        "running",
+        "1,500",
+        "best",
+    ):
+        assert expected in text
+
+
+def test_errors_hint_is_printed_on_its_own_line():
+    assert str(CheckpointError("problem", "do this")) == "problem\ndo this"
+
+
+def test_clean_keeps_runs_and_reports(tmp_path):
+    from harness.commands import clean
+
+    for name in ("runs", "reports", ".venv", ".pytest_cache", "harness/__pycache__"):
+        (tmp_path / name).mkdir(parents=True)
+    assert sorted(clean(tmp_path)) == [".pytest_cache", "harness/__pycache__"]
+    assert sorted(p.name for p in Path(tmp_path).iterdir()) == [".venv", "harness", "reports", "runs"]

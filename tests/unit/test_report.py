@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.report.ranking import rank
+from harness.report.render import build_report
+from harness.study.files import load_best, load_study
+from harness.study.records import StudyRecord, TrialRecord
+
+SPEC = load_study("mnist32")
+START = datetime(2026, 1, 1)
+
+
+def trial(number: int, state: str = "COMPLETE", value: float | None = None, **changes) -> TrialRecord:
+    params = {"lr_g": 1e-3, "bn": ["paper", "all"][number % 2], "activation_g": ["relu", "leaky_relu"][number % 3 == 0]}
+    attrs = {
+        "folder": f"trials/mnist32/{number:05d}",
+        "hparams": SPEC.hparams(params).to_dict(),
+        "protocol_hash": "p1",
+        "scores": {"fid500": value, "kid500": 0.1, "is_mnv2_500": 1.5},
+        "unavailable": {"is500": "no head"},
+        "seed": 7,
+        "score_s": 3.0,
+        "reason": "" if state == "COMPLETE" else f"{state} | because",
+        **changes.pop("attrs", {}),
+    }
+    made = TrialRecord(
+        number=number, state=state, value=value, params=params, intermediate={3000: 50.0 + number, 9000: 40.0 + number},
+        attrs=attrs, started=START, ended=START + timedelta(seconds=20 + number),
+    )  # fmt: skip
+    return dataclasses.replace(made, **changes)
+
+
+def record(*trials: TrialRecord) -> StudyRecord:
+    attrs = {
+        "spec": json.dumps(SPEC.identity()),
+        "description": "A description.",
+        "dataset": {"name": "mnist", "images": 5000, "fingerprint": "f" * 64, "source": "mnist"},
+        "target": 14,
+        "environment": {"device": "cpu", "version.torch": "2"},
+        "final_metric": "fid500",
+        "rung_metric": "fid_mnv2_250",
+    }
+    return StudyRecord(name="mnist32", attrs=attrs, trials=trials)
+
+
+FULL = record(
+    trial(0, value=60.0, attrs={"preset": "paper"}),
+    trial(1, value=40.25),
+    trial(2, value=50.0),
+    trial(3, "PRUNED", 70.0),
+    trial(
+        4, "PRUNED", 1e4, intermediate={3000: 60.0, 3500: 1e4}, attrs={"diverged": True, "reason": "diverged: step 9"}
+    ),
+    trial(5, "FAIL", attrs={"reason": "RuntimeError: a | b\nc"}),
+    trial(6, "WAITING", intermediate={}, started=None, ended=None),
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for item in FULL.trials[:5]:
+        folder = tmp_path / "runs" / item.attrs["folder"]
+        folder.mkdir(parents=True)
+        pixels = np.full((32, 32, 3), item.number * 20, np.uint8)
+        Image.fromarray(pixels).save(folder / "grid-000027000.png")
+        row = {"loss_d": 1.0, "loss_g": 2.0, "logit_real": 0.5, "logit_fake": -0.5}
+        (folder / "curve.json").write_text(json.dumps([{"kimg": k, **row} for k in (1.0, 2.0)]))
+    return tmp_path / "runs"
+
+
+def test_same_input_same_bytes_and_all_sections(root, tmp_path):
+    importances = {"lr_g": 0.7, "bn": 0.3}
+    build_report(FULL, root, tmp_path / "a", importances, "PED-ANOVA")
+    build_report(FULL, root, tmp_path / "b", importances, "PED-ANOVA")
+    first = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert first == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+    assert set(first) == {
+        "report.md", "best.toml", "history.png", "rungs.png", "losses.png", "importance.png", "placement.png",
+        "grid-1-trial-1.png", "grid-2-trial-2.png", "grid-3-trial-0.png",
+    }  # fmt: skip
+    text = first["report.md"].decode()
+    for expected in (
+        "**Best so far: trial 1 with fid500 = 40.2**, against 60 for the paper's own settings",
+        "| 1 | 1 | 40.2 | 1.5 | 0.1 | 27 | 21 |",
+        "| 3 | 0 (paper) | 60 |",
+        "> **Small samples.** With 500 generated images",
+        "| 4 | diverged | 3 | diverged: step 9 |",
+        "| 5 | fail | 9 | RuntimeError: a \\| b c |",
+        "`is500` is unavailable: no head.",
+        "PED-ANOVA on the 3 finished trials: with so few, read it as a hint",
+        "harness train --config reports/mnist32/best.toml",
+        "5 of 14 trials finished, 27 kimg each",
+        "| device | cpu |",
+    ):
+        assert expected in text, expected
+    for name in first:
+        if name.endswith(".png"):
+            assert f"({name})" in text, "every figure is shown"
+            assert Image.open(tmp_path / "a" / name).mode in ("RGB", "RGBA")
+
+
+def test_figures_have_a_light_background_of_their_own(root, tmp_path):
+    build_report(FULL, root, tmp_path / "a", {"lr_g": 1.0}, "PED-ANOVA")
+    for name in ("history", "rungs", "losses", "importance", "placement"):
+        corner = Image.open(tmp_path / "a" / f"{name}.png").convert("RGBA").getpixel((1, 1))
+        assert corner == (255, 255, 255, 255)
+
+
+def test_a_study_without_a_finished_trial_has_a_report(root, tmp_path):
+    for study in (record(), record(FULL.trials[3], FULL.trials[5])):
+        path = build_report(study, root, tmp_path / "out", {}, "PED-ANOVA")
+        assert "No trial has finished yet" in path.read_text()
+        assert not (tmp_path / "out" / "best.toml").exists()
+
+
+def test_a_trial_without_files_still_has_a_report(tmp_path):
+    text = build_report(FULL, tmp_path / "gone", tmp_path / "out", {}, "PED-ANOVA").read_text()
+    assert "| 1 | 1 | 40.2 |" in text
+    assert "grid-" not in text
+
+
+def test_best_toml_is_read_back(root, tmp_path):
+    build_report(FULL, root, tmp_path / "a", {}, "PED-ANOVA")
+    tables = load_best(tmp_path / "a" / "best.toml")
+    assert tables["hparams"].to_dict() == FULL.trials[1].attrs["hparams"]
+    assert tables["training"] == {"seed": 7, "kimg": 27.0}
+    assert tables["score"] == {"metric": "fid500", "value": 40.25, "protocol_hash": "p1"}
+
+
+def test_scores_of_other_protocols_are_not_ranked():
+    other = [trial(7, value=1.0, attrs={"protocol_hash": "old"})]
+    board = rank(record(*FULL.trials[:3], *other), top=5)
+    assert [t.number for t in board.trials] == [1, 2, 0]
+    assert (board.protocol_hash, board.left_out) == ("p1", (7,))
+
+
+def test_divergence_and_pruning_never_lead():
+    assert [t.number for t in rank(FULL, top=5).trials] == [1, 2, 0]
+    assert FULL.best is FULL.trials[1]
