@@ -4,7 +4,8 @@
     python -m benchmarks.pruners mnist32_curves                 # replays them
 
 Each replay draws ``--trials`` of the recorded configurations in random order. Cost: kimg trained, and trials that
-reach the final score; seconds are both together, at the recorded median speeds. Regret: final score of the best one that was not pruned, less that of the best one drawn.
+reach the final score; seconds are both together, at the recorded median speeds. Regret: final score of the best one
+that was not pruned, less that of the best one drawn.
 """
 
 from __future__ import annotations

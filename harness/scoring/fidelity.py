@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
@@ -64,8 +65,12 @@ class FoldedInception(FeatureExtractorInceptionV3):  # type: ignore[misc]
 class MobileNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
     """torchvision's MobileNetV2: 1,280 pooled features and 1,000 ImageNet logits, for quick scores.
 
-    Images keep their size. Enlarged ones rank DCGAN trainings worse, at many times the cost (docs/decisions/0004).
+    Features are of the images at their own size: enlarged ones rank DCGAN trainings worse, at many times the cost
+    (docs/decisions/0004-rungs-and-pruner.md). Logits are of images enlarged to 128 px, below which the classifier
+    sees next to nothing. Only what is asked for is computed.
     """
+
+    LOGITS_SIZE = 128
 
     def __init__(self, name: str, features_list: tuple[str, ...], state: dict[str, Tensor]) -> None:
         super().__init__(name, list(features_list))
@@ -96,10 +101,19 @@ class MobileNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
         return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        x = ((images.float() / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        pooled = self.network.features(x).mean((2, 3))
-        layers = {"1280": pooled, "logits": self.network.classifier(pooled)}
-        return tuple(layers[name] for name in self.features_list)
+        compute = {"1280": self._features, "logits": self._logits}
+        return tuple(compute[name](images.float() / 255) for name in self.features_list)
+
+    def _features(self, x: Tensor) -> Tensor:
+        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        pooled: Tensor = self.network.features(x).mean((2, 3))
+        return pooled
+
+    def _logits(self, x: Tensor) -> Tensor:
+        size = (self.LOGITS_SIZE, self.LOGITS_SIZE)
+        enlarged = functional.interpolate(x, size, mode="bilinear", antialias=True)
+        logits: Tensor = self.network.classifier(self._features(enlarged))
+        return logits
 
 
 class LatentLawModel(GenerativeModelBase):  # type: ignore[misc]
@@ -145,21 +159,22 @@ class Extractor:
         self.name, self.device = name, device
         if name == INCEPTION:
             self.weights = inception_weights(home, inception_shapes(), say)
-            self.layers = ("2048", "logits_unbiased") if self.weights.has_head else ("2048",)
-            self.module: nn.Module = FoldedInception("inception-v3-compat", self.layers, self.weights.state)
+            self.pooled, self.logits = "2048", "logits_unbiased" if self.weights.has_head else ""
+            self.module: FeatureExtractorBase = FoldedInception("inception-v3-compat", (self.pooled,), self.weights.state)
             self.resize = "TensorFlow 1 bilinear to 299 px"
         else:
             self.weights = mobilenet_weights(home, say)
-            self.layers = ("1280", "logits")
-            self.module = MobileNetExtractor(MOBILENET, self.layers, self.weights.state)
-            self.resize = "none"
+            self.pooled, self.logits = "1280", "logits"
+            self.module = MobileNetExtractor(MOBILENET, (self.pooled,), self.weights.state)
+            self.resize = f"none; logits: antialiased bilinear to {MobileNetExtractor.LOGITS_SIZE} px"
         self.module.to(device)
 
-    def __call__(self, batches: Iterator[Tensor]) -> Features:
-        """Features of uint8 images, shape (N, 3, H, W) a batch."""
-        outputs: list[tuple[Tensor, ...]] = []
+    def __call__(self, batches: Iterable[Tensor], *, logits: bool = False) -> Features:
+        """Features of uint8 images, shape (N, 3, H, W) a batch; logits where they are asked for and can be had."""
+        wanted = [self.pooled, self.logits] if logits and self.logits else [self.pooled]
+        self.module.features_list = wanted
         with torch.inference_mode():
-            outputs += [tuple(f.float().cpu() for f in self.module(batch.to(self.device))) for batch in batches]
+            outputs = [tuple(f.float().cpu() for f in self.module(batch.to(self.device))) for batch in batches]
         columns = [torch.cat(parts) for parts in zip(*outputs, strict=True)]
         return Features(pooled=columns[0], logits=columns[1] if len(columns) > 1 else None)
 
@@ -220,7 +235,7 @@ def score(
     if reason:
         values = {protocol.metric(name): math.nan for name in only}
         return Scores(values=values, protocol_hash=protocol.hash, reason=reason, seconds=time.perf_counter() - started)
-    features = extractor(uint8_batches(to_uint8(images)))
+    features = extractor(uint8_batches(to_uint8(images)), logits="is" in only)
     values, unavailable = metrics_of(features, reference, protocol, only)
     return Scores(
         values=values,

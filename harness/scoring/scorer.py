@@ -86,7 +86,7 @@ class Scorer:
         if self.stand_in is None or "is" not in only or scores.reason:
             return scores
         images = generate(generator, hp, self.protocol.samples, self.protocol.seed, self.extractor.device)
-        features = self.stand_in(uint8_batches(to_uint8(images)))
+        features = self.stand_in(uint8_batches(to_uint8(images)), logits=True)
         own_name = dataclasses.replace(self.protocol, extractor=MOBILENET)
         values, _ = metrics_of(features, self.reference, own_name, only=("is",))
         return dataclasses.replace(scores, values={**scores.values, **values})

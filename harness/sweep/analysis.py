@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 EVALUATOR = "PED-ANOVA"
+_FEWEST = 8
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Importance of each parameter by PED-ANOVA (Watanabe et al. 2023) on finished trials, summing to 1.
+    """Importance of each parameter for the first score of a trial, by PED-ANOVA (Watanabe et al. 2023), summing to 1.
 
-    Empty where fewer than 4 trials are finished, or where they do not tell.
+    The first rung is where every trial is comparable, pruned ones too; final scores exist only for the few that the
+    pruner let through. Empty with fewer than 8 trials, or where they do not tell.
     """
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(done) < 4:
+    scored = [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        if trial.intermediate_values
+    ]
+    if len(scored) < _FEWEST:
         return {}
+    first_rung = optuna.create_study(direction="minimize")
+    for trial in scored:
+        value = trial.intermediate_values[min(trial.intermediate_values)]
+        first_rung.add_trial(create_trial(params=trial.params, distributions=trial.distributions, value=value))
     try:
-        found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+        found = get_param_importances(first_rung, evaluator=PedAnovaImportanceEvaluator())
     except (RuntimeError, ValueError):
         return {}
     return {name: float(value) for name, value in found.items()}

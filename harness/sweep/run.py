@@ -17,7 +17,7 @@ from harness.study.spec import StudySpec
 from harness.sweep.engines.local import Event, WorkerJob, run_workers, threads_per_worker
 from harness.sweep.provenance import provenance
 from harness.sweep.reconcile import reconcile
-from harness.sweep.storage import finished_count, open_study
+from harness.sweep.storage import finished_count, open_study, to_record
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
 from harness.tracking.tracker import RunInfo
 
@@ -71,6 +71,7 @@ def run_sweep(
     for line in reconcile(study, MlflowTracker(client, experiment_id, parent_run)):
         say(line)
     _describe(study, spec, dataset, len(store), target, tags, parent_run)
+    on_event({"record": to_record(study), "target": target})
     if finished_count(study) < target:
         cores = len(os.sched_getaffinity(0))
         job = WorkerJob(

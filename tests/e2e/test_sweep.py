@@ -1,4 +1,4 @@
-"""A real sweep of a tiny study through the command line, checked in Optuna, MLflow and the report against each other."""
+"""A real sweep of a tiny study through the command line: Optuna, MLflow and the report must agree."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import os
 import re
 import subprocess
@@ -16,7 +17,7 @@ from harness.study.files import load_study
 from harness.terminal import SweepView
 from tests.conftest import ROOT
 
-VERBS = "setup sweep train report generate ui test lint bench doctor clean".split()
+VERBS = ["setup", "sweep", "train", "report", "generate", "ui", "test", "lint", "bench", "doctor", "clean"]
 
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -171,7 +172,7 @@ def test_view_lines_and_table():
     assert end.startswith("trial 0 COMPLETE, score 42.00; 1 of 4 finished, about ")
     view.update({"number": 1, "state": "RUNNING", "kimg": 0.0, "params": {}})
     view.update({"number": 1, "kimg": 9.0, "images_per_s": 1500.0})
-    console = Console(width=120, record=True, file=open(os.devnull, "w"))
+    console = Console(width=120, record=True, file=io.StringIO())
     console.print(view.render())
     text = console.export_text()
     for expected in (

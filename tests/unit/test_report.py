@@ -95,7 +95,7 @@ def test_same_input_same_bytes_and_all_sections(root, tmp_path):
         "| 4 | diverged | 3 | diverged: step 9 |",
         "| 5 | fail | 9 | RuntimeError: a \\| b c |",
         "`is500` is unavailable: no head.",
-        "PED-ANOVA on the 3 finished trials: with so few, read it as a hint",
+        "by PED-ANOVA on 5 trials, pruned ones included: with so few, read it as a hint",
         "harness train --config reports/mnist32/best.toml",
         "5 of 14 trials finished, 27 kimg each",
         "| device | cpu |",
