@@ -106,7 +106,7 @@ def _copy_grids(board: Leaderboard, root: Path, out: Path) -> list[dict[str, str
     for place, trial in enumerate(board.trials[:3], start=1):
         found = sorted((root / trial.attrs["folder"]).glob("grid-*.png"))
         if found:
-            name = f"grid-{place}-trial-{trial.number}.png"
+            name = f"grid-{place}.png"
             atomic.write_bytes(out / name, found[-1].read_bytes())
             grids.append({"file": name, "title": f"trial {trial.number}, {_number(trial.value)}"})
     return grids

@@ -160,7 +160,9 @@ class Extractor:
         if name == INCEPTION:
             self.weights = inception_weights(home, inception_shapes(), say)
             self.pooled, self.logits = "2048", "logits_unbiased" if self.weights.has_head else ""
-            self.module: FeatureExtractorBase = FoldedInception("inception-v3-compat", (self.pooled,), self.weights.state)
+            self.module: FeatureExtractorBase = FoldedInception(
+                "inception-v3-compat", (self.pooled,), self.weights.state
+            )
             self.resize = "TensorFlow 1 bilinear to 299 px"
         else:
             self.weights = mobilenet_weights(home, say)

@@ -208,7 +208,7 @@ class QuickSpec(Table):
     trials: int = Field(ge=1, description="Trials to finish.")
     kimg: float = Field(gt=0, allow_inf_nan=False, description="Length of a full trial (kimg).")
     rungs: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
-    samples: int = Field(ge=20, description="Generated images of the final score.")
+    samples: int = Field(ge=20, description="Generated images of the final score, and at most of the rung scores.")
     reference: int = Field(ge=20, description="Real images that final and rung scores compare with.")
 
 
@@ -265,7 +265,8 @@ class StudySpec(Table):
         content["name"] = f"{self.name}-quick"
         content["budget"] = {key: quick[key] for key in ("trials", "kimg", "rungs")}
         content["scoring"]["final"] |= {"samples": quick["samples"], "reference": quick["reference"]}
-        content["scoring"]["rung"]["reference"] = quick["reference"]
+        rung = content["scoring"]["rung"]
+        rung |= {"samples": min(rung["samples"], quick["samples"]), "reference": quick["reference"]}
         return StudySpec.model_validate(content)
 
     def base_params(self) -> dict[str, Any]:

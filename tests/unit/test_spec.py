@@ -152,7 +152,9 @@ def test_started_study_refuses_drift(tmp_path: Path):
 def test_quick_makes_a_study_of_its_own():
     spec = load_study("celeba32")
     quick = spec.quickened()
-    assert (quick.name, quick.budget.trials, quick.scoring.final.samples) == ("celeba32-quick", 4, 200)
+    assert (quick.name, quick.budget.trials, quick.budget.kimg) == ("celeba32-quick", 4, 12)
+    scores = [(s.samples, s.reference) for s in (quick.scoring.final, quick.scoring.rung)]
+    assert scores == [(200, 200), (200, 200)]
     assert quick.spec_hash != spec.spec_hash
     with pytest.raises(ValueError, match="no \\[quick\\] table"):
         parse(TINY_STUDY).quickened()
