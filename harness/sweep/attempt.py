@@ -18,7 +18,7 @@ from harness.errors import CheckpointError
 from harness.gan.checkpoint import HPARAMS_FILE, WEIGHTS_FILE, export_generator, load_checkpoint, save_checkpoint
 from harness.gan.trainer import Progress, Snapshot
 from harness.scoring.sampling import GRID_IMAGES, GRID_SEED, generate, image_grid
-from harness.study.hparams import HParams
+from harness.study.hparams import HParams, canonical_json
 from harness.tracking.tracker import Point, RunInfo, Tracker
 
 CURVE_FILE = "curve.json"
@@ -46,6 +46,8 @@ class Attempt:
         self.resumed_kimg = 0.0
         self.state = self._newest()
         self.run_id = tracker.start(info)
+        atomic.write_text(folder / HPARAMS_FILE, canonical_json(hp.to_dict()) + "\n")
+        tracker.artifact(self.run_id, folder / HPARAMS_FILE)
         self._pending: list[Point] = []
         self._saved = time.monotonic()
         if self.state is not None:
@@ -89,12 +91,10 @@ class Attempt:
         self.tracker.image(self.run_id, "samples", round(kimg * 1000), pixels)
 
     def publish(self, event: Snapshot) -> None:
-        """Write the generator's weights for use, and hand weights, checkpoint and configuration to the tracker."""
+        """Write the generator's weights for use, with the configuration beside them, and log both."""
         export_generator(self.folder, event.generator, self.hp)
         for name in (WEIGHTS_FILE, HPARAMS_FILE):
             self.tracker.artifact(self.run_id, self.folder / name, "model")
-        for path in self._snapshots()[:1]:
-            self.tracker.artifact(self.run_id, path, "checkpoint")
 
     def flush(self) -> None:
         """Log the pending points and write the curve beside the checkpoints."""
@@ -106,6 +106,8 @@ class Attempt:
         """Close the run; only the newest checkpoint of a finished training is kept."""
         self.flush()
         self.tracker.artifact(self.run_id, self.folder / CURVE_FILE)
+        for newest in self._snapshots()[:1]:
+            self.tracker.artifact(self.run_id, newest, "checkpoint")
         self.tracker.end(self.run_id, state, scores=scores, tags=tags)
         if state in ("COMPLETE", "PRUNED"):
             for old in self._snapshots()[1:]:

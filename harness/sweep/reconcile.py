@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Mapping
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from harness.home import Home
+from harness.sweep.processes import is_gone
+from harness.sweep.storage import ask_lock
 from harness.sweep.worker import requeue
 from harness.tracking.tracker import STATUS, RunInfo, Tracker
 
 
-def reconcile(study: optuna.Study, tracker: Tracker) -> list[str]:
+def reconcile(study: optuna.Study, home: Home, tracker: Tracker) -> list[str]:
     """Heal what a killed process left behind; return what was done, a line each.
 
     A RUNNING trial of a process of this machine that is no more is told FAIL, and queued to continue from its newest
     checkpoint. Then every finished trial has one closed run, and no run stays open without a running trial.
     """
-    done: list[str] = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if not worker_is_gone(trial.user_attrs):
-            continue
-        trial_id = trial._trial_id
-        study._storage.set_trial_user_attr(trial_id, "reason", "its worker was killed")
-        study.tell(trial.number, state=TrialState.FAIL)
-        queued = requeue(study, trial.number, trial.params, trial.user_attrs, crashed=True)
-        then = "queued to continue" if queued else "not queued again, it crashed too often"
-        done.append(f"trial {trial.number}: its worker was killed; {then}")
+    with ask_lock(home):
+        done = [
+            _fail_and_queue(study, trial)
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            if is_gone(trial.user_attrs.get("worker"))
+        ]
     return done + reconcile_tracker(study, tracker)
+
+
+def _fail_and_queue(study: optuna.Study, trial: FrozenTrial) -> str:
+    study._storage.set_trial_user_attr(trial._trial_id, "reason", "its worker was killed")
+    study.tell(trial.number, state=TrialState.FAIL)
+    queued = requeue(study, trial.number, trial.params, trial.user_attrs, crashed=True)
+    then = "queued to continue" if queued else "not queued again, it crashed too often"
+    return f"trial {trial.number}: its worker was killed; {then}"
 
 
 def reconcile_tracker(study: optuna.Study, tracker: Tracker) -> list[str]:
@@ -54,19 +59,3 @@ def _late_run(key: str, trial: FrozenTrial) -> RunInfo:
     """The run of a trial that ended before it could open one."""
     params: Mapping[str, Any] = trial.user_attrs.get("hparams", trial.params)
     return RunInfo(key=key, name=f"trial {trial.number}", params=params, tags={"trial": str(trial.number)})
-
-
-def worker_is_gone(attrs: Mapping[str, Any]) -> bool:
-    """Whether the process that ran a trial was on this machine and is no more."""
-    worker = attrs.get("worker")
-    if not worker:  # killed between asking and naming itself: nobody can be working on it for long
-        return True
-    if worker["host"] != socket.gethostname():
-        return False
-    try:
-        os.kill(int(worker["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False

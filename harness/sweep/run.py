@@ -68,7 +68,7 @@ def run_sweep(
     parent_run = parent.start(
         RunInfo(key=f"{spec.name}/sweep", name=f"sweep {spec.name}", params={}, tags={**tags, "role": "sweep"})
     )
-    for line in reconcile(study, MlflowTracker(client, experiment_id, parent_run)):
+    for line in reconcile(study, home, MlflowTracker(client, experiment_id, parent_run)):
         say(line)
     _describe(study, spec, dataset, len(store), target, tags, parent_run)
     on_event({"record": to_record(study), "target": target})
@@ -90,7 +90,7 @@ def run_sweep(
         try:
             run_workers(job, workers, on_event=on_event, stop_level=stop_level)
         finally:
-            for line in reconcile(study, MlflowTracker(client, experiment_id, parent_run)):
+            for line in reconcile(study, home, MlflowTracker(client, experiment_id, parent_run)):
                 say(line)
             finished = finished_count(study)
             parent.end(parent_run, "COMPLETE" if finished >= target else "FAIL", scores={}, tags={})

@@ -25,6 +25,7 @@ from harness.study.drift import changes
 from harness.study.hparams import derive_seed
 from harness.study.records import StudyRecord, TrialRecord
 from harness.study.spec import StudySpec
+from harness.sweep.processes import this_process
 
 # Seconds that a writer waits for another one's SQLite transaction.
 _BUSY_S = 60
@@ -128,14 +129,22 @@ def images(kimg: float) -> int:
 
 def ask(study: optuna.Study, spec: StudySpec, home: Home, target: int) -> optuna.Trial | None:
     """The next trial, or None where COMPLETE, PRUNED and RUNNING ones make up the target already."""
-    with FileLock(home.root / ".ask.lock"):
+    with ask_lock(home):
         trials = study.get_trials(deepcopy=False)
         taken = sum(trial.state in (*FINISHED, TrialState.RUNNING) for trial in trials)
         if taken >= target:
             return None
         started = sum(trial.state != TrialState.WAITING for trial in trials)
         study.sampler = make_sampler(spec, started)
-        return study.ask()
+        trial = study.ask()
+        trial.set_user_attr("worker", this_process())
+        return trial
+
+
+def ask_lock(home: Home) -> FileLock:
+    """Held while a trial is taken and its worker noted, and while trials without a living worker are looked for."""
+    home.root.mkdir(parents=True, exist_ok=True)
+    return FileLock(home.root / ".ask.lock")
 
 
 def finished_count(study: optuna.Study) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -45,7 +43,6 @@ def work(study: optuna.Study, spec: StudySpec, env: Env, target: int) -> None:
 
 def run_trial(study: optuna.Study, trial: optuna.Trial, spec: StudySpec, env: Env) -> str:
     """Run one trial to its end state in the database and in the tracker; return why it failed, or an empty string."""
-    trial.set_user_attr("worker", {"host": socket.gethostname(), "pid": os.getpid()})
     env.attempt = None
     state, value, reason, error_text = TrialState.COMPLETE, None, "", ""
     try:

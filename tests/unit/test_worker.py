@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import subprocess
 import sys
 
@@ -16,6 +15,7 @@ from harness.home import Home
 from harness.scoring.fidelity import Scores
 from harness.study.files import parse_study
 from harness.sweep.objective import Env
+from harness.sweep.processes import is_gone, this_process
 from harness.sweep.reconcile import reconcile
 from harness.sweep.storage import ask, finished_count, open_study, to_record
 from harness.sweep.worker import DIVERGED_VALUE, MAX_CRASHES, run_trial, work
@@ -186,25 +186,27 @@ def test_a_killed_workers_trial_is_failed_queued_and_its_run_closed(study, env):
         suggest(trial, SPEC)
         trial.set_user_attr("worker", {"host": socket.gethostname(), "pid": dead_pid()})
         env.tracker.start(RunInfo(key=f"tiny/{trial.number}", name="t", params={}, tags={}))
-        done = reconcile(study, env.tracker)
+        done = reconcile(study, env.home, env.tracker)
         record = to_record(study).trials[trial.number]
         assert (record.state, record.reason) == ("FAIL", "its worker was killed")
         assert env.tracker.runs[f"tiny/{trial.number}"].status == "FAILED"
         waiting = [t for t in to_record(study).trials if t.state == "WAITING"]
         assert len(waiting) == (crash < MAX_CRASHES)
         assert ("queued to continue" if crash < MAX_CRASHES else "crashed too often") in done[0]
-    assert reconcile(study, env.tracker) == []
+    assert reconcile(study, env.home, env.tracker) == []
 
 
 def test_a_living_workers_trial_is_left_alone(study, env):
-    import socket
-
-    trial = ask(study, SPEC, env.home, 99)
-    trial.set_user_attr("worker", {"host": socket.gethostname(), "pid": os.getpid()})
+    ask(study, SPEC, env.home, 99)
     other = ask(study, SPEC, env.home, 99)
     other.set_user_attr("worker", {"host": "another-machine", "pid": 1})
-    reconcile(study, env.tracker)
+    reconcile(study, env.home, env.tracker)
     assert [record.state for record in to_record(study).trials] == ["RUNNING", "RUNNING"]
+
+
+def test_a_later_process_with_the_same_id_is_not_the_worker():
+    assert not is_gone(this_process())
+    assert is_gone({**this_process(), "start": "1"})
 
 
 def test_a_trial_that_ended_before_its_run_began_gets_one(study, env):
@@ -212,5 +214,5 @@ def test_a_trial_that_ended_before_its_run_began_gets_one(study, env):
 
     trial = ask(study, SPEC, env.home, 99)
     study.tell(trial, state=optuna.trial.TrialState.FAIL)
-    reconcile(study, env.tracker)
+    reconcile(study, env.home, env.tracker)
     assert env.tracker.runs["tiny/0"].status == "FAILED"

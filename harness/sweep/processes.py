@@ -1,0 +1,39 @@
+"""Which process runs a trial, and whether it still lives."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def this_process() -> dict[str, Any]:
+    """Host, process id and start of this process; the start tells it from a later one with the same id."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "start": _start_of(os.getpid())}
+
+
+def is_gone(process: Mapping[str, Any] | None) -> bool:
+    """Whether a process was on this machine and is no more; one of another machine counts as alive."""
+    if not process:
+        return True
+    if process["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(process["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    start = _start_of(int(process["pid"]))
+    return bool(process.get("start", start) != start)
+
+
+def _start_of(pid: int) -> str:
+    """The kernel's start time of a process in clock ticks since boot; empty where there is no /proc."""
+    try:
+        # The name in parentheses may itself hold spaces and parentheses: count from behind it.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
