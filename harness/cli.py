@@ -298,10 +298,14 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 
 def _ui(arguments: argparse.Namespace) -> int:
-    from harness.commands import ui_command
+    from harness.commands import ui_command, ui_links
 
-    command = ui_command(Home.from_environment(), arguments.port)
-    _say(f"MLflow at http://127.0.0.1:{arguments.port} (Ctrl-C ends it)")
+    home = Home.from_environment()
+    command = ui_command(home, arguments.port)
+    _say(f"MLflow answers in some seconds at http://127.0.0.1:{arguments.port} (Ctrl-C ends it)")
+    _say("its start page shows GenAI; choose Model training at the top left, or go to a study's trials directly:")
+    for name, address in ui_links(home, arguments.port):
+        _say(f"  {name}: {address}")
     os.execv(command[0], command)
 
 

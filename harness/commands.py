@@ -37,8 +37,8 @@ def write_report(study_name: str, home: Home) -> Path:
     client = client_for(home)
     tracker = MlflowTracker(client, open_experiment(client, home, study_name))
     parent = str(record.attrs["mlflow_parent"])
-    tracker.describe(parent, path.read_text())
     tracker.artifact(parent, out, "report")
+    tracker.describe(parent, path.read_text(), images_in="report")
     return path
 
 
@@ -255,7 +255,23 @@ def ui_command(home: Home, port: int) -> list[str]:
     return [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
         *("--backend-store-uri", home.mlflow_url, "--artifacts-destination", artifacts, "--workers", "1"),
+        *("--uvicorn-opts", "--log-level warning"),
     ]
+
+
+def ui_links(home: Home, port: int) -> Iterator[tuple[str, str]]:
+    """(study, address of its trials as a ranked table with charts) of every study that was started."""
+    import optuna
+
+    from harness.sweep.storage import open_storage
+    from harness.tracking.mlflow import client_for, runs_page
+
+    client, storage = client_for(home), open_storage(home)
+    for name in sorted(optuna.get_all_study_names(storage)):
+        experiment = client.get_experiment_by_name(name)
+        metric = optuna.load_study(storage=storage, study_name=name).user_attrs.get("final_metric")
+        if experiment and metric:
+            yield name, f"http://127.0.0.1:{port}{runs_page(experiment.experiment_id, str(metric))}"
 
 
 def clean(root: Path) -> list[str]:

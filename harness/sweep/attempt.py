@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,12 +82,15 @@ class Attempt:
         self.rungs[step] = value
         self.tracker.log(self.run_id, [Point(name, value, step)])
 
-    def grid(self, event: Snapshot, kimg: float) -> None:
+    def grid(self, event: Snapshot, kimg: float, *, final: bool) -> None:
         """Images from the same z at every rung, as a PNG in the folder and in the tracker."""
         images = generate(event.generator, self.hp, GRID_IMAGES, GRID_SEED, self.device)
         pixels = image_grid(images)
         save_png(self.folder / f"grid-{round(kimg * 1000):09d}.png", pixels)
         self.tracker.image(self.run_id, "samples", round(kimg * 1000), pixels)
+        if final:
+            # MLflow opens a series of images at step 0: this one shows its picture at once.
+            self.tracker.image(self.run_id, "final_samples", 0, pixels)
 
     def publish(self, event: Snapshot) -> None:
         """Write the generator's weights for use, with the configuration beside them, and log both."""
@@ -115,7 +117,8 @@ class Attempt:
 
     def _queue(self, row: Mapping[str, float]) -> None:
         step = round(row["kimg"] * 1000)
-        self._pending += [Point(name, value, step) for name, value in row.items() if math.isfinite(value)]
+        # kimg is the step already; as a metric it would be the first that MLflow's comparisons offer.
+        self._pending += [Point(name, value, step) for name, value in row.items() if name != "kimg"]
 
     def _snapshots(self) -> list[Path]:
         return sorted(self.folder.glob("snapshot-*.pt"), reverse=True)

@@ -86,7 +86,7 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env) -> float:
                 raise Interrupted(f"stopped at {event.kimg:.1f} kimg; saved")
             continue
         env.publish({"number": trial.number, "doing": "scoring"})
-        attempt.grid(event, event.mark)
+        attempt.grid(event, event.mark, final=event.mark == spec.budget.kimg)
         score = checked(env.rung(event.generator, hp, all_metrics=False)).values[env.rung.objective]
         attempt.rung(event.mark, env.rung.objective, score)
         trial.report(score, images(event.mark))
@@ -114,10 +114,11 @@ def open_attempt(trial: optuna.Trial, hp: HParams, root: int, seed: int, spec: S
         params=hp.to_dict(),
         tags={
             **env.tags,
+            "role": "trial",
             "trial": str(trial.number),
             "trial_state": "RUNNING",
             "seed": str(seed),
-            "preset": str(trial.user_attrs.get("preset", "")),
+            **({"preset": str(trial.user_attrs["preset"])} if "preset" in trial.user_attrs else {}),
             "protocol_hash": env.final.protocol.hash,
             "rung_protocol_hash": env.rung.protocol.hash,
         },

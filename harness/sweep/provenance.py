@@ -44,9 +44,9 @@ def cpu_name() -> str:
 
 def provenance(device_name: str) -> dict[str, str]:
     """Tags that every run of a sweep carries."""
-    tags = {f"version.{name}": version(name) for name in _LIBRARIES}
-    tags["version.harness"] = __version__
-    tags["version.python"] = platform.python_version()
+    libraries = {"harness": __version__, "python": platform.python_version()}
+    libraries |= {name: version(name) for name in _LIBRARIES}
+    tags = {"versions": ", ".join(f"{name} {number}" for name, number in libraries.items())}
     tags["git_commit"] = git_commit()
     tags["device"] = device_name
     tags["cpu"] = cpu_name()

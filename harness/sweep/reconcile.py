@@ -58,4 +58,6 @@ def reconcile_tracker(study: optuna.Study, tracker: Tracker) -> list[str]:
 def _late_run(key: str, trial: FrozenTrial) -> RunInfo:
     """The run of a trial that ended before it could open one."""
     params: Mapping[str, Any] = trial.user_attrs.get("hparams", trial.params)
-    return RunInfo(key=key, name=f"trial {trial.number}", params=params, tags={"trial": str(trial.number)})
+    return RunInfo(
+        key=key, name=f"trial {trial.number}", params=params, tags={"role": "trial", "trial": str(trial.number)}
+    )

@@ -62,7 +62,7 @@ def run_sweep(
     _refuse_other_images(study, dataset)
     say("opening MLflow")
     client = client_for(home)
-    experiment_id = open_experiment(client, home, spec.name)
+    experiment_id = open_experiment(client, home, spec.name, spec.description)
     tags = {**provenance(device), "study": spec.name, "spec_hash": spec.spec_hash}
     parent = MlflowTracker(client, experiment_id)
     parent_run = parent.start(

@@ -100,7 +100,7 @@ def run_training(
             attempt.end("FAIL", {}, {"reason": "interrupted"})
             return f"interrupted at {event.kimg:.1f} kimg; the same command continues from there ({folder})"
         if event.mark is not None:
-            attempt.grid(event, event.mark)
+            attempt.grid(event, event.mark, final=event.mark == training.kimg)
         if event.mark == training.kimg:
             return _finish(attempt, event, hp, scorer, folder)
     return f"already trained to {attempt.resumed_kimg:.1f} kimg: {folder}; give more with --kimg"

@@ -90,7 +90,7 @@ def finish(
     attempt = env.attempt
     if attempt is not None:
         scores = dict(trial.user_attrs.get("scores", {}))
-        tags = {"trial_state": state.name, "reason": reason or "finished", "error": error_text[-4000:]}
+        tags = {"trial_state": state.name, "reason": reason, "error": error_text[-4000:]}
         attempt.end(state.name, scores, {name: text for name, text in tags.items() if text})
     env.publish(
         {

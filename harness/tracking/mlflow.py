@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 from filelock import FileLock
@@ -35,6 +37,8 @@ def quiet() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    # The server's job runners are for its GenAI features: seven idle processes beside a sweep.
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     for name in ("mlflow", "alembic"):
@@ -68,7 +72,7 @@ def client_for(home: Home) -> MlflowClient:
     return client
 
 
-def open_experiment(client: MlflowClient, home: Home, study: str) -> str:
+def open_experiment(client: MlflowClient, home: Home, study: str, description: str = "") -> str:
     """The id of the study's experiment, created if need be (or restored, where a person deleted it in the UI)."""
     with FileLock(home.root / ".mlflow.lock"):
         found = client.get_experiment_by_name(study)
@@ -76,10 +80,21 @@ def open_experiment(client: MlflowClient, home: Home, study: str) -> str:
             location = None
             if not os.environ.get("MLFLOW_TRACKING_URI"):
                 location = home.within("artifacts", study).as_uri()
-            return str(client.create_experiment(study, artifact_location=location))
+            tags = {_NOTE_TAG: description} if description else None
+            return str(client.create_experiment(study, artifact_location=location, tags=tags))
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
+
+
+def runs_page(experiment_id: str, metric: str) -> str:
+    """Path of an experiment's runs in the UI, ranked by a metric, with charts.
+
+    ``workflowType`` leaves the UI's GenAI view, in which runs are not shown and which is its default.
+    """
+    order = quote(f"metrics.`{metric}`", safe=".")
+    query = f"workflowType=machine_learning&compareRunsMode=CHART&orderByKey={order}&orderByAsc=true"
+    return f"/#/experiments/{experiment_id}/runs?{query}"
 
 
 class MlflowTracker:
@@ -137,8 +152,10 @@ class MlflowTracker:
         found = self._search(f"tags.`{_PARENT_TAG}` = '{self.parent_id}'")
         return {run.data.tags.get(KEY_TAG, ""): (run.info.run_id, run.info.status) for run in found}
 
-    def describe(self, run_id: str, text: str) -> None:
-        """Set the run's description (Markdown), cut to what MLflow keeps."""
+    def describe(self, run_id: str, text: str, *, images_in: str) -> None:
+        """Set the run's description (Markdown), cut to what MLflow keeps; images are shown from an artifact folder."""
+        link = rf"\1get-artifact?path={images_in}/\2&run_uuid={run_id})"
+        text = re.sub(r"(!\[[^\]]*\]\()(?![a-z]+:|/)([^)\s]+)\)", link, text)
         cut = text if len(text) <= _NOTE_CHARACTERS else text[:_NOTE_CHARACTERS].rsplit("\n", 1)[0] + "\n\n…"
         self.client.set_tag(run_id, _NOTE_TAG, cut)
 
@@ -172,7 +189,7 @@ class MlflowTracker:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         dataset = Dataset(
-            name=info.dataset, digest=info.dataset_digest[:36], source_type="local", source=info.dataset_source
+            name=info.dataset, digest=info.dataset_digest[:12], source_type="local", source=info.dataset_source
         )
         self.client.log_inputs(run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 

@@ -48,7 +48,7 @@ class Mlflow:
     def read(self, run_id):
         run = self.client.get_run(run_id)
         assert run.data.tags["mlflow.parentRunId"] == self.parent
-        assert [(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs] == [("mnist", "f" * 36)]
+        assert [(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs] == [("mnist", "f" * 12)]
         history = {name: self.client.get_metric_history(run_id, name) for name in run.data.metrics}
         curves = {name: [(m.step, m.value) for m in points] for name, points in history.items()}
         images = [f for f in self.client.list_artifacts(run_id, "images") if f.path.endswith(".png")]
@@ -113,9 +113,10 @@ def test_null_tracker_takes_everything(tmp_path: Path):
 
 def test_a_long_description_is_cut_at_a_line(home):
     mlflow = Mlflow(home)
-    mlflow.tracker.describe(mlflow.parent, "line\n" * 4000)
+    mlflow.tracker.describe(mlflow.parent, "![a b](plot.png)\n" + "line\n" * 4000, images_in="report")
     note = mlflow.client.get_run(mlflow.parent).data.tags["mlflow.note.content"]
     assert 7000 < len(note) < 8000
+    assert note.startswith(f"![a b](get-artifact?path=report/plot.png&run_uuid={mlflow.parent})\n")
     assert note.endswith("line\n\n…")
 
 

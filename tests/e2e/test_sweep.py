@@ -131,17 +131,20 @@ def test_mlflow_has_what_a_person_looks_for(project):
     assert parent.data.metrics["best_fid20"] == pytest.approx(record.best.value)
     run = next(run for run in children if run.info.run_id == record.best.attrs["mlflow_run"])
     tags = run.data.tags
-    for name in ("git_commit", "spec_hash", "protocol_hash", "seed", "version.torch", "device", "trial_state"):
+    for name in ("git_commit", "spec_hash", "protocol_hash", "seed", "versions", "device", "trial_state"):
         assert tags[name]
     curve = client.get_metric_history(run.info.run_id, "loss_d")
     assert [point.step for point in curve] == sorted({point.step for point in curve})
     assert curve[-1].step == 400
     (dataset,) = run.inputs.dataset_inputs
-    assert dataset.dataset.digest == record.attrs["dataset"]["fingerprint"][:36]
+    assert dataset.dataset.digest == record.attrs["dataset"]["fingerprint"][:12]
     artifacts = {item.path for folder in ("", "model", "checkpoint", "images")
                  for item in client.list_artifacts(run.info.run_id, folder or None)}  # fmt: skip
-    assert {"curve.json", "model/generator.safetensors", "model/hparams.json"} <= artifacts
+    assert {"curve.json", "hparams.json", "model/generator.safetensors", "model/hparams.json"} <= artifacts
+    assert any(path.startswith("checkpoint/snapshot-") for path in artifacts)
     assert sum(path.startswith("images/samples+step+") and path.endswith(".png") for path in artifacts) == 2
+    assert sum(path.startswith("images/final_samples+step+0+") and path.endswith(".png") for path in artifacts) == 1
+    assert "kimg" not in run.data.metrics
 
 
 def test_again_continues_extends_and_the_report_keeps_its_bytes(project):

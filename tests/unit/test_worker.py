@@ -75,7 +75,7 @@ def test_a_finished_trial_agrees_everywhere(study, env):
     assert list(record.intermediate) == [100, 400]
     assert [(p.step, p.value) for p in run.points if p.name == "fid_mnv2_20"] == list(record.intermediate.items())
     assert dict(run.info.params)["lr_g"] == record.params["lr"] == 2e-4
-    assert {name for name, _ in run.images} == {"samples"}
+    assert run.images == [("samples", 100), ("samples", 400), ("final_samples", 0)]
     folder = env.home.root / record.attrs["folder"]
     names = sorted(path.name for path in folder.iterdir())
     assert names == [
