@@ -6,12 +6,13 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from harness import __version__
-from harness.errors import HarnessError
+from harness.errors import HarnessError, SweepError
 from harness.home import Home
 
 _EPILOG = """\
@@ -48,6 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `harness studies | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # no space, no permission, a file where a folder is needed
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,12 +101,12 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--trial", type=int, help="of this trial")
     generate.add_argument("-n", type=_positive(int), default=64, help="how many (default 64)")
     generate.add_argument(
-        "--seed", type=int, help="default: the scoring protocol's, so that these are the scored images"
+        "--seed", type=_seed, help="default: the scoring protocol's, so that these are the scored images"
     )
     generate.add_argument("--out", type=Path, help="write a grid to this PNG (default: STUDY-grid.png)")
     generate.add_argument("--images", type=Path, help="write single PNG files into this folder")
     ui = verb("ui", _ui, "open the MLflow server on this machine over the same database")
-    ui.add_argument("--port", type=_positive(int), default=5000)
+    ui.add_argument("--port", type=int, choices=range(1024, 65536), metavar="1024-65535", default=5000)
     verb("studies", _studies, "list the studies there are, and how far they are")
     verb("schema", _schema, "print the JSON Schema of study files, for editors")
     weights = verb("weights", _weights, "fetch the scoring weights and say which are in use")
@@ -159,6 +163,12 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
     return parse
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"found {text!r}; a whole number from 0 to {2**32 - 1} is needed")
+    return int(text)
+
+
 def _say(text: str) -> None:
     print(text, flush=True)
 
@@ -166,8 +176,9 @@ def _say(text: str) -> None:
 class _StopSignals:
     """Ctrl-C (or SIGTERM) once: stop at the next snapshot; twice: stop at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, raise_at_two: bool = False) -> None:
         self.level = 0
+        self._raise_at_two = raise_at_two
 
     def __enter__(self) -> _StopSignals:
         self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -183,6 +194,8 @@ class _StopSignals:
         self.level += 1
         text = "stopping at the next snapshot; Ctrl-C again stops at once" if self.level == 1 else "stopping at once"
         print(f"\n{text}", file=sys.stderr, flush=True)
+        if self.level >= 2 and self._raise_at_two:
+            raise KeyboardInterrupt
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
@@ -194,7 +207,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     spec = with_budget(load_study(arguments.study), quick=arguments.quick, trials=arguments.trials, kimg=arguments.kimg)
     home = Home.from_environment()
     view = SweepView(spec)
-    with _StopSignals() as stop, _display(view) as show:
+    with _StopSignals() as stop, _display(view) as show, _report_anyway(spec.name, home):
         result = run_sweep(
             spec,
             home,
@@ -204,7 +217,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
             device=arguments.device,
             resume_anyway=arguments.resume_anyway,
             on_event=lambda event: show(view.update(event)),
-            on_progress=_file_progress(show, view),
+            on_progress=_file_progress(show, view, stop),
             stop_level=lambda: stop.level,
         )
     path = write_report(spec.name, home)
@@ -216,6 +229,18 @@ def _sweep(arguments: argparse.Namespace) -> int:
         f"compare the trials: make ui; sample from the best: harness generate --study {spec.name} --best --out grid.png"
     )
     return 0
+
+
+@contextmanager
+def _report_anyway(study: str, home: Home) -> Iterator[None]:
+    """A sweep that ends with an error has a report too, with the reasons of its trials."""
+    from harness.commands import write_report
+
+    try:
+        yield
+    except SweepError:
+        _say(f"report so far: {write_report(study, home)}")
+        raise
 
 
 class _display:  # noqa: N801 - used like a function
@@ -239,8 +264,10 @@ class _display:  # noqa: N801 - used like a function
             self.live.__exit__(*exception)
 
 
-def _file_progress(show: Callable[[str | None], None], view: Any) -> Callable[[int, int], None]:
+def _file_progress(show: Callable[[str | None], None], view: Any, stop: _StopSignals) -> Callable[[int, int], None]:
     def on_progress(done: int, total: int) -> None:
+        if stop.level:  # nothing is trained yet; the half-made store is removed
+            raise KeyboardInterrupt
         view.doing = f"preparing images: {done:,} of {total:,}"
         if done == total or done % 2000 == 0:
             show(view.doing)
@@ -252,7 +279,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from harness.commands import train_config
 
     config = arguments.config or Path("reports") / _env("STUDY", DEFAULT_STUDY) / "best.toml"
-    with _StopSignals() as stop:
+    with _StopSignals(raise_at_two=True) as stop:
         outcome = train_config(
             config,
             Home.from_environment(),

@@ -14,7 +14,8 @@ from harness import atomic
 from harness.errors import HarnessError, NotFoundError, UsageError
 from harness.home import Home
 from harness.study.files import load_best, load_study
-from harness.study.spec import DataSpec, ScoreSpec, StudySpec
+from harness.study.hparams import HParams
+from harness.study.spec import StudySpec
 
 if TYPE_CHECKING:
     from harness.study.records import StudyRecord, TrialRecord
@@ -48,7 +49,6 @@ def trained_generator(study_name: str, trial: int | None, home: Home) -> tuple[A
 
     from harness.gan.checkpoint import import_generator
     from harness.report.ranking import rank
-    from harness.study.hparams import HParams
     from harness.sweep.storage import load_study as load_started
     from harness.sweep.storage import to_record
 
@@ -98,13 +98,25 @@ def generate_images(
     return f"{n} images of trial {chosen.number} (seed {seed}): {' and '.join(where)}"
 
 
+def started_spec(study_name: str, home: Home) -> StudySpec:
+    """The specification that a started study runs by, quick ones included."""
+    import json
+
+    from harness.sweep.storage import load_study as load_started
+
+    study = load_started(study_name, home)
+    content = json.loads(study.user_attrs["spec"])
+    content["budget"]["trials"] = study.user_attrs["target"]
+    return StudySpec.model_validate({**content, "name": study_name})
+
+
 def export_reference(study_name: str, home: Home, source: Path | None, out: Path, say: Say) -> str:
     """Write the real images that a study's final scores compare with as PNG files."""
     from harness.data.store import open_store
     from harness.scoring.reference import reference_images
     from harness.sweep.attempt import save_png
 
-    spec = load_study(study_name)
+    spec = started_spec(study_name, home)
     store = open_store(home, spec.data, source, study=study_name, on_progress=lambda *_: None, say=say)
     images = reference_images(store.tensor(), spec.scoring.final.reference)
     for index, pixels in enumerate(images.permute(0, 2, 3, 1).numpy()):
@@ -126,14 +138,15 @@ def train_config(
     """Train a configuration of a report to its end, score it, and log it; an interrupted training is continued."""
     from harness.sweep.training import Training, run_training
 
-    tables = load_best(config)
+    best = load_best(config)
     training = Training(
-        study=str(tables["study"]),
-        hparams=tables["hparams"],
-        data=DataSpec.model_validate({k: v for k, v in tables["data"].items() if k != "fingerprint"}),
-        seed=int(tables["training"]["seed"]),
-        kimg=kimg or float(tables["training"]["kimg"]),
-        scoring=ScoreSpec.model_validate(tables["scoring"]),
+        study=best.study,
+        hparams=HParams.from_params(best.hparams.params()),
+        data=best.data,
+        seed=best.training.seed,
+        kimg=kimg or best.training.kimg,
+        scoring=best.scoring,
+        fingerprint=best.data.fingerprint,
     )
     return run_training(training, home, source=source, device=device, stop=stop, say=say, on_progress=on_progress)
 
@@ -165,13 +178,15 @@ def doctor(home: Home) -> Iterator[tuple[bool, str, str]]:
     """(fine, what, finding) of everything that a sweep needs."""
     import platform
 
+    from harness.sweep.processes import usable_cores
+
     yield sys.version_info >= (3, 11), "Python", platform.python_version()
     yield _import_check()
     import torch
 
     cuda = torch.cuda.is_available()
     yield True, "CUDA", torch.cuda.get_device_name(0) if cuda else "none; training runs on the CPU"
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     amx = bool(torch.cpu._is_amx_tile_supported()) if hasattr(torch.cpu, "_is_amx_tile_supported") else False
     yield True, "CPU", f"{cores} cores, torch uses {torch.get_num_threads()} threads, AMX {'yes' if amx else 'no'}"
     existing = home.root if home.root.exists() else home.root.parent

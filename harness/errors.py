@@ -59,6 +59,10 @@ class TrackingError(HarnessError):
     """MLflow cannot be reached or refuses what is logged."""
 
 
+class StorageError(HarnessError):
+    """The Optuna database cannot be opened."""
+
+
 class SweepError(HarnessError):
     """The sweep cannot go on: too many trials failed in a row, or a worker died."""
 

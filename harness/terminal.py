@@ -82,7 +82,7 @@ class SweepView:
         self.doing = "training"
         if "rung" in event:
             row.rung = event["rung"]
-            return f"trial {row.number}: {row.kimg:.1f} kimg, rung score {row.rung:.1f}"
+            return f"trial {row.number}: {row.kimg:.1f} kimg, rung score {short(row.rung)}"
         if "state" in event:
             row.state, row.value, row.reason = event["state"], event.get("value"), event.get("reason", "")
             return self._state_line(row, event)
@@ -113,7 +113,7 @@ class SweepView:
                 f"{row.kimg:.1f} kimg" if row.kimg else "",
                 ProgressBar(total=self.spec.budget.kimg, completed=row.kimg, width=16) if running else "",
                 f"{row.rate:,.0f}" if running and row.rate else "",
-                "" if row.rung is None else f"{row.rung:.1f}",
+                "" if row.rung is None else short(row.rung),
                 Text("" if row.value is None else f"{row.value:.2f}", style="bold green" if best else ""),
                 "best" if best else row.doing or row.reason[:48],
             )

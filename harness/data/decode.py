@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps
 
 # More pixels than this in one file are refused (a decompression bomb, or a scan that would fill the memory).
@@ -27,6 +28,7 @@ class Preparation:
     channels: int
     crop: str | int = "square"
     resample: str = "bicubic, antialiased"
+    decoder: str = f"2, Pillow {PIL.__version__}"
 
 
 def decode(payload: bytes, prep: Preparation) -> tuple[np.ndarray, str]:
@@ -100,8 +102,10 @@ def decode_chunk(
             try:
                 payload = archive.read(member) if archive else (root / member).read_bytes()
                 results.append(decode(payload, prep))
-            except (Rejected, OSError, zipfile.BadZipFile) as error:
-                results.append((None, str(error)))
+            except Rejected as rejected:
+                results.append((None, str(rejected)))
+            except Exception as error:  # damaged and encrypted members raise whatever their decoder raises
+                results.append((None, f"unreadable: {error}"))
     finally:
         if archive:
             archive.close()

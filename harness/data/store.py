@@ -136,7 +136,7 @@ def _open(home: Home, label: str, identity: dict[str, Any], fill: Fill, count: i
 
 
 def _build(folder: Path, fill: Fill, shape: tuple[int, int, int, int]) -> None:
-    needed = int(np.prod(shape))
+    needed = 2 * int(np.prod(shape))  # all files, then those that are usable, side by side until the end
     free = shutil.disk_usage(folder.parent).free
     if free < needed + _RESERVE_BYTES:
         raise DataError(
@@ -147,12 +147,12 @@ def _build(folder: Path, fill: Fill, shape: tuple[int, int, int, int]) -> None:
         shutil.rmtree(stale, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
     try:
-        out = np.lib.format.open_memmap(temporary / "raw.npy", mode="w+", dtype=np.uint8, shape=shape)
+        out = _allocate(temporary / "raw.npy", shape)
         used, rejected, notes = fill(out)
         if not used:
             first = next(iter(rejected.items()), ("", "no file"))
             raise DataError(f"none of {shape[0]} files is usable; the first, {first[0]}: {first[1]}")
-        final = np.lib.format.open_memmap(temporary / _ARRAY, mode="w+", dtype=np.uint8, shape=(used, *shape[1:]))
+        final = _allocate(temporary / _ARRAY, (used, *shape[1:]))
         for start in range(0, used, 4096):
             final[start : min(used, start + 4096)] = out[start : min(used, start + 4096)]
         final.flush()
@@ -173,6 +173,15 @@ def _build(folder: Path, fill: Fill, shape: tuple[int, int, int, int]) -> None:
         raise DataError(f"the image store could not be written: {error}", "Is the disk full?") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """A memory-mapped array whose space is taken now: a full disk is an OSError here, not a SIGBUS later."""
+    array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _fingerprint(array: np.ndarray) -> str:
@@ -201,7 +210,8 @@ def _fill_files(
     rejected: dict[str, str] = {}
     notes: dict[str, str] = {}
     chunks = list(_parts(listing.members, _CHUNK))
-    workers = min(len(os.sched_getaffinity(0)), len(chunks))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores, len(chunks))
     # spawn: the parent may hold threads (torch, the live table) that must not be forked.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         jobs = pool.map(decode_chunk, (listing.root for _ in chunks), (listing.is_zip for _ in chunks), chunks,

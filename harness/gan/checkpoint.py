@@ -47,7 +47,7 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a checkpoint of this harness")
     start = len(_MAGIC)
     expected, payload = data[start : start + 64], data[start + 65 :]
-    if hashlib.sha256(payload).hexdigest().encode() != expected:
+    if data[start + 64 : start + 65] != b"\n" or hashlib.sha256(payload).hexdigest().encode() != expected:
         raise CheckpointError(f"{path} is damaged: its sha256 is not the one in its header")
     try:
         # map_location leaves RNG states (CPU byte tensors) for the trainer to place.

@@ -141,6 +141,11 @@ def _context(
         "target": record.attrs["target"],
         "n_finished": int(states.isin(["COMPLETE", "PRUNED"]).sum()),
         "final": spec["scoring"]["final"],
+        "meaning": {"fid": "FID, the Fréchet distance", "kid": "KID, the kernel distance"}[
+            spec["scoring"]["final"]["metric"]
+        ],
+        "kid_subset": min(1000, spec["scoring"]["final"]["samples"], spec["scoring"]["final"]["reference"]),
+        "data_option": "" if spec["data"]["source"] == "mnist" else " --data PATH",
         "final_metric": final_metric,
         "rung_metric": record.attrs["rung_metric"],
         "protocol_hash": board.protocol_hash,

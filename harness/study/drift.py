@@ -8,7 +8,7 @@ from typing import Any
 
 # Trials before and after a change of these stay comparable: they steer the search, not what a score means.
 _STEERING = ("sampler", "pruner", "presets")
-_RANGE_KEYS = ("low", "high", "log", "step")
+_RANGE_KEYS = ("low", "high")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import NotFoundError, SpecError
-from harness.study.hparams import ALIASES, HParams
-from harness.study.spec import SEARCHABLE, FixedParams, StudySpec
+from harness.study.hparams import ALIASES
+from harness.study.space import is_active
+from harness.study.spec import SEARCHABLE, BestConfig, FixedParams, StudySpec, param_types
 
 # Why pydantic's "input" is not repeated: the message already says it, or the whole table would be printed.
 _SELF_EXPLAINING = {"missing", "value_error", "extra_forbidden", "union_tag_not_found"}
@@ -45,7 +46,11 @@ def load_study(name: str) -> StudySpec:
         raise NotFoundError(
             f"no study {name!r} in {spaces_dir()}/", f"There are: {', '.join(study_names()) or 'none'}."
         )
-    return parse_study(path.stem, path.read_text(encoding="utf-8"), shown_as=str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})", "Save it as UTF-8.") from None
+    return parse_study(path.stem, text, shown_as=str(path))
 
 
 def parse_study(name: str, text: str, *, shown_as: str) -> StudySpec:
@@ -67,6 +72,11 @@ def parse_study(name: str, text: str, *, shown_as: str) -> StudySpec:
     except ValidationError as error:
         problems += _pydantic_problems(error, StudySpec)
     problems += _space_problems(raw)
+    if spec is not None and spec.quick is not None:
+        try:
+            spec.quickened()
+        except ValidationError as error:
+            problems += [f"quick: {problem}" for problem in _pydantic_problems(error, StudySpec)]
     if problems or spec is None:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise SpecError(
@@ -77,9 +87,13 @@ def parse_study(name: str, text: str, *, shown_as: str) -> StudySpec:
 
 
 def _pydantic_problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    seen: set[str] = set()
     for item in error.errors(include_url=False):
-        # Discriminated unions add the tag ("float") to the path; a person's key has no such part.
-        key = ".".join(str(part) for part in item["loc"] if part not in ("float", "int", "categorical"))
+        # Unions add the alternative that was tried ("float") to the path; a person's key has no such part.
+        key = ".".join(str(part) for part in item["loc"] if not _is_alternative(part))
+        if key in seen and any(_is_alternative(part) for part in item["loc"][-1:]):
+            continue  # the other alternatives of a value that was reported
+        seen.add(key)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = f"unknown key; allowed: {', '.join(_siblings(model, item['loc']))}"
@@ -90,6 +104,10 @@ def _pydantic_problems(error: ValidationError, model: type[BaseModel]) -> Iterat
         elif item["type"] not in _SELF_EXPLAINING:
             message = f"found {item['input']!r}; {message[0].lower()}{message[1:]}"
         yield f"{key or 'file'}: {message}"
+
+
+def _is_alternative(part: int | str) -> bool:
+    return part in ("float", "int", "str", "bool", "categorical") or str(part).startswith("list[")
 
 
 def _siblings(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
@@ -119,6 +137,10 @@ def _space_problems(raw: Mapping[str, Any]) -> Iterator[str]:
             continue
         if not isinstance(param, dict):
             continue
+        for target in [t for t in ALIASES.get(name, (name,)) if t in fixed]:
+            yield f"{key}: {target} is in [fixed] too; keep one of them"
+        if param.get("type") in ("float", "int", "categorical") and param["type"] not in param_types(name):
+            yield f"{key}.type: found {param['type']!r}; {name} takes {' or '.join(param_types(name))}"
         for clash in [other for other in ALIASES.get(name, ()) if other in space]:
             yield f"{key}: sets {clash} too, which space.{clash} already searches; keep one of them"
         values = param.get("choices", [param.get("low"), param.get("high")])
@@ -126,10 +148,26 @@ def _space_problems(raw: Mapping[str, Any]) -> Iterator[str]:
             if value is not None:
                 yield from _value_problems(key, name, value)
         yield from _when_problems(key, name, param.get("when"), space)
-    presets = raw.get("presets")
+    yield from _preset_problems(raw.get("presets"), space)
+
+
+def _preset_problems(presets: Any, space: Mapping[str, Any]) -> Iterator[str]:
+    names: set[str] = set()
     for index, preset in enumerate(presets if isinstance(presets, list) else []):
         params = preset.get("params") if isinstance(preset, dict) else None
-        for name, value in (params if isinstance(params, dict) else {}).items():
+        if not isinstance(params, dict):
+            continue
+        if preset.get("name") in names:
+            yield f"presets.{index}.name: {preset['name']!r} is used twice"
+        names.add(str(preset.get("name")))
+        for name, param in space.items():
+            when = param.get("when") if isinstance(param, dict) else None
+            active = is_active(when, params) if isinstance(when, dict) else True
+            if active and name not in params:
+                yield f"presets.{index}.params: {name} is missing, so it would be chosen at random"
+            elif not active and name in params:
+                yield f"presets.{index}.params.{name}: is not searched with these other values"
+        for name, value in params.items():
             key = f"presets.{index}.params.{name}"
             if name not in space:
                 yield f"{key}: is not in the search space, so no trial can have it"
@@ -173,28 +211,22 @@ def _when_problems(key: str, name: str, when: Any, space: Mapping[str, Any]) -> 
                 yield from _outside_problems(parent_key, value, parent_space)
 
 
-def load_best(path: Path) -> dict[str, Any]:
-    """The tables of a ``best.toml``: ``hparams`` (validated), ``data``, ``training`` and ``score``.
+def load_best(path: Path) -> BestConfig:
+    """A ``best.toml`` of a report.
 
     Raises:
         NotFoundError: there is no such file.
-        SpecError: the file has mistakes.
+        SpecError: the file has mistakes; the message lists all of them.
     """
     if not path.is_file():
         raise NotFoundError(f"no configuration file {path}", "A finished study writes reports/STUDY/best.toml.")
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        tables = {name: dict(raw[name]) for name in ("hparams", "data", "training")}
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
-        raise SpecError(f"{path}: not a configuration written by a report ({error})") from None
-    params = tables["hparams"]
-    try:
-        FixedParams.model_validate({k: v for k, v in params.items() if k not in ("image_size", "channels")})
-        hparams = HParams(**params)
-    except (ValidationError, TypeError) as error:
-        problems = _pydantic_problems(error, FixedParams) if isinstance(error, ValidationError) else iter([str(error)])
-        raise SpecError(f"{path}: mistakes in [hparams]\n" + "\n".join(f"  {p}" for p in problems)) from None
-    return {**raw, "hparams": hparams}
+        return BestConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: not valid TOML: {error}") from None
+    except ValidationError as error:
+        listed = "\n".join(f"  {problem}" for problem in _pydantic_problems(error, BestConfig))
+        raise SpecError(f"{path}: not a configuration as reports write it\n{listed}") from None
 
 
 def schema_json() -> str:

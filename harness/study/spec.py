@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -21,6 +21,8 @@ class Table(BaseModel):
 
 class FixedParams(Table):
     """Hyperparameters that every trial of the study shares; what is absent keeps the paper's value."""
+
+    model_config = ConfigDict(strict=True)  # "8" and 8.0 are no batch size, true is no width
 
     z_dim: int | None = Field(None, ge=1, le=4096, description="Size of the latent vector z (elements).")
     latent: Literal["normal", "uniform"] | None = Field(
@@ -140,7 +142,7 @@ Param = Annotated[FloatParam | IntParam | CategoricalParam, Field(discriminator=
 class BudgetSpec(Table):
     """How much is trained. kimg is thousands of real images shown to the discriminator."""
 
-    trials: int = Field(ge=1, description="Trials to finish (COMPLETE and PRUNED are counted).")
+    trials: int = Field(ge=1, strict=True, description="Trials to finish (COMPLETE and PRUNED are counted).")
     kimg: float = Field(gt=0, allow_inf_nan=False, description="Length of a full trial (kimg).")
     rungs: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
         (), description="When a trial is scored and may be pruned, rising and below kimg (kimg)."
@@ -269,6 +271,12 @@ class StudySpec(Table):
         rung |= {"samples": min(rung["samples"], quick["samples"]), "reference": quick["reference"]}
         return StudySpec.model_validate(content)
 
+    def largest_batch(self) -> int:
+        """The largest batch that a trial may use (images)."""
+        searched = self.space.get("batch_size")
+        sizes = searched.examples if searched else (self.hparams({}).batch_size,)
+        return max(int(size) for size in sizes)
+
     def base_params(self) -> dict[str, Any]:
         """The parameters that no trial changes."""
         return {"image_size": self.data.image_size, "channels": self.data.channels, **self.fixed.params()}
@@ -276,6 +284,46 @@ class StudySpec(Table):
     def hparams(self, params: dict[str, Any]) -> HParams:
         """The configuration that a trial with these suggested parameters trains."""
         return HParams.from_params(self.base_params(), params)
+
+
+class BestParams(FixedParams):
+    """The hyperparameters of one configuration, image size and channels included."""
+
+    image_size: Literal[16, 32, 64, 128, 256]
+    channels: Literal[1, 3]
+
+
+class BestData(DataSpec):
+    """The images that a configuration was found on."""
+
+    fingerprint: str
+
+
+class BestTraining(Table):
+    """How a configuration was trained."""
+
+    seed: int = Field(ge=0, strict=True)
+    kimg: float = Field(gt=0, allow_inf_nan=False)
+
+
+class BestConfig(Table):
+    """A ``best.toml``: one configuration with all that is needed to train it again."""
+
+    study: str = Field(pattern=NAME_PATTERN)
+    trial: int
+    hparams: BestParams
+    data: BestData
+    training: BestTraining
+    scoring: ScoreSpec
+    score: dict[str, Scalar]
+
+
+def param_types(name: str) -> tuple[str, ...]:
+    """The types that a searched parameter may have: as its field, or as a choice of values."""
+    field = FixedParams.model_fields[ALIASES.get(name, (name,))[0]]
+    kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
+    own = {int: ("int",), float: ("float",)}.get(kinds[0], ())
+    return (*own, "categorical")
 
 
 SEARCHABLE: tuple[str, ...] = (*(name for name in FIELDS if name in FixedParams.model_fields), *ALIASES)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 from harness.study.hparams import HParams
-from harness.study.spec import CategoricalParam, FloatParam, IntParam, Scalar, StudySpec
+from harness.study.space import is_active
+from harness.study.spec import CategoricalParam, FloatParam, IntParam, StudySpec
 
 
 class Suggests(Protocol):
@@ -27,14 +27,6 @@ def suggest(trial: Suggests, spec: StudySpec) -> HParams:
             if bool(param.when) is conditional and is_active(param.when, params):
                 params[name] = _ask(trial, name, param)
     return spec.hparams(params)
-
-
-def is_active(when: Mapping[str, Scalar | list[Scalar]], params: Mapping[str, Any]) -> bool:
-    """Whether every condition of ``when`` holds."""
-    return all(
-        params.get(name) in wanted if isinstance(wanted, list) else params.get(name) == wanted
-        for name, wanted in when.items()
-    )
 
 
 def _ask(trial: Suggests, name: str, param: FloatParam | IntParam | CategoricalParam) -> Any:

@@ -17,7 +17,7 @@ from harness.errors import CheckpointError
 from harness.gan.checkpoint import HPARAMS_FILE, WEIGHTS_FILE, export_generator, load_checkpoint, save_checkpoint
 from harness.gan.trainer import Progress, Snapshot
 from harness.scoring.sampling import GRID_IMAGES, GRID_SEED, generate, image_grid
-from harness.study.hparams import HParams, canonical_json
+from harness.study.hparams import HParams, canonical_json, digest
 from harness.tracking.tracker import Point, RunInfo, Tracker
 
 CURVE_FILE = "curve.json"
@@ -33,13 +33,18 @@ class Attempt:
     Args:
         folder: of this training; a retry uses the folder of the attempt that it continues.
         hp: the configuration.
+        seed: of the training.
         tracker: where to log.
         info: the run in the tracker.
         device: where the state is restored to.
     """
 
-    def __init__(self, folder: Path, hp: HParams, tracker: Tracker, info: RunInfo, device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, hp: HParams, seed: int, tracker: Tracker, info: RunInfo, device: torch.device
+    ) -> None:
         self.folder, self.hp, self.tracker, self.device = folder, hp, tracker, device
+        # A checkpoint is continued only by the training that it is of: configuration, seed and images.
+        self.identity = digest([hp.to_dict(), seed, info.dataset_digest])
         self.curve: list[dict[str, float]] = []
         self.rungs: dict[int, float] = {}
         self.resumed_kimg = 0.0
@@ -57,6 +62,14 @@ class Attempt:
             for row in self.curve:
                 self._queue(row)
 
+    def log_again(self, rung_metric: str) -> None:
+        """Log what the attempt before this one had reached: its rung scores and sample grids."""
+        self.tracker.log(self.run_id, [Point(rung_metric, value, step) for step, value in self.rungs.items()])
+        for step in self.rungs:
+            path = self.folder / f"grid-{step:09d}.png"
+            if path.is_file():
+                self.tracker.image(self.run_id, "samples", step, np.asarray(Image.open(path)))
+
     def progress(self, event: Progress) -> None:
         """Remember a point of the curves; it is logged with the next flush."""
         row = {"kimg": event.kimg, **event.curve, "images_per_s": event.images_per_s}
@@ -65,7 +78,7 @@ class Attempt:
 
     def save(self, event: Snapshot) -> None:
         """Write a checkpoint and log what is pending."""
-        extra = json.dumps({"curve": self.curve, "rungs": self.rungs})
+        extra = json.dumps({"curve": self.curve, "rungs": self.rungs, "identity": self.identity})
         save_checkpoint(self.folder / f"snapshot-{event.step:09d}.pt", {**event.state, "extra": extra})
         for old in self._snapshots()[_KEEP:]:
             old.unlink()
@@ -124,14 +137,14 @@ class Attempt:
         return sorted(self.folder.glob("snapshot-*.pt"), reverse=True)
 
     def _newest(self) -> dict[str, Any] | None:
-        """The newest checkpoint that is whole and of this configuration; damaged ones are set aside."""
+        """The newest checkpoint that is whole and of this training; damaged ones are set aside."""
         for path in self._snapshots():
             try:
                 state = load_checkpoint(path, self.device)
             except CheckpointError:
                 path.rename(path.with_suffix(".damaged"))
                 continue
-            if state["hparams"] == self.hp.to_dict():
+            if json.loads(state["extra"])["identity"] == self.identity:
                 return state
         return None
 

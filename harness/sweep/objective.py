@@ -64,6 +64,7 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env) -> float:
     root = int(trial.user_attrs.get("root", trial.number))
     seed = derive_seed(spec.sampler.seed, "trial", root)
     attempt = env.attempt = open_attempt(trial, hp, root, seed, spec, env)
+    attempt.log_again(env.rung.objective)
     for step, value in sorted(attempt.rungs.items()):
         trial.report(value, step)
     budget = Budget(kimg=spec.budget.kimg, snapshots_kimg=spec.budget.rungs)
@@ -93,7 +94,7 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env) -> float:
         env.publish({"number": trial.number, "kimg": event.kimg, "rung": score})
         if event.mark < spec.budget.kimg:
             if trial.should_prune():
-                raise optuna.TrialPruned(f"{env.rung.objective} {score:.1f} at {event.mark:g} kimg")
+                raise optuna.TrialPruned(f"{env.rung.objective} {score:.4g} at {event.mark:g} kimg")
             continue
         scores = checked(env.final(event.generator, hp, all_metrics=True))
         attempt.publish(event)
@@ -126,7 +127,7 @@ def open_attempt(trial: optuna.Trial, hp: HParams, root: int, seed: int, spec: S
         dataset_digest=env.dataset["fingerprint"],
         dataset_source=env.dataset["source"],
     )
-    attempt = Attempt(folder, hp, env.tracker, info, env.device)
+    attempt = Attempt(folder, hp, seed, env.tracker, info, env.device)
     trial.set_user_attr("hparams", hp.to_dict())
     trial.set_user_attr("seed", seed)
     trial.set_user_attr("folder", str(folder.relative_to(env.home.root)))

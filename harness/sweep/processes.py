@@ -1,4 +1,4 @@
-"""Which process runs a trial, and whether it still lives."""
+"""Which process runs a trial, whether it still lives, and how many cores there are."""
 
 from __future__ import annotations
 
@@ -28,6 +28,21 @@ def is_gone(process: Mapping[str, Any] | None) -> bool:
         pass
     start = _start_of(int(process["pid"]))
     return bool(process.get("start", start) != start)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; fewer than the machine has inside a container or under taskset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def exact_arithmetic() -> None:
+    """On CUDA: float32 in full, not TF32, as the protocols say; and cuDNN's deterministic algorithms."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
 
 
 def _start_of(pid: int) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from harness import __version__
+from harness.sweep.processes import usable_cores
 
 _LIBRARIES = ("torch", "torchvision", "torch-fidelity", "optuna", "mlflow", "numpy")
 
@@ -45,10 +46,12 @@ def cpu_name() -> str:
 def provenance(device_name: str) -> dict[str, str]:
     """Tags that every run of a sweep carries."""
     libraries = {"harness": __version__, "python": platform.python_version()}
-    libraries |= {name: version(name) for name in _LIBRARIES}
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):  # mlflow may be there as mlflow-skinny
+            libraries[name] = version(name)
     tags = {"versions": ", ".join(f"{name} {number}" for name, number in libraries.items())}
     tags["git_commit"] = git_commit()
     tags["device"] = device_name
     tags["cpu"] = cpu_name()
-    tags["cores"] = str(len(os.sched_getaffinity(0)))
+    tags["cores"] = str(usable_cores())
     return tags

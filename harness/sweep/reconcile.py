@@ -11,31 +11,49 @@ from optuna.trial import FrozenTrial, TrialState
 from harness.home import Home
 from harness.sweep.processes import is_gone
 from harness.sweep.storage import ask_lock
-from harness.sweep.worker import requeue
+from harness.sweep.worker import INTERRUPTED, KILLED, requeue
 from harness.tracking.tracker import STATUS, RunInfo, Tracker
 
 
-def reconcile(study: optuna.Study, home: Home, tracker: Tracker) -> list[str]:
+def reconcile(study: optuna.Study, home: Home, tracker: Tracker, *, crashed: bool = True) -> list[str]:
     """Heal what a killed process left behind; return what was done, a line each.
 
-    A RUNNING trial of a process of this machine that is no more is told FAIL, and queued to continue from its newest
-    checkpoint. Then every finished trial has one closed run, and no run stays open without a running trial.
+    A RUNNING trial of a process of this machine that is no more is told FAIL. Every trial that was killed or
+    interrupted and that no other one continues is queued again. Then every finished trial has one closed run.
+
+    Args:
+        study: the study.
+        home: where its lock is.
+        tracker: whose runs are closed.
+        crashed: whether a killed trial counts towards the crashes after which it is given up.
     """
+    done: list[str] = []
     with ask_lock(home):
-        done = [
-            _fail_and_queue(study, trial)
-            for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            if is_gone(trial.user_attrs.get("worker"))
-        ]
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if is_gone(trial.user_attrs.get("worker")):
+                study._storage.set_trial_user_attr(
+                    trial._trial_id, "reason", KILLED if crashed else f"{INTERRUPTED}: {KILLED}"
+                )
+                study.tell(trial.number, state=TrialState.FAIL)
+                done.append(f"trial {trial.number}: its worker is gone, so it was failed")
+        done += _queue_abandoned(study)
     return done + reconcile_tracker(study, tracker)
 
 
-def _fail_and_queue(study: optuna.Study, trial: FrozenTrial) -> str:
-    study._storage.set_trial_user_attr(trial._trial_id, "reason", "its worker was killed")
-    study.tell(trial.number, state=TrialState.FAIL)
-    queued = requeue(study, trial.number, trial.params, trial.user_attrs, crashed=True)
-    then = "queued to continue" if queued else "not queued again, it crashed too often"
-    return f"trial {trial.number}: its worker was killed; {then}"
+def _queue_abandoned(study: optuna.Study) -> list[str]:
+    trials = study.get_trials(deepcopy=False)
+    continued = {trial.user_attrs.get("retry_of") for trial in trials}
+    done = []
+    for trial in trials:
+        reason = str(trial.user_attrs.get("reason", ""))
+        if (
+            trial.number not in continued
+            and trial.state == TrialState.FAIL
+            and reason.startswith((KILLED, INTERRUPTED))
+        ):
+            queued = requeue(study, trial, crashed=reason.startswith(KILLED))
+            done += [f"trial {trial.number}: queued to continue"] if queued else []
+    return done
 
 
 def reconcile_tracker(study: optuna.Study, tracker: Tracker) -> list[str]:

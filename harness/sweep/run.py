@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from harness.home import Home
 from harness.scoring.protocol import objective_name
 from harness.study.spec import StudySpec
 from harness.sweep.engines.local import Event, WorkerJob, run_workers, threads_per_worker
+from harness.sweep.processes import usable_cores
 from harness.sweep.provenance import provenance
 from harness.sweep.reconcile import reconcile
 from harness.sweep.storage import finished_count, open_study, to_record
@@ -24,7 +24,7 @@ from harness.tracking.tracker import RunInfo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepResult:
-    """How a sweep ended. ``interrupted``: it was asked to stop before its budget was reached."""
+    """How a sweep ended. ``interrupted``: it ended before its budget was reached."""
 
     finished: int
     target: int
@@ -66,14 +66,25 @@ def run_sweep(
     tags = {**provenance(device), "study": spec.name, "spec_hash": spec.spec_hash}
     parent = MlflowTracker(client, experiment_id)
     parent_run = parent.start(
-        RunInfo(key=f"{spec.name}/sweep", name=f"sweep {spec.name}", params={}, tags={**tags, "role": "sweep"})
+        RunInfo(
+            key=f"{spec.name}/sweep/{study.user_attrs['uid']}",
+            name=f"sweep {spec.name}",
+            params={},
+            tags={**tags, "role": "sweep"},
+        )
     )
-    for line in reconcile(study, home, MlflowTracker(client, experiment_id, parent_run)):
-        say(line)
+
+    def heal() -> None:
+        # Whoever presses Ctrl-C twice kills the workers himself: that is no crash of the trial.
+        crashed = stop_level() < 2
+        for line in reconcile(study, home, MlflowTracker(client, experiment_id, parent_run), crashed=crashed):
+            say(line)
+
+    heal()
     _describe(study, spec, dataset, len(store), target, tags, parent_run)
     on_event({"record": to_record(study), "target": target})
     if finished_count(study) < target:
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         job = WorkerJob(
             spec=spec,
             home=home,
@@ -88,10 +99,9 @@ def run_sweep(
             parent_run=parent_run,
         )
         try:
-            run_workers(job, workers, on_event=on_event, stop_level=stop_level)
+            run_workers(job, workers, on_event=on_event, stop_level=stop_level, on_death=heal)
         finally:
-            for line in reconcile(study, home, MlflowTracker(client, experiment_id, parent_run)):
-                say(line)
+            heal()
             finished = finished_count(study)
             parent.end(parent_run, "COMPLETE" if finished >= target else "FAIL", scores={}, tags={})
     finished = finished_count(study)
@@ -123,6 +133,12 @@ def require_images(spec: StudySpec, n: int) -> None:
     Raises:
         DataError: fewer images than the scoring protocol or the largest batch needs.
     """
+    batch = spec.largest_batch()
+    if n < batch:
+        raise DataError(
+            f"{n} usable images do not fill the largest batch of {spec.name}, {batch}",
+            "Give more images, or lower batch_size in the study.",
+        )
     needed = max(spec.scoring.final.reference, spec.scoring.rung.reference)
     if n < needed:
         raise DataError(
@@ -153,7 +169,8 @@ def _describe(
 ) -> None:
     study.set_user_attr("dataset", {**dataset, "images": n_images})
     study.set_user_attr("target", target)
-    study.set_user_attr("environment", tags)
+    if "environment" not in study.user_attrs or finished_count(study) < target:
+        study.set_user_attr("environment", tags)
     study.set_user_attr("mlflow_parent", parent_run)
     study.set_user_attr("final_metric", objective_name(spec.scoring.final))
     study.set_user_attr("rung_metric", objective_name(spec.scoring.rung))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from typing import Any
 
 import optuna
@@ -18,8 +19,9 @@ from optuna.pruners import (
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+from sqlalchemy.exc import DatabaseError
 
-from harness.errors import NotFoundError, SpecDrift
+from harness.errors import NotFoundError, SpecDrift, StorageError
 from harness.home import Home
 from harness.study.drift import changes
 from harness.study.hparams import derive_seed
@@ -38,7 +40,14 @@ def open_storage(home: Home) -> RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     home.root.mkdir(parents=True, exist_ok=True)
     with FileLock(home.root / ".optuna.lock"):
-        return RDBStorage(home.optuna_url, engine_kwargs={"connect_args": {"timeout": _BUSY_S}})
+        try:
+            return RDBStorage(home.optuna_url, engine_kwargs={"connect_args": {"timeout": _BUSY_S}})
+        except (DatabaseError, RuntimeError) as error:
+            first = str(error).splitlines()[0]
+            raise StorageError(
+                f"{home.root / 'optuna.db'} cannot be opened: {first}",
+                "If it is damaged, restore it from a backup, or move it away to begin anew.",
+            ) from None
 
 
 def open_study(spec: StudySpec, home: Home, *, resume_anyway: bool = False) -> optuna.Study:
@@ -58,8 +67,11 @@ def open_study(spec: StudySpec, home: Home, *, resume_anyway: bool = False) -> o
         study.set_user_attr("spec", json.dumps(spec.identity()))
         study.set_user_attr("spec_hash", spec.spec_hash)
         study.set_user_attr("description", spec.description)
-        if stored is None:
-            for preset in spec.presets:
+        if "uid" not in study.user_attrs:
+            study.set_user_attr("uid", uuid.uuid4().hex)
+        known = {trial.user_attrs.get("preset") for trial in study.get_trials(deepcopy=False)}
+        for preset in spec.presets:
+            if preset.name not in known:
                 study.enqueue_trial(preset.params, user_attrs={"preset": preset.name})
     return study
 
@@ -77,7 +89,10 @@ def load_study(name: str, home: Home) -> optuna.Study:
             f"no study {name!r} has been started in {home.root}",
             f"Started are: {', '.join(sorted(names)) or 'none'}. Start it with `make sweep STUDY={name}`.",
         )
-    return optuna.load_study(storage=storage, study_name=name)
+    study = optuna.load_study(storage=storage, study_name=name)
+    if "final_metric" not in study.user_attrs:
+        raise NotFoundError(f"study {name} was created, but never ran", f"`make sweep STUDY={name}` starts it.")
+    return study
 
 
 def _refuse_drift(spec: StudySpec, stored: dict[str, Any], resume_anyway: bool) -> None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from harness.data.store import open_store
 from harness.errors import DataError
 from harness.gan.trainer import Budget, Progress, Snapshot, train
 from harness.home import Home
-from harness.scoring.scorer import Scorers
+from harness.scoring.scorer import Scorer, Scorers
 from harness.study.hparams import HParams, digest
 from harness.study.spec import DataSpec, ScoreSpec
 from harness.sweep.attempt import Attempt
 from harness.sweep.objective import CHECKPOINT_EVERY_S, checked
+from harness.sweep.processes import exact_arithmetic
 from harness.sweep.provenance import provenance
 from harness.sweep.run import choose_device
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
@@ -29,7 +31,10 @@ _GRIDS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """A configuration with its data, seed, length (kimg) and scoring protocol."""
+    """A configuration with its data, seed, length (kimg) and scoring protocol.
+
+    ``fingerprint`` is of the images that the configuration was found on; training on others is said.
+    """
 
     study: str
     hparams: HParams
@@ -37,11 +42,12 @@ class Training:
     seed: int
     kimg: float
     scoring: ScoreSpec
+    fingerprint: str
 
     @property
     def name(self) -> str:
         """The folder's name: the same configuration and seed continue the same training, also for longer."""
-        return f"{self.study}-{digest([self.hparams.to_dict(), self.seed])[:8]}"
+        return f"{self.study}-{digest([self.hparams.to_dict(), self.seed, self.fingerprint])[:8]}"
 
 
 def run_training(
@@ -61,10 +67,14 @@ def run_training(
     Raises:
         HarnessError: data, weights, divergence, or a generator that cannot be scored.
     """
+    exact_arithmetic()
     hp, place = training.hparams, torch.device(choose_device(device))
     store = open_store(home, training.data, source, study=training.study, on_progress=lambda *_: None, say=say)
     if len(store) < training.scoring.reference:
         raise DataError(f"{len(store)} images are too few to score with {training.scoring.reference} real ones")
+    if store.fingerprint != training.fingerprint:
+        say("these are not the images that the configuration was found on: its score will not be comparable")
+        training = dataclasses.replace(training, fingerprint=store.fingerprint)
     images = store.tensor().to(place) if place.type == "cuda" else store.tensor()
     client = client_for(home)
     tracker = MlflowTracker(client, open_experiment(client, home, training.study))
@@ -80,7 +90,24 @@ def run_training(
         dataset_digest=store.fingerprint,
         dataset_source=training.data.source,
     )
-    attempt = Attempt(folder, hp, tracker, info, place)
+    attempt = Attempt(folder, hp, training.seed, tracker, info, place)
+    try:
+        return _train(attempt, training, images, place, scorer, stop, on_progress)
+    except BaseException as error:
+        attempt.end("FAIL", {}, {"reason": f"{type(error).__name__}: {error}"})
+        raise
+
+
+def _train(
+    attempt: Attempt,
+    training: Training,
+    images: Tensor,
+    place: torch.device,
+    scorer: Scorer,
+    stop: Callable[[], bool],
+    on_progress: Callable[[Progress], None],
+) -> str:
+    hp, folder = training.hparams, attempt.folder
     marks = tuple(training.kimg * k / _GRIDS for k in range(1, _GRIDS))
     for event in train(
         hp,
@@ -103,10 +130,11 @@ def run_training(
             attempt.grid(event, event.mark, final=event.mark == training.kimg)
         if event.mark == training.kimg:
             return _finish(attempt, event, hp, scorer, folder)
+    attempt.end("COMPLETE", {}, {"reason": "was trained already"})
     return f"already trained to {attempt.resumed_kimg:.1f} kimg: {folder}; give more with --kimg"
 
 
-def _finish(attempt: Attempt, event: Snapshot, hp: HParams, scorer: Any, folder: Path) -> str:
+def _finish(attempt: Attempt, event: Snapshot, hp: HParams, scorer: Scorer, folder: Path) -> str:
     scores = checked(scorer(event.generator, hp, all_metrics=True))
     attempt.publish(event)
     attempt.end("COMPLETE", scores.values, {"protocol_hash": scores.protocol_hash})

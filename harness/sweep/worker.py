@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
-from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import Diverged, SweepError
 from harness.study.spec import StudySpec
 from harness.sweep.objective import Degenerate, Env, Interrupted, objective
-from harness.sweep.storage import ask, images
+from harness.sweep.storage import ask, ask_lock, images
 
 # What a trial that diverged teaches the sampler: worse than any real score, and finite.
 DIVERGED_VALUE = 1e4
 # A trial whose worker dies this often is not tried again.
 MAX_CRASHES = 3
 _MAX_FAILURES_IN_A_ROW = 3
+# Reasons of a FAIL that is continued by another attempt.
+INTERRUPTED, KILLED = "interrupted", "its worker was killed"
 
 
 def work(study: optuna.Study, spec: StudySpec, env: Env, target: int) -> None:
@@ -53,14 +53,12 @@ def run_trial(study: optuna.Study, trial: optuna.Trial, spec: StudySpec, env: En
         state, reason = TrialState.PRUNED, f"diverged: {problem.problem}"
         teach_divergence(trial, problem, env)
     except Interrupted as stopped:
-        state, reason = TrialState.FAIL, f"interrupted: {stopped.problem}"
+        state, reason = TrialState.FAIL, f"{INTERRUPTED}: {stopped.problem}"
     except Exception as error:
         state, reason = TrialState.FAIL, f"{type(error).__name__}: {error}"
         error_text = traceback.format_exc()
     finish(study, trial, state, value, reason, error_text, env)
-    if reason.startswith("interrupted"):
-        requeue(study, trial.number, trial.params, trial.user_attrs, crashed=False)
-    return reason if state == TrialState.FAIL and not reason.startswith("interrupted") else ""
+    return reason if state == TrialState.FAIL and not reason.startswith(INTERRUPTED) else ""
 
 
 def teach_divergence(trial: optuna.Trial, problem: Diverged | Degenerate, env: Env) -> None:
@@ -86,7 +84,10 @@ def finish(
 ) -> None:
     """Tell the database first, for it is the truth; then the tracker."""
     trial.set_user_attr("reason", reason)
-    study.tell(trial, value, state=state)
+    with ask_lock(env.home):
+        study.tell(trial, value, state=state)
+        if reason.startswith(INTERRUPTED):
+            requeue(study, study.trials[trial.number], crashed=False)
     attempt = env.attempt
     if attempt is not None:
         scores = dict(trial.user_attrs.get("scores", {}))
@@ -103,14 +104,15 @@ def finish(
     )
 
 
-def requeue(
-    study: optuna.Study, number: int, params: Mapping[str, Any], attrs: Mapping[str, Any], *, crashed: bool
-) -> bool:
+def requeue(study: optuna.Study, trial: FrozenTrial, *, crashed: bool) -> bool:
     """Enqueue a trial again, to be continued from its newest checkpoint; False where it crashed too often."""
+    attrs = trial.user_attrs
     crashes = int(attrs.get("crashes", 0)) + crashed
     if crashes >= MAX_CRASHES:
         return False
     kept = {"preset": attrs["preset"]} if "preset" in attrs else {}
-    root = int(attrs.get("root", number))
-    study.enqueue_trial(dict(params), user_attrs={**kept, "root": root, "crashes": crashes, "retry_of": number})
+    # A preset that was killed before it suggested anything has its parameters only where Optuna enqueued them.
+    params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+    root = int(attrs.get("root", trial.number))
+    study.enqueue_trial(params, user_attrs={**kept, "root": root, "crashes": crashes, "retry_of": trial.number})
     return True

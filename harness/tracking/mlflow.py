@@ -160,7 +160,8 @@ class MlflowTracker:
         self.client.set_tag(run_id, _NOTE_TAG, cut)
 
     def _find(self, key: str) -> str | None:
-        runs = list(self._search(f"tags.`{KEY_TAG}` = '{key}'"))
+        of_parent = f" and tags.`{_PARENT_TAG}` = '{self.parent_id}'" if self.parent_id else ""
+        runs = list(self._search(f"tags.`{KEY_TAG}` = '{key}'{of_parent}"))
         return str(runs[0].info.run_id) if runs else None
 
     def _search(self, query: str) -> Iterator[Any]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 # Optuna's trial states as the tracker's run states (MLflow has no PRUNED).
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "RUNNING": "RUNNING"}
+
+
+T = TypeVar("T")
 
 
 class Point(NamedTuple):
@@ -60,6 +63,49 @@ class Tracker(Protocol):
 def finite(points: Iterable[Point]) -> list[Point]:
     """Only the points whose value is a finite number."""
     return [point for point in points if math.isfinite(point.value)]
+
+
+class ForgivingTracker:
+    """Passes everything on to another tracker; an error there is said once and stops nothing.
+
+    What a run's tracker cannot take is lost to it, not to the study: the database and the trial's folder have it, and
+    ``reconcile`` closes the run later.
+    """
+
+    def __init__(self, tracker: Tracker, say: Callable[[str], None]) -> None:
+        self.tracker, self.say = tracker, say
+        self._said = False
+
+    def start(self, info: RunInfo) -> str:
+        return self._try(lambda: self.tracker.start(info), "")
+
+    def log(self, run_id: str, points: Iterable[Point]) -> None:
+        self._in_run(run_id, lambda: self.tracker.log(run_id, points))
+
+    def image(self, run_id: str, name: str, step: int, pixels_HWC: np.ndarray) -> None:
+        self._in_run(run_id, lambda: self.tracker.image(run_id, name, step, pixels_HWC))
+
+    def artifact(self, run_id: str, path: Path, folder: str = "") -> None:
+        self._in_run(run_id, lambda: self.tracker.artifact(run_id, path, folder))
+
+    def end(self, run_id: str, state: str, *, scores: Mapping[str, float], tags: Mapping[str, str]) -> None:
+        self._in_run(run_id, lambda: self.tracker.end(run_id, state, scores=scores, tags=tags))
+
+    def runs_by_key(self) -> dict[str, tuple[str, str]]:
+        return self._try(self.tracker.runs_by_key, {})
+
+    def _in_run(self, run_id: str, action: Callable[[], None]) -> None:
+        if run_id:  # empty where the run could not be started
+            self._try(action, None)
+
+    def _try(self, action: Callable[[], T], otherwise: T) -> T:
+        try:
+            return action()
+        except Exception as error:  # whatever the tracking library raises, training goes on
+            if not self._said:
+                self._said = True
+                self.say(f"tracking failed ({type(error).__name__}: {str(error).splitlines()[0]}); training goes on")
+            return otherwise
 
 
 class NullTracker:

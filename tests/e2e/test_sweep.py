@@ -172,7 +172,7 @@ def test_a_score_is_checked_with_torch_fidelitys_own_command(project):
     ]
     assert len(lines) == 5
     for line in lines[1:4]:
-        project.run(*line.split()[1:])
+        project.run(*line.replace("PATH", str(project.images)).split()[1:], DATA="")
     command = [
         str(Path(sys.executable).with_name("fidelity")),
         *lines[4].split()[1:],
@@ -263,7 +263,7 @@ def test_ctrl_c_loses_nothing(tmp_path, weights_home, image_folder, presses):
     assert "the same command continues where this one stopped" in output
     first = project.record().trials[0]
     assert first.state == "FAIL"
-    assert ("interrupted" if presses == 1 else "killed") in first.reason
+    assert first.reason.startswith("interrupted")
     assert_mlflow_agrees(project)
     output = project.run("sweep", TRIALS="2")
     assert "2 of 2 trials finished" in output

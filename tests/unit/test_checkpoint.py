@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
 import os
 
 import pytest
@@ -74,16 +76,21 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_previous_one_used(tmp_path, hp):
-    state = {"hparams": hp.to_dict(), "extra": '{"curve": [], "rungs": {"100": 7.5}}'}
+    info = RunInfo(key="k", name="n", params={}, tags={}, dataset_digest="f")
+    identity = Attempt(tmp_path, hp, 1, MemoryTracker(), info, CPU).identity
+    state = {"extra": json.dumps({"curve": [], "rungs": {"100": 7.5}, "identity": identity})}
     save_checkpoint(tmp_path / "snapshot-000000010.pt", {**state, "step": 10})
     save_checkpoint(tmp_path / "snapshot-000000020.pt", {**state, "step": 20})
     newest = tmp_path / "snapshot-000000020.pt"
     newest.write_bytes(newest.read_bytes()[:-1])
-    attempt = Attempt(tmp_path, hp, MemoryTracker(), RunInfo(key="k", name="n", params={}, tags={}), CPU)
+    attempt = Attempt(tmp_path, hp, 1, MemoryTracker(), info, CPU)
     assert attempt.state is not None
     assert attempt.state["step"] == 10
     assert attempt.rungs == {100: 7.5}
     assert newest.with_suffix(".damaged").exists()
+    other_images = dataclasses.replace(info, dataset_digest="g")
+    assert Attempt(tmp_path, hp, 1, MemoryTracker(), other_images, CPU).state is None
+    assert Attempt(tmp_path, hp, 2, MemoryTracker(), info, CPU).state is None
 
 
 def test_published_weights_load_and_give_the_same_images(tmp_path, hp):

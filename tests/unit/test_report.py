@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.errors import SpecError
 from harness.report.ranking import rank
 from harness.report.render import build_report
 from harness.study.files import load_best, load_study
+from harness.study.hparams import HParams
 from harness.study.records import StudyRecord, TrialRecord
 
 SPEC = load_study("mnist32")
@@ -129,10 +131,17 @@ def test_a_trial_without_files_still_has_a_report(tmp_path):
 
 def test_best_toml_is_read_back(root, tmp_path):
     build_report(FULL, root, tmp_path / "a", {}, "PED-ANOVA")
-    tables = load_best(tmp_path / "a" / "best.toml")
-    assert tables["hparams"].to_dict() == FULL.trials[1].attrs["hparams"]
-    assert tables["training"] == {"seed": 7, "kimg": 27.0}
-    assert tables["score"] == {"metric": "fid500", "value": 40.25, "protocol_hash": "p1"}
+    path = tmp_path / "a" / "best.toml"
+    best = load_best(path)
+    assert HParams.from_params(best.hparams.params()).to_dict() == FULL.trials[1].attrs["hparams"]
+    assert (best.training.seed, best.training.kimg) == (7, 27.0)
+    with pytest.raises(SpecError, match="hparams.image_size") as caught:
+        path.write_text(
+            path.read_text().replace("image_size = 32", "image_size = 48").replace("seed = 7", 'seed = "a"')
+        )
+        load_best(path)
+    assert "training.seed" in caught.value.problem
+    assert best.score == {"metric": "fid500", "value": 40.25, "protocol_hash": "p1"}
 
 
 def test_scores_of_other_protocols_are_not_ranked():

@@ -79,6 +79,22 @@ def test_all_mistakes_are_reported_at_once_with_key_found_and_allowed():
         (('when = { activation_g = "leaky_relu" }', 'when = { bn = "all" }'), "is not a searched parameter"),
         (('name = "median"', 'name = "hyperband"\nreduction_factor = 9'), "at least reduction_factor = 9 times apart"),
         (("rungs = [0.1]", "rungs = [0.2, 0.1]"), "rungs must rise"),
+        (
+            ("choices = [8, 16]", "choices = [8.0, 16.0]"),
+            "space.batch_size: found 8.0; input should be a valid integer",
+        ),
+        (
+            ("choices = [8, 16]", 'choices = ["8", "16"]'),
+            "space.batch_size: found '8'; input should be a valid integer",
+        ),
+        (('type = "categorical"\nchoices = [8, 16]', 'type = "float"\nlow = 8\nhigh = 16'), "takes int or categorical"),
+        (("lr = 2e-4", 'lr = "2e-4"'), "presets.0.params.lr: found '2e-4'; input should be a valid number"),
+        (("ngf = 4", "ngf = true"), "fixed.ngf: found True; input should be a valid integer"),
+        (("ngf = 4", "ngf = 4\nlr_d = 1e-4"), "space.lr: lr_d is in [fixed] too"),
+        (("lr = 2e-4\n", ""), "presets.0.params: lr is missing, so it would be chosen at random"),
+        (("lr = 2e-4\n", "lr = 2e-4\nslope_g = 0.2\n"), "slope_g: is not searched with these other values"),
+        (("trials = 4", "trials = true"), "budget.trials: found True"),
+        (("[budget]", "[quick]\ntrials = 1\nkimg = 1\nrungs = [2]\nsamples = 20\nreference = 20\n[budget]"), "quick: "),
     ],
 )
 def test_single_mistakes(change, expected):

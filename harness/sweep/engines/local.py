@@ -39,7 +39,12 @@ class WorkerJob:
 
 
 def run_workers(
-    job: WorkerJob, workers: int, *, on_event: Callable[[Event], None], stop_level: Callable[[], int]
+    job: WorkerJob,
+    workers: int,
+    *,
+    on_event: Callable[[Event], None],
+    stop_level: Callable[[], int],
+    on_death: Callable[[], None],
 ) -> None:
     """Run worker processes until the study's target is reached, then return.
 
@@ -50,6 +55,7 @@ def run_workers(
         workers: how many processes.
         on_event: told everything that workers publish.
         stop_level: 0 to go on, 1 to stop at the next snapshot, 2 to stop at once.
+        on_death: called when a worker has died, before another takes its place: its trial must be queued again.
 
     Raises:
         HarnessError: a worker met an error that the user must see.
@@ -93,7 +99,8 @@ def run_workers(
                     "Out of memory? Lower WORKERS. What they did is kept: start again to go on.",
                 )
             else:
-                on_event({"doing": f"a worker died (exit code {process.exitcode}); starting another", "died": True})
+                on_death()
+                on_event({"doing": f"a worker died (exit code {process.exitcode}); starting another"})
                 running.append(_spawn(context, job, events, stop))
     _drain(events, on_event)
     if error:
@@ -135,10 +142,13 @@ def _work(job: WorkerJob, publish: Callable[[Event], None], should_stop: Callabl
 
     from harness.scoring.scorer import Scorers
     from harness.sweep.objective import Env
+    from harness.sweep.processes import exact_arithmetic
     from harness.sweep.storage import make_pruner, open_storage
     from harness.sweep.worker import work
     from harness.tracking.mlflow import MlflowTracker, client_for
+    from harness.tracking.tracker import ForgivingTracker
 
+    exact_arithmetic()
     torch.set_num_threads(job.cores)
     device = torch.device(job.device)
     images = job.store.tensor()
@@ -159,7 +169,7 @@ def _work(job: WorkerJob, publish: Callable[[Event], None], should_stop: Callabl
         home=job.home,
         images_NHWC=images,
         device=device,
-        tracker=MlflowTracker(client_for(job.home), job.experiment_id, job.parent_run),
+        tracker=ForgivingTracker(MlflowTracker(client_for(job.home), job.experiment_id, job.parent_run), say),
         final=final,
         rung=rung,
         dataset=job.dataset,
