@@ -85,7 +85,7 @@ def mlflow_children(project: Project):
 def assert_mlflow_agrees(project: Project) -> None:
     """One to one in number, state, parameters and final score."""
     record = project.record()
-    _, _, children = mlflow_children(project)
+    client, _, children = mlflow_children(project)
     by_trial = {int(run.data.tags["trial"]): run for run in children}
     started = [trial for trial in record.trials if trial.state != "WAITING"]
     assert len(children) == len(by_trial) == len(started)
@@ -95,8 +95,9 @@ def assert_mlflow_agrees(project: Project) -> None:
         assert run.info.run_id == trial.attrs["mlflow_run"]
         assert run.data.tags["trial_state"] == trial.state
         assert run.data.params == {name: str(value) for name, value in trial.attrs["hparams"].items()}
-        for step, value in list(trial.intermediate.items())[-1:]:
-            assert run.data.metrics["fid_mnv2_20"] == pytest.approx(value), step
+        if not trial.attrs.get("diverged"):
+            curve = client.get_metric_history(run.info.run_id, "fid_mnv2_20") if trial.intermediate else []
+            assert {point.step: point.value for point in curve} == pytest.approx(dict(trial.intermediate))
         if trial.state == "COMPLETE":
             assert run.data.metrics["fid20"] == pytest.approx(trial.value)
 
@@ -230,6 +231,13 @@ def test_too_few_images_is_an_error_before_training(project, tmp_path):
     assert not (tmp_path / "runs" / "trials").exists()
 
 
+def test_a_batch_larger_than_the_data_is_an_error_before_training(project, tmp_path):
+    space = TINY_STUDY.replace("choices = [8, 16]", "choices = [16, 64]")
+    (tmp_path / "large.toml").write_text(space)
+    output = project.run("sweep", str(tmp_path / "large.toml"), code=1, HARNESS_HOME=str(tmp_path / "runs"))
+    assert "40 usable images do not fill the largest batch of large, 64" in output
+
+
 def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
     seen = ""
     for line in process.stdout:
@@ -237,6 +245,26 @@ def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
         if re.search(pattern, line):
             return seen
     raise AssertionError(f"{pattern!r} never came:\n{seen}")
+
+
+def test_a_killed_worker_is_replaced_and_the_budget_reached(tmp_path, weights_home, image_folder):
+    root = tmp_path / "runs"
+    root.mkdir()
+    weights_home.private(weights_home.weights)
+    (root / "weights").symlink_to(weights_home.weights)
+    project = Project(tmp_path, Home(root), image_folder)
+    study = TINY_STUDY.replace("kimg = 0.4", "kimg = 6").replace("rungs = [0.1]", "rungs = [2]")
+    (tmp_path / "search_spaces" / "tiny.toml").write_text(study)
+    process = project.start("sweep", TRIALS="2")
+    wait_for(process, r"trial 0 starts")
+    os.kill(project.record().trials[0].attrs["worker"]["pid"], signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "its worker is gone, so it was failed" in output
+    record = project.record()
+    assert record.trials[0].reason == "its worker was killed"
+    assert sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials) == 2
+    assert_mlflow_agrees(project)
 
 
 @pytest.mark.parametrize("presses", [1, 2])

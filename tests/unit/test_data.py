@@ -217,6 +217,20 @@ def test_celeba_without_data_says_where_to_get_it(home):
         assert expected in text
 
 
+def test_a_member_that_its_decoder_chokes_on_is_left_out(home, mixed_folder, tmp_path):
+    archive = tmp_path / "photos.zip"
+    with zipfile.ZipFile(archive, "w") as out:
+        for path in sorted(mixed_folder.rglob("*.png")):
+            out.write(path, path.name)
+    data = bytearray(archive.read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 8] |= 1  # the first member claims to be encrypted
+    archive.write_bytes(data)
+    store = open_folder(home, archive)
+    assert len(store) == 5
+    assert "encrypted" in store.rejected["0.png"]
+
+
 def test_manifest_is_readable(home, mixed_folder):
     store = open_folder(home, mixed_folder)
     manifest = json.loads((store.path / "manifest.json").read_text())

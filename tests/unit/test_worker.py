@@ -216,3 +216,52 @@ def test_a_trial_that_ended_before_its_run_began_gets_one(study, env):
     study.tell(trial, state=optuna.trial.TrialState.FAIL)
     reconcile(study, env.home, env.tracker)
     assert env.tracker.runs["tiny/0"].status == "FAILED"
+
+
+def test_a_preset_killed_before_it_suggested_keeps_its_parameters(study, env):
+    trial = ask(study, SPEC, env.home, 99)
+    trial.set_user_attr("worker", {**this_process(), "start": "1"})
+    reconcile(study, env.home, env.tracker)
+    record = one(study, env)
+    assert record.attrs["preset"] == "paper"
+    assert record.params == {"lr": 2e-4, "batch_size": 16, "activation_g": "relu"}
+
+
+def test_an_interrupted_trial_is_queued_even_if_its_worker_died_right_after_saying_so(study, env):
+    import optuna
+
+    trial = ask(study, SPEC, env.home, 99)
+    trial.set_user_attr("reason", "interrupted: stopped at 1 kimg")
+    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    reconcile(study, env.home, env.tracker)
+    reconcile(study, env.home, env.tracker)
+    waiting = [record for record in to_record(study).trials if record.state == "WAITING"]
+    assert [record.attrs["retry_of"] for record in waiting] == [0], "once"
+
+
+def test_impatience_is_no_crash(study, env):
+    for _ in range(MAX_CRASHES + 1):
+        trial = ask(study, SPEC, env.home, 99)
+        trial.set_user_attr("worker", {**this_process(), "start": "1"})
+        reconcile(study, env.home, env.tracker, crashed=False)
+    assert to_record(study).trials[-1].state == "WAITING"
+
+
+def test_tracking_that_fails_stops_nothing(study, env):
+    from harness.tracking.tracker import ForgivingTracker
+
+    class Broken:
+        def __getattr__(self, name):
+            def fail(*_, **__):
+                raise ConnectionError("the server is gone")
+
+            return fail
+
+    said = []
+    env.tracker = ForgivingTracker(Broken(), said.append)
+    record = one(study, env)
+    assert (record.state, record.value) == ("COMPLETE", record.attrs["scores"]["fid20"])
+    assert said == ["tracking failed (ConnectionError: the server is gone); training goes on"]
+    healed = MemoryTracker()
+    reconcile(study, env.home, healed)
+    assert (healed.runs["tiny/0"].status, healed.runs["tiny/0"].scores) == ("FINISHED", record.attrs["scores"])
