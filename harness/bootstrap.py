@@ -1,7 +1,7 @@
 """From a fresh clone to an installed harness, with the standard library alone.
 
-``python3 -m harness VERB`` creates ``.venv`` and installs into it where needed, then runs the verb there. Inside an
-environment that has the harness installed already, nothing happens here.
+``python3 -m harness VERB`` creates ``.venv`` and installs into it where needed, then runs the verb there. The console
+command ``harness`` does none of this: it runs in whatever environment it was installed into.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _fail(message: str, code: int) -> None:
 
 
 def main() -> None:
-    """Run the verb in ``.venv``, made ready first, unless this interpreter runs from a ready environment."""
+    """Run the verb in ``.venv``, made ready first. ``HARNESS_NO_VENV`` set: run it here, as things are."""
     verb = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
     if not verb or verb == "clean" or os.environ.get("HARNESS_NO_VENV"):
         _run_here()

@@ -87,6 +87,7 @@ def placement(trials: pd.DataFrame, first_rung: pd.Series, metric: str) -> Figur
     labels = mean.map(lambda v: "" if pd.isna(v) else f"{v:.0f}") + count.map(lambda n: f"\nn = {n:.0f}" if n else "")
     figure, (axis,) = _figure(height=0.62 * len(mean) + 1.3)
     sns.heatmap(mean, annot=labels, fmt="", cmap="crest", ax=axis, cbar_kws={"label": f"mean {metric}"})
+    axis.grid(False)
     axis.set(xlabel="generator's activation", ylabel="BatchNorm placement")
     axis.tick_params(axis="y", rotation=0)
     return figure

@@ -27,8 +27,10 @@ def importances(study: optuna.Study) -> dict[str, float]:
     for trial in scored:
         value = trial.intermediate_values[min(trial.intermediate_values)]
         first_rung.add_trial(create_trial(params=trial.params, distributions=trial.distributions, value=value))
+    # A conditional parameter is known for some trials only, whose scores say as much about the condition.
+    common = sorted(set.intersection(*(set(trial.params) for trial in scored)))
     try:
-        found = get_param_importances(first_rung, evaluator=PedAnovaImportanceEvaluator())
+        found = get_param_importances(first_rung, evaluator=PedAnovaImportanceEvaluator(), params=common)
     except (RuntimeError, ValueError):
         return {}
     return {name: float(value) for name, value in found.items()}
