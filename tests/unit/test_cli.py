@@ -21,7 +21,9 @@ VERBS = ["setup", "sweep", "train", "report", "generate", "ui", "test", "lint", 
 
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, **environment}
+    # `make test` runs this: what make tells its own sub-makes must not reach the one that is tested.
+    own = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"}
+    env = {name: value for name, value in os.environ.items() if name not in own} | environment
     return subprocess.run(["make", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
