@@ -1,15 +1,16 @@
 # Verbs only: each recipe is one line that calls the harness. Variables reach it through the environment, unexpanded,
 # so that no value of theirs is ever read by make or by a shell.
 PYTHON ?= python3
-VARIABLES := STUDY DATA TRIALS WORKERS DEVICE QUICK KIMG CONFIG
+VARIABLES := STUDY RECIPE VARIANT DATA TRIALS WORKERS DEVICE QUICK KIMG SAMPLES SEED CONFIG
 $(foreach v,$(VARIABLES),$(if $(value $(v)),$(eval override $(v) := $$(value $(v)))$(eval export $(v))))
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep train report generate ui test lint bench doctor clean
+.PHONY: help setup sweep train recipes report generate ui test lint bench doctor clean
 
 help: ; @$(PYTHON) -m harness
 setup: ; @$(PYTHON) -m harness setup
 sweep: ; @$(PYTHON) -m harness sweep
 train: ; @$(PYTHON) -m harness train
+recipes: ; @$(PYTHON) -m harness recipes
 report: ; @$(PYTHON) -m harness report
 generate: ; @$(PYTHON) -m harness generate
 ui: ; @$(PYTHON) -m harness ui

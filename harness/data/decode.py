@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 
 # More pixels than this in one file are refused (a decompression bomb, or a scan that would fill the memory).
 MAX_PIXELS = 100_000_000
@@ -20,15 +20,23 @@ class Rejected(Exception):
     """This file cannot be used; the message says why."""
 
 
+_FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preparation:
-    """How files become pixels; part of a store's identity. Resizing is Pillow's bicubic, which antialiases."""
+    """How files become pixels; part of a store's identity. Pillow's filters antialias."""
 
     image_size: int
     channels: int
-    crop: str | int = "square"
-    resample: str = "bicubic, antialiased"
-    decoder: str = f"2, Pillow {PIL.__version__}"
+    crop: str | int | tuple[int, int, int, int] = "square"
+    resample: str = "bicubic"
+    sharpen: float = 1.0
+    decoder: str = f"3, Pillow {PIL.__version__}"
 
 
 def decode(payload: bytes, prep: Preparation) -> tuple[np.ndarray, str]:
@@ -50,19 +58,44 @@ def decode(payload: bytes, prep: Preparation) -> tuple[np.ndarray, str]:
             raise
         except Exception as error:
             raise Rejected(f"unreadable: {error}") from None
-    crop = prep.image_size if prep.crop == "square" else int(prep.crop)
-    if min(image.size) < crop:
-        raise Rejected(f"{width}x{height} px is smaller than {crop} px")
+    needed = (prep.image_size,) * 2
+    if isinstance(prep.crop, int):
+        needed = (prep.crop,) * 2
+    elif isinstance(prep.crop, tuple):
+        left, top, wide, high = prep.crop
+        needed = (left + wide, top + high)
+    if width < needed[0] or height < needed[1]:
+        shown = f"{needed[0]} px" if needed[0] == needed[1] else f"{needed[0]}x{needed[1]} px"
+        raise Rejected(f"{width}x{height} px is smaller than {shown}")
     notes = [f"first of {frames} frames"] if frames > 1 else []
     image = _oriented(image, notes)
-    image = _plain(image, prep.channels, notes)
-    side = min(image.size) if prep.crop == "square" else int(prep.crop)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    size = (prep.image_size, prep.image_size)
-    # Cropped first: resize(box=…) would let pixels outside the box bleed in.
-    resized = image.crop((left, top, left + side, top + side)).resize(size, Image.Resampling.BICUBIC)
-    pixels = np.asarray(resized, dtype=np.uint8)
-    return pixels.reshape(prep.image_size, prep.image_size, prep.channels), ", ".join(notes)
+    return fit(_plain(image, prep.channels, notes), prep), ", ".join(notes)
+
+
+def fit(image: Image.Image, prep: Preparation) -> np.ndarray:
+    """Crop, resize and sharpen a grey or RGB image; uint8, shape (image_size, image_size, channels)."""
+    size, how = prep.image_size, _FILTERS[prep.resample]
+    if prep.crop == "after_resize":
+        # As torchvision's Resize and CenterCrop, rounding included.
+        short = min(image.size)
+        image = image.resize((int(size * image.width / short), int(size * image.height / short)), how)
+        image = _centre(image, size)
+    elif isinstance(prep.crop, tuple):
+        left, top, wide, high = prep.crop
+        image = image.crop((left, top, left + wide, top + high))
+    elif prep.crop != "none":
+        # Cropped first: resize(box=…) would let pixels outside the box bleed in.
+        image = _centre(image, min(image.size) if prep.crop == "square" else int(prep.crop))
+    if image.size != (size, size):
+        image = image.resize((size, size), how)
+    if prep.sharpen != 1.0:
+        image = ImageEnhance.Sharpness(image).enhance(prep.sharpen)
+    return np.asarray(image, dtype=np.uint8).reshape(size, size, prep.channels)
+
+
+def _centre(image: Image.Image, side: int) -> Image.Image:
+    left, top = round((image.width - side) / 2), round((image.height - side) / 2)
+    return image.crop((left, top, left + side, top + side))
 
 
 def _oriented(image: Image.Image, notes: list[str]) -> Image.Image:

@@ -8,19 +8,18 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock
 
 from harness import atomic
-from harness.data.decode import Preparation, decode_chunk
-from harness.data.sources import CELEBA_HELP, Listing, list_images, mnist_images
+from harness.data import arrays
+from harness.data.material import Material, of_array_set, of_files, of_mnist
+from harness.data.sources import CELEBA_HELP
 from harness.errors import DataError
 from harness.home import Home
 from harness.study.hparams import digest
@@ -29,9 +28,9 @@ from harness.study.spec import DataSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-_CHUNK = 200
 # Free space that must remain after a store is written.
 _RESERVE_BYTES = 200 * 2**20
+_PIECE_BYTES = 16 * 2**20
 _ARRAY, _MANIFEST = "images.npy", "manifest.json"
 
 OnProgress = Callable[[int, int], None]
@@ -55,11 +54,32 @@ class ImageStore:
     def rejected(self) -> dict[str, str]:
         return dict(self.manifest["rejected"])
 
+    @property
+    def split_rule(self) -> str:
+        """How images were held out."""
+        return str(self.manifest["split"])
+
+    @property
+    def n_train(self) -> int:
+        """Images to train on; those held out come after them."""
+        return int(self.manifest["train"])
+
+    @property
+    def n_held_out(self) -> int:
+        return int(self.manifest["shape"][0]) - self.n_train
+
     def __len__(self) -> int:
-        return int(self.manifest["shape"][0])
+        return self.n_train
 
     def tensor(self) -> Tensor:
-        """The images as a tensor over the memory map: pages are read when they are indexed."""
+        """The images to train on, as a tensor over the memory map: pages are read when they are indexed."""
+        return self._all()[: self.n_train]
+
+    def held_out(self) -> Tensor:
+        """The images held out of training, as a tensor over the memory map; empty where none are."""
+        return self._all()[self.n_train :]
+
+    def _all(self) -> Tensor:
         import torch  # preparing images needs no torch, and starts sooner without
 
         array = np.load(self.path / _ARRAY, mmap_mode="r")
@@ -73,7 +93,7 @@ class ImageStore:
         Raises:
             DataError: they differ.
         """
-        if _fingerprint(np.load(self.path / _ARRAY, mmap_mode="r")) != self.fingerprint:
+        if _fingerprint(self.path / _ARRAY, self.n_train) != self.fingerprint:
             raise DataError(f"the image store {self.path} is damaged", "Delete that folder; it is built again.")
 
 
@@ -84,28 +104,23 @@ def open_store(
 
     Args:
         home: stores live under ``data/``.
-        data: source, size and crop.
-        source: folder or zip for ``celeba`` and ``folder``; None for embedded data.
+        data: source, size, crop and split.
+        source: folder or zip; None for embedded data, and for sets that torchvision can download.
         study: named in the help on getting data.
-        on_progress: told (done, total) files.
-        say: told what was rejected or converted.
+        on_progress: told (done, total) images.
+        say: told what was rejected, converted or downloaded.
 
     Raises:
         DataError: no data given, no image usable, disk too full, or the store is damaged.
     """
-    prep = Preparation(image_size=data.image_size, channels=data.channels, crop=data.crop)
-    if data.source == "mnist":
-        identity: dict[str, Any] = {"source": "mnist", "images": 5000, "prep": asdict(prep)}
-        return _open(home, "mnist", identity, lambda out: _fill_mnist(out, prep), 5000, prep)
-    if source is None:
-        raise _missing_data(data, study)
-    listing = list_images(source.resolve())
-    identity = {"source": str(listing.root), "files": listing.signature, "prep": asdict(prep)}
-
-    def fill(out: np.ndarray) -> tuple[int, dict[str, str], dict[str, str]]:
-        return _fill_files(out, listing, prep, on_progress)
-
-    store = _open(home, data.source, identity, fill, len(listing.members), prep)
+    material = find_material(home, data, source, study=study, say=say)
+    folder = store_folder(home, material)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if not (folder / _MANIFEST).is_file():
+            _build(folder, material, on_progress)
+    store = ImageStore(folder, json.loads((folder / _MANIFEST).read_text()))
+    store.verify()
     for name, why in list(store.rejected.items())[:20]:
         say(f"left out {name}: {why}")
     if len(store.rejected) > 20:
@@ -113,30 +128,59 @@ def open_store(
     return store
 
 
-def _missing_data(data: DataSpec, study: str) -> DataError:
-    size_mb = 202_599 * data.image_size**2 * data.channels / 1e6
-    if data.source == "celeba":
-        return DataError(f"study {study} needs CelebA", CELEBA_HELP.format(study=study, size_mb=size_mb))
-    return DataError(f"study {study} needs images", "Pass DATA=/path/to/a/folder/or/zip of images.")
+def find_material(
+    home: Home,
+    data: DataSpec,
+    source: Path | None,
+    *,
+    study: str,
+    say: Callable[[str], None],
+    may_download: bool = True,
+) -> Material:
+    """The images of a data section, found but not prepared; nothing is written unless they are downloaded.
+
+    Raises:
+        DataError: they are not there.
+    """
+    if data.source == "mnist":
+        return of_mnist(data)
+    if data.source in arrays.SETS:
+        if source is None:
+            source = home.within("downloads", data.source)
+            if may_download:
+                arrays.download(data.source, source, held_out=data.held_out is not None, say=say)
+        return of_array_set(data, source.resolve(), say)
+    if source is None:
+        raise _missing_data(data, study)
+    return of_files(data, source)
 
 
-Fill = Callable[[np.ndarray], tuple[int, dict[str, str], dict[str, str]]]
+def store_folder(home: Home, material: Material) -> Path:
+    """Where the store of these images is, or will be."""
+    return home.within("data", f"{material.label}-{material.prep.image_size}-{digest(material.identity)}")
 
 
-def _open(home: Home, label: str, identity: dict[str, Any], fill: Fill, count: int, prep: Preparation) -> ImageStore:
-    name = f"{label}-{prep.image_size}-{digest(identity)}"
-    folder = home.within("data", name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{name}.lock"):
-        if not (folder / _MANIFEST).is_file():
-            _build(folder, fill, (count, prep.image_size, prep.image_size, prep.channels))
+def existing_store(home: Home, material: Material) -> ImageStore | None:
+    """The store of these images if it was prepared, verified."""
+    folder = store_folder(home, material)
+    if not (folder / _MANIFEST).is_file():
+        return None
     store = ImageStore(folder, json.loads((folder / _MANIFEST).read_text()))
     store.verify()
     return store
 
 
-def _build(folder: Path, fill: Fill, shape: tuple[int, int, int, int]) -> None:
-    needed = 2 * int(np.prod(shape))  # all files, then those that are usable, side by side until the end
+def _missing_data(data: DataSpec, study: str) -> DataError:
+    size_mb = 202_599 * data.image_size**2 * data.channels / 1e6
+    if data.source == "celeba":
+        return DataError(f"{study} needs CelebA", CELEBA_HELP.format(size_mb=size_mb))
+    return DataError(f"{study} needs images", "Pass DATA=/path/to/a/folder/or/zip of images.")
+
+
+def _build(folder: Path, material: Material, on_progress: OnProgress) -> None:
+    prep, count = material.prep, material.count
+    shape = (count, prep.image_size, prep.image_size, prep.channels)
+    needed = int(np.prod(shape))
     free = shutil.disk_usage(folder.parent).free
     if free < needed + _RESERVE_BYTES:
         raise DataError(
@@ -147,23 +191,8 @@ def _build(folder: Path, fill: Fill, shape: tuple[int, int, int, int]) -> None:
         shutil.rmtree(stale, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
     try:
-        out = _allocate(temporary / "raw.npy", shape)
-        used, rejected, notes = fill(out)
-        if not used:
-            first = next(iter(rejected.items()), ("", "no file"))
-            raise DataError(f"none of {shape[0]} files is usable; the first, {first[0]}: {first[1]}")
-        final = _allocate(temporary / _ARRAY, (used, *shape[1:]))
-        for start in range(0, used, 4096):
-            final[start : min(used, start + 4096)] = out[start : min(used, start + 4096)]
-        final.flush()
-        manifest = {
-            "shape": list(final.shape),
-            "fingerprint": _fingerprint(final),
-            "rejected": rejected,
-            "converted": notes,
-        }
-        del out, final
-        (temporary / "raw.npy").unlink()
+        manifest = _write_array(temporary / _ARRAY, material, shape, on_progress)
+        manifest["fingerprint"] = _fingerprint(temporary / _ARRAY, manifest["train"])
         atomic.write_text(temporary / _MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
         temporary.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)  # without a manifest it is not a store
@@ -175,61 +204,63 @@ def _build(folder: Path, fill: Fill, shape: tuple[int, int, int, int]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
-    """A memory-mapped array whose space is taken now: a full disk is an OSError here, not a SIGBUS later."""
-    array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return array
-
-
-def _fingerprint(array: np.ndarray) -> str:
-    total = hashlib.sha256(str(array.shape).encode())
-    for start in range(0, len(array), 4096):
-        total.update(np.ascontiguousarray(array[start : start + 4096]).data)
-    return total.hexdigest()
-
-
-def _fill_mnist(out: np.ndarray, prep: Preparation) -> tuple[int, dict[str, str], dict[str, str]]:
-    """Digits keep their pixels: 28 px are centred on black in 32 px, and resized for other sizes."""
-    images = np.pad(mnist_images(), ((0, 0), (2, 2), (2, 2)))
-    if prep.image_size != 32:
-        from PIL import Image
-
-        size = (prep.image_size, prep.image_size)
-        images = np.stack([np.asarray(Image.fromarray(i).resize(size, Image.Resampling.BICUBIC)) for i in images])
-    out[:] = images[..., None]
-    return len(images), {}, {}
-
-
-def _fill_files(
-    out: np.ndarray, listing: Listing, prep: Preparation, on_progress: OnProgress
-) -> tuple[int, dict[str, str], dict[str, str]]:
-    used = done = 0
+def _write_array(
+    path: Path, material: Material, shape: tuple[int, int, int, int], on_progress: OnProgress
+) -> dict[str, Any]:
+    """Write usable images one after the other, whatever their number, in little memory; return the manifest."""
     rejected: dict[str, str] = {}
     notes: dict[str, str] = {}
-    chunks = list(_parts(listing.members, _CHUNK))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores, len(chunks))
-    # spawn: the parent may hold threads (torch, the live table) that must not be forked.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = pool.map(decode_chunk, (listing.root for _ in chunks), (listing.is_zip for _ in chunks), chunks,
-                        (prep for _ in chunks))  # fmt: skip
-        for members, results in zip(chunks, jobs, strict=True):
-            for member, (pixels, note) in zip(members, results, strict=True):
+    done = used = train = 0
+    with path.open("w+b") as file:
+        _write_header(file, shape)
+        start = file.tell()
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not after an hour
+            os.posix_fallocate(file.fileno(), 0, start + int(np.prod(shape)))
+        for chunk in material.items():
+            for name, pixels, note in chunk:
+                done += 1
                 if pixels is None:
-                    rejected[member] = note
+                    rejected[name] = note
                     continue
-                out[used] = pixels
-                used += 1
                 if note:
-                    notes[member] = note
-            done += len(members)
-            on_progress(done, len(listing.members))
-    return used, rejected, notes
+                    notes[name] = note
+                file.write(np.ascontiguousarray(pixels).data)
+                used += 1
+                train += done <= material.n_train
+            on_progress(done, material.count)
+        if not train:
+            first = next(iter(rejected.items()), ("", "no file"))
+            raise DataError(f"none of {done} files is usable; the first, {first[0]}: {first[1]}")
+        file.truncate()
+        file.seek(0)
+        _write_header(file, (used, *shape[1:]))
+        assert file.tell() == start, "NumPy reserves room for the number of rows to change"
+        file.flush()
+        os.fsync(file.fileno())
+    return {
+        "shape": [used, *shape[1:]],
+        "train": train,
+        "source": material.label,
+        "split": material.split_rule,
+        "preparation": asdict(material.prep),
+        "rejected": rejected,
+        "converted": notes,
+    }
 
 
-def _parts(members: tuple[str, ...], size: int) -> Iterator[tuple[str, ...]]:
-    for start in range(0, len(members), size):
-        yield members[start : start + size]
+def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _fingerprint(path: Path, train: int) -> str:
+    """sha256 of shape, pixels, and of where the held-out images begin; read in pieces, not mapped."""
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, _ = np.lib.format.read_array_header_1_0(file)
+        total = hashlib.sha256(str(shape).encode())
+        while piece := file.read(_PIECE_BYTES):
+            total.update(piece)
+    if train != shape[0]:
+        total.update(f"train {train}".encode())
+    return total.hexdigest()

@@ -58,7 +58,7 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def _to_device(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    keep_on_cpu = ("epoch_rng", "noise_rng")
+    keep_on_cpu = ("epoch_rng", "noise_rng", "flip_rng")
     return {
         key: value.to(device) if isinstance(value, torch.Tensor) and key not in keep_on_cpu else value
         for key, value in state.items()

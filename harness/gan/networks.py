@@ -1,7 +1,7 @@
-"""Generator and discriminator of Radford et al. (2016), for images of 16 to 256 px.
+"""Generator and discriminator of Radford et al. (2016), and of what people made of them, for images of 16 to 256 px.
 
-``z`` becomes a 4x4 map, and stride-2 transposed convolutions double it up to the image (section 3 and figure 1); the
-discriminator mirrors it. Widths halve from block to block down to ``ngf`` and up from ``ndf``.
+``z`` becomes a small map, and stride-2 transposed convolutions double it up to the image (section 3 and figure 1); the
+discriminator mirrors it. What each layer is follows from the configuration: :mod:`harness.study.architecture`.
 """
 
 from __future__ import annotations
@@ -12,29 +12,38 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from harness.study.architecture import Layer, discriminator_layers, generator_layers
 from harness.study.hparams import HParams
-
-LATENT_LAWS = ("normal", "uniform")
 
 
 def latent_noise(shape: tuple[int, ...], law: str, generator: torch.Generator) -> Tensor:
-    """Draw z: N(0, 1) for ``normal``, U(-1, 1) for ``uniform``, on the generator's device."""
+    """Draw z on the generator's device.
+
+    ``normal`` is N(0, 1), ``uniform`` U(-1, 1), and ``truncated_normal`` N(0, 1) given that it lies within [-1, 1].
+    """
     if law == "normal":
         return torch.randn(shape, generator=generator, device=generator.device)
-    return torch.rand(shape, generator=generator, device=generator.device).mul_(2).sub_(1)
+    return from_uniform(torch.rand(shape, generator=generator, device=generator.device), law)
 
 
-def _activation(name: str, slope: float) -> nn.Module:
-    return nn.LeakyReLU(slope, inplace=True) if name == "leaky_relu" else nn.ReLU(inplace=True)
+def from_uniform(u: Tensor, law: str) -> Tensor:
+    """Map U(0, 1) to z of a law that is defined by it: ``uniform``, or ``truncated_normal``."""
+    if law == "uniform":
+        return u * 2 - 1
+    return math.sqrt(2) * torch.erfinv((u * 2 - 1) * math.erf(1 / math.sqrt(2)))
 
 
-def _has_bias(hp: HParams, normalised: bool) -> bool:
-    return {"auto": not normalised, "never": False, "always": True}[hp.conv_bias]
-
-
-def _halvings(hp: HParams) -> int:
-    """Stride-2 steps between the image and the 4x4 map."""
-    return int(math.log2(hp.image_size)) - 2
+def _following(layer: Layer, activation: str, slope: float, eps: float, momentum: float) -> list[nn.Module]:
+    modules: list[nn.Module] = []
+    for kind in layer.order:
+        if kind == "bn":
+            modules.append(nn.BatchNorm2d(layer.outputs, eps=eps, momentum=momentum))
+        else:
+            # In place, but not over the output of another activation, which that one's gradient needs.
+            inplace = not isinstance(modules[-1] if modules else None, nn.LeakyReLU | nn.ReLU)
+            leaky = activation == "leaky_relu"
+            modules.append(nn.LeakyReLU(slope, inplace) if leaky else nn.ReLU(inplace))
+    return modules
 
 
 class Generator(nn.Module):
@@ -42,29 +51,27 @@ class Generator(nn.Module):
 
     def __init__(self, hp: HParams) -> None:
         super().__init__()
-        inside, outside = hp.bn in ("generator", "paper", "all"), hp.bn == "all"
-        steps = _halvings(hp)
-        width = hp.ngf * 2 ** (steps - 1)
-        layers: list[nn.Module] = [nn.ConvTranspose2d(hp.z_dim, width, 4, bias=_has_bias(hp, inside))]
-        layers += [nn.BatchNorm2d(width)] if inside else []
-        layers += [_activation(hp.activation_g, hp.slope_g)]
-        padding, output_padding = {3: (1, 1), 4: (1, 0), 5: (2, 1)}[hp.kernel_size]
-        for step in range(steps):
-            last = step == steps - 1
-            narrower = hp.channels if last else width // 2
-            normalised = outside if last else inside
+        first, *upsampling = generator_layers(hp)
+        self.linear = hp.ends == "linear"
+        layers: list[nn.Module] = []
+        if self.linear:
+            layers.append(nn.Linear(hp.z_dim, first.outputs * first.size**2, bias=first.bias))
+            layers.append(nn.Unflatten(1, (first.outputs, first.size, first.size)))
+        else:
+            layers.append(nn.ConvTranspose2d(hp.z_dim, first.outputs, first.kernel, bias=first.bias))
+        act, slope = hp.activation_g, hp.slope_g
+        layers += _following(first, act, slope, hp.bn_eps, hp.bn_momentum_projection)
+        for up in upsampling:
             layers.append(
                 nn.ConvTranspose2d(
-                    width, narrower, hp.kernel_size, 2, padding, output_padding, bias=_has_bias(hp, normalised)
+                    up.inputs, up.outputs, up.kernel, up.stride, up.padding, up.output_padding, bias=up.bias
                 )
             )
-            layers += [nn.BatchNorm2d(narrower)] if normalised else []
-            layers.append(nn.Tanh() if last else _activation(hp.activation_g, hp.slope_g))
-            width = narrower
-        self.layers = nn.Sequential(*layers)
+            layers += _following(up, act, slope, hp.bn_eps, hp.bn_momentum)
+        self.layers = nn.Sequential(*layers, nn.Tanh())
 
     def forward(self, z: Tensor) -> Tensor:
-        images: Tensor = self.layers(z[:, :, None, None])
+        images: Tensor = self.layers(z if self.linear else z[:, :, None, None])
         return images
 
 
@@ -73,18 +80,14 @@ class Discriminator(nn.Module):
 
     def __init__(self, hp: HParams) -> None:
         super().__init__()
-        inside, outside = hp.bn in ("discriminator", "paper", "all"), hp.bn == "all"
-        padding = {3: 1, 4: 1, 5: 2}[hp.kernel_size]
         layers: list[nn.Module] = []
-        width = hp.channels
-        for step in range(_halvings(hp)):
-            wider = hp.ndf if step == 0 else width * 2
-            normalised = outside if step == 0 else inside
-            layers.append(nn.Conv2d(width, wider, hp.kernel_size, 2, padding, bias=_has_bias(hp, normalised)))
-            layers += [nn.BatchNorm2d(wider)] if normalised else []
-            layers.append(_activation(hp.activation_d, hp.slope_d))
-            width = wider
-        layers.append(nn.Conv2d(width, 1, 4, bias=_has_bias(hp, False)))
+        for down in discriminator_layers(hp):
+            layers.append(nn.Conv2d(down.inputs, down.outputs, down.kernel, down.stride, down.padding, bias=down.bias))
+            layers += _following(down, hp.activation_d, hp.slope_d, hp.bn_eps, hp.bn_momentum)
+        if hp.ends == "linear":
+            layers += [nn.Flatten(), nn.Linear(down.outputs * down.size**2, 1)]
+        else:
+            layers.append(nn.Conv2d(down.outputs, 1, down.size, bias=hp.conv_bias_d != "never"))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -95,21 +98,37 @@ class Discriminator(nn.Module):
 def initialise(network: nn.Module, hp: HParams, generator: torch.Generator) -> None:
     """Fill all weights in place, from ``generator`` alone.
 
-    ``normal``: convolutions N(0, init_std), BatchNorm scales N(1, init_std), every bias 0 (Radford et al., section 4).
-    ``default``: PyTorch's own law, Kaiming uniform with a = sqrt(5).
+    ``normal``: convolutions and linear layers N(0, init_std), BatchNorm scales N(1, init_std), every bias 0 (Radford
+    et al., section 4). ``normal_weights``: the same, but BatchNorm starts at scale 1. ``default``: PyTorch's own law,
+    Kaiming uniform with a = sqrt(5). ``linear_fan_in``: linear layers N(0, 1/sqrt(inputs)) with bias 0, all else
+    default. ``glorot``: Glorot and Bengio (2010) uniform, every bias 0. With ``bias_init="default"`` biases are drawn
+    as PyTorch does.
     """
     with torch.no_grad():
         for module in network.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                if hp.init == "normal":
-                    nn.init.normal_(module.weight, 0.0, hp.init_std, generator=generator)
-                else:
-                    nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
-                if module.bias is not None:
-                    bound = 0.0 if hp.init == "normal" else 1 / math.sqrt(module.weight[0].numel())
-                    nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                _initialise_weights(module, hp, generator)
             elif isinstance(module, nn.BatchNorm2d) and hp.init == "normal":
                 nn.init.normal_(module.weight, 1.0, hp.init_std, generator=generator)
+
+
+def _initialise_weights(
+    module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, hp: HParams, generator: torch.Generator
+) -> None:
+    inputs = module.weight[0].numel()
+    default = hp.init == "default"
+    if hp.init == "linear_fan_in":
+        default = not isinstance(module, nn.Linear)
+    if default:
+        nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
+    elif hp.init == "glorot":
+        nn.init.xavier_uniform_(module.weight, generator=generator)
+    else:
+        std = 1 / math.sqrt(inputs) if hp.init == "linear_fan_in" else hp.init_std
+        nn.init.normal_(module.weight, 0.0, std, generator=generator)
+    if module.bias is not None:
+        bound = 1 / math.sqrt(inputs) if default or hp.bias_init == "default" else 0.0
+        nn.init.uniform_(module.bias, -bound, bound, generator=generator)
 
 
 def build(hp: HParams, seed: int, device: torch.device) -> tuple[Generator, Discriminator]:

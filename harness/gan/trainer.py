@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import DataError, Diverged
-from harness.gan.losses import discriminator_loss, generator_loss
+from harness.gan.losses import fake_loss, generator_loss, real_loss
 from harness.gan.networks import Discriminator, Generator, build, latent_noise
 from harness.study.hparams import HParams, derive_seed
 
@@ -69,6 +69,12 @@ def total_steps(hp: HParams, budget: Budget) -> int:
     return max(1, math.ceil(budget.kimg * 1000 / hp.images_per_step))
 
 
+def epoch_kimg(hp: HParams, n_images: int) -> float:
+    """Length of one pass over ``n_images`` images (kimg); a smaller last batch, where it is used, counts as full."""
+    batches = n_images / hp.batch_size
+    return (math.floor(batches) if hp.last_batch == "drop" else math.ceil(batches)) * hp.batch_size / 1000
+
+
 def train(
     hp: HParams,
     images_NHWC: Tensor,
@@ -81,9 +87,9 @@ def train(
 ) -> Iterator[Progress | Snapshot]:
     """Train a DCGAN on uint8 images; the same seed on the same device gives the same result.
 
-    Per step: ``n_dis`` discriminator updates, each on a fresh real batch, then one generator update, which reuses the
-    last fake batch (Goodfellow et al. 2014, algorithm 1, with Adam; the reuse leaves the generator's gradient exact,
-    because the generator has not changed in between). Images are scaled to [-1, 1] on the device.
+    Per step: ``n_dis`` discriminator updates, each on a new real batch, then one generator update (Goodfellow et al.
+    2014, algorithm 1, with Adam). With ``g_noise="reuse"`` that is on the last fake batch, whose gradient is exact,
+    because the generator has not changed in between; with ``fresh`` on new noise. Images are scaled on the device.
 
     Args:
         hp: the configuration.
@@ -107,13 +113,16 @@ def train(
     if resume is not None:
         run.load(resume)
     last = total_steps(hp, budget)
-    marks = {total_steps(hp, Budget(kimg=mark)): mark for mark in budget.snapshots_kimg if mark < budget.kimg}
-    marks[last] = budget.kimg
+    marks: dict[int, list[float]] = {}
+    for mark in [mark for mark in budget.snapshots_kimg if mark < budget.kimg] + [budget.kimg]:
+        # Marks closer than a large batch fall on one step; each is answered.
+        marks.setdefault(total_steps(hp, Budget(kimg=mark)), []).append(mark)
     interval = budget.progress_kimg or min(1.0, budget.kimg / 20)
     every = max(1, round(interval * 1000 / hp.images_per_step))
     if resume is not None and run.step in marks:
         # Whoever was interrupted may not have come to act on this mark.
-        yield run.snapshot(marks[run.step])
+        for mark in marks[run.step]:
+            yield run.snapshot(mark)
     started, since = time.perf_counter(), run.step
     while run.step < last:
         run.advance()
@@ -126,7 +135,8 @@ def train(
                 yield run.snapshot(None)
             started, since = time.perf_counter(), run.step
         if run.step in marks:
-            yield run.snapshot(marks[run.step])
+            for mark in marks[run.step]:
+                yield run.snapshot(mark)
             started, since = time.perf_counter(), run.step
 
 
@@ -144,12 +154,15 @@ class _Run:
         self.discriminator: Discriminator
         self.generator, self.discriminator = build(hp, derive_seed(seed, "weights"), device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False) if hp.ema else None
-        betas = (hp.beta1, hp.beta2)
+        settings: dict[str, Any] = {"betas": (hp.beta1, hp.beta2), "eps": hp.adam_eps, "weight_decay": hp.weight_decay}
         # fused: one pass over all parameters, and the only Adam that can skip a step without a host round trip.
-        self.opt_g = torch.optim.Adam(self.generator.parameters(), hp.lr_g, betas, fused=True)
-        self.opt_d = torch.optim.Adam(self.discriminator.parameters(), hp.lr_d, betas, fused=True)
+        of_g, of_d = list(self.generator.parameters()), list(self.discriminator.parameters())
+        moved = [*of_g, *of_d] if hp.g_step_trains_d else of_g
+        self.opt_g = torch.optim.Adam(moved, hp.lr_g, fused=True, **settings)
+        self.opt_d = torch.optim.Adam(of_d, hp.lr_d, fused=True, **settings)
         self.order_rng = torch.Generator().manual_seed(derive_seed(seed, "order"))
         self.noise_rng = torch.Generator(device).manual_seed(derive_seed(seed, "noise"))
+        self.flip_rng = torch.Generator().manual_seed(derive_seed(seed, "flip"))
         self.epoch_rng_state = self.order_rng.get_state()
         self.order = torch.randperm(len(images_NHWC), generator=self.order_rng)
         self.position = 0
@@ -168,44 +181,76 @@ class _Run:
         hp = self.hp
         self.step += 1
         for update in range(hp.n_dis):
-            fake = self._fake(with_grad=update == hp.n_dis - 1)
-            real_logits = self.discriminator(self._real())
-            fake_logits = self.discriminator(fake.detach())
-            loss_d = discriminator_loss(real_logits, fake_logits, hp.label_smoothing)
-            norm_d = self._update("discriminator", self.discriminator, self.opt_d, loss_d)
-        # D's own gradients are not needed here: only the path through it to the fakes.
-        self.discriminator.requires_grad_(False)
+            real = self._real()
+            z = self._noise(len(real))
+            # The generator's own update can use this very batch, unless it is to be made in another way.
+            used_again = hp.g_noise == "reuse" and hp.d_fakes == "train" and update == hp.n_dis - 1
+            fake = self._fake(z, with_grad=used_again)
+            seen = self._train_discriminator(real, fake.detach())
+        if not used_again:
+            z = z if hp.g_noise == "reuse" else self._noise(len(real))
+            fake = self._fake(z, with_grad=True)
+        # D's own gradients are not needed here (unless the bug is asked for): only the path through it to the fakes.
+        self.discriminator.requires_grad_(hp.g_step_trains_d)
         loss_g = generator_loss(self.discriminator(fake))
-        norm_g = self._update("generator", self.generator, self.opt_g, loss_g)
+        norm_g = self._update("generator", self.opt_g, loss_g)
         self.discriminator.requires_grad_(True)
         if self.average is not None:
             self._average()
+        loss_d, logit_real, logit_fake, norm_d = seen
         with torch.no_grad():
-            means = (loss_d, loss_g, real_logits.mean(), fake_logits.mean(), norm_d, norm_g)
+            means = (loss_d, loss_g, logit_real, logit_fake, norm_d, norm_g)
             self.window += torch.stack([value.detach().float() for value in means])
         self.window_steps += 1
 
-    def _fake(self, *, with_grad: bool) -> Tensor:
-        z = latent_noise((self.hp.batch_size, self.hp.z_dim), self.hp.latent, self.noise_rng)
+    def _train_discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One update on both, or one on each; (loss, mean real logit, mean fake logit, gradient norm)."""
+        hp, factor = self.hp, self.hp.d_loss_factor
+        real_logits = self.discriminator(real)
+        on_real = real_loss(real_logits, hp.label_smoothing) * factor
+        if hp.d_step == "split":
+            norm_real = self._update("discriminator", self.opt_d, on_real)
+        fake_logits = self.discriminator(fake)
+        on_fake = fake_loss(fake_logits) * factor
+        loss = on_real.detach() + on_fake if hp.d_step == "split" else on_real + on_fake
+        norm = self._update("discriminator", self.opt_d, loss)
+        if hp.d_step == "split":
+            norm = torch.maximum(norm, norm_real)
+        return loss, real_logits.mean(), fake_logits.mean(), norm
+
+    def _noise(self, n_real: int) -> Tensor:
+        n = n_real if self.hp.last_batch == "match" else self.hp.batch_size
+        return latent_noise((n, self.hp.z_dim), self.hp.latent, self.noise_rng)
+
+    def _fake(self, z: Tensor, *, with_grad: bool) -> Tensor:
+        """Images for the generator's update (with gradients), or for the discriminator's alone."""
+        self.generator.train(with_grad or self.hp.d_fakes == "train")
         with torch.set_grad_enabled(with_grad):
             fake: Tensor = self.generator(z)
         return fake
 
     def _real(self) -> Tensor:
         batch = self.hp.batch_size
-        if self.position + batch > len(self.order):
-            self.epoch_rng_state = self.order_rng.get_state()
-            self.order = torch.randperm(len(self.images), generator=self.order_rng)
+        whole = batch if self.hp.last_batch == "drop" else 1
+        if self.position + whole > len(self.order):
+            if self.hp.reshuffle:
+                self.epoch_rng_state = self.order_rng.get_state()
+                self.order = torch.randperm(len(self.images), generator=self.order_rng)
             self.position = 0
         index = self.order[self.position : self.position + batch]
-        self.position += batch
+        self.position += len(index)
         batch_NHWC = self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
-        return batch_NHWC.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        if self.hp.flip:
+            flipped = torch.rand(len(index), generator=self.flip_rng) < 0.5
+            batch_NHWC = torch.where(flipped.to(self.device)[:, None, None, None], batch_NHWC.flip(2), batch_NHWC)
+        pixels = batch_NHWC.permute(0, 3, 1, 2).float()
+        return pixels.div_(255) if self.hp.real_range == "unit" else pixels.div_(127.5).sub_(1)
 
-    def _update(self, name: str, network: nn.Module, optimizer: torch.optim.Adam, loss: Tensor) -> Tensor:
+    def _update(self, name: str, optimizer: torch.optim.Adam, loss: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
         bad = ~torch.isfinite(norm)
         first = self.bad_step[name]
         self.bad_step[name] = torch.where(bad & (first == 0), torch.full_like(first, self.step), first)
@@ -253,6 +298,7 @@ class _Run:
             "epoch_rng": self.epoch_rng_state,
             "position": self.position,
             "noise_rng": self.noise_rng.get_state(),
+            "flip_rng": self.flip_rng.get_state(),
             "window": self.window,
             "window_steps": self.window_steps,
         }
@@ -271,6 +317,7 @@ class _Run:
         self.order = torch.randperm(len(self.images), generator=self.order_rng)
         self.position = state["position"]
         self.noise_rng.set_state(state["noise_rng"].cpu())
+        self.flip_rng.set_state(state["flip_rng"].cpu())
         self.step = state["step"]
         self.window.copy_(state["window"])
         self.window_steps = state["window_steps"]

@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 import tomli_w
-from jinja2 import Environment, StrictUndefined
 
 from harness import atomic
 from harness.report import plots
 from harness.report.frames import curve_frame, rungs_frame, trials_frame
+from harness.report.markdown import duration, environment, number, squeeze
 from harness.report.ranking import Leaderboard, rank
 from harness.study.records import StudyRecord, TrialRecord
 
@@ -48,8 +48,8 @@ def build_report(record: StudyRecord, root: Path, out: Path, importances: Mappin
         atomic.write_text(out / "best.toml", best_toml(record, board.trials[0]))
     context = _context(record, board, trials, grids, importances, evaluator)
     context["figures"] = {name: f"{name}.png" for name in figures}
-    text = _environment().from_string(_template()).render(context)
-    atomic.write_text(out / "report.md", _squeeze(text))
+    text = environment().from_string(_template()).render(context)
+    atomic.write_text(out / "report.md", squeeze(text))
     return out / "report.md"
 
 
@@ -108,7 +108,7 @@ def _copy_grids(board: Leaderboard, root: Path, out: Path) -> list[dict[str, str
         if found:
             name = f"grid-{place}.png"
             atomic.write_bytes(out / name, found[-1].read_bytes())
-            grids.append({"file": name, "title": f"trial {trial.number}, {_number(trial.value)}"})
+            grids.append({"file": name, "title": f"trial {trial.number}, {number(trial.value)}"})
     return grids
 
 
@@ -137,7 +137,7 @@ def _context(
         "size": spec["data"]["image_size"],
         "channels": spec["data"]["channels"],
         "kimg": spec["budget"]["kimg"],
-        "rungs": ", ".join(_number(rung) for rung in spec["budget"]["rungs"]) or "no",
+        "rungs": ", ".join(number(rung) for rung in spec["budget"]["rungs"]) or "no",
         "target": record.attrs["target"],
         "n_finished": int(states.isin(["COMPLETE", "PRUNED"]).sum()),
         "final": spec["scoring"]["final"],
@@ -155,6 +155,8 @@ def _context(
         "params": list(spec["space"]),
         "other_metrics": sorted({name for row in scores for name in row if name != final_metric}),
         "board": [_board_row(trial, spec) for trial in board.trials],
+        "baselines": _baselines(record, best),
+        "sweep_time": duration(sum(trial.seconds for trial in record.trials)),
         "left_out": ", ".join(map(str, board.left_out)),
         "unavailable": unavailable,
         "evaluator": evaluator,
@@ -163,6 +165,32 @@ def _context(
         "time": _time(trials),
         "environment": sorted((k, v) for k, v in record.attrs.get("environment", {}).items() if k != "study"),
     }
+
+
+def _baselines(record: StudyRecord, best: TrialRecord | None) -> list[dict[str, Any]]:
+    """A row for each published recipe that was tried, best first; those without a score last, with the reason."""
+    rows = []
+    continued = {trial.attrs.get("retry_of") for trial in record.trials}
+    for trial in record.trials:
+        if "recipe" not in trial.attrs or trial.state == "WAITING" or trial.number in continued:
+            continue
+        scored = trial.state == "COMPLETE" and trial.value is not None
+        same = best is not None and trial.attrs.get("protocol_hash") == best.attrs.get("protocol_hash")
+        rows.append(
+            {
+                "number": trial.number,
+                "recipe": trial.attrs["recipe"],
+                "variant": trial.attrs["variant"],
+                "value": trial.value if scored and same else None,
+                "gain": trial.value - best.value
+                if scored and same and trial.value is not None and best is not None and best.value is not None
+                else None,
+                "seconds": trial.seconds,
+                "end": "" if scored and same else trial.reason or trial.state.lower(),
+                "images_per_step": trial.attrs.get("hparams", {}).get("batch_size"),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["value"] is None, row["value"] or 0.0, row["number"]))
 
 
 def _board_row(trial: TrialRecord, spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,55 +225,24 @@ def _time(trials: pd.DataFrame) -> dict[str, Any]:
     done = trials[trials["state"] == "COMPLETE"]
     return {
         "trials": len(trials),
-        "total": _duration(float(trials["seconds"].sum())),
-        "finished": _duration(float(by_state.get("COMPLETE", 0.0))),
-        "pruned": _duration(float(by_state.get("PRUNED", 0.0))),
-        "failed": _duration(float(by_state.get("FAIL", 0.0))),
-        "scoring": _duration(float(done["score_s"].sum())),
-        "median": _duration(float(done["seconds"].median())) if len(done) else "no time",
+        "total": duration(float(trials["seconds"].sum())),
+        "finished": duration(float(by_state.get("COMPLETE", 0.0))),
+        "pruned": duration(float(by_state.get("PRUNED", 0.0))),
+        "failed": duration(float(by_state.get("FAIL", 0.0))),
+        "scoring": duration(float(done["score_s"].sum())),
+        "median": duration(float(done["seconds"].median())) if len(done) else "no time",
     }
 
 
 def _space_row(name: str, param: Mapping[str, Any]) -> dict[str, str]:
     if param["type"] == "categorical":
-        text = ", ".join(_number(choice) for choice in param["choices"])
+        text = ", ".join(number(choice) for choice in param["choices"])
     else:
-        text = f"{_number(param['low'])} to {_number(param['high'])}" + (", log scale" if param["log"] else "")
+        text = f"{number(param['low'])} to {number(param['high'])}" + (", log scale" if param["log"] else "")
     for parent, wanted in param.get("when", {}).items():
         text += f" (when {parent} is {wanted})"
     return {"name": name, "type": param["type"], "range": text}
 
 
-def _number(value: Any) -> str:
-    """A number as a person writes it; other values as they are."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "–" if value is None else str(value)
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.1f}".removesuffix(".0") if abs(value) >= 10 else f"{value:.3g}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _environment() -> Environment:
-    # Markdown for people, not HTML: nothing is escaped; names in it are validated where they enter.
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701
-    environment.filters["num"] = _number
-    return environment
-
-
 def _template() -> str:
     return files("harness.report").joinpath("templates/report.md.j2").read_text(encoding="utf-8")
-
-
-def _squeeze(text: str) -> str:
-    """At most one blank line in a row, and one newline at the end."""
-    lines: list[str] = []
-    for line in text.splitlines():
-        if line.strip() or (lines and lines[-1]):
-            lines.append(line.rstrip())
-    return "\n".join(lines).rstrip() + "\n"

@@ -21,7 +21,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from harness.gan.networks import Generator
+from harness.gan.networks import Generator, from_uniform
 from harness.home import Home
 from harness.scoring.protocol import INCEPTION, MOBILENET, Protocol
 from harness.scoring.reference import Features, Reference
@@ -140,7 +140,7 @@ class LatentLawModel(GenerativeModelBase):  # type: ignore[misc]
         return 0
 
     def forward(self, noise: Tensor) -> Tensor:
-        z = noise if self.hp.latent == "normal" else noise * 2 - 1
+        z = noise if self.hp.latent == "normal" else from_uniform(noise, self.hp.latent)
         with evaluating(self.generator):
             return to_uint8(self.generator(z))
 
@@ -186,6 +186,16 @@ def inception_shapes() -> dict[str, torch.Size]:
     with torch.device("meta"):
         skeleton = _InceptionSkeleton("skeleton", ["2048"])
     return {name: value.shape for name, value in skeleton.state_dict().items()}
+
+
+def untrained_module(name: str) -> FeatureExtractorBase:
+    """An extractor with arbitrary weights, to find out how long scoring takes where none were fetched."""
+    if name == INCEPTION:
+        state = {key: torch.full(shape, 1e-2) for key, shape in inception_shapes().items()}
+        return FoldedInception("inception-v3-compat", ("2048",), state)
+    from torchvision.models import mobilenet_v2
+
+    return MobileNetExtractor(MOBILENET, ("1280",), mobilenet_v2(weights=None).state_dict())
 
 
 class _InceptionSkeleton(FeatureExtractorInceptionV3):  # type: ignore[misc]

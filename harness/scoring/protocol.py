@@ -25,6 +25,7 @@ class Protocol:
     samples: int
     reference_images: int
     reference_fingerprint: str
+    reference_split: str
     seed: int
     resize: str
     kid_subset_size: int
@@ -56,7 +57,7 @@ def objective_name(score: ScoreSpec) -> str:
 
 
 def make_protocol(
-    score: ScoreSpec, *, weights_sha256: str, fingerprint: str, resize: str, versions: dict[str, str]
+    score: ScoreSpec, *, weights_sha256: str, fingerprint: str, split_rule: str, resize: str, versions: dict[str, str]
 ) -> Protocol:
     """The protocol of a study file's table, bound to weights, images and library versions."""
     return Protocol(
@@ -65,6 +66,7 @@ def make_protocol(
         samples=score.samples,
         reference_images=score.reference,
         reference_fingerprint=fingerprint,
+        reference_split=f"{score.split or 'train'}: {split_rule}",
         seed=score.seed,
         resize=resize,
         kid_subset_size=min(1000, score.samples, score.reference),

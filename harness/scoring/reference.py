@@ -71,6 +71,7 @@ def load_reference(
             "precision": protocol.precision,
             "resize": protocol.resize,
             "images": protocol.reference_fingerprint,
+            "split": protocol.reference_split,
             "n": protocol.reference_images,
             "versions": dict(protocol.versions),
         }

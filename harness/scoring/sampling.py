@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
+from harness.gan.networks import from_uniform
 from harness.study.hparams import HParams
 
 BATCH = 50
@@ -25,7 +26,7 @@ def scoring_noise(n: int, hp: HParams, seed: int) -> Tensor:
     rng = np.random.RandomState(seed)
     if hp.latent == "normal":
         return torch.from_numpy(rng.randn(n, hp.z_dim)).float()
-    return torch.from_numpy(rng.rand(n, hp.z_dim)).float() * 2 - 1
+    return from_uniform(torch.from_numpy(rng.rand(n, hp.z_dim)), hp.latent).float()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from harness.data.store import ImageStore
 from harness.home import Home
 from harness.scoring.fidelity import Extractor, Scores, metrics_of, score, uint8_batches, versions
 from harness.scoring.protocol import INCEPTION, MOBILENET, Protocol, make_protocol
@@ -22,16 +23,13 @@ class Scorers:
 
     Args:
         home: where weights and reference statistics are kept.
-        images_NHWC: the real images, uint8.
-        fingerprint: of those images.
+        store: the real images, those held out included.
         device: where features are computed.
         say: told what takes long.
     """
 
-    def __init__(
-        self, home: Home, images_NHWC: Tensor, fingerprint: str, device: torch.device, say: Callable[[str], None]
-    ) -> None:
-        self.home, self.images, self.fingerprint, self.device, self.say = home, images_NHWC, fingerprint, device, say
+    def __init__(self, home: Home, store: ImageStore, device: torch.device, say: Callable[[str], None]) -> None:
+        self.home, self.store, self.device, self.say = home, store, device, say
         self._extractors: dict[str, Extractor] = {}
 
     def extractor(self, name: str) -> Extractor:
@@ -44,20 +42,25 @@ class Scorers:
         return make_protocol(
             spec,
             weights_sha256=extractor.weights.sha256,
-            fingerprint=self.fingerprint,
+            fingerprint=self.store.fingerprint,
+            split_rule=self.store.split_rule,
             resize=extractor.resize,
             versions=versions(),
         )
 
     def reference(self, spec: ScoreSpec) -> Reference:
         extractor = self.extractor(spec.extractor)
-        return load_reference(
-            self.home, self.images, self.protocol(spec), lambda images: extractor(uint8_batches(images))
-        )
+        images = split_images(self.store, spec)
+        return load_reference(self.home, images, self.protocol(spec), lambda batch: extractor(uint8_batches(batch)))
 
     def scorer(self, spec: ScoreSpec) -> Scorer:
         """Load weights and reference statistics of a protocol."""
         return Scorer(self, spec)
+
+
+def split_images(store: ImageStore, spec: ScoreSpec) -> Tensor:
+    """The real images that a protocol compares with, uint8, shape (N, H, W, C)."""
+    return store.held_out() if spec.split == "held_out" else store.tensor()
 
 
 class Scorer:

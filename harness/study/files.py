@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,10 +13,13 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from harness.errors import NotFoundError, SpecError
-from harness.study.hparams import ALIASES
+from harness.errors import HarnessError, NotFoundError, SpecError
+from harness.study.architecture import problems as architecture_problems
+from harness.study.hparams import ALIASES, HParams, expand
+from harness.study.params import SEARCHABLE, FixedParams, param_types
+from harness.study.recipes import Recipe, differing
 from harness.study.space import is_active
-from harness.study.spec import SEARCHABLE, BestConfig, FixedParams, StudySpec, param_types
+from harness.study.spec import NAME_PATTERN, BestConfig, StudySpec
 
 # Why pydantic's "input" is not repeated: the message already says it, or the whole table would be printed.
 _SELF_EXPLAINING = {"missing", "value_error", "extra_forbidden", "union_tag_not_found"}
@@ -67,11 +72,15 @@ def parse_study(name: str, text: str, *, shown_as: str) -> StudySpec:
     spec: StudySpec | None = None
     if "name" in raw:
         problems.append("name: the study is named after its file; remove this key")
+    raw, recipe_problems = _with_recipes(raw)
+    problems += recipe_problems
     try:
         spec = StudySpec.model_validate({**raw, "name": name})
     except ValidationError as error:
         problems += _pydantic_problems(error, StudySpec)
     problems += _space_problems(raw)
+    if spec is not None:
+        problems += _network_problems(spec)
     if spec is not None and spec.quick is not None:
         try:
             spec.quickened()
@@ -126,10 +135,7 @@ def _siblings(model: type[BaseModel], location: tuple[int | str, ...]) -> list[s
 
 def _space_problems(raw: Mapping[str, Any]) -> Iterator[str]:
     """What the types cannot say: names, values and conditions of the search space and of the presets."""
-    space = raw.get("space")
-    fixed = raw.get("fixed")
-    space = space if isinstance(space, dict) else {}
-    fixed = fixed if isinstance(fixed, dict) else {}
+    space, fixed = _table(raw, "space"), _table(raw, "fixed")
     for name, param in space.items():
         key = f"space.{name}"
         if name not in SEARCHABLE:
@@ -137,7 +143,7 @@ def _space_problems(raw: Mapping[str, Any]) -> Iterator[str]:
             continue
         if not isinstance(param, dict):
             continue
-        for target in [t for t in ALIASES.get(name, (name,)) if t in fixed]:
+        for target in [t for t in ALIASES.get(name, (name,)) if t in expand(fixed)]:
             yield f"{key}: {target} is in [fixed] too; keep one of them"
         if param.get("type") in ("float", "int", "categorical") and param["type"] not in param_types(name):
             yield f"{key}.type: found {param['type']!r}; {name} takes {' or '.join(param_types(name))}"
@@ -209,6 +215,110 @@ def _when_problems(key: str, name: str, when: Any, space: Mapping[str, Any]) -> 
         else:
             for value in wanted if isinstance(wanted, list) else [wanted]:
                 yield from _outside_problems(parent_key, value, parent_space)
+
+
+def _network_problems(spec: StudySpec) -> Iterator[str]:
+    """Architectures that cannot be built: of the fixed values, of every single choice, and of every preset."""
+    for problem in architecture_problems(spec.hparams({})):
+        yield f"fixed: {problem}"
+        return
+    for name, param in spec.space.items():
+        for value in param.examples:
+            for problem in architecture_problems(spec.hparams({name: value})):
+                yield f"space.{name}: {value!r} makes no network: {problem}"
+    for preset in spec.presets:
+        for problem in architecture_problems(spec.hparams(preset.params, preset.overrides)):
+            yield f"presets {preset.name}: {problem}"
+
+
+def _with_recipes(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The file with every preset that names a recipe filled in from it, and what stands against that."""
+    presets, problems = [], []
+    listed = raw.get("presets")
+    for index, preset in enumerate(listed if isinstance(listed, list) else []):
+        if not isinstance(preset, dict) or "recipe" not in preset:
+            presets.append(preset)
+            continue
+        try:
+            presets.append(_baseline(preset, raw))
+        except (HarnessError, ValueError) as error:
+            problems.append(f"presets.{index}: {str(error).splitlines()[0]}")
+    return ({**raw, "presets": presets} if "presets" in raw else raw), problems
+
+
+def _table(raw: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = raw.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _baseline(preset: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    if others := sorted({*preset} - {"recipe", "variant"}):
+        raise ValueError(f"{', '.join(others)} cannot be given beside recipe")
+    recipe = load_recipe(str(preset["recipe"]))
+    variant = str(preset.get("variant", recipe.default_variant))
+    wanted = recipe_hparams(recipe, variant)
+    data, space, fixed = (_table(raw, key) for key in ("data", "space", "fixed"))
+    size = data.get("image_size")
+    if recipe.data.image_size != size:
+        raise ValueError(f"recipe {recipe.name} is for {recipe.data.image_size} px, this study for {size} px")
+    channels = data.get("channels", 3)
+    wanted = dataclasses.replace(wanted, channels=channels)
+    params: dict[str, Any] = {}
+    for conditional in (False, True):
+        for name, param in space.items():
+            when = param.get("when", {}) if isinstance(param, dict) else {}
+            if bool(when) is conditional and is_active(when, params) and name in SEARCHABLE:
+                params[name] = getattr(wanted, ALIASES.get(name, (name,))[0])
+    try:
+        merged = HParams.from_params({"image_size": size, "channels": channels}, fixed, params)
+    except TypeError:  # an unknown name, which is reported as such
+        merged = wanted
+    name = f"{recipe.name}-{variant}"
+    overrides = differing(merged, wanted)
+    return {"name": name, "params": params, "overrides": overrides, "recipe": recipe.name, "variant": variant}
+
+
+def recipe_hparams(recipe: Recipe, variant: str) -> HParams:
+    """The configuration of a recipe's variant.
+
+    Raises:
+        NotFoundError: the recipe has no such variant.
+    """
+    if variant not in recipe.variants:
+        raise NotFoundError(
+            f"recipe {recipe.name} has no variant {variant!r}", f"There are: {', '.join(recipe.variants)}."
+        )
+    return recipe.configuration(variant)
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes there are."""
+    return sorted(path.stem for path in (spaces_dir() / "recipes").glob("*.toml"))
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe ``search_spaces/recipes/<name>.toml``.
+
+    Raises:
+        NotFoundError: there is no such file.
+        SpecError: the file has mistakes; the message lists all of them.
+    """
+    folder = spaces_dir() / "recipes"
+    path = folder / f"{name}.toml"
+    if not re.fullmatch(NAME_PATTERN, name) or not path.is_file():
+        raise NotFoundError(f"no recipe {name!r} in {folder}/", f"There are: {', '.join(recipe_names()) or 'none'}.")
+    try:
+        recipe = Recipe.model_validate({**tomllib.loads(path.read_text(encoding="utf-8")), "name": name})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: not valid TOML: {error}") from None
+    except ValidationError as error:
+        listed = "\n".join(f"  {problem}" for problem in _pydantic_problems(error, Recipe))
+        raise SpecError(f"{path}: mistakes\n{listed}") from None
+    found = [f"  {v}: {p}" for v in recipe.variants for p in architecture_problems(recipe.configuration(v))]
+    if found:
+        listed = "\n".join(found)
+        raise SpecError(f"{path}: mistakes\n{listed}")
+    return recipe
 
 
 def load_best(path: Path) -> BestConfig:

@@ -9,8 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# One name in a search space that sets a parameter of both networks.
-ALIASES: dict[str, tuple[str, ...]] = {"lr": ("lr_g", "lr_d"), "slope": ("slope_g", "slope_d")}
+# One name that sets a parameter of both networks.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "lr": ("lr_g", "lr_d"),
+    "slope": ("slope_g", "slope_d"),
+    "kernel_size": ("kernel_g", "kernel_d"),
+    "conv_bias": ("conv_bias_g", "conv_bias_d"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,23 +29,54 @@ class HParams:
     channels: int = 3
     z_dim: int = 100
     latent: str = "normal"
+    # Architecture
     ngf: int = 64
     ndf: int = 64
-    kernel_size: int = 4
+    widths_g: str = "auto"
+    widths_d: str = "auto"
+    strides_d: str = "auto"
+    depth_d: int = 0
+    base_size: int = 4
+    ends: str = "conv"
+    kernel_g: int = 4
+    kernel_d: int = 4
+    padding_d: str = "same"
     bn: str = "paper"
+    bn_momentum: float = 0.1
+    bn_momentum_projection: float = 0.1
+    bn_eps: float = 1e-5
     activation_g: str = "relu"
     activation_d: str = "leaky_relu"
     slope_g: float = 0.2
     slope_d: float = 0.2
-    conv_bias: str = "auto"
+    projection_activation: bool = True
+    act_before_bn: int = 0
+    repeat_activation: int = 0
+    last_activation_d: bool = True
+    conv_bias_g: str = "auto"
+    conv_bias_d: str = "auto"
     init: str = "normal"
     init_std: float = 0.02
+    bias_init: str = "zero"
+    # Images
+    real_range: str = "symmetric"
+    flip: bool = False
+    reshuffle: bool = True
+    last_batch: str = "drop"
+    # Optimisation
     batch_size: int = 128
     lr_g: float = 2e-4
     lr_d: float = 2e-4
     beta1: float = 0.5
     beta2: float = 0.999
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.0
     label_smoothing: float = 0.0
+    d_loss_factor: float = 1.0
+    d_step: str = "joint"
+    d_fakes: str = "train"
+    g_noise: str = "reuse"
+    g_step_trains_d: bool = False
     n_dis: int = 1
     ema: float = 0.0
 
@@ -57,15 +93,24 @@ class HParams:
         """
         merged: dict[str, Any] = {}
         for layer in layers:
-            for name, value in layer.items():
-                for target in ALIASES.get(name, (name,)):
-                    merged[target] = value
+            merged |= expand(layer)
         return cls(**merged)
 
     @property
     def images_per_step(self) -> int:
         """Real images shown for one generator update."""
         return self.batch_size * self.n_dis
+
+
+def expand(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with aliases replaced by the fields that they set; a field that is given itself wins."""
+    expanded: dict[str, Any] = {}
+    for name, value in params.items():
+        if name in ALIASES:
+            expanded |= {target: value for target in ALIASES[name] if target not in params}
+        else:
+            expanded[name] = value
+    return expanded
 
 
 FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(HParams))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.study.spec import Scalar
+from harness.study.params import Scalar
 
 
 def is_active(when: Mapping[str, Scalar | list[Scalar]], params: Mapping[str, Any]) -> bool:

@@ -2,78 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from harness.study.hparams import ALIASES, FIELDS, HParams, digest
+from harness.study.hparams import HParams, digest
+from harness.study.params import FixedParams, Scalar, Table
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
-Scalar = bool | int | float | str
 
 
-class Table(BaseModel):
-    """A TOML table: immutable, and an unknown key is a mistake."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FixedParams(Table):
-    """Hyperparameters that every trial of the study shares; what is absent keeps the paper's value."""
-
-    model_config = ConfigDict(strict=True)  # "8" and 8.0 are no batch size, true is no width
-
-    z_dim: int | None = Field(None, ge=1, le=4096, description="Size of the latent vector z (elements).")
-    latent: Literal["normal", "uniform"] | None = Field(
-        None, description="Law of z: normal is N(0, 1), uniform is U(-1, 1)."
-    )
-    ngf: int | None = Field(None, ge=1, le=1024, description="Width of the generator's last hidden layer (channels).")
-    ndf: int | None = Field(None, ge=1, le=1024, description="Width of the discriminator's first layer (channels).")
-    kernel_size: Literal[3, 4, 5] | None = Field(None, description="Side of the strided convolutions' kernels (px).")
-    bn: Literal["none", "generator", "discriminator", "paper", "all"] | None = Field(
-        None,
-        description="BatchNorm placement. paper: everywhere but the generator's output and the discriminator's input; "
-        "generator, discriminator: only in that network; all: also in the output and input layers.",
-    )
-    activation_g: Literal["relu", "leaky_relu"] | None = Field(None, description="Hidden activation, generator.")
-    activation_d: Literal["relu", "leaky_relu"] | None = Field(None, description="Hidden activation, discriminator.")
-    slope_g: float | None = Field(None, ge=0, lt=1, description="Negative slope of the generator's leaky_relu.")
-    slope_d: float | None = Field(None, ge=0, lt=1, description="Negative slope of the discriminator's leaky_relu.")
-    conv_bias: Literal["auto", "never", "always"] | None = Field(
-        None, description="Biases of the convolutions. auto: only where no BatchNorm follows."
-    )
-    init: Literal["normal", "default"] | None = Field(
-        None, description="Initial weights. normal: N(0, init_std); default: PyTorch's own (Kaiming uniform)."
-    )
-    init_std: float | None = Field(None, gt=0, le=1, description="Standard deviation of normal initial weights.")
-    batch_size: int | None = Field(None, ge=2, le=4096, description="Real images per discriminator update.")
-    lr_g: float | None = Field(None, gt=0, le=1, description="Adam's learning rate, generator.")
-    lr_d: float | None = Field(None, gt=0, le=1, description="Adam's learning rate, discriminator.")
-    beta1: float | None = Field(None, ge=0, lt=1, description="Adam's first-moment decay, both networks.")
-    beta2: float | None = Field(None, ge=0, lt=1, description="Adam's second-moment decay, both networks.")
-    label_smoothing: float | None = Field(
-        None, ge=0, lt=0.5, description="One-sided label smoothing: real images get the label 1 minus this."
-    )
-    n_dis: int | None = Field(None, ge=1, le=20, description="Discriminator updates per generator update.")
-    ema: float | None = Field(
-        None, ge=0, lt=1, description="Decay of the generator's moving average per step; 0 turns it off."
-    )
-
-    def params(self) -> dict[str, Any]:
-        return self.model_dump(exclude_none=True)
+# left, top, width, height (px)
+Box = tuple[
+    Annotated[int, Field(ge=0, le=4096)],
+    Annotated[int, Field(ge=0, le=4096)],
+    Annotated[int, Field(ge=16, le=4096)],
+    Annotated[int, Field(ge=16, le=4096)],
+]
+Crop = Literal["square", "after_resize", "none"] | Annotated[int, Field(ge=16, le=4096)] | Box
 
 
 class DataSpec(Table):
     """The images of the study."""
 
-    source: Literal["mnist", "celeba", "folder"] = Field(
-        description="mnist: 5,000 digits shipped in a package; celeba: aligned CelebA photographs; folder: any images."
+    source: Literal["mnist", "mnist_idx", "fashion_mnist", "cifar10", "svhn", "celeba", "folder"] = Field(
+        description="mnist: 5,000 digits shipped in a package; mnist_idx, fashion_mnist: the full sets as idx files; "
+        "cifar10, svhn: torchvision's files; celeba: CelebA photographs; folder: any images."
     )
     image_size: Literal[16, 32, 64, 128, 256] = Field(description="Side of the square training images (px).")
     channels: Literal[1, 3] = Field(3, description="1 for grey, 3 for colour.")
-    crop: Literal["square"] | Annotated[int, Field(ge=16, le=4096)] = Field(
-        "square", description="Centre crop before resizing: the largest square, or a side in px."
+    crop: Crop = Field(
+        "square",
+        description="square: the largest centred square, then resized; a number: a centred square of that side (px), "
+        "then resized; [left, top, width, height]: that box (px), stretched to a square; after_resize: the shorter "
+        "side is resized, then the centre cropped; none: stretched to a square whatever the shape.",
+    )
+    resample: Literal["bicubic", "bilinear", "lanczos"] | None = Field(
+        None, description="Pillow's filter for resizing, antialiased; bicubic unless given."
+    )
+    sharpen: float | None = Field(
+        None,
+        gt=0,
+        le=10,
+        description="Sharpness factor after resizing, as torchvision's: 1 changes nothing, 2 sharpens.",
+    )
+    held_out: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Keep a part of the images out of training: the source's own test part where it has one, else this "
+        "share, chosen by hash of the file names.",
     )
 
 
@@ -168,6 +148,9 @@ class ScoreSpec(Table):
     )
     samples: int = Field(ge=20, le=1_000_000, description="Generated images.")
     reference: int = Field(ge=20, le=1_000_000, description="Real images compared with; the first of a fixed shuffle.")
+    split: Literal["train", "held_out"] | None = Field(
+        None, description="Which real images it compares with: those trained on (unless given), or those held out."
+    )
     seed: int = Field(2020, ge=0, lt=2**32, description="Seed of the noise that is sampled from.")
 
 
@@ -198,10 +181,17 @@ class PrunerSpec(Table):
 
 
 class Preset(Table):
-    """A known configuration that is tried before the sampler chooses."""
+    """A known configuration that is tried before the sampler chooses.
+
+    In a file it may be ``recipe`` and ``variant`` instead; reading the file fills in the rest. A recipe is a baseline:
+    it is never pruned, and what the space does not search is set by ``overrides``.
+    """
 
     name: str = Field(pattern=NAME_PATTERN)
     params: dict[str, Scalar]
+    overrides: dict[str, Scalar] = Field(default_factory=dict, description="Set by a recipe: what is not searched.")
+    recipe: str | None = Field(None, description="A file of search_spaces/recipes/, without .toml.")
+    variant: str | None = Field(None, description="as_coded unless given, where text and code differ.")
 
 
 class QuickSpec(Table):
@@ -244,6 +234,13 @@ class StudySpec(Table):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _split_exists(self) -> Self:
+        for name, score in (("final", self.scoring.final), ("rung", self.scoring.rung)):
+            if score.split == "held_out" and self.data.held_out is None:
+                raise ValueError(f"scoring.{name}.split is held_out, but data.held_out does not hold any image out")
+        return self
+
     def identity(self) -> dict[str, Any]:
         """All that a trial's meaning depends on: everything but the description and the number of trials."""
         content = self.model_dump(mode="json", exclude_none=True, exclude={"description": True, "quick": True})
@@ -281,9 +278,9 @@ class StudySpec(Table):
         """The parameters that no trial changes."""
         return {"image_size": self.data.image_size, "channels": self.data.channels, **self.fixed.params()}
 
-    def hparams(self, params: dict[str, Any]) -> HParams:
-        """The configuration that a trial with these suggested parameters trains."""
-        return HParams.from_params(self.base_params(), params)
+    def hparams(self, params: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> HParams:
+        """The configuration that a trial with these suggested parameters (and a baseline's overrides) trains."""
+        return HParams.from_params(self.base_params(), params, overrides or {})
 
 
 class BestParams(FixedParams):
@@ -316,14 +313,3 @@ class BestConfig(Table):
     training: BestTraining
     scoring: ScoreSpec
     score: dict[str, Scalar]
-
-
-def param_types(name: str) -> tuple[str, ...]:
-    """The types that a searched parameter may have: as its field, or as a choice of values."""
-    field = FixedParams.model_fields[ALIASES.get(name, (name,))[0]]
-    kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
-    own = {int: ("int",), float: ("float",)}.get(kinds[0], ())
-    return (*own, "categorical")
-
-
-SEARCHABLE: tuple[str, ...] = (*(name for name in FIELDS if name in FixedParams.model_fields), *ALIASES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,10 +96,10 @@ class Attempt:
         self.rungs[step] = value
         self.tracker.log(self.run_id, [Point(name, value, step)])
 
-    def grid(self, event: Snapshot, kimg: float, *, final: bool) -> None:
-        """Images from the same z at every rung, as a PNG in the folder and in the tracker."""
-        images = generate(event.generator, self.hp, GRID_IMAGES, GRID_SEED, self.device)
-        pixels = image_grid(images)
+    def grid(self, event: Snapshot, kimg: float, *, final: bool, n: int = GRID_IMAGES, seed: int | None = None) -> None:
+        """Images from the same z at every rung (or of a seed), as a PNG in the folder and in the tracker."""
+        images = generate(event.generator, self.hp, n, GRID_SEED if seed is None else seed, self.device)
+        pixels = image_grid(images, columns=min(8, math.ceil(math.sqrt(n))))
         save_png(self.folder / f"grid-{round(kimg * 1000):09d}.png", pixels)
         self.tracker.image(self.run_id, "samples", round(kimg * 1000), pixels)
         if final:

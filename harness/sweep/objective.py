@@ -60,7 +60,7 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env) -> float:
         Degenerate: the generated images cannot be scored.
         Interrupted: ``env.stop()`` said so; a checkpoint is written.
     """
-    hp = suggest(trial, spec)
+    hp = suggest(trial, spec, trial.user_attrs.get("overrides"))
     root = int(trial.user_attrs.get("root", trial.number))
     seed = derive_seed(spec.sampler.seed, "trial", root)
     attempt = env.attempt = open_attempt(trial, hp, root, seed, spec, env)
@@ -93,7 +93,7 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env) -> float:
         trial.report(score, images(event.mark))
         env.publish({"number": trial.number, "kimg": event.kimg, "rung": score})
         if event.mark < spec.budget.kimg:
-            if trial.should_prune():
+            if "recipe" not in trial.user_attrs and trial.should_prune():
                 raise optuna.TrialPruned(f"{env.rung.objective} {score:.4g} at {event.mark:g} kimg")
             continue
         scores = checked(env.final(event.generator, hp, all_metrics=True))

@@ -26,7 +26,7 @@ from harness.home import Home
 from harness.study.drift import changes
 from harness.study.hparams import derive_seed
 from harness.study.records import StudyRecord, TrialRecord
-from harness.study.spec import StudySpec
+from harness.study.spec import Preset, StudySpec
 from harness.sweep.processes import this_process
 
 # Seconds that a writer waits for another one's SQLite transaction.
@@ -72,8 +72,16 @@ def open_study(spec: StudySpec, home: Home, *, resume_anyway: bool = False) -> o
         known = {trial.user_attrs.get("preset") for trial in study.get_trials(deepcopy=False)}
         for preset in spec.presets:
             if preset.name not in known:
-                study.enqueue_trial(preset.params, user_attrs={"preset": preset.name})
+                study.enqueue_trial(preset.params, user_attrs=preset_attrs(preset))
     return study
+
+
+def preset_attrs(preset: Preset) -> dict[str, Any]:
+    """What a preset's trial carries along: a recipe's trial is a baseline with values of its own."""
+    attrs: dict[str, Any] = {"preset": preset.name}
+    if preset.recipe:
+        attrs |= {"recipe": preset.recipe, "variant": preset.variant, "overrides": dict(preset.overrides)}
+    return attrs
 
 
 def load_study(name: str, home: Home) -> optuna.Study:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.data.store import open_store
+from harness import atomic
+from harness.data.store import ImageStore, OnProgress, open_store
 from harness.errors import DataError
-from harness.gan.trainer import Budget, Progress, Snapshot, train
+from harness.gan.trainer import Budget, Progress, Snapshot, epoch_kimg, train
 from harness.home import Home
-from harness.scoring.scorer import Scorer, Scorers
+from harness.scoring.sampling import GRID_IMAGES
+from harness.scoring.scorer import Scorer, Scorers, split_images
 from harness.study.hparams import HParams, digest
 from harness.study.spec import DataSpec, ScoreSpec
 from harness.sweep.attempt import Attempt
@@ -23,121 +27,204 @@ from harness.sweep.processes import exact_arithmetic
 from harness.sweep.provenance import provenance
 from harness.sweep.run import choose_device
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
-from harness.tracking.tracker import RunInfo
+from harness.tracking.tracker import ForgivingTracker, RunInfo
 
-# Sample grids along a training.
-_GRIDS = 10
+# A training shorter than this many epochs has as many sample grids along its way instead.
+_FEWEST_GRIDS = 10
+SUMMARY_FILE = "training.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """A configuration with its data, seed, length (kimg) and scoring protocol.
+    """A configuration with its data, seed, length and scoring protocol.
 
-    ``fingerprint`` is of the images that the configuration was found on; training on others is said.
+    Attributes:
+        label: names the folder and the run, such as ``svhn32-as_coded``.
+        experiment: in the tracker.
+        kimg: length; None is ``epochs`` passes over the images.
+        fingerprint: of the images that the configuration was found on; training on others is said. Empty: any.
+        about: what a report of it says beside the figures.
     """
 
-    study: str
+    label: str
+    experiment: str
     hparams: HParams
     data: DataSpec
     seed: int
-    kimg: float
     scoring: ScoreSpec
-    fingerprint: str
+    kimg: float | None = None
+    epochs: float = 0.0
+    fingerprint: str = ""
+    grid_images: int = GRID_IMAGES
+    fresh_grids: bool = False
+    about: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def name(self) -> str:
-        """The folder's name: the same configuration and seed continue the same training, also for longer."""
-        return f"{self.study}-{digest([self.hparams.to_dict(), self.seed, self.fingerprint])[:8]}"
+    def name(self, fingerprint: str) -> str:
+        """The folder's name: the same configuration, seed and images continue the same training, also for longer."""
+        return f"{self.label}-{digest([self.hparams.to_dict(), self.seed, fingerprint])[:8]}"
 
 
-def run_training(
-    training: Training,
-    home: Home,
-    *,
-    source: Path | None,
-    device: str,
-    stop: Callable[[], bool],
-    say: Callable[[str], None],
-    on_progress: Callable[[Progress], None],
-) -> str:
-    """Train to ``training.kimg``, score, and publish the weights; return a sentence on the result.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a training ended. ``scores`` is empty where it was interrupted."""
 
-    Interrupted, it says so and is continued by the next call.
+    folder: Path
+    kimg: float
+    interrupted: bool
+    scores: dict[str, float]
+    unavailable: dict[str, str]
+    run_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """Whom a training tells, and whom it asks whether to stop."""
+
+    stop: Callable[[], bool]
+    say: Callable[[str], None]
+    on_images: OnProgress
+    on_progress: Callable[[Progress, float], None]
+
+
+def run_training(training: Training, home: Home, *, source: Path | None, device: str, watch: Watch) -> Outcome:
+    """Train to the end, score, and publish the weights. Interrupted, it is continued by the next call.
 
     Raises:
         HarnessError: data, weights, divergence, or a generator that cannot be scored.
     """
     exact_arithmetic()
-    hp, place = training.hparams, torch.device(choose_device(device))
-    store = open_store(home, training.data, source, study=training.study, on_progress=lambda *_: None, say=say)
-    if len(store) < training.scoring.reference:
-        raise DataError(f"{len(store)} images are too few to score with {training.scoring.reference} real ones")
-    if store.fingerprint != training.fingerprint:
-        say("these are not the images that the configuration was found on: its score will not be comparable")
-        training = dataclasses.replace(training, fingerprint=store.fingerprint)
+    place = torch.device(choose_device(device))
+    store = open_store(home, training.data, source, study=training.label, on_progress=watch.on_images, say=watch.say)
+    training, kimg = _fitted(training, store, watch.say)
     images = store.tensor().to(place) if place.type == "cuda" else store.tensor()
     client = client_for(home)
-    tracker = MlflowTracker(client, open_experiment(client, home, training.study))
-    say("reference statistics")
-    scorer = Scorers(home, images, store.fingerprint, place, say).scorer(training.scoring)
-    folder = home.training_dir(training.name)
+    tracker = ForgivingTracker(MlflowTracker(client, open_experiment(client, home, training.experiment)), watch.say)
+    watch.say("reference statistics")
+    scorer = Scorers(home, store, place, watch.say).scorer(training.scoring)
+    folder = home.training_dir(training.name(store.fingerprint))
     info = RunInfo(
-        key=f"{training.study}/training/{training.name}/{training.kimg:g}",
-        name=f"training {training.name} to {training.kimg:g} kimg",
-        params=hp.to_dict(),
-        tags={**provenance(place.type), "role": "training", "study": training.study, "seed": str(training.seed)},
+        key=f"{training.experiment}/training/{folder.name}/{kimg:g}",
+        name=f"{training.label} to {kimg:g} kimg",
+        params=training.hparams.to_dict(),
+        tags={
+            **provenance(place.type), "role": "training", "study": training.experiment, "seed": str(training.seed),
+            "protocol_hash": scorer.protocol.hash,
+            **{name: str(value) for name, value in training.about.items() if name in ("recipe", "variant")},
+        },
         dataset=training.data.source,
         dataset_digest=store.fingerprint,
         dataset_source=training.data.source,
-    )
-    attempt = Attempt(folder, hp, training.seed, tracker, info, place)
+    )  # fmt: skip
+    attempt = Attempt(folder, training.hparams, training.seed, tracker, info, place)
+    summary = _summary(training, store, kimg, attempt, scorer)
     try:
-        return _train(attempt, training, images, place, scorer, stop, on_progress)
+        outcome = _train(attempt, training, kimg, images, scorer, watch, summary)
     except BaseException as error:
         attempt.end("FAIL", {}, {"reason": f"{type(error).__name__}: {error}"})
         raise
+    return dataclasses.replace(outcome, run_id=attempt.run_id)
+
+
+def _fitted(training: Training, store: ImageStore, say: Callable[[str], None]) -> tuple[Training, float]:
+    """The training with its length (kimg) on these images, refused where it could not be scored."""
+    there = len(split_images(store, training.scoring))
+    if there < training.scoring.reference:
+        raise DataError(
+            f"{there} images are too few to score with {training.scoring.reference} real ones",
+            f"Score with fewer: --samples {there}, or give more images.",
+        )
+    if training.fingerprint and store.fingerprint != training.fingerprint:
+        say("these are not the images that the configuration was found on: its score will not be comparable")
+    length = training.kimg or training.epochs * epoch_kimg(training.hparams, len(store))
+    return training, length
+
+
+def _marks(training: Training, kimg: float, n_images: int) -> tuple[float, ...]:
+    """Where sample grids are drawn: after every epoch, or in ten even steps of a shorter training."""
+    epoch = epoch_kimg(training.hparams, n_images)
+    if epoch and kimg / epoch >= _FEWEST_GRIDS:
+        return tuple(epoch * k for k in range(1, int(kimg / epoch) + 1) if epoch * k < kimg)
+    return tuple(kimg * k / _FEWEST_GRIDS for k in range(1, _FEWEST_GRIDS))
 
 
 def _train(
     attempt: Attempt,
     training: Training,
+    kimg: float,
     images: Tensor,
-    place: torch.device,
     scorer: Scorer,
-    stop: Callable[[], bool],
-    on_progress: Callable[[Progress], None],
-) -> str:
-    hp, folder = training.hparams, attempt.folder
-    marks = tuple(training.kimg * k / _GRIDS for k in range(1, _GRIDS))
+    watch: Watch,
+    summary: dict[str, Any],
+) -> Outcome:
+    folder = attempt.folder
     for event in train(
-        hp,
+        training.hparams,
         images,
-        budget=Budget(kimg=training.kimg, snapshots_kimg=marks),
+        budget=Budget(kimg=kimg, snapshots_kimg=_marks(training, kimg, len(images))),
         seed=training.seed,
-        device=place,
+        device=attempt.device,
         resume=attempt.state,
-        snapshot_now=lambda: stop() or attempt.due(CHECKPOINT_EVERY_S),
+        snapshot_now=lambda: watch.stop() or attempt.due(CHECKPOINT_EVERY_S),
     ):
         if isinstance(event, Progress):
             attempt.progress(event)
-            on_progress(event)
+            watch.on_progress(event, kimg)
             continue
         attempt.save(event)
-        if stop() and (event.mark is None or event.mark < training.kimg):
+        if watch.stop() and (event.mark is None or event.mark < kimg):
             attempt.end("FAIL", {}, {"reason": "interrupted"})
-            return f"interrupted at {event.kimg:.1f} kimg; the same command continues from there ({folder})"
+            return Outcome(folder=folder, kimg=event.kimg, interrupted=True, scores={}, unavailable={})
         if event.mark is not None:
-            attempt.grid(event, event.mark, final=event.mark == training.kimg)
-        if event.mark == training.kimg:
-            return _finish(attempt, event, hp, scorer, folder)
+            attempt.grid(
+                event,
+                event.mark,
+                final=event.mark == kimg,
+                n=training.grid_images,
+                seed=event.step if training.fresh_grids else None,
+            )
+        if event.mark == kimg:
+            watch.say("scoring")
+            return _finish(attempt, event, training.hparams, scorer, summary)
     attempt.end("COMPLETE", {}, {"reason": "was trained already"})
-    return f"already trained to {attempt.resumed_kimg:.1f} kimg: {folder}; give more with --kimg"
+    raise DataError(
+        f"{folder.name} was trained to {attempt.resumed_kimg:.1f} kimg already, more than {kimg:.1f}",
+        f"Its results are in {folder}; give more with --kimg.",
+    )
 
 
-def _finish(attempt: Attempt, event: Snapshot, hp: HParams, scorer: Scorer, folder: Path) -> str:
+def _finish(attempt: Attempt, event: Snapshot, hp: HParams, scorer: Scorer, summary: dict[str, Any]) -> Outcome:
     scores = checked(scorer(event.generator, hp, all_metrics=True))
     attempt.publish(event)
+    summary |= {
+        "trained_kimg": event.kimg,
+        "steps": event.step,
+        "scores": scores.values,
+        "unavailable": scores.unavailable,
+        "score_s": round(scores.seconds, 1),
+    }
+    atomic.write_text(attempt.folder / SUMMARY_FILE, json.dumps(summary, indent=1) + "\n")
+    attempt.tracker.artifact(attempt.run_id, attempt.folder / SUMMARY_FILE)
     attempt.end("COMPLETE", scores.values, {"protocol_hash": scores.protocol_hash})
-    listed = ", ".join(f"{name} {value:.4g}" for name, value in scores.values.items())
-    missing = "".join(f"\n{name} is unavailable: {why}" for name, why in scores.unavailable.items())
-    return f"trained {event.kimg:.1f} kimg: {listed}\nweights, grids and curve are in {folder}{missing}"
+    return Outcome(
+        folder=attempt.folder, kimg=event.kimg, interrupted=False, scores=scores.values, unavailable=scores.unavailable
+    )
+
+
+def _summary(training: Training, store: ImageStore, kimg: float, attempt: Attempt, scorer: Scorer) -> dict[str, Any]:
+    """What a report of this training needs to know beside its files."""
+    return {
+        "label": training.label,
+        "about": training.about,
+        "kimg": kimg,
+        "epochs": kimg / epoch_kimg(training.hparams, len(store)) if epoch_kimg(training.hparams, len(store)) else 0.0,
+        "seed": training.seed,
+        "hparams": training.hparams.to_dict(),
+        "data": training.data.model_dump(mode="json", exclude_none=True),
+        "images": len(store),
+        "split": store.split_rule,
+        "fingerprint": store.fingerprint,
+        "scoring": training.scoring.model_dump(mode="json", exclude_none=True),
+        "metric": scorer.objective,
+        "protocol_hash": scorer.protocol.hash,
+        "environment": provenance(attempt.device.type),
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -110,7 +111,7 @@ def requeue(study: optuna.Study, trial: FrozenTrial, *, crashed: bool) -> bool:
     crashes = int(attrs.get("crashes", 0)) + crashed
     if crashes >= MAX_CRASHES:
         return False
-    kept = {"preset": attrs["preset"]} if "preset" in attrs else {}
+    kept: dict[str, Any] = {name: attrs[name] for name in ("preset", "recipe", "variant", "overrides") if name in attrs}
     # A preset that was killed before it suggested anything has its parameters only where Optuna enqueued them.
     params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
     root = int(attrs.get("root", trial.number))

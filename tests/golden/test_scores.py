@@ -61,7 +61,7 @@ def test_fid_kid_and_inception_score_equal_torch_fidelitys_command(tmp_path, mon
     extractor = Extractor("inception-v3", home, CPU, QUIET)
     assert extractor.weights.has_head
     images = torch.from_numpy(blobs(80, 32))
-    protocol = make_protocol(SPEC, weights_sha256="w", fingerprint="f", resize="r", versions={})
+    protocol = make_protocol(SPEC, weights_sha256="w", fingerprint="f", split_rule="all", resize="r", versions={})
     generator, _ = build(HP, 0, CPU)
     reference = load_reference(home, images, protocol, lambda x: extractor(fidelity.uint8_batches(x)))
     ours = score(generator, HP, reference, protocol, extractor)
@@ -98,7 +98,7 @@ def test_the_generative_model_gives_calculate_metrics_the_images_that_are_scored
         batch_size=50, feature_extractor="mnv2-test", verbose=False, cache=False,
     )  # fmt: skip
     spec = SPEC.model_copy(update={"extractor": "mobilenet-v2"})
-    protocol = make_protocol(spec, weights_sha256="w", fingerprint="f", resize="r", versions={})
+    protocol = make_protocol(spec, weights_sha256="w", fingerprint="f", split_rule="all", resize="r", versions={})
     nothing = Reference(torch.zeros(1, 1), np.zeros(1), np.zeros((1, 1)))
     ours = score(generator, HP, nothing, protocol, extractor, only=("is",))
     assert ours.values["is_mnv2_60"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
@@ -117,11 +117,14 @@ def test_converted_trunk_equals_torch_fidelitys_network(home, full_weights):
     assert float(expected.std()) > 0.1
 
 
-def test_without_a_head_the_inception_score_is_unavailable_and_mobilenets_stands_in(home):
+def test_without_a_head_the_inception_score_is_unavailable_and_mobilenets_stands_in(home, image_folder):
+    from harness.data.store import open_store
     from harness.scoring.scorer import Scorers
+    from harness.study.spec import DataSpec
 
-    images = torch.from_numpy(blobs(60, 32))
-    scorer = Scorers(home, images, "f", CPU, QUIET).scorer(ScoreSpec(samples=20, reference=20))
+    data = DataSpec(source="folder", image_size=16, channels=1)
+    store = open_store(home, data, image_folder, study="t", on_progress=lambda *_: None, say=QUIET)
+    scorer = Scorers(home, store, CPU, QUIET).scorer(ScoreSpec(samples=20, reference=20))
     if scorer.extractor.weights.has_head:
         pytest.skip("the official weights with their head are in use here")
     generator, _ = build(HP, 0, CPU)

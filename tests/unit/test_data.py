@@ -155,7 +155,7 @@ def test_a_changed_image_changes_the_fingerprint_and_an_unchanged_folder_reuses_
 ):
     first = open_folder(home, mixed_folder)
     with monkeypatch.context() as patched:
-        patched.setattr(store_module, "_fill_files", lambda *_: pytest.fail("must not be prepared again"))
+        patched.setattr(store_module, "_build", lambda *_: pytest.fail("must not be prepared again"))
         assert open_folder(home, mixed_folder).fingerprint == first.fingerprint
     Image.fromarray(blobs(1, 24, seed=9)[0, ..., 0]).convert("RGB").save(mixed_folder / "nested" / "0.png")
     assert open_folder(home, mixed_folder).fingerprint != first.fingerprint
@@ -175,7 +175,7 @@ def test_an_interrupted_preparation_is_never_taken_for_a_store(home, mixed_folde
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(store_module, "_fill_files", killed)
+        patched.setattr(store_module, "_write_header", killed)
         with pytest.raises(KeyboardInterrupt):
             open_folder(home, mixed_folder)
     assert not list(home.data.glob("*/manifest.json"))

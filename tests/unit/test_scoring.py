@@ -24,7 +24,9 @@ HP = HParams(image_size=16, channels=1, z_dim=8)
 
 def protocol(**changes) -> Protocol:
     spec = ScoreSpec(samples=20, reference=20, extractor="mobilenet-v2")
-    made = make_protocol(spec, weights_sha256="w", fingerprint="f", resize="none", versions={"torch": "2"})
+    made = make_protocol(
+        spec, weights_sha256="w", fingerprint="f", split_rule="all", resize="none", versions={"torch": "2"}
+    )
     return dataclasses.replace(made, **changes)
 
 

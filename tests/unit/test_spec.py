@@ -10,8 +10,8 @@ from harness.errors import NotFoundError, SpecDrift, SpecError
 from harness.home import Home
 from harness.study.drift import changes
 from harness.study.files import load_study, parse_study, schema_json, study_names
-from harness.study.hparams import FIELDS, HParams
-from harness.study.spec import SEARCHABLE, FixedParams
+from harness.study.hparams import ALIASES, FIELDS, HParams
+from harness.study.params import SEARCHABLE, FixedParams
 from tests.conftest import TINY_STUDY
 
 
@@ -20,14 +20,14 @@ def parse(text: str, name: str = "tiny"):
 
 
 def test_every_study_file_of_the_repository_is_valid():
-    assert {"mnist32", "celeba32"} <= set(study_names())
+    assert {"mnist32", "celeba32", "celeba64", "celeba128", "svhn32", "cifar10_32"} <= set(study_names())
     for name in study_names():
         assert load_study(name).name == name
 
 
 def test_fixed_params_describe_every_hyperparameter():
     described = set(FixedParams.model_fields)
-    assert described == set(FIELDS) - {"image_size", "channels"}
+    assert described == {*FIELDS, *ALIASES} - {"image_size", "channels"}
     assert all(field.description for field in FixedParams.model_fields.values())
 
 
@@ -168,9 +168,9 @@ def test_started_study_refuses_drift(tmp_path: Path):
 def test_quick_makes_a_study_of_its_own():
     spec = load_study("celeba32")
     quick = spec.quickened()
-    assert (quick.name, quick.budget.trials, quick.budget.kimg) == ("celeba32-quick", 4, 12)
+    assert (quick.name, quick.budget.trials, quick.budget.kimg) == ("celeba32-quick", 8, 2)
     scores = [(s.samples, s.reference) for s in (quick.scoring.final, quick.scoring.rung)]
-    assert scores == [(200, 200), (200, 200)]
+    assert scores == [(100, 100), (100, 100)]
     assert quick.spec_hash != spec.spec_hash
     with pytest.raises(ValueError, match="no \\[quick\\] table"):
         parse(TINY_STUDY).quickened()

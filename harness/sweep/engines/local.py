@@ -155,7 +155,7 @@ def _work(job: WorkerJob, publish: Callable[[Event], None], should_stop: Callabl
     if device.type == "cuda":
         images = images.to(device)
     say = _saying(publish)
-    scorers = Scorers(job.home, images, job.store.fingerprint, device, say)
+    scorers = Scorers(job.home, job.store, device, say)
     started = time.perf_counter()
     say(f"reference statistics of {job.spec.scoring.final.reference} real images")
     rung, final = scorers.scorer(job.spec.scoring.rung), scorers.scorer(job.spec.scoring.final)

@@ -1,0 +1,182 @@
+"""The arguments of every verb, and the environment variables that stand in for them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from harness import __version__
+from harness.cli import verbs
+from harness.cli.shell import DEFAULT_STUDY, env
+
+_EPILOG = """\
+the usual way:
+  make sweep                                   the default study: real MNIST digits, minutes on two cores
+  make ui                                      compare its trials in the MLflow UI
+  less reports/mnist32/report.md               the best configurations
+  make sweep STUDY=celeba32 DATA=/path/celeba  your images, from a folder or a zip
+
+everything that a run writes is under runs/ (HARNESS_HOME); sweeps can be stopped and started again at any time
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="harness",
+        description="Sweeps DCGAN hyperparameters with Optuna, scores with torch-fidelity, logs to MLflow, reports.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"harness {__version__}")
+    parser.set_defaults(run=None)
+    listed = parser.add_subparsers(metavar="VERB", title="verbs")
+
+    def verb(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+        sub = listed.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(run=run)
+        return sub
+
+    verb("setup", verbs.setup, "install into .venv (make does it) and fetch the scoring weights")
+    sweep = verb("sweep", verbs.sweep, "run or continue a study to its budget, then write its report")
+    _study_argument(sweep)
+    _data_argument(sweep)
+    _device_argument(sweep)
+    sweep.add_argument("--trials", type=_positive(int), default=_env_number("TRIALS"),
+                       help="trials to finish in all; more than before extends the study (TRIALS)")  # fmt: skip
+    sweep.add_argument("--kimg", type=_positive(float), default=_env_number("KIMG"),
+                       help="length of a full trial in thousands of images; rungs are scaled along (KIMG)")  # fmt: skip
+    sweep.add_argument("--workers", type=_positive(int), default=_env_number("WORKERS") or 1,
+                       help="processes; the cores are divided among them (WORKERS, default 1)")  # fmt: skip
+    sweep.add_argument("--quick", action="store_true", default=os.environ.get("QUICK", "") not in ("", "0"),
+                       help="the study's quick budget, as a study of its own, STUDY-quick (QUICK=1)")  # fmt: skip
+    sweep.add_argument("--dry-run", action="store_true",
+                       help="say what would run, with measured time, memory and disk; nothing is written")  # fmt: skip
+    sweep.add_argument("--resume-anyway", action="store_true",
+                       help="go on although sampler, pruner, presets or ranges changed")  # fmt: skip
+    train = verb("train", verbs.train, "train a recipe, or a configuration such as a report's best.toml, and score it")
+    what = train.add_mutually_exclusive_group()
+    what.add_argument(
+        "--recipe", default=_env_text("RECIPE"), help="a published system: see `harness recipes` (RECIPE)"
+    )
+    what.add_argument("--config", type=Path, default=_env_path("CONFIG"),
+                      help="a best.toml (CONFIG; default: reports/STUDY/best.toml)")  # fmt: skip
+    train.add_argument(
+        "--variant",
+        default=_env_text("VARIANT"),
+        help="as_written or as_coded, where a recipe's text and code differ (VARIANT; default as_coded)",
+    )
+    train.add_argument(
+        "--kimg",
+        type=_positive(float),
+        default=_env_number("KIMG"),
+        help="thousands of real images to show (KIMG; default: as in the file, or the published epochs)",
+    )
+    train.add_argument(
+        "--samples",
+        type=_at_least(20),
+        default=_env_number("SAMPLES"),
+        help="images to score with, generated and real ones each (SAMPLES; default: as in the file)",
+    )
+    train.add_argument("--seed", type=_seed, default=_env_number("SEED"), help="seed of the training (SEED)")
+    _data_argument(train)
+    _device_argument(train)
+    recipes = verb("recipes", verbs.recipes, "list the published systems, or show one with what its text and code say")
+    recipes.add_argument("name", nargs="?", default=_env_text("RECIPE"), help="a recipe (RECIPE)")
+    recipes.add_argument("--markdown", action="store_true", help="print docs/recipes.md")
+    report = verb("report", verbs.report, "write a study's report again, from the database")
+    _study_argument(report)
+    generate = verb("generate", verbs.generate, "sample images from a trained generator")
+    generate.add_argument("--study", default=env("STUDY", DEFAULT_STUDY), help="the study (STUDY)")
+    which = generate.add_mutually_exclusive_group()
+    which.add_argument("--best", action="store_true", help="of the best trial (default)")
+    which.add_argument("--trial", type=int, help="of this trial")
+    which.add_argument("--training", metavar="NAME", help="of a `harness train`: its folder's name in runs/trainings")
+    generate.add_argument("-n", type=_positive(int), default=64, help="how many (default 64)")
+    generate.add_argument(
+        "--seed", type=_seed, help="default: the scoring protocol's, so that these are the scored images"
+    )
+    generate.add_argument("--out", type=Path, help="write a grid to this PNG (default: STUDY-grid.png)")
+    generate.add_argument("--images", type=Path, help="write single PNG files into this folder")
+    ui = verb("ui", verbs.ui, "open the MLflow server on this machine over the same database")
+    ui.add_argument("--port", type=int, choices=range(1024, 65536), metavar="1024-65535", default=5000)
+    verb("studies", verbs.studies, "list the studies there are, and how far they are")
+    verb("schema", verbs.schema, "print the JSON Schema of study files, for editors")
+    weights = verb("weights", verbs.weights, "fetch the scoring weights and say which are in use")
+    weights.add_argument("--export", type=Path, help="write the Inception weights in torch-fidelity's format")
+    data = verb("data", verbs.data, "prepare, look at, or export the images of a study or recipe")
+    data.add_argument(
+        "action",
+        choices=["prepare", "info", "grid", "export"],
+        help="prepare: decode ahead of time; info: count, size, fingerprint, files left out; "
+        "grid: a contact sheet; export: the reference images of a started study as PNG files",
+    )
+    _study_argument(data)
+    data.add_argument("--recipe", default=_env_text("RECIPE"), help="of this recipe instead of a study (RECIPE)")
+    data.add_argument("--variant", default=_env_text("VARIANT"), help="of the recipe (VARIANT)")
+    _data_argument(data)
+    data.add_argument("--out", type=Path, help="grid: the PNG to write; export: the folder")
+    data.add_argument("-n", type=_positive(int), default=64, help="grid: how many images (default 64)")
+    verb("doctor", verbs.doctor, "check everything that a sweep needs")
+    verb("test", verbs.test, "run the tests").add_argument(
+        "rest", nargs=argparse.REMAINDER, help="arguments for pytest"
+    )
+    verb("lint", verbs.lint, "check style, types and import contracts")
+    verb("bench", verbs.bench, "measure against what people run today").add_argument("rest", nargs=argparse.REMAINDER)
+    verb("clean", verbs.clean, "remove caches; runs, reports, weights and .venv stay")
+    return parser
+
+
+def _study_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", nargs="?", default=env("STUDY", DEFAULT_STUDY),
+                        help=f"name of a file in search_spaces/ (STUDY, default {DEFAULT_STUDY})")  # fmt: skip
+
+
+def _data_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, default=_env_path("DATA"), help="folder or zip of images (DATA)")
+
+
+def _device_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default=env("DEVICE", "auto"), help="auto, cpu or cuda (DEVICE, default auto)")
+
+
+def _env_text(name: str) -> str | None:
+    return os.environ.get(name) or None
+
+
+def _env_path(name: str) -> Path | None:
+    return Path(os.environ[name]) if os.environ.get(name) else None
+
+
+def _env_number(name: str) -> str | None:
+    # A string default is passed through the argument's type by argparse, with its error message.
+    return os.environ.get(name) or None
+
+
+def _positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"found {text!r}; a positive {'whole ' * (kind is int)}number is needed")
+        return value
+
+    return parse
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"found {text!r}; a whole number of {least} or more is needed")
+        return int(text)
+
+    return parse
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"found {text!r}; a whole number from 0 to {2**32 - 1} is needed")
+    return int(text)

@@ -1,0 +1,280 @@
+"""The verbs: each calls a command and prints what comes back."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.cli.shell import (
+    DEFAULT_STUDY,
+    INTERRUPTED,
+    StopSignals,
+    TrainingProgress,
+    display,
+    env,
+    file_progress,
+    say,
+)
+from harness.errors import SweepError, UsageError
+from harness.home import Home
+
+if TYPE_CHECKING:
+    from harness.study.spec import StudySpec
+
+
+def sweep(arguments: argparse.Namespace) -> int:
+    from harness.commands.reports import write_report
+    from harness.commands.studies import with_budget
+    from harness.study.files import load_study
+    from harness.sweep.run import run_sweep
+    from harness.terminal import SweepView
+
+    spec = with_budget(load_study(arguments.study), quick=arguments.quick, trials=arguments.trials, kimg=arguments.kimg)
+    home = Home.from_environment()
+    if arguments.dry_run:
+        return _dry_run(spec, home, arguments)
+    view = SweepView(spec)
+    with StopSignals() as stop, display(view) as show, _report_anyway(spec.name, home):
+        result = run_sweep(
+            spec,
+            home,
+            source=arguments.data,
+            trials=arguments.trials,
+            workers=arguments.workers,
+            device=arguments.device,
+            resume_anyway=arguments.resume_anyway,
+            on_event=lambda event: show(view.update(event)),
+            on_progress=file_progress(show, view, stop),
+            stop_level=lambda: stop.level,
+        )
+    path = write_report(spec.name, home)
+    say(f"{result.finished} of {result.target} trials finished; report: {path}")
+    if result.interrupted:
+        say("the same command continues where this one stopped")
+        return INTERRUPTED
+    say(
+        f"compare the trials: make ui; sample from the best: harness generate --study {spec.name} --best --out grid.png"
+    )
+    return 0
+
+
+def _dry_run(spec: StudySpec, home: Home, arguments: argparse.Namespace) -> int:
+    from harness.commands.studies import resolved
+    from harness.sweep.plan import plan
+
+    say(resolved(spec))
+    for what, finding in plan(
+        spec,
+        home,
+        source=arguments.data,
+        trials=arguments.trials,
+        workers=arguments.workers,
+        device=arguments.device,
+        say=say,
+    ):
+        say(f"{what:28} {finding}")
+    say("a dry run: nothing was written")
+    return 0
+
+
+@contextmanager
+def _report_anyway(study: str, home: Home) -> Iterator[None]:
+    """A sweep that ends with an error has a report too, with the reasons of its trials."""
+    from harness.commands.reports import write_report
+
+    try:
+        yield
+    except SweepError:
+        say(f"report so far: {write_report(study, home)}")
+        raise
+
+
+def train(arguments: argparse.Namespace) -> int:
+    from harness.commands import trainings
+    from harness.sweep.training import Watch
+
+    if arguments.variant and not arguments.recipe:
+        raise UsageError("a variant belongs to a recipe", "Name one: --recipe NAME. `harness recipes` lists them.")
+    if arguments.recipe:
+        training = trainings.recipe_training(arguments.recipe, arguments.variant)
+    else:
+        config = arguments.config or Path("reports") / env("STUDY", DEFAULT_STUDY) / "best.toml"
+        training = trainings.config_training(config)
+    with StopSignals(raise_at_two=True) as stop, TrainingProgress(training.label) as progress:
+        outcome, page = trainings.train(
+            training,
+            Home.from_environment(),
+            kimg=arguments.kimg,
+            samples=arguments.samples,
+            seed=arguments.seed,
+            source=arguments.data,
+            device=arguments.device,
+            watch=Watch(
+                stop=lambda: stop.level > 0,
+                say=progress.say,
+                on_images=progress.images,
+                on_progress=progress.progress,
+            ),
+        )
+    if outcome.interrupted:
+        say(f"interrupted at {outcome.kimg:.1f} kimg; the same command continues from there ({outcome.folder})")
+        return INTERRUPTED
+    listed = ", ".join(f"{name} {value:.4g}" for name, value in outcome.scores.items())
+    say(f"trained {outcome.kimg:.1f} kimg: {listed}")
+    for name, why in outcome.unavailable.items():
+        say(f"{name} is unavailable: {why}")
+    say(f"weights, grids and curve are in {outcome.folder}\nreport: {page}")
+    return 0
+
+
+def recipes(arguments: argparse.Namespace) -> None:
+    from harness.commands.recipes import recipe_page, recipes_markdown, recipes_table
+
+    if arguments.markdown:
+        say(recipes_markdown().rstrip("\n"))
+    elif arguments.name:
+        say(recipe_page(arguments.name))
+    else:
+        for line in recipes_table():
+            say(line)
+
+
+def report(arguments: argparse.Namespace) -> None:
+    from harness.commands.reports import write_report
+
+    say(str(write_report(arguments.study, Home.from_environment())))
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    from harness.commands.generators import generate_images
+
+    grid = arguments.out
+    if grid is None and arguments.images is None:
+        grid = Path(f"{arguments.training or arguments.study}-grid.png")
+    say(
+        generate_images(
+            arguments.study,
+            Home.from_environment(),
+            trial=arguments.trial,
+            training=arguments.training,
+            n=arguments.n,
+            seed=arguments.seed,
+            grid=grid,
+            folder=arguments.images,
+        )
+    )
+
+
+def ui(arguments: argparse.Namespace) -> int:
+    from harness.commands.ui import ui_command, ui_links
+
+    home = Home.from_environment()
+    command = ui_command(home, arguments.port)
+    say(f"MLflow answers in some seconds at http://127.0.0.1:{arguments.port} (Ctrl-C ends it)")
+    say("its start page shows GenAI; choose Model training at the top left, or go to a study's trials directly:")
+    for name, address in ui_links(home, arguments.port):
+        say(f"  {name}: {address}")
+    os.execv(command[0], command)
+
+
+def studies(arguments: argparse.Namespace) -> None:
+    from harness.commands.studies import studies_table
+
+    for name, state, description in studies_table(Home.from_environment()):
+        say(f"{name:16} {state:32} {description}")
+
+
+def schema(arguments: argparse.Namespace) -> None:
+    from harness.study.files import schema_json
+
+    say(schema_json())
+
+
+def weights(arguments: argparse.Namespace) -> int:
+    from harness.commands.machine import export_weights, weights_in_use
+
+    home = Home.from_environment()
+    failed = False
+    for name, finding in weights_in_use(home, say):
+        say(f"{name}: {finding}")
+        failed |= finding.startswith("error")
+    if arguments.export and not failed:
+        say(f"written: {export_weights(home, arguments.export, say)}")
+    return int(failed)
+
+
+def setup(arguments: argparse.Namespace) -> int:
+    arguments.export = None
+    return weights(arguments)
+
+
+def data(arguments: argparse.Namespace) -> int:
+    from harness.commands import data as commands
+
+    home = Home.from_environment()
+    if arguments.action == "export":
+        if arguments.recipe:
+            raise UsageError("export writes the reference images of a started study", "Leave --recipe out.")
+        if arguments.out is None:
+            raise UsageError("export needs a folder to write to", "Say --out FOLDER.")
+        say(commands.export_reference(arguments.study, home, arguments.data, arguments.out, say))
+        return 0
+    name, wanted = commands.wanted_data(arguments.study, arguments.recipe, arguments.variant)
+    if arguments.action == "info":
+        for what, finding in commands.describe(commands.prepared(name, wanted, home, arguments.data, say)):
+            say(f"{what:12} {finding}")
+        return 0
+    with StopSignals(raise_at_two=True) as stop, TrainingProgress(name) as progress:
+
+        def on_images(done: int, total: int) -> None:
+            if stop.level:  # the half-made store is removed
+                raise KeyboardInterrupt
+            progress.images(done, total)
+
+        store = commands.prepare(name, wanted, home, arguments.data, on_images, progress.say)
+    if arguments.action == "prepare":
+        for what, finding in commands.describe(store):
+            say(f"{what:12} {finding}")
+    else:
+        out = arguments.out or Path(f"{name}-images.png")
+        say(commands.contact_sheet(store, arguments.n, out))
+    return 0
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    from harness.commands.machine import doctor
+
+    broken = 0
+    for fine, what, finding in doctor(Home.from_environment()):
+        say(f"{'ok  ' if fine else 'FAIL'}  {what:22} {finding}")
+        broken += not fine
+    return int(bool(broken))
+
+
+def test(arguments: argparse.Namespace) -> int:
+    from harness.commands.machine import run_tool
+
+    return run_tool(["pytest", *arguments.rest])
+
+
+def lint(arguments: argparse.Namespace) -> int:
+    from harness.commands.machine import run_tool
+
+    return run_tool(["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["lint-imports"])
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    from harness.commands.machine import run_tool
+
+    return run_tool(["python", "-m", "benchmarks.bench", *arguments.rest])
+
+
+def clean(arguments: argparse.Namespace) -> None:
+    from harness.commands.machine import clean
+
+    removed = clean(Path(__file__).resolve().parents[2])
+    say(f"removed {', '.join(removed) or 'nothing'}; runs/, reports/ and .venv are kept")

@@ -1,0 +1,1 @@
+"""What the verbs do, free of printing and of argument parsing."""

@@ -1,0 +1,110 @@
+"""Working with the images of a study or recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import NotFoundError
+from harness.home import Home
+from harness.study.files import load_recipe, load_study, recipe_hparams
+from harness.study.spec import DataSpec, StudySpec
+
+if TYPE_CHECKING:
+    from harness.data.store import ImageStore
+
+Say = Callable[[str], None]
+
+
+def started_spec(study_name: str, home: Home) -> StudySpec:
+    """The specification that a started study runs by, quick ones included."""
+    import json
+
+    from harness.sweep.storage import load_study as load_started
+
+    study = load_started(study_name, home)
+    content = json.loads(study.user_attrs["spec"])
+    content["budget"]["trials"] = study.user_attrs["target"]
+    return StudySpec.model_validate({**content, "name": study_name})
+
+
+def export_reference(study_name: str, home: Home, source: Path | None, out: Path, say: Say) -> str:
+    """Write the real images that a study's final scores compare with as PNG files."""
+    from harness.data.store import open_store
+    from harness.scoring.reference import reference_images
+    from harness.scoring.scorer import split_images
+    from harness.sweep.attempt import save_png
+
+    spec = started_spec(study_name, home)
+    store = open_store(home, spec.data, source, study=study_name, on_progress=lambda *_: None, say=say)
+    images = reference_images(split_images(store, spec.scoring.final), spec.scoring.final.reference)
+    for index, pixels in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        save_png(out / f"{index:06d}.png", pixels)
+    return f"{len(images)} real images in {out}"
+
+
+def wanted_data(study: str, recipe: str | None, variant: str | None) -> tuple[str, DataSpec]:
+    """(name, images) of a study file, or of a recipe's variant."""
+    if recipe is None:
+        spec = load_study(study)
+        return spec.name, spec.data
+    loaded = load_recipe(recipe)
+    variant = variant or loaded.default_variant
+    recipe_hparams(loaded, variant)  # names the variants there are
+    return recipe, loaded.images_of(variant)
+
+
+def prepare(
+    name: str, data: DataSpec, home: Home, source: Path | None, on_progress: Callable[[int, int], None], say: Say
+) -> ImageStore:
+    """Prepare a study's images, or find them prepared."""
+    from harness.data.store import open_store
+
+    return open_store(home, data, source, study=name, on_progress=on_progress, say=say)
+
+
+def prepared(name: str, data: DataSpec, home: Home, source: Path | None, say: Say) -> ImageStore:
+    """The prepared images of a study.
+
+    Raises:
+        NotFoundError: they are not prepared yet.
+    """
+    from harness.data.store import existing_store, find_material
+
+    store = existing_store(home, find_material(home, data, source, study=name, say=say))
+    if store is None:
+        raise NotFoundError(
+            f"the images of {name} are not prepared yet", "`harness data prepare` does that, with the same arguments."
+        )
+    return store
+
+
+def describe(store: ImageStore) -> Iterator[tuple[str, str]]:
+    """(what, finding) about prepared images, every file that was left out included."""
+    n, height, width, channels = store.manifest["shape"]
+    yield "images", f"{n:,} of {width}x{height} px, {'grey' if channels == 1 else 'colour'}"
+    if store.n_held_out:
+        yield "split", f"{store.n_train:,} to train on, {store.n_held_out:,} held out ({store.split_rule})"
+    yield "size", f"{n * height * width * channels / 1e6:,.1f} MB in {store.path}"
+    yield "fingerprint", store.fingerprint
+    yield "preparation", ", ".join(f"{key} {value}" for key, value in store.manifest["preparation"].items())
+    yield "converted", f"{len(store.manifest['converted']):,}"
+    yield "left out", f"{len(store.rejected):,}"
+    for name, why in store.rejected.items():
+        yield "", f"{name}: {why}"
+
+
+def contact_sheet(store: ImageStore, n: int, out: Path) -> str:
+    """Write a sheet of n images, evenly spread over the set; return a sentence on it."""
+    import torch
+
+    from harness.scoring.sampling import image_grid
+    from harness.sweep.attempt import save_png
+
+    images = store.tensor()
+    n = min(n, len(images))
+    chosen = torch.linspace(0, len(images) - 1, n).long()
+    pixels = images[chosen].permute(0, 3, 1, 2).float() / 127.5 - 1
+    save_png(out, image_grid(pixels))
+    return f"{n} of {len(images):,} images in {out}"

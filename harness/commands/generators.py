@@ -1,0 +1,101 @@
+"""Sampling from generators that were trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import NotFoundError
+from harness.home import Home
+from harness.study.hparams import HParams
+
+if TYPE_CHECKING:
+    from harness.study.records import StudyRecord, TrialRecord
+
+
+def trained_generator(study_name: str, trial: int | None, home: Home) -> tuple[Any, Any, TrialRecord, StudyRecord]:
+    """(generator, HParams, trial, study) of a finished trial; ``trial`` None is the best."""
+    import torch
+
+    from harness.gan.checkpoint import import_generator
+    from harness.report.ranking import rank
+    from harness.sweep.storage import load_study as load_started
+    from harness.sweep.storage import to_record
+
+    record = to_record(load_started(study_name, home))
+    if trial is None:
+        board = rank(record, top=1)
+        if not board.trials:
+            raise NotFoundError(
+                f"no trial of {study_name} is finished yet", f"`make sweep STUDY={study_name}` goes on."
+            )
+        chosen = board.trials[0]
+    else:
+        found = [item for item in record.trials if item.number == trial]
+        if not found or "folder" not in found[0].attrs:
+            raise NotFoundError(f"study {study_name} has no trial {trial} that was started")
+        chosen = found[0]
+    hp = HParams.from_params(chosen.attrs["hparams"])
+    generator = import_generator(home.root / str(chosen.attrs["folder"]), hp, torch.device("cpu"))
+    return generator, hp, chosen, record
+
+
+def generate_images(
+    study_name: str,
+    home: Home,
+    *,
+    trial: int | None,
+    training: str | None,
+    n: int,
+    seed: int | None,
+    grid: Path | None,
+    folder: Path | None,
+) -> str:
+    """Sample n images of a finished trial or training into a grid or a folder of PNGs; return a sentence on it.
+
+    The default seed is the scoring protocol's: the images are then those that were scored.
+    """
+    import torch
+
+    from harness.scoring.sampling import generate, image_grid, to_uint8
+    from harness.sweep.attempt import save_png
+
+    if training is not None:
+        generator, hp, scored_with = published_generator(training, home)
+        what = f"training {training}"
+    else:
+        generator, hp, chosen, record = trained_generator(study_name, trial, home)
+        scored_with = json.loads(record.attrs["spec"])["scoring"]["final"]["seed"]
+        what = f"trial {chosen.number}"
+    seed = scored_with if seed is None else seed
+    images = generate(generator, hp, n, seed, torch.device("cpu"))
+    where = []
+    if folder is not None:
+        for index, pixels in enumerate(to_uint8(images).permute(0, 2, 3, 1).numpy()):
+            save_png(folder / f"{index:06d}.png", pixels)
+        where.append(f"{n} PNG files in {folder}")
+    if grid is not None:
+        save_png(grid, image_grid(images))
+        where.append(str(grid))
+    return f"{n} images of {what} (seed {seed}): {' and '.join(where)}"
+
+
+def published_generator(training: str, home: Home) -> tuple[Any, HParams, int]:
+    """(generator, HParams, seed of its scoring protocol) of a finished ``harness train``.
+
+    Raises:
+        NotFoundError: there is no such training, or it is not finished.
+    """
+    import torch
+
+    from harness.gan.checkpoint import import_generator
+    from harness.sweep.training import SUMMARY_FILE
+
+    folder = home.training_dir(training)
+    if not (folder / SUMMARY_FILE).is_file():
+        done = sorted(path.parent.name for path in home.within("trainings").glob(f"*/{SUMMARY_FILE}"))
+        raise NotFoundError(f"no finished training {training!r}", f"There are: {', '.join(done) or 'none'}.")
+    summary = json.loads((folder / SUMMARY_FILE).read_text())
+    hp = HParams.from_params(summary["hparams"])
+    return import_generator(folder, hp, torch.device("cpu")), hp, int(summary["scoring"]["seed"])

@@ -1,0 +1,115 @@
+"""The machine, the weights, and the development tools."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from harness import atomic
+from harness.errors import HarnessError
+from harness.home import Home
+
+Say = Callable[[str], None]
+
+
+def doctor(home: Home) -> Iterator[tuple[bool, str, str]]:
+    """(fine, what, finding) of everything that a sweep needs."""
+    import platform
+
+    from harness.sweep.processes import usable_cores
+
+    yield sys.version_info >= (3, 11), "Python", platform.python_version()
+    yield _import_check()
+    import torch
+
+    cuda = torch.cuda.is_available()
+    yield True, "CUDA", torch.cuda.get_device_name(0) if cuda else "none; training runs on the CPU"
+    cores = usable_cores()
+    amx = bool(torch.cpu._is_amx_tile_supported()) if hasattr(torch.cpu, "_is_amx_tile_supported") else False
+    yield True, "CPU", f"{cores} cores, torch uses {torch.get_num_threads()} threads, AMX {'yes' if amx else 'no'}"
+    existing = home.root if home.root.exists() else home.root.parent
+    free = shutil.disk_usage(existing).free / 1e9
+    yield free > 2, "Disk", f"{free:.0f} GB free for {home.root}"
+    for name, finding in weights_in_use(home, lambda _: None):
+        yield not finding.startswith("error"), name, finding
+    try:
+        from harness.sweep.storage import open_storage
+        from harness.tracking.mlflow import client_for, tracking_url
+
+        open_storage(home)
+        client_for(home)
+        shown = tracking_url(home).split("@")[-1]  # never the password of a database URL
+        yield True, "Databases", f"{home.root / 'optuna.db'}, MLflow at {shown}"
+    except HarnessError as error:
+        yield False, "Databases", error.problem
+
+
+def _import_check() -> tuple[bool, str, str]:
+    try:
+        import torch
+        import torchvision
+
+        torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    except (ImportError, RuntimeError) as error:
+        return False, "torch and torchvision", f"they do not fit together ({error}); reinstall both from one source"
+    return True, "torch and torchvision", f"{torch.__version__} and {torchvision.__version__}"
+
+
+def weights_in_use(home: Home, say: Say) -> Iterator[tuple[str, str]]:
+    """(extractor, source and what it lacks), fetching what is not there yet."""
+    from harness.scoring.fidelity import NO_HEAD, inception_shapes
+    from harness.scoring.weights import inception_weights, mobilenet_weights
+
+    try:
+        weights = inception_weights(home, inception_shapes(), say)
+        lacks = "" if weights.has_head else f"; Inception Score unavailable: {NO_HEAD.split(' (')[0]}"
+        yield "Inception weights", f"{weights.source}{lacks}"
+    except HarnessError as error:
+        yield "Inception weights", f"error: {error}"
+    try:
+        yield "MobileNetV2 weights", mobilenet_weights(home, say).source
+    except HarnessError as error:
+        yield "MobileNetV2 weights", f"error: {error}"
+
+
+def export_weights(home: Home, out: Path, say: Say) -> str:
+    """Write the Inception weights in use in torch-fidelity's own format."""
+    import io
+
+    import torch
+
+    from harness.scoring.fidelity import inception_shapes
+    from harness.scoring.weights import inception_weights
+
+    weights = inception_weights(home, inception_shapes(), say)
+    buffer = io.BytesIO()
+    torch.save(weights.state, buffer)
+    atomic.write_bytes(out, buffer.getvalue())
+    return f"{out} (from {weights.source})"
+
+
+def clean(root: Path) -> list[str]:
+    """Remove what tools left behind. Runs, reports, weights and ``.venv`` stay."""
+    removed = []
+    names = (".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".import_linter_cache", "build", "dist")
+    for path in [root / name for name in names] + [
+        path for folder in ("harness", "tests", "benchmarks") for path in (root / folder).rglob("__pycache__")
+    ]:
+        if path.is_dir():
+            shutil.rmtree(path)
+            removed.append(str(path.relative_to(root)))
+    return removed
+
+
+def run_tool(*commands: list[str]) -> int:
+    """Run development tools in order; the first failing one's exit code, or 0."""
+    root = Path(__file__).resolve().parents[2]
+    for command in commands:
+        tool = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
+        code = subprocess.run(tool, cwd=root, check=False).returncode
+        if code:
+            return code
+    return 0

@@ -1,0 +1,66 @@
+"""Which studies and recipes there are, and with which budget they run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from harness.errors import HarnessError, UsageError
+from harness.home import Home
+from harness.study.files import load_study
+from harness.study.spec import StudySpec
+
+if TYPE_CHECKING:
+    pass
+
+
+def studies_table(home: Home) -> Iterator[tuple[str, str, str]]:
+    """(name, state, description) of every study file and of every started study."""
+    from harness.study.files import study_names
+
+    started: dict[str, int] = {}
+    if (home.root / "optuna.db").is_file():
+        import optuna
+
+        from harness.sweep.storage import finished_count, open_storage
+
+        storage = open_storage(home)
+        for name in optuna.get_all_study_names(storage):
+            started[name] = finished_count(optuna.load_study(storage=storage, study_name=name))
+    for name in sorted({*study_names(), *started}):
+        try:
+            spec: StudySpec | None = load_study(name)
+        except HarnessError as error:
+            spec, note = None, error.problem.splitlines()[0]
+        budget = f" of {spec.budget.trials}" if spec else ""
+        state = f"{started[name]}{budget} trials finished" if name in started else "not started"
+        yield name, state, spec.description if spec else note
+
+
+def resolved(spec: StudySpec) -> str:
+    """A study as it will run, recipes filled in, as TOML."""
+    import tomli_w
+
+    return tomli_w.dumps(spec.model_dump(mode="json", exclude_none=True, exclude={"quick"}))
+
+
+def with_budget(spec: StudySpec, *, quick: bool, trials: int | None, kimg: float | None) -> StudySpec:
+    """The study with a budget given on the command line; rungs are scaled along with ``kimg``.
+
+    Raises:
+        UsageError: a number that makes no budget.
+    """
+    try:
+        spec = spec.quickened() if quick else spec
+    except ValueError as error:
+        raise UsageError(f"study {spec.name} cannot be run with --quick: {error}") from None
+    if kimg is None:
+        return spec
+    rungs = tuple(rung * kimg / spec.budget.kimg for rung in spec.budget.rungs)
+    try:
+        budget = type(spec.budget).model_validate(
+            {**spec.budget.model_dump(), "kimg": kimg, "rungs": rungs, "trials": trials or spec.budget.trials}
+        )
+    except ValueError as error:
+        raise UsageError(f"--kimg {kimg} makes no budget: {error}") from None
+    return spec.model_copy(update={"budget": budget})

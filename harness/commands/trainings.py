@@ -1,0 +1,103 @@
+"""Training one configuration: of a report, or of a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.home import Home
+from harness.study.files import load_best, load_recipe, recipe_hparams
+from harness.study.hparams import HParams
+from harness.study.spec import ScoreSpec
+
+if TYPE_CHECKING:
+    from harness.sweep.training import Outcome, Training, Watch
+
+RECIPES_EXPERIMENT = "recipes"
+
+
+def config_training(config: Path) -> Training:
+    """The training that a report's ``best.toml`` describes."""
+    from harness.sweep.training import Training
+
+    best = load_best(config)
+    return Training(
+        label=best.study,
+        experiment=best.study,
+        hparams=HParams.from_params(best.hparams.params()),
+        data=best.data,
+        seed=best.training.seed,
+        kimg=best.training.kimg,
+        scoring=best.scoring,
+        fingerprint=best.data.fingerprint,
+        about={"title": f"Trial {best.trial} of study {best.study}", "source": str(config), "note": ""},
+    )
+
+
+def recipe_training(name: str, variant: str | None) -> Training:
+    """A published system, for its published epochs."""
+    from harness.sweep.training import Training
+
+    recipe = load_recipe(name)
+    variant = variant or recipe.default_variant
+    hparams = recipe_hparams(recipe, variant)
+    chosen = recipe.variants[variant]
+    return Training(
+        label=f"{name}-{variant}",
+        experiment=RECIPES_EXPERIMENT,
+        hparams=hparams,
+        data=recipe.images_of(variant),
+        seed=recipe.training.seed,
+        epochs=recipe.training.epochs,
+        scoring=recipe.scoring,
+        grid_images=recipe.training.grid_images,
+        fresh_grids=chosen.grid_z == "fresh",
+        about={
+            "recipe": name,
+            "variant": variant,
+            "title": recipe.title,
+            "source": recipe.source,
+            "note": chosen.note,
+            "published_epochs": recipe.training.epochs,
+            "fresh_grids": chosen.grid_z == "fresh",
+            "differences": [row.model_dump() for row in recipe.differences],
+            "left_out": list(recipe.left_out),
+        },
+    )
+
+
+def train(
+    training: Training,
+    home: Home,
+    *,
+    kimg: float | None,
+    samples: int | None,
+    seed: int | None,
+    source: Path | None,
+    device: str,
+    watch: Watch,
+) -> tuple[Outcome, Path | None]:
+    """Train, score and log; (outcome, its report), the latter None where it was interrupted.
+
+    An interrupted training is continued by the next call.
+    """
+    from harness.report.training import build_training_report
+    from harness.sweep.training import run_training
+    from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
+
+    if samples:
+        scoring = ScoreSpec.model_validate({**training.scoring.model_dump(), "samples": samples, "reference": samples})
+        training = dataclasses.replace(training, scoring=scoring)
+    training = dataclasses.replace(training, kimg=kimg or training.kimg, seed=training.seed if seed is None else seed)
+    outcome = run_training(training, home, source=source, device=device, watch=watch)
+    if outcome.interrupted:
+        return outcome, None
+    out = Path("reports") / "trainings" / outcome.folder.name
+    page = build_training_report(outcome.folder, out)
+    if outcome.run_id:
+        client = client_for(home)
+        tracker = MlflowTracker(client, open_experiment(client, home, training.experiment))
+        tracker.artifact(outcome.run_id, out, "report")
+        tracker.describe(outcome.run_id, page.read_text(), images_in="report")
+    return outcome, page

@@ -1,0 +1,53 @@
+"""The MLflow server and links into it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from harness.errors import UsageError
+from harness.home import Home
+
+if TYPE_CHECKING:
+    pass
+
+
+def ui_command(home: Home, port: int) -> list[str]:
+    """The command line of the MLflow server over the home folder's database, on this machine only.
+
+    Raises:
+        UsageError: ``MLFLOW_TRACKING_URI`` names a server, which has its own page, or the port is taken.
+    """
+    import socket
+
+    from harness.tracking.mlflow import client_for
+
+    if address := os.environ.get("MLFLOW_TRACKING_URI"):
+        raise UsageError("MLFLOW_TRACKING_URI is set, so runs are on that server", f"Open {address.split('@')[-1]}.")
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise UsageError(f"port {port} is in use", f"Choose another: harness ui --port {port + 1}")
+    client_for(home)
+    artifacts = str(home.artifacts)
+    return [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
+        *("--backend-store-uri", home.mlflow_url, "--artifacts-destination", artifacts, "--workers", "1"),
+        *("--uvicorn-opts", "--log-level warning"),
+    ]
+
+
+def ui_links(home: Home, port: int) -> Iterator[tuple[str, str]]:
+    """(study, address of its trials as a ranked table with charts) of every study that was started."""
+    import optuna
+
+    from harness.sweep.storage import open_storage
+    from harness.tracking.mlflow import client_for, runs_page
+
+    client, storage = client_for(home), open_storage(home)
+    for name in sorted(optuna.get_all_study_names(storage)):
+        experiment = client.get_experiment_by_name(name)
+        metric = optuna.load_study(storage=storage, study_name=name).user_attrs.get("final_metric")
+        if experiment and metric:
+            yield name, f"http://127.0.0.1:{port}{runs_page(experiment.experiment_id, str(metric))}"

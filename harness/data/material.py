@@ -1,0 +1,184 @@
+"""Images on their way into a store: where they come from, how many there are, and their pixels in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.data import arrays
+from harness.data.decode import Preparation, decode_chunk, fit
+from harness.data.sources import Listing, list_images, mnist_images
+from harness.data.split import Split, find_partition, split
+from harness.errors import DataError
+from harness.study.spec import DataSpec
+
+_CHUNK = 200
+# (name, pixels or None, note or reason) of one image.
+Item = tuple[str, np.ndarray | None, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """Images to be prepared.
+
+    ``identity`` changes whenever the prepared pixels may change. ``items()`` gives every image, those to be trained on
+    first; ``n_train`` of ``count`` are. ``sample(n)`` gives the first n at once, in this process.
+    """
+
+    label: str
+    identity: dict[str, Any]
+    prep: Preparation
+    count: int
+    n_train: int
+    split_rule: str
+    items: Callable[[], Iterator[list[Item]]]
+    sample: Callable[[int], list[Item]]
+
+
+def preparation(data: DataSpec) -> Preparation:
+    """How a study's data section wants its images prepared."""
+    return Preparation(
+        image_size=data.image_size,
+        channels=data.channels,
+        crop=data.crop,
+        resample=data.resample or "bicubic",
+        sharpen=data.sharpen or 1.0,
+    )
+
+
+def of_mnist(data: DataSpec) -> Material:
+    """The digits that come inside a package."""
+    prep = preparation(data)
+    images = mnist_images()
+    names = [f"mnist-{index:05d}" for index in range(len(images))]
+    divided = split(names, data.held_out)
+    place = {name: index for index, name in enumerate(names)}
+    ordered = [place[name] for name in (*divided.train, *divided.held_out)]
+    return _material("mnist", {"source": "mnist"}, data, divided, lambda: _resized(_framed(images)[ordered], prep))
+
+
+def of_array_set(data: DataSpec, root: Path, say: arrays.Say) -> Material:
+    """MNIST, Fashion-MNIST, SVHN or CIFAR-10 from their files below ``root``.
+
+    Raises:
+        DataError: a file is missing, damaged, or its images are smaller than the target.
+    """
+    files = arrays.find_files(data.source, root, held_out=data.held_out is not None)
+    signature = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path, _ in files]
+    parts = [(path, file, arrays.load(data.source, path, file, say)) for path, file in files]
+    parts = [(path, file, _framed(images[..., 0]) if images.shape[3] == 1 else images) for path, file, images in parts]
+    prep = preparation(data)
+    native = parts[0][2].shape[1]
+    if native < data.image_size:
+        raise DataError(
+            f"{arrays.SETS[data.source].title}'s images have {native} px, fewer than image_size = {data.image_size}",
+            f"Use image_size = {native} or less.",
+        )
+    names = {True: [], False: []}  # type: dict[bool, list[str]]
+    for path, file, images in parts:
+        names[file.held_out] += [f"{path.name}-{index:05d}" for index in range(len(images))]
+    rule = "the set's own test images are held out" if data.held_out is not None else "all images are trained on"
+    divided = Split(rule, tuple(names[False]), tuple(names[True]))
+
+    def items() -> Iterator[list[Item]]:
+        for _, _, images in parts:
+            yield from _resized(images, prep)
+
+    return _material(data.source, {"source": data.source, "files": signature}, data, divided, items)
+
+
+def of_files(data: DataSpec, root: Path, workers: int | None = None) -> Material:
+    """Photographs of a folder or a zip, decoded by ``workers`` processes (all cores unless given).
+
+    Raises:
+        DataError: nothing usable is there.
+    """
+    root = root.resolve()
+    listing = list_images(root)
+    partition = find_partition(root) if data.source == "celeba" and data.held_out is not None else None
+    divided = split(listing.members, data.held_out, partition)
+    prep = preparation(data)
+    identity = {"source": str(listing.root), "files": listing.signature, "partition": partition is not None}
+    members = (*divided.train, *divided.held_out)
+
+    def sample(n: int) -> list[Item]:
+        results = decode_chunk(listing.root, listing.is_zip, members[:n], prep)
+        return [(member, pixels, note) for member, (pixels, note) in zip(members, results, strict=False)]
+
+    return _material(data.source, identity, data, divided, lambda: _decoded(listing, members, prep, workers), sample)
+
+
+def _material(
+    label: str,
+    identity: dict[str, Any],
+    data: DataSpec,
+    divided: Split,
+    items: Callable[[], Iterator[list[Item]]],
+    sample: Callable[[int], list[Item]] | None = None,
+) -> Material:
+    def first(n: int) -> list[Item]:
+        found: list[Item] = []
+        for chunk in items():
+            found += chunk
+            if len(found) >= n:
+                break
+        return found[:n]
+
+    prep = preparation(data)
+    whole = {**identity, "prep": asdict(prep), "held_out": data.held_out, "rule": divided.rule}
+    return Material(
+        label=label, identity=whole, prep=prep, count=len(divided.train) + len(divided.held_out),
+        n_train=len(divided.train), split_rule=divided.rule, items=items,
+        sample=sample or first,
+    )  # fmt: skip
+
+
+def _framed(images_NHW: np.ndarray) -> np.ndarray:
+    """28 px digits and clothes are centred on black in 32 px, not enlarged; shape (n, 32, 32, 1)."""
+    margin = (32 - images_NHW.shape[1]) // 2
+    padded: np.ndarray = np.pad(images_NHW, ((0, 0), (margin, margin), (margin, margin)))
+    return padded[..., None]
+
+
+def _resized(images_NHWC: np.ndarray, prep: Preparation) -> Iterator[list[Item]]:
+    from PIL import Image
+
+    channels = images_NHWC.shape[3]
+    as_they_are = images_NHWC.shape[1:3] == (prep.image_size,) * 2 and prep.sharpen == 1.0 and channels == prep.channels
+    mode = "L" if prep.channels == 1 else "RGB"
+    for start in range(0, len(images_NHWC), _CHUNK):
+        chunk = images_NHWC[start : start + _CHUNK]
+        if as_they_are:
+            pixels = list(chunk)
+        else:
+            flat = chunk[..., 0] if channels == 1 else chunk
+            pixels = [fit(Image.fromarray(np.ascontiguousarray(image)).convert(mode), prep) for image in flat]
+        yield [("", image, "") for image in pixels]
+
+
+def _decoded(
+    listing: Listing, members: tuple[str, ...], prep: Preparation, workers: int | None
+) -> Iterator[list[Item]]:
+    chunks = [members[start : start + _CHUNK] for start in range(0, len(members), _CHUNK)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # spawn: the parent may hold threads (torch, the live table) that must not be forked.
+    pool = ProcessPoolExecutor(min(workers or cores, len(chunks)), mp_context=get_context("spawn"))
+    try:
+        # A few chunks ahead of whoever takes them: results never pile up in memory.
+        ahead = 2 * (workers or cores)
+        jobs = [pool.submit(decode_chunk, listing.root, listing.is_zip, chunk, prep) for chunk in chunks[:ahead]]
+        for index, chunk in enumerate(chunks):
+            results = jobs[index].result()
+            jobs[index] = None  # type: ignore[call-overload]
+            if index + ahead < len(chunks):
+                jobs.append(pool.submit(decode_chunk, listing.root, listing.is_zip, chunks[index + ahead], prep))
+            yield [(member, pixels, note) for member, (pixels, note) in zip(chunk, results, strict=True)]
+    finally:
+        pool.shutdown(cancel_futures=True)

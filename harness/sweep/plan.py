@@ -1,0 +1,210 @@
+"""What a sweep would take: time, memory and disk, from a few measured steps. Nothing is written."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from torch import Tensor
+
+from harness.data.store import existing_store, find_material
+from harness.errors import DataError, Diverged
+from harness.gan.networks import Discriminator, Generator
+from harness.gan.trainer import Budget, Progress, train
+from harness.home import Home
+from harness.scoring.fidelity import untrained_module
+from harness.scoring.sampling import BATCH
+from harness.study.hparams import HParams
+from harness.study.spec import ScoreSpec, StudySpec
+from harness.study.suggest import suggest
+from harness.sweep.processes import exact_arithmetic, usable_cores
+from harness.sweep.run import choose_device
+
+# Steps of one configuration: the first warms up and is not counted.
+_STEPS = 4
+# Configurations drawn from the space, and no new measurement after so many seconds.
+_DRAWN, _ENOUGH_S = 4, 90.0
+# Files decoded to find out how fast that goes.
+_FILES = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One configuration's speed and size. ``s_per_kimg`` is of training alone."""
+
+    name: str
+    s_per_kimg: float
+    parameters: int
+    generator_parameters: int
+    baseline: bool
+
+
+def plan(
+    spec: StudySpec,
+    home: Home,
+    *,
+    source: Path | None,
+    trials: int | None,
+    workers: int,
+    device: str,
+    say: Callable[[str], None],
+) -> Iterator[tuple[str, str]]:
+    """(what, finding), line by line, as it is measured.
+
+    Raises:
+        HarnessError: the data are not there, or the device is not.
+    """
+    exact_arithmetic()
+    place = torch.device(choose_device(device))
+    images, n_images, store_bytes, prepare_s = _images(spec, home, source, say)
+    yield (
+        "images",
+        f"{n_images:,} of {spec.data.image_size} px"
+        + (f"; preparing them takes about {_shown(prepare_s)}" if prepare_s else "; prepared already"),
+    )
+    measured = []
+    for found in _configurations(spec, images, place):
+        measured.append(found)
+        yield (
+            f"  {found.name}",
+            f"{1 / found.s_per_kimg * 1000:,.0f} images/s, {found.parameters / 1e6:,.2f} M parameters",
+        )
+    if not measured:
+        raise DataError("none of the tried configurations trains on these images", "Each of them diverged at once.")
+    rates = {name: _scoring_rate(name, spec.data.image_size, place) for name in _extractors(spec)}
+    for name, rate in rates.items():
+        yield f"  {name}", f"{rate:,.1f} images/s"
+    target = trials or spec.budget.trials
+    yield "time", _time(spec, measured, rates, target, place)
+    peak = _peak_bytes(place)
+    where = "GPU memory" if place.type == "cuda" else "memory"
+    note = f", {peak * workers / 1e9:,.1f} GB with {workers} workers" if workers > 1 else ""
+    yield "memory", f"{peak / 1e9:,.1f} GB of {where} a worker{note} (peak of these measurements)"
+    checkpoints = statistics.mean(4 * (2 * 3 * m.parameters + 2 * m.generator_parameters) for m in measured)
+    yield (
+        "disk",
+        (
+            f"{(store_bytes + checkpoints * target) / 1e9:,.2f} GB in {home.root}: images {store_bytes / 1e9:,.2f} GB"
+            f"{'' if store_bytes else ' more'}, {target} trials of {checkpoints / 1e6:,.0f} MB"
+        ),
+    )
+    yield "cores", f"{usable_cores()}, {place.type}; {workers} worker{'s' * (workers != 1)}, which share the cores"
+
+
+def _images(
+    spec: StudySpec, home: Home, source: Path | None, say: Callable[[str], None]
+) -> tuple[Tensor, int, int, float]:
+    """(some images, how many there are, bytes still to be written, seconds to prepare them)."""
+    material = find_material(home, spec.data, source, study=spec.name, say=say, may_download=False)
+    store = existing_store(home, material)
+    if store is not None:
+        return store.tensor(), len(store), 0, 0.0
+    started = time.perf_counter()
+    decoded = [pixels for _, pixels, _ in material.sample(_FILES) if pixels is not None]
+    if not decoded:
+        raise DataError(
+            f"none of the first {_FILES} files is usable", "`harness data prepare` names each with its reason."
+        )
+    seconds = (time.perf_counter() - started) / len(decoded) * material.count / usable_cores()
+    # Repeated up to the largest batch: speed does not depend on what is in the pictures.
+    times = -(-spec.largest_batch() // len(decoded))
+    images = torch.from_numpy(np.stack(decoded * times))
+    return images, material.n_train, material.count * int(np.prod(decoded[0].shape)), seconds
+
+
+def _configurations(spec: StudySpec, images: Tensor, place: torch.device) -> Iterator[Measured]:
+    """Presets, and random draws from the space, as long as there is time."""
+    started = time.perf_counter()
+    quiet = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=spec.sampler.seed))
+    optuna.logging.set_verbosity(quiet)
+    drawn = [(f"random {index + 1}", suggest(study.ask(), spec), False) for index in range(_DRAWN)]
+    presets = [(p.name, spec.hparams(p.params, p.overrides), p.recipe is not None) for p in spec.presets]
+    # In turn, so that both kinds are among the measured ones where time runs out.
+    mixed = [pair for pairs in zip(drawn, presets, strict=False) for pair in pairs]
+    rest = [item for item in (*presets, *drawn) if item not in mixed]
+    for name, hp, baseline in (*mixed, *rest):
+        if time.perf_counter() - started > _ENOUGH_S:
+            return
+        rate = _training_rate(hp, images, place)
+        if rate:
+            g, d = _parameters(hp)
+            yield Measured(
+                name=name, s_per_kimg=1000 / rate, parameters=g + d, generator_parameters=g, baseline=baseline
+            )
+
+
+def _training_rate(hp: HParams, images: Tensor, place: torch.device) -> float:
+    """Images per second; 0 where the configuration diverges within the few steps."""
+    step_kimg = hp.images_per_step / 1000
+    budget = Budget(kimg=_STEPS * step_kimg, progress_kimg=step_kimg)
+    try:
+        events = list(train(hp, images, budget=budget, seed=0, device=place))
+    except Diverged:
+        return 0.0
+    return statistics.median([event.images_per_s for event in events if isinstance(event, Progress)][1:])
+
+
+def _parameters(hp: HParams) -> tuple[int, int]:
+    with torch.device("meta"):
+        networks = Generator(hp), Discriminator(hp)
+    g, d = (sum(parameter.numel() for parameter in network.parameters()) for network in networks)
+    return g, d
+
+
+def _extractors(spec: StudySpec) -> list[str]:
+    return sorted({spec.scoring.final.extractor, spec.scoring.rung.extractor})
+
+
+def _scoring_rate(name: str, size: int, place: torch.device) -> float:
+    module = untrained_module(name).to(place)
+    batch = torch.zeros(BATCH, 3, size, size, dtype=torch.uint8, device=place)
+    with torch.inference_mode():
+        module(batch[:2])
+        started = time.perf_counter()
+        float(module(batch)[0].sum())  # reading a value waits for the device
+    return BATCH / (time.perf_counter() - started)
+
+
+def _time(spec: StudySpec, measured: list[Measured], rates: dict[str, float], target: int, place: torch.device) -> str:
+    def scoring_s(score: ScoreSpec) -> float:
+        return score.samples / rates[score.extractor]
+
+    rungs = len(spec.budget.rungs) + 1
+    scored = rungs * scoring_s(spec.scoring.rung) + scoring_s(spec.scoring.final)
+    baselines = {m.name: m.s_per_kimg * spec.budget.kimg for m in measured if m.baseline}
+    searched = [m.s_per_kimg * spec.budget.kimg for m in measured if not m.baseline]
+    typical = statistics.mean(searched or list(baselines.values()))
+    named = [p.name for p in spec.presets if p.recipe][:target]
+    training = [baselines.get(name, typical) for name in named] + [typical] * (target - len(named))
+    references = {(s.extractor, s.reference, s.split) for s in (spec.scoring.final, spec.scoring.rung)}
+    once = sum(n / rates[extractor] for extractor, n, _ in references)
+    total = sum(training) + target * scored + once
+    pruned = "" if spec.pruner.name == "none" else f"; less what the pruner ({spec.pruner.name}) saves"
+    return (
+        f"at most about {_shown(total)} on this {place.type}: a trial trains {_shown(typical)} and scores "
+        f"{_shown(scored)}, references once {_shown(once)}{pruned}"
+    )
+
+
+def _peak_bytes(place: torch.device) -> int:
+    if place.type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    peak: Any = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) * (1 if sys.platform == "darwin" else 1024)
+
+
+def _shown(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

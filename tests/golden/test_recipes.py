@@ -1,0 +1,331 @@
+"""The published systems against their published sizes, and against plain loops written from their descriptions."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from harness.gan.networks import Discriminator, Generator, build, latent_noise
+from harness.gan.trainer import _Run
+from harness.study.architecture import discriminator_layers, generator_layers
+from harness.study.files import load_recipe, recipe_names
+from harness.study.hparams import derive_seed
+from tests.conftest import CPU, blobs
+
+ALL = [(name, variant) for name in recipe_names() for variant in load_recipe(name).variants]
+CODED = {name: load_recipe(name).default_variant for name in recipe_names()}
+
+
+def configuration(name: str, variant: str | None = None):
+    recipe = load_recipe(name)
+    return recipe.configuration(variant or recipe.default_variant)
+
+
+def count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+# Counted by building the published networks.
+PARAMETERS = {
+    ("udacity32", "as_coded"): (372_416, 167_809),
+    ("udacity32", "as_written"): (372_416, 167_809),
+    ("udacity32_wide", "as_coded"): (3_455_744, 2_637_313),
+    ("udacity32_wide", "as_written"): (3_455_744, 2_637_313),
+    ("svhn32", "as_coded"): (3_457_155, 2_638_465),
+    ("svhn32", "as_written"): (3_457_155, 2_638_465),
+    ("celeba32_deep", "as_coded"): (2_962_307, 2_692_417),
+    ("celeba32_deep", "as_written"): (2_962_307, 2_692_417),
+    ("celeba64", "as_coded"): (12_658_438, 430_625),
+    # BatchNorm of the paper: 2 x 3 parameters fewer on the output, 2 x 32 on the discriminator's first layer.
+    ("celeba64", "as_written"): (12_658_438 - 6, 430_625 - 64),
+    ("celeba128", "as_coded"): (4_740_611, 4_340_097),
+    # Kernels of 5 in the generator; BatchNorm of 512 channels on the discriminator's last convolution.
+    ("celeba128", "as_written"): (11_690_499, 4_340_097 + 1024),
+    ("pytorch64", "as_published"): (3_576_704, 2_765_568),
+    ("paper64", "as_written"): (
+        100 * 1024 * 16 + 25 * (1024 * 512 + 512 * 256 + 256 * 128 + 128 * 3) + 2 * (1024 + 512 + 256 + 128),
+        25 * (3 * 128 + 128 * 256 + 256 * 512 + 512 * 1024) + 1024 * 16 + 2 * (256 + 512 + 1024),
+    ),
+    # Linear ends: a bias for each unit of the projection, and one for the logit.
+    ("paper64", "as_coded"): (18_855_040 + 1024 * 16, 17_232_768 + 1),
+}
+
+
+def test_every_recipe_and_variant_is_counted():
+    assert set(ALL) == set(PARAMETERS)
+    assert {"udacity32", "udacity32_wide", "svhn32", "celeba32_deep", "celeba64", "celeba128"} < set(CODED)
+
+
+@pytest.mark.parametrize(("name", "variant"), ALL)
+def test_parameter_counts(name, variant):
+    hp = configuration(name, variant)
+    with torch.device("meta"):
+        assert (count(Generator(hp)), count(Discriminator(hp))) == PARAMETERS[name, variant]
+
+
+MAPS = {
+    "udacity32": ([(128, 4), (64, 8), (32, 16), (3, 32)], [(32, 16), (64, 8), (128, 4)]),
+    "udacity32_wide": ([(512, 4), (256, 8), (128, 16), (3, 32)], [(128, 16), (256, 8), (512, 4)]),
+    "svhn32": ([(512, 4), (256, 8), (128, 16), (3, 32)], [(128, 16), (256, 8), (512, 4)]),
+    "celeba32_deep": (
+        [(512, 2), (256, 4), (128, 8), (64, 16), (3, 32)],
+        [(32, 16), (128, 8), (256, 4), (512, 2)],
+    ),
+    "celeba64": (
+        [(1024, 4), (512, 8), (256, 16), (128, 32), (3, 64)],
+        [(32, 31), (64, 14), (128, 11), (128, 4)],
+    ),
+    "celeba128": (
+        [(512, 4), (512, 8), (256, 16), (128, 32), (64, 64), (3, 128)],
+        [(64, 64), (128, 32), (256, 16), (512, 8)],
+    ),
+    "paper64": (
+        [(1024, 4), (512, 8), (256, 16), (128, 32), (3, 64)],
+        [(128, 32), (256, 16), (512, 8), (1024, 4)],
+    ),
+    "pytorch64": (
+        [(512, 4), (256, 8), (128, 16), (64, 32), (3, 64)],
+        [(64, 32), (128, 16), (256, 8), (512, 4)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "variant"), ALL)
+def test_every_feature_map(name, variant):
+    """What each convolution really gives, against the descriptions and against what the layer list says."""
+    hp = configuration(name, variant)
+    up, down = MAPS[name]
+    for network, shape, expected, layers in (
+        (Generator(hp), (2, hp.z_dim), up, generator_layers(hp)),
+        (Discriminator(hp), (2, 3, hp.image_size, hp.image_size), down, discriminator_layers(hp)),
+    ):
+        seen: list[tuple[int, int]] = []
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Unflatten):
+                module.register_forward_hook(lambda _m, _i, out, seen=seen: seen.append((out.shape[1], out.shape[2])))
+        with torch.no_grad():
+            output = network(torch.zeros(shape))
+        assert [(layer.outputs, layer.size) for layer in layers] == expected
+        assert seen[: len(expected)] == expected
+        assert output.shape == ((2, 3, hp.image_size, hp.image_size) if network.__class__ is Generator else (2,))
+
+
+def stds(network: nn.Module, kinds: tuple[type, ...]) -> list[float]:
+    big = [m for m in network.modules() if isinstance(m, kinds) and m.weight.numel() > 4000]
+    assert big
+    return [float(m.weight.detach().std()) for m in big]
+
+
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+
+
+def biases(network: nn.Module) -> list[torch.Tensor]:
+    layers = [m for m in network.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear)) and m.bias is not None]
+    return [m.bias.detach() for m in layers]
+
+
+def scales(network: nn.Module) -> torch.Tensor:
+    return torch.cat([m.weight.detach() for m in network.modules() if isinstance(m, nn.BatchNorm2d)])
+
+
+def test_initial_weights_of_the_misspelt_layer_name():
+    """udacity32 as coded: linear layers N(0, 1/sqrt(inputs)), zero biases, PyTorch's default convolutions."""
+    generator, discriminator = build(configuration("udacity32", "as_coded"), 0, CPU)
+    assert stds(generator, (nn.Linear,)) == pytest.approx([0.1], rel=0.02)
+    (head,) = [m for m in discriminator.modules() if isinstance(m, nn.Linear)]
+    assert float(head.weight.detach().std()) == pytest.approx(1 / math.sqrt(2048), rel=0.05)
+    assert all(float(bias.abs().max()) == 0 for bias in biases(generator) + biases(discriminator))
+    ours = stds(generator, CONVOLUTIONS) + stds(discriminator, CONVOLUTIONS)
+    plain = [nn.ConvTranspose2d(128, 64, 4), nn.ConvTranspose2d(64, 32, 4), nn.Conv2d(32, 64, 4), nn.Conv2d(64, 128, 4)]
+    assert ours == pytest.approx([float(layer.weight.detach().std()) for layer in plain], rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["udacity32", "udacity32_wide"])
+def test_initial_weights_as_the_texts_want_them(name):
+    for network in build(configuration(name, "as_written"), 0, CPU):
+        assert all(std == pytest.approx(0.02, rel=0.06) for std in stds(network, (*CONVOLUTIONS, nn.Linear)))
+
+
+def test_initial_weights_of_svhn32_are_pytorchs_own():
+    for network in build(configuration("svhn32"), 0, CPU):
+        for module in network.modules():
+            if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                assert float(module.weight.detach().abs().max()) <= bound
+                assert float(module.weight.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.1)
+                assert float(module.bias.detach().abs().max()) <= bound
+        assert torch.equal(scales(network), torch.ones_like(scales(network)))
+
+
+def test_initial_weights_of_celeba32_deep_leave_biases_and_batch_norm():
+    for network in build(configuration("celeba32_deep"), 0, CPU):
+        assert all(std == pytest.approx(0.02, rel=0.06) for std in stds(network, (*CONVOLUTIONS, nn.Linear)))
+        assert torch.equal(scales(network), torch.ones_like(scales(network)))
+        assert all(float(bias.abs().max()) > 0 for bias in biases(network))
+
+
+def test_initial_weights_of_celeba64_and_pytorch64():
+    for name in ("celeba64", "pytorch64", "paper64"):
+        for network in build(configuration(name), 0, CPU):
+            assert all(std == pytest.approx(0.02, rel=0.06) for std in stds(network, CONVOLUTIONS))
+            assert float(scales(network).std()) == pytest.approx(0.02, rel=0.2)
+            assert float(scales(network).mean()) == pytest.approx(1, abs=0.01)
+
+
+def test_initial_weights_of_celeba128():
+    for network in build(configuration("celeba128"), 0, CPU):
+        assert all(std == pytest.approx(0.02, rel=0.06) for std in stds(network, (*CONVOLUTIONS, nn.Linear)))
+        assert torch.equal(scales(network), torch.ones_like(scales(network)))
+        assert all(float(bias.abs().max()) == 0 for bias in biases(network))
+
+
+def test_batch_norm_of_celeba128_as_in_keras():
+    generator, discriminator = build(configuration("celeba128", "as_coded"), 0, CPU)
+    norms = [m for m in generator.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert [norm.momentum for norm in norms] == [0.01, 0.1, 0.1, 0.1, 0.1]
+    assert {norm.eps for norm in norms} == {1e-3}
+    kinds = [type(m).__name__ for m in generator.layers]
+    assert kinds == [
+        "Linear", "Unflatten", "BatchNorm2d",
+        "ConvTranspose2d", "LeakyReLU", "BatchNorm2d",
+        "ConvTranspose2d", "LeakyReLU", "BatchNorm2d", "LeakyReLU",
+        "ConvTranspose2d", "BatchNorm2d", "LeakyReLU",
+        "ConvTranspose2d", "BatchNorm2d", "LeakyReLU",
+        "ConvTranspose2d", "Tanh",
+    ]  # fmt: skip
+    assert [type(m).__name__ for m in discriminator.layers] == [
+        "Conv2d", "LeakyReLU", "Conv2d", "BatchNorm2d", "LeakyReLU", "Conv2d", "BatchNorm2d", "LeakyReLU",
+        "Conv2d", "Flatten", "Linear",
+    ]  # fmt: skip
+
+
+def bce(logits: torch.Tensor, label: float) -> torch.Tensor:
+    return F.binary_cross_entropy(torch.sigmoid(logits), torch.full_like(logits, label))
+
+
+def reference_step(hp, generator, discriminator, opt_g, opt_d, real, noise) -> None:
+    """One iteration written down from the descriptions, without any of the trainer's shortcuts."""
+    n = len(real) if hp.last_batch == "match" else hp.batch_size
+
+    def draw() -> torch.Tensor:
+        return latent_noise((n, hp.z_dim), hp.latent, noise).double()
+
+    z = draw()
+    if hp.d_fakes == "inference":
+        generator.eval()
+    made = generator(z)
+    fake = made.detach()
+    generator.train()
+    on_real = bce(discriminator(real), 1 - hp.label_smoothing)
+    if hp.d_step == "split":
+        opt_d.zero_grad()
+        on_real.backward()
+        opt_d.step()
+        opt_d.zero_grad()
+        bce(discriminator(fake), 0).backward()
+        opt_d.step()
+    else:
+        opt_d.zero_grad()
+        ((on_real + bce(discriminator(fake), 0)) * hp.d_loss_factor).backward()
+        opt_d.step()
+    if hp.g_noise == "fresh":
+        made = generator(draw())
+    elif hp.d_fakes == "inference":
+        made = generator(z)
+    opt_g.zero_grad()
+    bce(discriminator(made), 1).backward()
+    opt_g.step()
+
+
+@pytest.mark.parametrize(("name", "variant"), ALL)
+def test_one_step_equals_the_plain_loop(name, variant):
+    """From the same weights, images and noise; narrow where that changes nothing but the time it takes."""
+    hp = dataclasses.replace(configuration(name, variant), batch_size=4, ngf=4, ndf=4)
+    if name == "celeba128":
+        hp = dataclasses.replace(hp, widths_g="16-16-8-8-4")
+    elif name == "celeba64":
+        hp = dataclasses.replace(hp, widths_d="4-8-8-8")
+    elif name == "celeba32_deep":
+        hp = dataclasses.replace(hp, widths_d="4-8-16-16")
+    images = torch.from_numpy(blobs(10, hp.image_size)).expand(-1, -1, -1, 3).contiguous()
+    run = _Run(hp, images, 5, CPU)
+    # In double precision: a bias before BatchNorm has a gradient of 0, whose rounding Adam would make a step of.
+    draw_real, draw_noise = run._real, run._noise
+    run._real, run._noise = lambda: draw_real().double(), lambda n: draw_noise(n).double()
+    generator, discriminator = build(hp, derive_seed(5, "weights"), CPU)
+    for network in (run.generator, run.discriminator, generator, discriminator):
+        network.double()
+    settings = {"betas": (hp.beta1, hp.beta2), "eps": hp.adam_eps, "weight_decay": hp.weight_decay}
+    of_g = list(generator.parameters()) + (list(discriminator.parameters()) if hp.g_step_trains_d else [])
+    opt_g = torch.optim.Adam(of_g, hp.lr_g, **settings)
+    opt_d = torch.optim.Adam(discriminator.parameters(), hp.lr_d, **settings)
+    noise = torch.Generator().manual_seed(derive_seed(5, "noise"))
+    orders = torch.Generator().manual_seed(derive_seed(5, "order"))
+    epoch = torch.randperm(10, generator=orders)
+    batches = [epoch[:4], epoch[4:8]] + ([] if hp.last_batch == "drop" else [epoch[8:]])
+    # The second epoch begins: in an order of its own, or (celeba128 as coded) in the same.
+    second = torch.randperm(10, generator=orders) if hp.reshuffle else epoch
+    batches.append(second[:4])
+    for batch in batches:
+        pixels = images[batch].permute(0, 3, 1, 2).float()
+        real = pixels / 255 if hp.real_range == "unit" else pixels / 127.5 - 1
+        run.advance()
+        reference_step(hp, generator, discriminator, opt_g, opt_d, real.double(), noise)
+    moved = 0.0
+    start, _ = build(hp, derive_seed(5, "weights"), CPU)
+    for ours, plain in ((run.generator, generator), (run.discriminator, discriminator)):
+        for (key, mine), theirs in zip(ours.state_dict().items(), plain.state_dict().values(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-8, msg=lambda text, key=key: f"{key}: {text}")
+    for before, after in zip(start.parameters(), run.generator.parameters(), strict=True):
+        moved = max(moved, float((before - after).detach().abs().max()))
+    assert moved > hp.lr_g, "something was learnt"
+
+
+@pytest.mark.parametrize(
+    ("switch", "values"),
+    [
+        ("real_range", ("symmetric", "unit")),
+        ("d_step", ("joint", "split")),
+        ("d_fakes", ("train", "inference")),
+        ("g_noise", ("reuse", "fresh")),
+        ("g_step_trains_d", (False, True)),
+        ("label_smoothing", (0.0, 0.1)),
+        ("weight_decay", (0.0, 1e-2)),
+        ("adam_eps", (1e-8, 1e-3)),
+        ("flip", (False, True)),
+        ("act_before_bn", (0, 1)),
+        ("repeat_activation", (0, 1)),
+        ("last_activation_d", (True, False)),
+        ("projection_activation", (True, False)),
+        ("bn_eps", (1e-5, 1e-2)),
+        ("latent", ("normal", "truncated_normal")),
+    ],
+)
+def test_every_switch_changes_what_is_learnt(switch, values):
+    """A switch that did nothing would pass every other test. ReLU's slope of 0 would hide a repeated activation."""
+    base = dataclasses.replace(
+        configuration("pytorch64"), image_size=16, ngf=4, ndf=4, batch_size=8, lr_g=1e-2, lr_d=1e-2,
+        activation_g="leaky_relu",
+    )  # fmt: skip
+    images = torch.from_numpy(blobs(32)).expand(-1, -1, -1, 3).contiguous()
+    results = []
+    for value in values:
+        run = _Run(dataclasses.replace(base, **{switch: value}), images, 0, CPU)
+        for _ in range(3):
+            run.advance()
+        fake = run.generator.eval()(torch.ones(1, base.z_dim))
+        results.append((fake.detach(), run.discriminator(images[:4].permute(0, 3, 1, 2).float() / 255).detach()))
+    assert not torch.equal(results[0][0], results[1][0]) or not torch.equal(results[0][1], results[1][1])
+
+
+def test_truncated_normal_is_the_normal_law_within_one():
+    z = latent_noise((100_000,), "truncated_normal", torch.Generator().manual_seed(0))
+    assert float(z.abs().max()) <= 1
+    # Its variance is 1 - 2 phi(1) / (2 Phi(1) - 1).
+    phi = math.exp(-0.5) / math.sqrt(2 * math.pi)
+    assert float(z.var()) == pytest.approx(1 - 2 * phi / math.erf(1 / math.sqrt(2)), rel=0.02)
