@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import pickle
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -216,9 +217,17 @@ def download(name: str, root: Path, *, held_out: bool, say: Say) -> None:
         return
     except DataError:
         say(f"downloading {published.title}")
-    root.mkdir(parents=True, exist_ok=True)
+    # Beside its place until every checksum is right: what is in its place can be trusted.
+    root.parent.mkdir(parents=True, exist_ok=True)
+    coming = root.with_name(f".{root.name}.tmp")
+    shutil.rmtree(coming, ignore_errors=True)
+    if root.is_dir():
+        shutil.copytree(root, coming)
+    coming.mkdir(exist_ok=True)
     try:
-        published.download(root, held_out)
+        published.download(coming, held_out)
+        shutil.rmtree(root, ignore_errors=True)
+        coming.replace(root)
     except Exception as error:  # URL errors, sockets, checksums: whatever torchvision meets
         first = (str(error).splitlines() or [type(error).__name__])[0]
         names = ", ".join(file.names[0] for file in published.files if held_out or not file.held_out)
@@ -226,6 +235,8 @@ def download(name: str, root: Path, *, held_out: bool, say: Say) -> None:
             f"{published.title} cannot be downloaded: {first}",
             f"Get {names} from {published.page} and pass their folder with DATA=/path/to/folder.",
         ) from None
+    finally:
+        shutil.rmtree(coming, ignore_errors=True)
 
 
 def load(name: str, path: Path, file: ArrayFile, say: Say) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
 # More pixels than this in one file are refused (a decompression bomb, or a scan that would fill the memory).
 MAX_PIXELS = 100_000_000
@@ -56,6 +56,8 @@ def decode(payload: bytes, prep: Preparation) -> tuple[np.ndarray, str]:
             image.load()
         except Rejected:
             raise
+        except UnidentifiedImageError:  # its own text names an object in memory
+            raise Rejected("unreadable: not an image, or cut off in its header") from None
         except Exception as error:
             raise Rejected(f"unreadable: {error}") from None
     needed = (prep.image_size,) * 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -180,5 +181,7 @@ def _decoded(
             if index + ahead < len(chunks):
                 jobs.append(pool.submit(decode_chunk, listing.root, listing.is_zip, chunks[index + ahead], prep))
             yield [(member, pixels, note) for member, (pixels, note) in zip(chunk, results, strict=True)]
+    except BrokenProcessPool:
+        raise DataError("a process that decodes images was killed", "Out of memory? Free some and start again.") from None
     finally:
         pool.shutdown(cancel_futures=True)

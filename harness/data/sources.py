@@ -41,7 +41,7 @@ def list_images(root: Path) -> Listing:
     if not root.exists():
         raise DataError(f"no such folder or zip: {root}", "Pass DATA=/path/to/images.")
     if root.is_dir():
-        files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        files = sorted(path for path in root.rglob("*") if _is_image(path) and path.is_file())
         entries = [(str(path.relative_to(root)), path.stat()) for path in files]
         signature = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in entries)
     elif zipfile.is_zipfile(root):
@@ -55,12 +55,16 @@ def list_images(root: Path) -> Listing:
     return Listing(root, tuple(name for name, _, _ in signature), signature, not root.is_dir())
 
 
+def _is_image(path: Path) -> bool:
+    """By its name; macOS leaves ``._name.jpg`` shadows beside and in zips, which are no images."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith("._")
+
+
 def _zip_signature(root: Path, infos: Iterable[zipfile.ZipInfo]) -> tuple[tuple[str, int, int], ...]:
     chosen = []
     for info in infos:
         path = Path(info.filename)
-        # macOS zips carry "__MACOSX/._name.jpg" shadows that are no images.
-        if info.is_dir() or path.suffix.lower() not in SUFFIXES or path.name.startswith("._"):
+        if info.is_dir() or not _is_image(path):
             continue
         if info.file_size > MAX_MEMBER_BYTES:
             raise DataError(

@@ -157,7 +157,12 @@ def test_stop_signals_count_up():
 def test_budget_of_the_command_line():
     spec = load_study("celeba32")
     short = with_budget(spec, quick=True, trials=3, kimg=3)
-    assert (short.name, short.budget.kimg, short.budget.rungs, short.budget.trials) == ("celeba32-quick", 3, pytest.approx((0.9,)), 3)
+    assert (short.name, short.budget.kimg, short.budget.rungs, short.budget.trials) == (
+        "celeba32-quick",
+        3,
+        pytest.approx((0.9,)),
+        3,
+    )
     assert with_budget(spec, quick=False, trials=None, kimg=None) is spec
 
 

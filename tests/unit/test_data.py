@@ -257,3 +257,187 @@ def test_real_celeba(home):
     store = open_folder(home, Path(os.environ["HARNESS_TEST_CELEBA"]), kind="celeba", size=32)
     assert len(store) == len(listing.members)
     assert not store.rejected
+
+
+def numbered(folder: Path, n: int, size: int = 16) -> Path:
+    """Images that tell their number: file k is k everywhere."""
+    folder.mkdir(parents=True)
+    for index in range(n):
+        Image.fromarray(np.full((size, size, 3), index, np.uint8)).save(folder / f"{index:06d}.png")
+    return folder
+
+
+def values(images) -> list[int]:
+    return [int(image[0, 0, 0]) for image in images]
+
+
+def test_a_share_is_held_out_by_hash_and_does_not_move(home, tmp_path):
+    folder = numbered(tmp_path / "photos", 100)
+    store = open_folder(home, folder, held_out=0.2)
+    held_out = values(store.held_out())
+    assert 10 <= len(held_out) <= 32
+    assert len(store) + len(held_out) == 100
+    assert not set(values(store.tensor())) & set(held_out)
+    assert store.split_rule == "20% held out, by sha256 of the file name"
+    for index in range(100, 120):
+        Image.fromarray(np.full((16, 16, 3), index, np.uint8)).save(folder / f"{index:06d}.png")
+    grown = open_folder(home, folder, held_out=0.2)
+    assert [value for value in values(grown.held_out()) if value < 100] == held_out
+    assert open_folder(home, folder).fingerprint != store.fingerprint
+
+
+def test_rejected_files_do_not_shift_the_split(home, tmp_path):
+    folder = numbered(tmp_path / "photos", 40)
+    before = open_folder(home, folder, held_out=0.3)
+    spoilt = [values(before.tensor())[3], values(before.held_out())[1]]
+    for index in spoilt:
+        (folder / f"{index:06d}.png").write_bytes(b"no image")
+    after = open_folder(home, folder, held_out=0.3)
+    assert len(after.rejected) == 2
+    assert values(after.tensor()) == [v for v in values(before.tensor()) if v not in spoilt]
+    assert values(after.held_out()) == [v for v in values(before.held_out()) if v not in spoilt]
+
+
+PARTITION = "".join(f"{index:06d}.png {0 if index < 14 else 1 if index < 17 else 2}\n" for index in range(20))
+
+
+@pytest.mark.parametrize(
+    ("images", "partition"),
+    [
+        ("img_align_celeba", "list_eval_partition.txt"),
+        ("celeba/img_align_celeba", "celeba/list_eval_partition.txt"),
+        ("img_align_celeba", "Eval/list_eval_partition.txt"),
+    ],
+)
+def test_celebas_own_partition_is_used_where_it_is(home, tmp_path, images, partition):
+    root = tmp_path / "torchvision"
+    numbered(root / images, 20)
+    (root / partition).parent.mkdir(exist_ok=True)
+    (root / partition).write_text(PARTITION)
+    store = open_folder(home, root, kind="celeba", held_out=0.5)
+    assert values(store.tensor()) == list(range(14))
+    assert values(store.held_out()) == list(range(14, 20))
+    assert "CelebA's own partition" in store.split_rule
+
+
+def test_the_partition_beside_the_folder_of_images_and_kaggles_csv(home, tmp_path):
+    folder = numbered(tmp_path / "img_align_celeba", 20)
+    csv = "image_id,partition\n" + PARTITION.replace(" ", ",")
+    (tmp_path / "list_eval_partition.csv").write_text(csv)
+    assert values(open_folder(home, folder, kind="celeba", held_out=0.5).held_out()) == list(range(14, 20))
+
+
+def test_a_zip_may_hold_the_partition(home, tmp_path):
+    folder = numbered(tmp_path / "img_align_celeba", 20)
+    archive = tmp_path / "elsewhere" / "celeba.zip"
+    archive.parent.mkdir()
+    with zipfile.ZipFile(archive, "w") as out:
+        for path in sorted(folder.iterdir()):
+            out.write(path, f"celeba/img_align_celeba/{path.name}")
+        out.writestr("celeba/list_eval_partition.txt", PARTITION)
+    assert values(open_folder(home, archive, kind="celeba", held_out=0.5).held_out()) == list(range(14, 20))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("000000.png 7\n", "is no partition file of CelebA"),
+        ("", "is no partition file of CelebA"),
+        ("\xff\xfe", "is no partition file of CelebA"),
+        ("000000.png 0\n000001.png 2\n", "does not name 18 of 20 images, such as .*000002.png"),
+        ("".join(f"{index:06d}.png 0\n" for index in range(20)), "leaves no image for holding out"),
+    ],
+)
+def test_a_wrong_partition_is_an_error(home, tmp_path, text, message):
+    folder = numbered(tmp_path / "img_align_celeba", 20)
+    (tmp_path / "list_eval_partition.txt").write_text(text, encoding="latin1")
+    with pytest.raises(DataError, match=message):
+        open_folder(home, folder, kind="celeba", held_out=0.5)
+
+
+def test_the_precropped_set_with_its_nested_folders(home, tmp_path):
+    """processed_celeba_small: photographs in celeba/ and in a folder with a plain name below it, and a shadow file."""
+    nested = tmp_path / "processed_celeba_small" / "celeba" / "New Folder With Items"
+    numbered(nested, 3, 64)
+    for index in (3, 4):
+        Image.fromarray(np.full((64, 64, 3), index, np.uint8)).save(nested.parent / f"{index:06d}.png")
+    (nested.parent / "._000003.png").write_bytes(b"\x00\x05\x16\x07")
+    store = open_folder(home, tmp_path / "processed_celeba_small", kind="celeba", size=32)
+    assert sorted(values(store.tensor())) == [0, 1, 2, 3, 4]
+    assert not store.rejected
+    with pytest.raises(DataError, match="64x64 px is smaller than 150 px"):
+        open_folder(home, tmp_path / "processed_celeba_small", kind="celeba", size=128, crop=150)
+
+
+def portrait(seed: int = 0) -> Image.Image:
+    """A picture of CelebA's size, smooth as a photograph, with something to see in every corner."""
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (22, 18, 3), np.uint8)).resize((178, 218), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(("size", "resample"), [(64, "bilinear"), (64, "bicubic"), (32, "bilinear")])
+def test_resize_then_crop_is_torchvisions(size, resample):
+    from torchvision import transforms
+
+    mode = transforms.InterpolationMode(resample)
+    theirs = transforms.Compose([transforms.Resize(size, mode), transforms.CenterCrop(size)])(portrait())
+    prep = Preparation(image_size=size, channels=3, crop="after_resize", resample=resample)
+    assert np.array_equal(decode(encode(portrait()), prep)[0], np.asarray(theirs))
+
+
+def test_the_crops_of_the_128_px_write_up():
+    whole = np.asarray(portrait())
+    written = decode(encode(portrait()), Preparation(image_size=128, channels=3, crop=150, resample="bilinear"))[0]
+    box = Image.fromarray(whole[34:184, 14:164]).resize((128, 128), Image.Resampling.BILINEAR)
+    assert np.array_equal(written, np.asarray(box)), "150x150, centred"
+    prep = Preparation(image_size=128, channels=3, crop=(14, 34, 130, 150), resample="bilinear")
+    coded = decode(encode(portrait()), prep)[0]
+    box = Image.fromarray(whole[34:184, 14:144]).resize((128, 128), Image.Resampling.BILINEAR)
+    assert np.array_equal(coded, np.asarray(box)), "rows 34 to 184, columns 14 to 144"
+    with pytest.raises(Rejected, match="178x100 px is smaller than 144x184 px"):
+        decode(encode(portrait().resize((178, 100))), prep)
+
+
+def test_sharpening_is_torchvisions_and_none_stretches():
+    from torchvision.transforms import functional
+
+    small = portrait().resize((64, 64))
+    prep = Preparation(image_size=64, channels=3, sharpen=2.0)
+    theirs = functional.adjust_sharpness(small, 2.0)
+    assert np.array_equal(decode(encode(small), prep)[0], np.asarray(theirs))
+    stretched = decode(encode(portrait()), Preparation(image_size=32, channels=3, crop="none"))[0]
+    assert np.array_equal(stretched, np.asarray(portrait().resize((32, 32), Image.Resampling.BICUBIC)))
+
+
+def test_a_crash_while_writing_leaves_no_store_and_the_next_call_builds_it(home, mixed_folder):
+    """Killed, as by the kernel, in the middle of the pixels."""
+    import subprocess
+    import sys
+    import textwrap
+
+    script = textwrap.dedent("""
+        import os, sys
+        from pathlib import Path
+        from harness.data import store
+        from harness.home import Home
+        from harness.study.spec import DataSpec
+        def die(done, total):
+            os.kill(os.getpid(), 9)
+        if __name__ == "__main__":
+            data = DataSpec(source="folder", image_size=16)
+            store.open_store(Home(Path(sys.argv[1])), data, Path(sys.argv[2]), study="t", on_progress=die, say=print)
+    """)
+    done = subprocess.run([sys.executable, "-c", script, str(home.root), str(mixed_folder)], check=False)
+    assert done.returncode == -9
+    left = [path for path in home.data.iterdir() if path.is_dir()]
+    assert len(left) == 1
+    assert ".tmp-" in left[0].name, "the half-made one is not in its place"
+    assert len(open_folder(home, mixed_folder)) == 6
+    assert not [path for path in home.data.iterdir() if ".tmp-" in path.name], "and is swept away"
+
+
+def test_the_array_file_is_plain_numpy_whatever_was_rejected(home, mixed_folder):
+    store = open_folder(home, mixed_folder)
+    array = np.load(store.path / "images.npy")
+    assert array.shape == (6, 16, 16, 3)
+    assert (store.path / "images.npy").stat().st_size == 128 + array.nbytes

@@ -1,0 +1,233 @@
+"""Sets that come as arrays: files of the right format, made here, and every way in which they can be wrong."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.server
+import os
+import pickle
+import struct
+import threading
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+
+from harness.data import arrays
+from harness.data.store import ImageStore, open_store
+from harness.errors import DataError
+from harness.home import Home
+from harness.study.spec import DataSpec
+
+
+def pictures(n: int, size: int, channels: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    shape = (n, size, size, channels)[: 3 if channels == 1 else 4]
+    return rng.integers(0, 256, shape, np.uint8)
+
+
+def write_idx(path: Path, images: np.ndarray, kind: int = 0x08) -> None:
+    header = struct.pack(f">BBBB{images.ndim}I", 0, 0, kind, images.ndim, *images.shape)
+    payload = header + images.tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(payload) if path.suffix == ".gz" else payload)
+
+
+def write_svhn(path: Path, images: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scipy.io.savemat(path, {"X": images.transpose(1, 2, 3, 0), "y": np.ones((len(images), 1), np.uint8)})
+
+
+def write_cifar10(path: Path, images: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    batch = {"data": images.transpose(0, 3, 1, 2).reshape(len(images), 3072), "labels": [0] * len(images)}
+    path.write_bytes(pickle.dumps(batch, protocol=2))
+
+
+def make_set(name: str, root: Path, n: int = 6) -> dict[str, np.ndarray]:
+    """All files of a set, as torchvision leaves them; the images by file name."""
+    made = {}
+    for index, file in enumerate(arrays.SETS[name].files):
+        path = root / arrays.SETS[name].folders[-1] / file.names[0]
+        if name == "svhn":
+            made[path.name] = pictures(n, 32, 3, index)
+            write_svhn(root / path.name, made[path.name])
+        elif name == "cifar10":
+            made[path.name] = pictures(n, 32, 3, index)
+            write_cifar10(path, made[path.name])
+        else:
+            made[path.name] = pictures(n, 28, 1, index)
+            write_idx(path, made[path.name])
+    return made
+
+
+def open_set(home: Home, name: str, root: Path | None, said: list[str] | None = None, **data) -> ImageStore:
+    spec = DataSpec(source=name, image_size=data.pop("image_size", 32), **data)
+    return open_store(
+        home, spec, root, study="test", on_progress=lambda *_: None, say=(said if said is not None else []).append
+    )
+
+
+@pytest.mark.parametrize("name", ["svhn", "cifar10"])
+def test_colour_sets_keep_their_pixels_and_order(home, tmp_path, name):
+    made = make_set(name, tmp_path / "set")
+    said: list[str] = []
+    store = open_set(home, name, tmp_path / "set", said)
+    training = [made[file.names[0]] for file in arrays.SETS[name].files if not file.held_out]
+    assert np.array_equal(store.tensor().numpy(), np.concatenate(training))
+    assert store.n_held_out == 0
+    assert any("is not the published file" in line for line in said)
+
+
+@pytest.mark.parametrize("name", ["mnist_idx", "fashion_mnist"])
+def test_digits_are_framed_not_enlarged(home, tmp_path, name):
+    made = make_set(name, tmp_path / "set")
+    store = open_set(home, name, tmp_path / "set", channels=1)
+    images = store.tensor().numpy()
+    assert np.array_equal(images[:, 2:30, 2:30, 0], made["train-images-idx3-ubyte"])
+    assert images[:, :2].max() == 0
+
+
+@pytest.mark.parametrize("name", ["svhn", "cifar10", "mnist_idx", "fashion_mnist"])
+def test_a_sets_own_test_images_are_what_is_held_out(home, tmp_path, name):
+    made = make_set(name, tmp_path / "set")
+    held_out = [file.names[0] for file in arrays.SETS[name].files if file.held_out]
+    size = {"channels": 1} if "mnist" in name else {}
+    store = open_set(home, name, tmp_path / "set", held_out=0.1, **size)
+    assert len(store) == 6 * (len(made) - 1)
+    last = store.held_out().numpy()
+    expected = made[held_out[0]]
+    assert np.array_equal(last[:, 2:30, 2:30, 0] if "mnist" in name else last, expected)
+    assert "own test images" in store.split_rule
+
+
+def test_colour_sets_can_be_grey_and_smaller(home, tmp_path):
+    make_set("svhn", tmp_path)
+    store = open_set(home, "svhn", tmp_path, image_size=16, channels=1)
+    assert store.tensor().shape == (6, 16, 16, 1)
+
+
+def test_gzipped_idx_files_are_read(home, tmp_path):
+    images = pictures(5, 28, 1)
+    write_idx(tmp_path / "train-images-idx3-ubyte.gz", images)
+    store = open_set(home, "mnist_idx", tmp_path, channels=1)
+    assert np.array_equal(store.tensor().numpy()[:, 2:30, 2:30, 0], images)
+
+
+def test_a_set_is_not_enlarged(home, tmp_path):
+    make_set("cifar10", tmp_path)
+    with pytest.raises(DataError, match="CIFAR-10's images have 32 px, fewer than image_size = 64"):
+        open_set(home, "cifar10", tmp_path, image_size=64)
+
+
+def damage(name: str, root: Path, how: str) -> None:
+    make_set(name, root)
+    (path,) = root.rglob({"svhn": "train_32x32.mat", "cifar10": "data_batch_3"}.get(name, "train-images-idx3-ubyte"))
+    payload = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "truncated":
+        path.write_bytes(payload[: len(payload) // 2])
+    elif how == "html":
+        path.write_bytes(b"<html>404 not found</html>")
+    elif name == "svhn":
+        scipy.io.savemat(path, {"X": np.zeros((32, 32, 2, 5), np.uint8), "y": np.ones((5, 1))})
+    elif name == "cifar10":
+        path.write_bytes(pickle.dumps({"data": np.zeros((5, 3071), np.uint8)}))
+    else:
+        write_idx(path, np.zeros(5, np.uint8))
+
+
+@pytest.mark.parametrize("name", ["svhn", "cifar10", "mnist_idx", "fashion_mnist"])
+@pytest.mark.parametrize("how", ["missing", "empty", "truncated", "html", "wrong shape"])
+def test_bad_files_are_plain_errors_with_the_file_and_where_to_get_it(home, tmp_path, name, how):
+    damage(name, tmp_path / "set", how)
+    with pytest.raises(DataError) as caught:
+        open_set(home, name, tmp_path / "set", channels=1 if "mnist" in name else 3)
+    assert "lacks" in caught.value.problem if how == "missing" else "is no readable file of" in caught.value.problem
+    assert arrays.SETS[name].page in caught.value.hint
+    assert not list(home.data.glob("*/manifest.json"))
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+def test_a_malicious_batch_is_refused_and_runs_nothing(home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_set("cifar10", tmp_path / "set")
+    path = tmp_path / "set" / "cifar-10-batches-py" / "data_batch_1"
+    path.write_bytes(pickle.dumps({"data": Evil()}))
+    with pytest.raises(DataError, match="asks for posix.system"):
+        open_set(home, "cifar10", tmp_path / "set")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_folder_that_is_not_there(home, tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        open_set(home, "svhn", tmp_path / "nowhere")
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A server on this machine with the files of a folder."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    thread = threading.Thread(target=httpd.serve_forever)
+    thread.start()
+    yield folder, f"http://127.0.0.1:{httpd.server_port}"
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()
+
+
+def serve_svhn(monkeypatch, server, *, right_checksum: bool) -> np.ndarray:
+    from torchvision.datasets import SVHN
+
+    folder, address = server
+    images = pictures(7, 32, 3)
+    write_svhn(folder / "train_32x32.mat", images)
+    md5 = hashlib.md5((folder / "train_32x32.mat").read_bytes()).hexdigest() if right_checksum else "0" * 32
+    monkeypatch.setattr(SVHN, "split_list", {"train": [f"{address}/train_32x32.mat", "train_32x32.mat", md5]})
+    return images
+
+
+def test_torchvision_downloads_checks_and_the_second_time_nothing_is_asked_for(home, monkeypatch, server):
+    images = serve_svhn(monkeypatch, server, right_checksum=True)
+    said: list[str] = []
+    store = open_set(home, "svhn", None, said)
+    assert np.array_equal(store.tensor().numpy(), images)
+    assert "downloading SVHN" in said
+    (server[0] / "train_32x32.mat").unlink()
+    assert len(open_set(home, "svhn", None)) == 7
+
+
+def test_a_download_with_another_checksum_is_refused(home, monkeypatch, server):
+    serve_svhn(monkeypatch, server, right_checksum=False)
+    with pytest.raises(DataError, match=r"SVHN cannot be downloaded: File not found or corrupted"):
+        open_set(home, "svhn", None)
+    with pytest.raises(DataError):
+        open_set(home, "svhn", None)
+
+
+def test_without_a_network_the_message_says_what_to_get_and_where(home, monkeypatch):
+    from torchvision.datasets import SVHN
+
+    monkeypatch.setattr(SVHN, "split_list", {"train": ["http://127.0.0.1:9/train_32x32.mat", "train_32x32.mat", "0"]})
+    with pytest.raises(DataError) as caught:
+        open_set(home, "svhn", None)
+    assert "SVHN cannot be downloaded" in caught.value.problem
+    assert "Get train_32x32.mat from http://ufldl.stanford.edu/housenumbers/" in caught.value.hint
+    assert "DATA=/path/to/folder" in caught.value.hint
