@@ -57,14 +57,11 @@ def make_parser() -> argparse.ArgumentParser:
                        help="go on although sampler, pruner, presets or ranges changed")  # fmt: skip
     train = verb("train", verbs.train, "train a recipe, or a configuration such as a report's best.toml, and score it")
     what = train.add_mutually_exclusive_group()
-    what.add_argument(
-        "--recipe", default=_env_text("RECIPE"), help="a published system: see `harness recipes` (RECIPE)"
-    )
-    what.add_argument("--config", type=Path, default=_env_path("CONFIG"),
+    what.add_argument("--recipe", help="a published system: see `harness recipes` (RECIPE)")
+    what.add_argument("--config", type=Path,
                       help="a best.toml (CONFIG; default: reports/STUDY/best.toml)")  # fmt: skip
     train.add_argument(
         "--variant",
-        default=_env_text("VARIANT"),
         help="as_written or as_coded, where a recipe's text and code differ (VARIANT; default as_coded)",
     )
     train.add_argument(
@@ -112,9 +109,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="prepare: decode ahead of time; info: count, size, fingerprint, files left out; "
         "grid: a contact sheet; export: the reference images of a started study as PNG files",
     )
-    _study_argument(data)
-    data.add_argument("--recipe", default=_env_text("RECIPE"), help="of this recipe instead of a study (RECIPE)")
-    data.add_argument("--variant", default=_env_text("VARIANT"), help="of the recipe (VARIANT)")
+    data.add_argument("study", nargs="?", help=f"a file in search_spaces/ (STUDY, default {DEFAULT_STUDY})")
+    data.add_argument("--recipe", help="of this recipe instead of a study (RECIPE)")
+    data.add_argument("--variant", help="of the recipe (VARIANT)")
     _data_argument(data)
     data.add_argument("--out", type=Path, help="grid: the PNG to write; export: the folder")
     data.add_argument("-n", type=_positive(int), default=64, help="grid: how many images (default 64)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,13 +97,14 @@ def train(arguments: argparse.Namespace) -> int:
     from harness.commands import trainings
     from harness.sweep.training import Watch
 
-    if arguments.variant and not arguments.recipe:
-        raise UsageError("a variant belongs to a recipe", "Name one: --recipe NAME. `harness recipes` lists them.")
-    if arguments.recipe:
-        training = trainings.recipe_training(arguments.recipe, arguments.variant)
+    recipe, variant = _recipe_of(arguments, rival=arguments.config)
+    config = arguments.config or (Path(env("CONFIG", "")) if env("CONFIG", "") else None)
+    if recipe and config and not arguments.recipe:
+        raise UsageError("RECIPE and CONFIG are both set", "Set one of them.")
+    if recipe:
+        training = trainings.recipe_training(recipe, variant)
     else:
-        config = arguments.config or Path("reports") / env("STUDY", DEFAULT_STUDY) / "best.toml"
-        training = trainings.config_training(config)
+        training = trainings.config_training(config or Path("reports") / env("STUDY", DEFAULT_STUDY) / "best.toml")
     with StopSignals(raise_at_two=True) as stop, TrainingProgress(training.label) as progress:
         outcome, page = trainings.train(
             training,
@@ -116,7 +117,7 @@ def train(arguments: argparse.Namespace) -> int:
             watch=Watch(
                 stop=lambda: stop.level > 0,
                 say=progress.say,
-                on_images=progress.images,
+                on_images=_or_stop(stop, progress.images),
                 on_progress=progress.progress,
             ),
         )
@@ -129,6 +130,26 @@ def train(arguments: argparse.Namespace) -> int:
         say(f"{name} is unavailable: {why}")
     say(f"weights, grids and curve are in {outcome.folder}\nreport: {page}")
     return 0
+
+
+def _recipe_of(arguments: argparse.Namespace, rival: object) -> tuple[str | None, str | None]:
+    """(recipe, variant): as given, else from the environment unless something else was given instead."""
+    recipe = arguments.recipe or (env("RECIPE", "") if rival is None else "")
+    variant = arguments.variant or (env("VARIANT", "") if rival is None else "")
+    if variant and not recipe:
+        raise UsageError("a variant belongs to a recipe", "Name one: --recipe NAME. `harness recipes` lists them.")
+    return recipe or None, variant or None
+
+
+def _or_stop(stop: StopSignals, show: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """Preparing images ends at the first Ctrl-C: nothing is trained yet, and the half-made store is removed."""
+
+    def on_images(done: int, total: int) -> None:
+        if stop.level:
+            raise KeyboardInterrupt
+        show(done, total)
+
+    return on_images
 
 
 def recipes(arguments: argparse.Namespace) -> None:
@@ -216,25 +237,22 @@ def data(arguments: argparse.Namespace) -> int:
     from harness.commands import data as commands
 
     home = Home.from_environment()
+    recipe, variant = _recipe_of(arguments, rival=arguments.study)
+    study = arguments.study or env("STUDY", DEFAULT_STUDY)
     if arguments.action == "export":
         if arguments.recipe:
             raise UsageError("export writes the reference images of a started study", "Leave --recipe out.")
         if arguments.out is None:
             raise UsageError("export needs a folder to write to", "Say --out FOLDER.")
-        say(commands.export_reference(arguments.study, home, arguments.data, arguments.out, say))
+        say(commands.export_reference(study, home, arguments.data, arguments.out, say))
         return 0
-    name, wanted = commands.wanted_data(arguments.study, arguments.recipe, arguments.variant)
+    name, wanted = commands.wanted_data(study, recipe, variant)
     if arguments.action == "info":
         for what, finding in commands.describe(commands.prepared(name, wanted, home, arguments.data, say)):
             say(f"{what:12} {finding}")
         return 0
     with StopSignals(raise_at_two=True) as stop, TrainingProgress(name) as progress:
-
-        def on_images(done: int, total: int) -> None:
-            if stop.level:  # the half-made store is removed
-                raise KeyboardInterrupt
-            progress.images(done, total)
-
+        on_images = _or_stop(stop, progress.images)
         store = commands.prepare(name, wanted, home, arguments.data, on_images, progress.say)
     if arguments.action == "prepare":
         for what, finding in commands.describe(store):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import NotFoundError
+from harness.errors import DataError, NotFoundError, UsageError
 from harness.home import Home
 from harness.study.files import load_recipe, load_study, recipe_hparams
 from harness.study.spec import DataSpec, StudySpec
@@ -35,9 +35,15 @@ def export_reference(study_name: str, home: Home, source: Path | None, out: Path
     from harness.scoring.reference import reference_images
     from harness.scoring.scorer import split_images
     from harness.sweep.attempt import save_png
+    from harness.sweep.storage import load_study as load_started
 
     spec = started_spec(study_name, home)
     store = open_store(home, spec.data, source, study=study_name, on_progress=lambda *_: None, say=say)
+    found = load_started(study_name, home).user_attrs["dataset"]["fingerprint"]
+    if store.fingerprint != found:
+        raise DataError("these are not the images that the study was run on", "Give the same DATA.")
+    if out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"{out} is not empty", "What is in it would be mixed with the images: name another folder.")
     images = reference_images(split_images(store, spec.scoring.final), spec.scoring.final.reference)
     for index, pixels in enumerate(images.permute(0, 2, 3, 1).numpy()):
         save_png(out / f"{index:06d}.png", pixels)
@@ -72,7 +78,7 @@ def prepared(name: str, data: DataSpec, home: Home, source: Path | None, say: Sa
     """
     from harness.data.store import existing_store, find_material
 
-    store = existing_store(home, find_material(home, data, source, study=name, say=say))
+    store = existing_store(home, find_material(home, data, source, study=name, say=say, may_download=False))
     if store is None:
         raise NotFoundError(
             f"the images of {name} are not prepared yet", "`harness data prepare` does that, with the same arguments."

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness.home import Home
-
-if TYPE_CHECKING:
-    pass
 
 
 def write_report(study_name: str, home: Home) -> Path:

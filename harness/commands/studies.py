@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError, UsageError
 from harness.home import Home
 from harness.study.files import load_study
 from harness.study.spec import StudySpec
-
-if TYPE_CHECKING:
-    pass
 
 
 def studies_table(home: Home) -> Iterator[tuple[str, str, str]]:

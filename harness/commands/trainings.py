@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.errors import UsageError
 from harness.home import Home
 from harness.study.files import load_best, load_recipe, recipe_hparams
 from harness.study.hparams import HParams
@@ -87,7 +88,11 @@ def train(
     from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
 
     if samples:
-        scoring = ScoreSpec.model_validate({**training.scoring.model_dump(), "samples": samples, "reference": samples})
+        try:
+            wanted = {**training.scoring.model_dump(), "samples": samples, "reference": samples}
+            scoring = ScoreSpec.model_validate(wanted)
+        except ValueError:
+            raise UsageError(f"SAMPLES={samples} is too many", "1,000,000 are allowed.") from None
         training = dataclasses.replace(training, scoring=scoring)
     training = dataclasses.replace(training, kimg=kimg or training.kimg, seed=training.seed if seed is None else seed)
     outcome = run_training(training, home, source=source, device=device, watch=watch)
@@ -95,9 +100,12 @@ def train(
         return outcome, None
     out = Path("reports") / "trainings" / outcome.folder.name
     page = build_training_report(outcome.folder, out)
-    if outcome.run_id:
+    try:
         client = client_for(home)
         tracker = MlflowTracker(client, open_experiment(client, home, training.experiment))
-        tracker.artifact(outcome.run_id, out, "report")
-        tracker.describe(outcome.run_id, page.read_text(), images_in="report")
+        if outcome.run_id:  # empty where MLflow could not open one
+            tracker.artifact(outcome.run_id, out, "report")
+            tracker.describe(outcome.run_id, page.read_text(), images_in="report")
+    except Exception as error:  # whatever the tracking library raises: the training is done and its report written
+        watch.say(f"the report could not be hung on its run in MLflow ({type(error).__name__})")
     return outcome, page

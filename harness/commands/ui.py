@@ -5,13 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from harness.errors import UsageError
 from harness.home import Home
-
-if TYPE_CHECKING:
-    pass
 
 
 def ui_command(home: Home, port: int) -> list[str]:

@@ -1,7 +1,7 @@
 """Sets of small images that come as arrays in a few files: MNIST and Fashion-MNIST, SVHN, CIFAR-10.
 
-Each is read with a check against the published checksum. Files of the same format with other content are taken too, and
-that is said.
+What is downloaded is compared with its published checksum. Files that a person brings are compared too where a checksum
+of them is published (of idx files only the gzipped ones'); other content of the same format is taken, and that is said.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from filelock import FileLock
 
 from harness.errors import DataError
 
@@ -216,27 +218,32 @@ def download(name: str, root: Path, *, held_out: bool, say: Say) -> None:
         find_files(name, root, held_out=held_out)
         return
     except DataError:
-        say(f"downloading {published.title}")
-    # Beside its place until every checksum is right: what is in its place can be trusted.
+        say(f"downloading {published.title} from its page, {published.page}")
     root.parent.mkdir(parents=True, exist_ok=True)
-    coming = root.with_name(f".{root.name}.tmp")
-    shutil.rmtree(coming, ignore_errors=True)
-    if root.is_dir():
-        shutil.copytree(root, coming)
-    coming.mkdir(exist_ok=True)
-    try:
-        published.download(coming, held_out)
-        shutil.rmtree(root, ignore_errors=True)
-        coming.replace(root)
-    except Exception as error:  # URL errors, sockets, checksums: whatever torchvision meets
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        names = ", ".join(file.names[0] for file in published.files if held_out or not file.held_out)
-        raise DataError(
-            f"{published.title} cannot be downloaded: {first}",
-            f"Get {names} from {published.page} and pass their folder with DATA=/path/to/folder.",
-        ) from None
-    finally:
-        shutil.rmtree(coming, ignore_errors=True)
+    with FileLock(root.parent / f".{name}.lock"):
+        with suppress(DataError):  # another process was downloading it
+            find_files(name, root, held_out=held_out)
+            return
+        # Beside its place until every checksum is right: what is in its place can be trusted.
+        coming = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root.parent))
+        try:
+            if root.is_dir():
+                shutil.copytree(root, coming, dirs_exist_ok=True)
+            published.download(coming, held_out)
+            coming.chmod(0o755)
+            if root.is_dir():
+                root.rename(coming.with_suffix(".old"))
+            coming.rename(root)
+        except Exception as error:  # URL errors, sockets, checksums: whatever torchvision meets
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            names = ", ".join(file.names[0] for file in published.files if held_out or not file.held_out)
+            raise DataError(
+                f"{published.title} cannot be downloaded: {first}",
+                f"Get {names} from {published.page} and pass their folder with DATA=/path/to/folder.",
+            ) from None
+        finally:
+            for left in (coming, coming.with_suffix(".old")):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def load(name: str, path: Path, file: ArrayFile, say: Say) -> np.ndarray:

@@ -60,18 +60,25 @@ def decode(payload: bytes, prep: Preparation) -> tuple[np.ndarray, str]:
             raise Rejected("unreadable: not an image, or cut off in its header") from None
         except Exception as error:
             raise Rejected(f"unreadable: {error}") from None
+    notes = [f"first of {frames} frames"] if frames > 1 else []
+    image = _oriented(image, notes)
+    if too_small := smaller_than(*image.size, prep):
+        raise Rejected(too_small)
+    return fit(_plain(image, prep.channels, notes), prep), ", ".join(notes)
+
+
+def smaller_than(width: int, height: int, prep: Preparation) -> str:
+    """Why an image of this size (px) cannot be prepared without enlarging it, or an empty string."""
     needed = (prep.image_size,) * 2
     if isinstance(prep.crop, int):
         needed = (prep.crop,) * 2
     elif isinstance(prep.crop, tuple):
         left, top, wide, high = prep.crop
         needed = (left + wide, top + high)
-    if width < needed[0] or height < needed[1]:
-        shown = f"{needed[0]} px" if needed[0] == needed[1] else f"{needed[0]}x{needed[1]} px"
-        raise Rejected(f"{width}x{height} px is smaller than {shown}")
-    notes = [f"first of {frames} frames"] if frames > 1 else []
-    image = _oriented(image, notes)
-    return fit(_plain(image, prep.channels, notes), prep), ", ".join(notes)
+    if width >= needed[0] and height >= needed[1]:
+        return ""
+    shown = f"{needed[0]} px" if needed[0] == needed[1] else f"{needed[0]}x{needed[1]} px"
+    return f"{width}x{height} px is smaller than {shown}"
 
 
 def fit(image: Image.Image, prep: Preparation) -> np.ndarray:

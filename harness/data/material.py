@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from harness.data import arrays
-from harness.data.decode import Preparation, decode_chunk, fit
+from harness.data.decode import Preparation, decode_chunk, fit, smaller_than
 from harness.data.sources import Listing, list_images, mnist_images
 from harness.data.split import Split, find_partition, split
 from harness.errors import DataError
+from harness.study.hparams import digest
 from harness.study.spec import DataSpec
 
 _CHUNK = 200
@@ -74,14 +75,13 @@ def of_array_set(data: DataSpec, root: Path, say: arrays.Say) -> Material:
     files = arrays.find_files(data.source, root, held_out=data.held_out is not None)
     signature = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path, _ in files]
     parts = [(path, file, arrays.load(data.source, path, file, say)) for path, file in files]
-    parts = [(path, file, _framed(images[..., 0]) if images.shape[3] == 1 else images) for path, file, images in parts]
+    parts = [(path, file, _framed(images[..., 0]) if images.shape[1:] == (28, 28, 1) else images)
+             for path, file, images in parts]  # fmt: skip
     prep = preparation(data)
-    native = parts[0][2].shape[1]
-    if native < data.image_size:
-        raise DataError(
-            f"{arrays.SETS[data.source].title}'s images have {native} px, fewer than image_size = {data.image_size}",
-            f"Use image_size = {native} or less.",
-        )
+    for path, _, images in parts:
+        height, width = images.shape[1:3]
+        if too_small := smaller_than(width, height, prep):
+            raise DataError(f"{path.name}: {too_small}", "Use a smaller image_size or crop.")
     names = {True: [], False: []}  # type: dict[bool, list[str]]
     for path, file, images in parts:
         names[file.held_out] += [f"{path.name}-{index:05d}" for index in range(len(images))]
@@ -106,7 +106,7 @@ def of_files(data: DataSpec, root: Path, workers: int | None = None) -> Material
     partition = find_partition(root) if data.source == "celeba" and data.held_out is not None else None
     divided = split(listing.members, data.held_out, partition)
     prep = preparation(data)
-    identity = {"source": str(listing.root), "files": listing.signature, "partition": partition is not None}
+    identity = {"source": str(listing.root), "files": listing.signature}
     members = (*divided.train, *divided.held_out)
 
     def sample(n: int) -> list[Item]:
@@ -133,7 +133,8 @@ def _material(
         return found[:n]
 
     prep = preparation(data)
-    whole = {**identity, "prep": asdict(prep), "held_out": data.held_out, "rule": divided.rule}
+    # Held-out names, for a partition file may change while the images do not.
+    whole = {**identity, "prep": asdict(prep), "rule": divided.rule, "held_out": digest(list(divided.held_out))}
     return Material(
         label=label, identity=whole, prep=prep, count=len(divided.train) + len(divided.held_out),
         n_train=len(divided.train), split_rule=divided.rule, items=items,
@@ -143,8 +144,7 @@ def _material(
 
 def _framed(images_NHW: np.ndarray) -> np.ndarray:
     """28 px digits and clothes are centred on black in 32 px, not enlarged; shape (n, 32, 32, 1)."""
-    margin = (32 - images_NHW.shape[1]) // 2
-    padded: np.ndarray = np.pad(images_NHW, ((0, 0), (margin, margin), (margin, margin)))
+    padded: np.ndarray = np.pad(images_NHW, ((0, 0), (2, 2), (2, 2)))
     return padded[..., None]
 
 
@@ -152,7 +152,9 @@ def _resized(images_NHWC: np.ndarray, prep: Preparation) -> Iterator[list[Item]]
     from PIL import Image
 
     channels = images_NHWC.shape[3]
-    as_they_are = images_NHWC.shape[1:3] == (prep.image_size,) * 2 and prep.sharpen == 1.0 and channels == prep.channels
+    side = prep.image_size
+    as_they_are = images_NHWC.shape[1:] == (side, side, prep.channels) and prep.sharpen == 1.0
+    as_they_are &= prep.crop in ("square", "after_resize", "none", side)
     mode = "L" if prep.channels == 1 else "RGB"
     for start in range(0, len(images_NHWC), _CHUNK):
         chunk = images_NHWC[start : start + _CHUNK]
@@ -182,6 +184,8 @@ def _decoded(
                 jobs.append(pool.submit(decode_chunk, listing.root, listing.is_zip, chunks[index + ahead], prep))
             yield [(member, pixels, note) for member, (pixels, note) in zip(chunk, results, strict=True)]
     except BrokenProcessPool:
-        raise DataError("a process that decodes images was killed", "Out of memory? Free some and start again.") from None
+        raise DataError(
+            "a process that decodes images was killed", "Out of memory? Free some and start again."
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -45,8 +45,11 @@ def list_images(root: Path) -> Listing:
         entries = [(str(path.relative_to(root)), path.stat()) for path in files]
         signature = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in entries)
     elif zipfile.is_zipfile(root):
-        with zipfile.ZipFile(root) as archive:
-            signature = _zip_signature(root, archive.infolist())
+        try:
+            with zipfile.ZipFile(root) as archive:
+                signature = _zip_signature(root, archive.infolist())
+        except (zipfile.BadZipFile, ValueError) as error:
+            raise DataError(f"{root} is a damaged zip: {error}", "Download it again.") from None
     else:
         raise DataError(f"{root} is neither a folder nor a zip", "Pass a folder of images or a .zip of them.")
     if not signature:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.data.sources import MAX_MEMBER_BYTES
 from harness.errors import DataError
 
 # CelebA's partition: 0 is for training, 1 for validation, 2 for testing.
@@ -50,7 +51,7 @@ def split(names: Iterable[str], share: float | None, partition: Mapping[str, int
         rule = "CelebA's own partition; validation and test are held out"
     else:
         kept_out = [_fraction(name) < share for name in names]
-        rule = f"{share:.0%} held out, by sha256 of the file name"
+        rule = f"{share:.3g} of all held out, by sha256 of the file name"
     train = tuple(name for name, out in zip(names, kept_out, strict=True) if not out)
     held_out = tuple(name for name, out in zip(names, kept_out, strict=True) if out)
     if not train or not held_out:
@@ -72,14 +73,23 @@ def find_partition(root: Path) -> dict[str, int] | None:
     """
     if root.is_file() and zipfile.is_zipfile(root):
         with zipfile.ZipFile(root) as archive:
-            for member in archive.namelist():
-                if Path(member).name in PARTITION_NAMES:
-                    return _read(archive.read(member), f"{root}: {member}")
+            for member in archive.infolist():
+                if Path(member.filename).name in PARTITION_NAMES:
+                    return _read(_member(archive, member), f"{root}: {member.filename}")
     for folder in (root, root / "celeba", root / "Eval", root.parent, root.parent / "Eval"):
         for name in PARTITION_NAMES:
             if (folder / name).is_file():
                 return _read((folder / name).read_bytes(), str(folder / name))
     return None
+
+
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    if member.file_size > MAX_MEMBER_BYTES:
+        return b""  # no partition file is that large
+    try:
+        return archive.read(member)
+    except Exception:  # damaged or encrypted: whatever its decoder raises
+        return b""
 
 
 def _read(payload: bytes, where: str) -> dict[str, int]:
@@ -93,7 +103,7 @@ def _read(payload: bytes, where: str) -> dict[str, int]:
     if rows and rows[0][-1:] == ["partition"]:
         rows = rows[1:]
     found: dict[str, int] = {}
-    for row in rows:
+    for row in filter(None, rows):
         if len(row) != 2 or row[1] not in ("0", "1", "2"):
             raise wrong
         found[row[0]] = int(row[1])

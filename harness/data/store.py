@@ -93,8 +93,12 @@ class ImageStore:
         Raises:
             DataError: they differ.
         """
-        if _fingerprint(self.path / _ARRAY, self.n_train) != self.fingerprint:
-            raise DataError(f"the image store {self.path} is damaged", "Delete that folder; it is built again.")
+        try:
+            same = _fingerprint(self.path / _ARRAY, self.n_train) == self.fingerprint
+        except (ValueError, KeyError, OSError):  # no array file any more
+            same = False
+        if not same:
+            raise _damaged(self.path)
 
 
 def open_store(
@@ -119,13 +123,27 @@ def open_store(
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if not (folder / _MANIFEST).is_file():
             _build(folder, material, on_progress)
-    store = ImageStore(folder, json.loads((folder / _MANIFEST).read_text()))
-    store.verify()
+    store = _opened(folder)
     for name, why in list(store.rejected.items())[:20]:
         say(f"left out {name}: {why}")
     if len(store.rejected) > 20:
         say(f"left out {len(store.rejected) - 20} more; all are named in {store.path / _MANIFEST}")
     return store
+
+
+def _opened(folder: Path) -> ImageStore:
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        store = ImageStore(folder, manifest)
+        _ = store.n_held_out, store.split_rule, store.rejected
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise _damaged(folder) from None
+    store.verify()
+    return store
+
+
+def _damaged(folder: Path) -> DataError:
+    return DataError(f"the image store {folder} is damaged", "Delete that folder; it is built again.")
 
 
 def find_material(
@@ -149,6 +167,11 @@ def find_material(
             source = home.within("downloads", data.source)
             if may_download:
                 arrays.download(data.source, source, held_out=data.held_out is not None, say=say)
+            elif not source.is_dir():
+                raise DataError(
+                    f"{arrays.SETS[data.source].title} is not downloaded yet",
+                    f"`harness data prepare {study}` downloads and prepares it, or pass its folder with DATA=.",
+                )
         return of_array_set(data, source.resolve(), say)
     if source is None:
         raise _missing_data(data, study)
@@ -165,9 +188,7 @@ def existing_store(home: Home, material: Material) -> ImageStore | None:
     folder = store_folder(home, material)
     if not (folder / _MANIFEST).is_file():
         return None
-    store = ImageStore(folder, json.loads((folder / _MANIFEST).read_text()))
-    store.verify()
-    return store
+    return _opened(folder)
 
 
 def _missing_data(data: DataSpec, study: str) -> DataError:

@@ -60,7 +60,7 @@ class Generator(nn.Module):
         else:
             layers.append(nn.ConvTranspose2d(hp.z_dim, first.outputs, first.kernel, bias=first.bias))
         act, slope = hp.activation_g, hp.slope_g
-        layers += _following(first, act, slope, hp.bn_eps, hp.bn_momentum_projection)
+        layers += _following(first, act, slope, hp.bn_eps, hp.bn_momentum_projection or hp.bn_momentum)
         for up in upsampling:
             layers.append(
                 nn.ConvTranspose2d(

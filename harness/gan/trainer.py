@@ -66,13 +66,19 @@ def never() -> bool:
 
 def total_steps(hp: HParams, budget: Budget) -> int:
     """Generator updates needed to show ``budget.kimg`` thousand images."""
-    return max(1, math.ceil(budget.kimg * 1000 / hp.images_per_step))
+    # Rounded first: epochs times their length must not become a step more by the last bit.
+    return max(1, math.ceil(round(budget.kimg * 1000 / hp.images_per_step, 6)))
 
 
 def epoch_kimg(hp: HParams, n_images: int) -> float:
     """Length of one pass over ``n_images`` images (kimg); a smaller last batch, where it is used, counts as full."""
-    batches = n_images / hp.batch_size
-    return (math.floor(batches) if hp.last_batch == "drop" else math.ceil(batches)) * hp.batch_size / 1000
+    whole, rest = divmod(n_images, hp.batch_size)
+    return (whole + (rest >= _smallest(hp))) * hp.batch_size / 1000
+
+
+def _smallest(hp: HParams) -> int:
+    """The smallest last batch that is used: BatchNorm cannot normalise a single image of one pixel."""
+    return hp.batch_size if hp.last_batch == "drop" else 2
 
 
 def train(
@@ -231,8 +237,7 @@ class _Run:
 
     def _real(self) -> Tensor:
         batch = self.hp.batch_size
-        whole = batch if self.hp.last_batch == "drop" else 1
-        if self.position + whole > len(self.order):
+        if self.position + _smallest(self.hp) > len(self.order):
             if self.hp.reshuffle:
                 self.epoch_rng_state = self.order_rng.get_state()
                 self.order = torch.randperm(len(self.images), generator=self.order_rng)

@@ -16,6 +16,7 @@ from harness.report import plots
 from harness.report.frames import curve_frame, rungs_frame, trials_frame
 from harness.report.markdown import duration, environment, number, squeeze
 from harness.report.ranking import Leaderboard, rank
+from harness.study.hparams import ALIASES
 from harness.study.records import StudyRecord, TrialRecord
 
 TOP = 5
@@ -174,20 +175,21 @@ def _baselines(record: StudyRecord, best: TrialRecord | None) -> list[dict[str, 
     for trial in record.trials:
         if "recipe" not in trial.attrs or trial.state == "WAITING" or trial.number in continued:
             continue
-        scored = trial.state == "COMPLETE" and trial.value is not None
-        same = best is not None and trial.attrs.get("protocol_hash") == best.attrs.get("protocol_hash")
+        root = trial.attrs.get("root", trial.number)
+        attempts = [other for other in record.trials if other.attrs.get("root", other.number) == root]
+        ranked = best is not None and trial.attrs.get("protocol_hash") == best.attrs.get("protocol_hash")
+        value = trial.value if trial.state == "COMPLETE" and ranked else None
         rows.append(
             {
                 "number": trial.number,
                 "recipe": trial.attrs["recipe"],
                 "variant": trial.attrs["variant"],
-                "value": trial.value if scored and same else None,
-                "gain": trial.value - best.value
-                if scored and same and trial.value is not None and best is not None and best.value is not None
-                else None,
-                "seconds": trial.seconds,
-                "end": "" if scored and same else trial.reason or trial.state.lower(),
-                "images_per_step": trial.attrs.get("hparams", {}).get("batch_size"),
+                "value": value,
+                "gain": value - best.value if value is not None and best and best.value is not None else None,
+                "seconds": sum(attempt.seconds for attempt in attempts),
+                "batch": trial.attrs.get("hparams", {}).get("batch_size"),
+                "own_images": trial.attrs.get("own_images", ""),
+                "end": "" if value is not None else trial.reason or trial.state.lower(),
             }
         )
     return sorted(rows, key=lambda row: (row["value"] is None, row["value"] or 0.0, row["number"]))
@@ -202,8 +204,14 @@ def _board_row(trial: TrialRecord, spec: Mapping[str, Any]) -> dict[str, Any]:
         "scores": trial.attrs.get("scores", {}),
         "kimg": spec["budget"]["kimg"],
         "seconds": trial.seconds,
-        "params": trial.params,
+        "params": trial.params or _of_recipe(trial, spec),
     }
+
+
+def _of_recipe(trial: TrialRecord, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A baseline's values of what the others search; it was not asked for any."""
+    hparams = trial.attrs.get("hparams", {})
+    return {name: hparams[ALIASES.get(name, (name,))[0]] for name in spec["space"] if hparams}
 
 
 def _ended(trials: pd.DataFrame) -> list[dict[str, Any]]:

@@ -42,6 +42,9 @@ def generator_layers(hp: HParams) -> list[Layer]:
         raise ValueError(
             f"widths_g has {len(widths)} widths, but {steps} are needed from {hp.base_size} px to {hp.image_size} px"
         )
+    for name in ("act_before_bn", "repeat_activation"):
+        if getattr(hp, name) >= steps:
+            raise ValueError(f"{name} is {getattr(hp, name)}, but only {steps - 1} doublings have an activation")
     inside = hp.bn in _IN_G
     projected = inside and hp.bn != "hidden"
     order = (*("bn",) * projected, *("act",) * hp.projection_activation)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -17,12 +16,15 @@ from harness.errors import HarnessError, NotFoundError, SpecError
 from harness.study.architecture import problems as architecture_problems
 from harness.study.hparams import ALIASES, HParams, expand
 from harness.study.params import SEARCHABLE, FixedParams, param_types
-from harness.study.recipes import Recipe, differing
+from harness.study.recipes import Recipe
 from harness.study.space import is_active
 from harness.study.spec import NAME_PATTERN, BestConfig, StudySpec
 
 # Why pydantic's "input" is not repeated: the message already says it, or the whole table would be printed.
 _SELF_EXPLAINING = {"missing", "value_error", "extra_forbidden", "union_tag_not_found"}
+
+
+_DATA_DEFAULTS = {"channels": 3, "crop": "square", "resample": "bicubic"}
 
 
 def spaces_dir() -> Path:
@@ -166,6 +168,8 @@ def _preset_problems(presets: Any, space: Mapping[str, Any]) -> Iterator[str]:
         if preset.get("name") in names:
             yield f"presets.{index}.name: {preset['name']!r} is used twice"
         names.add(str(preset.get("name")))
+        if "recipe" in preset:
+            continue  # complete in itself
         for name, param in space.items():
             when = param.get("when") if isinstance(param, dict) else None
             active = is_active(when, params) if isinstance(when, dict) else True
@@ -223,9 +227,18 @@ def _network_problems(spec: StudySpec) -> Iterator[str]:
         yield f"fixed: {problem}"
         return
     for name, param in spec.space.items():
+        given = {key: wanted[0] if isinstance(wanted, list) else wanted for key, wanted in param.when.items()}
         for value in param.examples:
-            for problem in architecture_problems(spec.hparams({name: value})):
-                yield f"space.{name}: {value!r} makes no network: {problem}"
+            # A value may need others of the space beside it: refused only where it fits none of their single values.
+            found = architecture_problems(spec.hparams({**given, name: value}))
+            beside = (
+                {**given, other: choice, name: value}
+                for other, param_beside in spec.space.items()
+                if other != name and other not in given
+                for choice in param_beside.examples
+            )
+            if found and all(architecture_problems(spec.hparams(params)) for params in beside):
+                yield f"space.{name}: {value!r} makes no network: {found[0]}"
     for preset in spec.presets:
         for problem in architecture_problems(spec.hparams(preset.params, preset.overrides)):
             yield f"presets {preset.name}: {problem}"
@@ -256,26 +269,24 @@ def _baseline(preset: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, An
         raise ValueError(f"{', '.join(others)} cannot be given beside recipe")
     recipe = load_recipe(str(preset["recipe"]))
     variant = str(preset.get("variant", recipe.default_variant))
-    wanted = recipe_hparams(recipe, variant)
-    data, space, fixed = (_table(raw, key) for key in ("data", "space", "fixed"))
-    size = data.get("image_size")
-    if recipe.data.image_size != size:
-        raise ValueError(f"recipe {recipe.name} is for {recipe.data.image_size} px, this study for {size} px")
-    channels = data.get("channels", 3)
-    wanted = dataclasses.replace(wanted, channels=channels)
-    params: dict[str, Any] = {}
-    for conditional in (False, True):
-        for name, param in space.items():
-            when = param.get("when", {}) if isinstance(param, dict) else {}
-            if bool(when) is conditional and is_active(when, params) and name in SEARCHABLE:
-                params[name] = getattr(wanted, ALIASES.get(name, (name,))[0])
-    try:
-        merged = HParams.from_params({"image_size": size, "channels": channels}, fixed, params)
-    except TypeError:  # an unknown name, which is reported as such
-        merged = wanted
-    name = f"{recipe.name}-{variant}"
-    overrides = differing(merged, wanted)
-    return {"name": name, "params": params, "overrides": overrides, "recipe": recipe.name, "variant": variant}
+    wanted = recipe_hparams(recipe, variant).to_dict()
+    data = _table(raw, "data")
+    if recipe.data.image_size != data.get("image_size"):
+        raise ValueError(
+            f"recipe {recipe.name} is for {recipe.data.image_size} px, this study for {data.get('image_size')} px"
+        )
+    own = recipe.images_of(variant).model_dump(mode="json", exclude_none=True)
+    other = {key: value for key, value in own.items() if data.get(key, _DATA_DEFAULTS.get(key)) != value}
+    note = ", ".join(f"{key} {value}" for key, value in other.items())
+    del wanted["image_size"], wanted["channels"]  # the study's
+    return {
+        "name": f"{recipe.name}-{variant}",
+        "params": {},
+        "overrides": wanted,
+        "recipe": recipe.name,
+        "variant": variant,
+        "own_images": note,
+    }
 
 
 def recipe_hparams(recipe: Recipe, variant: str) -> HParams:

@@ -20,7 +20,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HParams:
-    """One configuration. Defaults are those of Radford et al. (2016), sections 3 and 4.
+    """One configuration. Defaults are the plain DCGAN of the PyTorch example at 32 px, with batches of 128.
+
+    Recipe ``paper64`` is Radford et al. (2016): kernels of 5, z uniform, twice as wide, fresh noise for the generator.
 
     Allowed values and units are those of :class:`harness.study.spec.FixedParams`, which validates files.
     """
@@ -43,7 +45,7 @@ class HParams:
     padding_d: str = "same"
     bn: str = "paper"
     bn_momentum: float = 0.1
-    bn_momentum_projection: float = 0.1
+    bn_momentum_projection: float = 0.0
     bn_eps: float = 1e-5
     activation_g: str = "relu"
     activation_d: str = "leaky_relu"

@@ -67,7 +67,7 @@ class FixedParams(Table):
         None, gt=0, le=1, description="Weight of the newest batch in BatchNorm's running statistics (PyTorch's sense)."
     )
     bn_momentum_projection: float | None = Field(
-        None, gt=0, le=1, description="The same, of the BatchNorm after the projection of z."
+        None, ge=0, le=1, description="The same, of the BatchNorm after the projection of z; 0: as bn_momentum."
     )
     bn_eps: float | None = Field(None, gt=0, le=0.1, description="BatchNorm's epsilon.")
     activation_g: Literal["relu", "leaky_relu"] | None = Field(None, description="Hidden activation, generator.")
@@ -116,7 +116,7 @@ class FixedParams(Table):
     last_batch: Literal["drop", "match", "full"] | None = Field(
         None,
         description="An epoch's last, smaller batch. drop: left out; match: used, with as many fakes; "
-        "full: used, with a full batch of fakes.",
+        "full: used, with a full batch of fakes. A rest of one image is left out.",
     )
     batch_size: int | None = Field(None, ge=2, le=4096, description="Real images per discriminator update.")
     lr_g: float | None = Field(None, gt=0, le=1, description="Adam's learning rate, generator.")

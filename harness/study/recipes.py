@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -61,13 +60,11 @@ class Recipe(Table):
 
     @model_validator(mode="after")
     def _switches_exist(self) -> Recipe:
-        known = {*FIELDS, "grid_z", "crop", "resample"}
+        known = {*FIELDS, "grid_z", "crop"}
         for difference in self.differences:
             for name in difference.switch:
                 if name not in known:
-                    raise ValueError(
-                        f"differences: {name} is neither a hyperparameter nor one of grid_z, crop, resample"
-                    )
+                    raise ValueError(f"differences: {name} is neither a hyperparameter nor grid_z or crop")
         return self
 
     @property
@@ -91,12 +88,3 @@ class Recipe(Table):
         """
         size = {"image_size": self.data.image_size, "channels": self.data.channels}
         return HParams.from_params(size, self.hparams.params(), self.variants[variant].hparams.params())
-
-
-def differing(a: HParams, b: HParams) -> dict[str, object]:
-    """The fields of ``b`` whose values are not those of ``a``."""
-    return {
-        field.name: getattr(b, field.name)
-        for field in dataclasses.fields(HParams)
-        if getattr(a, field.name) != getattr(b, field.name)
-    }

@@ -184,12 +184,13 @@ class Preset(Table):
     """A known configuration that is tried before the sampler chooses.
 
     In a file it may be ``recipe`` and ``variant`` instead; reading the file fills in the rest. A recipe is a baseline:
-    it is never pruned, and what the space does not search is set by ``overrides``.
+    it has no searched parameters, all of its values are in ``overrides``, and it is never pruned.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
     params: dict[str, Scalar]
-    overrides: dict[str, Scalar] = Field(default_factory=dict, description="Set by a recipe: what is not searched.")
+    overrides: dict[str, Scalar] | None = Field(None, description="Set by a recipe: all of its hyperparameters.")
+    own_images: str | None = Field(None, description="Set by a recipe: how it prepares its images otherwise.")
     recipe: str | None = Field(None, description="A file of search_spaces/recipes/, without .toml.")
     variant: str | None = Field(None, description="as_coded unless given, where text and code differ.")
 

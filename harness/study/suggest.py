@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 from harness.study.hparams import HParams
@@ -20,14 +19,14 @@ class Suggests(Protocol):
     def suggest_categorical(self, name: str, choices: Any) -> Any: ...
 
 
-def suggest(trial: Suggests, spec: StudySpec, overrides: Mapping[str, Any] | None = None) -> HParams:
-    """Ask the trial for every active parameter, unconditional ones first; overrides win over them."""
+def suggest(trial: Suggests, spec: StudySpec) -> HParams:
+    """Ask the trial for every active parameter, unconditional ones first, and merge them over the fixed ones."""
     params: dict[str, Any] = {}
     for conditional in (False, True):
         for name, param in spec.space.items():
             if bool(param.when) is conditional and is_active(param.when, params):
                 params[name] = _ask(trial, name, param)
-    return spec.hparams(params, overrides)
+    return spec.hparams(params)
 
 
 def _ask(trial: Suggests, name: str, param: FloatParam | IntParam | CategoricalParam) -> Any:

@@ -19,7 +19,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
     scored = [
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        if trial.intermediate_values
+        if trial.intermediate_values and "recipe" not in trial.user_attrs  # a baseline is made otherwise
     ]
     if len(scored) < _FEWEST:
         return {}

@@ -15,6 +15,7 @@ from harness.gan.trainer import Budget, Progress, train
 from harness.home import Home
 from harness.scoring.fidelity import Scores
 from harness.scoring.scorer import Scorer
+from harness.study.architecture import problems
 from harness.study.hparams import HParams, derive_seed
 from harness.study.spec import StudySpec
 from harness.study.suggest import suggest
@@ -31,7 +32,7 @@ class Interrupted(HarnessError):
 
 
 class Degenerate(HarnessError):
-    """The generator cannot be scored: its images are constant or not finite."""
+    """The configuration makes no generator that can be scored: no network, or constant or non-finite images."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,10 +61,13 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env) -> float:
         Degenerate: the generated images cannot be scored.
         Interrupted: ``env.stop()`` said so; a checkpoint is written.
     """
-    hp = suggest(trial, spec, trial.user_attrs.get("overrides"))
+    overrides = trial.user_attrs.get("overrides")
+    hp = spec.hparams({}, overrides) if overrides else suggest(trial, spec)
     root = int(trial.user_attrs.get("root", trial.number))
     seed = derive_seed(spec.sampler.seed, "trial", root)
     attempt = env.attempt = open_attempt(trial, hp, root, seed, spec, env)
+    if impossible := problems(hp):
+        raise Degenerate(f"no such network: {'; '.join(impossible)}")
     attempt.log_again(env.rung.objective)
     for step, value in sorted(attempt.rungs.items()):
         trial.report(value, step)

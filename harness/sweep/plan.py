@@ -18,16 +18,17 @@ from torch import Tensor
 
 from harness.data.store import existing_store, find_material
 from harness.errors import DataError, Diverged
-from harness.gan.networks import Discriminator, Generator
+from harness.gan.networks import Discriminator, Generator, build
 from harness.gan.trainer import Budget, Progress, train
 from harness.home import Home
 from harness.scoring.fidelity import untrained_module
-from harness.scoring.sampling import BATCH
+from harness.scoring.sampling import BATCH, generate
+from harness.study.architecture import problems
 from harness.study.hparams import HParams
 from harness.study.spec import ScoreSpec, StudySpec
 from harness.study.suggest import suggest
 from harness.sweep.processes import exact_arithmetic, usable_cores
-from harness.sweep.run import choose_device
+from harness.sweep.run import choose_device, require_images
 
 # Steps of one configuration: the first warms up and is not counted.
 _STEPS = 4
@@ -39,10 +40,11 @@ _FILES = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One configuration's speed and size. ``s_per_kimg`` is of training alone."""
+    """One configuration's speed and size. ``s_per_kimg`` is of training, ``s_per_sample`` of generating, alone."""
 
     name: str
     s_per_kimg: float
+    s_per_sample: float
     parameters: int
     generator_parameters: int
     baseline: bool
@@ -66,6 +68,8 @@ def plan(
     exact_arithmetic()
     place = torch.device(choose_device(device))
     images, n_images, store_bytes, prepare_s = _images(spec, home, source, say)
+    on_device = n_images * int(np.prod(images.shape[1:])) if place.type == "cuda" else 0
+    images = images[: max(spec.largest_batch(), _FILES)].to(place)
     yield (
         "images",
         f"{n_images:,} of {spec.data.image_size} px"
@@ -85,7 +89,7 @@ def plan(
         yield f"  {name}", f"{rate:,.1f} images/s"
     target = trials or spec.budget.trials
     yield "time", _time(spec, measured, rates, target, place)
-    peak = _peak_bytes(place)
+    peak = _peak_bytes(place) + on_device  # workers keep the whole set on the GPU
     where = "GPU memory" if place.type == "cuda" else "memory"
     note = f", {peak * workers / 1e9:,.1f} GB with {workers} workers" if workers > 1 else ""
     yield "memory", f"{peak / 1e9:,.1f} GB of {where} a worker{note} (peak of these measurements)"
@@ -107,7 +111,9 @@ def _images(
     material = find_material(home, spec.data, source, study=spec.name, say=say, may_download=False)
     store = existing_store(home, material)
     if store is not None:
+        require_images(spec, store.n_train, store.n_held_out)
         return store.tensor(), len(store), 0, 0.0
+    require_images(spec, material.n_train, material.count - material.n_train)
     started = time.perf_counter()
     decoded = [pixels for _, pixels, _ in material.sample(_FILES) if pixels is not None]
     if not decoded:
@@ -140,12 +146,19 @@ def _configurations(spec: StudySpec, images: Tensor, place: torch.device) -> Ite
         if rate:
             g, d = _parameters(hp)
             yield Measured(
-                name=name, s_per_kimg=1000 / rate, parameters=g + d, generator_parameters=g, baseline=baseline
+                name=name,
+                s_per_kimg=1000 / rate,
+                s_per_sample=_sampling_s(hp, place),
+                parameters=g + d,
+                generator_parameters=g,
+                baseline=baseline,
             )
 
 
 def _training_rate(hp: HParams, images: Tensor, place: torch.device) -> float:
-    """Images per second; 0 where the configuration diverges within the few steps."""
+    """Images per second; 0 where there is no such network, or it diverges within the few steps."""
+    if problems(hp):
+        return 0.0
     step_kimg = hp.images_per_step / 1000
     budget = Budget(kimg=_STEPS * step_kimg, progress_kimg=step_kimg)
     try:
@@ -153,6 +166,15 @@ def _training_rate(hp: HParams, images: Tensor, place: torch.device) -> float:
     except Diverged:
         return 0.0
     return statistics.median([event.images_per_s for event in events if isinstance(event, Progress)][1:])
+
+
+def _sampling_s(hp: HParams, place: torch.device) -> float:
+    """Seconds to generate one image for scoring."""
+    generator, _ = build(hp, 0, place)
+    generate(generator, hp, BATCH, 0, place)
+    started = time.perf_counter()
+    generate(generator, hp, BATCH, 0, place)
+    return (time.perf_counter() - started) / BATCH
 
 
 def _parameters(hp: HParams) -> tuple[int, int]:
@@ -178,7 +200,7 @@ def _scoring_rate(name: str, size: int, place: torch.device) -> float:
 
 def _time(spec: StudySpec, measured: list[Measured], rates: dict[str, float], target: int, place: torch.device) -> str:
     def scoring_s(score: ScoreSpec) -> float:
-        return score.samples / rates[score.extractor]
+        return score.samples * (1 / rates[score.extractor] + statistics.mean(m.s_per_sample for m in measured))
 
     rungs = len(spec.budget.rungs) + 1
     scored = rungs * scoring_s(spec.scoring.rung) + scoring_s(spec.scoring.final)
@@ -190,9 +212,13 @@ def _time(spec: StudySpec, measured: list[Measured], rates: dict[str, float], ta
     references = {(s.extractor, s.reference, s.split) for s in (spec.scoring.final, spec.scoring.rung)}
     once = sum(n / rates[extractor] for extractor, n, _ in references)
     total = sum(training) + target * scored + once
-    pruned = "" if spec.pruner.name == "none" else f"; less what the pruner ({spec.pruner.name}) saves"
+    pruned = (
+        ""
+        if spec.pruner.name == "none"
+        else f"; less what the pruner ({spec.pruner.name}) saves, more or less as the drawn configurations are typical"
+    )
     return (
-        f"at most about {_shown(total)} on this {place.type}: a trial trains {_shown(typical)} and scores "
+        f"about {_shown(total)} on this {place.type}: a trial trains {_shown(typical)} and scores "
         f"{_shown(scored)}, references once {_shown(once)}{pruned}"
     )
 

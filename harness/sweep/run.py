@@ -8,7 +8,7 @@ from pathlib import Path
 
 import optuna
 
-from harness.data.store import ImageStore, OnProgress, open_store
+from harness.data.store import OnProgress, open_store
 from harness.errors import DataError, UsageError
 from harness.home import Home
 from harness.scoring.protocol import objective_name
@@ -56,7 +56,7 @@ def run_sweep(
     target = trials or spec.budget.trials
     device = choose_device(device)
     store = open_store(home, spec.data, source, study=spec.name, on_progress=on_progress, say=say)
-    require_images(spec, store)
+    require_images(spec, store.n_train, store.n_held_out)
     study = open_study(spec, home, resume_anyway=resume_anyway)
     dataset = {"name": spec.data.source, "fingerprint": store.fingerprint, "source": spec.data.source}
     _refuse_other_images(study, dataset)
@@ -127,20 +127,20 @@ def choose_device(wanted: str) -> str:
     return "cuda" if available else "cpu"
 
 
-def require_images(spec: StudySpec, store: ImageStore) -> None:
+def require_images(spec: StudySpec, n: int, n_held_out: int) -> None:
     """Refuse before training what would fail in scoring.
 
     Raises:
         DataError: fewer images than the scoring protocol or the largest batch needs.
     """
-    n, batch = len(store), spec.largest_batch()
+    batch = spec.largest_batch()
     if n < batch:
         raise DataError(
             f"{n} usable images do not fill the largest batch of {spec.name}, {batch}",
             "Give more images, or lower batch_size in the study.",
         )
     for score in (spec.scoring.final, spec.scoring.rung):
-        there, which = (store.n_held_out, " held-out") if score.split == "held_out" else (n, "")
+        there, which = (n_held_out, " held-out") if score.split == "held_out" else (n, "")
         if there < score.reference:
             raise DataError(
                 f"{there} usable{which} images are too few: the scoring of {spec.name} compares with "

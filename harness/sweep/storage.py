@@ -80,7 +80,8 @@ def preset_attrs(preset: Preset) -> dict[str, Any]:
     """What a preset's trial carries along: a recipe's trial is a baseline with values of its own."""
     attrs: dict[str, Any] = {"preset": preset.name}
     if preset.recipe:
-        attrs |= {"recipe": preset.recipe, "variant": preset.variant, "overrides": dict(preset.overrides)}
+        attrs |= {"recipe": preset.recipe, "variant": preset.variant, "overrides": preset.overrides}
+        attrs |= {"own_images": preset.own_images or ""}
     return attrs
 
 
@@ -122,7 +123,9 @@ def make_sampler(spec: StudySpec, trials_so_far: int) -> BaseSampler:
     seed = derive_seed(spec.sampler.seed, "sampler", trials_so_far)
     if spec.sampler.name == "random":
         return RandomSampler(seed=seed)
-    return TPESampler(seed=seed, n_startup_trials=spec.sampler.n_startup_trials)
+    # Baselines have no searched parameters: in groups, the joint model of all others is kept beside such trials.
+    baselines = any(preset.recipe for preset in spec.presets)
+    return TPESampler(seed=seed, n_startup_trials=spec.sampler.n_startup_trials, multivariate=True, group=baselines)
 
 
 def make_pruner(spec: StudySpec) -> BasePruner:

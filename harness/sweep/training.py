@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from harness import atomic
 from harness.data.store import ImageStore, OnProgress, open_store
-from harness.errors import DataError
+from harness.errors import DataError, UsageError
 from harness.gan.trainer import Budget, Progress, Snapshot, epoch_kimg, train
 from harness.home import Home
 from harness.scoring.sampling import GRID_IMAGES
@@ -29,6 +31,8 @@ from harness.sweep.run import choose_device
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
 from harness.tracking.tracker import ForgivingTracker, RunInfo
 
+# No more grids than this: every checkpoint, picture and MLflow image costs.
+_MOST_GRIDS = 100
 # A training shorter than this many epochs has as many sample grids along its way instead.
 _FEWEST_GRIDS = 10
 SUMMARY_FILE = "training.json"
@@ -102,6 +106,11 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
     watch.say("reference statistics")
     scorer = Scorers(home, store, place, watch.say).scorer(training.scoring)
     folder = home.training_dir(training.name(store.fingerprint))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / ".lock", timeout=0).acquire()
+    except Timeout:
+        raise UsageError(f"training {folder.name} is running already", "Wait for it, or use another --seed.") from None
     info = RunInfo(
         key=f"{training.experiment}/training/{folder.name}/{kimg:g}",
         name=f"{training.label} to {kimg:g} kimg",
@@ -122,6 +131,8 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
     except BaseException as error:
         attempt.end("FAIL", {}, {"reason": f"{type(error).__name__}: {error}"})
         raise
+    finally:
+        lock.lock.release()
     return dataclasses.replace(outcome, run_id=attempt.run_id)
 
 
@@ -142,8 +153,10 @@ def _fitted(training: Training, store: ImageStore, say: Callable[[str], None]) -
 def _marks(training: Training, kimg: float, n_images: int) -> tuple[float, ...]:
     """Where sample grids are drawn: after every epoch, or in ten even steps of a shorter training."""
     epoch = epoch_kimg(training.hparams, n_images)
-    if epoch and kimg / epoch >= _FEWEST_GRIDS:
-        return tuple(epoch * k for k in range(1, int(kimg / epoch) + 1) if epoch * k < kimg)
+    if epoch and kimg / epoch >= _FEWEST_GRIDS - 1e-9:
+        epochs = round(kimg / epoch, 6)
+        every = math.ceil(epochs / _MOST_GRIDS)
+        return tuple(epoch * k for k in range(every, math.ceil(epochs), every))
     return tuple(kimg * k / _FEWEST_GRIDS for k in range(1, _FEWEST_GRIDS))
 
 

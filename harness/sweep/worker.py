@@ -111,7 +111,9 @@ def requeue(study: optuna.Study, trial: FrozenTrial, *, crashed: bool) -> bool:
     crashes = int(attrs.get("crashes", 0)) + crashed
     if crashes >= MAX_CRASHES:
         return False
-    kept: dict[str, Any] = {name: attrs[name] for name in ("preset", "recipe", "variant", "overrides") if name in attrs}
+    kept: dict[str, Any] = {
+        name: attrs[name] for name in ("preset", "recipe", "variant", "overrides", "own_images") if name in attrs
+    }
     # A preset that was killed before it suggested anything has its parameters only where Optuna enqueued them.
     params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
     root = int(attrs.get("root", trial.number))

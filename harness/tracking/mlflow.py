@@ -113,6 +113,7 @@ class MlflowTracker:
             run = self.client.create_run(self.experiment_id, tags=tags, run_name=info.name)
             run_id = str(run.info.run_id)
         else:
+            self._remember(run_id)
             self.client.update_run(run_id, status="RUNNING")
             self._tag(run_id, tags)
         self._params(run_id, info.params)
@@ -158,6 +159,11 @@ class MlflowTracker:
         text = re.sub(r"(!\[[^\]]*\]\()(?![a-z]+:|/)([^)\s]+)\)", link, text)
         cut = text if len(text) <= _NOTE_CHARACTERS else text[:_NOTE_CHARACTERS].rsplit("\n", 1)[0] + "\n\n…"
         self.client.set_tag(run_id, _NOTE_TAG, cut)
+
+    def _remember(self, run_id: str) -> None:
+        """The points that an earlier process logged, so that going on does not log them again."""
+        for name in self.client.get_run(run_id).data.metrics:
+            self._logged |= {(run_id, name, point.step) for point in self.client.get_metric_history(run_id, name)}
 
     def _find(self, key: str) -> str | None:
         of_parent = f" and tags.`{_PARENT_TAG}` = '{self.parent_id}'" if self.parent_id else ""

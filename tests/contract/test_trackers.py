@@ -128,3 +128,15 @@ def test_a_dead_server_is_an_error_with_advice(home, monkeypatch):
     with pytest.raises(TrackingError, match="MLflow does not answer") as caught:
         client_for(home)
     assert "MLFLOW_TRACKING_URI" in caught.value.hint
+
+
+def test_mlflow_run_that_another_process_continues_has_every_point_once(home):
+    """A training that is started again logs its whole curve anew; MLflow would keep a second point at each step."""
+    client = client_for(home)
+    experiment = open_experiment(client, home, "study")
+    for points in ([(100, 1.0)], [(100, 1.0), (200, 2.0)]):
+        tracker = MlflowTracker(client, experiment)
+        run_id = tracker.start(INFO)
+        tracker.log(run_id, [Point("loss_d", value, step) for step, value in points])
+        tracker.end(run_id, "FAIL", scores={}, tags={})
+    assert [(m.step, m.value) for m in client.get_metric_history(run_id, "loss_d")] == [(100, 1.0), (200, 2.0)]

@@ -278,7 +278,7 @@ def test_a_share_is_held_out_by_hash_and_does_not_move(home, tmp_path):
     assert 10 <= len(held_out) <= 32
     assert len(store) + len(held_out) == 100
     assert not set(values(store.tensor())) & set(held_out)
-    assert store.split_rule == "20% held out, by sha256 of the file name"
+    assert store.split_rule == "0.2 of all held out, by sha256 of the file name"
     for index in range(100, 120):
         Image.fromarray(np.full((16, 16, 3), index, np.uint8)).save(folder / f"{index:06d}.png")
     grown = open_folder(home, folder, held_out=0.2)
@@ -441,3 +441,54 @@ def test_the_array_file_is_plain_numpy_whatever_was_rejected(home, mixed_folder)
     array = np.load(store.path / "images.npy")
     assert array.shape == (6, 16, 16, 3)
     assert (store.path / "images.npy").stat().st_size == 128 + array.nbytes
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("manifest.json", lambda payload: payload[:40]),
+        ("manifest.json", lambda payload: b"[]"),
+        ("images.npy", lambda payload: b""),
+        ("images.npy", lambda payload: b"\0" * 200),
+        ("images.npy", lambda payload: payload[:-1]),
+    ],
+)
+def test_a_spoilt_store_is_named_and_not_used(home, mixed_folder, name, spoil):
+    path = open_folder(home, mixed_folder).path / name
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(DataError, match="is damaged") as caught:
+        open_folder(home, mixed_folder)
+    assert "it is built again" in caught.value.hint
+
+
+def test_a_damaged_zip_is_a_plain_error(home, mixed_folder, tmp_path):
+    archive = tmp_path / "photos.zip"
+    with zipfile.ZipFile(archive, "w") as out:
+        for path in sorted(mixed_folder.rglob("*.png")):
+            out.write(path, path.name)
+    data = bytearray(archive.read_bytes())
+    data[data.index(b"PK\x01\x02")] ^= 0xFF
+    archive.write_bytes(data)
+    with pytest.raises(DataError, match="is a damaged zip"):
+        open_folder(home, archive)
+
+
+def test_a_turned_photograph_is_measured_as_it_is_seen():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = encode(Image.new("RGB", (218, 178), (200, 200, 200)), "JPEG", exif=exif)
+    prep = Preparation(image_size=128, channels=3, crop=(14, 34, 130, 150))
+    pixels, note = decode(lying, prep)
+    assert "EXIF" in note
+    assert pixels.min() > 190, "nothing beyond its edge"
+    standing = encode(Image.new("RGB", (178, 218)), "JPEG", exif=exif)
+    with pytest.raises(Rejected, match="218x178 px is smaller than 144x184 px"):
+        decode(standing, prep)
+
+
+def test_a_changed_partition_makes_another_store(home, tmp_path):
+    folder = numbered(tmp_path / "img_align_celeba", 20)
+    (tmp_path / "list_eval_partition.txt").write_text(PARTITION + "\n")
+    assert len(open_folder(home, folder, kind="celeba", held_out=0.5)) == 14
+    (tmp_path / "list_eval_partition.txt").write_text(PARTITION.replace("png 0", "png 2", 4))
+    assert len(open_folder(home, folder, kind="celeba", held_out=0.5)) == 10

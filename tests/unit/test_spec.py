@@ -170,7 +170,7 @@ def test_quick_makes_a_study_of_its_own():
     quick = spec.quickened()
     assert (quick.name, quick.budget.trials, quick.budget.kimg) == ("celeba32-quick", 8, 2)
     scores = [(s.samples, s.reference) for s in (quick.scoring.final, quick.scoring.rung)]
-    assert scores == [(100, 100), (100, 100)]
+    assert scores == [(60, 60), (60, 60)]
     assert quick.spec_hash != spec.spec_hash
     with pytest.raises(ValueError, match="no \\[quick\\] table"):
         parse(TINY_STUDY).quickened()

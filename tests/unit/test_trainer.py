@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.errors import DataError, Diverged
 from harness.gan.checkpoint import load_checkpoint, save_checkpoint
-from harness.gan.trainer import Budget, Progress, Snapshot, _Run, total_steps, train
+from harness.gan.trainer import Budget, Progress, Snapshot, _Run, epoch_kimg, total_steps, train
 from tests.conftest import CPU
 
 BUDGET = Budget(kimg=0.64, snapshots_kimg=(0.2, 0.41), progress_kimg=0.1)
@@ -150,3 +150,72 @@ def test_an_epoch_shows_every_image_once(hp, images):
     sums = sorted(round(float(x.sum()), 3) for x in torch.cat(shown))
     expected = sorted(round(float((i.float() / 127.5 - 1).sum()), 3) for i in images)
     assert sums == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize(("last_batch", "sizes"), [("drop", [8, 8]), ("match", [8, 8, 4]), ("full", [8, 8, 4])])
+def test_the_last_batch_of_an_epoch(hp, images, last_batch, sizes):
+    run_ = _Run(dataclasses.replace(hp, last_batch=last_batch), images[:20], 0, CPU)
+    seen = [run_._real() for _ in sizes]
+    assert [len(batch) for batch in seen] == sizes
+    assert len(run_._noise(4)) == (4 if last_batch == "match" else 8)
+    assert epoch_kimg(run_.hp, 20) == len(sizes) * 8 / 1000
+
+
+def test_a_rest_of_one_image_is_left_out(hp, images):
+    whole = dataclasses.replace(hp, last_batch="match", depth_d=4)
+    assert len(run(whole, images[:17], Budget(kimg=0.1))) > 1, (
+        "a map of one pixel and a batch of one cannot be normalised"
+    )
+    assert epoch_kimg(whole, 17) == 0.016
+
+
+def test_without_reshuffling_every_epoch_has_the_same_batches(hp, images):
+    run_ = _Run(dataclasses.replace(hp, reshuffle=False), images[:16], 0, CPU)
+    first, second = ([run_._real() for _ in range(2)] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    shuffled = _Run(hp, images[:16], 0, CPU)
+    first, second = ([shuffled._real() for _ in range(2)] for _ in range(2))
+    assert not all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_flipping_mirrors_about_half_of_the_images(hp, images):
+    plain, flipping = (_Run(dataclasses.replace(hp, flip=flip), images, 0, CPU) for flip in (False, True))
+    mirrored = same = 0
+    for _ in range(8):
+        for a, b in zip(plain._real(), flipping._real(), strict=True):
+            same += torch.equal(a, b)
+            mirrored += torch.equal(a.flip(2), b)
+    assert same + mirrored == 64
+    assert 16 <= mirrored <= 48
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"flip": True, "latent": "truncated_normal"},
+        {"reshuffle": False, "last_batch": "match"},
+        {"last_batch": "full", "d_step": "split", "g_step_trains_d": True},
+        {"d_fakes": "inference", "g_noise": "reuse", "weight_decay": 1e-3},
+    ],
+)
+def test_the_recipes_switches_resume_bit_for_bit(hp, images, change):
+    hp = dataclasses.replace(hp, g_noise=change.pop("g_noise", "fresh"), **change)
+    images = images[:60]
+    whole = run(hp, images)
+    middle = [event for event in whole if isinstance(event, Snapshot)][1]
+    assert_same_state(run(hp, images, resume=middle.state)[-1].state, whole[-1].state)
+
+
+def test_marks_on_one_step_are_all_answered(hp, images):
+    events = run(hp, images, Budget(kimg=0.64, snapshots_kimg=(0.1, 0.101, 0.104)))
+    snapshots = [event for event in events if isinstance(event, Snapshot)]
+    assert [event.mark for event in snapshots] == [0.1, 0.101, 0.104, 0.64]
+    assert [event.step for event in snapshots] == [13, 13, 13, 80]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "n", "batch"), [(25, 202_599, 128), (3, 202_599, 64), (50, 162_770, 200), (7, 60_000, 96)]
+)
+def test_epochs_are_whole_steps(hp, epochs, n, batch):
+    hp = dataclasses.replace(hp, batch_size=batch)
+    assert total_steps(hp, Budget(kimg=epochs * epoch_kimg(hp, n))) == epochs * (n // batch)
