@@ -113,6 +113,8 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--recipe", help="of this recipe instead of a study (RECIPE)")
     data.add_argument("--variant", help="of the recipe (VARIANT)")
     _data_argument(data)
+    data.add_argument("--download", action="store_true",
+                      help="prepare: get CelebA through torchvision, accepting its terms")  # fmt: skip
     data.add_argument("--out", type=Path, help="grid: the PNG to write; export: the folder")
     data.add_argument("-n", type=_positive(int), default=64, help="grid: how many images (default 64)")
     verb("doctor", verbs.doctor, "check everything that a sweep needs")

@@ -253,7 +253,9 @@ def data(arguments: argparse.Namespace) -> int:
         return 0
     with StopSignals(raise_at_two=True) as stop, TrainingProgress(name) as progress:
         on_images = _or_stop(stop, progress.images)
-        store = commands.prepare(name, wanted, home, arguments.data, on_images, progress.say)
+        store = commands.prepare(
+            name, wanted, home, arguments.data, on_images, progress.say, download=arguments.download
+        )
     if arguments.action == "prepare":
         for what, finding in commands.describe(store):
             say(f"{what:12} {finding}")

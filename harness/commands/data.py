@@ -62,11 +62,27 @@ def wanted_data(study: str, recipe: str | None, variant: str | None) -> tuple[st
 
 
 def prepare(
-    name: str, data: DataSpec, home: Home, source: Path | None, on_progress: Callable[[int, int], None], say: Say
+    name: str,
+    data: DataSpec,
+    home: Home,
+    source: Path | None,
+    on_progress: Callable[[int, int], None],
+    say: Say,
+    *,
+    download: bool,
 ) -> ImageStore:
-    """Prepare a study's images, or find them prepared."""
+    """Prepare a study's images, or find them prepared; ``download`` gets CelebA first.
+
+    Raises:
+        UsageError: ``download`` for anything but CelebA without a folder of its own.
+    """
+    from harness.data.downloads import download_celeba
     from harness.data.store import open_store
 
+    if download and (data.source != "celeba" or source is not None):
+        raise UsageError("--download is for CelebA, without DATA", "Other sets are downloaded when they are needed.")
+    if download:
+        source = download_celeba(home, say)
     return open_store(home, data, source, study=name, on_progress=on_progress, say=say)
 
 

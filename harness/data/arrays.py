@@ -9,17 +9,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import pickle
-import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from filelock import FileLock
 
+from harness.data.downloads import into_place
 from harness.errors import DataError
 
 Say = Callable[[str], None]
@@ -214,36 +212,24 @@ def download(name: str, root: Path, *, held_out: bool, say: Say) -> None:
         DataError: it cannot be downloaded, or is not what was published.
     """
     published = SETS[name]
-    try:
-        find_files(name, root, held_out=held_out)
-        return
-    except DataError:
-        say(f"downloading {published.title} from its page, {published.page}")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(root.parent / f".{name}.lock"):
-        with suppress(DataError):  # another process was downloading it
-            find_files(name, root, held_out=held_out)
-            return
-        # Beside its place until every checksum is right: what is in its place can be trusted.
-        coming = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root.parent))
+
+    def there() -> bool:
         try:
-            if root.is_dir():
-                shutil.copytree(root, coming, dirs_exist_ok=True)
-            published.download(coming, held_out)
-            coming.chmod(0o755)
-            if root.is_dir():
-                root.rename(coming.with_suffix(".old"))
-            coming.rename(root)
-        except Exception as error:  # URL errors, sockets, checksums: whatever torchvision meets
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            names = ", ".join(file.names[0] for file in published.files if held_out or not file.held_out)
-            raise DataError(
-                f"{published.title} cannot be downloaded: {first}",
-                f"Get {names} from {published.page} and pass their folder with DATA=/path/to/folder.",
-            ) from None
-        finally:
-            for left in (coming, coming.with_suffix(".old")):
-                shutil.rmtree(left, ignore_errors=True)
+            return bool(find_files(name, root, held_out=held_out))
+        except DataError:
+            return False
+
+    if there():
+        return
+    say(f"downloading {published.title} from its page, {published.page}")
+    names = ", ".join(file.names[0] for file in published.files if held_out or not file.held_out)
+    into_place(
+        root,
+        there=there,
+        fetch=lambda folder: published.download(folder, held_out),
+        title=published.title,
+        hint=f"Get {names} from {published.page} and pass their folder with DATA=/path/to/folder.",
+    )
 
 
 def load(name: str, path: Path, file: ArrayFile, say: Say) -> np.ndarray:

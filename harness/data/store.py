@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from harness import atomic
 from harness.data import arrays
+from harness.data.downloads import celeba_folder
 from harness.data.material import Material, of_array_set, of_files, of_mnist
 from harness.data.sources import CELEBA_HELP
 from harness.errors import DataError
@@ -173,6 +174,8 @@ def find_material(
                     f"`harness data prepare {study}` downloads and prepares it, or pass its folder with DATA=.",
                 )
         return of_array_set(data, source.resolve(), say)
+    if source is None and data.source == "celeba" and celeba_folder(home).is_dir():
+        source = celeba_folder(home)
     if source is None:
         raise _missing_data(data, study)
     return of_files(data, source)

@@ -304,13 +304,21 @@ def test_one_step_equals_the_plain_loop(name, variant):
         ("projection_activation", (True, False)),
         ("bn_eps", (1e-5, 1e-2)),
         ("latent", ("normal", "truncated_normal")),
+        ("bn_momentum", (0.1, 0.5)),
+        ("bn_momentum_projection", (0.0, 0.5)),
+        ("bias_init", ("zero", "default")),
+        ("conv_bias_g", ("auto", "always")),
+        ("padding_d", ("same", "valid")),
+        ("ends", ("conv", "linear")),
+        ("base_size", (4, 2)),
+        ("init", ("normal", "normal_weights")),
     ],
 )
 def test_every_switch_changes_what_is_learnt(switch, values):
     """A switch that did nothing would pass every other test. ReLU's slope of 0 would hide a repeated activation."""
     base = dataclasses.replace(
         configuration("pytorch64"), image_size=16, ngf=4, ndf=4, batch_size=8, lr_g=1e-2, lr_d=1e-2,
-        activation_g="leaky_relu",
+        activation_g="leaky_relu", conv_bias_d="always", depth_d=2,
     )  # fmt: skip
     images = torch.from_numpy(blobs(32)).expand(-1, -1, -1, 3).contiguous()
     results = []
@@ -329,3 +337,25 @@ def test_truncated_normal_is_the_normal_law_within_one():
     # Its variance is 1 - 2 phi(1) / (2 Phi(1) - 1).
     phi = math.exp(-0.5) / math.sqrt(2 * math.pi)
     assert float(z.var()) == pytest.approx(1 - 2 * phi / math.erf(1 / math.sqrt(2)), rel=0.02)
+
+
+def test_half_the_loss_matters_only_against_epsilon():
+    """Adam divides the factor out: celeba64's halved loss changes nothing but the weight of epsilon."""
+    images = torch.from_numpy(blobs(32)).expand(-1, -1, -1, 3).contiguous()
+    weights = {}
+    for eps in (1e-8, 1.0):
+        for factor in (1.0, 0.5):
+            hp = dataclasses.replace(
+                configuration("pytorch64"),
+                image_size=16,
+                ngf=4,
+                ndf=4,
+                batch_size=8,
+                adam_eps=eps,
+                d_loss_factor=factor,
+            )
+            run = _Run(hp, images, 0, CPU)
+            run.advance()
+            weights[eps, factor] = next(run.discriminator.parameters()).detach().clone()
+    torch.testing.assert_close(weights[1e-8, 1.0], weights[1e-8, 0.5], rtol=1e-3, atol=1e-6)
+    assert not torch.equal(weights[1.0, 1.0], weights[1.0, 0.5])

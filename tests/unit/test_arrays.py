@@ -257,3 +257,62 @@ def test_two_processes_that_want_the_same_download_get_it(home, monkeypatch, ser
         thread.join()
     assert [len(store) for store in found] == [len(images)] * 3
     assert {path.name for path in (home.root / "downloads").iterdir()} == {"svhn", ".svhn.lock"}
+
+
+def test_celeba_is_downloaded_only_when_asked_for_and_without_gdown_says_what_to_do(home, monkeypatch):
+    import sys
+
+    from harness.data.downloads import celeba_folder, download_celeba
+
+    monkeypatch.setitem(sys.modules, "gdown", None)
+    with pytest.raises(DataError, match="CelebA cannot be downloaded: .*'gdown' is required") as caught:
+        download_celeba(home, lambda text: None)
+    assert "DATA=/path/to/img_align_celeba.zip" in caught.value.hint
+    assert not celeba_folder(home).exists()
+    with pytest.raises(DataError, match="test needs CelebA"):
+        open_set(home, "celeba", None)
+
+
+def test_a_downloaded_celeba_is_checked_unpacked_and_found_without_data(home, monkeypatch, tmp_path):
+    """torchvision's own code, with Google Drive replaced by files of this test."""
+    import io
+    import sys
+    import types
+    import zipfile
+
+    from PIL import Image
+    from torchvision.datasets import CelebA
+
+    from harness.data.downloads import download_celeba
+
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as out:
+        for index in range(12):
+            picture = io.BytesIO()
+            Image.new("RGB", (178, 218), (index, 0, 0)).save(picture, "PNG")
+            out.writestr(f"img_align_celeba/{index:06d}.png", picture.getvalue())
+    rows = "".join(f"{index:06d}.png {0 if index < 9 else 2}\n" for index in range(12))
+    attributes = "12\nSmiling\n" + "".join(f"{index:06d}.png 1\n" for index in range(12))
+    files = {
+        "img_align_celeba.zip": archive.getvalue(),
+        "list_attr_celeba.txt": attributes.encode(),
+        "identity_CelebA.txt": rows.encode(),
+        "list_bbox_celeba.txt": attributes.encode(),
+        "list_landmarks_align_celeba.txt": attributes.encode(),
+        "list_eval_partition.txt": rows.encode(),
+    }
+    listed = [(name, hashlib.md5(payload).hexdigest(), name) for name, payload in files.items()]
+    monkeypatch.setattr(CelebA, "file_list", listed)
+
+    def download(id, output, quiet, user_agent):  # noqa: A002 - gdown's name
+        Path(output).write_bytes(files[id])
+
+    monkeypatch.setitem(sys.modules, "gdown", types.SimpleNamespace(download=download))
+    root = download_celeba(home, lambda text: None)
+    assert not list(root.rglob("*.zip"))
+    store = open_set(home, "celeba", None, held_out=0.3)
+    assert [int(image[0, 0, 0]) for image in store.tensor()] == list(range(9))
+    assert "CelebA's own partition" in store.split_rule
+    listed[0] = (listed[0][0], "0" * 32, listed[0][2])
+    with pytest.raises(DataError, match="CelebA cannot be downloaded: File not found or corrupted"):
+        download_celeba(Home(tmp_path / "other"), lambda text: None)

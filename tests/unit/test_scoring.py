@@ -167,3 +167,29 @@ def test_a_download_that_is_not_the_known_file_is_refused(home, tmp_path, monkey
         weights.inception_weights(fresh, {}, said.append)
     assert "the official download failed" in said[1], "never a silent fall-back"
     assert not list(fresh.weights.glob("*.pt*"))
+
+
+def test_the_reference_can_be_the_held_out_images_and_the_protocol_says_so(home, tmp_path):
+    from PIL import Image
+
+    from harness.data.store import open_store
+    from harness.scoring.scorer import Scorers, split_images
+    from harness.study.spec import DataSpec
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index, pixels in enumerate(blobs(80)):
+        Image.fromarray(pixels[..., 0]).save(folder / f"{index:03d}.png")
+    data = DataSpec(source="folder", image_size=16, channels=1, held_out=0.4)
+    store = open_store(home, data, folder, study="t", on_progress=lambda *_: None, say=lambda text: None)
+    scorers = Scorers(home, store, CPU, lambda text: None)
+    train, held_out = (
+        ScoreSpec(samples=20, reference=20, extractor="mobilenet-v2", split=split) for split in ("train", "held_out")
+    )
+    assert torch.equal(split_images(store, held_out), store.held_out())
+    protocols = [scorers.protocol(spec) for spec in (train, held_out)]
+    assert protocols[0].hash != protocols[1].hash
+    assert protocols[1].reference_split == f"held_out: {store.split_rule}"
+    expected = scorers.extractor("mobilenet-v2")([reference_images(store.held_out(), 20)]).pooled
+    torch.testing.assert_close(scorers.reference(held_out).features, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(scorers.reference(train).features, expected, atol=1e-2)
