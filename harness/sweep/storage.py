@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+import warnings
 from typing import Any
 
 import optuna
@@ -125,7 +126,9 @@ def make_sampler(spec: StudySpec, trials_so_far: int) -> BaseSampler:
         return RandomSampler(seed=seed)
     # Baselines have no searched parameters: in groups, the joint model of all others is kept beside such trials.
     baselines = any(preset.recipe for preset in spec.presets)
-    return TPESampler(seed=seed, n_startup_trials=spec.sampler.n_startup_trials, multivariate=True, group=baselines)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of group
+        return TPESampler(seed=seed, n_startup_trials=spec.sampler.n_startup_trials, multivariate=True, group=baselines)
 
 
 def make_pruner(spec: StudySpec) -> BasePruner:

@@ -14,10 +14,12 @@ from harness.errors import SweepError
 from harness.home import Home
 from harness.scoring.fidelity import Scores
 from harness.study.files import parse_study
+from harness.study.spec import Preset
+from harness.study.suggest import suggest
 from harness.sweep.objective import Env
 from harness.sweep.processes import is_gone, this_process
 from harness.sweep.reconcile import reconcile
-from harness.sweep.storage import ask, finished_count, open_study, to_record
+from harness.sweep.storage import ask, finished_count, make_sampler, open_study, to_record
 from harness.sweep.worker import DIVERGED_VALUE, MAX_CRASHES, run_trial, work
 from harness.tracking.tracker import MemoryTracker
 from tests.conftest import CPU, TINY_STUDY, blobs
@@ -265,3 +267,63 @@ def test_tracking_that_fails_stops_nothing(study, env):
     healed = MemoryTracker()
     reconcile(study, env.home, healed)
     assert (healed.runs["tiny/0"].status, healed.runs["tiny/0"].scores) == ("FINISHED", record.attrs["scores"])
+
+
+BASELINE = Preset(
+    name="old-as_coded",
+    params={},
+    recipe="old",
+    variant="as_coded",
+    overrides={"ends": "linear", "ngf": 6, "batch_size": 8},
+)
+
+
+@pytest.fixture
+def with_baseline():
+    pruner = SPEC.pruner.model_copy(update={"name": "percentile", "percentile": 1.0, "n_startup_trials": 0})
+    return SPEC.model_copy(update={"presets": (BASELINE,), "pruner": pruner})
+
+
+def test_a_baseline_has_its_own_values_is_never_pruned_and_keeps_them_when_continued(env, with_baseline):
+    study = open_study(with_baseline, env.home)
+    progress = []
+    env.publish = lambda event: progress.append(event) if "images_per_s" in event else None
+    env.stop = lambda: bool(progress)
+    assert one(study, env, with_baseline).state == "FAIL"
+    env.stop = lambda: False
+    record = one(study, env, with_baseline)
+    assert record.state == "COMPLETE"
+    assert record.params == {}
+    assert (record.attrs["hparams"]["ends"], record.attrs["hparams"]["ngf"]) == ("linear", 6)
+    assert (record.attrs["recipe"], record.attrs["variant"], record.attrs["root"]) == ("old", "as_coded", 0)
+
+
+def test_the_sampler_learns_nothing_from_a_baseline_and_keeps_its_joint_model(env, with_baseline):
+    """TPE after the same finished trials suggests the same, whatever baselines there are beside them."""
+    import optuna
+    from optuna.trial import TrialState, create_trial
+
+    spec = with_baseline.model_copy(update={"sampler": SPEC.sampler.model_copy(update={"n_startup_trials": 2})})
+    asked = []
+    for values in ([], [0.001, 50.0]):
+        study = optuna.create_study(sampler=make_sampler(spec, 0))
+        for value in values:
+            study.add_trial(create_trial(state=TrialState.COMPLETE, value=value, user_attrs={"recipe": "old"}))
+        source = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+        for number in range(12):
+            trial = source.ask()
+            suggest(trial, spec)
+            source.tell(trial, float(number % 5))
+        study.add_trials(source.trials)
+        asked.append([suggest(study.ask(), spec) for _ in range(3)])
+    assert asked[0] == asked[1]
+
+
+def test_a_network_that_cannot_be_built_is_a_trial_that_teaches_not_a_crash(env):
+    text = TINY_STUDY.replace("[budget]", '[space.padding_d]\ntype = "categorical"\nchoices = ["valid"]\n\n[budget]')
+    text = text.replace("ndf = 4", "ndf = 4\ndepth_d = 1").replace("[[presets]]", "[[unused]]")
+    spec = parse_study("tiny", text[: text.index("[[unused]]")], shown_as="tiny.toml")
+    spec = spec.model_copy(update={"fixed": spec.fixed.model_copy(update={"depth_d": 4})})
+    record = one(open_study(spec, env.home), env, spec)
+    assert record.state == "PRUNED"
+    assert "no such network: the discriminator's convolution 3 of 4 has no pixels left to see" in record.reason
