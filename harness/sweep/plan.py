@@ -68,7 +68,7 @@ def plan(
     exact_arithmetic()
     place = torch.device(choose_device(device))
     images, n_images, store_bytes, prepare_s = _images(spec, home, source, say)
-    on_device = n_images * int(np.prod(images.shape[1:])) if place.type == "cuda" else 0
+    set_bytes = n_images * int(np.prod(images.shape[1:])) if place.type == "cuda" else 0
     images = images[: max(spec.largest_batch(), _FILES)].to(place)
     yield (
         "images",
@@ -89,7 +89,7 @@ def plan(
         yield f"  {name}", f"{rate:,.1f} images/s"
     target = trials or spec.budget.trials
     yield "time", _time(spec, measured, rates, target, place)
-    peak = _peak_bytes(place) + on_device  # workers keep the whole set on the GPU
+    peak = _peak_bytes(place) + set_bytes  # workers keep the whole set on the GPU where it fits
     where = "GPU memory" if place.type == "cuda" else "memory"
     note = f", {peak * workers / 1e9:,.1f} GB with {workers} workers" if workers > 1 else ""
     yield "memory", f"{peak / 1e9:,.1f} GB of {where} a worker{note} (peak of these measurements)"

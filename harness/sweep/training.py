@@ -25,7 +25,7 @@ from harness.study.hparams import HParams, digest
 from harness.study.spec import DataSpec, ScoreSpec
 from harness.sweep.attempt import Attempt
 from harness.sweep.objective import CHECKPOINT_EVERY_S, checked
-from harness.sweep.processes import exact_arithmetic
+from harness.sweep.processes import exact_arithmetic, on_device
 from harness.sweep.provenance import provenance
 from harness.sweep.run import choose_device
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
@@ -100,7 +100,7 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
     place = torch.device(choose_device(device))
     store = open_store(home, training.data, source, study=training.label, on_progress=watch.on_images, say=watch.say)
     training, kimg = _fitted(training, store, watch.say)
-    images = store.tensor().to(place) if place.type == "cuda" else store.tensor()
+    images = on_device(store.tensor(), place)
     client = client_for(home)
     tracker = ForgivingTracker(MlflowTracker(client, open_experiment(client, home, training.experiment)), watch.say)
     watch.say("reference statistics")

@@ -142,7 +142,7 @@ def _work(job: WorkerJob, publish: Callable[[Event], None], should_stop: Callabl
 
     from harness.scoring.scorer import Scorers
     from harness.sweep.objective import Env
-    from harness.sweep.processes import exact_arithmetic
+    from harness.sweep.processes import exact_arithmetic, on_device
     from harness.sweep.storage import make_pruner, open_storage
     from harness.sweep.worker import work
     from harness.tracking.mlflow import MlflowTracker, client_for
@@ -151,9 +151,7 @@ def _work(job: WorkerJob, publish: Callable[[Event], None], should_stop: Callabl
     exact_arithmetic()
     torch.set_num_threads(job.cores)
     device = torch.device(job.device)
-    images = job.store.tensor()
-    if device.type == "cuda":
-        images = images.to(device)
+    images = on_device(job.store.tensor(), device)
     say = _saying(publish)
     scorers = Scorers(job.home, job.store, device, say)
     started = time.perf_counter()
