@@ -115,11 +115,16 @@ def weights_home() -> Home:
     return Home(Path(os.environ.get("HARNESS_TEST_HOME") or ROOT / "runs"))
 
 
-@pytest.fixture
-def home(tmp_path: Path, weights_home: Home) -> Home:
-    """A fresh home that shares the fetched weights."""
-    root = tmp_path / "runs"
+def sharing_weights(folder: Path, weights_home: Home) -> Home:
+    """A fresh home in a folder, with the weights that were fetched."""
+    root = folder / "runs"
     root.mkdir()
     weights_home.private(weights_home.weights)
     (root / "weights").symlink_to(weights_home.weights)
     return Home(root)
+
+
+@pytest.fixture
+def home(tmp_path: Path, weights_home: Home) -> Home:
+    """A fresh home that shares the fetched weights."""
+    return sharing_weights(tmp_path, weights_home)

@@ -21,7 +21,7 @@ from harness.gan.checkpoint import import_generator
 from harness.home import Home
 from harness.report.markdown import number
 from harness.study.hparams import HParams
-from tests.conftest import ROOT, TINY_STUDY, blobs
+from tests.conftest import ROOT, TINY_STUDY, blobs, sharing_weights
 from tests.e2e.test_sweep import Project, assert_mlflow_agrees, wait_for
 from tests.unit.test_arrays import make_set
 
@@ -93,11 +93,7 @@ def shared(tmp_path_factory, weights_home: Home) -> Here:
     images.mkdir()
     for index, pixels in enumerate(blobs(32)):
         Image.fromarray(pixels[..., 0]).save(images / f"{index:03d}.png")
-    root = folder / "runs"
-    root.mkdir()
-    weights_home.private(weights_home.weights)
-    (root / "weights").symlink_to(weights_home.weights)
-    made = Here(folder, Home(root), images)
+    made = Here(folder, sharing_weights(folder, weights_home), images)
     shutil.copytree(ROOT / "search_spaces" / "recipes", folder / "search_spaces" / "recipes")
     (folder / "search_spaces" / "recipes" / "tiny_gan.toml").write_text(TINY_RECIPE)
     return made

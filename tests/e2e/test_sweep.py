@@ -16,7 +16,7 @@ from harness.home import Home
 from harness.study.records import StudyRecord
 from harness.sweep.storage import load_study, to_record
 from harness.tracking.tracker import STATUS
-from tests.conftest import ROOT, TINY_STUDY
+from tests.conftest import ROOT, TINY_STUDY, sharing_weights
 
 HARNESS = [sys.executable, "-c", "import sys; from harness.cli import main; sys.exit(main())"]
 
@@ -61,11 +61,7 @@ def project(tmp_path_factory, weights_home: Home) -> Project:
     images.mkdir()
     for index, pixels in enumerate(blobs(40)):
         Image.fromarray(pixels[..., 0]).save(images / f"{index:03d}.png")
-    root = folder / "runs"
-    root.mkdir()
-    weights_home.private(weights_home.weights)
-    (root / "weights").symlink_to(weights_home.weights)
-    made = Project(folder, Home(root), images)
+    made = Project(folder, sharing_weights(folder, weights_home), images)
     made.first_output = made.run("sweep")
     return made
 
@@ -248,11 +244,7 @@ def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
 
 
 def test_a_killed_worker_is_replaced_and_the_budget_reached(tmp_path, weights_home, image_folder):
-    root = tmp_path / "runs"
-    root.mkdir()
-    weights_home.private(weights_home.weights)
-    (root / "weights").symlink_to(weights_home.weights)
-    project = Project(tmp_path, Home(root), image_folder)
+    project = Project(tmp_path, sharing_weights(tmp_path, weights_home), image_folder)
     study = TINY_STUDY.replace("kimg = 0.4", "kimg = 6").replace("rungs = [0.1]", "rungs = [2]")
     (tmp_path / "search_spaces" / "tiny.toml").write_text(study)
     process = project.start("sweep", TRIALS="2")
@@ -272,11 +264,7 @@ def test_ctrl_c_loses_nothing(tmp_path, weights_home, image_folder, presses):
     """Once: stops at the next snapshot. Twice: at once. Both continue to the same budget, with MLflow in agreement."""
     from tests.conftest import TINY_STUDY
 
-    root = tmp_path / "runs"
-    root.mkdir()
-    weights_home.private(weights_home.weights)
-    (root / "weights").symlink_to(weights_home.weights)
-    project = Project(tmp_path, Home(root), image_folder)
+    project = Project(tmp_path, sharing_weights(tmp_path, weights_home), image_folder)
     # Long enough that the signal always comes during the first trial.
     study = TINY_STUDY.replace("kimg = 0.4", "kimg = 6").replace("rungs = [0.1]", "rungs = [2]")
     (tmp_path / "search_spaces" / "tiny.toml").write_text(study)
