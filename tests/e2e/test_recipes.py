@@ -309,3 +309,13 @@ def test_the_published_svhn_system_trains_on_files_of_svhns_format(project):
     hp = HParams.from_params(json.loads((folder / "hparams.json").read_text()))
     weights = import_generator(folder, hp, torch.device("cpu"))
     assert sum(parameter.numel() for parameter in weights.parameters()) == 3_457_155
+
+
+def test_a_training_that_is_running_is_not_started_twice(project):
+    from filelock import FileLock
+
+    folder = folder_of(project.run("train", RECIPE="tiny_gan", KIMG="0.1", SEED="77"))
+    with FileLock(folder / ".lock"):
+        output = project.run("train", RECIPE="tiny_gan", KIMG="0.2", SEED="77", code=2)
+    assert f"training {folder.name} is running already" in output
+    assert "trained 0.2 kimg" in project.run("train", RECIPE="tiny_gan", KIMG="0.2", SEED="77")
