@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -45,6 +47,7 @@ ngf = 4
 ndf = 4
 z_dim = 8
 batch_size = 16
+lr = 4e-3
 last_batch = "match"
 ends = "linear"
 [variants.as_written]
@@ -312,10 +315,13 @@ def test_the_published_svhn_system_trains_on_files_of_svhns_format(project):
 
 
 def test_a_training_that_is_running_is_not_started_twice(project):
-    from filelock import FileLock
-
-    folder = folder_of(project.run("train", RECIPE="tiny_gan", KIMG="0.1", SEED="77"))
-    with FileLock(folder / ".lock"):
-        output = project.run("train", RECIPE="tiny_gan", KIMG="0.2", SEED="77", code=2)
+    wanted = {"RECIPE": "tiny_gan", "VARIANT": "as_written", "SEED": "77"}
+    folder = folder_of(project.run("train", KIMG="0.4", **wanted))
+    hold = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]):\n    print('held', flush=True)\n    input()"
+    command = [sys.executable, "-c", hold, str(folder / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        output = project.run("train", KIMG="0.5", code=2, **wanted)
+        other.communicate("\n")
     assert f"training {folder.name} is running already" in output
-    assert "trained 0.2 kimg" in project.run("train", RECIPE="tiny_gan", KIMG="0.2", SEED="77")
+    assert "trained 0.5 kimg" in project.run("train", KIMG="0.5", **wanted)
