@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 # Verbs that need the development tools.
-_DEV_VERBS = frozenset({"test", "lint", "bench"})
+_DEV_VERBS = frozenset({"test", "lint", "bench", "faults"})
 
 
 def stamp(extra: str) -> str:

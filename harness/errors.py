@@ -63,8 +63,26 @@ class StorageError(HarnessError):
     """The Optuna database cannot be opened."""
 
 
+class StorageLost(StorageError):
+    """The Optuna database was away for longer than the grace period (exit code 75: try again later)."""
+
+    exit_code = 75
+
+
+class Fenced(HarnessError):
+    """The trial is not this worker's any more: it was declared dead, and another attempt continues it."""
+
+
+class DiskFull(HarnessError):
+    """A file could not be written for lack of space."""
+
+
 class SweepError(HarnessError):
     """The sweep cannot go on: too many trials failed in a row, or a worker died."""
+
+
+class Interrupted(HarnessError):
+    """The sweep was asked to stop; the training is saved and will be continued."""
 
 
 class Diverged(HarnessError):

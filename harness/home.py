@@ -21,6 +21,10 @@ class Home:
         return cls(Path(os.environ.get("HARNESS_HOME") or "runs").resolve())
 
     @property
+    def spool(self) -> Path:
+        return self.root / "spool"
+
+    @property
     def optuna_url(self) -> str:
         return f"sqlite:///{self.root / 'optuna.db'}"
 
@@ -66,3 +70,19 @@ class Home:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.chmod(0o700)
         return path
+
+
+def seconds_from_environment(name: str, default: float) -> float:
+    """A number of seconds, 0 to 86,400, that a variable may set.
+
+    Raises:
+        UsageError: it is no such number.
+    """
+    found = os.environ.get(name)
+    try:
+        seconds = float(found) if found else default
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 86_400:
+        raise UsageError(f"{name}={found!r} is no number of seconds", f"Use 0 to 86400; unset, it is {default:g}.")
+    return seconds

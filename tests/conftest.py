@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +130,37 @@ def sharing_weights(folder: Path, weights_home: Home) -> Home:
 def home(tmp_path: Path, weights_home: Home) -> Home:
     """A fresh home that shares the fetched weights."""
     return sharing_weights(tmp_path, weights_home)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory):
+    """A real PostgreSQL server."""
+    from tests.servers import Postgres
+
+    # Its socket's path must be short, and its own system user must be able to reach it.
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    server = Postgres(folder)
+    yield server
+    if not server.own:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory):
+    """A real MLflow server."""
+    from tests.servers import MlflowServer
+
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow")).start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request, monkeypatch):
+    """Both kinds of Optuna database, each new and empty."""
+    if request.param == "postgresql":
+        monkeypatch.setenv("HARNESS_STORAGE", request.getfixturevalue("postgres").database())
+    else:
+        monkeypatch.delenv("HARNESS_STORAGE", raising=False)
+    return request.param

@@ -49,12 +49,26 @@ def make_parser() -> argparse.ArgumentParser:
                        help="length of a full trial in thousands of images; rungs are scaled along (KIMG)")  # fmt: skip
     sweep.add_argument("--workers", type=_positive(int), default=_env_number("WORKERS") or 1,
                        help="processes; the cores are divided among them (WORKERS, default 1)")  # fmt: skip
+    sweep.add_argument("--engine", choices=["local", "ray"], default=env("ENGINE", "local"),
+                       help="local: processes of this machine; ray: a Ray cluster (ENGINE)")  # fmt: skip
+    sweep.add_argument("--address", default=_env_text("ADDRESS"),
+                       help="of the Ray cluster: auto, or HOST:PORT; else Ray is started here (ADDRESS)")  # fmt: skip
+    sweep.add_argument("--gpus-per-worker", type=_positive(float), default=1.0,
+                       help="with Ray on CUDA: a fraction puts several workers on one GPU (default 1)")  # fmt: skip
     sweep.add_argument("--quick", action="store_true", default=os.environ.get("QUICK", "") not in ("", "0"),
                        help="the study's quick budget, as a study of its own, STUDY-quick (QUICK=1)")  # fmt: skip
     sweep.add_argument("--dry-run", action="store_true",
                        help="say what would run, with measured time, memory and disk; nothing is written")  # fmt: skip
     sweep.add_argument("--resume-anyway", action="store_true",
                        help="go on although sampler, pruner, presets or ranges changed")  # fmt: skip
+    worker = verb("worker", verbs.worker, "join a study that was started elsewhere, through the same database")
+    _study_argument(worker)
+    _data_argument(worker)
+    _device_argument(worker)
+    worker.add_argument("--workers", type=_positive(int), default=_env_number("WORKERS") or 1,
+                        help="processes of this machine (WORKERS, default 1)")  # fmt: skip
+    reconcile = verb("reconcile", verbs.reconcile, "heal what crashes and outages left behind, and say what was done")
+    reconcile.add_argument("study", nargs="?", help="a started study; without it all of them")
     train = verb("train", verbs.train, "train a recipe, or a configuration such as a report's best.toml, and score it")
     what = train.add_mutually_exclusive_group()
     what.add_argument("--recipe", help="a published system: see `harness recipes` (RECIPE)")
@@ -120,6 +134,9 @@ def make_parser() -> argparse.ArgumentParser:
     verb("doctor", verbs.doctor, "check everything that a sweep needs")
     verb("test", verbs.test, "run the tests").add_argument(
         "rest", nargs=argparse.REMAINDER, help="arguments for pytest"
+    )
+    verb("faults", verbs.faults, "kill, cut off and fill up sweeps, and check that nothing is lost").add_argument(
+        "rest", nargs=argparse.REMAINDER, help="--seed N --kills N"
     )
     verb("lint", verbs.lint, "check style, types and import contracts")
     verb("bench", verbs.bench, "measure against what people run today").add_argument("rest", nargs=argparse.REMAINDER)

@@ -30,7 +30,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     from harness.commands.reports import write_report
     from harness.commands.studies import with_budget
     from harness.study.files import load_study
-    from harness.sweep.run import run_sweep
+    from harness.sweep.run import Machines, run_sweep
     from harness.terminal import SweepView
 
     spec = with_budget(load_study(arguments.study), quick=arguments.quick, trials=arguments.trials, kimg=arguments.kimg)
@@ -44,8 +44,13 @@ def sweep(arguments: argparse.Namespace) -> int:
             home,
             source=arguments.data,
             trials=arguments.trials,
-            workers=arguments.workers,
-            device=arguments.device,
+            machines=Machines(
+                workers=arguments.workers,
+                device=arguments.device,
+                engine=arguments.engine,
+                address=arguments.address,
+                gpus_per_worker=arguments.gpus_per_worker,
+            ),
             resume_anyway=arguments.resume_anyway,
             on_event=lambda event: show(view.update(event)),
             on_progress=file_progress(show, view, stop),
@@ -60,6 +65,37 @@ def sweep(arguments: argparse.Namespace) -> int:
         f"compare the trials: make ui; sample from the best: harness generate --study {spec.name} --best --out grid.png"
     )
     return 0
+
+
+def worker(arguments: argparse.Namespace) -> int:
+    from harness.commands.studies import started_spec
+    from harness.sweep.run import Machines, join_sweep
+    from harness.terminal import SweepView
+
+    home = Home.from_environment()
+    view = SweepView(started_spec(arguments.study, home))
+    with StopSignals() as stop, display(view) as show:
+        result = join_sweep(
+            arguments.study,
+            home,
+            source=arguments.data,
+            machines=Machines(workers=arguments.workers, device=arguments.device),
+            on_event=lambda event: show(view.update(event)),
+            on_progress=file_progress(show, view, stop),
+            stop_level=lambda: stop.level,
+        )
+    say(f"{result.finished} of {result.target} trials finished; `harness report {arguments.study}` writes the report")
+    return INTERRUPTED if result.interrupted else 0
+
+
+def reconcile(arguments: argparse.Namespace) -> None:
+    from harness.commands.studies import reconcile
+
+    done = list(reconcile(arguments.study, Home.from_environment()))
+    for line in done:
+        say(line)
+    if not done:
+        say("nothing to heal: databases, trials and MLflow agree")
 
 
 def _dry_run(spec: StudySpec, home: Home, arguments: argparse.Namespace) -> int:
@@ -279,6 +315,12 @@ def test(arguments: argparse.Namespace) -> int:
     from harness.commands.machine import run_tool
 
     return run_tool(["pytest", *arguments.rest])
+
+
+def faults(arguments: argparse.Namespace) -> int:
+    from harness.commands.machine import run_tool
+
+    return run_tool(["python", "-m", "tests.faults.long", *arguments.rest])
 
 
 def lint(arguments: argparse.Namespace) -> int:

@@ -36,13 +36,13 @@ def doctor(home: Home) -> Iterator[tuple[bool, str, str]]:
     for name, finding in weights_in_use(home, lambda _: None):
         yield not finding.startswith("error"), name, finding
     try:
-        from harness.sweep.storage import open_storage
+        from harness.sweep.database import database_url, open_storage, shown
         from harness.tracking.mlflow import client_for, tracking_url
 
         open_storage(home)
         client_for(home)
-        shown = tracking_url(home).split("@")[-1]  # never the password of a database URL
-        yield True, "Databases", f"{home.root / 'optuna.db'}, MLflow at {shown}"
+        tracked = tracking_url(home).split("@")[-1]  # never the password of a database URL
+        yield True, "Databases", f"{shown(database_url(home))}, MLflow at {tracked}"
     except HarnessError as error:
         yield False, "Databases", error.problem
 

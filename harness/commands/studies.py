@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from harness.errors import HarnessError, UsageError
@@ -15,10 +16,11 @@ def studies_table(home: Home) -> Iterator[tuple[str, str, str]]:
     from harness.study.files import study_names
 
     started: dict[str, int] = {}
-    if (home.root / "optuna.db").is_file():
+    if os.environ.get("HARNESS_STORAGE") or (home.root / "optuna.db").is_file():
         import optuna
 
-        from harness.sweep.storage import finished_count, open_storage
+        from harness.sweep.database import open_storage
+        from harness.sweep.trials import finished_count
 
         storage = open_storage(home)
         for name in optuna.get_all_study_names(storage):
@@ -31,6 +33,51 @@ def studies_table(home: Home) -> Iterator[tuple[str, str, str]]:
         budget = f" of {spec.budget.trials}" if spec else ""
         state = f"{started[name]}{budget} trials finished" if name in started else "not started"
         yield name, state, spec.description if spec else note
+
+
+def started_spec(name: str, home: Home) -> StudySpec:
+    """A started study's file as the database has it.
+
+    Raises:
+        NotFoundError: it was not started.
+    """
+    from harness.sweep.run import stored_spec
+    from harness.sweep.storage import load_study as load_started
+
+    return stored_spec(load_started(name, home))
+
+
+def reconcile(name: str | None, home: Home) -> Iterator[str]:
+    """Heal one study or all; a line for each thing done.
+
+    Raises:
+        NotFoundError: there is no such study.
+        TrackingError: MLflow does not answer; the database was healed all the same.
+    """
+    import optuna
+
+    from harness.errors import TrackingError
+    from harness.sweep.database import open_storage
+    from harness.sweep.reconcile import reconcile_tracker
+    from harness.sweep.run import stored_spec
+    from harness.sweep.storage import load_study as load_started
+    from harness.sweep.trials import Trials
+    from harness.tracking.mlflow import MlflowTracker, client_for, without_password
+
+    storage = open_storage(home)
+    for found in [name] if name else sorted(optuna.get_all_study_names(storage)):
+        study = load_started(found, home, storage=storage)
+        for line in Trials(study, stored_spec(study), home).heal():
+            yield f"{found}: {line}"
+        experiment, parent = str(study.user_attrs["mlflow_experiment"]), str(study.user_attrs["mlflow_parent"])
+        client = client_for(home)
+        try:
+            done = reconcile_tracker(study, MlflowTracker(client, experiment, parent), home.spool)
+        except Exception as error:
+            problem = without_password(str(error).splitlines()[0], str(client.tracking_uri))
+            raise TrackingError(f"MLflow refused: {problem}", "What was kept stays on disk; try again.") from None
+        for line in done:
+            yield f"{found}: {line}"
 
 
 def resolved(spec: StudySpec) -> str:

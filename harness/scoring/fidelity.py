@@ -153,10 +153,18 @@ class Extractor:
         home: where weights are kept.
         device: where it runs.
         say: told when weights are fetched.
+        interrupt: called before every batch; raises where scoring is to be given up.
     """
 
-    def __init__(self, name: str, home: Home, device: torch.device, say: Callable[[str], None]) -> None:
-        self.name, self.device = name, device
+    def __init__(
+        self,
+        name: str,
+        home: Home,
+        device: torch.device,
+        say: Callable[[str], None],
+        interrupt: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name, self.device, self.interrupt = name, device, interrupt
         if name == INCEPTION:
             self.weights = inception_weights(home, inception_shapes(), say)
             self.pooled, self.logits = "2048", "logits_unbiased" if self.weights.has_head else ""
@@ -176,7 +184,10 @@ class Extractor:
         wanted = [self.pooled, self.logits] if logits and self.logits else [self.pooled]
         self.module.features_list = wanted
         with torch.inference_mode():
-            outputs = [tuple(f.float().cpu() for f in self.module(batch.to(self.device))) for batch in batches]
+            outputs = []
+            for batch in batches:
+                self.interrupt()
+                outputs.append(tuple(f.float().cpu() for f in self.module(batch.to(self.device))))
         columns = [torch.cat(parts) for parts in zip(*outputs, strict=True)]
         return Features(pooled=columns[0], logits=columns[1] if len(columns) > 1 else None)
 

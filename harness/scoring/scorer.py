@@ -26,15 +26,24 @@ class Scorers:
         store: the real images, those held out included.
         device: where features are computed.
         say: told what takes long.
+        interrupt: called between batches; raises where scoring is to be given up.
     """
 
-    def __init__(self, home: Home, store: ImageStore, device: torch.device, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        home: Home,
+        store: ImageStore,
+        device: torch.device,
+        say: Callable[[str], None],
+        interrupt: Callable[[], None] = lambda: None,
+    ) -> None:
         self.home, self.store, self.device, self.say = home, store, device, say
+        self.interrupt = interrupt
         self._extractors: dict[str, Extractor] = {}
 
     def extractor(self, name: str) -> Extractor:
         if name not in self._extractors:
-            self._extractors[name] = Extractor(name, self.home, self.device, self.say)
+            self._extractors[name] = Extractor(name, self.home, self.device, self.say, self.interrupt)
         return self._extractors[name]
 
     def protocol(self, spec: ScoreSpec) -> Protocol:

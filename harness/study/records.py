@@ -23,8 +23,10 @@ class TrialRecord:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds from start to end; 0 while unfinished."""
-        return (self.ended - self.started).total_seconds() if self.started and self.ended else 0.0
+        """Seconds from start to end, by the worker's stopwatch where it lived to say so; 0 while unfinished."""
+        if "elapsed_s" in self.attrs:
+            return float(self.attrs["elapsed_s"])
+        return max(0.0, (self.ended - self.started).total_seconds()) if self.started and self.ended else 0.0
 
     @property
     def reason(self) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from harness.gan.checkpoint import HPARAMS_FILE, WEIGHTS_FILE, export_generator,
 from harness.gan.trainer import Progress, Snapshot
 from harness.scoring.sampling import GRID_IMAGES, GRID_SEED, generate, image_grid
 from harness.study.hparams import HParams, canonical_json, digest
+from harness.sweep.share import SHARE_ERRORS, Share
 from harness.tracking.tracker import Point, RunInfo, Tracker
 
 CURVE_FILE = "curve.json"
@@ -32,23 +34,41 @@ class Attempt:
     disagree after a crash.
 
     Args:
-        folder: of this training; a retry uses the folder of the attempt that it continues.
+        folder: of this attempt alone, so that one that was declared dead can overwrite nothing of its successor's.
         hp: the configuration.
         seed: of the training.
         tracker: where to log.
         info: the run in the tracker.
         device: where the state is restored to.
+        earlier: folders of the attempts that this one continues, oldest first.
+        fence: called before anything is published; raises where this attempt was declared dead.
+        share: where workers of other machines find the checkpoints.
+        say: told about damaged checkpoints, and about a share that cannot be reached.
     """
 
     def __init__(
-        self, folder: Path, hp: HParams, seed: int, tracker: Tracker, info: RunInfo, device: torch.device
+        self,
+        folder: Path,
+        hp: HParams,
+        seed: int,
+        tracker: Tracker,
+        info: RunInfo,
+        device: torch.device,
+        *,
+        earlier: Sequence[Path] = (),
+        fence: Callable[[], None] = lambda: None,
+        share: Share | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.folder, self.hp, self.tracker, self.device = folder, hp, tracker, device
+        self.fence, self.share, self.say = fence, share, say
+        self._earlier = [path for path in earlier if path != folder]
         # A checkpoint is continued only by the training that it is of: configuration, seed and images.
         self.identity = digest([hp.to_dict(), seed, info.dataset_digest])
         self.curve: list[dict[str, float]] = []
         self.rungs: dict[int, float] = {}
         self.resumed_kimg = 0.0
+        self._adopt()
         self.state = self._newest()
         self.run_id = tracker.start(info)
         atomic.write_text(folder / HPARAMS_FILE, canonical_json(hp.to_dict()) + "\n")
@@ -69,7 +89,7 @@ class Attempt:
         for step in self.rungs:
             path = self.folder / f"grid-{step:09d}.png"
             if path.is_file():
-                self.tracker.image(self.run_id, "samples", step, np.asarray(Image.open(path)))
+                self.tracker.image(self.run_id, "samples", step, path)
 
     def progress(self, event: Progress) -> None:
         """Remember a point of the curves; it is logged with the next flush."""
@@ -78,11 +98,18 @@ class Attempt:
         self._queue(row)
 
     def save(self, event: Snapshot) -> None:
-        """Write a checkpoint and log what is pending."""
+        """Write a checkpoint and log what is pending.
+
+        Raises:
+            OSError: the disk is full; the older checkpoints are untouched.
+        """
+        self.fence()
         extra = json.dumps({"curve": self.curve, "rungs": self.rungs, "identity": self.identity})
-        save_checkpoint(self.folder / f"snapshot-{event.step:09d}.pt", {**event.state, "extra": extra})
+        path = self.folder / f"snapshot-{event.step:09d}.pt"
+        save_checkpoint(path, {**event.state, "extra": extra})
         for old in self._snapshots()[_KEEP:]:
-            old.unlink()
+            old.unlink(missing_ok=True)
+        self._to_share(path, keep=_KEEP)
         self.flush()
         self._saved = time.monotonic()
 
@@ -92,6 +119,7 @@ class Attempt:
 
     def rung(self, kimg: float, name: str, value: float) -> None:
         """Remember a rung's score and log it."""
+        self.fence()
         step = round(kimg * 1000)
         self.rungs[step] = value
         self.tracker.log(self.run_id, [Point(name, value, step)])
@@ -100,14 +128,16 @@ class Attempt:
         """Images from the same z at every rung (or of a seed), as a PNG in the folder and in the tracker."""
         images = generate(event.generator, self.hp, n, GRID_SEED if seed is None else seed, self.device)
         pixels = image_grid(images, columns=min(8, math.ceil(math.sqrt(n))))
-        save_png(self.folder / f"grid-{round(kimg * 1000):09d}.png", pixels)
-        self.tracker.image(self.run_id, "samples", round(kimg * 1000), pixels)
+        path = self.folder / f"grid-{round(kimg * 1000):09d}.png"
+        save_png(path, pixels)
+        self.tracker.image(self.run_id, "samples", round(kimg * 1000), path)
         if final:
             # MLflow opens a series of images at step 0: this one shows its picture at once.
-            self.tracker.image(self.run_id, "final_samples", 0, pixels)
+            self.tracker.image(self.run_id, "final_samples", 0, path)
 
     def publish(self, event: Snapshot) -> None:
         """Write the generator's weights for use, with the configuration beside them, and log both."""
+        self.fence()
         export_generator(self.folder, event.generator, self.hp)
         for name in (WEIGHTS_FILE, HPARAMS_FILE):
             self.tracker.artifact(self.run_id, self.folder / name, "model")
@@ -127,7 +157,11 @@ class Attempt:
         self.tracker.end(self.run_id, state, scores=scores, tags=tags)
         if state in ("COMPLETE", "PRUNED"):
             for old in self._snapshots()[1:]:
-                old.unlink()
+                old.unlink(missing_ok=True)
+            if self.share:
+                for result in sorted(self.folder.iterdir()):
+                    if result.suffix in (".png", ".json", ".safetensors"):
+                        self._to_share(result, keep=0)
 
     def _queue(self, row: Mapping[str, float]) -> None:
         step = round(row["kimg"] * 1000)
@@ -135,19 +169,48 @@ class Attempt:
         self._pending += [Point(name, value, step) for name, value in row.items() if name != "kimg"]
 
     def _snapshots(self) -> list[Path]:
-        return sorted(self.folder.glob("snapshot-*.pt"), reverse=True)
+        """Of this attempt and of those that it continues, newest first."""
+        found = [path for folder in (*self._earlier, self.folder) for path in folder.glob("snapshot-*.pt")]
+        return sorted(found, key=lambda path: (path.name, path.parent.name), reverse=True)
 
     def _newest(self) -> dict[str, Any] | None:
         """The newest checkpoint that is whole and of this training; damaged ones are set aside."""
         for path in self._snapshots():
             try:
                 state = load_checkpoint(path, self.device)
-            except CheckpointError:
-                path.rename(path.with_suffix(".damaged"))
+                belongs = json.loads(state["extra"])["identity"] == self.identity
+            except (CheckpointError, OSError, KeyError, TypeError, ValueError) as error:
+                with suppress(OSError):
+                    path.rename(path.with_suffix(".damaged"))
+                self.say(f"{path.name} is not usable ({str(error).splitlines()[0]}); set aside, an older one is used")
                 continue
-            if json.loads(state["extra"])["identity"] == self.identity:
+            if belongs:
                 return state
         return None
+
+    def _adopt(self) -> None:
+        """Have the sample grids of the earlier attempts, and their checkpoints where another machine made them."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for folder in self._earlier:
+            if self.share:
+                try:
+                    self.share.fetch(folder)
+                except SHARE_ERRORS as error:
+                    self.say(
+                        f"{self.share} cannot be read ({type(error).__name__}); checkpoints of this machine are used"
+                    )
+            for grid in folder.glob("grid-*.png"):
+                if not (self.folder / grid.name).exists():
+                    atomic.write_bytes(self.folder / grid.name, grid.read_bytes())
+
+    def _to_share(self, path: Path, *, keep: int) -> None:
+        if self.share is None:
+            return
+        try:
+            self.share.put(path, keep=keep)
+        except SHARE_ERRORS as error:
+            # This machine has the checkpoint; only another one would have to begin earlier.
+            self.say(f"{self.share} cannot be written ({type(error).__name__}); training goes on")
 
 
 def save_png(path: Path, pixels_HWC: np.ndarray) -> None:

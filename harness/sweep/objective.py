@@ -10,9 +10,9 @@ import optuna
 import torch
 from torch import Tensor
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Interrupted
 from harness.gan.trainer import Budget, Progress, train
-from harness.home import Home
+from harness.home import Home, seconds_from_environment
 from harness.scoring.fidelity import Scores
 from harness.scoring.scorer import Scorer
 from harness.study.architecture import problems
@@ -20,15 +20,21 @@ from harness.study.hparams import HParams, derive_seed
 from harness.study.spec import StudySpec
 from harness.study.suggest import suggest
 from harness.sweep.attempt import Attempt
-from harness.sweep.storage import images
+from harness.sweep.lease import Lease
+from harness.sweep.search import images
+from harness.sweep.share import Share
+from harness.sweep.trials import Trials, trial_key
+from harness.tracking.courier import Courier
 from harness.tracking.tracker import RunInfo, Tracker
 
-# Seconds between checkpoints that no rung asks for.
-CHECKPOINT_EVERY_S = 60.0
 
+def checkpoint_every_s() -> float:
+    """Seconds between checkpoints that no rung asks for: ``HARNESS_CHECKPOINT_S``, a minute unless it says otherwise.
 
-class Interrupted(HarnessError):
-    """The sweep was asked to stop; the training is saved and will be continued."""
+    Raises:
+        UsageError: it is no such number.
+    """
+    return seconds_from_environment("HARNESS_CHECKPOINT_S", 60.0)
 
 
 class Degenerate(HarnessError):
@@ -37,9 +43,13 @@ class Degenerate(HarnessError):
 
 @dataclass(slots=True, kw_only=True)
 class Env:
-    """What a worker has at hand for every trial. ``publish`` tells the supervisor; ``stop`` asks whether to end."""
+    """What a worker has at hand for every trial. ``publish`` tells the supervisor; ``stop`` asks whether to end.
+
+    ``workers`` share this machine with it, of which it is number ``index``; a ``retired`` one takes no more trials.
+    """
 
     home: Home
+    trials: Trials
     images_NHWC: Tensor
     device: torch.device
     tracker: Tracker
@@ -49,10 +59,15 @@ class Env:
     tags: dict[str, str]
     stop: Callable[[], bool]
     publish: Callable[[dict[str, Any]], None]
+    checkpoint_s: float = field(default_factory=checkpoint_every_s)
+    share: Share | None = None
+    workers: int = 1
+    index: int = 0
+    retired: bool = False
     attempt: Attempt | None = field(default=None)
 
 
-def objective(trial: optuna.Trial, spec: StudySpec, env: Env) -> float:
+def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> float:
     """Train one configuration and score it; the value is the final protocol's score, lower is better.
 
     Raises:
@@ -60,12 +75,13 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env) -> float:
         Diverged: a gradient was not finite.
         Degenerate: the generated images cannot be scored.
         Interrupted: ``env.stop()`` said so; a checkpoint is written.
+        Fenced: the trial was declared dead.
+        StorageLost: the database was away for too long; a checkpoint is written.
     """
     overrides = trial.user_attrs.get("overrides")
     hp = spec.hparams({}, overrides) if overrides else suggest(trial, spec)
-    root = int(trial.user_attrs.get("root", trial.number))
-    seed = derive_seed(spec.sampler.seed, "trial", root)
-    attempt = env.attempt = open_attempt(trial, hp, root, seed, spec, env)
+    seed = derive_seed(spec.sampler.seed, "trial", int(trial.user_attrs["place"]))
+    attempt = env.attempt = open_attempt(trial, hp, seed, spec, env, lease)
     if impossible := problems(hp):
         raise Degenerate(f"no such network: {'; '.join(impossible)}")
     attempt.log_again(env.rung.objective)
@@ -79,16 +95,17 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env) -> float:
         seed=seed,
         device=env.device,
         resume=attempt.state,
-        snapshot_now=lambda: env.stop() or attempt.due(CHECKPOINT_EVERY_S),
+        snapshot_now=lambda: env.stop() or attempt.due(env.checkpoint_s),
     ):
         if isinstance(event, Progress):
             attempt.progress(event)
             env.publish({"number": trial.number, "kimg": event.kimg, "images_per_s": event.images_per_s})
             continue
         attempt.save(event)
+        trial.set_user_attr("saved_kimg", event.kimg)
+        if env.stop():
+            raise Interrupted(f"stopped at {event.kimg:.1f} kimg; saved")
         if event.mark is None:
-            if env.stop():
-                raise Interrupted(f"stopped at {event.kimg:.1f} kimg; saved")
             continue
         env.publish({"number": trial.number, "doing": "scoring"})
         attempt.grid(event, event.mark, final=event.mark == spec.budget.kimg)
@@ -97,7 +114,7 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env) -> float:
         trial.report(score, images(event.mark))
         env.publish({"number": trial.number, "kimg": event.kimg, "rung": score})
         if event.mark < spec.budget.kimg:
-            if "recipe" not in trial.user_attrs and trial.should_prune():
+            if "recipe" not in trial.user_attrs and env.trials.should_prune(trial):
                 raise optuna.TrialPruned(f"{env.rung.objective} {score:.4g} at {event.mark:g} kimg")
             continue
         scores = checked(env.final(event.generator, hp, all_metrics=True))
@@ -110,11 +127,12 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env) -> float:
     raise AssertionError("the training ended without its last snapshot")
 
 
-def open_attempt(trial: optuna.Trial, hp: HParams, root: int, seed: int, spec: StudySpec, env: Env) -> Attempt:
+def open_attempt(trial: optuna.Trial, hp: HParams, seed: int, spec: StudySpec, env: Env, lease: Lease) -> Attempt:
     """Name the attempt in the database, then open its folder and its run."""
-    folder = env.home.trial_dir(spec.name, root)
+    folder = env.home.trial_dir(spec.name, trial.number)
+    earlier = [env.home.trial_dir(spec.name, number) for number in env.trials.history(trial)]
     info = RunInfo(
-        key=f"{spec.name}/{trial.number}",
+        key=trial_key(spec.name, trial.number),
         name=f"trial {trial.number}",
         params=hp.to_dict(),
         tags={
@@ -131,11 +149,24 @@ def open_attempt(trial: optuna.Trial, hp: HParams, root: int, seed: int, spec: S
         dataset_digest=env.dataset["fingerprint"],
         dataset_source=env.dataset["source"],
     )
-    attempt = Attempt(folder, hp, seed, env.tracker, info, env.device)
+    attempt = Attempt(
+        folder,
+        hp,
+        seed,
+        env.tracker,
+        info,
+        env.device,
+        earlier=earlier,
+        fence=lease.check,
+        share=env.share,
+        say=lambda text: env.publish({"doing": f"trial {trial.number}: {text}"}),
+    )
+    if isinstance(env.tracker, Courier):
+        env.tracker.guard(attempt.run_id, lease.check_now)
     trial.set_user_attr("hparams", hp.to_dict())
     trial.set_user_attr("seed", seed)
     trial.set_user_attr("folder", str(folder.relative_to(env.home.root)))
-    trial.set_user_attr("mlflow_run", attempt.run_id)
+    trial.set_user_attr("resumed_kimg", attempt.resumed_kimg)
     env.publish({"number": trial.number, "state": "RUNNING", "kimg": attempt.resumed_kimg, "params": trial.params})
     return attempt
 

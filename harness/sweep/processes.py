@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +15,30 @@ if TYPE_CHECKING:
 
 
 def this_process() -> dict[str, Any]:
-    """Host, process id and start of this process; the start tells it from a later one with the same id."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "start": _start_of(os.getpid())}
+    """Machine, process id and start of this process; the start tells it from a later one with the same id.
+
+    The machine is named by its host name (``HARNESS_MACHINE`` where that is not unique), the kernel's boot and the
+    container: process ids mean something only among processes that share all of them.
+    """
+    return {**_machine(), "pid": os.getpid(), "start": _start_of(os.getpid())}
 
 
-def is_gone(process: Mapping[str, Any] | None) -> bool:
-    """Whether a process was on this machine and is no more; one of another machine counts as alive."""
+def is_gone(process: Mapping[str, Any] | None, *, one_machine: bool) -> bool | None:
+    """Whether a process is no more; None where that cannot be told from here and its signs of life must decide.
+
+    Args:
+        process: as of :func:`this_process`; None or empty is a process that never came to name itself.
+        one_machine: whether all processes run on this machine, as with SQLite; an earlier boot's are then gone.
+    """
     if not process:
         return True
-    if process["host"] != socket.gethostname():
-        return False
+    here = _machine()
+    if process["host"] != here["host"]:
+        return None
+    if process.get("boot", here["boot"]) != here["boot"]:
+        return True if one_machine else None
+    if process.get("container", here["container"]) != here["container"]:
+        return None
     try:
         os.kill(int(process["pid"]), 0)
     except ProcessLookupError:
@@ -31,12 +46,31 @@ def is_gone(process: Mapping[str, Any] | None) -> bool:
     except PermissionError:
         pass
     start = _start_of(int(process["pid"]))
-    return bool(process.get("start", start) != start)
+    # A killed process is nobody's worker while its parent has yet to notice.
+    return bool(process.get("start", start) != start) or _is_zombie(int(process["pid"]))
+
+
+def _machine() -> dict[str, str]:
+    boot = container = ""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        container = str(Path("/proc/self/ns/pid").readlink())
+    return {"host": os.environ.get("HARNESS_MACHINE") or socket.gethostname(), "boot": boot, "container": container}
 
 
 def usable_cores() -> int:
     """Cores that this process may use; fewer than the machine has inside a container or under taskset."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named:
+        return tuple(part.strip() for part in named.split(",") if part.strip())
+    import torch
+
+    return tuple(map(str, range(torch.cuda.device_count())))
 
 
 def exact_arithmetic() -> None:
@@ -51,9 +85,17 @@ def exact_arithmetic() -> None:
 
 def _start_of(pid: int) -> str:
     """The kernel's start time of a process in clock ticks since boot; empty where there is no /proc."""
+    return _stat(pid, 19)
+
+
+def _is_zombie(pid: int) -> bool:
+    return _stat(pid, 0) == "Z"
+
+
+def _stat(pid: int, field: int) -> str:
     try:
         # The name in parentheses may itself hold spaces and parentheses: count from behind it.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[field]
     except (OSError, IndexError):
         return ""
 

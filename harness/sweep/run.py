@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
 
-from harness.data.store import OnProgress, open_store
-from harness.errors import DataError, UsageError
+from harness.data.store import ImageStore, OnProgress, open_store
+from harness.errors import DataError, TrackingError, UsageError
 from harness.home import Home
 from harness.scoring.protocol import objective_name
 from harness.study.spec import StudySpec
-from harness.sweep.engines.local import Event, WorkerJob, run_workers, threads_per_worker
-from harness.sweep.processes import usable_cores
+from harness.sweep.database import grace_s, open_storage
+from harness.sweep.engines.local import run_local, threads_per_worker
+from harness.sweep.engines.loop import Event, WorkerJob
+from harness.sweep.processes import usable_cores, visible_gpus
 from harness.sweep.provenance import provenance
-from harness.sweep.reconcile import reconcile
-from harness.sweep.storage import finished_count, open_study, to_record
-from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
+from harness.sweep.reconcile import reconcile_tracker
+from harness.sweep.storage import load_study, open_study, to_record
+from harness.sweep.trials import Trials, finished_count
+from harness.tracking.mlflow import MlflowTracker, client_for, new_client, open_experiment
 from harness.tracking.tracker import RunInfo
 
 
@@ -31,14 +35,24 @@ class SweepResult:
     interrupted: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machines:
+    """Where a sweep runs. ``engine`` is ``local`` or ``ray``; ``address`` and ``gpus_per_worker`` are Ray's."""
+
+    workers: int = 1
+    device: str = "auto"
+    engine: str = "local"
+    address: str | None = None
+    gpus_per_worker: float = 1.0
+
+
 def run_sweep(
     spec: StudySpec,
     home: Home,
     *,
     source: Path | None,
     trials: int | None,
-    workers: int,
-    device: str,
+    machines: Machines,
     resume_anyway: bool,
     on_event: Callable[[Event], None],
     on_progress: OnProgress,
@@ -48,65 +62,217 @@ def run_sweep(
 
     Raises:
         HarnessError: anything that a person must see: data, weights, drift, workers that die.
+        StorageLost: the database was away for longer than the grace period.
     """
 
     def say(text: str) -> None:
         on_event({"doing": text})
 
     target = trials or spec.budget.trials
-    device = choose_device(device)
+    device = choose_device(machines.device)
     store = open_store(home, spec.data, source, study=spec.name, on_progress=on_progress, say=say)
     require_images(spec, store.n_train, store.n_held_out)
-    study = open_study(spec, home, resume_anyway=resume_anyway)
+    storage = open_storage(home, grace=grace_s(), say=say, stop=lambda: stop_level() > 0)
+    study = open_study(spec, home, resume_anyway=resume_anyway, storage=storage)
     dataset = {"name": spec.data.source, "fingerprint": store.fingerprint, "source": spec.data.source}
     _refuse_other_images(study, dataset)
     say("opening MLflow")
-    client = client_for(home)
-    experiment_id = open_experiment(client, home, spec.name, spec.description)
     tags = {**provenance(device), "study": spec.name, "spec_hash": spec.spec_hash}
-    parent = MlflowTracker(client, experiment_id)
-    parent_run = parent.start(
-        RunInfo(
-            key=f"{spec.name}/sweep/{study.user_attrs['uid']}",
-            name=f"sweep {spec.name}",
-            params={},
-            tags={**tags, "role": "sweep"},
-        )
-    )
-
-    def heal() -> None:
-        # Whoever presses Ctrl-C twice kills the workers himself: that is no crash of the trial.
-        crashed = stop_level() < 2
-        for line in reconcile(study, home, MlflowTracker(client, experiment_id, parent_run), crashed=crashed):
-            say(line)
-
-    heal()
-    _describe(study, spec, dataset, len(store), target, tags, parent_run)
+    parent = _Parent.open(study, spec, home, tags, say)
+    everything = Trials(study, spec, home)
+    parent.heal(everything, crashed=True)
+    _describe(study, spec, dataset, len(store), target, tags)
+    parent.note(study)
     on_event({"record": to_record(study), "target": target})
     if finished_count(study) < target:
-        cores = usable_cores()
-        job = WorkerJob(
-            spec=spec,
-            home=home,
-            store=store,
-            device=device,
-            target=target,
-            threads=threads_per_worker(cores, workers),
-            cores=cores,
-            tags=tags,
-            dataset=dataset,
-            experiment_id=experiment_id,
-            parent_run=parent_run,
-        )
+        job = worker_job(spec, home, store, study, machines, tags, dataset)
         try:
-            run_workers(job, workers, on_event=on_event, stop_level=stop_level, on_death=heal)
+            # Whoever presses Ctrl-C twice kills the workers himself: that is no crash of the trial.
+            _run(job, machines, on_event, stop_level, lambda: parent.heal(everything, crashed=stop_level() < 2))
+        finally:
+            parent.heal(everything, crashed=stop_level() < 2)
+            parent.end(study, target)
+    else:
+        parent.end(study, target)
+    finished = finished_count(study)
+    return SweepResult(finished=finished, target=target, interrupted=finished < target)
+
+
+def join_sweep(
+    name: str,
+    home: Home,
+    *,
+    source: Path | None,
+    machines: Machines,
+    on_event: Callable[[Event], None],
+    on_progress: OnProgress,
+    stop_level: Callable[[], int],
+) -> SweepResult:
+    """Add this machine's workers to a study that was started elsewhere, until its target is reached.
+
+    Study, images' fingerprint, target and tracking are the database's; this machine brings the images.
+
+    Raises:
+        HarnessError: the study was not started, the images are others, workers die.
+        StorageLost: the database was away for longer than the grace period.
+    """
+
+    def say(text: str) -> None:
+        on_event({"doing": text})
+
+    device = choose_device(machines.device)
+    storage = open_storage(home, grace=grace_s(), say=say, stop=lambda: stop_level() > 0)
+    study = load_study(name, home, storage=storage)
+    spec = stored_spec(study)
+    store = open_store(home, spec.data, source, study=name, on_progress=on_progress, say=say)
+    dataset = {"name": spec.data.source, "fingerprint": store.fingerprint, "source": spec.data.source}
+    _refuse_other_images(study, dataset)
+    tags = {**provenance(device), "study": name, "spec_hash": spec.spec_hash}
+    target = int(study.user_attrs["target"])
+    on_event({"record": to_record(study), "target": target})
+    everything = Trials(study, spec, home)
+    parent = _Parent.known(study, spec, home, say)
+
+    def heal() -> None:
+        parent.heal(everything, crashed=stop_level() < 2)
+
+    heal()
+    if finished_count(study) < target:
+        job = worker_job(spec, home, store, study, machines, tags, dataset)
+        try:
+            _run(job, machines, on_event, stop_level, heal)
         finally:
             heal()
-            finished = finished_count(study)
-            parent.end(parent_run, "COMPLETE" if finished >= target else "FAIL", scores={}, tags={})
-    finished = finished_count(study)
-    parent.end(parent_run, "COMPLETE" if finished >= target else "FAIL", scores=_summary(study), tags={})
+    finished, target = finished_count(study), int(study.user_attrs["target"])
     return SweepResult(finished=finished, target=target, interrupted=finished < target)
+
+
+def stored_spec(study: optuna.Study) -> StudySpec:
+    """The study file as the database has it."""
+    stored = json.loads(study.user_attrs["spec"])
+    budget = {**stored["budget"], "trials": int(study.user_attrs["target"])}
+    return StudySpec.model_validate({**stored, "budget": budget})
+
+
+def worker_job(
+    spec: StudySpec,
+    home: Home,
+    store: ImageStore,
+    study: optuna.Study,
+    machines: Machines,
+    tags: dict[str, str],
+    dataset: dict[str, str],
+) -> WorkerJob:
+    """What each worker of this machine is given."""
+    device, cores = choose_device(machines.device), usable_cores()
+    return WorkerJob(
+        spec=spec,
+        home=home,
+        store=store,
+        device=device,
+        threads=threads_per_worker(cores, machines.workers),
+        cores=cores,
+        tags=tags,
+        dataset=dataset,
+        experiment_id=str(study.user_attrs["mlflow_experiment"]),
+        parent_run=str(study.user_attrs["mlflow_parent"]),
+        uid=str(study.user_attrs["uid"]),
+        workers=machines.workers,
+        gpus=visible_gpus() if device == "cuda" else (),
+    )
+
+
+def _run(
+    job: WorkerJob,
+    machines: Machines,
+    on_event: Callable[[Event], None],
+    stop_level: Callable[[], int],
+    on_death: Callable[[], None],
+) -> None:
+    if machines.engine == "local":
+        run_local(job, on_event=on_event, stop_level=stop_level, on_death=on_death)
+        return
+    from harness.sweep.engines.ray import run_ray
+
+    run_ray(
+        job,
+        machines.workers,
+        address=machines.address,
+        gpus_per_worker=machines.gpus_per_worker,
+        on_event=on_event,
+        stop_level=stop_level,
+        on_death=on_death,
+    )
+
+
+class _Parent:
+    """The study's run in MLflow, above those of its trials. MLflow may be away once the run is known."""
+
+    def __init__(self, tracker: MlflowTracker, run_id: str, spool: Path, say: Callable[[str], None]) -> None:
+        self.tracker, self.run_id, self.spool, self.say = tracker, run_id, spool, say
+        self.children = MlflowTracker(tracker.client, tracker.experiment_id, run_id)
+
+    @classmethod
+    def open(
+        cls, study: optuna.Study, spec: StudySpec, home: Home, tags: dict[str, str], say: Callable[[str], None]
+    ) -> _Parent:
+        """Open or create experiment and run.
+
+        Raises:
+            TrackingError: MLflow does not answer, and the study never had a run.
+        """
+        try:
+            client = client_for(home)
+            tracker = MlflowTracker(client, open_experiment(client, home, spec.name, spec.description))
+            info = RunInfo(
+                key=f"{spec.name}/sweep/{study.user_attrs['uid']}",
+                name=f"sweep {spec.name}",
+                params={},
+                tags={**tags, "role": "sweep"},
+            )
+            return cls(tracker, tracker.start(info), home.spool, say)
+        except TrackingError as error:
+            if "mlflow_parent" not in study.user_attrs:
+                raise
+            say(f"{error.problem}; the sweep goes on, and MLflow gets everything when it is back")
+            return cls.known(study, spec, home, say)
+
+    @classmethod
+    def known(cls, study: optuna.Study, spec: StudySpec, home: Home, say: Callable[[str], None]) -> _Parent:
+        """Of a study that was started before; MLflow is not asked."""
+        tracker = MlflowTracker(new_client(home), str(study.user_attrs["mlflow_experiment"]))
+        return cls(tracker, str(study.user_attrs["mlflow_parent"]), home.spool, say)
+
+    def note(self, study: optuna.Study) -> None:
+        """Write down where the study's runs are."""
+        study.set_user_attr("mlflow_parent", self.run_id)
+        study.set_user_attr("mlflow_experiment", self.tracker.experiment_id)
+
+    def heal(self, trials: Trials, *, crashed: bool) -> None:
+        """Heal the database, then MLflow as far as it answers."""
+        for line in trials.heal(crashed=crashed):
+            self.say(line)
+        try:
+            for line in reconcile_tracker(trials.study, self.children, self.spool):
+                self.say(line)
+        except Exception as error:  # whatever the tracking library raises: the next start heals it
+            self._away(error)
+
+    def end(self, study: optuna.Study, target: int) -> None:
+        """Close the run, with the best score."""
+        finished = finished_count(study) >= target
+        try:
+            self.tracker.end(
+                self.run_id, "COMPLETE" if finished else "FAIL", scores=_summary(study) if finished else {}, tags={}
+            )
+        except Exception as error:
+            self._away(error)
+
+    def _away(self, error: Exception) -> None:
+        lines = str(error).strip().splitlines() or [""]
+        self.say(
+            f"MLflow does not answer ({type(error).__name__}: {lines[0][:160]}); `harness reconcile` makes it agree"
+        )
 
 
 def choose_device(wanted: str) -> str:
@@ -167,13 +333,11 @@ def _describe(
     n_images: int,
     target: int,
     tags: dict[str, str],
-    parent_run: str,
 ) -> None:
     study.set_user_attr("dataset", {**dataset, "images": n_images})
     study.set_user_attr("target", target)
     if "environment" not in study.user_attrs or finished_count(study) < target:
         study.set_user_attr("environment", tags)
-    study.set_user_attr("mlflow_parent", parent_run)
     study.set_user_attr("final_metric", objective_name(spec.scoring.final))
     study.set_user_attr("rung_metric", objective_name(spec.scoring.rung))
 

@@ -24,17 +24,20 @@ from harness.scoring.scorer import Scorer, Scorers, split_images
 from harness.study.hparams import HParams, digest
 from harness.study.spec import DataSpec, ScoreSpec
 from harness.sweep.attempt import Attempt
-from harness.sweep.objective import CHECKPOINT_EVERY_S, checked
+from harness.sweep.objective import checked, checkpoint_every_s
 from harness.sweep.processes import exact_arithmetic, on_device
 from harness.sweep.provenance import provenance
 from harness.sweep.run import choose_device
-from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
-from harness.tracking.tracker import ForgivingTracker, RunInfo
+from harness.tracking.courier import Courier
+from harness.tracking.mlflow import MlflowTracker, client_for, new_client, open_experiment
+from harness.tracking.tracker import RunInfo
 
 # No more grids than this: every checkpoint, picture and MLflow image costs.
 _MOST_GRIDS = 100
 # A training shorter than this many epochs has as many sample grids along its way instead.
 _FEWEST_GRIDS = 10
+# Seconds for sending what MLflow has yet to get when the training has ended.
+_LAST_SENDING_S = 30.0
 SUMMARY_FILE = "training.json"
 
 
@@ -102,7 +105,8 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
     training, kimg = _fitted(training, store, watch.say)
     images = on_device(store.tensor(), place)
     client = client_for(home)
-    tracker = ForgivingTracker(MlflowTracker(client, open_experiment(client, home, training.experiment)), watch.say)
+    experiment = open_experiment(client, home, training.experiment)
+    courier = Courier(home.spool, lambda: MlflowTracker(new_client(home), experiment), watch.say)
     watch.say("reference statistics")
     scorer = Scorers(home, store, place, watch.say).scorer(training.scoring)
     folder = home.training_dir(training.name(store.fingerprint))
@@ -124,7 +128,7 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
         dataset_digest=store.fingerprint,
         dataset_source=training.data.source,
     )  # fmt: skip
-    attempt = Attempt(folder, training.hparams, training.seed, tracker, info, place)
+    attempt = Attempt(folder, training.hparams, training.seed, courier, info, place, say=watch.say)
     summary = _summary(training, store, kimg, attempt, scorer)
     try:
         outcome = _train(attempt, training, kimg, images, scorer, watch, summary)
@@ -132,8 +136,9 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
         attempt.end("FAIL", {}, {"reason": f"{type(error).__name__}: {error}"})
         raise
     finally:
+        courier.close(_LAST_SENDING_S)
         lock.lock.release()
-    return dataclasses.replace(outcome, run_id=attempt.run_id)
+    return dataclasses.replace(outcome, run_id=courier.run_id(attempt.run_id))
 
 
 def _fitted(training: Training, store: ImageStore, say: Callable[[str], None]) -> tuple[Training, float]:
@@ -169,7 +174,7 @@ def _train(
     watch: Watch,
     summary: dict[str, Any],
 ) -> Outcome:
-    folder = attempt.folder
+    folder, every_s = attempt.folder, checkpoint_every_s()
     for event in train(
         training.hparams,
         images,
@@ -177,7 +182,7 @@ def _train(
         seed=training.seed,
         device=attempt.device,
         resume=attempt.state,
-        snapshot_now=lambda: watch.stop() or attempt.due(CHECKPOINT_EVERY_S),
+        snapshot_now=lambda: watch.stop() or attempt.due(every_s),
     ):
         if isinstance(event, Progress):
             attempt.progress(event)

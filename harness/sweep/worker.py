@@ -2,38 +2,54 @@
 
 from __future__ import annotations
 
+import errno
+import time
 import traceback
-from typing import Any
+from threading import Event
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+import torch
+from optuna.trial import TrialState
 
-from harness.errors import Diverged, SweepError
+from harness.errors import DiskFull, Diverged, Fenced, Interrupted, StorageLost, SweepError
 from harness.study.spec import StudySpec
-from harness.sweep.objective import Degenerate, Env, Interrupted, objective
-from harness.sweep.storage import ask, ask_lock, images
+from harness.sweep.lease import Lease
+from harness.sweep.objective import Degenerate, Env, objective
+from harness.sweep.search import images
+from harness.sweep.trials import INTERRUPTED, OOM
 
 # What a trial that diverged teaches the sampler: worse than any real score, and finite.
 DIVERGED_VALUE = 1e4
-# A trial whose worker dies this often is not tried again.
-MAX_CRASHES = 3
 _MAX_FAILURES_IN_A_ROW = 3
-# Reasons of a FAIL that is continued by another attempt.
-INTERRUPTED, KILLED = "interrupted", "its worker was killed"
+_DISK_FULL = "the disk is full"
+# Seconds between questions of a worker without a trial: others run the last ones, and may yet die.
+_IDLE_S = 1.0
 
 
-def work(study: optuna.Study, spec: StudySpec, env: Env, target: int) -> None:
+def work(study: optuna.Study, spec: StudySpec, env: Env, target: int | None = None) -> None:
     """Run trials until the study has its target or ``env.stop()`` says so.
+
+    Args:
+        study: the study.
+        spec: its file.
+        env: what trials need.
+        target: COMPLETE and PRUNED trials wanted; None is the study's own, which a later start may raise.
 
     Raises:
         SweepError: several trials in a row failed for reasons of their own; going on would burn the budget.
+        StorageLost: the database was away for longer than the grace period.
+        DiskFull: a checkpoint could not be written; the trial is continued later.
     """
     failures: list[str] = []
-    while not env.stop():
-        trial = ask(study, spec, env.home, target)
+    while not (env.stop() or env.retired):
+        wanted = int(study.user_attrs["target"]) if target is None else target
+        trial = env.trials.ask(wanted)
         if trial is None:
-            return
-        reason = run_trial(study, trial, spec, env)
+            if env.trials.is_done(wanted):
+                return
+            Event().wait(_IDLE_S)
+            continue
+        reason = run_trial(trial, spec, env)
         failures = [*failures, reason] if reason else []
         if len(failures) == _MAX_FAILURES_IN_A_ROW:
             raise SweepError(
@@ -42,24 +58,67 @@ def work(study: optuna.Study, spec: StudySpec, env: Env, target: int) -> None:
             )
 
 
-def run_trial(study: optuna.Study, trial: optuna.Trial, spec: StudySpec, env: Env) -> str:
-    """Run one trial to its end state in the database and in the tracker; return why it failed, or an empty string."""
+def run_trial(trial: optuna.Trial, spec: StudySpec, env: Env) -> str:
+    """Run one trial to its end state in the database and in the tracker; return why it failed, or an empty string.
+
+    Raises:
+        StorageLost: the database was away for longer than the grace period; the trial is continued later.
+    """
     env.attempt = None
+    started = time.perf_counter()
     state, value, reason, error_text = TrialState.COMPLETE, None, "", ""
-    try:
-        value = objective(trial, spec, env)
-    except optuna.TrialPruned as pruned:
-        state, reason = TrialState.PRUNED, str(pruned)
-    except (Diverged, Degenerate) as problem:
-        state, reason = TrialState.PRUNED, f"diverged: {problem.problem}"
-        teach_divergence(trial, problem, env)
-    except Interrupted as stopped:
-        state, reason = TrialState.FAIL, f"{INTERRUPTED}: {stopped.problem}"
-    except Exception as error:
-        state, reason = TrialState.FAIL, f"{type(error).__name__}: {error}"
-        error_text = traceback.format_exc()
-    finish(study, trial, state, value, reason, error_text, env)
+    with Lease(env.trials.study, trial._trial_id) as lease:
+        try:
+            try:
+                value = objective(trial, spec, env, lease)
+            except optuna.TrialPruned as pruned:
+                state, reason = TrialState.PRUNED, str(pruned)
+            except (Diverged, Degenerate) as problem:
+                state, reason = TrialState.PRUNED, f"diverged: {problem.problem}"
+                teach_divergence(trial, problem, env)
+            except Interrupted as stopped:
+                state, reason = TrialState.FAIL, f"{INTERRUPTED}: {stopped.problem}"
+            except (Fenced, StorageLost, optuna.exceptions.UpdateFinishedTrialError):
+                raise
+            except Exception as error:
+                state, reason = TrialState.FAIL, _why(error, trial, env)
+                error_text = traceback.format_exc()
+            trial.set_user_attr("elapsed_s", round(time.perf_counter() - started, 2))
+            env.trials.end(trial, state, value, reason)
+        except (Fenced, optuna.exceptions.UpdateFinishedTrialError):
+            # Another attempt has the trial now; this one's run is closed by whoever reconciles.
+            env.publish({"number": trial.number, "state": "FAIL", "reason": "was declared dead; continued elsewhere"})
+            return ""
+    _conclude(trial, state, value, reason, error_text, env)
+    if _DISK_FULL in reason:
+        raise DiskFull(
+            reason.removeprefix(f"{INTERRUPTED}: "), "Free some space and start again: it goes on from there."
+        )
     return reason if state == TrialState.FAIL and not reason.startswith(INTERRUPTED) else ""
+
+
+def _why(error: Exception, trial: optuna.Trial, env: Env) -> str:
+    """A failed trial's reason. Where memory or disk ran out, it is worth another attempt."""
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else type(error).__name__
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{INTERRUPTED}: {_DISK_FULL}: {text}"
+    if not _is_oom(error):
+        return f"{type(error).__name__}: {text}"
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if env.workers > 1 and not trial.user_attrs.get("oom"):
+        # Beside fewer neighbours it may fit: once more, with this worker gone unless it is the last.
+        trial.set_user_attr("oom", True)
+        env.retired = env.index > 0
+        return f"{INTERRUPTED}: {OOM} beside {env.workers - 1} other workers; queued again: {text}"
+    return f"{OOM}: {text}"
+
+
+def _is_oom(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and ("allocate memory" in str(error) or "out of memory" in str(error))
+    )
 
 
 def teach_divergence(trial: optuna.Trial, problem: Diverged | Degenerate, env: Env) -> None:
@@ -74,21 +133,10 @@ def teach_divergence(trial: optuna.Trial, problem: Diverged | Degenerate, env: E
     trial.set_constraint("diverged", 1.0)
 
 
-def finish(
-    study: optuna.Study,
-    trial: optuna.Trial,
-    state: TrialState,
-    value: float | None,
-    reason: str,
-    error_text: str,
-    env: Env,
+def _conclude(
+    trial: optuna.Trial, state: TrialState, value: float | None, reason: str, error_text: str, env: Env
 ) -> None:
-    """Tell the database first, for it is the truth; then the tracker."""
-    trial.set_user_attr("reason", reason)
-    with ask_lock(env.home):
-        study.tell(trial, value, state=state)
-        if reason.startswith(INTERRUPTED):
-            requeue(study, study.trials[trial.number], crashed=False)
+    """After the database, which is the truth, tell the tracker and the supervisor."""
     attempt = env.attempt
     if attempt is not None:
         scores = dict(trial.user_attrs.get("scores", {}))
@@ -103,19 +151,3 @@ def finish(
             "kimg": attempt.curve[-1]["kimg"] if attempt and attempt.curve else 0.0,
         }
     )
-
-
-def requeue(study: optuna.Study, trial: FrozenTrial, *, crashed: bool) -> bool:
-    """Enqueue a trial again, to be continued from its newest checkpoint; False where it crashed too often."""
-    attrs = trial.user_attrs
-    crashes = int(attrs.get("crashes", 0)) + crashed
-    if crashes >= MAX_CRASHES:
-        return False
-    kept: dict[str, Any] = {
-        name: attrs[name] for name in ("preset", "recipe", "variant", "overrides", "own_images") if name in attrs
-    }
-    # A preset that was killed before it suggested anything has its parameters only where Optuna enqueued them.
-    params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-    root = int(attrs.get("root", trial.number))
-    study.enqueue_trial(params, user_attrs={**kept, "root": root, "crashes": crashes, "retry_of": trial.number})
-    return True

@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 from filelock import FileLock
+from PIL import Image
 
 from harness.errors import TrackingError
 from harness.home import Home
@@ -50,6 +51,22 @@ def tracking_url(home: Home) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or home.mlflow_url
 
 
+def without_password(text: str, url: str) -> str:
+    """A text in which an address's password, and the one of MLFLOW_TRACKING_PASSWORD, is blotted out."""
+    for secret in (urlsplit(url).password, os.environ.get("MLFLOW_TRACKING_PASSWORD"),
+                   os.environ.get("MLFLOW_TRACKING_TOKEN")):  # fmt: skip
+        text = text.replace(secret, "***") if secret else text
+    return text
+
+
+def new_client(home: Home) -> MlflowClient:
+    """A client of a database or server that was opened before; nothing is asked of it yet."""
+    quiet()
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=tracking_url(home))
+
+
 def client_for(home: Home) -> MlflowClient:
     """A client; the database is created once, under a lock, before anything else opens it.
 
@@ -57,17 +74,15 @@ def client_for(home: Home) -> MlflowClient:
         TrackingError: MLflow cannot be reached.
     """
     quiet()
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    url = tracking_url(home)
     home.root.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(home.root / ".mlflow.lock"):
-            client = MlflowClient(tracking_uri=url)
+            client = new_client(home)
             client.search_experiments(max_results=1)
     except (MlflowException, OSError) as error:
-        first = str(error).splitlines()[0]
+        first = without_password(str(error).splitlines()[0], tracking_url(home))
         raise TrackingError(f"MLflow does not answer: {first}", "Check MLFLOW_TRACKING_URI, or unset it.") from None
     return client
 
@@ -121,10 +136,11 @@ class MlflowTracker:
             self._dataset(run_id, info)
         return run_id
 
-    def log(self, run_id: str, points: Iterable[Point]) -> None:
+    def log(self, run_id: str, points: Iterable[Point], *, at_ms: int | None = None) -> None:
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
+        # The same value at the same time is one point to MLflow, however often it is sent.
+        now = int(time.time() * 1000) if at_ms is None else at_ms
         # MLflow keeps a second point at the same step, so repeats are dropped here.
         fresh = {(run_id, point.name, point.step): point for point in finite(points)}
         new = {key: point for key, point in fresh.items() if key not in self._logged}
@@ -133,10 +149,14 @@ class MlflowTracker:
             self.client.log_batch(run_id, metrics=part)
         self._logged |= new.keys()
 
-    def image(self, run_id: str, name: str, step: int, pixels_HWC: np.ndarray) -> None:
+    def image(self, run_id: str, name: str, step: int, path: Path) -> None:
         marker = f"images/{name}+step+{step}+"
-        if not any(item.path.startswith(marker) for item in self.client.list_artifacts(run_id, "images")):
-            self.client.log_image(run_id, pixels_HWC, key=name, step=step)
+        # The small copy is written last: with it the image is there.
+        if not any(
+            item.path.startswith(marker) and item.path.endswith(".webp")
+            for item in self.client.list_artifacts(run_id, "images")
+        ):
+            self.client.log_image(run_id, np.asarray(Image.open(path)), key=name, step=step)
 
     def artifact(self, run_id: str, path: Path, folder: str = "") -> None:
         if path.is_dir():
@@ -145,13 +165,28 @@ class MlflowTracker:
             self.client.log_artifact(run_id, str(path), folder or None)
 
     def end(self, run_id: str, state: str, *, scores: Mapping[str, float], tags: Mapping[str, str]) -> None:
-        self.log(run_id, [Point(name, value, 0) for name, value in scores.items()])
+        # At the run's own start: whoever ends it again, after a crash or an outage, adds no second point.
+        began = int(self.client.get_run(run_id).info.start_time or 0)
+        self.log(run_id, [Point(name, value, 0) for name, value in scores.items()], at_ms=began)
         self._tag(run_id, tags)
         self.client.set_terminated(run_id, STATUS[state])
 
     def runs_by_key(self) -> dict[str, tuple[str, str]]:
         found = self._search(f"tags.`{_PARENT_TAG}` = '{self.parent_id}'")
         return {run.data.tags.get(KEY_TAG, ""): (run.info.run_id, run.info.status) for run in found}
+
+    def drop_doubles(self) -> list[str]:
+        """A request that was answered too late may have made a second run; it goes to MLflow's bin."""
+        seen: set[str] = set()
+        doubled = []
+        found = self._search(f"tags.`{_PARENT_TAG}` = '{self.parent_id}'")
+        for run in sorted(found, key=lambda run: (run.info.start_time or 0, run.info.run_id)):
+            key = run.data.tags.get(KEY_TAG, "")
+            if key and key in seen:
+                self.client.delete_run(run.info.run_id)
+                doubled.append(key)
+            seen.add(key)
+        return doubled
 
     def describe(self, run_id: str, text: str, *, images_in: str) -> None:
         """Set the run's description (Markdown), cut to what MLflow keeps; images are shown from an artifact folder."""

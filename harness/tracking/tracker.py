@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
-
-import numpy as np
+from typing import NamedTuple, Protocol
 
 # Optuna's trial states as the tracker's run states (MLflow has no PRUNED).
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "RUNNING": "RUNNING"}
-
-
-T = TypeVar("T")
 
 
 class Point(NamedTuple):
@@ -44,11 +39,11 @@ class Tracker(Protocol):
     def start(self, info: RunInfo) -> str:
         """Open a run (or the one of the same key) and return its id."""
 
-    def log(self, run_id: str, points: Iterable[Point]) -> None:
-        """Add points to curves, in one batch."""
+    def log(self, run_id: str, points: Iterable[Point], *, at_ms: int | None = None) -> None:
+        """Add points to curves, in one batch, as of a time in milliseconds since 1970; None is now."""
 
-    def image(self, run_id: str, name: str, step: int, pixels_HWC: np.ndarray) -> None:
-        """Add a uint8 image to a series."""
+    def image(self, run_id: str, name: str, step: int, path: Path) -> None:
+        """Add a PNG file to a series of images."""
 
     def artifact(self, run_id: str, path: Path, folder: str = "") -> None:
         """Keep a copy of a file or folder."""
@@ -59,53 +54,13 @@ class Tracker(Protocol):
     def runs_by_key(self) -> dict[str, tuple[str, str]]:
         """(run id, status) of every run that was started, by key."""
 
+    def drop_doubles(self) -> list[str]:
+        """Keep one run of each key, the oldest; return the keys of which there were more."""
+
 
 def finite(points: Iterable[Point]) -> list[Point]:
     """Only the points whose value is a finite number."""
     return [point for point in points if math.isfinite(point.value)]
-
-
-class ForgivingTracker:
-    """Passes everything on to another tracker; an error there is said once and stops nothing.
-
-    What a run's tracker cannot take is lost to it, not to the study: the database and the trial's folder have it, and
-    ``reconcile`` closes the run later.
-    """
-
-    def __init__(self, tracker: Tracker, say: Callable[[str], None]) -> None:
-        self.tracker, self.say = tracker, say
-        self._said = False
-
-    def start(self, info: RunInfo) -> str:
-        return self._try(lambda: self.tracker.start(info), "")
-
-    def log(self, run_id: str, points: Iterable[Point]) -> None:
-        self._in_run(run_id, lambda: self.tracker.log(run_id, points))
-
-    def image(self, run_id: str, name: str, step: int, pixels_HWC: np.ndarray) -> None:
-        self._in_run(run_id, lambda: self.tracker.image(run_id, name, step, pixels_HWC))
-
-    def artifact(self, run_id: str, path: Path, folder: str = "") -> None:
-        self._in_run(run_id, lambda: self.tracker.artifact(run_id, path, folder))
-
-    def end(self, run_id: str, state: str, *, scores: Mapping[str, float], tags: Mapping[str, str]) -> None:
-        self._in_run(run_id, lambda: self.tracker.end(run_id, state, scores=scores, tags=tags))
-
-    def runs_by_key(self) -> dict[str, tuple[str, str]]:
-        return self._try(self.tracker.runs_by_key, {})
-
-    def _in_run(self, run_id: str, action: Callable[[], None]) -> None:
-        if run_id:  # empty where the run could not be started
-            self._try(action, None)
-
-    def _try(self, action: Callable[[], T], otherwise: T) -> T:
-        try:
-            return action()
-        except Exception as error:  # whatever the tracking library raises, training goes on
-            if not self._said:
-                self._said = True
-                self.say(f"tracking failed ({type(error).__name__}: {str(error).splitlines()[0]}); training goes on")
-            return otherwise
 
 
 class NullTracker:
@@ -114,10 +69,10 @@ class NullTracker:
     def start(self, info: RunInfo) -> str:
         return info.key
 
-    def log(self, run_id: str, points: Iterable[Point]) -> None:
+    def log(self, run_id: str, points: Iterable[Point], *, at_ms: int | None = None) -> None:
         pass
 
-    def image(self, run_id: str, name: str, step: int, pixels_HWC: np.ndarray) -> None:
+    def image(self, run_id: str, name: str, step: int, path: Path) -> None:
         pass
 
     def artifact(self, run_id: str, path: Path, folder: str = "") -> None:
@@ -128,6 +83,9 @@ class NullTracker:
 
     def runs_by_key(self) -> dict[str, tuple[str, str]]:
         return {}
+
+    def drop_doubles(self) -> list[str]:
+        return []
 
 
 @dataclass(slots=True)
@@ -155,11 +113,11 @@ class MemoryTracker:
         run.tags.update(info.tags)
         return info.key
 
-    def log(self, run_id: str, points: Iterable[Point]) -> None:
+    def log(self, run_id: str, points: Iterable[Point], *, at_ms: int | None = None) -> None:
         known = {(point.name, point.step) for point in self.runs[run_id].points}
         self.runs[run_id].points += [point for point in finite(points) if (point.name, point.step) not in known]
 
-    def image(self, run_id: str, name: str, step: int, pixels_HWC: np.ndarray) -> None:
+    def image(self, run_id: str, name: str, step: int, path: Path) -> None:
         if (name, step) not in self.runs[run_id].images:
             self.runs[run_id].images.append((name, step))
 
@@ -176,3 +134,6 @@ class MemoryTracker:
 
     def runs_by_key(self) -> dict[str, tuple[str, str]]:
         return {key: (key, run.status) for key, run in self.runs.items()}
+
+    def drop_doubles(self) -> list[str]:
+        return []

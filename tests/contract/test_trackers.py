@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from harness.home import Home
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
@@ -39,8 +40,9 @@ class Memory:
 class Mlflow:
     def __init__(self, home: Home):
         self.client = client_for(home)
-        experiment = open_experiment(self.client, home, "study")
-        assert open_experiment(self.client, home, "study") == experiment
+        name = f"study-{home.root.parent.name}"  # a server is shared by all tests
+        experiment = open_experiment(self.client, home, name)
+        assert open_experiment(self.client, home, name) == experiment
         parent = MlflowTracker(self.client, experiment).start(RunInfo(key="study/sweep", name="s", params={}, tags={}))
         self.tracker = MlflowTracker(self.client, experiment, parent)
         self.parent = parent
@@ -57,20 +59,29 @@ class Mlflow:
         return run.info.status, run.data.params, curves, run.data.metrics, run.data.tags, len(images), artifacts
 
 
-@pytest.fixture(params=[Memory, Mlflow])
-def made(request, home):
-    return request.param(home)
+@pytest.fixture(params=["memory", "sqlite", "postgresql", "server"])
+def made(request, home, monkeypatch):
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres").database()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        monkeypatch.setenv("MLFLOW_ARTIFACTS_DESTINATION", str(home.artifacts))
+        monkeypatch.chdir(home.root)
+    elif request.param == "server":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", request.getfixturevalue("mlflow_server").url)
+    return (Memory if request.param == "memory" else Mlflow)(home)
 
 
 def test_everything_logged_twice_is_there_once(made, tmp_path: Path):
     tracker: Tracker = made.tracker
     file = tmp_path / "weights.bin"
     file.write_bytes(b"w")
+    picture = tmp_path / "grid.png"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture)
     for _ in range(2):
         run_id = tracker.start(INFO)
         tracker.log(run_id, [Point("loss", 1.5, 10), Point("loss", 1.25, 20), Point("bad", math.nan, 10)])
         tracker.log(run_id, [Point("bad", math.inf, 20)])
-        tracker.image(run_id, "samples", 10, np.zeros((8, 8, 3), np.uint8))
+        tracker.image(run_id, "samples", 10, picture)
         tracker.artifact(run_id, file, "model")
         assert tracker.runs_by_key()["study/0"] == (run_id, "RUNNING")
     for _ in range(2):

@@ -18,7 +18,23 @@ from harness.study.files import load_study
 from harness.terminal import SweepView
 from tests.conftest import ROOT
 
-VERBS = ["setup", "sweep", "train", "recipes", "report", "generate", "ui", "test", "lint", "bench", "doctor", "clean"]
+VERBS = [
+    "setup",
+    "sweep",
+    "worker",
+    "reconcile",
+    "train",
+    "recipes",
+    "report",
+    "generate",
+    "ui",
+    "test",
+    "faults",
+    "lint",
+    "bench",
+    "doctor",
+    "clean",
+]
 
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

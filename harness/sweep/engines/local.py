@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing as mp
 import os
-import queue
 import signal
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
 
-from harness.data.store import ImageStore
 from harness.errors import HarnessError, SweepError
-from harness.home import Home
-from harness.study.spec import StudySpec
+from harness.sweep.engines.loop import Event, WorkerJob, run_worker
 
-Event = dict[str, Any]
-_MAX_RESTARTS = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerJob:
-    """All that a worker process is given. Everything in it can be pickled."""
-
-    spec: StudySpec
-    home: Home
-    store: ImageStore
-    device: str
-    target: int
-    threads: int
-    cores: int
-    tags: dict[str, str]
-    dataset: dict[str, str]
-    experiment_id: str
-    parent_run: str
+# Workers that may die one after the other without any trial getting further.
+_MAX_DEATHS = 10
+_POLL_S = 0.2
 
 
-def run_workers(
+def run_local(
     job: WorkerJob,
-    workers: int,
     *,
     on_event: Callable[[Event], None],
     stop_level: Callable[[], int],
@@ -51,138 +31,144 @@ def run_workers(
     The first worker loads weights and reference statistics with all cores before the others start.
 
     Args:
-        job: what each worker gets.
-        workers: how many processes.
+        job: what each of its ``workers`` gets.
         on_event: told everything that workers publish.
         stop_level: 0 to go on, 1 to stop at the next snapshot, 2 to stop at once.
-        on_death: called when a worker has died, before another takes its place: its trial must be queued again.
+        on_death: called when a worker has died, before another takes its place.
 
     Raises:
         HarnessError: a worker met an error that the user must see.
         SweepError: workers kept dying.
     """
-    context = mp.get_context("spawn")
-    events: mp.Queue[Event] = context.Queue()
-    stop = context.Event()
-    running: list[BaseProcess] = [_spawn(context, job, events, stop)]
-    prepared, restarts = False, 0
-    error: HarnessError | None = None
-    while running:
+    _Supervisor(job, on_event, stop_level, on_death).run()
+
+
+class _Worker:
+    """A worker process. Its events come through a pipe of its own: whatever kills it holds no lock of the others."""
+
+    def __init__(self, job: WorkerJob) -> None:
+        self.job = job
+        context = mp.get_context("spawn")
+        self.events, theirs = context.Pipe(duplex=False)
+        self.process: BaseProcess = context.Process(target=_worker_main, args=(job, theirs, os.getpid()), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.asked_to_stop = False
+
+    def received(self) -> list[Event]:
+        """What has come in; empty also where the process died in the middle of a word."""
+        found: list[Event] = []
+        with suppress(EOFError, OSError):
+            while self.events.poll(0):
+                found.append(self.events.recv())
+        return found
+
+    def stop(self) -> None:
+        """Ask it, once, to stop at the next snapshot."""
+        if not self.asked_to_stop and self.process.pid:
+            self.asked_to_stop = True
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGTERM)
+
+
+class _Supervisor:
+    def __init__(
+        self,
+        job: WorkerJob,
+        on_event: Callable[[Event], None],
+        stop_level: Callable[[], int],
+        on_death: Callable[[], None],
+    ) -> None:
+        self.job, self.on_event, self.stop_level, self.on_death = job, on_event, stop_level, on_death
+        self.running: list[_Worker] = []
+        self.deaths = 0
+        self.prepared = False
+        self.error: HarnessError | None = None
+
+    def run(self) -> None:
         try:
-            event = events.get(timeout=0.2)
-        except queue.Empty:
-            event = {}
-        if "error" in event:
-            error = event["error"]
-            stop.set()
-        elif event.get("doing") == "ready" and not prepared:
-            prepared = True
-            running += [_spawn(context, job, events, stop) for _ in range(workers - 1)]
-        if event:
-            on_event(event)
-        level = stop_level()
-        if level >= 1:
-            stop.set()
-        if level >= 2:
-            for process in running:
-                process.kill()
-        for process in [process for process in running if not process.is_alive()]:
-            process.join()
-            running.remove(process)
-            if process.exitcode == 0 or level or error:
+            self._start(0)
+            while self.running:
+                self._wait()
+                for worker in list(self.running):
+                    self._hear(worker)
+                level = self.stop_level()
+                for worker in self.running:
+                    if level >= 2:
+                        worker.process.kill()
+                    elif level or self.error:
+                        worker.stop()
+                for worker in [worker for worker in self.running if not worker.process.is_alive()]:
+                    self._bury(worker, level)
+        finally:
+            for worker in self.running:
+                worker.process.kill()
+        if self.error:
+            raise self.error
+
+    def _wait(self) -> None:
+        open_pipes = [worker.events for worker in self.running if not worker.events.closed]
+        wait([*open_pipes, *(worker.process.sentinel for worker in self.running)], _POLL_S)
+
+    def _hear(self, worker: _Worker) -> None:
+        for event in worker.received():
+            if "error" in event:
+                self.error = self.error or event["error"]
                 continue
-            restarts += 1
-            if restarts > _MAX_RESTARTS:
-                stop.set()
-                error = SweepError(
-                    f"worker processes died {restarts} times (last exit code {process.exitcode})",
-                    "Out of memory? Lower WORKERS. What they did is kept: start again to go on.",
-                )
-            else:
-                on_death()
-                on_event({"doing": f"a worker died (exit code {process.exitcode}); starting another"})
-                running.append(_spawn(context, job, events, stop))
-    _drain(events, on_event)
-    if error:
-        raise error
+            if event.get("doing") == "ready" and not self.prepared:
+                self.prepared = True
+                for index in range(1, self.job.workers):
+                    self._start(index)
+            if "rung" in event or event.get("state") in ("COMPLETE", "PRUNED"):
+                self.deaths = 0
+            self.on_event(event)
 
-
-def _spawn(context: Any, job: WorkerJob, events: Any, stop: Any) -> BaseProcess:
-    process: BaseProcess = context.Process(target=_worker_main, args=(job, events, stop, os.getpid()), daemon=True)
-    process.start()
-    return process
-
-
-def _drain(events: Any, on_event: Callable[[Event], None]) -> None:
-    while True:
-        try:
-            on_event(events.get_nowait())
-        except queue.Empty:
+    def _bury(self, worker: _Worker, level: int) -> None:
+        self._hear(worker)
+        worker.process.join()
+        worker.events.close()
+        self.running.remove(worker)
+        code = worker.process.exitcode
+        if code == 0 or level or self.error:
             return
+        self.deaths += 1
+        if self.deaths > _MAX_DEATHS:
+            self.error = SweepError(
+                f"worker processes died {self.deaths} times without getting further (last exit code {code})",
+                "Out of memory? Lower WORKERS. What they did is kept: start again to go on.",
+            )
+            return
+        self.on_death()
+        self.on_event({"doing": f"a worker died (exit code {code}); starting another"})
+        self._start(worker.job.index)
+
+    def _start(self, index: int) -> None:
+        self.running.append(_Worker(dataclasses.replace(self.job, index=index)))
 
 
-def _worker_main(job: WorkerJob, events: Any, stop: Any, supervisor: int) -> None:
+def _worker_main(job: WorkerJob, events: Connection, supervisor: int) -> None:
+    if job.gpus:
+        # Before anything of CUDA is loaded; workers beyond the number of GPUs share them.
+        os.environ["CUDA_VISIBLE_DEVICES"] = job.gpus[job.index % len(job.gpus)]
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+
     # Ctrl-C reaches every process of the terminal; the supervisor decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGTERM, stop)
 
-    def should_stop() -> bool:
-        return bool(stop.is_set()) or os.getppid() != supervisor
+    def publish(event: Event) -> None:
+        with suppress(OSError):  # the supervisor is gone: this worker ends soon
+            events.send(event)
 
     try:
-        _work(job, events.put, should_stop)
+        run_worker(job, publish, lambda: stopped or os.getppid() != supervisor)
     except HarnessError as error:
-        events.put({"error": error})
+        publish({"error": error})
     events.close()
-    events.join_thread()
-
-
-def _work(job: WorkerJob, publish: Callable[[Event], None], should_stop: Callable[[], bool]) -> None:
-    import torch
-
-    from harness.scoring.scorer import Scorers
-    from harness.sweep.objective import Env
-    from harness.sweep.processes import exact_arithmetic, on_device
-    from harness.sweep.storage import make_pruner, open_storage
-    from harness.sweep.worker import work
-    from harness.tracking.mlflow import MlflowTracker, client_for
-    from harness.tracking.tracker import ForgivingTracker
-
-    exact_arithmetic()
-    torch.set_num_threads(job.cores)
-    device = torch.device(job.device)
-    images = on_device(job.store.tensor(), device)
-    say = _saying(publish)
-    scorers = Scorers(job.home, job.store, device, say)
-    started = time.perf_counter()
-    say(f"reference statistics of {job.spec.scoring.final.reference} real images")
-    rung, final = scorers.scorer(job.spec.scoring.rung), scorers.scorer(job.spec.scoring.final)
-    publish({"doing": "ready", "seconds": time.perf_counter() - started})
-    torch.set_num_threads(job.threads)
-
-    import optuna
-
-    study = optuna.load_study(study_name=job.spec.name, storage=open_storage(job.home), pruner=make_pruner(job.spec))
-    env = Env(
-        home=job.home,
-        images_NHWC=images,
-        device=device,
-        tracker=ForgivingTracker(MlflowTracker(client_for(job.home), job.experiment_id, job.parent_run), say),
-        final=final,
-        rung=rung,
-        dataset=job.dataset,
-        tags={**job.tags, "threads": str(job.threads)},
-        stop=should_stop,
-        publish=publish,
-    )
-    work(study, job.spec, env, job.target)
-
-
-def _saying(publish: Callable[[Event], None]) -> Callable[[str], None]:
-    def say(text: str) -> None:
-        publish({"doing": text})
-
-    return say
 
 
 def threads_per_worker(cores: int, workers: int) -> int:

@@ -1,0 +1,108 @@
+"""What one worker does, whatever engine runs it: load, connect, work, send what is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from harness.data.store import ImageStore
+from harness.errors import Interrupted
+from harness.home import Home
+from harness.study.spec import StudySpec
+
+Event = dict[str, Any]
+# Seconds for sending what MLflow has yet to get: at the end of the work, and where the machine is to be given back.
+_LAST_SENDING_S, _HURRIED_SENDING_S = 60.0, 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerJob:
+    """All that a worker process is given. Everything in it can be pickled.
+
+    ``gpus`` are the CUDA devices that workers are spread over, as CUDA_VISIBLE_DEVICES names them; ``index`` is the
+    worker's number among ``workers`` on its machine.
+    """
+
+    spec: StudySpec
+    home: Home
+    store: ImageStore
+    device: str
+    threads: int
+    cores: int
+    tags: dict[str, str]
+    dataset: dict[str, str]
+    experiment_id: str
+    parent_run: str
+    uid: str
+    workers: int = 1
+    index: int = 0
+    gpus: tuple[str, ...] = ()
+
+
+def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Callable[[], bool]) -> None:
+    """Run trials until the study has its target, or ``should_stop()``.
+
+    Raises:
+        HarnessError: what the user must see.
+    """
+    import optuna
+    import torch
+
+    from harness.scoring.scorer import Scorers
+    from harness.sweep.database import grace_s, open_storage
+    from harness.sweep.objective import Env
+    from harness.sweep.processes import exact_arithmetic, on_device
+    from harness.sweep.share import Share
+    from harness.sweep.trials import Trials
+    from harness.sweep.worker import work
+    from harness.tracking.courier import Courier
+    from harness.tracking.mlflow import MlflowTracker, new_client
+
+    def say(text: str) -> None:
+        publish({"doing": text})
+
+    def interrupt() -> None:
+        if should_stop():
+            raise Interrupted("stopped while scoring; saved")
+
+    exact_arithmetic()
+    torch.set_num_threads(job.cores)
+    device = torch.device(job.device)
+    images = on_device(job.store.tensor(), device)
+    scorers = Scorers(job.home, job.store, device, say, interrupt)
+    started = time.perf_counter()
+    say(f"reference statistics of {job.spec.scoring.final.reference} real images")
+    try:
+        rung, final = scorers.scorer(job.spec.scoring.rung), scorers.scorer(job.spec.scoring.final)
+    except Interrupted:
+        return
+    publish({"doing": "ready", "seconds": time.perf_counter() - started})
+    torch.set_num_threads(job.threads)
+
+    storage = open_storage(job.home, grace=grace_s(), say=say, stop=should_stop)
+    study = optuna.load_study(study_name=job.spec.name, storage=storage)
+    courier = Courier(
+        job.home.spool, lambda: MlflowTracker(new_client(job.home), job.experiment_id, job.parent_run), say
+    )
+    env = Env(
+        home=job.home,
+        trials=Trials(study, job.spec, job.home),
+        images_NHWC=images,
+        device=device,
+        tracker=courier,
+        final=final,
+        rung=rung,
+        dataset=job.dataset,
+        tags={**job.tags, "threads": str(job.threads)},
+        stop=should_stop,
+        publish=publish,
+        share=Share.from_environment(job.spec.name, job.uid),
+        workers=job.workers,
+        index=job.index,
+    )
+    try:
+        work(study, job.spec, env)
+    finally:
+        courier.close(_HURRIED_SENDING_S if should_stop() else _LAST_SENDING_S)

@@ -1,0 +1,56 @@
+"""Optuna's sampler and pruner of a study."""
+
+from __future__ import annotations
+
+import warnings
+
+import optuna
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    PercentilePruner,
+    SuccessiveHalvingPruner,
+)
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+
+from harness.study.hparams import derive_seed
+from harness.study.spec import StudySpec
+
+
+def make_sampler(spec: StudySpec, trials_so_far: int) -> BaseSampler:
+    """A fresh sampler, seeded from the study's seed and the number of trials, so that a restart repeats no point."""
+    seed = derive_seed(spec.sampler.seed, "sampler", trials_so_far)
+    if spec.sampler.name == "random":
+        return RandomSampler(seed=seed)
+    # Baselines have no searched parameters: in groups, the joint model of all others is kept beside such trials.
+    baselines = any(preset.recipe for preset in spec.presets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of group
+        return TPESampler(seed=seed, n_startup_trials=spec.sampler.n_startup_trials, multivariate=True, group=baselines)
+
+
+def make_pruner(spec: StudySpec) -> BasePruner:
+    """The pruner; its resource is images shown, as in the reported steps."""
+    rungs = spec.budget.rungs
+    match spec.pruner.name:
+        case "none":
+            return NopPruner()
+        case "median":
+            return MedianPruner(n_startup_trials=spec.pruner.n_startup_trials)
+        case "percentile":
+            return PercentilePruner(spec.pruner.percentile, n_startup_trials=spec.pruner.n_startup_trials)
+        case "successive_halving":
+            return SuccessiveHalvingPruner(min_resource=images(rungs[0]), reduction_factor=spec.pruner.reduction_factor)
+        case "hyperband":
+            return HyperbandPruner(
+                min_resource=images(rungs[0]),
+                max_resource=images(spec.budget.kimg),
+                reduction_factor=spec.pruner.reduction_factor,
+            )
+
+
+def images(kimg: float) -> int:
+    """kimg as Optuna's integer step: images shown."""
+    return round(kimg * 1000)

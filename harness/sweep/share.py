@@ -1,0 +1,100 @@
+"""Checkpoints where workers of several machines find them: a shared folder or an object store, by fsspec URL."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import atomic
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+# What a file system of fsspec raises where its store is away, full, or refuses.
+SHARE_ERRORS: tuple[type[BaseException], ...] = (OSError, ValueError, RuntimeError, TimeoutError)
+
+
+class Share:
+    """A study's part of ``HARNESS_CHECKPOINTS``: one folder an attempt, as in the home folder.
+
+    Args:
+        fs: the file system.
+        root: the study's folder on it.
+        name: for messages: no user, no password.
+    """
+
+    def __init__(self, fs: AbstractFileSystem, root: str, name: str) -> None:
+        self.fs, self.root, self.name = fs, root.rstrip("/"), name
+
+    @classmethod
+    def from_environment(cls, study: str, uid: str) -> Share | None:
+        """The share of a study, or None where none is set. Credentials come from the store's own variables.
+
+        Raises:
+            UsageError: an address that no installed file system understands.
+        """
+        url = os.environ.get("HARNESS_CHECKPOINTS")
+        if not url:
+            return None
+        import fsspec
+
+        try:
+            fs, root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise UsageError(
+                f"HARNESS_CHECKPOINTS={_shown(url)} cannot be used: {str(error).splitlines()[0]}",
+                "Use a folder that all machines share, or a URL such as s3://bucket/prefix "
+                "(`pip install 'dcgan-sweep-harness[s3]'`).",
+            ) from None
+        return cls(fs, f"{root.rstrip('/')}/{study}-{uid[:8]}", _shown(url))
+
+    def __str__(self) -> str:
+        return f"the share {self.name}"
+
+    def put(self, path: Path, *, keep: int) -> None:
+        """Copy a file of an attempt's folder there, whole or not at all; ``keep`` > 0: of its snapshots only so many.
+
+        Raises:
+            OSError: the store is away, full, or refuses (also the others of ``SHARE_ERRORS``).
+        """
+        folder = f"{self.root}/{path.parent.name}"
+        if _is_local(self.fs):
+            atomic.write_bytes(Path(folder) / path.name, path.read_bytes())
+        else:
+            self.fs.pipe_file(f"{folder}/{path.name}", path.read_bytes())  # an object appears whole
+        if keep:
+            for old in self._names(folder, "snapshot-")[:-keep]:
+                self.fs.rm_file(f"{folder}/{old}")
+
+    def fetch(self, folder: Path) -> None:
+        """Copy what the share has of an attempt and this machine has not.
+
+        Raises:
+            OSError: as :meth:`put`.
+        """
+        there = f"{self.root}/{folder.name}"
+        for name in self._names(there, ""):
+            if not (folder / name).exists():
+                atomic.write_bytes(folder / name, self.fs.cat_file(f"{there}/{name}"))
+
+    def _names(self, folder: str, prefix: str) -> list[str]:
+        self.fs.invalidate_cache()
+        try:
+            listed: list[Any] = self.fs.ls(folder, detail=False)
+        except FileNotFoundError:
+            return []
+        names = (str(path).rstrip("/").rsplit("/", 1)[-1] for path in listed)
+        # A name from a store is no path: whoever can write there must not reach other folders here.
+        return sorted(n for n in names if n.startswith(prefix) and not n.startswith(".") and "\\" not in n)
+
+
+def _is_local(fs: AbstractFileSystem) -> bool:
+    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+
+
+def _shown(url: str) -> str:
+    """An address without what stands before its host."""
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if separator else url

@@ -1,0 +1,228 @@
+"""The life of a study's trials in the database: taken, ended, found dead, continued. All of it under one lock."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Container
+from contextlib import suppress
+from typing import TypeVar
+
+import optuna
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from harness.errors import Fenced
+from harness.home import Home
+from harness.study.spec import StudySpec
+from harness.sweep.database import StudyLock
+from harness.sweep.lease import beat, storage_of
+from harness.sweep.processes import is_gone, this_process
+from harness.sweep.search import make_pruner, make_sampler
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+# A trial whose worker dies this often in a row, without getting any further, is not tried again.
+MAX_CRASHES = 3
+# Reasons of a FAIL that is continued by another attempt.
+INTERRUPTED, KILLED, OOM = "interrupted", "its worker was killed", "oom"
+GIVEN_UP = f"{KILLED} {MAX_CRASHES} times without getting further; given up"
+_KEPT = ("preset", "recipe", "variant", "overrides", "own_images", "place", "oom")
+
+R = TypeVar("R")
+
+
+class Trials:
+    """What workers and healers do with a study's trials.
+
+    Args:
+        study: on a :class:`harness.sweep.database.PatientStorage`.
+        spec: the study's.
+        home: where the lock is, with SQLite.
+    """
+
+    def __init__(self, study: optuna.Study, spec: StudySpec, home: Home) -> None:
+        self.study, self.spec = study, spec
+        self.storage = storage_of(study)
+        url = self.storage.patience.url
+        self.one_machine = url.get_backend_name() == "sqlite"
+        self._lock = StudyLock(url, home, f"study-{study.study_name}")
+
+    def ask(self, target: int) -> optuna.Trial | None:
+        """The next trial, or None where COMPLETE, PRUNED and RUNNING ones make up the target.
+
+        Dead workers' trials are failed and queued first. A continued trial goes before all others, so that a sweep
+        of one worker does things in the same order whatever was killed.
+        """
+        return self._locked(lambda: self._ask(target))
+
+    def heal(self, *, crashed: bool = True) -> list[str]:
+        """Fail the trials whose worker is gone, and queue what is to be continued; a line for each thing done.
+
+        Args:
+            crashed: whether a dead worker's trial counts as having crashed it.
+        """
+        return self._locked(lambda: self._heal(crashed))
+
+    def end(self, trial: optuna.Trial, state: TrialState, value: float | None, reason: str) -> None:
+        """Tell a trial's end state, once; an interrupted one is queued again.
+
+        Raises:
+            Fenced: it was declared dead, and ended otherwise, before.
+        """
+        self._locked(lambda: self._end(trial, state, value, reason))
+
+    def is_done(self, target: int) -> bool:
+        """Whether the target of COMPLETE and PRUNED trials is reached."""
+        return finished_count(self.study) >= target
+
+    def should_prune(self, trial: optuna.Trial) -> bool:
+        """The pruner's verdict on a trial under its place's number, which a retry shares with what it continues."""
+        view = _View(self.study.study_name, self.study._storage, pruner=make_pruner(self.spec))
+        return bool(view.pruner.prune(view, _in_place(self.study._storage.get_trial(trial._trial_id))))
+
+    def history(self, trial: optuna.Trial) -> list[int]:
+        """Numbers of the trials that this one continues, the first first."""
+        return list(RetryHeartbeatStaleTrialCallback.retry_history(self.study._storage.get_trial(trial._trial_id)))
+
+    def _ask(self, target: int) -> optuna.Trial | None:
+        self._heal(crashed=True)
+        trials = self.study.get_trials(deepcopy=False)
+        if sum(trial.state in (*FINISHED, TrialState.RUNNING) for trial in trials) >= target:
+            return None
+        places = 1 + max((place for trial in trials if (place := _place(trial)) is not None), default=-1)
+        sampler = make_sampler(self.spec, places)
+        view = _View(self.study.study_name, self.study._storage, sampler=sampler)
+        trial_id = self._take(trials)
+        # Named before anything else: a trial without a worker is one that a lost answer left behind.
+        self.study._storage.set_trial_user_attr(trial_id, "worker", this_process())
+        beat(self.study, trial_id)
+        trial = optuna.Trial(view, trial_id)
+        if "place" not in trial.user_attrs:
+            trial.set_user_attr("place", places)
+        return trial
+
+    def _take(self, trials: list[FrozenTrial]) -> int:
+        waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
+        for trial in sorted(waiting, key=lambda trial: ("retry_of" not in trial.user_attrs, trial.number)):
+            with suppress(UpdateFinishedTrialError):
+                if self.study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                    return trial._trial_id
+        return self.study._storage.create_new_trial(self.study._study_id)
+
+    def _heal(self, crashed: bool) -> list[str]:
+        done: list[str] = []
+        stale = set(self.storage._get_stale_trial_ids(self.study._study_id))
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            gone = is_gone(trial.user_attrs.get("worker"), one_machine=self.one_machine)
+            if gone is None:
+                gone = trial._trial_id in stale
+            if not gone:
+                continue
+            reason = KILLED if crashed else f"{INTERRUPTED}: {KILLED}"
+            if crashed and crashes(trial) >= MAX_CRASHES:
+                reason = GIVEN_UP
+            with suppress(UpdateFinishedTrialError):
+                self.study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+                self.study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+                done.append(f"trial {trial.number}: {reason}")
+        return done + self._queue_abandoned()
+
+    def _queue_abandoned(self) -> list[str]:
+        trials = self.study.get_trials(deepcopy=False)
+        continued = {trial.user_attrs.get("retry_of") for trial in trials}
+        return [
+            f"trial {trial.number}: queued to continue"
+            for trial in trials
+            if trial.number not in continued and self._requeue(trial)
+        ]
+
+    def _requeue(self, trial: FrozenTrial) -> bool:
+        """Queue a killed or interrupted trial as Optuna's own retry does, with the same parameters."""
+        reason = str(trial.user_attrs.get("reason", ""))
+        if trial.state != TrialState.FAIL or reason == GIVEN_UP or not reason.startswith((KILLED, INTERRUPTED)):
+            return False
+        attrs = {name: trial.user_attrs[name] for name in _KEPT if name in trial.user_attrs}
+        attrs |= {"retry_of": trial.number, "root": int(trial.user_attrs.get("root", trial.number))}
+        attrs["crashes"] = crashes(trial) if reason.startswith(KILLED) else 0
+        # The keys of optuna.storages.RetryHeartbeatStaleTrialCallback; a pruner's notes stay with the trial.
+        notes = {"failed_trial": trial.number, "retry_history": [], **trial.system_attrs}
+        notes["retry_history"] = [*notes["retry_history"], trial.number]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            retry = create_trial(
+                state=TrialState.WAITING,
+                params=trial.params,
+                distributions=trial.distributions,
+                user_attrs=attrs,
+                system_attrs=notes,
+            )
+        self.study.add_trial(retry)
+        return True
+
+    def _end(self, trial: optuna.Trial, state: TrialState, value: float | None, reason: str) -> None:
+        storage = self.study._storage
+        found = storage.get_trial(trial._trial_id)
+        if not found.state.is_finished():
+            storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+            self.study.tell(trial, value, state=state)
+            found = storage.get_trial(trial._trial_id)
+        elif found.state != state or found.user_attrs.get("reason") != reason:
+            raise Fenced(f"was declared dead meanwhile: {found.user_attrs.get('reason', found.state.name)}")
+        if reason.startswith(INTERRUPTED) and not self._is_continued(trial.number):
+            self._requeue(found)
+
+    def _is_continued(self, number: int) -> bool:
+        return any(other.user_attrs.get("retry_of") == number for other in self.study.get_trials(deepcopy=False))
+
+    def _locked(self, action: Callable[[], R]) -> R:
+        """Do it under the lock; during an outage let go, wait, and do it again as a whole."""
+        patience = self.storage.patience
+
+        def attempt(repeated: bool) -> R:
+            with self._lock.held(), patience.suspended():
+                return action()
+
+        return patience.wait_out(attempt)
+
+
+def trial_key(study: str, number: int) -> str:
+    """What a trial's run in the tracker is found by."""
+    return f"{study}/{number}"
+
+
+def crashes(trial: FrozenTrial) -> int:
+    """How often in a row this trial's workers died without getting further, the present attempt's included."""
+    attrs = trial.user_attrs
+    if float(attrs.get("saved_kimg", 0.0)) > float(attrs.get("resumed_kimg", 0.0)):
+        return 1
+    return int(attrs.get("crashes", 0)) + 1
+
+
+def finished_count(study: optuna.Study) -> int:
+    """COMPLETE and PRUNED trials: what the budget counts."""
+    return sum(trial.state in FINISHED for trial in study.get_trials(deepcopy=False))
+
+
+def _place(trial: FrozenTrial) -> int | None:
+    if trial.state == TrialState.WAITING and "place" not in trial.user_attrs:
+        return None
+    return int(trial.user_attrs.get("place", trial.user_attrs.get("root", trial.number)))
+
+
+def _in_place(trial: FrozenTrial) -> FrozenTrial:
+    place = _place(trial)
+    if place is None or place == trial.number:
+        return trial
+    placed = copy.copy(trial)
+    placed.number = place
+    return placed
+
+
+class _View(optuna.Study):
+    """The study as samplers and pruners see it: a retry has the number of the trial that it continues."""
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        return [_in_place(trial) for trial in super()._get_trials(deepcopy, states, use_cache)]

@@ -1,0 +1,217 @@
+"""What is tracked arrives once, in order, whatever becomes of the server, the process or the disk in between."""
+
+from __future__ import annotations
+
+import json
+from threading import Event
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.errors import Fenced
+from harness.tracking.courier import Courier, send_left
+from harness.tracking.mlflow import MlflowTracker, client_for, new_client, open_experiment
+from harness.tracking.spool import Delivery, Spool, is_owned, journal_path, journals
+from harness.tracking.tracker import MemoryTracker, Point, RunInfo
+from tests.servers import Gateway, MlflowServer
+
+INFO = RunInfo(key="study/0", name="trial 0", params={"lr": 0.1}, tags={"seed": "7"})
+END = {"scores": {"fid20": 3.0}, "tags": {"trial_state": "COMPLETE"}}
+
+
+def write(spool: Spool, tmp_path, steps=range(100, 400, 100)) -> str:
+    """A whole run, as a trial writes it."""
+    picture = tmp_path / "grid.png"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture)
+    run_id = spool.start(INFO)
+    for step in steps:
+        spool.log(run_id, [Point("loss", step / 1000, step), Point("nan", float("nan"), step)])
+    spool.image(run_id, "samples", 100, picture)
+    spool.artifact(run_id, picture, "model")
+    spool.end(run_id, "COMPLETE", **END)
+    return run_id
+
+
+def assert_whole(tracker: MemoryTracker) -> None:
+    run = tracker.runs["study/0"]
+    assert run.points == [Point("loss", step / 1000, step) for step in range(100, 400, 100)]
+    assert (run.status, run.images, run.artifacts) == ("FINISHED", [("samples", 100)], ["model/grid.png"])
+    assert run.scores == END["scores"]
+
+
+def test_a_journal_is_sent_in_order_and_removed(tmp_path):
+    spool = Spool(tmp_path / "spool", pytest.fail)
+    write(spool, tmp_path)
+    tracker = MemoryTracker()
+    assert send_left(tmp_path / "spool", lambda key: tracker) == (["study/0"], [])
+    assert_whole(tracker)
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+class Failing(MemoryTracker):
+    """Loses its connection at the n-th call, before or after having done what it was asked to."""
+
+    def __init__(self, at: int, after: bool) -> None:
+        super().__init__()
+        self.left, self.after = at, after
+
+    def __getattribute__(self, name):
+        found = super().__getattribute__(name)
+        if name not in ("start", "log", "image", "artifact", "end"):
+            return found
+
+        def call(*args, **kwargs):
+            self.left -= 1
+            if self.left == 0 and not self.after:
+                raise ConnectionError("gone")
+            result = found(*args, **kwargs)
+            if self.left == 0:
+                raise ConnectionError("gone")
+            return result
+
+        return call
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("at", range(1, 8))
+def test_a_connection_that_is_lost_anywhere_loses_and_doubles_nothing(tmp_path, at, after):
+    write(Spool(tmp_path / "spool", pytest.fail), tmp_path)
+    tracker = Failing(at, after)
+    with pytest.raises(ConnectionError):
+        send_left(tmp_path / "spool", lambda key: tracker)
+    assert send_left(tmp_path / "spool", lambda key: tracker)[0] == ["study/0"]
+    assert_whole(tracker)
+
+
+def test_half_a_last_line_is_cut_off_and_the_rest_is_sent(tmp_path):
+    spool = Spool(tmp_path / "spool", pytest.fail)
+    run_id = spool.start(INFO)
+    spool.log(run_id, [Point("loss", 1.0, 100)])
+    path = journal_path(tmp_path / "spool", run_id)
+    with path.open("ab") as file:
+        file.write(b'{"op":"log","points":[["loss",2.0')
+    spool._owned.pop(run_id).release()
+    again = Spool(tmp_path / "spool", pytest.fail)
+    again.start(INFO)
+    again.log(run_id, [Point("loss", 3.0, 300)])
+    assert all(json.loads(line) for line in path.read_bytes().splitlines())
+    tracker = MemoryTracker()
+    Delivery(path).send(tracker)
+    assert [(point.step, point.value) for point in tracker.runs[run_id].points] == [(100, 1.0), (300, 3.0)]
+
+
+def test_a_living_writers_journal_is_left_to_it(tmp_path):
+    spool = Spool(tmp_path / "spool", pytest.fail)
+    run_id = spool.start(INFO)
+    assert is_owned(journal_path(tmp_path / "spool", run_id))
+    assert send_left(tmp_path / "spool", lambda key: pytest.fail("sent")) == ([], [])
+
+
+def test_the_spool_is_bounded_and_keeps_what_matters_most(tmp_path):
+    said: list[str] = []
+    spool = Spool(tmp_path / "spool", said.append, limit_bytes=4000)
+    write(spool, tmp_path, steps=range(100, 100_000, 100))
+    assert sum(path.stat().st_size for path in journals(tmp_path / "spool")) < 6000
+    assert said == [f"{tmp_path / 'spool'} holds 0 MB; curves are kept in the trials only"]
+    tracker = MemoryTracker()
+    send_left(tmp_path / "spool", lambda key: tracker)
+    assert (tracker.runs["study/0"].status, tracker.runs["study/0"].scores) == ("FINISHED", END["scores"])
+
+
+def test_what_is_fenced_sends_nothing(tmp_path):
+    def fence():
+        asked.set()
+        raise Fenced("declared dead")
+
+    asked = Event()
+    tracker = MemoryTracker()
+    courier = Courier(tmp_path / "spool", lambda: tracker, pytest.fail)
+    courier.guard("study/0", fence)
+    courier.start(INFO)
+    assert asked.wait(30)
+    courier.close(30)
+    assert tracker.runs == {}
+    assert [path.name for path in journals(tmp_path / "spool")], "left to whoever reconciles"
+
+
+@pytest.fixture
+def server(tmp_path):
+    made = MlflowServer(tmp_path / "mlflow").start()
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def gateway(server):
+    made = Gateway(server.port)
+    yield made
+    made.close()
+
+
+def connected(home, monkeypatch, url):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    client = client_for(home)
+    return client, open_experiment(client, home, "study")
+
+
+def assert_in_mlflow(client, experiment, steps=range(100, 400, 100)) -> None:
+    (run,) = client.search_runs([experiment])
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(step, step / 1000) for step in steps]
+    assert [point.value for point in client.get_metric_history(run.info.run_id, "fid20")] == [3.0]
+    assert sum(item.path.endswith(".png") for item in client.list_artifacts(run.info.run_id, "images")) == 1
+
+
+def test_a_server_that_is_away_for_a_whole_trial_gets_everything_once_when_it_is_back(
+    home, server, monkeypatch, tmp_path
+):
+    client, experiment = connected(home, monkeypatch, server.url)
+    server.kill()
+    away, back = Event(), Event()
+
+    def say(text: str) -> None:
+        (away if "does not take it" in text else back).set()
+
+    courier = Courier(home.spool, lambda: MlflowTracker(new_client(home), experiment), say)
+    write(courier, tmp_path)
+    assert away.wait(60)
+    server.start()
+    assert back.wait(60)
+    courier.close(60)
+    assert_in_mlflow(client, experiment)
+    assert list(home.spool.glob("*.jsonl")) == []
+
+
+@pytest.mark.parametrize("mode", ["500", "lost"])
+def test_a_server_that_answers_500_or_whose_answers_are_lost_doubles_nothing(
+    home, server, gateway, monkeypatch, tmp_path, mode
+):
+    client, experiment = connected(home, monkeypatch, gateway.url)
+    gateway.mode = mode
+    away = Event()
+    courier = Courier(home.spool, lambda: MlflowTracker(new_client(home), experiment), lambda text: away.set())
+    write(courier, tmp_path)
+    assert away.wait(60)
+    gateway.mode = "pass"
+    courier.close(60)
+    parentless = MlflowTracker(client, experiment)
+    send_left(home.spool, lambda key: parentless)
+    assert_in_mlflow(client, experiment)
+
+
+def test_a_slow_server_holds_up_nobody(home, server, gateway, monkeypatch, tmp_path):
+    """The whole run is written while not one answer has come."""
+    client, experiment = connected(home, monkeypatch, gateway.url)
+    gateway.mode = "slow"
+    courier = Courier(home.spool, lambda: MlflowTracker(new_client(home), experiment), lambda text: None)
+    courier.start(INFO)
+    assert gateway.seen.wait(60)
+    write(courier, tmp_path)
+    assert client is not None
+    gateway.mode = "pass"
+    gateway.release.set()
+    courier.close(60)
+    assert_in_mlflow(client, experiment)

@@ -1,0 +1,228 @@
+"""What the life of trials in the database promises, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.trial import TrialState
+from sqlalchemy import create_engine, text
+
+from harness.errors import Fenced, SpecDrift, StorageLost
+from harness.home import Home
+from harness.study.files import parse_study
+from harness.study.suggest import suggest
+from harness.sweep.database import StudyLock, dead_after, open_storage
+from harness.sweep.lease import Lease
+from harness.sweep.processes import this_process
+from harness.sweep.storage import open_study
+from harness.sweep.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, finished_count
+from tests.conftest import TINY_STUDY
+
+SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
+GONE = {**this_process(), "start": "1"}
+
+
+@pytest.fixture
+def trials(database, tmp_path) -> Trials:
+    home = Home(tmp_path / "runs")
+    return Trials(open_study(SPEC, home), SPEC, home)
+
+
+def states(trials: Trials) -> dict[str, int]:
+    return dict(Counter(trial.state.name for trial in trials.study.get_trials()))
+
+
+def test_a_killed_trial_is_continued_in_optunas_own_retry_chain_with_its_parameters(trials):
+    trial = trials.ask(9)
+    suggest(trial, SPEC)
+    trial.set_user_attr("worker", GONE)
+    assert trials.heal() == [f"trial 0: {KILLED}", "trial 0: queued to continue"]
+    again = trials.ask(9)
+    frozen = trials.study.trials[again.number]
+    assert again.params == trial.params
+    assert RetryHeartbeatStaleTrialCallback.retried_trial_number(frozen) == 0
+    assert RetryHeartbeatStaleTrialCallback.retry_history(frozen) == [0] == trials.history(again)
+    assert frozen.user_attrs["place"] == trials.study.trials[0].user_attrs["place"] == 0
+
+
+def test_a_retry_comes_before_all_others(trials):
+    first = trials.ask(9)
+    first.set_user_attr("worker", GONE)
+    order = [trials.ask(9) for _ in range(2)]
+    assert [trial.user_attrs.get("retry_of") for trial in order] == [0, None]
+
+
+def test_a_trial_that_kills_its_worker_every_time_is_given_up_and_one_that_gets_on_is_not(trials):
+    for _ in range(MAX_CRASHES + 3):
+        trial = trials.ask(9)
+        trial.set_user_attr("resumed_kimg", 1.0 * trial.number)
+        trial.set_user_attr("saved_kimg", 1.0 * trial.number + 1)
+        trial.set_user_attr("worker", GONE)
+    for _ in range(MAX_CRASHES - 1):
+        trial = trials.ask(9)
+        assert trials.study.trials[trial.number - 1].user_attrs["reason"] == KILLED
+        trial.set_user_attr("worker", GONE)
+    trials.heal()
+    assert trials.study.trials[trial.number].user_attrs["reason"] == GIVEN_UP
+    assert "RUNNING" not in states(trials)
+
+
+def test_a_worker_of_another_machine_is_dead_when_the_database_has_not_heard_of_it(trials):
+    trial = trials.ask(9)
+    trial.set_user_attr("worker", {**this_process(), "host": "another"})
+    assert trials.heal() == []
+    engine = create_engine(trials.storage.url)
+    ago = f"now() - interval '{dead_after(300) + 5} seconds'"
+    if engine.dialect.name == "sqlite":
+        ago = f"datetime('now', '-{dead_after(300) + 5} seconds')"
+    with engine.begin() as connection:
+        connection.execute(text(f"UPDATE trial_heartbeats SET heartbeat = {ago}"))
+    assert trials.heal() == [f"trial 0: {KILLED}", "trial 0: queued to continue"]
+
+
+def test_what_was_declared_dead_can_publish_nothing(trials):
+    trial = trials.ask(9)
+    with Lease(trials.study, trial._trial_id) as lease:
+        lease.check()
+        trial.set_user_attr("worker", GONE)
+        trials.heal()
+        with pytest.raises(Fenced):
+            lease.check()
+        for publish in (lambda: trial.report(1.0, 1), lambda: trial.set_user_attr("scores", {})):
+            with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+                publish()
+        with pytest.raises(Fenced, match="its worker was killed"):
+            trials.end(trial, TrialState.COMPLETE, 1.0, "")
+    assert states(trials) == {"FAIL": 1, "WAITING": 1}
+
+
+def test_an_end_that_is_told_twice_happened_once(trials):
+    trial = trials.ask(9)
+    for _ in range(2):
+        trials.end(trial, TrialState.FAIL, None, "interrupted: stopped")
+    assert states(trials) == {"FAIL": 1, "WAITING": 1}
+
+
+def test_no_more_trials_run_than_are_asked_for(trials):
+    first, second = trials.ask(2), trials.ask(2)
+    assert trials.ask(2) is None
+    trials.end(first, TrialState.COMPLETE, 1.0, "")
+    assert trials.ask(2) is None
+    trials.end(second, TrialState.FAIL, None, "ValueError: no")
+    assert trials.ask(2) is not None
+
+
+def test_two_files_under_one_name_are_refused(trials, tmp_path):
+    other = SPEC.model_copy(update={"sampler": SPEC.sampler.model_copy(update={"seed": 99})})
+    with pytest.raises(SpecDrift):
+        open_study(other, Home(tmp_path / "runs"))
+
+
+def test_a_lock_is_held_by_one_and_let_go_by_the_dead(trials, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from harness.home import Home;"
+        "from harness.sweep.database import StudyLock, database_url;"
+        "home = Home(Path(sys.argv[1])); lock = StudyLock(database_url(home), home, 'x').held();"
+        "lock.__enter__(); print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "runs")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    context = mp.get_context("fork")
+    got = context.Event()
+
+    def wait() -> None:
+        with StudyLock(trials.storage.patience.url, Home(tmp_path / "runs"), "x").held():
+            got.set()
+
+    waiter = context.Process(target=wait)
+    waiter.start()
+    assert not got.wait(1.0)
+    holder.kill()
+    assert got.wait(30)
+    waiter.join()
+
+
+def _start_and_take(root: str, ready, go) -> None:
+    ready.release()
+    go.wait()
+    home = Home(Path(root))
+    trials = Trials(open_study(SPEC, home, storage=open_storage(home, grace=60)), SPEC, home)
+    while (trial := trials.ask(24)) is not None:
+        suggest(trial, SPEC)
+        trials.end(trial, TrialState.COMPLETE, float(trial.number), "")
+
+
+def test_eight_processes_start_the_same_new_study_at_once_and_share_its_trials(database, tmp_path):
+    context = mp.get_context("spawn")
+    ready, go = context.Semaphore(0), context.Event()
+    root = str(tmp_path / "runs")
+    workers = [context.Process(target=_start_and_take, args=(root, ready, go)) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for _ in workers:
+        ready.acquire()
+    go.set()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    home = Home(tmp_path / "runs")
+    trials = Trials(open_study(SPEC, home), SPEC, home)
+    assert states(trials) == {"COMPLETE": 24}
+    assert finished_count(trials.study) == 24
+    points = {str(trial.params) for trial in trials.study.get_trials()}
+    assert len(points) == 24
+    assert sum("preset" in trial.user_attrs for trial in trials.study.get_trials()) == 1
+
+
+def test_a_storage_outage_is_waited_out_and_a_longer_one_stops_with_its_own_code(postgres, monkeypatch, tmp_path):
+    """At ask, report, attribute and tell: what is under way when the server stops happens when it is back."""
+    if postgres.own:
+        pytest.skip("the server is the user's own")
+    monkeypatch.setenv("HARNESS_STORAGE", postgres.database())
+    home = Home(tmp_path / "runs")
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "does not answer" in line and back:
+            postgres.start()
+
+    storage = open_storage(home, grace=60, say=say)
+    trials = Trials(open_study(SPEC, home, storage=storage), SPEC, home)
+    back = True
+
+    def through_an_outage(action):
+        postgres.stop()
+        return action()
+
+    trial = through_an_outage(lambda: trials.ask(9))
+    through_an_outage(lambda: suggest(trial, SPEC))
+    through_an_outage(lambda: trial.report(1.5, 100))
+    through_an_outage(lambda: trial.set_user_attr("a", 1))
+    through_an_outage(lambda: trials.end(trial, TrialState.COMPLETE, 2.5, ""))
+    found = trials.study.trials[trial.number]
+    assert (found.state, found.value, found.intermediate_values) == (TrialState.COMPLETE, 2.5, {100: 1.5})
+    assert found.user_attrs["a"] == 1
+    assert sum("does not answer; waiting up to 60 s" in line for line in said) == 5
+    assert sum("is back after" in line for line in said) == 5
+
+    back = False
+    storage.patience.seconds = 0.2
+    postgres.stop()
+    try:
+        with pytest.raises(StorageLost, match="did not answer for") as caught:
+            trials.ask(9)
+    finally:
+        postgres.start()
+    assert caught.value.exit_code == 75
+    storage.patience.seconds = 60
+    assert trials.ask(9) is not None
