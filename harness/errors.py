@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
+_USER = re.compile(r"(\w+://)\S*@")
+_SECRET = re.compile(
+    r"([?&;][\w.-]*(?:password|passwd|pwd|token|secret|key|credential|signature)[\w.-]*=)[^&\s'\"]+", re.I
+)
+
+
+def without_secrets(text: str) -> str:
+    """A text whose addresses have neither user names nor passwords, and no value of a parameter that sounds secret."""
+    return _SECRET.sub(r"\1***", _USER.sub(r"\1", text))
+
 
 class HarnessError(Exception):
-    """Base of every expected error: printed as a message without a traceback.
+    """Base of every expected error: printed as a message without a traceback, and without secrets in addresses.
 
     Args:
         problem: what is wrong and where.
@@ -14,9 +26,8 @@ class HarnessError(Exception):
     exit_code = 1
 
     def __init__(self, problem: str, hint: str = "") -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.hint = hint
+        self.problem, self.hint = without_secrets(problem), without_secrets(hint)
+        super().__init__(self.problem)
 
     def __str__(self) -> str:
         return f"{self.problem}\n{self.hint}" if self.hint else self.problem

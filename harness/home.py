@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UsageError
+
+_PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,255}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +58,26 @@ class Home:
         return self.within("trainings", name)
 
     def within(self, *parts: str) -> Path:
-        """Join parts below the root and refuse to leave it.
+        """Join plain names below the root and refuse to leave it.
 
         Raises:
-            UsageError: if the parts lead out of the home folder.
+            UsageError: a part is more than a name, or a link leads out of the home folder.
         """
+        for part in parts:
+            if not _PLAIN_NAME.fullmatch(part):
+                raise UsageError(
+                    f"{part!r} is no plain name", "Names have letters, digits, dots, hyphens, underscores."
+                )
         path = self.root.joinpath(*parts).resolve()
         if not path.is_relative_to(self.root):
             raise UsageError(f"{'/'.join(parts)!r} leads out of {self.root}", "Use a plain name.")
         return path
 
     def private(self, path: Path) -> Path:
-        """Create a folder that only its owner can read (0700)."""
+        """A folder that only its owner can read (0700); one that was there already becomes so, if it is one's own."""
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.chmod(0o700)
+        if path.stat().st_uid == os.getuid():
+            path.chmod(0o700)
         return path
 
 

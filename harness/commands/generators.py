@@ -92,10 +92,10 @@ def published_generator(training: str, home: Home) -> tuple[Any, HParams, int]:
     from harness.gan.checkpoint import import_generator
     from harness.sweep.training import SUMMARY_FILE
 
-    folder = home.training_dir(training)
-    if not (folder / SUMMARY_FILE).is_file():
-        done = sorted(path.parent.name for path in home.within("trainings").glob(f"*/{SUMMARY_FILE}"))
+    done = sorted(path.parent.name for path in home.within("trainings").glob(f"*/{SUMMARY_FILE}"))
+    if training not in done:
         raise NotFoundError(f"no finished training {training!r}", f"There are: {', '.join(done) or 'none'}.")
+    folder = home.training_dir(training)
     summary = json.loads((folder / SUMMARY_FILE).read_text())
     hp = HParams.from_params(summary["hparams"])
     return import_generator(folder, hp, torch.device("cpu")), hp, int(summary["scoring"]["seed"])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness import atomic
-from harness.errors import HarnessError
+from harness.errors import HarnessError, without_secrets
 from harness.home import Home
 
 Say = Callable[[str], None]
@@ -41,8 +41,7 @@ def doctor(home: Home) -> Iterator[tuple[bool, str, str]]:
 
         open_storage(home)
         client_for(home)
-        tracked = tracking_url(home).split("@")[-1]  # never the password of a database URL
-        yield True, "Databases", f"{shown(database_url(home))}, MLflow at {tracked}"
+        yield True, "Databases", f"{shown(database_url(home))}, MLflow at {without_secrets(tracking_url(home))}"
     except HarnessError as error:
         yield False, "Databases", error.problem
 

@@ -21,16 +21,20 @@ def ui_command(home: Home, port: int) -> list[str]:
     from harness.tracking.mlflow import client_for
 
     if address := os.environ.get("MLFLOW_TRACKING_URI"):
-        raise UsageError("MLFLOW_TRACKING_URI is set, so runs are on that server", f"Open {address.split('@')[-1]}.")
+        raise UsageError("MLFLOW_TRACKING_URI is set, so runs are on that server", f"Open {address}.")
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise UsageError(f"port {port} is in use", f"Choose another: harness ui --port {port + 1}")
     client_for(home)
+    os.environ["MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE"] = "false"
     artifacts = str(home.artifacts)
     return [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
         *("--backend-store-uri", home.mlflow_url, "--artifacts-destination", artifacts, "--workers", "1"),
         *("--uvicorn-opts", "--log-level warning"),
+        # By itself MLflow also answers to 10.* and 192.168.*, which are names that anybody can own: 10.example.com.
+        *("--allowed-hosts", ",".join(f"{name}{port}" for name in ("127.0.0.1", "localhost") for port in ("", ":*"))),
+        *("--cors-allowed-origins", f"http://127.0.0.1:{port}"),
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import pickle
 import tempfile
 from collections.abc import Callable
@@ -17,10 +18,15 @@ from typing import IO, Any
 
 import numpy as np
 
+from harness.data.archive import printable
 from harness.data.downloads import into_place
 from harness.errors import DataError
 
 Say = Callable[[str], None]
+
+# The largest published file unpacks to 1.7 GB; more than this is a mistake, or made to fill the memory.
+MAX_SET_BYTES = 2 * 2**30
+_PIECE_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,10 @@ def read_idx(path: Path) -> np.ndarray:
         images = read_sn3_pascalvincent_tensor(str(path))
     else:
         with tempfile.NamedTemporaryFile() as unpacked, gzip.open(path) as packed:
-            unpacked.write(packed.read())
+            while piece := packed.read(_PIECE_BYTES):
+                unpacked.write(piece)
+                if unpacked.tell() > MAX_SET_BYTES:
+                    raise ValueError(f"it unpacks to more than {MAX_SET_BYTES:,} bytes")
             unpacked.flush()
             images = read_sn3_pascalvincent_tensor(unpacked.name)
     if images.ndim != 3 or images.numel() == 0:
@@ -70,9 +79,24 @@ def read_idx(path: Path) -> np.ndarray:
     return array[..., None]
 
 
+# MATLAB's types of numbers, with their sizes.
+_NUMBERS = {"single": 4, "double": 8} | {
+    f"{sign}int{bits}": bits // 8 for sign in ("", "u") for bits in (8, 16, 32, 64)
+}
+
+
 def read_svhn(path: Path) -> np.ndarray:
-    """Images of an SVHN .mat file, read by torchvision."""
+    """Images of an SVHN .mat file, read by torchvision; it may hold arrays of numbers, and not too large ones."""
+    from scipy.io import whosmat
     from torchvision.datasets import SVHN
+
+    size = 0
+    for name, shape, kind in whosmat(path):
+        if kind not in _NUMBERS:
+            raise ValueError(f"{name} is of type {kind}; arrays of numbers are read")
+        size += math.prod(shape) * _NUMBERS[kind]
+    if size > MAX_SET_BYTES:
+        raise ValueError(f"it unpacks to more than {MAX_SET_BYTES:,} bytes")
 
     class Local(SVHN):  # type: ignore[misc]
         # torchvision refuses every file but the published one; that check is made, and said, elsewhere.
@@ -85,21 +109,58 @@ def read_svhn(path: Path) -> np.ndarray:
     return array
 
 
-# What a pickled batch of CIFAR-10 consists of. torchvision unpickles without restriction.
-_HARMLESS = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
+class _Array:
+    """Stands for a NumPy array while it is unpickled: NumPy's own type can be told to take any bytes for objects."""
+
+    state: tuple[int, tuple[int, ...], _Kind, bool, bytes | str]
+
+    def __setstate__(self, state: tuple[int, tuple[int, ...], _Kind, bool, bytes | str]) -> None:
+        self.state = state
+
+    def uint8(self) -> np.ndarray:
+        """The values, where they are bytes."""
+        _, shape, kind, by_columns, raw = self.state
+        if kind.code != "u1":
+            raise ValueError(f"its data are of type {kind.code!r}, not uint8")
+        values = np.frombuffer(raw.encode("latin1") if isinstance(raw, str) else raw, np.uint8)
+        return values.reshape(shape[::-1]).T if by_columns else values.reshape(shape)
+
+
+class _Kind:
+    """Stands for a NumPy dtype."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        self.code = code
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _encoded(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it is encoded as {encoding}")
+    return text.encode("latin1")
+
+
+def _no_array(*_: object) -> None:
+    raise pickle.UnpicklingError("it makes arrays in a way that no batch of images needs")
+
+
+# All that a pickled batch of CIFAR-10 asks for, and what it gets.
+_STAND_INS: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
+    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
+    ("numpy", "ndarray"): _no_array,
+    ("numpy", "dtype"): _Kind,
+    ("_codecs", "encode"): _encoded,
 }
 
 
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _HARMLESS:
+        if (module, name) not in _STAND_INS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch of images needs")
-        return super().find_class(module, name)
+        return _STAND_INS[module, name]
 
 
 def _unpickle(file: IO[bytes]) -> Any:
@@ -107,11 +168,12 @@ def _unpickle(file: IO[bytes]) -> Any:
 
 
 def read_cifar10(path: Path) -> np.ndarray:
-    """Images of one batch of CIFAR-10's Python version; nothing but arrays is unpickled."""
+    """Images of one batch of CIFAR-10's Python version; nothing but arrays of bytes is unpickled."""
     with path.open("rb") as file:
         batch = _unpickle(file)
-    rows = batch.get("data") if isinstance(batch, dict) else None
-    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != 3072 or rows.dtype != np.uint8:
+    data = batch.get("data") if isinstance(batch, dict) else None
+    rows = data.uint8() if isinstance(data, _Array) else None
+    if rows is None or rows.ndim != 2 or rows.shape[1] != 3072:
         raise ValueError("its data are not uint8 rows of 3072 values")
     array: np.ndarray = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return array
@@ -127,6 +189,14 @@ def _torchvision(name: str, root: Path, **arguments: str) -> None:
 def _download_svhn(root: Path, held_out: bool) -> None:
     for split in ("train", "test")[: 1 + held_out]:
         _torchvision("SVHN", root, split=split)
+
+
+def _download_cifar10(root: Path) -> None:
+    """Without torchvision's class: it would unpickle what it downloaded."""
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    download_and_extract_archive(CIFAR10.url, str(root), filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
 
 
 SETS: dict[str, ArraySet] = {
@@ -175,7 +245,7 @@ SETS: dict[str, ArraySet] = {
             _file("test_batch", "40351d587109b95175f43aff81a1287e", held_out=True),
         ),
         read_cifar10,
-        lambda root, _: _torchvision("CIFAR10", root),
+        lambda root, _: _download_cifar10(root),
         "https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
 }
@@ -247,7 +317,7 @@ def load(name: str, path: Path, file: ArrayFile, say: Say) -> np.ndarray:
     except Exception as error:  # each reader's library has errors of its own
         first = (str(error).splitlines() or [""])[0]
         raise DataError(
-            f"{path} is no readable file of {published.title}: {first or type(error).__name__}",
+            f"{path} is no readable file of {published.title}: {printable(first) or type(error).__name__}",
             f"Download it again from {published.page}.",
         ) from None
 

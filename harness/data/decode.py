@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import warnings
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +11,12 @@ import numpy as np
 import PIL
 from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
+from harness.data.archive import MAX_FILE_BYTES, opened
+
 # More pixels than this in one file are refused (a decompression bomb, or a scan that would fill the memory).
 MAX_PIXELS = 100_000_000
+# Pillow goes by content, and knows formats that start other programs (EPS) or hold images larger than they say (ICO).
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class Rejected(Exception):
@@ -36,7 +39,7 @@ class Preparation:
     crop: str | int | tuple[int, int, int, int] = "square"
     resample: str = "bicubic"
     sharpen: float = 1.0
-    decoder: str = f"3, Pillow {PIL.__version__}"
+    decoder: str = f"4, Pillow {PIL.__version__}"
 
 
 def decode(payload: bytes, prep: Preparation) -> tuple[np.ndarray, str]:
@@ -48,7 +51,7 @@ def decode(payload: bytes, prep: Preparation) -> tuple[np.ndarray, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            image: Image.Image = Image.open(io.BytesIO(payload))
+            image: Image.Image = Image.open(io.BytesIO(payload), formats=FORMATS)
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise Rejected(f"{width}x{height} px is more than {MAX_PIXELS:,} pixels")
@@ -137,18 +140,21 @@ def decode_chunk(
     root: Path, is_zip: bool, members: tuple[str, ...], prep: Preparation
 ) -> list[tuple[np.ndarray | None, str]]:
     """Decode files of a folder or zip, in order: (pixels, note) a file, or (None, why it was rejected)."""
-    archive = zipfile.ZipFile(root) if is_zip else None
+    archive = opened(root) if is_zip else None
     results: list[tuple[np.ndarray | None, str]] = []
-    try:
-        for member in members:
-            try:
-                payload = archive.read(member) if archive else (root / member).read_bytes()
-                results.append(decode(payload, prep))
-            except Rejected as rejected:
-                results.append((None, str(rejected)))
-            except Exception as error:  # damaged and encrypted members raise whatever their decoder raises
-                results.append((None, f"unreadable: {error}"))
-    finally:
-        if archive:
-            archive.close()
+    for member in members:
+        try:
+            payload = archive.payload(archive.getinfo(member)) if archive else _content(root / member)
+            results.append(decode(payload, prep))
+        except Rejected as rejected:
+            results.append((None, str(rejected)))
+        except Exception as error:  # damaged and encrypted members raise whatever their decoder raises
+            results.append((None, f"unreadable: {error}"))
     return results
+
+
+def _content(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise Rejected(f"{size / 2**20:,.0f} MiB are more than {MAX_FILE_BYTES // 2**20} MiB")
+    return path.read_bytes()

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.data.archive import MAX_FILE_BYTES, Archive, printable
 from harness.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
-# A compressed member that unpacks to more than this is no photograph (64 MiB).
-MAX_MEMBER_BYTES = 64 * 2**20
 
 CELEBA_HELP = """CelebA is not downloaded unasked: it is for non-commercial research and its owners ask you to accept
 their terms. If you do, `harness data prepare celeba32 --download` gets it through torchvision, with its partition (it
@@ -47,9 +46,9 @@ def list_images(root: Path) -> Listing:
         signature = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in entries)
     elif zipfile.is_zipfile(root):
         try:
-            with zipfile.ZipFile(root) as archive:
+            with Archive(root) as archive:
                 signature = _zip_signature(root, archive.infolist())
-        except (zipfile.BadZipFile, ValueError) as error:
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise DataError(f"{root} is a damaged zip: {error}", "Download it again.") from None
     else:
         raise DataError(f"{root} is neither a folder nor a zip", "Pass a folder of images or a .zip of them.")
@@ -70,9 +69,9 @@ def _zip_signature(root: Path, infos: Iterable[zipfile.ZipInfo]) -> tuple[tuple[
         path = Path(info.filename)
         if info.is_dir() or not _is_image(path):
             continue
-        if info.file_size > MAX_MEMBER_BYTES:
+        if info.file_size > MAX_FILE_BYTES:
             raise DataError(
-                f"{root}: {info.filename} would unpack to {info.file_size / 2**20:,.0f} MiB",
+                f"{root}: {printable(info.filename)} would unpack to {info.file_size / 2**20:,.0f} MiB",
                 "No photograph is that large; check where the zip comes from.",
             )
         chosen.append((info.filename, info.file_size, info.CRC))

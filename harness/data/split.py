@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.data.sources import MAX_MEMBER_BYTES
+from harness.data.archive import Archive, printable
 from harness.errors import DataError
 
 # CelebA's partition: 0 is for training, 1 for validation, 2 for testing.
@@ -43,8 +43,9 @@ def split(names: Iterable[str], share: float | None, partition: Mapping[str, int
     if partition is not None:
         unknown = [name for name in names if Path(name).name not in partition]
         if unknown:
+            example = printable(unknown[0])
             raise DataError(
-                f"CelebA's partition file does not name {len(unknown)} of {len(names)} images, such as {unknown[0]}",
+                f"CelebA's partition file does not name {len(unknown)} of {len(names)} images, such as {example}",
                 "It belongs to the aligned images under their own names; move it away to split by hash instead.",
             )
         kept_out = [partition[Path(name).name] != 0 for name in names]
@@ -72,10 +73,10 @@ def find_partition(root: Path) -> dict[str, int] | None:
         DataError: the file is not what CelebA's is.
     """
     if root.is_file() and zipfile.is_zipfile(root):
-        with zipfile.ZipFile(root) as archive:
+        with Archive(root) as archive:
             for member in archive.infolist():
                 if Path(member.filename).name in PARTITION_NAMES:
-                    return _read(_member(archive, member), f"{root}: {member.filename}")
+                    return _read(_member(archive, member), f"{root}: {printable(member.filename)}")
     for folder in (root, root / "celeba", root / "Eval", root.parent, root.parent / "Eval"):
         for name in PARTITION_NAMES:
             if (folder / name).is_file():
@@ -83,12 +84,10 @@ def find_partition(root: Path) -> dict[str, int] | None:
     return None
 
 
-def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    if member.file_size > MAX_MEMBER_BYTES:
-        return b""  # no partition file is that large
+def _member(archive: Archive, member: zipfile.ZipInfo) -> bytes:
     try:
-        return archive.read(member)
-    except Exception:  # damaged or encrypted: whatever its decoder raises
+        return archive.payload(member)
+    except Exception:  # too large, damaged or encrypted: whatever its decoder raises
         return b""
 
 

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from harness import atomic
 from harness.data import arrays
+from harness.data.archive import printable
 from harness.data.downloads import celeba_folder
 from harness.data.material import Material, of_array_set, of_files, of_mnist
 from harness.data.sources import CELEBA_HELP
@@ -53,7 +54,8 @@ class ImageStore:
 
     @property
     def rejected(self) -> dict[str, str]:
-        return dict(self.manifest["rejected"])
+        """What was left out, and why; safe to show."""
+        return {printable(name): printable(why) for name, why in self.manifest["rejected"].items()}
 
     @property
     def split_rule(self) -> str:
@@ -254,7 +256,7 @@ def _write_array(
             on_progress(done, material.count)
         if not train:
             first = next(iter(rejected.items()), ("", "no file"))
-            raise DataError(f"none of {done} files is usable; the first, {first[0]}: {first[1]}")
+            raise DataError(f"none of {done} files is usable; the first, {printable(first[0])}: {printable(first[1])}")
         file.truncate()
         file.seek(0)
         _write_header(file, (used, *shape[1:]))

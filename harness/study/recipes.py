@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -54,7 +54,7 @@ class Recipe(Table):
     training: RecipeTraining
     scoring: ScoreSpec
     hparams: FixedParams = Field(default_factory=FixedParams, description="What all variants share.")
-    variants: dict[str, Variant] = Field(min_length=1)
+    variants: dict[Annotated[str, Field(pattern=NAME_PATTERN)], Variant] = Field(min_length=1)
     differences: tuple[Difference, ...] = ()
     left_out: tuple[str, ...] = Field((), description="What is not reproduced, and why.")
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.server
+import io
 import os
 import pickle
 import struct
+import tarfile
 import threading
 from functools import partial
 from pathlib import Path
@@ -169,6 +171,26 @@ def test_a_malicious_batch_is_refused_and_runs_nothing(home, tmp_path, monkeypat
     assert not (tmp_path / "pwned").exists()
 
 
+def test_batches_as_python_2_wrote_them_are_read(tmp_path):
+    """The published files: strings for bytes."""
+    images = pictures(2, 32, 3)
+    raw = images.transpose(0, 3, 1, 2).tobytes()
+    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x02M\x00\x0c\x86"
+    values = b"\x89T" + struct.pack("<I", len(raw)) + raw + b"tb"
+    path = tmp_path / "data_batch_1"
+    path.write_bytes(b"\x80\x02}U\x04data" + array + dtype + values + b"s.")
+    assert np.array_equal(pickle.loads(path.read_bytes(), encoding="latin1")["data"].tobytes(), raw)
+    assert np.array_equal(arrays.read_cifar10(path), images)
+
+
+def test_batches_stored_by_columns_are_read(tmp_path):
+    images = pictures(3, 32, 3)
+    rows = np.asfortranarray(images.transpose(0, 3, 1, 2).reshape(3, 3072))
+    (tmp_path / "data_batch_1").write_bytes(pickle.dumps({"data": rows}, protocol=2))
+    assert np.array_equal(arrays.read_cifar10(tmp_path / "data_batch_1"), images)
+
+
 def test_a_folder_that_is_not_there(home, tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         open_set(home, "svhn", tmp_path / "nowhere")
@@ -220,6 +242,36 @@ def test_a_download_with_another_checksum_is_refused(home, monkeypatch, server):
         open_set(home, "svhn", None)
     with pytest.raises(DataError):
         open_set(home, "svhn", None)
+
+
+def serve_malicious_cifar10(monkeypatch, server, *, right_checksum: bool) -> None:
+    from torchvision.datasets import CIFAR10
+
+    folder, address = server
+    payload = pickle.dumps({"data": Evil()})
+    with tarfile.open(folder / CIFAR10.filename, "w:gz") as out:
+        for file in arrays.SETS["cifar10"].files:
+            member = tarfile.TarInfo(f"cifar-10-batches-py/{file.names[0]}")
+            member.size = len(payload)
+            out.addfile(member, io.BytesIO(payload))
+    md5 = hashlib.md5((folder / CIFAR10.filename).read_bytes()).hexdigest() if right_checksum else "0" * 32
+    monkeypatch.setattr(CIFAR10, "url", f"{address}/{CIFAR10.filename}")
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5)
+
+
+def test_a_downloaded_malicious_batch_is_refused_and_runs_nothing(home, tmp_path, monkeypatch, server):
+    monkeypatch.chdir(tmp_path)
+    serve_malicious_cifar10(monkeypatch, server, right_checksum=True)
+    with pytest.raises(DataError, match="data_batch_1 is no readable file of CIFAR-10: it asks for posix.system"):
+        open_set(home, "cifar10", None)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_downloaded_batch_with_another_checksum_never_takes_its_place(home, monkeypatch, server):
+    serve_malicious_cifar10(monkeypatch, server, right_checksum=False)
+    with pytest.raises(DataError, match="CIFAR-10 cannot be downloaded: File not found or corrupted"):
+        open_set(home, "cifar10", None)
+    assert [path.name for path in (home.root / "downloads").iterdir()] == [".cifar10.lock"]
 
 
 def test_without_a_network_the_message_says_what_to_get_and_where(home, monkeypatch):
