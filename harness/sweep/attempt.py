@@ -199,6 +199,8 @@ class Attempt:
                     self.say(
                         f"{self.share} cannot be read ({type(error).__name__}); checkpoints of this machine are used"
                     )
+            for torn in folder.glob(".snapshot-*"):  # its writer was killed while it wrote
+                torn.unlink(missing_ok=True)
             for grid in folder.glob("grid-*.png"):
                 if not (self.folder / grid.name).exists():
                     atomic.write_bytes(self.folder / grid.name, grid.read_bytes())

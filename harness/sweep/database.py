@@ -90,7 +90,7 @@ def shown(url: URL) -> str:
     return f"{url.get_backend_name()} database {url.database} on {url.host or 'this machine'}"
 
 
-def without_secrets(message: str, url: URL) -> str:
+def _blotted(message: str, url: URL) -> str:
     """A message in which the address's password, if any, is blotted out."""
     secrets = {str(url.password or ""), os.environ.get("PGPASSWORD", "")}
     secrets |= {value for name, value in url.query.items() if "password" in name and isinstance(value, str)}
@@ -155,7 +155,7 @@ class Patience:
 
     def _first_line(self, error: BaseException) -> str:
         cause = error.__cause__ or error
-        return without_secrets(str(getattr(cause, "orig", None) or cause).strip().splitlines()[0], self.url)
+        return _blotted(str(getattr(cause, "orig", None) or cause).strip().splitlines()[0], self.url)
 
 
 def is_outage(error: BaseException) -> bool:
@@ -277,7 +277,7 @@ def open_storage(
     try:
         return patience.wait_out(create)
     except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
-        first = without_secrets(str(getattr(error, "orig", None) or error).splitlines()[0], url)
+        first = _blotted(str(getattr(error, "orig", None) or error).splitlines()[0], url)
         hint = "If it is damaged, restore it from a backup, or move it away to begin anew."
         if url.get_backend_name() != "sqlite":
             hint = "Check HARNESS_STORAGE and the rights of its user."

@@ -10,7 +10,7 @@ from pathlib import Path
 import optuna
 
 from harness.data.store import ImageStore, OnProgress, open_store
-from harness.errors import DataError, TrackingError, UsageError
+from harness.errors import DataError, TrackingError, UsageError, without_secrets
 from harness.home import Home
 from harness.scoring.protocol import objective_name
 from harness.study.spec import StudySpec
@@ -37,13 +37,10 @@ class SweepResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machines:
-    """Where a sweep runs. ``engine`` is ``local`` or ``ray``; ``address`` and ``gpus_per_worker`` are Ray's."""
+    """Where a sweep runs."""
 
     workers: int = 1
     device: str = "auto"
-    engine: str = "local"
-    address: str | None = None
-    gpus_per_worker: float = 1.0
 
 
 def run_sweep(
@@ -88,7 +85,12 @@ def run_sweep(
         job = worker_job(spec, home, store, study, machines, tags, dataset)
         try:
             # Whoever presses Ctrl-C twice kills the workers himself: that is no crash of the trial.
-            _run(job, machines, on_event, stop_level, lambda: parent.heal(everything, crashed=stop_level() < 2))
+            run_local(
+                job,
+                on_event=on_event,
+                stop_level=stop_level,
+                on_death=lambda: parent.heal(everything, crashed=stop_level() < 2),
+            )
         finally:
             parent.heal(everything, crashed=stop_level() < 2)
             parent.end(study, target)
@@ -140,7 +142,7 @@ def join_sweep(
     if finished_count(study) < target:
         job = worker_job(spec, home, store, study, machines, tags, dataset)
         try:
-            _run(job, machines, on_event, stop_level, heal)
+            run_local(job, on_event=on_event, stop_level=stop_level, on_death=heal)
         finally:
             heal()
     finished, target = finished_count(study), int(study.user_attrs["target"])
@@ -179,29 +181,6 @@ def worker_job(
         uid=str(study.user_attrs["uid"]),
         workers=machines.workers,
         gpus=visible_gpus() if device == "cuda" else (),
-    )
-
-
-def _run(
-    job: WorkerJob,
-    machines: Machines,
-    on_event: Callable[[Event], None],
-    stop_level: Callable[[], int],
-    on_death: Callable[[], None],
-) -> None:
-    if machines.engine == "local":
-        run_local(job, on_event=on_event, stop_level=stop_level, on_death=on_death)
-        return
-    from harness.sweep.engines.ray import run_ray
-
-    run_ray(
-        job,
-        machines.workers,
-        address=machines.address,
-        gpus_per_worker=machines.gpus_per_worker,
-        on_event=on_event,
-        stop_level=stop_level,
-        on_death=on_death,
     )
 
 
@@ -271,7 +250,8 @@ class _Parent:
     def _away(self, error: Exception) -> None:
         lines = str(error).strip().splitlines() or [""]
         self.say(
-            f"MLflow does not answer ({type(error).__name__}: {lines[0][:160]}); `harness reconcile` makes it agree"
+            f"MLflow does not answer ({type(error).__name__}: {without_secrets(lines[0])[:120]}); "
+            "`harness reconcile` makes it agree"
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import atomic
-from harness.errors import UsageError
+from harness.errors import UsageError, without_secrets
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -44,11 +44,11 @@ class Share:
             fs, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise UsageError(
-                f"HARNESS_CHECKPOINTS={_shown(url)} cannot be used: {str(error).splitlines()[0]}",
+                f"HARNESS_CHECKPOINTS={without_secrets(url)} cannot be used: {str(error).splitlines()[0]}",
                 "Use a folder that all machines share, or a URL such as s3://bucket/prefix "
                 "(`pip install 'dcgan-sweep-harness[s3]'`).",
             ) from None
-        return cls(fs, f"{root.rstrip('/')}/{study}-{uid[:8]}", _shown(url))
+        return cls(fs, f"{root.rstrip('/')}/{study}-{uid[:8]}", without_secrets(url))
 
     def __str__(self) -> str:
         return f"the share {self.name}"
@@ -92,9 +92,3 @@ class Share:
 
 def _is_local(fs: AbstractFileSystem) -> bool:
     return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
-
-
-def _shown(url: str) -> str:
-    """An address without what stands before its host."""
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if separator else url

@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from harness.errors import Fenced
@@ -83,7 +82,8 @@ class Trials:
 
     def history(self, trial: optuna.Trial) -> list[int]:
         """Numbers of the trials that this one continues, the first first."""
-        return list(RetryHeartbeatStaleTrialCallback.retry_history(self.study._storage.get_trial(trial._trial_id)))
+        # As RetryHeartbeatStaleTrialCallback.retry_history, which warns that it is experimental.
+        return list(self.study._storage.get_trial(trial._trial_id).system_attrs.get("retry_history", []))
 
     def _ask(self, target: int) -> optuna.Trial | None:
         self._heal(crashed=True)

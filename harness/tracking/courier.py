@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Event, Thread
 
-from harness.errors import Fenced
+from harness.errors import Fenced, without_secrets
 from harness.tracking.spool import Delivery, Spool, is_owned, journal_path, journals
 from harness.tracking.tracker import RunInfo, Tracker
 
@@ -142,4 +142,4 @@ def send_left(folder: Path, tracker_of: Callable[[str], Tracker | None]) -> tupl
 
 def _short(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {without_secrets(lines[0])[:160]}" if lines else type(error).__name__

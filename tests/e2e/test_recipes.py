@@ -199,7 +199,7 @@ def other_home(project: Project, tmp_path: Path) -> Path:
         (["train"], {"RECIPE": "tiny_gan", "DATA": "/nowhere"}, 1, "no such folder or zip: /nowhere"),
         (["train"], {"RECIPE": "tiny_gan", "DATA": ""}, 1, "Pass DATA=/path/to/a/folder/or/zip of images"),
         (["generate", "--training", "nothing"], {}, 1, "no finished training 'nothing'"),
-        (["generate", "--training", "../../etc"], {}, 2, "leads out of"),
+        (["generate", "--training", "../../etc"], {}, 1, "no finished training '../../etc'"),
         (["recipes", "nobody"], {}, 1, "There are: celeba128,"),
         (["data", "info"], {"HARNESS_HOME": "nowhere"}, 1, "the images of tiny are not prepared yet"),
         (["data", "export"], {}, 2, "Say --out FOLDER"),

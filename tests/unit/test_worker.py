@@ -177,6 +177,51 @@ def test_a_broken_trial_fails_with_its_reason_and_the_sweep_stops_after_three(st
     assert {status for _, status in env.tracker.runs_by_key().values()} == {"FAILED"}
 
 
+class Hungry(Objective):
+    """A scorer that really asks for more memory than there is."""
+
+    def __call__(self, generator, hp, *, all_metrics):
+        torch.empty(2**50, dtype=torch.uint8)
+
+
+def test_memory_that_runs_out_ends_the_trial_with_its_own_reason(study, env):
+    env.rung = Hungry("fid_mnv2_20")
+    record = one(study, env)
+    assert (record.state, record.reason[:5]) == ("FAIL", "oom: ")
+    assert len(study.trials) == 1
+
+
+def test_memory_that_runs_out_beside_neighbours_is_tried_once_more_with_one_worker_less(study, env):
+    env.rung, env.workers, env.index = Hungry("fid_mnv2_20"), 2, 1
+    work(study, SPEC, env, 9)
+    assert env.retired
+    first = to_record(study).trials[0]
+    assert first.reason.startswith("interrupted: oom beside 1 other workers; queued again")
+    again = one(study, env)
+    assert again.attrs["retry_of"] == 0
+    assert (again.state, again.reason[:5]) == ("FAIL", "oom: ")
+    assert not [trial for trial in to_record(study).trials if trial.state == "WAITING"]
+
+
+def test_a_damaged_checkpoint_is_set_aside_named_and_the_one_before_it_used(env, study):
+    said = []
+    env.publish = lambda event: said.append(event)
+    env.checkpoint_s = 0.0
+    env.stop = lambda: sum("images_per_s" in event for event in said) >= 4
+    assert one(study, env).state == "FAIL"
+    folder = env.home.trial_dir("tiny", 0)
+    older, newest = sorted(folder.glob("snapshot-*.pt"))
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    env.stop = lambda: False
+    record = one(study, env)
+    assert record.state == "COMPLETE"
+    assert 0 < record.attrs["resumed_kimg"] * 1000 / record.attrs["hparams"]["batch_size"] == int(older.stem[-9:])
+    assert newest.with_suffix(".damaged").is_file()
+    assert any(f"{newest.name} is not usable" in str(event.get("doing", "")) for event in said)
+
+
 def dead_pid() -> int:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
