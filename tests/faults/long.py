@@ -185,7 +185,8 @@ def main() -> int:
 
     def report(found: dict[str, object]) -> None:
         rows.append(found)
-        print(found, flush=True)
+        sys.stdout.write(f"{found}\n")
+        sys.stdout.flush()
 
     with tempfile.TemporaryDirectory(prefix="faults-") as name, tempfile.TemporaryDirectory(prefix="pg-") as pg:
         bench = Bench(Path(name))
