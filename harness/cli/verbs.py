@@ -50,7 +50,7 @@ def sweep(arguments: argparse.Namespace) -> int:
             on_progress=file_progress(show, view, stop),
             stop_level=lambda: stop.level,
         )
-    path = write_report(spec.name, home)
+    path = write_report(spec.name, home, say)
     say(f"{result.finished} of {result.target} trials finished; report: {path}")
     if result.interrupted:
         say("the same command continues where this one stopped")
@@ -119,7 +119,7 @@ def _report_anyway(study: str, home: Home) -> Iterator[None]:
     try:
         yield
     except SweepError:
-        say(f"report so far: {write_report(study, home)}")
+        say(f"report so far: {write_report(study, home, say)}")
         raise
 
 
@@ -197,7 +197,7 @@ def recipes(arguments: argparse.Namespace) -> None:
 def report(arguments: argparse.Namespace) -> None:
     from harness.commands.reports import write_report
 
-    say(str(write_report(arguments.study, Home.from_environment())))
+    say(str(write_report(arguments.study, Home.from_environment(), say)))
 
 
 def generate(arguments: argparse.Namespace) -> None:

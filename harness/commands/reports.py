@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+from harness.errors import without_secrets
 from harness.home import Home
 
 
-def write_report(study_name: str, home: Home) -> Path:
-    """Write ``reports/STUDY`` from the database, and hang it on the study's parent run in MLflow."""
+def write_report(study_name: str, home: Home, say: Callable[[str], None]) -> Path:
+    """Write ``reports/STUDY`` from the database, and hang it on the study's parent run in MLflow if that answers.
+
+    Args:
+        study_name: a started study.
+        home: where the files of its trials are; those of other machines' trials are fetched from the share.
+        say: told where something could not be had.
+    """
     from harness.report.render import build_report
     from harness.sweep.analysis import EVALUATOR, importances
+    from harness.sweep.share import bring_results
     from harness.sweep.storage import load_study as load_started
     from harness.sweep.storage import to_record
-    from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
+    from harness.tracking.mlflow import MlflowTracker, client_for
 
     study = load_started(study_name, home)
     record = to_record(study)
+    bring_results(record, home, say)
     out = Path("reports") / study_name
     path = build_report(record, home.root, out, importances(study), EVALUATOR)
-    client = client_for(home)
-    tracker = MlflowTracker(client, open_experiment(client, home, study_name))
-    parent = str(record.attrs["mlflow_parent"])
-    tracker.artifact(parent, out, "report")
-    tracker.describe(parent, path.read_text(), images_in="report")
+    try:
+        tracker = MlflowTracker(client_for(home), str(record.attrs["mlflow_experiment"]))
+        parent = str(record.attrs["mlflow_parent"])
+        tracker.artifact(parent, out, "report")
+        tracker.describe(parent, path.read_text(), images_in="report")
+    except Exception as error:  # whatever the tracking library raises: the report is written
+        lines = without_secrets(str(error)).strip().splitlines() or [""]
+        say(f"the report could not be hung on its run in MLflow ({type(error).__name__}: {lines[0][:120]})")
     return path
