@@ -116,7 +116,7 @@ def test_null_tracker_takes_everything(tmp_path: Path):
     tracker: Tracker = NullTracker()
     run_id = tracker.start(INFO)
     tracker.log(run_id, [Point("a", 1.0, 1)])
-    tracker.image(run_id, "samples", 1, np.zeros((2, 2, 3), np.uint8))
+    tracker.image(run_id, "samples", 1, Path("grid.png"))
     tracker.artifact(run_id, tmp_path / "absent")
     tracker.end(run_id, "COMPLETE", scores={}, tags={})
     assert tracker.runs_by_key() == {}

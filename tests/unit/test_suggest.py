@@ -4,7 +4,7 @@ import optuna
 
 from harness.study.files import load_study
 from harness.study.suggest import suggest
-from harness.sweep.storage import make_sampler
+from harness.sweep.search import make_sampler
 
 
 def test_conditional_parameters_are_asked_only_where_active():
