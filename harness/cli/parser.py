@@ -49,6 +49,12 @@ def make_parser() -> argparse.ArgumentParser:
                        help="length of a full trial in thousands of images; rungs are scaled along (KIMG)")  # fmt: skip
     sweep.add_argument("--workers", type=_positive(int), default=_env_number("WORKERS") or 1,
                        help="processes; the cores are divided among them (WORKERS, default 1)")  # fmt: skip
+    sweep.add_argument("--engine", choices=["local", "ray"], default=env("ENGINE", "local"),
+                       help="local: processes of this machine; ray: a Ray cluster (ENGINE)")  # fmt: skip
+    sweep.add_argument("--address", default=_env_text("ADDRESS"),
+                       help="of the Ray cluster: auto, or HOST:PORT; else Ray is started here (ADDRESS)")  # fmt: skip
+    sweep.add_argument("--gpus-per-worker", type=_positive(float), default=1.0,
+                       help="with Ray on CUDA: a fraction puts several workers on one GPU (default 1)")  # fmt: skip
     sweep.add_argument("--quick", action="store_true", default=os.environ.get("QUICK", "") not in ("", "0"),
                        help="the study's quick budget, as a study of its own, STUDY-quick (QUICK=1)")  # fmt: skip
     sweep.add_argument("--dry-run", action="store_true",

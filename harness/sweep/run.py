@@ -37,10 +37,13 @@ class SweepResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machines:
-    """Where a sweep runs."""
+    """Where a sweep runs. ``engine`` is ``local`` or ``ray``; ``address`` and ``gpus_per_worker`` are Ray's."""
 
     workers: int = 1
     device: str = "auto"
+    engine: str = "local"
+    address: str | None = None
+    gpus_per_worker: float = 1.0
 
 
 def run_sweep(
@@ -85,12 +88,7 @@ def run_sweep(
         job = worker_job(spec, home, store, study, machines, tags, dataset)
         try:
             # Whoever presses Ctrl-C twice kills the workers himself: that is no crash of the trial.
-            run_local(
-                job,
-                on_event=on_event,
-                stop_level=stop_level,
-                on_death=lambda: parent.heal(everything, crashed=stop_level() < 2),
-            )
+            _run(job, machines, on_event, stop_level, lambda: parent.heal(everything, crashed=stop_level() < 2))
         finally:
             parent.heal(everything, crashed=stop_level() < 2)
             parent.end(study, target)
@@ -181,6 +179,29 @@ def worker_job(
         uid=str(study.user_attrs["uid"]),
         workers=machines.workers,
         gpus=visible_gpus() if device == "cuda" else (),
+    )
+
+
+def _run(
+    job: WorkerJob,
+    machines: Machines,
+    on_event: Callable[[Event], None],
+    stop_level: Callable[[], int],
+    on_death: Callable[[], None],
+) -> None:
+    if machines.engine == "local":
+        run_local(job, on_event=on_event, stop_level=stop_level, on_death=on_death)
+        return
+    from harness.sweep.engines.ray import run_ray
+
+    run_ray(
+        job,
+        machines.workers,
+        address=machines.address,
+        gpus_per_worker=machines.gpus_per_worker,
+        on_event=on_event,
+        stop_level=stop_level,
+        on_death=on_death,
     )
 
 
