@@ -6,6 +6,7 @@ addresses. The driver runs on one of the nodes; without it the sweep ends, as ev
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -100,9 +101,11 @@ class _Driver:
             num_gpus=gpus,
             max_retries=-1,
             scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": forwarded_environment()},
+            # Ray shows this in its pages and logs: no secret may be in it. For code that is not installed.
+            runtime_env={"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}},
         )
-        self.running = {task.remote(self.job, index, self.board): index for index in range(workers)}
+        environment = forwarded_environment()
+        self.running = {task.remote(self.job, index, self.board, environment): index for index in range(workers)}
         share = f", {gpus:g} GPU" if gpus else ""
         self.on_event({"doing": f"waiting for Ray to place workers ({threads} CPU{share} each)"})
         try:

@@ -11,8 +11,8 @@ from typing import Any
 
 from harness.errors import UsageError
 
-# What workers get of the driver's environment. PYTHONPATH is for code that is not installed.
-_FORWARDED, _PREFIXES = ("PYTHONPATH",), ("HARNESS_", "MLFLOW_", "PG")
+# What workers get of the driver's environment.
+_PREFIXES = ("HARNESS_", "MLFLOW_", "PG", "AWS_")
 # Seconds that an address may take to answer.
 _PROBE_S = 5.0
 # Bytes of a local Ray's shared memory: only events go through it.
@@ -83,8 +83,8 @@ def _reachable(address: str) -> str:
 
 
 def forwarded_environment() -> dict[str, str]:
-    """The variables of this process that workers need, too."""
-    return {name: text for name, text in os.environ.items() if name in _FORWARDED or name.startswith(_PREFIXES)}
+    """The variables of this process that workers need, too; among them may be passwords."""
+    return {name: text for name, text in os.environ.items() if name.startswith(_PREFIXES)}
 
 
 def first_line(error: BaseException) -> str:

@@ -63,8 +63,9 @@ class Board:
         self.news.set()
 
 
-def worker_task(job: WorkerJob, index: int, board: Any) -> HarnessError | None:
+def worker_task(job: WorkerJob, index: int, board: Any, environment: dict[str, str]) -> HarnessError | None:
     """The task. An error for people is its result, for Ray would wrap what it raises."""
+    os.environ.update(environment)
     import ray
 
     def wait(ref: Any) -> Any:
