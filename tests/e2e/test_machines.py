@@ -56,7 +56,7 @@ def test_another_machine_joins_and_continues_what_the_first_was_made_to_give_up(
     process = first.start("sweep")
     said = wait_for(process, r"trial 0: 2.0 kimg, rung score")
     os.kill(process.pid, signal.SIGTERM)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=300)
     assert process.returncode == 130, rest
     joined = second.run("worker")
     assert "continues at" in joined

@@ -86,15 +86,15 @@ def test_the_supervisor_killed_and_then_everything_at_once(tmp_path, weights_hom
     os.kill(process.pid, signal.SIGKILL)  # its worker notices, saves and ends
     arrival.release()
     barrier.pass_on()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     process = project.start("sweep", **with_barrier(project, barrier))
     barrier.wait("checkpoint", nth=3)
     os.killpg(process.pid, signal.SIGKILL)  # the power cut
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     process = project.start("sweep", **with_barrier(project, barrier))
     barrier.wait("report", nth=2)
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     barrier.pass_on()
     project.run("sweep")
     assert outcome(project.home, check_all(project.home, "tiny", 4)) == undisturbed
@@ -111,7 +111,7 @@ def test_sigterm_saves_and_leaves_the_trial_to_be_continued(tmp_path, weights_ho
     os.kill(arrival.pid, signal.SIGTERM)  # a cluster tells every process
     arrival.release()
     barrier.pass_on()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 130, output
     states = [trial.state for trial in project.record().trials]
     assert "RUNNING" not in states
