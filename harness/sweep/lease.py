@@ -24,6 +24,7 @@ class Lease:
 
     def __init__(self, study: optuna.Study, trial_id: int) -> None:
         self.study, self.trial_id = study, trial_id
+        self.ending = False
         self._ended = Event()
         self._thread = Thread(target=self._beat, name=f"lease {trial_id}", daemon=True)
 
@@ -46,12 +47,14 @@ class Lease:
             raise Fenced(f"was declared dead meanwhile (it is {state.name}); this attempt publishes nothing more")
 
     def check_now(self) -> None:
-        """As :meth:`check`, without waiting for a database that is away.
+        """As :meth:`check`, without waiting for a database that is away; nothing while its worker ends the trial.
 
         Raises:
             Fenced: the trial is not RUNNING any more.
             Exception: the database does not answer.
         """
+        if self.ending:
+            return
         with storage_of(self.study).patience.suspended():
             self.check()
 

@@ -84,8 +84,10 @@ def run_trial(trial: optuna.Trial, spec: StudySpec, env: Env) -> str:
                 state, reason = TrialState.FAIL, _why(error, trial, env)
                 error_text = traceback.format_exc()
             trial.set_user_attr("elapsed_s", round(time.perf_counter() - started, 2))
+            lease.ending = True
             env.trials.end(trial, state, value, reason)
         except (Fenced, optuna.exceptions.UpdateFinishedTrialError):
+            lease.ending = False
             # Another attempt has the trial now; this one's run is closed by whoever reconciles.
             env.publish({"number": trial.number, "state": "FAIL", "reason": "was declared dead; continued elsewhere"})
             return ""

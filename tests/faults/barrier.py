@@ -66,12 +66,12 @@ class Barrier:
                 else:
                     self.arrivals.put(arrival)
 
-    def wait(self, point: str, *, nth: int = 1, timeout: float = 180) -> Arrival:
-        """The nth arrival at a point from now on; arrivals at others, and earlier ones, go on."""
+    def wait(self, point: str, *, nth: int = 1, other_than: int = 0, timeout: float = 300) -> Arrival:
+        """The nth arrival at a point, of another process than that, from now on; all others go on."""
         self.passing = False
         while True:
             arrival = self.arrivals.get(timeout=timeout)
-            if arrival.point == point:
+            if arrival.point == point and arrival.pid != other_than:
                 nth -= 1
                 if nth == 0:
                     return arrival

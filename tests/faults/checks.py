@@ -13,6 +13,10 @@ from harness.study.records import StudyRecord, TrialRecord
 from harness.sweep.storage import load_study, to_record
 from harness.tracking.mlflow import client_for
 from harness.tracking.tracker import STATUS
+from tests.conftest import TINY_STUDY
+
+# Without Inception a worker is ready seconds earlier.
+QUICK = TINY_STUDY.replace("[scoring.final]\nsamples = 20", '[scoring.final]\nextractor = "mobilenet-v2"\nsamples = 24')
 
 
 def finished(record: StudyRecord) -> list[TrialRecord]:

@@ -19,9 +19,9 @@ from PIL import Image
 
 from harness.home import Home
 from harness.study.records import StudyRecord
-from tests.conftest import ROOT, TINY_STUDY, blobs, sharing_weights
+from tests.conftest import ROOT, blobs, sharing_weights
 from tests.e2e.test_sweep import Project
-from tests.faults.checks import check_all, finished, outcome
+from tests.faults.checks import QUICK, check_all, finished, outcome
 from tests.servers import Postgres
 
 PAGE = ROOT / "docs" / "reliability.md"
@@ -64,7 +64,7 @@ def children_of(pid: int) -> list[int]:
 
 def random_kills(bench: Bench, rng: random.Random, kills: int, trials: int) -> dict[str, object]:
     """Kill the worker at random times over one sweep; compare with a sweep that nobody disturbed."""
-    study = TINY_STUDY.replace("kimg = 0.4", "kimg = 3.2").replace("rungs = [0.1]", "rungs = [0.8, 1.6]")
+    study = QUICK.replace("kimg = 0.4", "kimg = 3.2").replace("rungs = [0.1]", "rungs = [0.8, 1.6]")
     study = study.replace("trials = 4", f"trials = {trials}")
     whole = bench.project("whole", study)
     began = time.monotonic()
@@ -103,7 +103,7 @@ def random_kills(bench: Bench, rng: random.Random, kills: int, trials: int) -> d
 def outage(bench: Bench, server: Postgres, seconds: float, grace: float) -> dict[str, object]:
     """Stop PostgreSQL during a sweep for so long."""
     project = bench.project(
-        f"outage{seconds:g}", TINY_STUDY.replace("kimg = 0.4", "kimg = 3.2"),
+        f"outage{seconds:g}", QUICK.replace("kimg = 0.4", "kimg = 3.2"),
         HARNESS_STORAGE=server.database(), HARNESS_GRACE_S=str(grace),
     )  # fmt: skip
     process = project.start("sweep")
@@ -136,7 +136,7 @@ def outage(bench: Bench, server: Postgres, seconds: float, grace: float) -> dict
 
 def many_workers(bench: Bench, server: Postgres, workers: int, trials: int) -> dict[str, object]:
     """Many workers on PostgreSQL, many short trials."""
-    study = TINY_STUDY.replace("trials = 4", f"trials = {trials}").replace("kimg = 0.4", "kimg = 0.2")
+    study = QUICK.replace("trials = 4", f"trials = {trials}").replace("kimg = 0.4", "kimg = 0.2")
     project = bench.project("many", study, HARNESS_STORAGE=server.database(), HARNESS_CHECKPOINT_S="60")
     began = time.monotonic()
     project.run("sweep", WORKERS=str(workers))
