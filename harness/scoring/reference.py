@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from harness import atomic
@@ -82,7 +83,7 @@ def load_reference(
         features = _cached(path)
         if features is None:
             features = extract(reference_images(images_NHWC, protocol.reference_images)).pooled.contiguous()
-            atomic.write_bytes(path, save({"features": features}))
+            atomic.write_bytes(path, save({"features": features}, {"sha256": _sha256(features)}))
     values = features.numpy()
     return Reference(features, values.mean(axis=0), np.cov(values, rowvar=False))
 
@@ -91,6 +92,13 @@ def _cached(path: Path) -> Tensor | None:
     if not path.is_file():
         return None
     try:
-        return load_file(path)["features"]
-    except (SafetensorError, KeyError, OSError):
+        with safe_open(path, "pt") as file:
+            features: Tensor = file.get_tensor("features")
+            whole = (file.metadata() or {}).get("sha256") == _sha256(features)
+    except (SafetensorError, OSError):
         return None
+    return features if whole else None
+
+
+def _sha256(features: Tensor) -> str:
+    return hashlib.sha256(features.numpy().data).hexdigest()
