@@ -15,7 +15,7 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from harness.errors import TrackingError
+from harness.errors import TrackingError, UsageError
 from harness.home import Home
 from harness.tracking.tracker import STATUS, Point, RunInfo, finite
 
@@ -44,11 +44,24 @@ def quiet() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It prints what it raises, with a traceback and the statement's values.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def tracking_url(home: Home) -> str:
-    """``MLFLOW_TRACKING_URI``, or the database in the home folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or home.mlflow_url
+    """``MLFLOW_TRACKING_URI``, or the database in the home folder.
+
+    Raises:
+        UsageError: it is no address. Its text, which may hold a password, is not shown.
+    """
+    found = os.environ.get("MLFLOW_TRACKING_URI")
+    if not found:
+        return home.mlflow_url
+    try:
+        urlsplit(found)
+    except ValueError:
+        raise UsageError("MLFLOW_TRACKING_URI is not an address", "Use http://HOST:PORT, or unset it.") from None
+    return found
 
 
 def without_password(text: str, url: str) -> str:
@@ -75,13 +88,14 @@ def client_for(home: Home) -> MlflowClient:
     """
     quiet()
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     home.root.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(home.root / ".mlflow.lock"):
             client = new_client(home)
             client.search_experiments(max_results=1)
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
         first = without_password(str(error).splitlines()[0], tracking_url(home))
         raise TrackingError(f"MLflow does not answer: {first}", "Check MLFLOW_TRACKING_URI, or unset it.") from None
     return client

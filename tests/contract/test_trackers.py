@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from harness.errors import HarnessError
 from harness.home import Home
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
 from harness.tracking.tracker import MemoryTracker, NullTracker, Point, RunInfo, Tracker
@@ -151,3 +153,18 @@ def test_mlflow_run_that_another_process_continues_has_every_point_once(home):
         tracker.log(run_id, [Point("loss_d", value, step) for step, value in points])
         tracker.end(run_id, "FAIL", scores={}, tags={})
     assert [(m.step, m.value) for m in client.get_metric_history(run_id, "loss_d")] == [(100, 1.0), (200, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("http://u:geheim@[::bad", "MLFLOW_TRACKING_URI is not an address"),
+        ("mysql+pymysql://u:geheim@127.0.0.1:1/x", "MLflow does not answer: No module named 'pymysql'"),
+        ("nothing://u:geheim@x", "unsupported URI"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_a_sentence_without_its_password(monkeypatch, tmp_path, address, says):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(HarnessError, match=re.escape(says)) as caught:
+        client_for(Home(tmp_path / "runs"))
+    assert "geheim" not in str(caught.value)
