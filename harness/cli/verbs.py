@@ -320,7 +320,7 @@ def test(arguments: argparse.Namespace) -> int:
 def faults(arguments: argparse.Namespace) -> int:
     from harness.commands.machine import run_tool
 
-    return run_tool(["python", "-m", "tests.faults.long", *arguments.rest])
+    return run_tool(["python", "-m", "tests.faults.table", *arguments.rest])
 
 
 def lint(arguments: argparse.Namespace) -> int:

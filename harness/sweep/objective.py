@@ -103,6 +103,8 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> f
             continue
         attempt.save(event)
         trial.set_user_attr("saved_kimg", event.kimg)
+        if event.kimg > attempt.resumed_kimg:
+            env.publish({"number": trial.number, "saved": event.kimg})
         if env.stop():
             raise Interrupted(f"stopped at {event.kimg:.1f} kimg; saved")
         if event.mark is None:

@@ -66,7 +66,7 @@ class Barrier:
                 else:
                     self.arrivals.put(arrival)
 
-    def wait(self, point: str, *, nth: int = 1, other_than: int = 0, timeout: float = 300) -> Arrival:
+    def wait(self, point: str, *, nth: int = 1, other_than: int = 0, timeout: float = 120) -> Arrival:
         """The nth arrival at a point, of another process than that, from now on; all others go on."""
         self.passing = False
         while True:

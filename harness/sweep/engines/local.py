@@ -119,7 +119,7 @@ class _Supervisor:
                 self.prepared = True
                 for index in range(1, self.job.workers):
                     self._start(index)
-            if "rung" in event or event.get("state") in ("COMPLETE", "PRUNED"):
+            if "saved" in event or event.get("state") in ("COMPLETE", "PRUNED"):
                 self.deaths = 0
             self.on_event(event)
 

@@ -2,7 +2,10 @@
 
 HARNESS_TEST_POINTS names them, ``NAME=module:qualname`` or ``NAME=module:qualname@caller`` (only where that function is
 among the callers), separated by spaces. A process that comes to one tells the socket HARNESS_TEST_BARRIER and does what
-it answers: ``go``, or raises the OSError whose number is given, or lowers its own address space first.
+it answers before it goes on: ``go``; ``error``, raise the OSError of that number; ``files``, lower the largest size of
+its files (what a full disk is to a library that writes for itself); ``memory``, lower its address space and ask for
+more; ``clock``, step its clock by so many seconds; ``nan``, spoil the function's result; ``nan-gradient``, spoil the
+gradient of its last argument, a loss.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ import importlib.machinery
 import json
 import os
 import resource
+import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 POINTS: dict[str, list[tuple[str, str, str]]] = {}
@@ -34,19 +39,37 @@ def called_by(function: str) -> bool:
     return False
 
 
-def arrive(name: str) -> None:
+def arrive(name: str) -> dict[str, object]:
     with socket.socket(socket.AF_UNIX) as link:
         try:
             link.connect(os.environ["HARNESS_TEST_BARRIER"])
         except OSError:  # the test is over
-            return
+            return {"do": "go"}
         link.sendall(json.dumps({"point": name, "pid": os.getpid()}).encode() + b"\n")
-        answer = json.loads(link.makefile().readline() or '{"do": "go"}')
-    if answer["do"] == "error":
-        raise OSError(answer["errno"], os.strerror(answer["errno"]))
-    if answer["do"] == "memory":
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (used + answer["bytes"], resource.RLIM_INFINITY))
+        return json.loads(link.makefile().readline() or '{"do": "go"}')
+
+
+def obey(answer: dict[str, object]) -> None:
+    match answer["do"]:
+        case "error":
+            raise OSError(answer["errno"], os.strerror(answer["errno"]))
+        case "files":
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (answer["bytes"], resource.RLIM_INFINITY))
+        case "memory":
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            resource.setrlimit(resource.RLIMIT_AS, (used + answer["bytes"], resource.RLIM_INFINITY))
+            import torch
+
+            torch.empty(2 * answer["bytes"], dtype=torch.uint8)
+        case "clock":
+            import time_machine
+
+            time_machine.travel(time.time() + answer["seconds"], tick=True).start()
+
+
+def spoil(loss):
+    loss.register_hook(lambda gradient: gradient * float("nan"))
 
 
 def wrap(module: object, name: str, qualname: str, caller: str) -> None:
@@ -56,9 +79,12 @@ def wrap(module: object, name: str, qualname: str, caller: str) -> None:
 
     @functools.wraps(inner)
     def barred(*args, **kwargs):
-        if not caller or called_by(caller):
-            arrive(name)
-        return inner(*args, **kwargs)
+        answer = arrive(name) if not caller or called_by(caller) else {"do": "go"}
+        obey(answer)
+        if answer["do"] == "nan-gradient":
+            spoil(args[-1])
+        result = inner(*args, **kwargs)
+        return result * float("nan") if answer["do"] == "nan" else result
 
     setattr(owner, last, barred)
 

@@ -1,0 +1,83 @@
+"""What every fault is injected into: a small sweep, and what comes of it where nothing is injected."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from harness.home import Home
+from tests.conftest import blobs, sharing_weights
+from tests.e2e.test_sweep import Project
+from tests.faults.barrier import INJECTION, Barrier
+from tests.faults.checks import QUICK, check_all, outcome
+
+STUDY = QUICK.replace("kimg = 0.4", "kimg = 0.8").replace("rungs = [0.1]", "rungs = [0.2, 0.4]")
+STEP = "harness.gan.trainer:_Run._update"
+SCORE = "harness.scoring.scorer:Scorer.__call__"
+CHECKPOINT = "os:fsync@save_checkpoint"
+ASK = "harness.sweep.trials:Trials.ask"
+TELL = "harness.sweep.trials:Trials.end"
+RUNG = "optuna.trial:Trial.report"
+
+
+class Bench:
+    """Makes projects, each in a folder of its own."""
+
+    def __init__(self, folder: Path, weights: Home) -> None:
+        self.folder, self.weights, self.made = folder, weights, 0
+        self.images = folder / "images"
+        self.images.mkdir()
+        for index, pixels in enumerate(blobs(32)):
+            Image.fromarray(pixels[..., 0]).save(self.images / f"{index:03d}.png")
+
+    def project(self, study: str = STUDY, **environment: str) -> Project:
+        self.made += 1
+        folder = self.folder / str(self.made)
+        folder.mkdir()
+        project = Project(folder, sharing_weights(folder, self.weights), self.images)
+        (folder / "search_spaces" / "tiny.toml").write_text(study)
+        project.env |= {"HARNESS_CHECKPOINT_S": "0", "WORKERS": "1", **environment}
+        return project
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory, weights_home) -> Bench:
+    return Bench(tmp_path_factory.mktemp("faults"), weights_home)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(bench) -> dict[int, object]:
+    """By place, what a sweep of :data:`STUDY` gives."""
+    project = bench.project()
+    project.run("sweep")
+    return outcome(project.home, check_all(project.home, "tiny", 4))
+
+
+def with_barrier(project: Project, barrier: Barrier) -> dict[str, str]:
+    return {**barrier.env, "PYTHONPATH": f"{INJECTION}{os.pathsep}{project.env['PYTHONPATH']}"}
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    assert "Traceback" not in output, output
+    return output
+
+
+class Watch:
+    """Reads stopwatches: seconds from a fault to the first arrival at a point after it."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.since = 0.0
+
+    def start(self) -> None:
+        self.since = time.monotonic()
+
+    def stop(self) -> None:
+        self.seconds.append(round(time.monotonic() - self.since, 1))

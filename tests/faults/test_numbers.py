@@ -1,0 +1,56 @@
+"""Bad numbers, no memory and a wrong clock: a trial ends with the reason, and its neighbours have their results."""
+
+from __future__ import annotations
+
+import math
+
+from harness.sweep.worker import DIVERGED_VALUE
+from tests.faults.barrier import Barrier
+from tests.faults.checks import Fault, check_all, outcome
+from tests.faults.conftest import STEP, Watch, finish, with_barrier
+
+LOSS = "harness.gan.losses:generator_loss"
+IMAGES = "harness.gan.networks:Generator.forward@generate"
+MEGABYTE = 2**20
+
+
+def test_numbers_that_are_none_are_never_the_best(bench):
+    """In a gradient, in a loss, in generated images; a worker without memory is a failure with a reason."""
+    project = bench.project()
+    barrier = Barrier(step=STEP, loss=LOSS, images=IMAGES)
+    process = project.start("sweep", **with_barrier(project, barrier))
+    barrier.wait("step", nth=9).release(do="nan-gradient")
+    first = barrier.wait("loss", nth=30)
+    first.release(do="nan")
+    barrier.wait("images", nth=3).release(do="nan")  # after the two batches of the sample grid
+    barrier.wait("step", nth=9).release(do="memory", bytes=512 * MEGABYTE)
+    barrier.pass_on()
+    output = finish(process)
+    record = check_all(
+        project.home, "tiny", 4, Fault(name="NaN in a gradient, a loss, generated images; no memory", times=4)
+    )
+    bad = [trial for trial in record.trials if trial.attrs.get("diverged")]
+    assert len(bad) == 3, output
+    assert all(trial.state == "PRUNED" and DIVERGED_VALUE in trial.intermediate.values() for trial in bad)
+    assert [trial.reason[:5] for trial in record.trials if trial.state == "FAIL"] == ["oom: "]
+    best = record.best
+    assert best is None or (math.isfinite(best.value) and not best.attrs.get("diverged"))
+    text = (project.folder / "reports" / "tiny" / "report.md").read_text()
+    assert "diverged" in text
+    assert "nan" not in text.lower().replace("nan-", "")
+
+
+def test_a_clock_that_is_stepped_by_an_hour_changes_nothing(bench, undisturbed):
+    project = bench.project()
+    barrier = Barrier(step=STEP)
+    process = project.start("sweep", **with_barrier(project, barrier))
+    watch = Watch()
+    for seconds in (3600, -7200, 3600):
+        watch.start()
+        barrier.wait("step", nth=40).release(do="clock", seconds=seconds)
+        barrier.wait("step").release()
+        watch.stop()
+    barrier.pass_on()
+    finish(process)
+    fault = Fault(name="clock of the worker stepped by an hour, two back and one forward", times=3)
+    assert outcome(project.home, check_all(project.home, "tiny", 4, fault)) == undisturbed

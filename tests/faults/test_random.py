@@ -1,0 +1,70 @@
+"""kill -9 at random times over one sweep; `make faults` alone, because it takes long."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+
+from tests.faults.checks import Fault, check_all, outcome
+from tests.faults.conftest import STUDY
+from tests.faults.options import KILLS, LONG, SEED, TRIALS
+
+
+def workers_of(pid: int) -> list[int]:
+    """Worker processes of a supervisor, by the kernel's word."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            command = (stat.parent / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and b"spawn_main" in command:
+            found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not LONG, reason="runs with `make faults`")
+@pytest.mark.timeout(5400)
+def test_the_worker_killed_at_random_times(bench):
+    """As many kills as were asked for, in one sweep, whose results are those of the sweep without them."""
+    rng = random.Random(SEED)
+    # About ten seconds of training for each kill, so that the sweep is not over before the last.
+    kimg = max(1.6, round(KILLS / TRIALS * 1.6, 1))
+    study = STUDY.replace("kimg = 0.8", f"kimg = {kimg}")
+    study = study.replace("rungs = [0.2, 0.4]", f"rungs = [{kimg / 4}, {kimg / 2}]")
+    study = study.replace("trials = 4", f"trials = {TRIALS}")
+    whole = bench.project(study, HARNESS_CHECKPOINT_S="0.2")
+    whole.run("sweep")
+    expected = outcome(whole.home, check_all(whole.home, "tiny", TRIALS))
+    project = bench.project(study, HARNESS_CHECKPOINT_S="0.2")
+    process = project.start("sweep")
+    output: list[str] = []
+    reader = Thread(target=lambda: output.extend(process.stdout), daemon=True)
+    reader.start()
+    fault = Fault(name=f"kill -9 of the worker at random times, one sweep of {TRIALS} trials", times=0)
+    while fault.times < KILLS and process.poll() is None:
+        Event().wait(rng.uniform(0.5, 5.0))
+        for pid in workers_of(process.pid)[:1]:
+            seen = len(output)
+            os.kill(pid, signal.SIGKILL)
+            killed = time.monotonic()
+            fault.times += 1
+            while process.poll() is None and not any(" starts" in line for line in output[seen:]):
+                Event().wait(0.05)
+            fault.recovery_s.append(round(time.monotonic() - killed, 1))
+    process.wait(timeout=1800)
+    reader.join(10)
+    assert process.returncode == 0, "".join(output)
+    record = check_all(project.home, "tiny", TRIALS, fault)
+    assert outcome(project.home, record) == expected
+    # The report of one is the report of the other, but for what tells them apart: numbers, dates, speeds.
+    assert record.best is not None
+    assert record.best.attrs["place"] in expected
+    assert fault.times == KILLS, "the sweep was over before the last kill"
