@@ -1,0 +1,95 @@
+"""The study's run in MLflow, above those of its trials."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+
+from harness.errors import TrackingError, without_secrets
+from harness.home import Home
+from harness.study.spec import StudySpec
+from harness.sweep.reconcile import reconcile_tracker
+from harness.sweep.trials import Trials, finished_count
+from harness.tracking.mlflow import MlflowTracker, client_for, new_client, open_experiment
+from harness.tracking.tracker import RunInfo
+
+
+class ParentRun:
+    """The run that a sweep opens, heals and closes. MLflow may be away once it is known."""
+
+    def __init__(self, tracker: MlflowTracker, run_id: str, spool: Path, say: Callable[[str], None]) -> None:
+        self.tracker, self.run_id, self.spool, self.say = tracker, run_id, spool, say
+        self.children = MlflowTracker(tracker.client, tracker.experiment_id, run_id)
+
+    @classmethod
+    def open(
+        cls, study: optuna.Study, spec: StudySpec, home: Home, tags: dict[str, str], say: Callable[[str], None]
+    ) -> ParentRun:
+        """Open or create experiment and run.
+
+        Raises:
+            TrackingError: MLflow does not answer, and the study never had a run.
+        """
+        try:
+            client = client_for(home)
+            tracker = MlflowTracker(client, open_experiment(client, home, spec.name, spec.description))
+            info = RunInfo(
+                key=f"{spec.name}/sweep/{study.user_attrs['uid']}",
+                name=f"sweep {spec.name}",
+                params={},
+                tags={**tags, "role": "sweep"},
+            )
+            return cls(tracker, tracker.start(info), home.spool, say)
+        except TrackingError as error:
+            if "mlflow_parent" not in study.user_attrs:
+                raise
+            say(f"{error.problem}; the sweep goes on, and MLflow gets everything when it is back")
+            return cls.known(study, spec, home, say)
+
+    @classmethod
+    def known(cls, study: optuna.Study, spec: StudySpec, home: Home, say: Callable[[str], None]) -> ParentRun:
+        """Of a study that was started before; MLflow is not asked."""
+        tracker = MlflowTracker(new_client(home), str(study.user_attrs["mlflow_experiment"]))
+        return cls(tracker, str(study.user_attrs["mlflow_parent"]), home.spool, say)
+
+    def note(self, study: optuna.Study) -> None:
+        """Write down where the study's runs are."""
+        study.set_user_attr("mlflow_parent", self.run_id)
+        study.set_user_attr("mlflow_experiment", self.tracker.experiment_id)
+
+    def heal(self, trials: Trials, *, crashed: bool) -> None:
+        """Heal the database, then MLflow as far as it answers."""
+        for line in trials.heal(crashed=crashed):
+            self.say(line)
+        try:
+            for line in reconcile_tracker(trials.study, self.children, self.spool):
+                self.say(line)
+        except Exception as error:  # whatever the tracking library raises: the next start heals it
+            self._away(error)
+
+    def end(self, study: optuna.Study, target: int) -> None:
+        """Close the run, with the best score."""
+        finished = finished_count(study) >= target
+        try:
+            self.tracker.end(
+                self.run_id, "COMPLETE" if finished else "FAIL", scores=_summary(study) if finished else {}, tags={}
+            )
+        except Exception as error:
+            self._away(error)
+
+    def _away(self, error: Exception) -> None:
+        lines = str(error).strip().splitlines() or [""]
+        self.say(
+            f"MLflow does not answer ({type(error).__name__}: {without_secrets(lines[0])[:120]}); "
+            "`harness reconcile` makes it agree"
+        )
+
+
+def _summary(study: optuna.Study) -> dict[str, float]:
+    done = [t for t in study.get_trials(deepcopy=False) if t.state == optuna.trial.TrialState.COMPLETE and t.values]
+    if not done:
+        return {}
+    name = str(study.user_attrs["final_metric"])
+    return {f"best_{name}": min(float(trial.value or 0.0) for trial in done), "trials_complete": float(len(done))}
