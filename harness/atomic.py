@@ -34,6 +34,12 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def remove_torn(folder: Path, name: str = "*") -> None:
+    """Remove what killed writers of ``name`` (a pattern) left half written; the caller knows that nobody writes now."""
+    for torn in folder.glob(f".{name}.????????"):
+        torn.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename inside ``folder`` survive a power cut (POSIX)."""
     descriptor = os.open(folder, os.O_RDONLY)

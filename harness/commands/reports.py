@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from filelock import FileLock
+
+from harness import atomic
 from harness.errors import without_secrets
 from harness.home import Home
 
@@ -28,7 +31,9 @@ def write_report(study_name: str, home: Home, say: Callable[[str], None]) -> Pat
     record = to_record(study)
     bring_results(record, home, say)
     out = Path("reports") / study_name
-    path = build_report(record, home.root, out, importances(study), EVALUATOR)
+    with FileLock(home.root / f".report-{study_name}.lock"):
+        atomic.remove_torn(out)
+        path = build_report(record, home.root, out, importances(study), EVALUATOR)
     try:
         tracker = MlflowTracker(client_for(home), str(record.attrs["mlflow_experiment"]))
         parent = str(record.attrs["mlflow_parent"])

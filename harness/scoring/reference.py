@@ -80,6 +80,7 @@ def load_reference(
     folder = home.private(home.references)
     path = folder / f"{protocol.extractor}-{key}.safetensors"
     with FileLock(folder / ".lock"):
+        atomic.remove_torn(folder)
         features = _cached(path)
         if features is None:
             features = extract(reference_images(images_NHWC, protocol.reference_images)).pooled.contiguous()

@@ -199,8 +199,7 @@ class Attempt:
                     self.say(
                         f"{self.share} cannot be read ({type(error).__name__}); checkpoints of this machine are used"
                     )
-            for torn in folder.glob(".snapshot-*"):  # its writer was killed while it wrote
-                torn.unlink(missing_ok=True)
+            atomic.remove_torn(folder)  # its writer is dead
             for grid in folder.glob("grid-*.png"):
                 if not (self.folder / grid.name).exists():
                     atomic.write_bytes(self.folder / grid.name, grid.read_bytes())

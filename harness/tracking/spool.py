@@ -165,6 +165,7 @@ class Delivery:
         """Forget the journal: all of it is where it belongs."""
         for suffix in (".jsonl", ".cursor", ".owner", ".sending"):
             self.path.with_suffix(suffix).unlink(missing_ok=True)
+        atomic.remove_torn(self.path.parent, self.cursor_path.name)
 
     def key(self) -> str:
         """The key of the run, or an empty string where not even its start was written."""

@@ -75,7 +75,9 @@ def test_the_supervisor_killed_and_then_everything_at_once(bench, undisturbed):
         times=3, recovery_s=watch.seconds,
     )  # fmt: skip
     assert outcome(project.home, check_all(project.home, "tiny", 4, fault)) == undisturbed
-    assert (project.folder / "reports" / "tiny" / "report.md").read_text().startswith("# ")
+    report = project.folder / "reports" / "tiny"
+    assert (report / "report.md").read_text().startswith("# ")
+    assert [path.name for path in report.iterdir() if path.name.startswith(".")] == []
 
 
 @pytest.mark.parametrize("point", [STEP, SCORE], ids=["step", "score"])
