@@ -8,9 +8,12 @@ import pickle
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.faults.barrier import Barrier
 from tests.faults.checks import Fault, check_all, outcome
 from tests.faults.conftest import CHECKPOINT, RUNG, STEP, TELL, Watch, finish, with_barrier
+from tests.faults.options import long_only
 
 REPORT = "os:fsync@build_report"
 STORE = "os:fsync@_write_array"
@@ -96,6 +99,7 @@ def test_damaged_checkpoints_caches_and_stores(bench, undisturbed, tmp_path):
     assert outcome(project.home, check_all(project.home, "tiny", 4, fault)) == undisturbed
 
 
+@long_only
 def test_a_damaged_image_store_is_refused_by_name_and_made_again(bench, undisturbed):
     project = bench.project()
     project.run("sweep", TRIALS="1")
@@ -152,6 +156,7 @@ def test_a_full_disk_loses_nothing(bench, undisturbed):
     assert outcome(project.home, check_all(project.home, "tiny", 4, fault)) == undisturbed
 
 
+@long_only
 def test_a_disk_too_full_for_the_journal_costs_tracking_but_no_trial(bench, undisturbed):
     project = bench.project()
     barrier = Barrier(here=JOURNAL)

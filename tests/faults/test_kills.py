@@ -11,6 +11,7 @@ from harness.sweep.trials import KILLED
 from tests.faults.barrier import Barrier
 from tests.faults.checks import Fault, check_all, outcome
 from tests.faults.conftest import CHECKPOINT, SCORE, STEP, TELL, Watch, finish, with_barrier
+from tests.faults.options import long_only
 
 AFTER_TELL = "harness.sweep.worker:_conclude"
 SENDING = "harness.tracking.spool:_send"
@@ -80,7 +81,7 @@ def test_the_supervisor_killed_and_then_everything_at_once(bench, undisturbed):
     assert [path.name for path in report.iterdir() if path.name.startswith(".")] == []
 
 
-@pytest.mark.parametrize("point", [STEP, SCORE], ids=["step", "score"])
+@pytest.mark.parametrize("point", [pytest.param(STEP, id="step", marks=long_only), pytest.param(SCORE, id="score")])
 def test_sigterm_saves_and_leaves_the_trial_to_be_continued(bench, undisturbed, point):
     project = bench.project()
     barrier = Barrier(here=point)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from tests.faults.barrier import Barrier
 from tests.faults.checks import Fault, check_all, outcome
 from tests.faults.conftest import ASK, RUNG, STEP, TELL, Watch, finish, with_barrier
-from tests.faults.options import LONG, OUTAGES, pause
+from tests.faults.options import MANY, OUTAGES, long_only, pause
 
 POINTS = {"ask": ASK, "step": STEP, "rung": RUNG, "tell": TELL}
 
@@ -76,11 +75,9 @@ def test_sqlite_locked_by_another_process(bench, undisturbed):
     assert outcome(project.home, check_all(project.home, "tiny", 4, fault)) == undisturbed
 
 
-@pytest.mark.skipif(not LONG, reason="runs with `make faults`")
+@long_only
 def test_eight_workers_on_postgresql(bench, postgres, monkeypatch):
     """Many short trials: none lost, none doubled."""
-    from tests.faults.options import MANY
-
     study = bench.project().folder / "search_spaces" / "tiny.toml"
     text = study.read_text().replace("trials = 4", f"trials = {MANY}").replace("kimg = 0.8", "kimg = 0.2")
     text = text.replace("rungs = [0.2, 0.4]", "rungs = [0.1]")
@@ -88,4 +85,3 @@ def test_eight_workers_on_postgresql(bench, postgres, monkeypatch):
     project.run("sweep", WORKERS="8")
     monkeypatch.setenv("HARNESS_STORAGE", project.env["HARNESS_STORAGE"])
     check_all(project.home, "tiny", MANY, Fault(name=f"none: 8 workers on PostgreSQL, {MANY} short trials", times=0))
-    assert os.environ["HARNESS_STORAGE"]
