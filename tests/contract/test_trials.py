@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing as mp
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -151,7 +152,9 @@ def test_a_lock_is_held_by_one_and_let_go_by_the_dead(trials, tmp_path):
     waiter.join()
 
 
-def _start_and_take(root: str, ready, go) -> None:
+def _start_and_take(root: str, storage: str | None, ready, go) -> None:
+    if storage:  # a fork server has the environment that it was started in
+        os.environ["HARNESS_STORAGE"] = storage
     ready.release()
     go.wait()
     home = Home(Path(root))
@@ -162,10 +165,12 @@ def _start_and_take(root: str, ready, go) -> None:
 
 
 def test_eight_processes_start_the_same_new_study_at_once_and_share_its_trials(database, tmp_path):
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    # Imported once, then forked: eight imports of torch would take longer than all that is tested.
+    context.set_forkserver_preload([__name__])
     ready, go = context.Semaphore(0), context.Event()
-    root = str(tmp_path / "runs")
-    workers = [context.Process(target=_start_and_take, args=(root, ready, go)) for _ in range(8)]
+    arguments = (str(tmp_path / "runs"), os.environ.get("HARNESS_STORAGE"), ready, go)
+    workers = [context.Process(target=_start_and_take, args=arguments) for _ in range(8)]
     for worker in workers:
         worker.start()
     for _ in workers:

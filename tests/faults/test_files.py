@@ -8,8 +8,6 @@ import pickle
 import shutil
 from pathlib import Path
 
-import pytest
-
 from tests.faults.barrier import Barrier
 from tests.faults.checks import Fault, check_all, outcome
 from tests.faults.conftest import CHECKPOINT, RUNG, STEP, TELL, Watch, finish, with_barrier
