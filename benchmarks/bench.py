@@ -1,10 +1,9 @@
 """Ours against what people run today, side by side in one process, interleaved; prints a Markdown table.
 
-    make bench                    (or: python -m benchmarks.bench --rounds 5)
+    make bench                                       (or: python -m benchmarks.bench --rounds 5)
+    python -m benchmarks.bench --only step --photos PATH --full
 
-Baselines, written from their descriptions: the loop of the published write-ups (fakes not detached, fresh noise for the
-generator's step, a loss read back every step, float32, NCHW) and torch-fidelity's Inception as it ships. Times are of
-this machine; only the ratios of one run mean something.
+Times are of this machine; only the ratios of one run mean something. Nothing else should run beside it.
 """
 
 from __future__ import annotations
@@ -12,171 +11,103 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
-from harness.gan.networks import build
-from harness.gan.trainer import _Run
+from benchmarks.rows import Row, rows
 from harness.home import Home
-from harness.scoring.fidelity import Extractor, frechet_distance
-from harness.scoring.reference import Reference
-from harness.study.hparams import HParams
+from harness.sweep.processes import usable_cores
 from harness.sweep.provenance import provenance
 
-CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
-Timed = Callable[[], None]
 
 
-def training(hp: HParams, steps: int) -> tuple[Timed, Timed]:
-    """(ours, the write-ups' loop), each training ``steps`` steps on the same images."""
-    rng = np.random.default_rng(0)
-    images = torch.from_numpy(rng.integers(0, 256, (1024, hp.image_size, hp.image_size, hp.channels), np.uint8))
-    run = _Run(hp, images, 0, CPU)
-    generator, discriminator = (network.to(memory_format=torch.contiguous_format) for network in build(hp, 0, CPU))
-    opt_g, opt_d = (torch.optim.Adam(n.parameters(), 2e-4, (0.5, 0.999)) for n in (generator, discriminator))
-    bce = nn.BCEWithLogitsLoss()
-
-    def ours() -> None:
-        for _ in range(steps):
-            run.advance()
-
-    def baseline() -> None:
-        for _ in range(steps):
-            real = images[torch.randint(len(images), (hp.batch_size,))].permute(0, 3, 1, 2).float() / 127.5 - 1
-            ones, zeros = torch.ones(hp.batch_size), torch.zeros(hp.batch_size)
-            opt_d.zero_grad()
-            fake = generator(torch.rand(hp.batch_size, hp.z_dim) * 2 - 1)
-            loss_d = bce(discriminator(real.contiguous()), ones) + bce(discriminator(fake), zeros)
-            loss_d.backward()
-            opt_d.step()
-            opt_g.zero_grad()
-            loss_g = bce(discriminator(generator(torch.rand(hp.batch_size, hp.z_dim) * 2 - 1)), ones)
-            loss_g.backward()
-            opt_g.step()
-            loss_d.item()
-            loss_g.item()
-
-    return ours, baseline
-
-
-def features(home: Home, n: int) -> tuple[Timed, Timed]:
-    """(ours, torch-fidelity's extractor as it ships) on the same images."""
-    from io import BytesIO
-
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    extractor = Extractor("inception-v3", home, CPU, print)
-    buffer = BytesIO()
-    torch.save(extractor.weights.state, buffer)
-    buffer.seek(0)
-    shipped = FeatureExtractorInceptionV3("shipped", ["2048"], feature_extractor_weights_path=buffer)
-    images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8)
-
-    def baseline() -> None:
-        with torch.no_grad():
-            shipped(images)
-
-    return lambda: extractor([images]) and None, baseline
-
-
-def distance(n: int) -> tuple[Timed, Timed]:
-    """(ours, torch-fidelity's) Fréchet distance of n samples with 2,048 features."""
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-
-    rng = np.random.default_rng(0)
-    fake, real = (torch.from_numpy(rng.normal(size=(n, 2048)).astype(np.float32)) for _ in range(2))
-    values = real.numpy()
-    reference = Reference(real, values.mean(axis=0), np.cov(values, rowvar=False))
-    expected = {"mu": reference.mu, "sigma": reference.sigma}
-
-    def baseline() -> None:
-        fid_statistics_to_metric(fid_features_to_statistics(fake), expected, False)
-
-    return lambda: frechet_distance(fake, reference) and None, baseline
-
-
-def logging(folder: Path, points: int) -> tuple[Timed, Timed]:
-    """(ours in one batch, one ``log_metric`` call a value) of ``points`` metrics into MLflow on SQLite."""
-    from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
-    from harness.tracking.tracker import Point, RunInfo
-
-    home = Home(folder)
-    client = client_for(home)
-    tracker = MlflowTracker(client, open_experiment(client, home, "bench"))
-    run_id = tracker.start(RunInfo(key="bench", name="bench", params={}, tags={}))
-    step = iter(range(10**9))
-
-    def ours() -> None:
-        tracker.log(run_id, [Point("ours", 1.0, next(step)) for _ in range(points)])
-
-    def baseline() -> None:
-        for _ in range(points):
-            client.log_metric(run_id, "theirs", 1.0, step=next(step))
-
-    return ours, baseline
-
-
-def measure(pair: tuple[Timed, Timed], rounds: int) -> dict[str, float]:
+def measure(row: Row, rounds: int) -> dict[str, float]:
     """Median seconds of both and the ratio with its range, rounds interleaved after one warm-up each."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for warm in pair:
-        warm()
-    for _ in range(rounds):
-        for run, kept in zip(pair, times, strict=True):
+    ours: list[float] = []
+    theirs: list[float] = []
+    peak = 0.0
+    with row.make() as (run, baseline):
+        if row.rounds != 1:
+            for warm in filter(None, (run, baseline)):
+                warm()
+        for _ in range(row.rounds or rounds):
             started = time.perf_counter()
-            run()
-            kept.append(time.perf_counter() - started)
-    ratios = [b / a for a, b in zip(*times, strict=True)]
-    return {
-        "ours_s": statistics.median(times[0]),
-        "baseline_s": statistics.median(times[1]),
-        "ratio": statistics.median(ratios),
-        "ratio_low": min(ratios),
-        "ratio_high": max(ratios),
-    }
+            found = run()
+            seconds = time.perf_counter() - started
+            if baseline is None and isinstance(found, tuple):  # a process that measured itself
+                seconds, peak = found
+            elif baseline is None and isinstance(found, float):
+                seconds = found
+            ours.append(seconds)
+            if baseline is not None:
+                started = time.perf_counter()
+                baseline()
+                theirs.append(time.perf_counter() - started)
+    result = {"ours_s": statistics.median(ours), "rounds": len(ours)}
+    if peak:
+        result["peak_mib"] = round(peak, 1)
+    if theirs:
+        ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+        result |= {"baseline_s": statistics.median(theirs), "ratio": statistics.median(ratios)}
+        result |= {"ratio_low": min(ratios), "ratio_high": max(ratios)}
+    return result
+
+
+def line(name: str, row: dict[str, float]) -> str:
+    """A row of the Markdown table."""
+    if "ratio" not in row:
+        peak = f"peak {row['peak_mib']:.0f} MiB" if "peak_mib" in row else ""
+        return f"| {name} | {row['ours_s']:.3f} s | | | {peak} |"
+    spread = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
+    return f"| {name} | {row['ours_s']:.3f} s | {row['baseline_s']:.3f} s | {row['ratio']:.2f} | {spread} |"
+
+
+def geometric_mean(results: dict[str, dict[str, float]], group: list[str]) -> float | None:
+    """Of the ratios of the group's rows that were measured."""
+    ratios = [results[name]["ratio"] for name in group if name in results]
+    return statistics.geometric_mean(ratios) if ratios else None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="groups, separated by commas: step, files, score, harness, start")
+    parser.add_argument("--full", action="store_true", help="also rows that take many minutes")
+    parser.add_argument("--photos", type=Path, help="a folder of JPEG files; made ones where it is left out")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
+    torch.set_num_threads(usable_cores())
     home = Home.from_environment()
-    small = HParams(image_size=32, ngf=32, ndf=32, batch_size=64, bn="paper")
-    wide = HParams(image_size=64, ngf=64, ndf=64, batch_size=64)
-    results = {}
-    with tempfile.TemporaryDirectory() as folder:
-        rows: dict[str, Callable[[], tuple[Timed, Timed]]] = {
-            "training step, 32 px, width 32, batch 64, against the write-ups' loop": lambda: training(small, 8),
-            "training step, 64 px, width 64, batch 64, against the write-ups' loop": lambda: training(wide, 1),
-            "Inception features, 50 images, against torch-fidelity's extractor": lambda: features(home, 50),
-            "Fréchet distance, 500 images, against torch-fidelity's": lambda: distance(500),
-            "Fréchet distance, 5,000 images, against torch-fidelity's": lambda: distance(5000),
-            "100 metrics into MLflow, against log_metric": lambda: logging(Path(folder), 100),
-        }
+    wanted = set(filter(None, arguments.only.split(",")))
+    results: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        chosen = [
+            row for row in rows(home, arguments.photos, Path(folder))
+            if (not wanted or row.group in wanted) and (arguments.full or not row.full_only)
+        ]  # fmt: skip
         print("| what | ours | baseline | ratio | range |\n|---|---:|---:|---:|---|")
-        for name, make in rows.items():
-            row = results[name] = measure(make(), arguments.rounds)
-            print(
-                f"| {name} | {row['ours_s']:.3f} s | {row['baseline_s']:.3f} s | {row['ratio']:.2f} | "
-                f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f} |",
-                flush=True,
-            )
-    made = {"date": datetime.date.today().isoformat(), "machine": platform.machine(), **provenance("cpu")}
+        for row in chosen:
+            results[row.name] = measure(row, arguments.rounds)
+            print(line(row.name, results[row.name]), flush=True)
+    mean = geometric_mean(results, [row.name for row in chosen if row.group == "step" and "write-ups" in row.name])
+    if mean:
+        print(f"\ntraining step against the write-ups' loop, geometric mean of the ratios: {mean:.2f}")
+    made: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(), "machine": platform.machine(),
+        "load_before": round(os.getloadavg()[2], 2), **provenance("cpu"),
+    }  # fmt: skip
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"{made['date']}-cpu.json"
-    path.write_text(
-        json.dumps({**made, "rounds": arguments.rounds, "rows": results}, indent=1, ensure_ascii=False) + "\n"
-    )
+    made |= {"geometric_mean_step": mean, "rows": results}
+    path.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
     print(f"\nwritten: {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
 
 

@@ -1,0 +1,334 @@
+"""What is measured: rows of ours beside a baseline, or of ours alone where nothing compares."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.baselines import CPU, Loop, fidelity_call, image_files
+from harness.gan.trainer import _Run
+from harness.home import Home
+from harness.study.files import load_recipe
+from harness.study.hparams import HParams
+
+Timed = Callable[[], Any]
+# The write-ups' systems, with the batches that one timing takes: about two seconds of the baseline.
+SYSTEMS = {"udacity32": 16, "udacity32_wide": 2, "svhn32": 2, "celeba64": 1, "celeba128": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """``make`` is a context in which (ours, baseline) can be called; without a baseline, ``per`` may divide seconds."""
+
+    group: str
+    name: str
+    make: Callable[[], Any]
+    rounds: int | None = None
+    full_only: bool = False
+
+
+def rows(home: Home, photos: Path | None, folder: Path) -> list[Row]:
+    """All rows.
+
+    Args:
+        home: where the weights of the extractors are.
+        photos: a folder of JPEG files to read; made ones where it is None.
+        folder: for temporary files.
+    """
+    found: list[Row] = []
+    for recipe, steps in SYSTEMS.items():
+        for batch in (64, 128):
+            name = f"training step, {recipe}, batch {batch}, against the write-ups' loop"
+            found.append(Row(group="step", name=name, make=partial(step, recipe, batch, max(1, steps), "write-up")))
+    found.append(
+        Row(group="step", name="training step, pytorch64, batch 128, against PyTorch's example",
+            make=partial(step, "pytorch64", 128, 1, "example"))
+    )  # fmt: skip
+    for recipe, n in (("udacity32", 2048), ("pytorch64", 512)):
+        name = (
+            f"training from image files, {recipe}, an epoch of {n}, against the write-ups' loop with 2 loader workers"
+        )
+        found.append(Row(group="files", name=name, make=partial(from_files, recipe, n, photos, folder), rounds=3))
+    for samples in (1000, 5000, 10000):
+        name = f"FID of {samples:,} images, real side cached, against torch-fidelity's calculate_metrics"
+        found.append(
+            Row(group="score", name=name, make=partial(fid, home, samples), rounds=1, full_only=samples > 1000)
+        )
+    found += [
+        Row(group="score", name=f"Fréchet distance, {n:,} images, against torch-fidelity's", make=partial(distance, n))
+        for n in (500, 5000)
+    ]
+    found.append(
+        Row(group="harness", name="100 metrics into MLflow, against log_metric", make=partial(logging, folder, 100))
+    )
+    for n in (100, 1000, 5000):
+        name = f"the next suggestion with {n:,} finished trials"
+        found.append(Row(group="harness", name=name, make=partial(suggestion, folder, n), full_only=n > 1000))
+    found.append(
+        Row(group="harness", name="a report of 5,000 trials", make=partial(report, folder, 5000), rounds=1,
+            full_only=True)
+    )  # fmt: skip
+    found += [
+        Row(group="start", name="`harness --help`, against importing torch, optuna and mlflow", make=help_page),
+        Row(group="start", name="what a worker imports", make=partial(imports, _WORKER)),
+    ]
+    return found
+
+
+_WORKER = "import harness.scoring.scorer, harness.sweep.worker, harness.tracking.courier, harness.tracking.mlflow"
+
+
+def system(recipe: str, batch: int) -> HParams:
+    """A recipe's networks and rates with the harness's own loop: joint step, fakes used again."""
+    loaded = load_recipe(recipe)
+    variant = "as_written" if "as_written" in loaded.variants else loaded.default_variant
+    params = loaded.configuration(variant).to_dict()
+    ours = {"batch_size": batch, "g_noise": "reuse", "d_step": "joint", "d_fakes": "train", "g_step_trains_d": False}
+    return HParams.from_params({**params, **ours})
+
+
+def noise_images(hp: HParams, n: int) -> Tensor:
+    """uint8 (n, H, W, C)."""
+    shape = (n, hp.image_size, hp.image_size, hp.channels)
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+
+
+@contextmanager
+def step(recipe: str, batch: int, steps: int, style: str) -> Iterator[tuple[Timed, Timed]]:
+    """Training steps alone, images in memory on both sides."""
+    hp = system(recipe, batch)
+    images = noise_images(hp, 512)
+    run, loop = _Run(hp, images, 0, CPU), Loop(hp, style)
+    reals = [images[i * batch : (i + 1) * batch].permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1 for i in range(4)]
+
+    def ours() -> None:
+        for _ in range(steps):
+            run.advance()
+        run.read_window()
+
+    def baseline() -> None:
+        for index in range(steps):
+            loop.step(reals[index % len(reals)])
+
+    yield ours, baseline
+
+
+@contextmanager
+def from_files(recipe: str, n: int, photos: Path | None, folder: Path) -> Iterator[tuple[Timed, Timed]]:
+    """An epoch from JPEG files of 178x218, the second one on: ours is prepared by then, theirs has its workers."""
+    from harness.data.store import open_store
+    from harness.study.spec import DataSpec
+
+    hp = system(recipe, 64)
+    files = jpeg_files(photos, n, folder / f"photos-{n}")
+    data = DataSpec(source="folder", image_size=hp.image_size, channels=3)
+    home = Home(folder / f"home-{hp.image_size}")
+    store = open_store(home, data, files / "all", study="bench", on_progress=lambda *_: None, say=lambda _: None)
+    run = _Run(hp, store.tensor(), 0, CPU)
+    loop, loader = Loop(hp, "write-up"), image_files(files, hp.image_size, 64, 2)
+
+    def ours() -> None:
+        for _ in range(n // 64):
+            run.advance()
+        run.read_window()
+
+    def baseline() -> None:
+        for real, _ in loader:
+            loop.step(real)
+
+    yield ours, baseline
+
+
+def jpeg_files(photos: Path | None, n: int, folder: Path) -> Path:
+    """``folder/all`` with n JPEG files: links to real ones, or made of smooth noise of CelebA's size."""
+    where = folder / "all"
+    if where.is_dir():
+        return folder
+    where.mkdir(parents=True)
+    if photos is not None:
+        for path in sorted(photos.rglob("*.jpg"))[:n]:
+            (where / path.name).symlink_to(path.resolve())
+        return folder
+    rng = np.random.default_rng(0)
+    for index in range(n):
+        coarse = Image.fromarray(rng.integers(0, 256, (27, 22, 3), np.uint8))
+        coarse.resize((178, 218), Image.Resampling.BICUBIC).save(where / f"{index:06d}.jpg", quality=90)
+    return folder
+
+
+@contextmanager
+def fid(home: Home, samples: int, real_images: int = 1000) -> Iterator[tuple[Timed, Timed]]:
+    """A generator's FID: ours with the worker's extractor and reference, theirs as each trial would call it."""
+    from harness.gan.networks import build
+    from harness.scoring.fidelity import Extractor, score, uint8_batches, versions
+    from harness.scoring.protocol import make_protocol
+    from harness.scoring.reference import Reference
+    from harness.study.spec import ScoreSpec
+
+    hp = HParams(image_size=32, ngf=32, ndf=32, batch_size=64, bn="paper")
+    generator, _ = build(hp, 0, CPU)
+    real = noise_images(hp, real_images).permute(0, 3, 1, 2).contiguous()
+    extractor = Extractor("inception-v3", home, CPU, print)
+    features = extractor(uint8_batches(real)).pooled
+    values = features.numpy()
+    reference = Reference(features, values.mean(axis=0), np.cov(values, rowvar=False))
+    spec = ScoreSpec(metric="fid", extractor="inception-v3", samples=samples, reference=real_images)
+    protocol = make_protocol(
+        spec, weights_sha256="0", fingerprint="0", split_rule="none", resize="", versions=versions()
+    )
+    with ExitStack() as stack:
+        context = contextmanager(fidelity_call)
+        call = stack.enter_context(context(generator, hp.z_dim, real, samples, extractor.weights.state))
+        yield lambda: score(generator, hp, reference, protocol, extractor, only=("fid",)), call
+
+
+@contextmanager
+def distance(n: int) -> Iterator[tuple[Timed, Timed]]:
+    """Fréchet distance of n samples with 2,048 features."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    from harness.scoring.fidelity import frechet_distance
+    from harness.scoring.reference import Reference
+
+    rng = np.random.default_rng(0)
+    fake, real = (torch.from_numpy(rng.normal(size=(n, 2048)).astype(np.float32)) for _ in range(2))
+    values = real.numpy()
+    reference = Reference(real, values.mean(axis=0), np.cov(values, rowvar=False))
+    expected = {"mu": reference.mu, "sigma": reference.sigma}
+
+    def baseline() -> None:
+        fid_statistics_to_metric(fid_features_to_statistics(fake), expected, False)
+
+    yield lambda: frechet_distance(fake, reference), baseline
+
+
+@contextmanager
+def logging(folder: Path, points: int) -> Iterator[tuple[Timed, Timed]]:
+    """``points`` metrics into MLflow on SQLite: one batch, and one call a value."""
+    from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
+    from harness.tracking.tracker import Point, RunInfo
+
+    home = Home(folder / "logging")
+    client = client_for(home)
+    tracker = MlflowTracker(client, open_experiment(client, home, "bench"))
+    run_id = tracker.start(RunInfo(key="bench", name="bench", params={}, tags={}))
+    numbers = iter(range(10**9))
+
+    def ours() -> None:
+        tracker.log(run_id, [Point("ours", 1.0, next(numbers)) for _ in range(points)])
+
+    def baseline() -> None:
+        for _ in range(points):
+            client.log_metric(run_id, "theirs", 1.0, step=next(numbers))
+
+    yield ours, baseline
+
+
+def finished_study(folder: Path, n: int) -> tuple[Any, Home]:
+    """``mnist32`` with n finished trials, as a sweep leaves them, in a SQLite file: (Trials, home)."""
+    import optuna
+    from optuna.trial import TrialState, create_trial
+
+    from harness.study.files import load_study
+    from harness.study.suggest import suggest
+    from harness.sweep.storage import open_study
+    from harness.sweep.trials import Trials
+
+    spec, home = load_study("mnist32"), Home(folder / f"trials-{n}")
+    study = open_study(spec, home)
+    trials = Trials(study, spec, home)
+    if len(study.trials) >= n:
+        return trials, home
+    drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    rng = random.Random(0)
+    made = []
+    for index in range(n):
+        asked = drawn.ask()
+        hp = suggest(asked, spec)
+        found = drawn._storage.get_trial(asked._trial_id)
+        value = rng.uniform(50, 300)
+        attrs = {"place": index, "hparams": hp.to_dict(), "scores": {"fid2k": value}, "seed": index, "reason": "",
+                 "folder": f"trials/mnist32/{index:04d}", "elapsed_s": 30.0, "protocol_hash": "0"}  # fmt: skip
+        rungs = {round(kimg * 1000): value + rng.uniform(0, 50) for kimg in spec.budget.rungs}
+        made.append(
+            create_trial(
+                state=TrialState.COMPLETE, params=found.params, distributions=found.distributions, value=value,
+                intermediate_values=rungs, user_attrs=attrs,
+            )
+        )  # fmt: skip
+        drawn.tell(asked, value)
+    study.add_trials(made)
+    return trials, home
+
+
+@contextmanager
+def suggestion(folder: Path, n: int) -> Iterator[tuple[Timed, None]]:
+    """Ask and suggest, with the sampler's model of n finished trials."""
+    from optuna.trial import TrialState
+
+    from harness.study.suggest import suggest
+
+    trials, _ = finished_study(folder, n)
+
+    def ours() -> float:
+        began = time.perf_counter()
+        trial = trials.ask(10**9)
+        suggest(trial, trials.spec)
+        took = time.perf_counter() - began
+        trials.end(trial, TrialState.COMPLETE, 100.0, "")
+        return took
+
+    yield ours, None
+
+
+@contextmanager
+def report(folder: Path, n: int) -> Iterator[tuple[Timed, None]]:
+    """Figures, tables and text of n trials, read from SQLite by a process of its own: (seconds, peak in MiB)."""
+    _, home = finished_study(folder, n)
+    code = (
+        "import resource, sys, time; from pathlib import Path; began = time.perf_counter();"
+        "from harness.home import Home; from harness.report.render import build_report;"
+        "from harness.sweep.analysis import EVALUATOR, importances;"
+        "from harness.sweep.storage import load_study, to_record;"
+        "home = Home(Path(sys.argv[1])); study = load_study('mnist32', home);"
+        "build_report(to_record(study), home.root, Path(sys.argv[2]), importances(study), EVALUATOR);"
+        "print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+
+    def ours() -> tuple[float, float]:
+        command = [sys.executable, "-c", code, str(home.root), str(folder / "report")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds, mebibytes = map(float, done.stdout.split()[-2:])
+        return seconds, mebibytes
+
+    yield ours, None
+
+
+def _python(code: str) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@contextmanager
+def help_page() -> Iterator[tuple[Timed, Timed]]:
+    """A process that shows the help, and one that imports what a sweep needs."""
+    show = "import sys; sys.argv = ['harness', '--help']; from harness.cli import main; main()"
+    yield lambda: _python(show), lambda: _python("import torch, optuna, mlflow")
+
+
+@contextmanager
+def imports(code: str) -> Iterator[tuple[Timed, None]]:
+    """A process that imports."""
+    yield lambda: _python(code), None
