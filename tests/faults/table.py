@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.sweep.processes import usable_cores
 from tests.conftest import ROOT
 
 PAGE = ROOT / "docs" / "reliability.md"
@@ -23,7 +24,7 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 def write_page(table: Path, command: str, took_s: float) -> None:
     """Put the rows that the tests left behind between the markers."""
     lines = [
-        BEGIN, "", f"`{command}`, {time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {took_s / 60:.0f} minutes. Time "
+        BEGIN, "", f"`{command}`, {time.strftime('%Y-%m-%d')}, {usable_cores()} cores, {took_s / 60:.0f} minutes. Time "
         "to recover: median (longest), from the fault to the next step of a training.", "",
         "| fault | times | trials lost | runs doubled | points lost or doubled | time to recover (s) |",
         "|---|---|---|---|---|---|",

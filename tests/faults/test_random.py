@@ -56,6 +56,8 @@ def test_the_worker_killed_at_random_times(bench):
     output: list[str] = []
     reader = Thread(target=lambda: output.extend(process.stdout), daemon=True)
     reader.start()
+    while process.poll() is None and not any(" starts" in line for line in output):
+        Event().wait(0.05)  # before, the processes that decode the images look like workers
     fault = Fault(name=f"kill -9 of the worker at random times, one sweep of {TRIALS} trials", times=0)
     while fault.times < KILLS and process.poll() is None:
         Event().wait(rng.uniform(0.2, 3.0))
