@@ -36,7 +36,8 @@ def doctor(home: Home) -> Iterator[tuple[bool, str, str]]:
     for name, finding in weights_in_use(home, lambda _: None):
         yield not finding.startswith("error"), name, finding
     try:
-        from harness.sweep.database import database_url, open_storage, shown
+        from harness.sweep.address import database_url, shown
+        from harness.sweep.database import open_storage
         from harness.tracking.mlflow import client_for, tracking_url
 
         open_storage(home)

@@ -1,15 +1,12 @@
-"""The Optuna database: where it is, who may write what nobody else may at that moment, and what an outage costs."""
+"""The Optuna database: its storage, and who may write what nobody else may at that moment."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from threading import Event, local
 from typing import Any, TypeVar
 
 import optuna
@@ -17,158 +14,22 @@ from filelock import FileLock
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
-from sqlalchemy import URL, NullPool, create_engine, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy import URL, NullPool, create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
 
-from harness.errors import StorageError, StorageLost, UsageError
-from harness.home import Home, seconds_from_environment
+from harness.errors import StorageError
+from harness.home import Home
+from harness.sweep.address import blotted, database_url, shown
+from harness.sweep.outage import Patience, grace_s
 
 # Seconds that a writer waits for another one's SQLite transaction.
 _BUSY_S = 60
 # A holder of the study's lock who says nothing for this long (a laptop that sleeps) loses it to the others.
 _LOCK_IDLE_S = 120
-_LONGEST_PAUSE_S = 2.0
 # A server that is stopped mid-call is noticed by these (libpq's names; seconds and a count).
 _POSTGRES = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 
-# Errors of SQLite that pass by themselves or when somebody makes room; every other one of its kind does not.
-_SQLITE_OUTAGES = ("locked", "busy", "disk is full", "disk I/O error")
-# What PostgreSQL says to those whom waiting does not help.
-_REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
-
 R = TypeVar("R")
-
-
-def grace_s() -> float:
-    """Seconds that an outage of the database is waited out: ``HARNESS_GRACE_S``, five minutes unless it says otherwise.
-
-    Raises:
-        UsageError: it is no such number.
-    """
-    return seconds_from_environment("HARNESS_GRACE_S", 300.0)
-
-
-def database_url(home: Home) -> URL:
-    """``HARNESS_STORAGE``, or the SQLite file in the home folder.
-
-    Raises:
-        UsageError: an address that cannot be used. Its text, which may hold a password, is not shown.
-    """
-    found = os.environ.get("HARNESS_STORAGE")
-    if not found:
-        return make_url(home.optuna_url)
-    try:
-        url = make_url(found)
-    except ArgumentError:
-        raise UsageError("HARNESS_STORAGE is not a database's address", _ADDRESSES) from None
-    if url.drivername == "postgresql":
-        url = url.set(drivername="postgresql+psycopg")
-    if url.drivername not in ("sqlite", "postgresql+psycopg"):
-        raise UsageError(f"HARNESS_STORAGE: {url.drivername} is not supported", _ADDRESSES)
-    if url.drivername == "sqlite" and url.database in (None, "", ":memory:"):
-        raise UsageError("HARNESS_STORAGE: SQLite without a file keeps nothing", _ADDRESSES)
-    if url.drivername == "postgresql+psycopg":
-        try:
-            import psycopg  # noqa: F401
-        except ImportError:
-            raise UsageError(
-                "HARNESS_STORAGE names PostgreSQL, but psycopg is not installed",
-                "`pip install 'dcgan-sweep-harness[postgresql]'`, or `pip install 'psycopg[binary]'`.",
-            ) from None
-    return url
-
-
-_ADDRESSES = (
-    "Use postgresql+psycopg://USER@HOST/DATABASE with the password in PGPASSWORD, or sqlite:////PATH/optuna.db."
-)
-
-
-def shown(url: URL) -> str:
-    """An address for people and logs: no user, no password, no option."""
-    if url.get_backend_name() == "sqlite":
-        return str(url.database)
-    return f"{url.get_backend_name()} database {url.database} on {url.host or 'this machine'}"
-
-
-def _blotted(message: str, url: URL) -> str:
-    """A message in which the address's password, if any, is blotted out."""
-    secrets = {str(url.password or ""), os.environ.get("PGPASSWORD", "")}
-    secrets |= {value for name, value in url.query.items() if "password" in name and isinstance(value, str)}
-    for secret in secrets - {""}:
-        message = message.replace(secret, "***")
-    return message
-
-
-class Patience:
-    """Waits while the database is away, up to the grace period, and says so once.
-
-    Args:
-        url: of the database, for messages.
-        seconds: the grace period.
-        say: told when waiting begins and ends.
-        stop: asked whether to give up earlier.
-    """
-
-    def __init__(self, url: URL, seconds: float, say: Callable[[str], None], stop: Callable[[], bool]) -> None:
-        self.url, self.seconds, self.say, self.stop = url, seconds, say, stop
-        self._impatient = local()
-
-    @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Inside, this thread does not wait: what holds a lock gives up and is repeated as a whole."""
-        self._impatient.now = True
-        try:
-            yield
-        finally:
-            self._impatient.now = False
-
-    def wait_out(self, call: Callable[[bool], R]) -> R:
-        """The result of ``call``, repeated until the database answers; it is told whether it is a repetition.
-
-        Raises:
-            StorageLost: the outage lasted longer than the grace period, or ``stop()`` said so during one.
-        """
-        began, pause, repeated = 0.0, 0.05, False
-        while True:
-            try:
-                result = call(repeated)
-            except (StorageInternalError, DBAPIError) as error:
-                if not is_outage(error) or getattr(self._impatient, "now", False):
-                    raise
-                now = time.monotonic()
-                if not repeated:
-                    began = now
-                    self.say(f"{shown(self.url)} does not answer; waiting up to {self.seconds:g} s")
-                repeated = True
-                if now - began > self.seconds or self.stop():
-                    raise StorageLost(
-                        f"{shown(self.url)} did not answer for {now - began:.0f} s: {self._first_line(error)}",
-                        "What was trained is saved. Start again when the database is back: it goes on from there.",
-                    ) from None
-                # Not time.sleep: nothing here may depend on how a signal ends it.
-                Event().wait(min(pause, _LONGEST_PAUSE_S))
-                pause *= 2
-                continue
-            if repeated:
-                self.say(f"{shown(self.url)} is back after {time.monotonic() - began:.1f} s")
-            return result
-
-    def _first_line(self, error: BaseException) -> str:
-        cause = error.__cause__ or error
-        return _blotted(str(getattr(cause, "orig", None) or cause).strip().splitlines()[0], self.url)
-
-
-def is_outage(error: BaseException) -> bool:
-    """Whether the database was away, locked or full: what time can heal. Not: a wrong address, statement or value."""
-    cause = error if isinstance(error, DBAPIError) else error.__cause__
-    if not isinstance(cause, DBAPIError):
-        return False
-    message = str(cause.orig)
-    if type(cause.orig).__module__ == "sqlite3":
-        return any(text in message for text in _SQLITE_OUTAGES)
-    if any(text in message for text in _REFUSALS):
-        return False
-    return cause.connection_invalidated or isinstance(cause, OperationalError | InterfaceError)
 
 
 def _patient(method: Callable[..., R]) -> Callable[..., R]:
@@ -184,7 +45,7 @@ def _patient(method: Callable[..., R]) -> Callable[..., R]:
 class PatientStorage(RDBStorage):
     """Optuna's storage, whose idempotent calls wait for the database to come back.
 
-    Creating a trial is not among them: whether it happened cannot be known, so :func:`harness.sweep.storage.ask`
+    Creating a trial is not among them: whether it happened cannot be known, so :class:`harness.sweep.trials.Trials`
     repeats it as a whole, and what a lost answer left behind is failed as a trial without a worker.
     """
 
@@ -277,7 +138,7 @@ def open_storage(
     try:
         return patience.wait_out(create)
     except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
-        first = _blotted(str(getattr(error, "orig", None) or error).splitlines()[0], url)
+        first = blotted(str(getattr(error, "orig", None) or error).splitlines()[0], url)
         hint = "If it is damaged, restore it from a backup, or move it away to begin anew."
         if url.get_backend_name() != "sqlite":
             hint = "Check HARNESS_STORAGE and the rights of its user."

@@ -14,9 +14,10 @@ from harness.errors import DataError, UsageError
 from harness.home import Home
 from harness.scoring.protocol import objective_name
 from harness.study.spec import StudySpec
-from harness.sweep.database import grace_s, open_storage
+from harness.sweep.database import open_storage
 from harness.sweep.engines.local import run_local, threads_per_worker
 from harness.sweep.engines.loop import Event, WorkerJob
+from harness.sweep.outage import grace_s
 from harness.sweep.parent import ParentRun
 from harness.sweep.processes import usable_cores, visible_gpus
 from harness.sweep.provenance import provenance

@@ -13,7 +13,8 @@ from harness.home import Home
 from harness.study.drift import changes
 from harness.study.records import StudyRecord, TrialRecord
 from harness.study.spec import Preset, StudySpec
-from harness.sweep.database import PatientStorage, StudyLock, database_url, open_storage, shown
+from harness.sweep.address import database_url, shown
+from harness.sweep.database import PatientStorage, StudyLock, open_storage
 
 
 def open_study(

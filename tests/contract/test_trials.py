@@ -129,7 +129,7 @@ def test_two_files_under_one_name_are_refused(trials, tmp_path):
 def test_a_lock_is_held_by_one_and_let_go_by_the_dead(trials, tmp_path):
     code = (
         "import sys; from pathlib import Path; from harness.home import Home;"
-        "from harness.sweep.database import StudyLock, database_url;"
+        "from harness.sweep.address import database_url; from harness.sweep.database import StudyLock;"
         "home = Home(Path(sys.argv[1])); lock = StudyLock(database_url(home), home, 'x').held();"
         "lock.__enter__(); print('held', flush=True); sys.stdin.read()"
     )

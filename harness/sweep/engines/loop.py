@@ -51,8 +51,9 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
     import torch
 
     from harness.scoring.scorer import Scorers
-    from harness.sweep.database import grace_s, open_storage
+    from harness.sweep.database import open_storage
     from harness.sweep.objective import Env
+    from harness.sweep.outage import grace_s
     from harness.sweep.processes import exact_arithmetic, on_device
     from harness.sweep.share import Share
     from harness.sweep.trials import Trials
