@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.rows import Row, rows
+from benchmarks.rows import Measured, Row, rows
 from harness.home import Home
 from harness.sweep.processes import usable_cores
 from harness.sweep.provenance import provenance
@@ -42,10 +42,8 @@ def measure(row: Row, rounds: int) -> dict[str, float]:
             started = time.perf_counter()
             found = run()
             seconds = time.perf_counter() - started
-            if baseline is None and isinstance(found, tuple):  # a process that measured itself
-                seconds, peak = found
-            elif baseline is None and isinstance(found, float):
-                seconds = found
+            if isinstance(found, Measured):
+                seconds, peak = found.seconds, max(peak, found.peak_mib)
             ours.append(seconds)
             if baseline is not None:
                 started = time.perf_counter()

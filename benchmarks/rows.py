@@ -25,13 +25,26 @@ from harness.study.files import load_recipe
 from harness.study.hparams import HParams
 
 Timed = Callable[[], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a row measured itself: seconds, and the peak memory of its process in MiB."""
+
+    seconds: float
+    peak_mib: float = 0.0
+
+
 # The write-ups' systems, with the batches that one timing takes: about two seconds of the baseline.
 SYSTEMS = {"udacity32": 16, "udacity32_wide": 2, "svhn32": 2, "celeba64": 1, "celeba128": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """``make`` is a context in which (ours, baseline) can be called; without a baseline, ``per`` may divide seconds."""
+    """``make`` is a context in which (ours, baseline) can be called; the baseline is None where nothing compares.
+
+    ``ours`` may return a :class:`Measured`, which counts instead of the stopwatch around it.
+    """
 
     group: str
     name: str
@@ -74,6 +87,8 @@ def rows(home: Home, photos: Path | None, folder: Path) -> list[Row]:
     found.append(
         Row(group="harness", name="100 metrics into MLflow, against log_metric", make=partial(logging, folder, 100))
     )
+    name = "training with the journal and its sender to MLflow, against without"
+    found.append(Row(group="harness", name=name, make=partial(journal, folder)))
     for n in (100, 1000, 5000):
         name = f"the next suggestion with {n:,} finished trials"
         found.append(Row(group="harness", name=name, make=partial(suggestion, folder, n), full_only=n > 1000))
@@ -237,6 +252,35 @@ def logging(folder: Path, points: int) -> Iterator[tuple[Timed, Timed]]:
     yield ours, baseline
 
 
+@contextmanager
+def journal(folder: Path) -> Iterator[tuple[Timed, Timed]]:
+    """18 kimg at 32 px whose curve is logged with each of three checkpoints, as an attempt does it; and not logged."""
+    from harness.gan.trainer import Budget, Progress, train
+    from harness.tracking.courier import Courier
+    from harness.tracking.mlflow import MlflowTracker, client_for, new_client, open_experiment
+    from harness.tracking.tracker import NullTracker, Point, RunInfo, Tracker
+
+    home = Home(folder / "journal")
+    experiment = open_experiment(client_for(home), home, "bench")
+    courier = Courier(home.spool, lambda: MlflowTracker(new_client(home), experiment, None), print)
+    hp = HParams(image_size=32, channels=1, ngf=32, ndf=16, batch_size=64)
+    images, numbers = noise_images(hp, 2000), iter(range(10**9))
+
+    def training(tracker: Tracker) -> None:
+        run_id = tracker.start(RunInfo(key=f"bench/{next(numbers)}", name="bench", params={}, tags={}))
+        pending: list[Point] = []
+        for event in train(hp, images, budget=Budget(kimg=18, snapshots_kimg=(6, 12)), seed=1, device=CPU):
+            if isinstance(event, Progress):
+                pending += [Point(name, value, event.step) for name, value in event.curve.items()]
+            else:
+                tracker.log(run_id, pending)
+                pending = []
+        tracker.end(run_id, "COMPLETE", scores={}, tags={})
+
+    yield lambda: training(courier), lambda: training(NullTracker())
+    courier.close(30)
+
+
 def finished_study(folder: Path, n: int) -> tuple[Any, Home]:
     """``mnist32`` with n finished trials, as a sweep leaves them, in a SQLite file: (Trials, home)."""
     import optuna
@@ -283,20 +327,20 @@ def suggestion(folder: Path, n: int) -> Iterator[tuple[Timed, None]]:
 
     trials, _ = finished_study(folder, n)
 
-    def ours() -> float:
+    def ours() -> Measured:
         began = time.perf_counter()
         trial = trials.ask(10**9)
         suggest(trial, trials.spec)
         took = time.perf_counter() - began
         trials.end(trial, TrialState.COMPLETE, 100.0, "")
-        return took
+        return Measured(seconds=took)
 
     yield ours, None
 
 
 @contextmanager
 def report(folder: Path, n: int) -> Iterator[tuple[Timed, None]]:
-    """Figures, tables and text of n trials, read from SQLite by a process of its own: (seconds, peak in MiB)."""
+    """Figures, tables and text of n trials, read from SQLite by a process of its own."""
     _, home = finished_study(folder, n)
     code = (
         "import resource, sys, time; from pathlib import Path; began = time.perf_counter();"
@@ -308,11 +352,11 @@ def report(folder: Path, n: int) -> Iterator[tuple[Timed, None]]:
         "print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )
 
-    def ours() -> tuple[float, float]:
+    def ours() -> Measured:
         command = [sys.executable, "-c", code, str(home.root), str(folder / "report")]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        seconds, mebibytes = map(float, done.stdout.split()[-2:])
-        return seconds, mebibytes
+        seconds, peak_mib = map(float, done.stdout.split()[-2:])
+        return Measured(seconds=seconds, peak_mib=peak_mib)
 
     yield ours, None
 

@@ -53,9 +53,9 @@ def check_all(home: Home, study: str, target: int, fault: Fault | None = None) -
     """
     record = to_record(load_study(study, home))
     places = Counter(trial.attrs["place"] for trial in finished(record))
-    wrong = [*_wrong_runs(home, record), *_wrong_points(home, record)]
+    runs, points = _wrong_runs(home, record), _wrong_points(home, record)
     if fault:
-        fault.write(lost=target - len(places), doubled=places.total() - len(places), points=len(wrong))
+        fault.write(lost=target - len(places), doubled=places.total() - len(places) + len(runs), points=len(points))
     assert {trial.state for trial in record.trials} <= {"COMPLETE", "PRUNED", "FAIL"}, record.trials
     assert len(finished(record)) == target
     assert max(places.values()) == 1, places
@@ -63,7 +63,8 @@ def check_all(home: Home, study: str, target: int, fault: Fault | None = None) -
     retried = Counter(trial.attrs["retry_of"] for trial in record.trials if "retry_of" in trial.attrs)
     assert max(retried.values(), default=1) == 1, retried
     assert record.best is None or math.isfinite(record.best.value)
-    assert wrong == []
+    assert runs == []
+    assert points == []
     _check_files(home)
     return record
 

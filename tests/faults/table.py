@@ -26,7 +26,7 @@ def write_page(table: Path, command: str, took_s: float) -> None:
     lines = [
         BEGIN, "", f"`{command}`, {time.strftime('%Y-%m-%d')}, {usable_cores()} cores, {took_s / 60:.0f} minutes. Time "
         "to recover: median (longest), from the fault to the next step of a training.", "",
-        "| fault | times | trials lost | runs doubled | points lost or doubled | time to recover (s) |",
+        "| fault | times | trials lost | trials or runs doubled or wrong | points lost or doubled | to recover (s) |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in map(json.loads, table.read_text().splitlines()):

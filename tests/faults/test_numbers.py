@@ -7,7 +7,7 @@ import math
 from harness.sweep.worker import DIVERGED_VALUE
 from tests.faults.barrier import Barrier
 from tests.faults.checks import Fault, check_all, outcome
-from tests.faults.conftest import STEP, Watch, finish, with_barrier
+from tests.faults.conftest import STEP, finish, with_barrier
 
 LOSS = "harness.gan.losses:generator_loss"
 IMAGES = "harness.gan.networks:Generator.forward@generate"
@@ -34,22 +34,21 @@ def test_numbers_that_are_none_are_never_the_best(bench):
     assert all(trial.state == "PRUNED" and DIVERGED_VALUE in trial.intermediate.values() for trial in bad)
     assert [trial.reason[:5] for trial in record.trials if trial.state == "FAIL"] == ["oom: "]
     best = record.best
-    assert best is None or (math.isfinite(best.value) and not best.attrs.get("diverged"))
+    assert best is not None
+    assert math.isfinite(best.value)
+    assert not best.attrs.get("diverged")
     text = (project.folder / "reports" / "tiny" / "report.md").read_text()
     assert "diverged" in text
-    assert "nan" not in text.lower().replace("nan-", "")
+    assert "nan" not in text.lower()
 
 
 def test_a_clock_that_is_stepped_by_an_hour_changes_nothing(bench, undisturbed):
     project = bench.project()
     barrier = Barrier(step=STEP)
     process = project.start("sweep", **with_barrier(project, barrier))
-    watch = Watch()
     for seconds in (3600, -7200, 3600):
-        watch.start()
         barrier.wait("step", nth=40).release(do="clock", seconds=seconds)
         barrier.wait("step").release()
-        watch.stop()
     barrier.pass_on()
     finish(process)
     fault = Fault(name="clock of the worker stepped by an hour, two back and one forward", times=3)
