@@ -41,7 +41,7 @@ def write_page(table: Path, command: str, took_s: float) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="harness faults", description="Inject every fault, for long.")
-    seed, kills = int(os.environ.get("SEED", "0")), int(os.environ.get("KILLS", "20"))
+    seed, kills = os.environ.get("SEED", "0"), os.environ.get("KILLS", "20")
     parser.add_argument("--seed", type=int, default=seed, help="of the random kills' times (SEED, default 0)")
     parser.add_argument("--kills", type=int, default=kills, help="random kills over one sweep (KILLS, default 20)")
     parser.add_argument("--trials", type=int, default=12, help="of the sweep with random kills")
