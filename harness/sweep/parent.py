@@ -12,7 +12,7 @@ from harness.home import Home
 from harness.study.spec import StudySpec
 from harness.sweep.reconcile import reconcile_tracker
 from harness.sweep.trials import Trials, finished_count
-from harness.tracking.mlflow import MlflowTracker, client_for, new_client, open_experiment
+from harness.tracking.mlflow import MlflowTracker, answers, client_for, new_client, open_experiment
 from harness.tracking.tracker import RunInfo
 
 
@@ -34,14 +34,15 @@ class ParentRun:
         """
         try:
             client = client_for(home)
-            tracker = MlflowTracker(client, open_experiment(client, home, spec.name, spec.description))
             info = RunInfo(
                 key=f"{spec.name}/sweep/{study.user_attrs['uid']}",
                 name=f"sweep {spec.name}",
                 params={},
                 tags={**tags, "role": "sweep"},
             )
-            return cls(tracker, tracker.start(info), home.spool, say)
+            with answers(home):
+                tracker = MlflowTracker(client, open_experiment(client, home, spec.name, spec.description))
+                return cls(tracker, tracker.start(info), home.spool, say)
         except TrackingError as error:
             if "mlflow_parent" not in study.user_attrs:
                 raise

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -80,6 +81,23 @@ def new_client(home: Home) -> MlflowClient:
     return MlflowClient(tracking_uri=tracking_url(home))
 
 
+@contextmanager
+def answers(home: Home) -> Iterator[None]:
+    """Whatever MLflow raises within is one error of ours.
+
+    Raises:
+        TrackingError: MLflow cannot be reached, or refuses.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
+        first = without_password((str(error).splitlines() or [type(error).__name__])[0], tracking_url(home))
+        raise TrackingError(f"MLflow does not answer: {first}", "Check MLFLOW_TRACKING_URI, or unset it.") from None
+
+
 def client_for(home: Home) -> MlflowClient:
     """A client; the database is created once, under a lock, before anything else opens it.
 
@@ -87,17 +105,10 @@ def client_for(home: Home) -> MlflowClient:
         TrackingError: MLflow cannot be reached.
     """
     quiet()
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
     home.root.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(home.root / ".mlflow.lock"):
-            client = new_client(home)
-            client.search_experiments(max_results=1)
-    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
-        first = without_password(str(error).splitlines()[0], tracking_url(home))
-        raise TrackingError(f"MLflow does not answer: {first}", "Check MLFLOW_TRACKING_URI, or unset it.") from None
+    with answers(home), FileLock(home.root / ".mlflow.lock"):
+        client = new_client(home)
+        client.search_experiments(max_results=1)
     return client
 
 

@@ -1,0 +1,46 @@
+"""The study's run in MLflow, opened while the server fails."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.errors import TrackingError
+from harness.study.files import parse_study
+from harness.sweep.parent import ParentRun
+from harness.sweep.storage import open_study
+from tests.conftest import TINY_STUDY
+from tests.servers import Gateway, MlflowServer
+
+SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    made = MlflowServer(tmp_path_factory.mktemp("mlflow")).start()
+    yield made
+    made.kill()
+
+
+@pytest.mark.parametrize("spared", [0, 1, 2, 3])
+def test_a_server_that_fails_between_two_answers_stops_a_new_study_with_a_sentence_and_a_known_one_not_at_all(
+    home, server, monkeypatch, spared
+):
+    gateway = Gateway(server.port)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", gateway.url)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    study, said = open_study(SPEC, home), []
+    try:
+        gateway.mode, gateway.spared = "500", spared
+        with pytest.raises(TrackingError, match="MLflow does not answer: .*500"):
+            ParentRun.open(study, SPEC, home, {}, said.append)
+        gateway.mode = "pass"
+        parent = ParentRun.open(study, SPEC, home, {}, said.append)
+        parent.note(study)
+        assert said == []
+        gateway.mode, gateway.spared = "500", spared
+        again = ParentRun.open(study, SPEC, home, {}, said.append)
+        assert (again.run_id, again.tracker.experiment_id) == (parent.run_id, parent.tracker.experiment_id)
+        (line,) = said
+        assert line.endswith("the sweep goes on, and MLflow gets everything when it is back")
+    finally:
+        gateway.close()
