@@ -6,10 +6,12 @@ import copy
 import warnings
 from collections.abc import Callable, Container
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from harness.errors import Fenced
@@ -26,7 +28,7 @@ MAX_CRASHES = 3
 # Reasons of a FAIL that is continued by another attempt.
 INTERRUPTED, KILLED, OOM = "interrupted", "its worker was killed", "oom"
 GIVEN_UP = f"{KILLED} {MAX_CRASHES} times without getting further; given up"
-_KEPT = ("preset", "recipe", "variant", "overrides", "own_images", "place", "oom")
+_KEPT = ("preset", "recipe", "variant", "overrides", "own_images", "place", "oom", "hparams")
 
 R = TypeVar("R")
 
@@ -91,16 +93,18 @@ class Trials:
         if sum(trial.state in (*FINISHED, TrialState.RUNNING) for trial in trials) >= target:
             return None
         places = 1 + max((place for trial in trials if (place := _place(trial)) is not None), default=-1)
-        sampler = make_sampler(self.spec, places)
-        view = _View(self.study.study_name, self.study._storage, sampler=sampler)
+        storage = self.study._storage
         trial_id = self._take(trials)
         # Named before anything else: a trial without a worker is one that a lost answer left behind.
-        self.study._storage.set_trial_user_attr(trial_id, "worker", this_process())
+        storage.set_trial_user_attr(trial_id, "worker", this_process())
         beat(self.study, trial_id)
-        trial = optuna.Trial(view, trial_id)
-        if "place" not in trial.user_attrs:
-            trial.set_user_attr("place", places)
-        return trial
+        place = storage.get_trial(trial_id).user_attrs.get("place")
+        if place is None:
+            place = places
+            storage.set_trial_user_attr(trial_id, "place", place)
+        # A retry that has yet to be suggested parameters gets those that its place would have got without the kill.
+        view = _View(self.study.study_name, storage, sampler=_Placed(make_sampler(self.spec, place)))
+        return optuna.Trial(view, trial_id)
 
     def _take(self, trials: list[FrozenTrial]) -> int:
         waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
@@ -148,12 +152,14 @@ class Trials:
         # The keys of optuna.storages.RetryHeartbeatStaleTrialCallback; a pruner's notes stay with the trial.
         notes = {"failed_trial": trial.number, "retry_history": [], **trial.system_attrs}
         notes["retry_history"] = [*notes["retry_history"], trial.number]
+        # Killed while parameters were suggested: all are suggested anew, as the sampler draws them one after the other.
+        whole = "hparams" in trial.user_attrs
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             retry = create_trial(
                 state=TrialState.WAITING,
-                params=trial.params,
-                distributions=trial.distributions,
+                params=trial.params if whole else {},
+                distributions=trial.distributions if whole else {},
                 user_attrs=attrs,
                 system_attrs=notes,
             )
@@ -226,3 +232,26 @@ class _View(optuna.Study):
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
         return [_in_place(trial) for trial in super()._get_trials(deepcopy, states, use_cache)]
+
+
+class _Placed(BaseSampler):
+    """A sampler that is told of a trial under its place's number, by which it leaves it out of the running ones."""
+
+    def __init__(self, sampler: BaseSampler) -> None:
+        self.sampler = sampler
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self.sampler.infer_relative_search_space(study, _in_place(trial))
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self.sampler.sample_relative(study, _in_place(trial), search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self.sampler.sample_independent(study, _in_place(trial), param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self.sampler.before_trial(study, _in_place(trial))

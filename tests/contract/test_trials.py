@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -42,7 +43,7 @@ def states(trials: Trials) -> dict[str, int]:
 
 def test_a_killed_trial_is_continued_in_optunas_own_retry_chain_with_its_parameters(trials):
     trial = trials.ask(9)
-    suggest(trial, SPEC)
+    trial.set_user_attr("hparams", suggest(trial, SPEC).to_dict())
     trial.set_user_attr("worker", GONE)
     assert trials.heal() == [f"trial 0: {KILLED}", "trial 0: queued to continue"]
     again = trials.ask(9)
@@ -51,6 +52,53 @@ def test_a_killed_trial_is_continued_in_optunas_own_retry_chain_with_its_paramet
     assert RetryHeartbeatStaleTrialCallback.retried_trial_number(frozen) == 0
     assert RetryHeartbeatStaleTrialCallback.retry_history(frozen) == [0] == trials.history(again)
     assert frozen.user_attrs["place"] == trials.study.trials[0].user_attrs["place"] == 0
+
+
+class Dying:
+    """A trial whose worker is killed after some suggestions."""
+
+    def __init__(self, trial: optuna.Trial, after: int) -> None:
+        self.trial, self.left = trial, after
+
+    def __getattr__(self, name):
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return getattr(self.trial, name)
+
+
+@pytest.mark.parametrize("finished", [3, 14], ids=["drawn at random", "drawn by TPE"])
+@pytest.mark.parametrize("suggested", [0, 1, 2, 99], ids=["none", "one", "two", "all"])
+def test_a_kill_while_parameters_are_suggested_changes_none_of_them(trials, tmp_path, finished, suggested):
+    home = Home(tmp_path / "runs")
+    spec = SPEC.model_copy(update={"name": "twin"})
+    twin = Trials(open_study(spec, home), spec, home)
+    for value in range(finished):
+        for each in (trials, twin):
+            trial = each.ask(99)
+            suggest(trial, SPEC)
+            each.end(trial, TrialState.COMPLETE, float(value), "")
+    for _ in range(3):
+        killed = trials.ask(99)
+        with suppress(KeyboardInterrupt):
+            suggest(Dying(killed, suggested), SPEC)
+        killed.set_user_attr("worker", GONE)
+        trials.heal(crashed=False)
+    last = trials.ask(99)
+    assert last.number == finished + 3
+    assert last.user_attrs["place"] == finished
+    assert suggest(last, SPEC) == suggest(twin.ask(99), SPEC)
+
+
+def test_parameters_once_given_stay_whoever_is_killed(trials):
+    trial = trials.ask(99)
+    hp = suggest(trial, SPEC)
+    trial.set_user_attr("hparams", hp.to_dict())
+    for _ in range(3):
+        trial.set_user_attr("worker", GONE)
+        trials.heal(crashed=False)
+        trial = trials.ask(99)
+        assert SPEC.hparams(trial.params) == hp
 
 
 def test_a_retry_comes_before_all_others(trials):

@@ -13,6 +13,7 @@ from threading import Event, Thread
 
 import pytest
 
+from harness.sweep.trials import MAX_CRASHES
 from tests.faults.checks import Fault, check_all, outcome
 from tests.faults.conftest import STUDY
 from tests.faults.options import KILLS, SEED, TRIALS, long_only
@@ -30,6 +31,13 @@ def workers_of(pid: int) -> list[int]:
         if int(fields[1]) == pid and b"spawn_main" in command:
             found.append(int(stat.parent.name))
     return found
+
+
+def is_at_its_last(project) -> bool:
+    """Whether the running trial is given up, as it should be, if its worker is killed now, before it got further."""
+    attrs = project.record().trials[-1].attrs
+    further = attrs.get("saved_kimg", 0.0) > attrs.get("resumed_kimg", 0.0)
+    return attrs.get("crashes", 0) == MAX_CRASHES - 1 and not further
 
 
 def best_of(project, record) -> tuple[int, str]:
@@ -61,6 +69,8 @@ def test_the_worker_killed_at_random_times(bench):
     fault = Fault(name=f"kill -9 of the worker at random times, one sweep of {TRIALS} trials", times=0)
     while fault.times < KILLS and process.poll() is None:
         Event().wait(rng.uniform(0.2, 3.0))
+        while process.poll() is None and is_at_its_last(project):
+            Event().wait(0.05)
         for pid in workers_of(process.pid)[:1]:
             seen = len(output)
             os.kill(pid, signal.SIGKILL)
