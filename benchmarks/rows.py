@@ -188,7 +188,8 @@ def jpeg_files(photos: Path | None, n: int, folder: Path) -> Path:
 def fid(home: Home, samples: int, real_images: int = 1000) -> Iterator[tuple[Timed, Timed]]:
     """A generator's FID: ours with the worker's extractor and reference, theirs as each trial would call it."""
     from harness.gan.networks import build
-    from harness.scoring.fidelity import Extractor, score, uint8_batches, versions
+    from harness.scoring.extractors import Extractor
+    from harness.scoring.fidelity import score, versions
     from harness.scoring.protocol import make_protocol
     from harness.scoring.reference import Reference
     from harness.study.spec import ScoreSpec
@@ -197,9 +198,8 @@ def fid(home: Home, samples: int, real_images: int = 1000) -> Iterator[tuple[Tim
     generator, _ = build(hp, 0, CPU)
     real = noise_images(hp, real_images).permute(0, 3, 1, 2).contiguous()
     extractor = Extractor("inception-v3", home, CPU, print)
-    features = extractor(uint8_batches(real)).pooled
-    values = features.numpy()
-    reference = Reference(features, values.mean(axis=0), np.cov(values, rowvar=False))
+    features = extractor(real).pooled
+    reference = Reference(features)
     spec = ScoreSpec(metric="fid", extractor="inception-v3", samples=samples, reference=real_images)
     protocol = make_protocol(
         spec, weights_sha256="0", fingerprint="0", split_rule="none", resize="", versions=versions()
@@ -215,14 +215,14 @@ def distance(n: int) -> Iterator[tuple[Timed, Timed]]:
     """Fréchet distance of n samples with 2,048 features."""
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-    from harness.scoring.fidelity import frechet_distance
+    from harness.scoring.distance import frechet_distance
     from harness.scoring.reference import Reference
 
     rng = np.random.default_rng(0)
     fake, real = (torch.from_numpy(rng.normal(size=(n, 2048)).astype(np.float32)) for _ in range(2))
-    values = real.numpy()
-    reference = Reference(real, values.mean(axis=0), np.cov(values, rowvar=False))
-    expected = {"mu": reference.mu, "sigma": reference.sigma}
+    reference = Reference(real)
+    frechet_distance(fake, reference)  # its root of the real side is found once in a worker's life
+    expected = fid_features_to_statistics(real)
 
     def baseline() -> None:
         fid_statistics_to_metric(fid_features_to_statistics(fake), expected, False)

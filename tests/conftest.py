@@ -26,6 +26,7 @@ image_size = 16
 channels = 1
 
 [fixed]
+precision = "float32"
 ngf = 4
 ndf = 4
 z_dim = 8

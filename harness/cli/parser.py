@@ -57,6 +57,8 @@ def make_parser() -> argparse.ArgumentParser:
                        help="with Ray on CUDA: a fraction puts several workers on one GPU (default 1)")  # fmt: skip
     sweep.add_argument("--quick", action="store_true", default=os.environ.get("QUICK", "") not in ("", "0"),
                        help="the study's quick budget, as a study of its own, STUDY-quick (QUICK=1)")  # fmt: skip
+    sweep.add_argument("--exact", action="store_true", default=os.environ.get("EXACT", "") not in ("", "0"),
+                       help="float32 throughout: no faster arithmetic for trainings and rungs (EXACT=1)")  # fmt: skip
     sweep.add_argument("--dry-run", action="store_true",
                        help="say what would run, with measured time, memory and disk; nothing is written")  # fmt: skip
     sweep.add_argument("--resume-anyway", action="store_true",
@@ -90,6 +92,8 @@ def make_parser() -> argparse.ArgumentParser:
         default=_env_number("SAMPLES"),
         help="images to score with, generated and real ones each (SAMPLES; default: as in the file)",
     )
+    train.add_argument("--exact", action="store_true", default=os.environ.get("EXACT", "") not in ("", "0"),
+                       help="float32, whatever a best.toml says (EXACT=1)")  # fmt: skip
     train.add_argument("--seed", type=_seed, default=_env_number("SEED"), help="seed of the training (SEED)")
     _data_argument(train)
     _device_argument(train)

@@ -52,6 +52,7 @@ def sweep(arguments: argparse.Namespace) -> int:
                 gpus_per_worker=arguments.gpus_per_worker,
             ),
             resume_anyway=arguments.resume_anyway,
+            exact=arguments.exact,
             on_event=lambda event: show(view.update(event)),
             on_progress=file_progress(show, view, stop),
             stop_level=lambda: stop.level,
@@ -110,6 +111,7 @@ def _dry_run(spec: StudySpec, home: Home, arguments: argparse.Namespace) -> int:
         trials=arguments.trials,
         workers=arguments.workers,
         device=arguments.device,
+        exact=arguments.exact,
         say=say,
     ):
         say(f"{what:28} {finding}")
@@ -148,6 +150,7 @@ def train(arguments: argparse.Namespace) -> int:
             kimg=arguments.kimg,
             samples=arguments.samples,
             seed=arguments.seed,
+            exact=arguments.exact,
             source=arguments.data,
             device=arguments.device,
             watch=Watch(

@@ -60,7 +60,8 @@ def _import_check() -> tuple[bool, str, str]:
 
 def weights_in_use(home: Home, say: Say) -> Iterator[tuple[str, str]]:
     """(extractor, source and what it lacks), fetching what is not there yet."""
-    from harness.scoring.fidelity import NO_HEAD, inception_shapes
+    from harness.scoring.extractors import inception_shapes
+    from harness.scoring.fidelity import NO_HEAD
     from harness.scoring.weights import inception_weights, mobilenet_weights
 
     try:
@@ -81,7 +82,7 @@ def export_weights(home: Home, out: Path, say: Say) -> str:
 
     import torch
 
-    from harness.scoring.fidelity import inception_shapes
+    from harness.scoring.extractors import inception_shapes
     from harness.scoring.weights import inception_weights
 
     weights = inception_weights(home, inception_shapes(), say)

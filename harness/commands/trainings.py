@@ -75,6 +75,7 @@ def train(
     kimg: float | None,
     samples: int | None,
     seed: int | None,
+    exact: bool,
     source: Path | None,
     device: str,
     watch: Watch,
@@ -95,6 +96,8 @@ def train(
             raise UsageError(f"SAMPLES={samples} is too many", "1,000,000 are allowed.") from None
         training = dataclasses.replace(training, scoring=scoring)
     training = dataclasses.replace(training, kimg=kimg or training.kimg, seed=training.seed if seed is None else seed)
+    if exact:
+        training = dataclasses.replace(training, hparams=dataclasses.replace(training.hparams, precision="float32"))
     outcome = run_training(training, home, source=source, device=device, watch=watch)
     if outcome.interrupted:
         return outcome, None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from harness.errors import DataError, Diverged
 from harness.gan.losses import fake_loss, generator_loss, real_loss
 from harness.gan.networks import Discriminator, Generator, build, latent_noise
+from harness.gan.precision import autocast, tensor_cores
 from harness.study.hparams import HParams, derive_seed
 
 # The columns of the statistics window, each a mean over the window's steps.
@@ -184,6 +185,10 @@ class _Run:
 
     def advance(self) -> None:
         """One generator update with its ``n_dis`` discriminator updates. No value is read back to the host."""
+        with tensor_cores(self.hp.precision, self.device):
+            self._advance()
+
+    def _advance(self) -> None:
         hp = self.hp
         self.step += 1
         for update in range(hp.n_dis):
@@ -198,7 +203,8 @@ class _Run:
             fake = self._fake(z, with_grad=True)
         # D's own gradients are not needed here (unless the bug is asked for): only the path through it to the fakes.
         self.discriminator.requires_grad_(hp.g_step_trains_d)
-        loss_g = generator_loss(self.discriminator(fake))
+        (fake_logits,) = self._judge(fake)
+        loss_g = generator_loss(fake_logits)
         norm_g = self._update("generator", self.opt_g, loss_g)
         self.discriminator.requires_grad_(True)
         if self.average is not None:
@@ -212,17 +218,23 @@ class _Run:
     def _train_discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One update on both, or one on each; (loss, mean real logit, mean fake logit, gradient norm)."""
         hp, factor = self.hp, self.hp.d_loss_factor
-        real_logits = self.discriminator(real)
+        if hp.d_step == "joint":
+            real_logits, fake_logits = self._judge(real, fake)
+            loss = real_loss(real_logits, hp.label_smoothing) * factor + fake_loss(fake_logits) * factor
+            return loss, real_logits.mean(), fake_logits.mean(), self._update("discriminator", self.opt_d, loss)
+        (real_logits,) = self._judge(real)
         on_real = real_loss(real_logits, hp.label_smoothing) * factor
-        if hp.d_step == "split":
-            norm_real = self._update("discriminator", self.opt_d, on_real)
-        fake_logits = self.discriminator(fake)
+        norm_real = self._update("discriminator", self.opt_d, on_real)
+        (fake_logits,) = self._judge(fake)
         on_fake = fake_loss(fake_logits) * factor
-        loss = on_real.detach() + on_fake if hp.d_step == "split" else on_real + on_fake
-        norm = self._update("discriminator", self.opt_d, loss)
-        if hp.d_step == "split":
-            norm = torch.maximum(norm, norm_real)
-        return loss, real_logits.mean(), fake_logits.mean(), norm
+        norm = torch.maximum(self._update("discriminator", self.opt_d, on_fake), norm_real)
+        return on_real.detach() + on_fake, real_logits.mean(), fake_logits.mean(), norm
+
+    def _judge(self, *batches: Tensor) -> list[Tensor]:
+        """Logits of each batch, never of half precision; BatchNorm sees each batch on its own."""
+        with autocast(self.hp.precision, self.device):
+            logits = [self.discriminator(batch) for batch in batches]
+        return [each.to(torch.promote_types(each.dtype, torch.float32)) for each in logits]
 
     def _noise(self, n_real: int) -> Tensor:
         n = n_real if self.hp.last_batch == "match" else self.hp.batch_size
@@ -231,7 +243,7 @@ class _Run:
     def _fake(self, z: Tensor, *, with_grad: bool) -> Tensor:
         """Images for the generator's update (with gradients), or for the discriminator's alone."""
         self.generator.train(with_grad or self.hp.d_fakes == "train")
-        with torch.set_grad_enabled(with_grad):
+        with torch.set_grad_enabled(with_grad), autocast(self.hp.precision, self.device):
             fake: Tensor = self.generator(z)
         return fake
 

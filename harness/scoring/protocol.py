@@ -42,18 +42,19 @@ class Protocol:
 
     def metric(self, name: str) -> str:
         """The full name of a metric: ``fid`` becomes ``fid10k``, or ``fid_mnv2_256`` with the small extractor."""
-        return metric_name(name, self.extractor, self.samples)
+        return metric_name(name, self.extractor, self.samples, self.precision)
 
 
-def metric_name(name: str, extractor: str, samples: int) -> str:
-    """``fid`` with Inception and 10,000 samples is ``fid10k``; other extractors are named."""
+def metric_name(name: str, extractor: str, samples: int, precision: str | None = None) -> str:
+    """``fid`` with Inception and 10,000 samples is ``fid10k``; other extractors, and a quicker precision, are named."""
     count = f"{samples // 1000}k" if samples % 1000 == 0 else str(samples)
-    return f"{name}{count}" if extractor == INCEPTION else f"{name}_mnv2_{count}"
+    whole = f"{name}{count}" if extractor == INCEPTION else f"{name}_mnv2_{count}"
+    return whole if precision in (None, "float32") else f"{whole}_{precision}"
 
 
 def objective_name(score: ScoreSpec) -> str:
     """The name of the metric that a protocol of a study file minimises."""
-    return metric_name(score.metric, score.extractor, score.samples)
+    return metric_name(score.metric, score.extractor, score.samples, score.precision)
 
 
 def make_protocol(
@@ -69,6 +70,7 @@ def make_protocol(
         reference_split=f"{score.split or 'train'}: {split_rule}",
         seed=score.seed,
         resize=resize,
+        precision=score.precision or "float32",
         kid_subset_size=min(1000, score.samples, score.reference),
         versions=tuple(sorted(versions.items())),
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
@@ -29,13 +29,28 @@ class Features:
     logits: Tensor | None
 
 
-@dataclass(frozen=True, slots=True)
 class Reference:
-    """Real images as features (n, D) with their mean (D,) float32 and covariance (D, D) float64."""
+    """Real images as features, shape (n, D), with statistics in float64 that are computed when first asked for."""
 
-    features: Tensor
-    mu: np.ndarray
-    sigma: np.ndarray
+    def __init__(self, features: Tensor) -> None:
+        self.features = features
+
+    @functools.cached_property
+    def mu(self) -> Tensor:
+        """Mean, shape (D,)."""
+        return self.features.double().mean(dim=0)
+
+    @functools.cached_property
+    def sigma(self) -> Tensor:
+        """Covariance, shape (D, D)."""
+        return torch.cov(self.features.double().T)
+
+    @functools.cached_property
+    def root(self) -> Tensor:
+        """The symmetric square root of the covariance, shape (D, D)."""
+        values, vectors = torch.linalg.eigh(self.sigma)
+        root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+        return root
 
 
 def reference_images(images_NHWC: Tensor, n: int) -> Tensor:
@@ -85,8 +100,7 @@ def load_reference(
         if features is None:
             features = extract(reference_images(images_NHWC, protocol.reference_images)).pooled.contiguous()
             atomic.write_bytes(path, save({"features": features}, {"sha256": _sha256(features)}))
-    values = features.numpy()
-    return Reference(features, values.mean(axis=0), np.cov(values, rowvar=False))
+    return Reference(features)
 
 
 def _cached(path: Path) -> Tensor | None:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from harness.data.store import ImageStore
+from harness.gan.precision import FLOAT32
 from harness.home import Home
-from harness.scoring.fidelity import Extractor, Scores, metrics_of, score, uint8_batches, versions
+from harness.scoring.extractors import Extractor
+from harness.scoring.fidelity import Scores, score, versions
 from harness.scoring.protocol import INCEPTION, MOBILENET, Protocol, make_protocol
 from harness.scoring.reference import Reference, load_reference
-from harness.scoring.sampling import generate, to_uint8
 from harness.study.hparams import HParams
 from harness.study.spec import ScoreSpec
 
@@ -39,15 +40,16 @@ class Scorers:
     ) -> None:
         self.home, self.store, self.device, self.say = home, store, device, say
         self.interrupt = interrupt
-        self._extractors: dict[str, Extractor] = {}
+        self._extractors: dict[tuple[str, str], Extractor] = {}
 
-    def extractor(self, name: str) -> Extractor:
-        if name not in self._extractors:
-            self._extractors[name] = Extractor(name, self.home, self.device, self.say, self.interrupt)
-        return self._extractors[name]
+    def extractor(self, name: str, precision: str = FLOAT32) -> Extractor:
+        if (name, precision) not in self._extractors:
+            made = Extractor(name, self.home, self.device, self.say, self.interrupt, precision)
+            self._extractors[name, precision] = made
+        return self._extractors[name, precision]
 
     def protocol(self, spec: ScoreSpec) -> Protocol:
-        extractor = self.extractor(spec.extractor)
+        extractor = self.extractor(spec.extractor, spec.precision or FLOAT32)
         return make_protocol(
             spec,
             weights_sha256=extractor.weights.sha256,
@@ -58,9 +60,9 @@ class Scorers:
         )
 
     def reference(self, spec: ScoreSpec) -> Reference:
-        extractor = self.extractor(spec.extractor)
+        extractor = self.extractor(spec.extractor, spec.precision or FLOAT32)
         images = split_images(self.store, spec)
-        return load_reference(self.home, images, self.protocol(spec), lambda batch: extractor(uint8_batches(batch)))
+        return load_reference(self.home, images, self.protocol(spec), extractor)
 
     def scorer(self, spec: ScoreSpec) -> Scorer:
         """Load weights and reference statistics of a protocol."""
@@ -81,7 +83,7 @@ class Scorer:
     def __init__(self, scorers: Scorers, spec: ScoreSpec) -> None:
         self.spec = spec
         self.protocol = scorers.protocol(spec)
-        self.extractor = scorers.extractor(spec.extractor)
+        self.extractor = scorers.extractor(spec.extractor, self.protocol.precision)
         self.reference = scorers.reference(spec)
         headless = spec.extractor == INCEPTION and not self.extractor.weights.has_head
         self.stand_in = scorers.extractor(MOBILENET) if headless else None
@@ -94,11 +96,11 @@ class Scorer:
     def __call__(self, generator: nn.Module, hp: HParams, *, all_metrics: bool) -> Scores:
         """All metrics of the protocol, or only the one that is minimised."""
         only = ("fid", "kid", "is") if all_metrics else (self.spec.metric,)
-        scores = score(generator, hp, self.reference, self.protocol, self.extractor, only=only)
+        scores = score(generator, hp, self.reference, self.protocol, self.extractor, only=only, quick=not all_metrics)
         if self.stand_in is None or "is" not in only or scores.reason:
             return scores
-        images = generate(generator, hp, self.protocol.samples, self.protocol.seed, self.extractor.device)
-        features = self.stand_in(uint8_batches(to_uint8(images)), logits=True)
         own_name = dataclasses.replace(self.protocol, extractor=MOBILENET)
-        values, _ = metrics_of(features, self.reference, own_name, only=("is",))
-        return dataclasses.replace(scores, values={**scores.values, **values})
+        more = score(generator, hp, self.reference, own_name, self.stand_in, only=("is",))
+        return dataclasses.replace(
+            scores, values={**scores.values, **more.values}, seconds=scores.seconds + more.seconds
+        )

@@ -81,6 +81,7 @@ class HParams:
     g_step_trains_d: bool = False
     n_dis: int = 1
     ema: float = 0.0
+    precision: str = "float32"
 
     def to_dict(self) -> dict[str, Any]:
         """Every field by name, in the order of the definition."""

@@ -24,6 +24,11 @@ class FixedParams(Table):
 
     model_config = ConfigDict(strict=True)  # "8" and 8.0 are no batch size, true is no width
 
+    precision: Literal["float32", "tf32", "bf16"] | None = Field(
+        None,
+        description="Arithmetic of training. bf16: convolutions and linear layers in bfloat16, all else in float32; "
+        "tf32: CUDA's TF32. Absent from a study: chosen once, when it is started; elsewhere float32.",
+    )
     z_dim: int | None = Field(None, ge=1, le=4096, description="Size of the latent vector z (elements).")
     latent: Literal["normal", "uniform", "truncated_normal"] | None = Field(
         None,

@@ -152,6 +152,17 @@ class ScoreSpec(Table):
         None, description="Which real images it compares with: those trained on (unless given), or those held out."
     )
     seed: int = Field(2020, ge=0, lt=2**32, description="Seed of the noise that is sampled from.")
+    precision: Literal["float32", "bf16"] | None = Field(
+        None,
+        description="Arithmetic of Inception's convolutions. bf16 is for rungs, where it is chosen once, when the "
+        "study is started, unless given; float32 everywhere else.",
+    )
+
+    @model_validator(mode="after")
+    def _only_inception(self) -> Self:
+        if self.precision == "bf16" and self.extractor != "inception-v3":
+            raise ValueError(f"precision = bf16 is Inception's; {self.extractor} runs in float32")
+        return self
 
 
 class ScoringSpec(Table):
@@ -159,6 +170,12 @@ class ScoringSpec(Table):
 
     final: ScoreSpec
     rung: ScoreSpec
+
+    @model_validator(mode="after")
+    def _final_is_exact(self) -> Self:
+        if self.final.precision == "bf16":
+            raise ValueError("final.precision = bf16: final scores are float32, bf16 is for rungs")
+        return self
 
 
 class SamplerSpec(Table):

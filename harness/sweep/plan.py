@@ -19,9 +19,10 @@ from torch import Tensor
 from harness.data.store import existing_store, find_material
 from harness.errors import DataError, Diverged
 from harness.gan.networks import Discriminator, Generator, build
+from harness.gan.precision import FLOAT32
 from harness.gan.trainer import Budget, Progress, train
 from harness.home import Home
-from harness.scoring.fidelity import untrained_module
+from harness.scoring.extractors import untrained_module
 from harness.scoring.sampling import BATCH, generate
 from harness.study.architecture import problems
 from harness.study.hparams import HParams
@@ -29,6 +30,7 @@ from harness.study.spec import ScoreSpec, StudySpec
 from harness.study.suggest import suggest
 from harness.sweep.processes import exact_arithmetic, usable_cores
 from harness.sweep.run import choose_device, require_images
+from harness.sweep.speed import settle
 
 # Steps of one configuration: the first warms up and is not counted.
 _STEPS = 4
@@ -58,6 +60,7 @@ def plan(
     trials: int | None,
     workers: int,
     device: str,
+    exact: bool,
     say: Callable[[str], None],
 ) -> Iterator[tuple[str, str]]:
     """(what, finding), line by line, as it is measured.
@@ -67,6 +70,7 @@ def plan(
     """
     exact_arithmetic()
     place = torch.device(choose_device(device))
+    spec = settle(spec, place.type, exact=exact, say=lambda text: None)
     images, n_images, store_bytes, prepare_s = _images(spec, home, source, say)
     set_bytes = n_images * int(np.prod(images.shape[1:])) if place.type == "cuda" else 0
     images = images[: max(spec.largest_batch(), _FILES)].to(place)
@@ -74,6 +78,10 @@ def plan(
         "images",
         f"{n_images:,} of {spec.data.image_size} px"
         + (f"; preparing them takes about {_shown(prepare_s)}" if prepare_s else "; prepared already"),
+    )
+    yield (
+        "precision",
+        f"training {spec.fixed.precision or 'searched'}, rungs {spec.scoring.rung.precision}, final float32",
     )
     measured = []
     for found in _configurations(spec, images, place):
@@ -84,9 +92,9 @@ def plan(
         )
     if not measured:
         raise DataError("none of the tried configurations trains on these images", "Each of them diverged at once.")
-    rates = {name: _scoring_rate(name, spec.data.image_size, place) for name in _extractors(spec)}
-    for name, rate in rates.items():
-        yield f"  {name}", f"{rate:,.1f} images/s"
+    rates = {kind: _scoring_rate(*kind, spec.data.image_size, place) for kind in _extractors(spec)}
+    for (name, precision), rate in rates.items():
+        yield f"  {name} {precision}", f"{rate:,.1f} images/s"
     target = trials or spec.budget.trials
     yield "time", _time(spec, measured, rates, target, place)
     peak = _peak_bytes(place) + set_bytes  # workers keep the whole set on the GPU where it fits
@@ -184,12 +192,16 @@ def _parameters(hp: HParams) -> tuple[int, int]:
     return g, d
 
 
-def _extractors(spec: StudySpec) -> list[str]:
-    return sorted({spec.scoring.final.extractor, spec.scoring.rung.extractor})
+def _extractors(spec: StudySpec) -> list[tuple[str, str]]:
+    return sorted({_kind(spec.scoring.final), _kind(spec.scoring.rung)})
 
 
-def _scoring_rate(name: str, size: int, place: torch.device) -> float:
-    module = untrained_module(name).to(place)
+def _kind(score: ScoreSpec) -> tuple[str, str]:
+    return score.extractor, score.precision or FLOAT32
+
+
+def _scoring_rate(name: str, precision: str, size: int, place: torch.device) -> float:
+    module = untrained_module(name, precision).to(place)
     batch = torch.zeros(BATCH, 3, size, size, dtype=torch.uint8, device=place)
     with torch.inference_mode():
         module(batch[:2])
@@ -198,9 +210,11 @@ def _scoring_rate(name: str, size: int, place: torch.device) -> float:
     return BATCH / (time.perf_counter() - started)
 
 
-def _time(spec: StudySpec, measured: list[Measured], rates: dict[str, float], target: int, place: torch.device) -> str:
+def _time(
+    spec: StudySpec, measured: list[Measured], rates: dict[tuple[str, str], float], target: int, place: torch.device
+) -> str:
     def scoring_s(score: ScoreSpec) -> float:
-        return score.samples * (1 / rates[score.extractor] + statistics.mean(m.s_per_sample for m in measured))
+        return score.samples * (1 / rates[_kind(score)] + statistics.mean(m.s_per_sample for m in measured))
 
     rungs = len(spec.budget.rungs) + 1
     scored = rungs * scoring_s(spec.scoring.rung) + scoring_s(spec.scoring.final)
@@ -209,8 +223,8 @@ def _time(spec: StudySpec, measured: list[Measured], rates: dict[str, float], ta
     typical = statistics.mean(searched or list(baselines.values()))
     named = [p.name for p in spec.presets if p.recipe][:target]
     training = [baselines.get(name, typical) for name in named] + [typical] * (target - len(named))
-    references = {(s.extractor, s.reference, s.split) for s in (spec.scoring.final, spec.scoring.rung)}
-    once = sum(n / rates[extractor] for extractor, n, _ in references)
+    references = {(_kind(s), s.reference, s.split) for s in (spec.scoring.final, spec.scoring.rung)}
+    once = sum(n / rates[kind] for kind, n, _ in references)
     total = sum(training) + target * scored + once
     pruned = (
         ""

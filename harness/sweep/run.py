@@ -21,6 +21,7 @@ from harness.sweep.outage import grace_s
 from harness.sweep.parent import ParentRun
 from harness.sweep.processes import usable_cores, visible_gpus
 from harness.sweep.provenance import provenance
+from harness.sweep.speed import adopt, settle
 from harness.sweep.storage import load_study, open_study, to_record
 from harness.sweep.trials import Trials, finished_count
 
@@ -53,6 +54,7 @@ def run_sweep(
     trials: int | None,
     machines: Machines,
     resume_anyway: bool,
+    exact: bool = False,
     on_event: Callable[[Event], None],
     on_progress: OnProgress,
     stop_level: Callable[[], int],
@@ -72,7 +74,14 @@ def run_sweep(
     store = open_store(home, spec.data, source, study=spec.name, on_progress=on_progress, say=say)
     require_images(spec, store.n_train, store.n_held_out)
     storage = open_storage(home, grace=grace_s(), say=say, stop=lambda: stop_level() > 0)
-    study = open_study(spec, home, resume_anyway=resume_anyway, storage=storage)
+    study = open_study(
+        settle(spec, device, exact=True, say=say) if exact else spec,
+        home,
+        resume_anyway=resume_anyway,
+        storage=storage,
+        settle=lambda spec: settle(spec, device, exact=False, say=say),
+    )
+    spec = adopt(spec, json.loads(study.user_attrs["spec"]))
     dataset = {"name": spec.data.source, "fingerprint": store.fingerprint, "source": spec.data.source}
     _refuse_other_images(study, dataset)
     say("opening MLflow")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -15,12 +16,25 @@ from harness.study.records import StudyRecord, TrialRecord
 from harness.study.spec import Preset, StudySpec
 from harness.sweep.address import database_url, shown
 from harness.sweep.database import PatientStorage, StudyLock, open_storage
+from harness.sweep.speed import adopt
 
 
 def open_study(
-    spec: StudySpec, home: Home, *, resume_anyway: bool = False, storage: PatientStorage | None = None
+    spec: StudySpec,
+    home: Home,
+    *,
+    resume_anyway: bool = False,
+    storage: PatientStorage | None = None,
+    settle: Callable[[StudySpec], StudySpec] = lambda spec: spec,
 ) -> optuna.Study:
     """The study of a file, created with its presets enqueued, or continued.
+
+    Args:
+        spec: the file.
+        home: where the database is, unless the environment says otherwise.
+        resume_anyway: go on where the file has changed soundly.
+        storage: the database.
+        settle: decides what a new study's file leaves open; a continued one has it decided.
 
     Raises:
         SpecDrift: it was started with another search space, scoring or data.
@@ -31,15 +45,20 @@ def open_study(
 
     def create(repeated: bool) -> optuna.Study:
         with lock.held(), storage.patience.suspended():
-            return _created(spec, storage, resume_anyway)
+            return _created(spec, storage, resume_anyway, settle)
 
     return storage.patience.wait_out(create)
 
 
-def _created(spec: StudySpec, storage: PatientStorage, resume_anyway: bool) -> optuna.Study:
+def _created(
+    spec: StudySpec, storage: PatientStorage, resume_anyway: bool, settle: Callable[[StudySpec], StudySpec]
+) -> optuna.Study:
     study = optuna.create_study(storage=storage, study_name=spec.name, direction="minimize", load_if_exists=True)
     stored = study.user_attrs.get("spec")
-    if stored is not None:
+    if stored is None:
+        spec = settle(spec)
+    else:
+        spec = adopt(spec, json.loads(stored))
         _refuse_drift(spec, json.loads(stored), resume_anyway)
     study.set_user_attr("spec", json.dumps(spec.identity()))
     study.set_user_attr("spec_hash", spec.spec_hash)

@@ -7,15 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from harness.gan.networks import build
 from harness.home import Home
-from harness.scoring import fidelity
-from harness.scoring.fidelity import Extractor, LatentLawModel, inception_shapes, score
+from harness.scoring.extractors import Extractor, MobileNetExtractor, inception_shapes
+from harness.scoring.fidelity import LatentLawModel, score
 from harness.scoring.protocol import make_protocol
 from harness.scoring.reference import Reference, load_reference, reference_images
 from harness.scoring.sampling import generate, to_uint8
@@ -63,10 +62,13 @@ def test_fid_kid_and_inception_score_equal_torch_fidelitys_command(tmp_path, mon
     images = torch.from_numpy(blobs(80, 32))
     protocol = make_protocol(SPEC, weights_sha256="w", fingerprint="f", split_rule="all", resize="r", versions={})
     generator, _ = build(HP, 0, CPU)
-    reference = load_reference(home, images, protocol, lambda x: extractor(fidelity.uint8_batches(x)))
+    reference = load_reference(home, images, protocol, extractor)
     ours = score(generator, HP, reference, protocol, extractor)
     assert not ours.reason
     assert set(ours.values) == {"fid60", "kid60", "is60"}
+
+    quick = score(generator, HP, reference, protocol, extractor, only=("fid",), quick=True)
+    assert quick.values["fid60"] == pytest.approx(ours.values["fid60"], rel=1e-6)
 
     fake = write_pngs(to_uint8(generate(generator, HP, 60, 7, CPU)), tmp_path / "fake")
     real = write_pngs(reference_images(images, 50), tmp_path / "real")
@@ -86,9 +88,9 @@ def test_the_generative_model_gives_calculate_metrics_the_images_that_are_scored
     extractor = Extractor("mobilenet-v2", home, CPU, QUIET)
 
     def create(name, features_list, **kwargs):
-        return fidelity.MobileNetExtractor(name, tuple(features_list), extractor.weights.state)
+        return MobileNetExtractor(name, tuple(features_list), extractor.weights.state)
 
-    create.get_default_feature_layer_for_metric = fidelity.MobileNetExtractor.get_default_feature_layer_for_metric
+    create.get_default_feature_layer_for_metric = MobileNetExtractor.get_default_feature_layer_for_metric
     if "mnv2-test" not in FEATURE_EXTRACTORS_REGISTRY:
         FEATURE_EXTRACTORS_REGISTRY["mnv2-test"] = create
     assert register_feature_extractor
@@ -99,7 +101,7 @@ def test_the_generative_model_gives_calculate_metrics_the_images_that_are_scored
     )  # fmt: skip
     spec = SPEC.model_copy(update={"extractor": "mobilenet-v2"})
     protocol = make_protocol(spec, weights_sha256="w", fingerprint="f", split_rule="all", resize="r", versions={})
-    nothing = Reference(torch.zeros(1, 1), np.zeros(1), np.zeros((1, 1)))
+    nothing = Reference(torch.zeros(1, 1))
     ours = score(generator, HP, nothing, protocol, extractor, only=("is",))
     assert ours.values["is_mnv2_60"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
 
@@ -113,7 +115,7 @@ def test_converted_trunk_equals_torch_fidelitys_network(home, full_weights):
     images = to_uint8(torch.from_numpy(blobs(4, 32)).permute(0, 3, 1, 2).float() / 127.5 - 1)
     with torch.inference_mode():
         expected = plain(images)[0]
-    torch.testing.assert_close(extractor(iter([images])).pooled, expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(extractor(images).pooled, expected, rtol=1e-3, atol=1e-5)
     assert float(expected.std()) > 0.1
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.gan.trainer import Budget, Progress, Snapshot, train
-from harness.scoring.fidelity import Extractor
+from harness.scoring.extractors import Extractor
 from harness.sweep.processes import exact_arithmetic
 from tests.conftest import CPU
 

@@ -12,7 +12,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 
 from harness.gan.checkpoint import load_checkpoint, save_checkpoint
 from harness.gan.losses import fake_loss, generator_loss, real_loss
-from harness.scoring.fidelity import frechet_distance
+from harness.scoring.distance import frechet_distance
 from harness.scoring.reference import Reference
 from harness.study.drift import changes
 from harness.study.files import load_study
@@ -70,12 +70,10 @@ def test_frechet_distance_equals_torch_fidelitys(n, width, seed):
     rng = np.random.default_rng(seed)
     a = torch.from_numpy(rng.normal(size=(n, width)).astype(np.float32))
     b = torch.from_numpy((rng.normal(size=(50, width)) * 1.3 + 0.2).astype(np.float32))
-    values = b.numpy()
-    reference = Reference(b, values.mean(axis=0), np.cov(values, rowvar=False))
     theirs = fid_statistics_to_metric(fid_features_to_statistics(a), fid_features_to_statistics(b), False)
     expected = theirs["frechet_inception_distance"]
     # torch-fidelity takes square roots of eigenvalues that are zero up to rounding (1e-16), which adds some 1e-7 each.
-    assert frechet_distance(a, reference) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert frechet_distance(a, Reference(b)) == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=8), st.lists(st.floats(-50, 50), min_size=1, max_size=8))
@@ -115,3 +113,16 @@ def test_any_flipped_bit_of_a_checkpoint_is_noticed(tmp_path, position, bit):
 @given(st.integers(1, 300), st.integers(1, 5))
 def test_images_per_step(batch, n_dis):
     assert HParams(batch_size=batch, n_dis=n_dis).images_per_step == batch * n_dis
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.sampled_from([201, 400, 700]), st.integers(0, 1000))
+def test_frechet_distance_equals_torch_fidelitys_to_a_millionth_on_features_like_inceptions(n, seed):
+    """Not negative, correlated, of falling variance. (With fewer samples than features, see above, and the golden
+    test with Inception's own.)"""
+    rng = np.random.default_rng(seed)
+    mix = rng.normal(size=(200, 200)) / np.arange(1, 201)[:, None]
+    real, fake = (np.maximum(rng.normal(size=(size, 200)) @ mix + shift, 0) for size, shift in ((500, 0.5), (n, 0.6)))
+    a, b = torch.from_numpy(fake.astype(np.float32)), torch.from_numpy(real.astype(np.float32))
+    theirs = fid_statistics_to_metric(fid_features_to_statistics(a), fid_features_to_statistics(b), False)
+    assert frechet_distance(a, Reference(b)) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)

@@ -11,7 +11,8 @@ from torch import nn
 
 from harness.errors import DataError, WeightsError
 from harness.scoring import weights
-from harness.scoring.fidelity import Extractor, score
+from harness.scoring.extractors import Extractor
+from harness.scoring.fidelity import score
 from harness.scoring.protocol import Protocol, make_protocol, metric_name
 from harness.scoring.reference import Features, Reference, load_reference, reference_images
 from harness.scoring.sampling import generate, image_grid, scoring_noise, to_uint8
@@ -64,7 +65,7 @@ class Constant(nn.Module):
 )
 def test_bad_generators_never_get_a_finite_score(home, generator, reason):
     extractor = Extractor("mobilenet-v2", home, CPU, lambda text: None)
-    reference = Reference(torch.zeros(20, 1280), np.zeros(1280, np.float32), np.eye(1280))
+    reference = Reference(torch.zeros(20, 1280))
     scores = score(generator, HP, reference, protocol(), extractor)
     assert reason in scores.reason
     assert len(scores.values) == 3
@@ -190,6 +191,6 @@ def test_the_reference_can_be_the_held_out_images_and_the_protocol_says_so(home,
     protocols = [scorers.protocol(spec) for spec in (train, held_out)]
     assert protocols[0].hash != protocols[1].hash
     assert protocols[1].reference_split == f"held_out: {store.split_rule}"
-    expected = scorers.extractor("mobilenet-v2")([reference_images(store.held_out(), 20)]).pooled
+    expected = scorers.extractor("mobilenet-v2")(reference_images(store.held_out(), 20)).pooled
     torch.testing.assert_close(scorers.reference(held_out).features, expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(scorers.reference(train).features, expected, atol=1e-2)

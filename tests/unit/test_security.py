@@ -44,7 +44,7 @@ from harness.errors import CheckpointError, DataError, HarnessError, NotFoundErr
 from harness.gan.checkpoint import load_checkpoint, save_checkpoint
 from harness.home import Home
 from harness.scoring import weights
-from harness.scoring.fidelity import inception_shapes
+from harness.scoring.extractors import inception_shapes
 from harness.study.files import load_best, load_recipe, load_study
 from harness.study.spec import DataSpec
 from harness.sweep.attempt import Attempt

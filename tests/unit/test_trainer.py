@@ -57,7 +57,10 @@ def test_same_seed_same_result_and_other_seed_another(hp, images):
     )
 
 
-@pytest.mark.parametrize("change", [{}, {"ema": 0.9, "n_dis": 2, "latent": "uniform", "bn": "all"}, {"bn": "none"}])
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"ema": 0.9, "n_dis": 2, "latent": "uniform", "bn": "all"}, {"bn": "none"}, {"precision": "bf16"}],
+)
 @pytest.mark.parametrize("stop_at", [0, 1])
 def test_resuming_at_any_snapshot_is_bit_for_bit_the_uninterrupted_run(hp, images, tmp_path, change, stop_at):
     hp = dataclasses.replace(hp, **change)

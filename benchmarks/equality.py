@@ -1,0 +1,163 @@
+"""Does a faster precision change the outcome? The same configurations trained in each, scored in each.
+
+``python -m benchmarks.equality FOLDER`` trains every (learning rate, seed) once in float32 and once in bfloat16 on the
+same real images, and scores each generator in float32 and in bfloat16. A line is kept per training, so that an
+interrupted study goes on; ``--table`` only prints what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from benchmarks.baselines import CPU
+from harness.data.store import open_store
+from harness.gan.trainer import Budget, Snapshot, train
+from harness.home import Home
+from harness.scoring.distance import frechet_distance
+from harness.scoring.extractors import Extractor
+from harness.scoring.fidelity import degenerate
+from harness.scoring.reference import Reference, reference_images
+from harness.scoring.sampling import generate, to_uint8
+from harness.study.hparams import HParams, derive_seed
+from harness.study.spec import DataSpec
+from harness.sweep.provenance import provenance
+
+ROOT = Path(__file__).resolve().parent.parent
+SCORING_SEED = 2020
+SMALL_LR, LARGE_LR = 2e-4, 2e-3
+
+
+def reference(images: torch.Tensor, extractor: Extractor, n: int) -> Reference:
+    """Statistics of n real images under an extractor."""
+    return Reference(extractor(reference_images(images, n)).pooled)
+
+
+def trainings(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One row a training: its scores by scoring precision, NaN where it diverged."""
+    home = Home(arguments.home)
+    data = DataSpec(source="folder", image_size=arguments.size, channels=3)
+    store = open_store(home, data, arguments.photos, study="equality", on_progress=lambda *_: None, say=print)
+    images = store.tensor()
+    extractors = {p: Extractor("inception-v3", home, CPU, print, precision=p) for p in ("float32", "bf16")}
+    references = {p: reference(images, extractor, arguments.samples) for p, extractor in extractors.items()}
+    done = {(row["lr"], row["seed"], row["precision"]) for row in rows(arguments.out)}
+    for seed in range(arguments.seeds):
+        for lr in (SMALL_LR, LARGE_LR):
+            for precision in ("float32", "bf16"):
+                if (lr, seed, precision) in done:
+                    continue
+                hp = HParams(
+                    image_size=arguments.size, ngf=32, ndf=32, batch_size=64, lr_g=lr, lr_d=lr, precision=precision
+                )
+                began = time.process_time()
+                last: Snapshot | None = None
+                for event in train(
+                    hp, images, budget=Budget(kimg=arguments.kimg), seed=derive_seed("equality", seed), device=CPU
+                ):
+                    last = event if isinstance(event, Snapshot) else last
+                assert last is not None
+                trained = time.process_time() - began
+                made = generate(last.generator, hp, arguments.samples, SCORING_SEED, CPU)
+                row = {"lr": lr, "seed": seed, "precision": precision, "train_cpu_s": round(trained, 1), "fid": {}}
+                for name, extractor in extractors.items():
+                    began = time.process_time()
+                    bad = degenerate(made)
+                    pooled = extractor(to_uint8(made)).pooled
+                    row["fid"][name] = math.nan if bad else frechet_distance(pooled, references[name])
+                    row[f"score_{name}_cpu_s"] = round(time.process_time() - began, 1)
+                yield row
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """What was measured so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()[1:]] if path.is_file() else []
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """(mean, half width of its 95 % interval), Student's t."""
+    n = len(values)
+    return float(values.mean()), float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n))
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Markdown: differences between the precisions, paired by seed."""
+    fid = {(row["lr"], row["seed"], row["precision"]): row["fid"] for row in found}
+    lines = [
+        "| training at learning rate | pairs | FID, float32 | FID, bf16 | bf16 - float32 (95 %) | Wilcoxon p |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for lr in (SMALL_LR, LARGE_LR):
+        pairs = np.array([
+            [value["float32"], fid[lr, seed, "bf16"]["float32"]]
+            for (rate, seed, precision), value in fid.items()
+            if rate == lr and precision == "float32" and (lr, seed, "bf16") in fid
+        ])  # fmt: skip
+        if len(pairs) < 2:
+            continue
+        (a, a_half), (b, b_half) = interval(pairs[:, 0]), interval(pairs[:, 1])
+        mean, half = interval(pairs[:, 1] - pairs[:, 0])
+        p = stats.wilcoxon(pairs[:, 0], pairs[:, 1]).pvalue
+        lines.append(
+            f"| {lr:g} | {len(pairs)} | {a:.1f} ± {a_half:.1f} | {b:.1f} ± {b_half:.1f} | {mean:+.1f} ± {half:.1f} "
+            f"| {p:.2f} |"
+        )
+    both = np.array([[row["fid"]["float32"], row["fid"]["bf16"]] for row in found])
+    mean, half = interval(both[:, 1] - both[:, 0])
+    relative = (both[:, 1] - both[:, 0]) / both[:, 0]
+    rho = stats.spearmanr(both[:, 0], both[:, 1]).statistic
+    taus = stats.kendalltau(both[:, 0], both[:, 1]).statistic
+    best = both[np.argmin(both[:, 1]), 0] - both[:, 0].min()
+    lines += [
+        "",
+        f"Scoring the same {len(both)} generators: bf16 - float32 = {mean:+.2f} ± {half:.2f} FID "
+        f"({relative.min():+.1%} to {relative.max():+.1%}); Spearman {rho:.4f}, Kendall {taus:.4f}; "
+        f"the best by bf16 is {best:.2f} FID worse than the best by float32.",
+        "",
+        "CPU seconds, medians: training "
+        + ", ".join(
+            f"{np.median([r['train_cpu_s'] for r in found if r['precision'] == p]):.1f} ({p})"
+            for p in ("float32", "bf16")
+        )
+        + "; scoring "
+        + ", ".join(f"{np.median([r[f'score_{p}_cpu_s'] for r in found]):.1f} ({p})" for p in ("float32", "bf16"))
+        + ".",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("photos", type=Path, nargs="?", help="a folder of real images")
+    parser.add_argument("--home", type=Path, default=ROOT / "runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "equality-cpu.jsonl")
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--kimg", type=float, default=30.0)
+    parser.add_argument("--samples", type=int, default=1000, help="generated, and real, images of a score")
+    parser.add_argument("--table", action="store_true", help="only print what was measured")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        if not arguments.out.is_file():
+            setting = {key: getattr(arguments, key) for key in ("size", "kimg", "samples")}
+            arguments.out.write_text(
+                json.dumps({"date": time.strftime("%Y-%m-%d"), **setting, **provenance("cpu")}) + "\n"
+            )
+        for row in trainings(arguments):
+            with arguments.out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(row, flush=True)
+    print(table(rows(arguments.out)))
+
+
+if __name__ == "__main__":
+    main()

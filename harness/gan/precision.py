@@ -1,0 +1,33 @@
+"""The arithmetic of a training: float32, CUDA's TF32, or bfloat16 where it is sooner and changes nothing else.
+
+Weights, BatchNorm's statistics, losses and Adam are float32 in each: only convolutions and linear layers, and what
+flows between them, are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+
+FLOAT32, TF32, BF16 = "float32", "tf32", "bf16"
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """For a forward pass: bfloat16 inside, where that is the precision. The backward pass follows it by itself."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == BF16 else nullcontext()
+
+
+@contextmanager
+def tensor_cores(precision: str, device: torch.device) -> Iterator[None]:
+    """For whole steps: float32 operands are rounded to TF32 inside, where that is the precision, and nowhere else."""
+    if precision != TF32 or device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

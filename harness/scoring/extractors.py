@@ -1,0 +1,209 @@
+"""Feature extractors: torch-fidelity's Inception and torchvision's MobileNetV2, as quick as they get."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
+
+from harness.gan.precision import BF16, FLOAT32
+from harness.home import Home
+from harness.scoring.protocol import INCEPTION, MOBILENET
+from harness.scoring.reference import Features
+from harness.scoring.weights import inception_weights, mobilenet_weights
+
+# Images at once: a GPU is filled by many; on a CPU the maps of few images of 299 px stay in its cache.
+_ON_GPU, _ON_CPU = 256, {INCEPTION: 8, MOBILENET: 50}
+
+
+class FoldedInception(FeatureExtractorInceptionV3):  # type: ignore[misc]
+    """torch-fidelity's Inception with BatchNorm folded into its convolutions, channels last: same figures, sooner."""
+
+    def __init__(self, name: str, features_list: tuple[str, ...], state: dict[str, Tensor]) -> None:
+        # The parent unpickles its weights file with weights_only=False: give it bytes of our own making.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        buffer.seek(0)
+        super().__init__(name, list(features_list), feature_extractor_weights_path=buffer)
+        for module in self.modules():
+            if isinstance(module, BasicConv2d):
+                module.conv = fuse_conv_bn_eval(module.conv, module.bn)
+                module.bn = nn.Identity()
+        self.to(memory_format=torch.channels_last)
+
+
+class QuickInception(FoldedInception):
+    """For rungs: the pooled features with bfloat16 convolutions; resizing and the last pooling are float32."""
+
+    _TRUNK = (
+        "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2",
+        "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7a",
+        "Mixed_7b", "Mixed_7c",
+    )  # fmt: skip
+
+    def __init__(self, name: str, features_list: tuple[str, ...], state: dict[str, Tensor]) -> None:
+        super().__init__(name, features_list, state)
+        self.trunk = nn.Sequential(*(getattr(self, layer) for layer in self._TRUNK)).to(torch.bfloat16)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        rows, columns = (bilinear_weights(size, self.INPUT_IMAGE_SIZE).to(images.device) for size in images.shape[-2:])
+        pixels = (rows @ images.float() @ columns.T - 128) / 128
+        last_map = self.trunk(pixels.to(torch.bfloat16, memory_format=torch.channels_last))
+        return (last_map.float().mean((2, 3)),)
+
+
+@functools.cache
+def bilinear_weights(size: int, wanted: int) -> Tensor:
+    """TensorFlow 1's bilinear resize of one axis as a matrix (wanted, size): corners aligned, pixels not centred."""
+    position = torch.arange(wanted, dtype=torch.float32) * (size / wanted)
+    low = position.long()
+    rows, part = torch.arange(wanted), position - low
+    weights = torch.zeros(wanted, size)
+    weights[rows, low] = 1 - part
+    weights[rows, (low + 1).clamp(max=size - 1)] += part
+    return weights
+
+
+class MobileNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
+    """torchvision's MobileNetV2: 1,280 pooled features and 1,000 ImageNet logits, for quick scores.
+
+    Features are of the images at their own size: enlarged ones rank DCGAN trainings worse, at many times the cost
+    (docs/decisions/0004-rungs-and-pruner.md). Logits are of images enlarged to 128 px, below which the classifier
+    sees next to nothing. Only what is asked for is computed.
+    """
+
+    LOGITS_SIZE = 128
+
+    def __init__(self, name: str, features_list: tuple[str, ...], state: dict[str, Tensor]) -> None:
+        super().__init__(name, list(features_list))
+        from torchvision.models import mobilenet_v2
+
+        self.network = mobilenet_v2(weights=None)
+        self.network.load_state_dict(state)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+        self.requires_grad_(False)
+        self.eval()
+        self.to(memory_format=torch.channels_last)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return "1280", "logits"
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return {"isc": "logits", "fid": "1280", "kid": "1280"}[metric]
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return True
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Tensor:
+        return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        compute = {"1280": self._features, "logits": self._logits}
+        return tuple(compute[name](images.float() / 255) for name in self.features_list)
+
+    def _features(self, x: Tensor) -> Tensor:
+        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        pooled: Tensor = self.network.features(x).mean((2, 3))
+        return pooled
+
+    def _logits(self, x: Tensor) -> Tensor:
+        size = (self.LOGITS_SIZE, self.LOGITS_SIZE)
+        enlarged = functional.interpolate(x, size, mode="bilinear", antialias=True)
+        logits: Tensor = self.network.classifier(self._features(enlarged))
+        return logits
+
+
+class Extractor:
+    """A feature extractor with its weights, kept for a worker's life.
+
+    Args:
+        name: ``inception-v3`` or ``mobilenet-v2``.
+        home: where weights are kept.
+        device: where it runs.
+        say: told when weights are fetched.
+        interrupt: called before every batch; raises where scoring is to be given up.
+        precision: ``bf16`` for Inception at rungs; MobileNetV2 gains nothing by it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        home: Home,
+        device: torch.device,
+        say: Callable[[str], None],
+        interrupt: Callable[[], None] = lambda: None,
+        precision: str = FLOAT32,
+    ) -> None:
+        self.name, self.device, self.interrupt = name, device, interrupt
+        if name == INCEPTION:
+            self.weights = inception_weights(home, inception_shapes(), say)
+            self.pooled, self.logits = "2048", "logits_unbiased" if self.weights.has_head and precision != BF16 else ""
+            kind = QuickInception if precision == BF16 else FoldedInception
+            self.module: FeatureExtractorBase = kind("inception-v3-compat", (self.pooled,), self.weights.state)
+            self.resize = "TensorFlow 1 bilinear to 299 px"
+        else:
+            self.weights = mobilenet_weights(home, say)
+            self.pooled, self.logits = "1280", "logits"
+            self.module = MobileNetExtractor(MOBILENET, (self.pooled,), self.weights.state)
+            self.resize = f"none; logits: antialiased bilinear to {MobileNetExtractor.LOGITS_SIZE} px"
+        self.batch = _ON_GPU if device.type == "cuda" else _ON_CPU[name]
+        self.module.to(device)
+
+    def __call__(self, images_BCHW: Tensor, *, logits: bool = False) -> Features:
+        """Features of uint8 images, shape (N, 3, H, W); logits where they are asked for and can be had."""
+        wanted = [self.pooled, self.logits] if logits and self.logits else [self.pooled]
+        self.module.features_list = wanted
+        with torch.inference_mode():
+            outputs = []
+            for batch in torch.split(images_BCHW, self.batch):
+                self.interrupt()
+                outputs.append(tuple(f.float().cpu() for f in self.module(batch.to(self.device))))
+        columns = [torch.cat(parts) for parts in zip(*outputs, strict=True)]
+        return Features(pooled=columns[0], logits=columns[1] if len(columns) > 1 else None)
+
+
+def inception_shapes() -> dict[str, torch.Size]:
+    """Names and shapes of torch-fidelity's Inception, without its weights."""
+    with torch.device("meta"):
+        skeleton = _InceptionSkeleton("skeleton", ["2048"])
+    return {name: value.shape for name, value in skeleton.state_dict().items()}
+
+
+def untrained_module(name: str, precision: str = FLOAT32) -> FeatureExtractorBase:
+    """An extractor with arbitrary weights, to find out how long scoring takes where none were fetched."""
+    if name == INCEPTION:
+        state = {key: torch.full(shape, 1e-2) for key, shape in inception_shapes().items()}
+        return (QuickInception if precision == BF16 else FoldedInception)("inception-v3-compat", ("2048",), state)
+    from torchvision.models import mobilenet_v2
+
+    return MobileNetExtractor(MOBILENET, ("1280",), mobilenet_v2(weights=None).state_dict())
+
+
+class _InceptionSkeleton(FeatureExtractorInceptionV3):  # type: ignore[misc]
+    """The parent's constructor insists on loading weights; the shapes are known before they are fetched."""
+
+    def __init__(self, name: str, features_list: list[str]) -> None:
+        super().__init__(name, features_list, feature_extractor_weights_path=_empty_weights())
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        return None
+
+
+def _empty_weights() -> io.BytesIO:
+    buffer = io.BytesIO()
+    torch.save({}, buffer)
+    buffer.seek(0)
+    return buffer

@@ -1,0 +1,153 @@
+"""Faster arithmetic: what stays float32, when it is chosen, and how it is turned off."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+from harness.errors import HarnessError, SpecDrift
+from harness.gan.trainer import Budget, Progress, Snapshot, _Run, train
+from harness.scoring.extractors import Extractor, bilinear_weights
+from harness.scoring.sampling import to_uint8
+from harness.study.files import parse_study
+from harness.study.hparams import HParams
+from harness.sweep import speed
+from harness.sweep.speed import adopt, settle
+from harness.sweep.storage import open_study
+from tests.conftest import CPU, TINY_STUDY, blobs
+
+BF16 = {"precision": "bf16"}
+OPEN = TINY_STUDY.replace('precision = "float32"\n', "")
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+def test_weights_statistics_losses_and_adam_are_float32(hp, images):
+    run = _Run(dataclasses.replace(hp, **BF16), images, 0, CPU)
+    seen = []
+    run.generator.layers[0].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    run.advance()
+    assert seen == [torch.bfloat16]
+    kept = [*run.generator.state_dict().values(), *run.discriminator.state_dict().values()]
+    kept += [value for group in run.opt_d.state.values() for value in group.values()]
+    assert {value.dtype for value in kept if value.is_floating_point()} == {torch.float32}
+    assert run.window.dtype == torch.float32
+
+
+def test_bfloat16_follows_float32_closely_and_is_not_it(hp, images):
+    curves = []
+    for precision in ("float32", "bf16"):
+        changed = dataclasses.replace(hp, precision=precision)
+        events = list(train(changed, images, budget=Budget(kimg=0.16, progress_kimg=0.04), seed=3, device=CPU))
+        curves.append([event.curve["loss_d"] for event in events if isinstance(event, Progress)])
+    assert curves[0] != curves[1]
+    assert curves[0] == pytest.approx(curves[1], rel=0.02)
+
+
+def test_tf32_is_for_cuda_alone_and_leaves_no_trace(hp, images):
+    before = torch.backends.cudnn.allow_tf32
+    states = [
+        list(train(dataclasses.replace(hp, precision=p), images, budget=Budget(kimg=0.08), seed=3, device=CPU))
+        for p in ("float32", "tf32")
+    ]
+    first, second = (next(e.state for e in events if isinstance(e, Snapshot)) for events in states)
+    for name, value in first["generator"].items():
+        assert torch.equal(value, second["generator"][name]), name
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+@pytest.mark.parametrize("cap", ["AVX2", "AVX512_CORE"])
+def test_without_its_instructions_bfloat16_is_not_chosen(cap):
+    """oneDNN's own cap stands for a machine that has none; there it is two to eight times slower."""
+    code = (
+        "import torch; from harness.study.hparams import HParams; from harness.sweep.speed import training_gain;"
+        "print(training_gain(HParams(image_size=32, ngf=32, ndf=32, batch_size=32), torch.device('cpu')))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "ONEDNN_MAX_CPU_ISA": cap},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert float(found.stdout) < speed._PAYS
+
+
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="this CPU has no AMX")
+def test_with_amx_bfloat16_is_chosen():
+    assert speed.training_gain(HParams(image_size=32, ngf=64, ndf=64, batch_size=32), CPU) >= speed._PAYS
+    assert speed.scoring_gain(32, CPU) >= speed._PAYS
+
+
+@pytest.mark.parametrize(("gain", "training"), [(1.5, "bf16"), (1.05, "float32"), (0.3, "float32")])
+def test_a_new_study_gets_what_is_sooner_and_keeps_it_on_every_machine(home, monkeypatch, gain, training):
+    spec = parse_study("tiny", OPEN, shown_as="tiny.toml")
+    assert spec.fixed.precision is None
+    monkeypatch.setattr(speed, "training_gain", lambda hp, device: gain)
+    study = open_study(spec, home, settle=lambda spec: settle(spec, "cpu", exact=False, say=quiet))
+    stored = json.loads(study.user_attrs["spec"])
+    assert stored["fixed"]["precision"] == training
+    assert stored["scoring"]["rung"]["precision"] == "float32", "MobileNetV2 has no other"
+    monkeypatch.setattr(speed, "training_gain", lambda hp, device: 1 / gain)
+    again = open_study(spec, home, settle=lambda spec: settle(spec, "cpu", exact=False, say=quiet))
+    assert json.loads(again.user_attrs["spec"]) == stored
+    assert adopt(spec, stored).hparams({"lr": 1e-3}).precision == training
+
+
+def test_inception_at_rungs_is_quick_where_that_pays(monkeypatch):
+    text = OPEN.replace('extractor = "mobilenet-v2"\n', "")
+    spec = parse_study("tiny", text, shown_as="tiny.toml")
+    monkeypatch.setattr(speed, "training_gain", lambda hp, device: 1.0)
+    for gain, rung in ((1.9, "bf16"), (0.9, "float32")):
+        monkeypatch.setattr(speed, "scoring_gain", lambda size, device, gain=gain: gain)
+        found = settle(spec, "cpu", exact=False, say=quiet)
+        assert (found.scoring.rung.precision, found.scoring.final.precision) == (rung, None)
+
+
+def test_exact_turns_everything_off_and_a_study_that_was_started_otherwise_is_refused(home, monkeypatch):
+    spec = parse_study("tiny", OPEN, shown_as="tiny.toml")
+    exact = settle(spec, "cpu", exact=True, say=quiet)
+    assert (exact.fixed.precision, exact.scoring.rung.precision) == ("float32", "float32")
+    monkeypatch.setattr(speed, "training_gain", lambda hp, device: 2.0)
+    open_study(spec, home, settle=lambda spec: settle(spec, "cpu", exact=False, say=quiet))
+    with pytest.raises(SpecDrift, match="fixed.precision: was 'bf16', is 'float32'"):
+        open_study(exact, home)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[scoring.final]\nprecision = "bf16"', "final scores are float32"),
+        ('[scoring.rung]\nprecision = "bf16"', "mobilenet-v2 runs in float32"),
+        ('[fixed]\nprecision = "fp8"', "precision"),
+    ],
+)
+def test_wrong_precisions_are_refused(text, message):
+    table, line = text.split("\n")
+    wrong = OPEN.replace(f"{table}\n", f"{table}\n{line}\n")
+    with pytest.raises(HarnessError, match=message):
+        parse_study("tiny", wrong, shown_as="tiny.toml")
+
+
+@pytest.mark.parametrize("size", [16, 32, 64, 128, 256])
+def test_the_resize_as_matrices_is_tensorflow_1s(size):
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)) * 255
+    expected = interpolate_bilinear_2d_like_tensorflow1x(images, size=(299, 299), align_corners=False)
+    weights = bilinear_weights(size, 299)
+    torch.testing.assert_close(weights @ images @ weights.T, expected, rtol=0, atol=1e-4)
+
+
+def test_quick_inception_is_inception_up_to_rounding(home):
+    images = to_uint8(torch.from_numpy(blobs(4, 32)).permute(0, 3, 1, 2).float() / 127.5 - 1)
+    exact, quick = (
+        Extractor("inception-v3", home, CPU, quiet, precision=precision)(images).pooled
+        for precision in ("float32", "bf16")
+    )
+    # 3 % on photographs, more on these blobs; another order of layers, or a wrong scale, gives more than 100 %.
+    assert 0 < float((exact - quick).norm() / exact.norm()) < 0.25
