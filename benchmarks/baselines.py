@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +103,13 @@ class Bytes(nn.Module):
         return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
+@contextmanager
 def fidelity_call(
-    generator: nn.Module, z_dim: int, real_NCHW: Tensor, samples: int, state: dict[str, Tensor]
-) -> Iterator[Callable[[], dict[str, float]]]:
+    generator: nn.Module, z_dim: int, real_NCHW: Tensor, state: dict[str, Tensor]
+) -> Iterator[Callable[[int], dict[str, float]]]:
     """``calculate_metrics`` as torch-fidelity's README calls it for a generator, the real side in its cache.
 
-    Yields the call; weights and cache are in a temporary folder meanwhile.
+    Yields the call, which takes the number of generated images; weights and cache are in a temporary folder meanwhile.
     """
     import torch_fidelity
 
@@ -115,7 +117,7 @@ def fidelity_call(
         weights = Path(name) / "inception.pth"
         torch.save(state, weights)
 
-        def call() -> dict[str, float]:
+        def call(samples: int) -> dict[str, float]:
             wrapped = torch_fidelity.GenerativeModelModuleWrapper(Bytes(generator), z_dim, "normal", 0)
             found: dict[str, float] = torch_fidelity.calculate_metrics(
                 input1=wrapped, input1_model_num_samples=samples, input2=Pixels(real_NCHW), input2_cache_name="real",

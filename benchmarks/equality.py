@@ -21,7 +21,8 @@ from scipy import stats
 
 from benchmarks.baselines import CPU
 from harness.data.store import open_store
-from harness.gan.trainer import Budget, Snapshot, train
+from harness.gan.run import Snapshot
+from harness.gan.trainer import Budget, train
 from harness.home import Home
 from harness.scoring.distance import frechet_distance
 from harness.scoring.extractors import Extractor

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,22 +20,33 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.baselines import CPU, Loop, fidelity_call, image_files
-from harness.gan.trainer import _Run
+from benchmarks.overhead import overhead
+from harness.gan.fused import FusedRuns
+from harness.gan.networks import build
+from harness.gan.run import Run
 from harness.home import Home
+from harness.scoring.distance import frechet_distance
+from harness.scoring.extractors import Extractor
+from harness.scoring.fidelity import score, versions
+from harness.scoring.protocol import Protocol, make_protocol
+from harness.scoring.reference import Reference
 from harness.study.files import load_recipe
 from harness.study.hparams import HParams
+from harness.study.spec import ScoreSpec
 
 Timed = Callable[[], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a row measured itself: seconds, and the peak memory of its process in MiB."""
+    """What a row measured itself: a value in the row's unit, and the peak memory of its process in MiB."""
 
-    seconds: float
+    value: float
     peak_mib: float = 0.0
 
 
+# float32 is the same maths as the baselines'; bf16 is what is sooner on this machine, or is not.
+PRECISIONS = ("float32", "bf16")
 # The write-ups' systems, with the batches that one timing takes: about two seconds of the baseline.
 SYSTEMS = {"udacity32": 16, "udacity32_wide": 2, "svhn32": 2, "celeba64": 1, "celeba128": 1}
 
@@ -43,12 +55,13 @@ SYSTEMS = {"udacity32": 16, "udacity32_wide": 2, "svhn32": 2, "celeba64": 1, "ce
 class Row:
     """``make`` is a context in which (ours, baseline) can be called; the baseline is None where nothing compares.
 
-    ``ours`` may return a :class:`Measured`, which counts instead of the stopwatch around it.
+    ``ours`` and the baseline may return a :class:`Measured`, which counts instead of the stopwatch around them.
     """
 
     group: str
     name: str
     make: Callable[[], Any]
+    unit: str = "s"
     rounds: int | None = None
     full_only: bool = False
 
@@ -62,24 +75,45 @@ def rows(home: Home, photos: Path | None, folder: Path) -> list[Row]:
         folder: for temporary files.
     """
     found: list[Row] = []
-    for recipe, steps in SYSTEMS.items():
-        for batch in (64, 128):
-            name = f"training step, {recipe}, batch {batch}, against the write-ups' loop"
-            found.append(Row(group="step", name=name, make=partial(step, recipe, batch, max(1, steps), "write-up")))
+    for precision in PRECISIONS:
+        for recipe, steps in SYSTEMS.items():
+            for batch in (64, 128):
+                name = f"training step, {recipe}, batch {batch}, {precision}, against the write-ups' loop"
+                make = partial(step, recipe, batch, steps, "write-up", precision)
+                found.append(Row(group="step", name=name, make=make))
+        name = f"training step, pytorch64, batch 128, {precision}, against PyTorch's example"
+        found.append(Row(group="step", name=name, make=partial(step, "pytorch64", 128, 1, "example", precision)))
+        for recipe, n in (("udacity32", 2048), ("pytorch64", 512)):
+            name = (
+                f"training from image files, {recipe}, {precision}, an epoch of {n}, against the write-ups' loop with "
+                "2 loader workers"
+            )
+            make = partial(from_files, recipe, n, photos, folder, precision)
+            found.append(Row(group="files", name=name, make=make, rounds=3))
+        for samples in (1000, 5000, 10000):
+            name = (
+                f"FID of {samples:,} images, {precision}, real side cached, against torch-fidelity's calculate_metrics"
+            )
+            make = partial(fid, home, samples, precision)
+            found.append(Row(group="score", name=name, make=make, rounds=1, full_only=samples > 1000))
     found.append(
-        Row(group="step", name="training step, pytorch64, batch 128, against PyTorch's example",
-            make=partial(step, "pytorch64", 128, 1, "example"))
+        Row(group="score", name="FID of 1,000 images, float32, extractor and real side for the first time",
+            make=partial(first_fid, home, 1000), rounds=1)
     )  # fmt: skip
-    for recipe, n in (("udacity32", 2048), ("pytorch64", 512)):
+    found.append(
+        Row(group="fused", name="a step of 8 trainings fused, udacity32, batch 64, against one after the other",
+            make=partial(fused, "udacity32", 64, 8))
+    )  # fmt: skip
+    found.append(
+        Row(group="memory", name="peak memory of training, pytorch64, batch 128, against the write-ups' loop",
+            make=partial(memory, "pytorch64", 128), unit="MiB", rounds=1)
+    )  # fmt: skip
+    for workers in (1, 8):
         name = (
-            f"training from image files, {recipe}, an epoch of {n}, against the write-ups' loop with 2 loader workers"
+            f"share of a one-minute trial that is neither training nor scoring, {workers} worker{'s' * (workers > 1)}"
         )
-        found.append(Row(group="files", name=name, make=partial(from_files, recipe, n, photos, folder), rounds=3))
-    for samples in (1000, 5000, 10000):
-        name = f"FID of {samples:,} images, real side cached, against torch-fidelity's calculate_metrics"
-        found.append(
-            Row(group="score", name=name, make=partial(fid, home, samples), rounds=1, full_only=samples > 1000)
-        )
+        make = partial(of_a_trial, folder, workers)
+        found.append(Row(group="harness", name=name, make=make, unit="%", rounds=1, full_only=True))
     found += [
         Row(group="score", name=f"Fréchet distance, {n:,} images, against torch-fidelity's", make=partial(distance, n))
         for n in (500, 5000)
@@ -106,13 +140,13 @@ def rows(home: Home, photos: Path | None, folder: Path) -> list[Row]:
 _WORKER = "import harness.scoring.scorer, harness.sweep.worker, harness.tracking.courier, harness.tracking.mlflow"
 
 
-def system(recipe: str, batch: int) -> HParams:
+def system(recipe: str, batch: int, precision: str = "float32") -> HParams:
     """A recipe's networks and rates with the harness's own loop: joint step, fakes used again."""
     loaded = load_recipe(recipe)
     variant = "as_written" if "as_written" in loaded.variants else loaded.default_variant
     params = loaded.configuration(variant).to_dict()
     ours = {"batch_size": batch, "g_noise": "reuse", "d_step": "joint", "d_fakes": "train", "g_step_trains_d": False}
-    return HParams.from_params({**params, **ours})
+    return HParams.from_params({**params, **ours, "precision": precision})
 
 
 def noise_images(hp: HParams, n: int) -> Tensor:
@@ -122,11 +156,11 @@ def noise_images(hp: HParams, n: int) -> Tensor:
 
 
 @contextmanager
-def step(recipe: str, batch: int, steps: int, style: str) -> Iterator[tuple[Timed, Timed]]:
-    """Training steps alone, images in memory on both sides."""
-    hp = system(recipe, batch)
+def step(recipe: str, batch: int, steps: int, style: str, precision: str) -> Iterator[tuple[Timed, Timed]]:
+    """Training steps alone, images in memory on both sides; the baseline is float32."""
+    hp = system(recipe, batch, precision)
     images = noise_images(hp, 512)
-    run, loop = _Run(hp, images, 0, CPU), Loop(hp, style)
+    run, loop = Run(hp, images, 0, CPU), Loop(hp, style)
     reals = [images[i * batch : (i + 1) * batch].permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1 for i in range(4)]
 
     def ours() -> None:
@@ -142,17 +176,17 @@ def step(recipe: str, batch: int, steps: int, style: str) -> Iterator[tuple[Time
 
 
 @contextmanager
-def from_files(recipe: str, n: int, photos: Path | None, folder: Path) -> Iterator[tuple[Timed, Timed]]:
+def from_files(recipe: str, n: int, photos: Path | None, folder: Path, precision: str) -> Iterator[tuple[Timed, Timed]]:
     """An epoch from JPEG files of 178x218, the second one on: ours is prepared by then, theirs has its workers."""
     from harness.data.store import open_store
     from harness.study.spec import DataSpec
 
-    hp = system(recipe, 64)
+    hp = system(recipe, 64, precision)
     files = jpeg_files(photos, n, folder / f"photos-{n}")
     data = DataSpec(source="folder", image_size=hp.image_size, channels=3)
     home = Home(folder / f"home-{hp.image_size}")
     store = open_store(home, data, files / "all", study="bench", on_progress=lambda *_: None, say=lambda _: None)
-    run = _Run(hp, store.tensor(), 0, CPU)
+    run = Run(hp, store.tensor(), 0, CPU)
     loop, loader = Loop(hp, "write-up"), image_files(files, hp.image_size, 64, 2)
 
     def ours() -> None:
@@ -185,38 +219,98 @@ def jpeg_files(photos: Path | None, n: int, folder: Path) -> Path:
 
 
 @contextmanager
-def fid(home: Home, samples: int, real_images: int = 1000) -> Iterator[tuple[Timed, Timed]]:
-    """A generator's FID: ours with the worker's extractor and reference, theirs as each trial would call it."""
-    from harness.gan.networks import build
-    from harness.scoring.extractors import Extractor
-    from harness.scoring.fidelity import score, versions
-    from harness.scoring.protocol import make_protocol
-    from harness.scoring.reference import Reference
-    from harness.study.spec import ScoreSpec
+def fid(home: Home, samples: int, precision: str) -> Iterator[tuple[Timed, Timed]]:
+    """A generator's FID at a rung: ours with the worker's extractor and reference, theirs as a trial would call it."""
+    hp, generator, real = scored()
+    extractor = Extractor("inception-v3", home, CPU, print, precision=precision)
+    reference, protocol = Reference(extractor(real).pooled), scoring_protocol(samples, precision)
+    with fidelity_call(generator, hp.z_dim, real, extractor.weights.state) as call:
+        call(min(samples, 100))  # fills its cache with the real side
+        if samples > reference.features.shape[1]:
+            _ = reference.root  # ours
+        yield (
+            lambda: score(generator, hp, reference, protocol, extractor, only=("fid",), quick=True),
+            lambda: call(samples),
+        )
 
+
+@contextmanager
+def first_fid(home: Home, samples: int) -> Iterator[tuple[Timed, Timed]]:
+    """The final figure with nothing at hand but the weights."""
+    hp, generator, real = scored()
+    state = Extractor("inception-v3", home, CPU, print).weights.state
+
+    def ours() -> None:
+        extractor = Extractor("inception-v3", home, CPU, print)
+        reference = Reference(extractor(real).pooled)
+        score(generator, hp, reference, scoring_protocol(samples, "float32"), extractor, only=("fid",))
+
+    with fidelity_call(generator, hp.z_dim, real, state) as call:
+        yield ours, lambda: call(samples)
+
+
+def scored() -> tuple[HParams, Any, Tensor]:
+    """(configuration, its generator, 1,000 real images)."""
     hp = HParams(image_size=32, ngf=32, ndf=32, batch_size=64, bn="paper")
     generator, _ = build(hp, 0, CPU)
-    real = noise_images(hp, real_images).permute(0, 3, 1, 2).contiguous()
-    extractor = Extractor("inception-v3", home, CPU, print)
-    features = extractor(real).pooled
-    reference = Reference(features)
-    spec = ScoreSpec(metric="fid", extractor="inception-v3", samples=samples, reference=real_images)
-    protocol = make_protocol(
-        spec, weights_sha256="0", fingerprint="0", split_rule="none", resize="", versions=versions()
+    return hp, generator, noise_images(hp, 1000).permute(0, 3, 1, 2).contiguous()
+
+
+def scoring_protocol(samples: int, precision: str) -> Protocol:
+    """Inception's FID against 1,000 real images."""
+    spec = ScoreSpec(samples=samples, reference=1000, precision=precision)  # type: ignore[arg-type]
+    return make_protocol(spec, weights_sha256="0", fingerprint="0", split_rule="none", resize="", versions=versions())
+
+
+@contextmanager
+def fused(recipe: str, batch: int, members: int) -> Iterator[tuple[Timed, Timed]]:
+    """Trainings of other learning rates and seeds that step together, and one after the other."""
+    hp = system(recipe, batch)
+    images = noise_images(hp, 512)
+    alone, others = ([Run(hp, images, seed, CPU) for seed in range(members)] for _ in range(2))
+    together = FusedRuns(others)
+
+    def baseline() -> None:
+        for run in alone:
+            run.advance()
+
+    yield together.advance, baseline
+
+
+@contextmanager
+def memory(recipe: str, batch: int) -> Iterator[tuple[Timed, Timed]]:
+    """A process that imports, builds and does three steps; its peak (MiB), imports included on both sides."""
+    code = (
+        "import resource, sys; from benchmarks.rows import CPU, Loop, Run, noise_images, system;"
+        "hp = system(sys.argv[2], int(sys.argv[3])); images = noise_images(hp, 512);"
+        "ours = sys.argv[1] == 'ours'; run = Run(hp, images, 0, CPU) if ours else Loop(hp, 'write-up');"
+        "real = images[: hp.batch_size].permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1;"
+        "[run.advance() if ours else run.step(real) for _ in range(3)];"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )
-    with ExitStack() as stack:
-        context = contextmanager(fidelity_call)
-        call = stack.enter_context(context(generator, hp.z_dim, real, samples, extractor.weights.state))
-        yield lambda: score(generator, hp, reference, protocol, extractor, only=("fid",)), call
+
+    def peak(which: str) -> Measured:
+        command = [sys.executable, "-c", code, which, recipe, str(batch)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return Measured(value=float(done.stdout.split()[-1]))
+
+    yield lambda: peak("ours"), lambda: peak("theirs")
+
+
+@contextmanager
+def of_a_trial(folder: Path, workers: int) -> Iterator[tuple[Timed, None]]:
+    """The median of the trials' overheads, in percent."""
+
+    def ours() -> Measured:
+        return Measured(value=100 * statistics.median(overhead(folder, workers, 1, 60.0)))
+
+    yield ours, None
 
 
 @contextmanager
 def distance(n: int) -> Iterator[tuple[Timed, Timed]]:
     """Fréchet distance of n samples with 2,048 features."""
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-
-    from harness.scoring.distance import frechet_distance
-    from harness.scoring.reference import Reference
 
     rng = np.random.default_rng(0)
     fake, real = (torch.from_numpy(rng.normal(size=(n, 2048)).astype(np.float32)) for _ in range(2))
@@ -333,7 +427,7 @@ def suggestion(folder: Path, n: int) -> Iterator[tuple[Timed, None]]:
         suggest(trial, trials.spec)
         took = time.perf_counter() - began
         trials.end(trial, TrialState.COMPLETE, 100.0, "")
-        return Measured(seconds=took)
+        return Measured(value=took)
 
     yield ours, None
 
@@ -356,7 +450,7 @@ def report(folder: Path, n: int) -> Iterator[tuple[Timed, None]]:
         command = [sys.executable, "-c", code, str(home.root), str(folder / "report")]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         seconds, peak_mib = map(float, done.stdout.split()[-2:])
-        return Measured(seconds=seconds, peak_mib=peak_mib)
+        return Measured(value=seconds, peak_mib=peak_mib)
 
     yield ours, None
 

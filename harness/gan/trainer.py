@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from harness.errors import DataError, Diverged
-from harness.gan.losses import fake_loss, generator_loss, real_loss
-from harness.gan.networks import Discriminator, Generator, build, latent_noise
-from harness.gan.precision import autocast, tensor_cores
-from harness.study.hparams import HParams, derive_seed
-
-# The columns of the statistics window, each a mean over the window's steps.
-CURVE_NAMES = ("loss_d", "loss_g", "logit_real", "logit_fake", "grad_norm_d", "grad_norm_g")
+from harness.gan.run import Run, Snapshot, smallest_batch
+from harness.study.hparams import HParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,22 +37,6 @@ class Progress:
     images_per_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """All that is needed to go on bit for bit, and the generator to sample from.
-
-    ``mark`` is the entry of ``Budget.snapshots_kimg`` that was reached, the budget's end, or None where the snapshot
-    was asked for. ``state`` holds tensors, numbers and strings only, so that it loads with ``weights_only=True``.
-    ``generator`` is live: score it before iterating on. It is the moving average where ``ema`` is on.
-    """
-
-    step: int
-    kimg: float
-    mark: float | None
-    generator: nn.Module
-    state: dict[str, Any] = field(repr=False)
-
-
 def never() -> bool:
     """The default of ``snapshot_now``: nobody asks."""
     return False
@@ -74,12 +51,7 @@ def total_steps(hp: HParams, budget: Budget) -> int:
 def epoch_kimg(hp: HParams, n_images: int) -> float:
     """Length of one pass over ``n_images`` images (kimg); a smaller last batch, where it is used, counts as full."""
     whole, rest = divmod(n_images, hp.batch_size)
-    return (whole + (rest >= _smallest(hp))) * hp.batch_size / 1000
-
-
-def _smallest(hp: HParams) -> int:
-    """The smallest last batch that is used: BatchNorm cannot normalise a single image of one pixel."""
-    return hp.batch_size if hp.last_batch == "drop" else 2
+    return (whole + (rest >= smallest_batch(hp))) * hp.batch_size / 1000
 
 
 def train(
@@ -116,7 +88,7 @@ def train(
             optimizer step and read back with the next Progress or Snapshot.
         DataError: fewer images than one batch.
     """
-    run = _Run(hp, images_NHWC, seed, device)
+    run = Run(hp, images_NHWC, seed, device)
     if resume is not None:
         run.load(resume)
     last = total_steps(hp, budget)
@@ -145,196 +117,3 @@ def train(
             for mark in marks[run.step]:
                 yield run.snapshot(mark)
             started, since = time.perf_counter(), run.step
-
-
-class _Run:
-    """The state of one training."""
-
-    def __init__(self, hp: HParams, images_NHWC: Tensor, seed: int, device: torch.device) -> None:
-        if len(images_NHWC) < hp.batch_size:
-            raise DataError(
-                f"{len(images_NHWC)} images do not fill one batch of {hp.batch_size}",
-                "Lower batch_size or give more images.",
-            )
-        self.hp, self.images, self.device = hp, images_NHWC, device
-        self.generator: Generator
-        self.discriminator: Discriminator
-        self.generator, self.discriminator = build(hp, derive_seed(seed, "weights"), device)
-        self.average = copy.deepcopy(self.generator).requires_grad_(False) if hp.ema else None
-        settings: dict[str, Any] = {"betas": (hp.beta1, hp.beta2), "eps": hp.adam_eps, "weight_decay": hp.weight_decay}
-        # fused: one pass over all parameters, and the only Adam that can skip a step without a host round trip.
-        of_g, of_d = list(self.generator.parameters()), list(self.discriminator.parameters())
-        moved = [*of_g, *of_d] if hp.g_step_trains_d else of_g
-        self.opt_g = torch.optim.Adam(moved, hp.lr_g, fused=True, **settings)
-        self.opt_d = torch.optim.Adam(of_d, hp.lr_d, fused=True, **settings)
-        self.order_rng = torch.Generator().manual_seed(derive_seed(seed, "order"))
-        self.noise_rng = torch.Generator(device).manual_seed(derive_seed(seed, "noise"))
-        self.flip_rng = torch.Generator().manual_seed(derive_seed(seed, "flip"))
-        self.epoch_rng_state = self.order_rng.get_state()
-        self.order = torch.randperm(len(images_NHWC), generator=self.order_rng)
-        self.position = 0
-        self.step = 0
-        self.window = torch.zeros(len(CURVE_NAMES), device=device)
-        self.window_steps = 0
-        # Per network, the first step with a non-finite gradient, 0 while there is none.
-        self.bad_step = {name: torch.zeros((), device=device) for name in ("discriminator", "generator")}
-
-    @property
-    def kimg(self) -> float:
-        return self.step * self.hp.images_per_step / 1000
-
-    def advance(self) -> None:
-        """One generator update with its ``n_dis`` discriminator updates. No value is read back to the host."""
-        with tensor_cores(self.hp.precision, self.device):
-            self._advance()
-
-    def _advance(self) -> None:
-        hp = self.hp
-        self.step += 1
-        for update in range(hp.n_dis):
-            real = self._real()
-            z = self._noise(len(real))
-            # The generator's own update can use this very batch, unless it is to be made in another way.
-            used_again = hp.g_noise == "reuse" and hp.d_fakes == "train" and update == hp.n_dis - 1
-            fake = self._fake(z, with_grad=used_again)
-            seen = self._train_discriminator(real, fake.detach())
-        if not used_again:
-            z = z if hp.g_noise == "reuse" else self._noise(len(real))
-            fake = self._fake(z, with_grad=True)
-        # D's own gradients are not needed here (unless the bug is asked for): only the path through it to the fakes.
-        self.discriminator.requires_grad_(hp.g_step_trains_d)
-        (fake_logits,) = self._judge(fake)
-        loss_g = generator_loss(fake_logits)
-        norm_g = self._update("generator", self.opt_g, loss_g)
-        self.discriminator.requires_grad_(True)
-        if self.average is not None:
-            self._average()
-        loss_d, logit_real, logit_fake, norm_d = seen
-        with torch.no_grad():
-            means = (loss_d, loss_g, logit_real, logit_fake, norm_d, norm_g)
-            self.window += torch.stack([value.detach().float() for value in means])
-        self.window_steps += 1
-
-    def _train_discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One update on both, or one on each; (loss, mean real logit, mean fake logit, gradient norm)."""
-        hp, factor = self.hp, self.hp.d_loss_factor
-        if hp.d_step == "joint":
-            real_logits, fake_logits = self._judge(real, fake)
-            loss = real_loss(real_logits, hp.label_smoothing) * factor + fake_loss(fake_logits) * factor
-            return loss, real_logits.mean(), fake_logits.mean(), self._update("discriminator", self.opt_d, loss)
-        (real_logits,) = self._judge(real)
-        on_real = real_loss(real_logits, hp.label_smoothing) * factor
-        norm_real = self._update("discriminator", self.opt_d, on_real)
-        (fake_logits,) = self._judge(fake)
-        on_fake = fake_loss(fake_logits) * factor
-        norm = torch.maximum(self._update("discriminator", self.opt_d, on_fake), norm_real)
-        return on_real.detach() + on_fake, real_logits.mean(), fake_logits.mean(), norm
-
-    def _judge(self, *batches: Tensor) -> list[Tensor]:
-        """Logits of each batch, never of half precision; BatchNorm sees each batch on its own."""
-        with autocast(self.hp.precision, self.device):
-            logits = [self.discriminator(batch) for batch in batches]
-        return [each.to(torch.promote_types(each.dtype, torch.float32)) for each in logits]
-
-    def _noise(self, n_real: int) -> Tensor:
-        n = n_real if self.hp.last_batch == "match" else self.hp.batch_size
-        return latent_noise((n, self.hp.z_dim), self.hp.latent, self.noise_rng)
-
-    def _fake(self, z: Tensor, *, with_grad: bool) -> Tensor:
-        """Images for the generator's update (with gradients), or for the discriminator's alone."""
-        self.generator.train(with_grad or self.hp.d_fakes == "train")
-        with torch.set_grad_enabled(with_grad), autocast(self.hp.precision, self.device):
-            fake: Tensor = self.generator(z)
-        return fake
-
-    def _real(self) -> Tensor:
-        batch = self.hp.batch_size
-        if self.position + _smallest(self.hp) > len(self.order):
-            if self.hp.reshuffle:
-                self.epoch_rng_state = self.order_rng.get_state()
-                self.order = torch.randperm(len(self.images), generator=self.order_rng)
-            self.position = 0
-        index = self.order[self.position : self.position + batch]
-        self.position += len(index)
-        batch_NHWC = self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
-        if self.hp.flip:
-            flipped = torch.rand(len(index), generator=self.flip_rng) < 0.5
-            batch_NHWC = torch.where(flipped.to(self.device)[:, None, None, None], batch_NHWC.flip(2), batch_NHWC)
-        pixels = batch_NHWC.permute(0, 3, 1, 2).float()
-        return pixels.div_(255) if self.hp.real_range == "unit" else pixels.div_(127.5).sub_(1)
-
-    def _update(self, name: str, optimizer: torch.optim.Adam, loss: Tensor) -> Tensor:
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        bad = ~torch.isfinite(norm)
-        first = self.bad_step[name]
-        self.bad_step[name] = torch.where(bad & (first == 0), torch.full_like(first, self.step), first)
-        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-        optimizer.step()
-        return norm
-
-    def _average(self) -> None:
-        assert self.average is not None
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1 - self.hp.ema)
-            for mine, theirs in zip(self.average.buffers(), self.generator.buffers(), strict=True):
-                mine.copy_(theirs)
-
-    def check(self) -> None:
-        """Read the divergence flags back.
-
-        Raises:
-            Diverged: with the step and the network that came first.
-        """
-        names = list(self.bad_step)
-        steps = torch.stack([self.bad_step[name] for name in names]).tolist()
-        found = [(int(step), name) for step, name in zip(steps, names, strict=True) if step]
-        if found:
-            raise Diverged(*min(found))
-
-    def read_window(self) -> dict[str, float]:
-        """The window's means; a new window begins."""
-        self.check()
-        means = (self.window / max(1, self.window_steps)).tolist()
-        self.window.zero_()
-        self.window_steps = 0
-        return dict(zip(CURVE_NAMES, means, strict=True))
-
-    def snapshot(self, mark: float | None) -> Snapshot:
-        self.check()
-        state: dict[str, Any] = {
-            "hparams": self.hp.to_dict(),
-            "step": self.step,
-            "generator": self.generator.state_dict(),
-            "discriminator": self.discriminator.state_dict(),
-            "average": self.average.state_dict() if self.average is not None else None,
-            "opt_g": self.opt_g.state_dict(),
-            "opt_d": self.opt_d.state_dict(),
-            "epoch_rng": self.epoch_rng_state,
-            "position": self.position,
-            "noise_rng": self.noise_rng.get_state(),
-            "flip_rng": self.flip_rng.get_state(),
-            "window": self.window,
-            "window_steps": self.window_steps,
-        }
-        sampled = self.average if self.average is not None else self.generator
-        return Snapshot(step=self.step, kimg=self.kimg, mark=mark, generator=sampled, state=copy.deepcopy(state))
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.generator.load_state_dict(state["generator"])
-        self.discriminator.load_state_dict(state["discriminator"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.opt_g.load_state_dict(state["opt_g"])
-        self.opt_d.load_state_dict(state["opt_d"])
-        self.order_rng.set_state(state["epoch_rng"])
-        self.epoch_rng_state = state["epoch_rng"]
-        self.order = torch.randperm(len(self.images), generator=self.order_rng)
-        self.position = state["position"]
-        self.noise_rng.set_state(state["noise_rng"].cpu())
-        self.flip_rng.set_state(state["flip_rng"].cpu())
-        self.step = state["step"]
-        self.window.copy_(state["window"])
-        self.window_steps = state["window_steps"]

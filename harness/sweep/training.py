@@ -17,7 +17,8 @@ from torch import Tensor
 from harness import atomic
 from harness.data.store import ImageStore, OnProgress, open_store
 from harness.errors import DataError, UsageError
-from harness.gan.trainer import Budget, Progress, Snapshot, epoch_kimg, train
+from harness.gan.run import Snapshot
+from harness.gan.trainer import Budget, Progress, epoch_kimg, train
 from harness.home import Home
 from harness.scoring.sampling import GRID_IMAGES
 from harness.scoring.scorer import Scorer, Scorers, split_images

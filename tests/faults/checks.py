@@ -13,7 +13,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from harness.gan.trainer import CURVE_NAMES
+from harness.gan.run import CURVE_NAMES
 from harness.home import Home
 from harness.study.records import StudyRecord, TrialRecord
 from harness.sweep.storage import load_study, to_record

@@ -17,7 +17,7 @@ from tests.faults.barrier import INJECTION, Barrier
 from tests.faults.checks import QUICK, check_all, outcome
 
 STUDY = QUICK.replace("kimg = 0.4", "kimg = 0.8").replace("rungs = [0.1]", "rungs = [0.2, 0.4]")
-STEP = "harness.gan.trainer:_Run._update"
+STEP = "harness.gan.run:Run._update"
 SCORE = "harness.scoring.scorer:Scorer.__call__"
 CHECKPOINT = "os:fsync@save_checkpoint"
 ASK = "harness.sweep.trials:Trials.ask"

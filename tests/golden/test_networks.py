@@ -155,13 +155,13 @@ def test_losses_stay_finite_for_huge_logits():
 def test_training_equals_a_plain_loop():
     """Three steps of the trainer against the loop of a tutorial: same images, same noise, BCE-with-logits, Adam."""
     from harness.gan.networks import latent_noise
-    from harness.gan.trainer import _Run
+    from harness.gan.run import Run
     from harness.study.hparams import derive_seed
     from tests.conftest import blobs
 
     hp = HParams(image_size=16, channels=1, ngf=4, ndf=4, z_dim=8, batch_size=8, label_smoothing=0.1)
     images = torch.from_numpy(blobs(32))
-    run = _Run(hp, images, 0, CPU)
+    run = Run(hp, images, 0, CPU)
     generator, discriminator = build(hp, derive_seed(0, "weights"), CPU)
     opt_g = torch.optim.Adam(generator.parameters(), hp.lr_g, (hp.beta1, hp.beta2))
     opt_d = torch.optim.Adam(discriminator.parameters(), hp.lr_d, (hp.beta1, hp.beta2))

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from harness.gan.networks import Discriminator, Generator, build, latent_noise
-from harness.gan.trainer import _Run
+from harness.gan.run import Run
 from harness.study.architecture import discriminator_layers, generator_layers
 from harness.study.files import load_recipe, recipe_names
 from harness.study.hparams import derive_seed
@@ -253,10 +253,10 @@ def test_one_step_equals_the_plain_loop(name, variant):
     elif name == "celeba32_deep":
         hp = dataclasses.replace(hp, widths_d="4-8-16-16")
     images = torch.from_numpy(blobs(10, hp.image_size)).expand(-1, -1, -1, 3).contiguous()
-    run = _Run(hp, images, 5, CPU)
+    run = Run(hp, images, 5, CPU)
     # In double precision: a bias before BatchNorm has a gradient of 0, whose rounding Adam would make a step of.
-    draw_real, draw_noise = run._real, run._noise
-    run._real, run._noise = lambda: draw_real().double(), lambda n: draw_noise(n).double()
+    draw_real, draw_noise = run.draw_real, run.draw_noise
+    run.draw_real, run.draw_noise = lambda: draw_real().double(), lambda n: draw_noise(n).double()
     generator, discriminator = build(hp, derive_seed(5, "weights"), CPU)
     for network in (run.generator, run.discriminator, generator, discriminator):
         network.double()
@@ -323,7 +323,7 @@ def test_every_switch_changes_what_is_learnt(switch, values):
     images = torch.from_numpy(blobs(32)).expand(-1, -1, -1, 3).contiguous()
     results = []
     for value in values:
-        run = _Run(dataclasses.replace(base, **{switch: value}), images, 0, CPU)
+        run = Run(dataclasses.replace(base, **{switch: value}), images, 0, CPU)
         for _ in range(3):
             run.advance()
         fake = run.generator.eval()(torch.ones(1, base.z_dim))
@@ -354,7 +354,7 @@ def test_half_the_loss_matters_only_against_epsilon():
                 adam_eps=eps,
                 d_loss_factor=factor,
             )
-            run = _Run(hp, images, 0, CPU)
+            run = Run(hp, images, 0, CPU)
             run.advance()
             weights[eps, factor] = next(run.discriminator.parameters()).detach().clone()
     torch.testing.assert_close(weights[1e-8, 1.0], weights[1e-8, 0.5], rtol=1e-3, atol=1e-6)

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from harness.gan.trainer import Budget, Progress, Snapshot, train
+from harness.gan.run import Snapshot
+from harness.gan.trainer import Budget, Progress, train
 from harness.scoring.extractors import Extractor
 from harness.sweep.processes import exact_arithmetic
 from tests.conftest import CPU

@@ -13,7 +13,8 @@ import torch
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from harness.errors import HarnessError, SpecDrift
-from harness.gan.trainer import Budget, Progress, Snapshot, _Run, train
+from harness.gan.run import Run, Snapshot
+from harness.gan.trainer import Budget, Progress, train
 from harness.scoring.extractors import Extractor, bilinear_weights
 from harness.scoring.sampling import to_uint8
 from harness.study.files import parse_study
@@ -32,7 +33,7 @@ def quiet(text: str) -> None:
 
 
 def test_weights_statistics_losses_and_adam_are_float32(hp, images):
-    run = _Run(dataclasses.replace(hp, **BF16), images, 0, CPU)
+    run = Run(dataclasses.replace(hp, **BF16), images, 0, CPU)
     seen = []
     run.generator.layers[0].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
     run.advance()

@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.errors import DataError, Diverged
 from harness.gan.checkpoint import load_checkpoint, save_checkpoint
-from harness.gan.trainer import Budget, Progress, Snapshot, _Run, epoch_kimg, total_steps, train
+from harness.gan.run import Run, Snapshot
+from harness.gan.trainer import Budget, Progress, epoch_kimg, total_steps, train
 from tests.conftest import CPU
 
 BUDGET = Budget(kimg=0.64, snapshots_kimg=(0.2, 0.41), progress_kimg=0.1)
@@ -104,7 +105,7 @@ class CountReadBacks(TorchDispatchMode):
 
 
 def test_a_step_reads_nothing_back_to_the_host(hp, images):
-    run_ = _Run(hp, images, 0, CPU)
+    run_ = Run(hp, images, 0, CPU)
     run_.advance()
     with CountReadBacks() as counter:
         for _ in range(5):
@@ -117,7 +118,7 @@ def test_a_step_reads_nothing_back_to_the_host(hp, images):
 
 @pytest.mark.parametrize("network", ["generator", "discriminator"])
 def test_divergence_names_step_and_network_and_is_not_applied(hp, images, network):
-    run_ = _Run(hp, images, 0, CPU)
+    run_ = Run(hp, images, 0, CPU)
     for _ in range(3):
         run_.advance()
     before = {name: value.clone() for name, value in getattr(run_, network).named_parameters()}
@@ -146,10 +147,10 @@ def test_fewer_images_than_a_batch_is_an_error(hp, images):
 
 
 def test_an_epoch_shows_every_image_once(hp, images):
-    run_ = _Run(hp, images, 0, CPU)
+    run_ = Run(hp, images, 0, CPU)
     shown = []
     for _ in range(8):
-        shown.append(run_._real())
+        shown.append(run_.draw_real())
     sums = sorted(round(float(x.sum()), 3) for x in torch.cat(shown))
     expected = sorted(round(float((i.float() / 127.5 - 1).sum()), 3) for i in images)
     assert sums == pytest.approx(expected, abs=2e-3)
@@ -157,10 +158,10 @@ def test_an_epoch_shows_every_image_once(hp, images):
 
 @pytest.mark.parametrize(("last_batch", "sizes"), [("drop", [8, 8]), ("match", [8, 8, 4]), ("full", [8, 8, 4])])
 def test_the_last_batch_of_an_epoch(hp, images, last_batch, sizes):
-    run_ = _Run(dataclasses.replace(hp, last_batch=last_batch), images[:20], 0, CPU)
-    seen = [run_._real() for _ in sizes]
+    run_ = Run(dataclasses.replace(hp, last_batch=last_batch), images[:20], 0, CPU)
+    seen = [run_.draw_real() for _ in sizes]
     assert [len(batch) for batch in seen] == sizes
-    assert len(run_._noise(4)) == (4 if last_batch == "match" else 8)
+    assert len(run_.draw_noise(4)) == (4 if last_batch == "match" else 8)
     assert epoch_kimg(run_.hp, 20) == len(sizes) * 8 / 1000
 
 
@@ -173,19 +174,19 @@ def test_a_rest_of_one_image_is_left_out(hp, images):
 
 
 def test_without_reshuffling_every_epoch_has_the_same_batches(hp, images):
-    run_ = _Run(dataclasses.replace(hp, reshuffle=False), images[:16], 0, CPU)
-    first, second = ([run_._real() for _ in range(2)] for _ in range(2))
+    run_ = Run(dataclasses.replace(hp, reshuffle=False), images[:16], 0, CPU)
+    first, second = ([run_.draw_real() for _ in range(2)] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    shuffled = _Run(hp, images[:16], 0, CPU)
-    first, second = ([shuffled._real() for _ in range(2)] for _ in range(2))
+    shuffled = Run(hp, images[:16], 0, CPU)
+    first, second = ([shuffled.draw_real() for _ in range(2)] for _ in range(2))
     assert not all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_flipping_mirrors_about_half_of_the_images(hp, images):
-    plain, flipping = (_Run(dataclasses.replace(hp, flip=flip), images, 0, CPU) for flip in (False, True))
+    plain, flipping = (Run(dataclasses.replace(hp, flip=flip), images, 0, CPU) for flip in (False, True))
     mirrored = same = 0
     for _ in range(8):
-        for a, b in zip(plain._real(), flipping._real(), strict=True):
+        for a, b in zip(plain.draw_real(), flipping.draw_real(), strict=True):
             same += torch.equal(a, b)
             mirrored += torch.equal(a.flip(2), b)
     assert same + mirrored == 64

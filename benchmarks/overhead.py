@@ -1,0 +1,135 @@
+"""What the harness takes of a trial beside training and scoring: asking, reporting, checkpoints, grids, tracking.
+
+Training and scoring are waited for instead of done, so that they take neither the cores nor the disk. All else is real:
+the study's networks with their checkpoints and grids, the SQLite database, MLflow on SQLite behind the journal.
+What a trial takes above what was waited is the overhead.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.gan.run import CURVE_NAMES, Run, Snapshot
+from harness.gan.trainer import Budget, Progress, total_steps
+from harness.home import Home
+from harness.scoring.fidelity import Scores
+from harness.study.files import load_study
+from harness.study.hparams import HParams
+
+STUDY = "mnist32"
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    hash: str = "bench"
+
+
+class Waiting:
+    """A scorer whose score is known at once."""
+
+    def __init__(self, objective: str) -> None:
+        self.objective, self.protocol = objective, _Protocol()
+
+    def __call__(self, generator: Any, hp: HParams, *, all_metrics: bool) -> Scores:
+        return Scores(values={self.objective: 100.0}, protocol_hash=self.protocol.hash)
+
+
+class Waits:
+    """In the place of ``train``: the events of a training of ``seconds``, without the training."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.waited = seconds, 0.0
+
+    def __call__(self, hp: HParams, images: torch.Tensor, *, budget: Budget, seed: int, **rest: Any) -> Iterator[Any]:
+        began = time.perf_counter()
+        run = Run(hp, images, seed, torch.device("cpu"))
+        run.advance()
+        self.waited += time.perf_counter() - began
+        last = total_steps(hp, budget)
+        marks = {total_steps(hp, Budget(kimg=mark)): mark for mark in (*budget.snapshots_kimg, budget.kimg)}
+        every = max(1, round(1000 / hp.images_per_step))
+        stops = sorted({*marks, *range(every, last, every)})
+        for step in stops:
+            self._wait(self.seconds / len(stops))
+            run.step = step
+            yield Progress(step=step, kimg=run.kimg, curve=dict.fromkeys(CURVE_NAMES, 0.5), images_per_s=1.0)
+            if step in marks or rest["snapshot_now"]():
+                snapshot: Snapshot = run.snapshot(marks.get(step))
+                yield snapshot
+
+    def _wait(self, seconds: float) -> None:
+        began = time.perf_counter()
+        time.sleep(seconds)
+        self.waited += time.perf_counter() - began
+
+
+def _worker(root: str, trials: int, seconds: float, experiment: str, shares: Any) -> None:
+    import optuna
+
+    from harness.sweep import objective as module
+    from harness.sweep.database import open_storage
+    from harness.sweep.trials import Trials
+    from harness.sweep.worker import run_trial
+    from harness.tracking.courier import Courier
+    from harness.tracking.mlflow import MlflowTracker, new_client
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    torch.set_num_threads(1)
+    home, spec = Home(Path(root)), load_study(STUDY)
+    study = optuna.load_study(study_name=STUDY, storage=open_storage(home))
+    courier = Courier(home.spool, lambda: MlflowTracker(new_client(home), experiment, None), print)
+    waits = Waits(seconds)
+    module.train = waits  # type: ignore[assignment]
+    images = torch.zeros(256, spec.data.image_size, spec.data.image_size, spec.data.channels, dtype=torch.uint8)
+    env = module.Env(
+        home=home, trials=Trials(study, spec, home), images_NHWC=images, device=torch.device("cpu"), tracker=courier,
+        final=Waiting("fid500"), rung=Waiting("fid_mnv2_250"),  # type: ignore[arg-type]
+        dataset={"name": "bench", "fingerprint": "0", "source": "bench"}, tags={}, stop=lambda: False,
+        publish=lambda event: None,
+    )  # fmt: skip
+    for index in range(trials + 1):
+        began, waited = time.perf_counter(), waits.waited
+        trial = env.trials.ask(10**9)
+        assert trial is not None
+        run_trial(trial, spec, env)
+        took, waited = time.perf_counter() - began, waits.waited - waited
+        if index:  # the first one imports
+            shares.append((took - waited) / waited)
+    courier.close(60)
+
+
+def overhead(folder: Path, workers: int, trials: int, seconds: float) -> list[float]:
+    """Of each trial: what it took above training and scoring, as a share of those.
+
+    Args:
+        folder: for databases and checkpoints.
+        workers: processes at once.
+        trials: of each worker, and one more that is not counted.
+        seconds: of training and scoring in a trial.
+    """
+    from harness.sweep.storage import open_study
+    from harness.tracking.mlflow import client_for, open_experiment
+
+    home = Home(folder / f"overhead-{workers}")
+    open_study(load_study(STUDY), home)
+    experiment = open_experiment(client_for(home), home, STUDY)
+    context = mp.get_context("spawn")
+    with context.Manager() as manager:
+        shares = manager.list()
+        processes = [
+            context.Process(target=_worker, args=(str(home.root), trials, seconds, experiment, shares))
+            for _ in range(workers)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert all(process.exitcode == 0 for process in processes)
+        return list(shares)
