@@ -211,9 +211,10 @@ def finished_count(study: optuna.Study) -> int:
 
 
 def _place(trial: FrozenTrial) -> int | None:
-    if trial.state == TrialState.WAITING and "place" not in trial.user_attrs:
+    """None where it has none yet, or was killed before it was given one."""
+    if "place" not in trial.user_attrs and trial.state not in FINISHED:
         return None
-    return int(trial.user_attrs.get("place", trial.user_attrs.get("root", trial.number)))
+    return int(trial.user_attrs.get("place", trial.number))
 
 
 def _in_place(trial: FrozenTrial) -> FrozenTrial:

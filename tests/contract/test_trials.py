@@ -90,6 +90,19 @@ def test_a_kill_while_parameters_are_suggested_changes_none_of_them(trials, tmp_
     assert suggest(last, SPEC) == suggest(twin.ask(99), SPEC)
 
 
+def test_a_kill_before_a_trial_has_its_place_leaves_no_gap(trials, tmp_path):
+    for value in range(2):
+        trial = trials.ask(99)
+        suggest(trial, SPEC)
+        trials.end(trial, TrialState.COMPLETE, float(value), "")
+    for _ in range(2):
+        taken = trials._take(trials.study.get_trials())
+        trials.study._storage.set_trial_user_attr(taken, "worker", GONE)
+        trials.heal(crashed=False)
+    last = trials.ask(99)
+    assert (last.number, last.user_attrs["place"]) == (4, 2)
+
+
 def test_parameters_once_given_stay_whoever_is_killed(trials):
     trial = trials.ask(99)
     hp = suggest(trial, SPEC)
