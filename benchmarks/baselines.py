@@ -26,11 +26,12 @@ class Loop:
         style: ``write-up``: fakes are not detached in the discriminator's step, so that its backward pass runs through
             the generator, and the generator's step draws new noise. ``example``: as PyTorch's own example, which
             detaches the fakes and uses them again.
+        device: where it trains.
     """
 
-    def __init__(self, hp: HParams, style: str) -> None:
-        self.hp, self.style = hp, style
-        self.generator, self.discriminator = (n.to(memory_format=torch.contiguous_format) for n in build(hp, 0, CPU))
+    def __init__(self, hp: HParams, style: str, device: torch.device = CPU) -> None:
+        self.hp, self.style, self.device = hp, style, device
+        self.generator, self.discriminator = (n.to(memory_format=torch.contiguous_format) for n in build(hp, 0, device))
         settings: dict[str, Any] = {"betas": (hp.beta1, hp.beta2)}
         self.opt_g = torch.optim.Adam(self.generator.parameters(), hp.lr_g, **settings)
         self.opt_d = torch.optim.Adam(self.discriminator.parameters(), hp.lr_d, **settings)
@@ -38,12 +39,12 @@ class Loop:
         self.losses: list[tuple[float, float]] = []
 
     def noise(self, n: int) -> Tensor:
-        return torch.randn(n, self.hp.z_dim)
+        return torch.randn(n, self.hp.z_dim, device=self.device)
 
     def step(self, real_NCHW: Tensor) -> None:
         """One update of each network on a batch in [-1, 1]."""
         n = len(real_NCHW)
-        ones, zeros = torch.ones(n), torch.zeros(n)
+        ones, zeros = torch.ones(n, device=self.device), torch.zeros(n, device=self.device)
         if self.style == "example":
             self.discriminator.zero_grad()
             loss_real = self.bce(self.discriminator(real_NCHW), ones)

@@ -55,6 +55,8 @@ class FusedRuns:
         k = len(self.runs)
         for run in self.runs:
             run.step += 1
+            run.window_steps += 1
+            run.clock += 1
         real = torch.cat([run.draw_real() for run in self.runs], dim=1)
         z = torch.cat([run.draw_noise(self.hp.batch_size) for run in self.runs], dim=1)
         with autocast(self.hp.precision, self.device):
@@ -76,7 +78,6 @@ class FusedRuns:
             means = torch.stack([losses_d, losses_g, real_logits.mean(0), fake_logits.mean(0), norms_d, norms_g], 1)
             for run, row in zip(self.runs, means.float(), strict=True):
                 run.window += row
-                run.window_steps += 1
 
     def _judge(self, images: Tensor, k: int) -> Tensor:
         """Logits, shape (N, K)."""
@@ -191,7 +192,7 @@ class _Adam:
             norms = torch.stack(squares).sum(0).sqrt()
             good = torch.isfinite(norms)
             for flag, fine, run in zip(bad_step, good, runs, strict=True):
-                flag.copy_(torch.where(~fine & (flag == 0), torch.full_like(flag, run.step), flag))
+                flag.copy_(torch.where(~fine & (flag == 0), run.clock, flag))
             self.steps += good
             scale = self.rate / (1 - self.beta1**self.steps)
             root = (1 - self.beta2**self.steps).sqrt()

@@ -16,7 +16,10 @@ FLOAT32, TF32, BF16 = "float32", "tf32", "bf16"
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """For a forward pass: bfloat16 inside, where that is the precision. The backward pass follows it by itself."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == BF16 else nullcontext()
+    if precision != BF16:
+        return nullcontext()
+    # On CUDA without the cache of cast weights, which a captured graph must not share with what runs beside it.
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=device.type != "cuda")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +56,7 @@ class Run:
         self.generator, self.discriminator = build(hp, derive_seed(seed, "weights"), device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False) if hp.ema else None
         settings: dict[str, Any] = {"betas": (hp.beta1, hp.beta2), "eps": hp.adam_eps, "weight_decay": hp.weight_decay}
+        settings["capturable"] = device.type == "cuda"  # its step count is on the device, for CUDA graphs
         # fused: one pass over all parameters, and the only Adam that can skip a step without a host round trip.
         of_g, of_d = list(self.generator.parameters()), list(self.discriminator.parameters())
         moved = [*of_g, *of_d] if hp.g_step_trains_d else of_g
@@ -64,13 +66,15 @@ class Run:
         self.noise_rng = torch.Generator(device).manual_seed(derive_seed(seed, "noise"))
         self.flip_rng = torch.Generator().manual_seed(derive_seed(seed, "flip"))
         self.epoch_rng_state = self.order_rng.get_state()
-        self.order = torch.randperm(len(images_NHWC), generator=self.order_rng)
+        self.order = self._shuffled()
         self.position = 0
         self.step = 0
         self.window = torch.zeros(len(CURVE_NAMES), device=device)
         self.window_steps = 0
-        # Per network, the first step with a non-finite gradient, 0 while there is none.
+        # The step, on the device; and per network, the first step with a non-finite gradient, 0 while there is none.
+        self.clock = torch.zeros((), device=device)
         self.bad_step = {name: torch.zeros((), device=device) for name in ("discriminator", "generator")}
+        self.play: Callable[[], None] = self.play_eagerly
 
     @property
     def kimg(self) -> float:
@@ -78,12 +82,18 @@ class Run:
 
     def advance(self) -> None:
         """One generator update with its ``n_dis`` discriminator updates. No value is read back to the host."""
-        with tensor_cores(self.hp.precision, self.device):
-            self._advance()
-
-    def _advance(self) -> None:
-        hp = self.hp
         self.step += 1
+        self.window_steps += 1
+        self.play()
+
+    def play_eagerly(self) -> None:
+        """The step with the next batch, operation by operation."""
+        with tensor_cores(self.hp.precision, self.device):
+            self._play()
+
+    def _play(self) -> None:
+        hp = self.hp
+        self.clock += 1
         for update in range(hp.n_dis):
             real = self.draw_real()
             z = self.draw_noise(len(real))
@@ -106,7 +116,6 @@ class Run:
         with torch.no_grad():
             means = (loss_d, loss_g, logit_real, logit_fake, norm_d, norm_g)
             self.window += torch.stack([value.detach().float() for value in means])
-        self.window_steps += 1
 
     def _train_discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One update on both, or one on each; (loss, mean real logit, mean fake logit, gradient norm)."""
@@ -143,18 +152,30 @@ class Run:
 
     def draw_real(self) -> Tensor:
         """The next real batch, shape (N, C, H, W), scaled, on the device."""
+        return self.pixels(*self.next_batch())
+
+    def next_batch(self) -> tuple[Tensor, Tensor | None]:
+        """(which images come next, which of them are mirrored), on the images' device and on the training's."""
         batch = self.hp.batch_size
         if self.position + smallest_batch(self.hp) > len(self.order):
             if self.hp.reshuffle:
                 self.epoch_rng_state = self.order_rng.get_state()
-                self.order = torch.randperm(len(self.images), generator=self.order_rng)
+                self.order = self._shuffled()
             self.position = 0
         index = self.order[self.position : self.position + batch]
         self.position += len(index)
-        batch_NHWC = self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
-        if self.hp.flip:
-            flipped = torch.rand(len(index), generator=self.flip_rng) < 0.5
-            batch_NHWC = torch.where(flipped.to(self.device)[:, None, None, None], batch_NHWC.flip(2), batch_NHWC)
+        flipped = torch.rand(len(index), generator=self.flip_rng) < 0.5 if self.hp.flip else None
+        return index, flipped.to(self.device, non_blocking=True) if flipped is not None else None
+
+    def _shuffled(self) -> Tensor:
+        # Drawn on the CPU, so that a seed means one order on every device; moved once an epoch.
+        return torch.randperm(len(self.images), generator=self.order_rng).to(self.images.device)
+
+    def pixels(self, index: Tensor, flipped: Tensor | None) -> Tensor:
+        """These images, shape (N, C, H, W), scaled, on the device."""
+        batch_NHWC = self.images[index].to(self.device, non_blocking=True)
+        if flipped is not None:
+            batch_NHWC = torch.where(flipped[:, None, None, None], batch_NHWC.flip(2), batch_NHWC)
         pixels = batch_NHWC.permute(0, 3, 1, 2).float()
         return pixels.div_(255) if self.hp.real_range == "unit" else pixels.div_(127.5).sub_(1)
 
@@ -165,7 +186,7 @@ class Run:
         norm = nn.utils.get_total_norm(gradients)
         bad = ~torch.isfinite(norm)
         first = self.bad_step[name]
-        self.bad_step[name] = torch.where(bad & (first == 0), torch.full_like(first, self.step), first)
+        first.copy_(torch.where(bad & (first == 0), self.clock, first))
         optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         optimizer.step()
         return norm
@@ -218,18 +239,39 @@ class Run:
         return Snapshot(step=self.step, kimg=self.kimg, mark=mark, generator=sampled, state=copy.deepcopy(state))
 
     def load(self, state: dict[str, Any]) -> None:
+        """Go on from a Snapshot's state. Tensors that exist are filled, not replaced: a CUDA graph holds on to them."""
         self.generator.load_state_dict(state["generator"])
         self.discriminator.load_state_dict(state["discriminator"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.opt_g.load_state_dict(state["opt_g"])
-        self.opt_d.load_state_dict(state["opt_d"])
+        _load_adam(self.opt_g, state["opt_g"])
+        _load_adam(self.opt_d, state["opt_d"])
         self.order_rng.set_state(state["epoch_rng"])
         self.epoch_rng_state = state["epoch_rng"]
-        self.order = torch.randperm(len(self.images), generator=self.order_rng)
+        self.order = self._shuffled()
         self.position = state["position"]
         self.noise_rng.set_state(state["noise_rng"].cpu())
         self.flip_rng.set_state(state["flip_rng"].cpu())
         self.step = state["step"]
+        self.clock.fill_(self.step)
+        for flag in self.bad_step.values():
+            flag.zero_()
         self.window.copy_(state["window"])
         self.window_steps = state["window_steps"]
+
+
+def _load_adam(optimizer: torch.optim.Adam, saved: dict[str, Any]) -> None:
+    """``load_state_dict``, into the tensors that are there where there are any."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not optimizer.state:
+        capturable = [group["capturable"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(saved)
+        for group, own in zip(optimizer.param_groups, capturable, strict=True):
+            group["capturable"] = own  # not that of the device which saved it
+        return
+    for number, parameter in enumerate(parameters):
+        for name, value in optimizer.state[parameter].items():
+            if number in saved["state"]:
+                value.copy_(saved["state"][number][name])
+            else:
+                value.zero_()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.gan.graph import can_be_captured, capture
 from harness.gan.run import Run, Snapshot, smallest_batch
 from harness.study.hparams import HParams
 
@@ -63,6 +65,7 @@ def train(
     device: torch.device,
     resume: dict[str, Any] | None = None,
     snapshot_now: Callable[[], bool] = never,
+    graph: bool = True,
 ) -> Iterator[Progress | Snapshot]:
     """Train a DCGAN on uint8 images; the same seed on the same device gives the same result.
 
@@ -77,6 +80,7 @@ def train(
         seed: of weights, data order and noise, each with a stream of its own.
         device: where to train.
         resume: the ``state`` of a Snapshot of the same configuration and seed.
+        graph: on CUDA, play the steps as a CUDA graph where that can be done; a warning says where it cannot.
         snapshot_now: asked after every Progress; a Snapshot follows where it says yes.
 
     Yields:
@@ -91,6 +95,10 @@ def train(
     run = Run(hp, images_NHWC, seed, device)
     if resume is not None:
         run.load(resume)
+    if graph and can_be_captured(run):
+        reason = capture(run)
+        if reason:
+            warnings.warn(f"training without a CUDA graph: {reason}", stacklevel=2)
     last = total_steps(hp, budget)
     marks: dict[int, list[float]] = {}
     for mark in [mark for mark in budget.snapshots_kimg if mark < budget.kimg] + [budget.kimg]:

@@ -21,6 +21,7 @@ from harness.study.spec import StudySpec
 from harness.study.suggest import suggest
 from harness.sweep.attempt import Attempt
 from harness.sweep.lease import Lease
+from harness.sweep.processes import cuda_graphs
 from harness.sweep.search import images
 from harness.sweep.share import Share
 from harness.sweep.trials import Trials, trial_key
@@ -96,6 +97,7 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> f
         device=env.device,
         resume=attempt.state,
         snapshot_now=lambda: env.stop() or attempt.due(env.checkpoint_s),
+        graph=cuda_graphs(),
     ):
         if isinstance(event, Progress):
             attempt.progress(event)

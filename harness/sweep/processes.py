@@ -83,6 +83,11 @@ def exact_arithmetic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
+def cuda_graphs() -> bool:
+    """Whether trainings on CUDA may play their steps as graphs; ``HARNESS_CUDA_GRAPHS=0`` says no."""
+    return os.environ.get("HARNESS_CUDA_GRAPHS", "1") != "0"
+
+
 def _start_of(pid: int) -> str:
     """The kernel's start time of a process in clock ticks since boot; empty where there is no /proc."""
     return _stat(pid, 19)

@@ -26,7 +26,7 @@ from harness.study.hparams import HParams, digest
 from harness.study.spec import DataSpec, ScoreSpec
 from harness.sweep.attempt import Attempt
 from harness.sweep.objective import checked, checkpoint_every_s
-from harness.sweep.processes import exact_arithmetic, on_device
+from harness.sweep.processes import cuda_graphs, exact_arithmetic, on_device
 from harness.sweep.provenance import provenance
 from harness.sweep.run import choose_device
 from harness.tracking.courier import Courier
@@ -184,6 +184,7 @@ def _train(
         device=attempt.device,
         resume=attempt.state,
         snapshot_now=lambda: watch.stop() or attempt.due(every_s),
+        graph=cuda_graphs(),
     ):
         if isinstance(event, Progress):
             attempt.progress(event)

@@ -7,7 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from harness.gan.run import Snapshot
+from harness.errors import Diverged
+from harness.gan.fused import FusedRuns
+from harness.gan.graph import can_be_captured, capture
+from harness.gan.run import Run, Snapshot
 from harness.gan.trainer import Budget, Progress, train
 from harness.scoring.extractors import Extractor
 from harness.sweep.processes import exact_arithmetic
@@ -39,5 +42,60 @@ def test_resuming_continues_the_same_run(hp, images):
 def test_features_equal_the_cpus(home):
     exact_arithmetic()
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    on = [Extractor("inception-v3", home, device, print)([images]).pooled for device in (CUDA, CPU)]
+    on = [Extractor("inception-v3", home, device, print)(images).pooled for device in (CUDA, CPU)]
     torch.testing.assert_close(on[0], on[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [{}, {"flip": True, "n_dis": 2, "ema": 0.9}, {"precision": "bf16"}])
+def test_a_graph_plays_the_step_that_it_captured(hp, images, change):
+    """Over more than an epoch; noise and images are new in each step, and a Snapshot is continued either way."""
+    exact_arithmetic()
+    hp, images = dataclasses.replace(hp, **change), images.to(CUDA)
+    eager, graphed = Run(hp, images, 0, CUDA), Run(hp, images, 0, CUDA)
+    assert can_be_captured(graphed)
+    assert capture(graphed) == ""
+    assert graphed.play != graphed.play_eagerly
+    for _ in range(len(images) // hp.batch_size + 3):
+        eager.advance()
+        graphed.advance()
+    left, right = eager.snapshot(None).state, graphed.snapshot(None).state
+    assert torch.equal(left["noise_rng"], right["noise_rng"])
+    assert left["position"] == right["position"]
+    for network in ("generator", "discriminator"):
+        for name, value in left[network].items():
+            torch.testing.assert_close(right[network][name], value, rtol=1e-2, atol=1e-3, msg=f"{network}.{name}")
+    eager.load(right)
+    eager.advance()
+    graphed.advance()
+    assert torch.equal(eager.snapshot(None).state["noise_rng"], graphed.snapshot(None).state["noise_rng"])
+
+
+def test_a_graph_finds_divergence_and_says_when(hp, images):
+    graphed = Run(hp, images.to(CUDA), 0, CUDA)
+    assert capture(graphed) == ""
+    graphed.advance()
+    with torch.no_grad():
+        next(graphed.generator.parameters()).fill_(torch.nan)
+    graphed.advance()
+    graphed.advance()
+    with pytest.raises(Diverged) as caught:
+        graphed.check()
+    assert caught.value.step == 2
+
+
+def test_fused_members_train_as_they_do_alone(hp, images):
+    exact_arithmetic()
+    images = images.to(CUDA)
+    rates = [{"lr_g": 2e-4, "beta1": 0.5}, {"lr_g": 1e-3, "beta1": 0.0}]
+    alone, fused = (
+        [Run(dataclasses.replace(hp, **own), images, seed, CUDA) for seed, own in enumerate(rates)] for _ in range(2)
+    )
+    together = FusedRuns(fused)
+    for _ in range(5):
+        together.advance()
+        for run_ in alone:
+            run_.advance()
+    together.split()
+    for mine, theirs in zip(fused, alone, strict=True):
+        for name, value in theirs.generator.state_dict().items():
+            torch.testing.assert_close(mine.generator.state_dict()[name], value, rtol=1e-2, atol=1e-3)

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.errors import DataError, Diverged
 from harness.gan.checkpoint import load_checkpoint, save_checkpoint
+from harness.gan.graph import Feed
 from harness.gan.run import Run, Snapshot
 from harness.gan.trainer import Budget, Progress, epoch_kimg, total_steps, train
 from tests.conftest import CPU
@@ -223,3 +224,38 @@ def test_marks_on_one_step_are_all_answered(hp, images):
 def test_epochs_are_whole_steps(hp, epochs, n, batch):
     hp = dataclasses.replace(hp, batch_size=batch)
     assert total_steps(hp, Budget(kimg=epochs * epoch_kimg(hp, n))) == epochs * (n // batch)
+
+
+@pytest.mark.parametrize("change", [{}, {"flip": True, "n_dis": 2}])
+def test_a_step_that_is_fed_from_buffers_is_the_same_step(hp, images, change):
+    """As a CUDA graph is fed; over the end of an epoch, and given back."""
+    hp = dataclasses.replace(hp, **change)
+    plain, fed = Run(hp, images[:40], 0, CPU), Run(hp, images[:40], 0, CPU)
+    feed = Feed(fed)
+    fed.play = lambda: (feed.fill(), fed.play_eagerly())
+    for _ in range(7):
+        plain.advance()
+        fed.advance()
+    feed.remove()
+    fed.play = fed.play_eagerly
+    plain.advance()
+    fed.advance()
+    assert_same_state(plain.snapshot(None).state, fed.snapshot(None).state)
+
+
+def test_a_state_is_loaded_into_the_tensors_that_are_there(hp, images):
+    run_ = Run(dataclasses.replace(hp, ema=0.9), images, 0, CPU)
+    start = run_.snapshot(None).state
+    for _ in range(3):
+        run_.advance()
+    there = {id(value) for state in run_.opt_d.state.values() for value in state.values()}
+    middle = run_.snapshot(None).state
+    run_.advance()
+    run_.load(middle)
+    assert_same_state(run_.snapshot(None).state, middle)
+    run_.load(start)
+    assert run_.step == 0
+    assert {id(value) for state in run_.opt_d.state.values() for value in state.values()} == there
+    for _ in range(3):
+        run_.advance()
+    assert_same_state(run_.snapshot(None).state, middle)

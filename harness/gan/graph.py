@@ -1,0 +1,121 @@
+"""A training's whole step, both networks' updates, as one CUDA graph: the host only says which images come next.
+
+Small networks are bound by the host, which launches some 150 kernels a step; a replay is one launch. What must hold for
+it (static shapes, no reading back, Adam's step count and the noise generator on the device) holds for every
+:class:`~harness.gan.run.Run` whose batches are all of one size. A capture is compared with the step that it captured
+before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import Diverged
+from harness.gan.precision import tensor_cores
+from harness.gan.run import Run
+
+# Steps before the capture, on a stream of their own: libraries choose their algorithms and allocate.
+_WARM_UP = 3
+
+
+class Feed:
+    """Buffers that the step takes its batches from, filled anew before each step."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.next, self.slot = run, run.next_batch, 0
+        shape, device = (run.hp.n_dis, run.hp.batch_size), run.device
+        self.index = torch.zeros(shape, dtype=torch.long, device=device)
+        self.flipped = torch.zeros(shape, dtype=torch.bool, device=device)
+        run.next_batch = self.buffered  # type: ignore[method-assign]
+
+    def fill(self) -> None:
+        """Draw the batches of the next step."""
+        self.slot = 0
+        for slot in range(self.run.hp.n_dis):
+            index, flipped = self.next()
+            self.index[slot].copy_(index, non_blocking=True)
+            if flipped is not None:
+                self.flipped[slot].copy_(flipped, non_blocking=True)
+
+    def buffered(self) -> tuple[Tensor, Tensor | None]:
+        """In the place of the run's own: the buffers of one update after the other."""
+        slot, self.slot = self.slot, self.slot + 1
+        return self.index[slot], self.flipped[slot] if self.run.hp.flip else None
+
+    def remove(self) -> None:
+        """Give the run its own draws back."""
+        self.run.next_batch = self.next  # type: ignore[method-assign]
+
+
+def can_be_captured(run: Run) -> bool:
+    """Whether all batches have one size and all images are where the step runs."""
+    return run.device.type == "cuda" and run.images.device == run.device and run.hp.last_batch == "drop"
+
+
+def capture(run: Run) -> str:
+    """Make the run play its steps as a graph; why not, where it does not, in which case nothing has changed.
+
+    The state of the run is the same before and after.
+    """
+    before = run.snapshot(None).state
+    feed = Feed(run)
+    try:
+        graph = _captured(run, feed)
+        run.load(before)
+
+        def replay() -> None:
+            feed.fill()
+            graph.replay()
+
+        difference = _difference(run, feed, replay, before)
+    except (RuntimeError, Diverged) as error:
+        difference = str(error).splitlines()[0]
+    run.load(before)
+    if difference:
+        feed.remove()
+        return difference
+    run.play = replay
+    return ""
+
+
+def _captured(run: Run, feed: Feed) -> torch.cuda.CUDAGraph:
+    stream = torch.cuda.Stream(run.device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(run.device))
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP):
+            feed.fill()
+            run.play_eagerly()
+    torch.cuda.current_stream(run.device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(run.noise_rng)
+    feed.fill()
+    with tensor_cores(run.hp.precision, run.device), torch.cuda.graph(graph):
+        run.play_eagerly()
+    return graph
+
+
+def _difference(run: Run, feed: Feed, replay: Callable[[], None], before: dict[str, Any]) -> str:
+    """How two replays differ from two steps, from the same state; empty where they do not."""
+
+    def eagerly() -> None:
+        feed.fill()
+        run.play_eagerly()
+
+    results = []
+    for play in (eagerly, replay):
+        run.load(before)
+        for _ in range(2):
+            play()
+        results.append(run.snapshot(None).state)
+    eager, replayed = results
+    if not torch.equal(eager["noise_rng"], replayed["noise_rng"]):
+        return "a replay does not draw new noise"
+    for network in ("generator", "discriminator"):
+        for name, value in eager[network].items():
+            if not torch.allclose(value.float(), replayed[network][name].float(), rtol=1e-2, atol=1e-4):
+                return f"after two steps {network}.{name} is another than without a graph"
+    return ""
