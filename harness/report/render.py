@@ -150,6 +150,12 @@ def _context(
         "final_metric": final_metric,
         "rung_metric": record.attrs["rung_metric"],
         "protocol_hash": board.protocol_hash,
+        "arithmetic": {
+            "training": "what each trial searched"
+            if "precision" in spec["space"]
+            else spec["fixed"].get("precision", "float32"),
+            "rung": spec["scoring"]["rung"].get("precision", "float32"),
+        },
         "sampler": spec["sampler"],
         "pruner": spec["pruner"],
         "space": [_space_row(name, param) for name, param in spec["space"].items()],

@@ -100,6 +100,7 @@ def test_same_input_same_bytes_and_all_sections(root, tmp_path):
         "by PED-ANOVA on 5 trials, pruned ones included: with so few, read it as a hint",
         "harness train --config reports/mnist32/best.toml",
         "5 of 14 trials finished, 27 kimg each",
+        "trainings in float32, rungs in float32, final scores in float32",
         "| device | cpu |",
     ):
         assert expected in text, expected
