@@ -24,15 +24,26 @@ from harness.scoring.weights import inception_weights, mobilenet_weights
 _ON_GPU, _ON_CPU = 256, {INCEPTION: 8, MOBILENET: 50}
 
 
-class FoldedInception(FeatureExtractorInceptionV3):  # type: ignore[misc]
+class _Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
+    """torch-fidelity's Inception without weights: its constructor reads a file, which would be unpickled."""
+
+    def __init__(self, name: str, features_list: tuple[str, ...]) -> None:
+        buffer = io.BytesIO()
+        torch.save({}, buffer)
+        buffer.seek(0)
+        with torch.device("meta"):  # weights that are drawn to be replaced take seconds
+            super().__init__(name, list(features_list), feature_extractor_weights_path=buffer)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        return None
+
+
+class FoldedInception(_Unloaded):
     """torch-fidelity's Inception with BatchNorm folded into its convolutions, channels last: same figures, sooner."""
 
     def __init__(self, name: str, features_list: tuple[str, ...], state: dict[str, Tensor]) -> None:
-        # The parent unpickles its weights file with weights_only=False: give it bytes of our own making.
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        buffer.seek(0)
-        super().__init__(name, list(features_list), feature_extractor_weights_path=buffer)
+        super().__init__(name, features_list)
+        nn.Module.load_state_dict(self, state, assign=True)
         for module in self.modules():
             if isinstance(module, BasicConv2d):
                 module.conv = fuse_conv_bn_eval(module.conv, module.bn)
@@ -177,9 +188,7 @@ class Extractor:
 
 def inception_shapes() -> dict[str, torch.Size]:
     """Names and shapes of torch-fidelity's Inception, without its weights."""
-    with torch.device("meta"):
-        skeleton = _InceptionSkeleton("skeleton", ["2048"])
-    return {name: value.shape for name, value in skeleton.state_dict().items()}
+    return {name: value.shape for name, value in _Unloaded("skeleton", ("2048",)).state_dict().items()}
 
 
 def untrained_module(name: str, precision: str = FLOAT32) -> FeatureExtractorBase:
@@ -190,20 +199,3 @@ def untrained_module(name: str, precision: str = FLOAT32) -> FeatureExtractorBas
     from torchvision.models import mobilenet_v2
 
     return MobileNetExtractor(MOBILENET, ("1280",), mobilenet_v2(weights=None).state_dict())
-
-
-class _InceptionSkeleton(FeatureExtractorInceptionV3):  # type: ignore[misc]
-    """The parent's constructor insists on loading weights; the shapes are known before they are fetched."""
-
-    def __init__(self, name: str, features_list: list[str]) -> None:
-        super().__init__(name, features_list, feature_extractor_weights_path=_empty_weights())
-
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        return None
-
-
-def _empty_weights() -> io.BytesIO:
-    buffer = io.BytesIO()
-    torch.save({}, buffer)
-    buffer.seek(0)
-    return buffer

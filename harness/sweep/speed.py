@@ -85,7 +85,7 @@ def training_gain(hp: HParams, device: torch.device) -> float:
 
 def scoring_gain(size: int, device: torch.device) -> float:
     """How many times sooner Inception is in bfloat16 on images of this size (px)."""
-    images = torch.zeros(8 if device.type == "cpu" else 64, 3, size, size, dtype=torch.uint8, device=device)
+    images = torch.zeros(2 if device.type == "cpu" else 64, 3, size, size, dtype=torch.uint8, device=device)
     return _gain({p: _features(p, images, device) for p in (FLOAT32, BF16)}, device)
 
 

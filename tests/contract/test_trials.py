@@ -67,8 +67,8 @@ class Dying:
         return getattr(self.trial, name)
 
 
-@pytest.mark.parametrize("finished", [3, 14], ids=["drawn at random", "drawn by TPE"])
-@pytest.mark.parametrize("suggested", [0, 1, 2, 99], ids=["none", "one", "two", "all"])
+@pytest.mark.parametrize("finished", [3, 11], ids=["drawn at random", "drawn by TPE"])
+@pytest.mark.parametrize("suggested", [0, 1], ids=["none", "one"])
 def test_a_kill_while_parameters_are_suggested_changes_none_of_them(trials, tmp_path, finished, suggested):
     home = Home(tmp_path / "runs")
     spec = SPEC.model_copy(update={"name": "twin"})

@@ -71,7 +71,7 @@ def test_without_its_instructions_bfloat16_is_not_chosen(cap):
     """oneDNN's own cap stands for a machine that has none; there it is two to eight times slower."""
     code = (
         "import torch; from harness.study.hparams import HParams; from harness.sweep.speed import training_gain;"
-        "print(training_gain(HParams(image_size=32, ngf=32, ndf=32, batch_size=32), torch.device('cpu')))"
+        "print(training_gain(HParams(image_size=32, ngf=32, ndf=32, batch_size=8), torch.device('cpu')))"
     )
     found = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "ONEDNN_MAX_CPU_ISA": cap},
