@@ -34,6 +34,7 @@ from harness.study.spec import DataSpec
 from harness.sweep.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE, BEGIN, END = ROOT / "docs" / "performance.md", "<!-- equality: begin -->", "<!-- equality: end -->"
 SCORING_SEED = 2020
 SMALL_LR, LARGE_LR = 2e-4, 2e-3
 
@@ -140,11 +141,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("photos", type=Path, nargs="?", help="a folder of real images")
     parser.add_argument("--home", type=Path, default=ROOT / "runs")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "equality-cpu.jsonl")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "2026-11-25-equality-cpu.jsonl")
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--kimg", type=float, default=30.0)
     parser.add_argument("--samples", type=int, default=1000, help="generated, and real, images of a score")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     parser.add_argument("--table", action="store_true", help="only print what was measured")
     arguments = parser.parse_args()
     if not arguments.table:
@@ -157,7 +159,16 @@ def main() -> None:
             with arguments.out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(row, flush=True)
-    print(table(rows(arguments.out)))
+    made = table(rows(arguments.out))
+    print(made)
+    if arguments.write:
+        about = json.loads(arguments.out.read_text().splitlines()[0])
+        head = (
+            f"{about['size']} px, {about['kimg']:g} kimg, FID of {about['samples']} images; {about['date']}, "
+            f"{about['cpu']}:"
+        )
+        before, rest = PAGE.read_text().split(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n\n{head}\n\n{made}\n\n{END}{rest.split(END)[1]}")
 
 
 if __name__ == "__main__":
