@@ -86,19 +86,28 @@ def test_with_amx_bfloat16_is_chosen():
     assert speed.scoring_gain(32, CPU) >= speed._PAYS
 
 
-@pytest.mark.parametrize(("gain", "training"), [(1.5, "bf16"), (1.05, "float32"), (0.3, "float32")])
-def test_a_new_study_gets_what_is_sooner_and_keeps_it_on_every_machine(home, monkeypatch, gain, training):
+@pytest.mark.parametrize(("gain", "offered"), [(1.5, True), (1.05, False)])
+def test_trainings_are_float32_unless_the_file_asks_and_what_would_be_sooner_is_said(home, monkeypatch, gain, offered):
     spec = parse_study("tiny", OPEN, shown_as="tiny.toml")
     assert spec.fixed.precision is None
     monkeypatch.setattr(speed, "training_gain", lambda hp, device: gain)
-    study = open_study(spec, home, settle=lambda spec: settle(spec, "cpu", exact=False, say=quiet))
+    said = []
+    study = open_study(spec, home, settle=lambda spec: settle(spec, "cpu", exact=False, say=said.append))
     stored = json.loads(study.user_attrs["spec"])
-    assert stored["fixed"]["precision"] == training
+    assert stored["fixed"]["precision"] == "float32"
     assert stored["scoring"]["rung"]["precision"] == "float32", "MobileNetV2 has no other"
-    monkeypatch.setattr(speed, "training_gain", lambda hp, device: 1 / gain)
-    again = open_study(spec, home, settle=lambda spec: settle(spec, "cpu", exact=False, say=quiet))
-    assert json.loads(again.user_attrs["spec"]) == stored
-    assert adopt(spec, stored).hparams({"lr": 1e-3}).precision == training
+    assert any("1.5 times sooner" in line for line in said) == offered
+
+
+def test_what_a_study_was_started_with_holds_on_every_machine(home, monkeypatch):
+    spec = parse_study("tiny", OPEN.replace('extractor = "mobilenet-v2"\n', ""), shown_as="tiny.toml")
+    monkeypatch.setattr(speed, "training_gain", lambda hp, device: 1.0)
+    for gain in (1.9, 0.9):
+        monkeypatch.setattr(speed, "scoring_gain", lambda size, device, gain=gain: gain)
+        study = open_study(spec, home, settle=lambda spec: settle(spec, "cpu", exact=False, say=quiet))
+        stored = json.loads(study.user_attrs["spec"])
+        assert stored["scoring"]["rung"]["precision"] == "bf16"
+        assert adopt(spec, stored).scoring.rung.precision == "bf16"
 
 
 def test_inception_at_rungs_is_quick_where_that_pays(monkeypatch):
@@ -111,12 +120,13 @@ def test_inception_at_rungs_is_quick_where_that_pays(monkeypatch):
         assert (found.scoring.rung.precision, found.scoring.final.precision) == (rung, None)
 
 
-def test_exact_turns_everything_off_and_a_study_that_was_started_otherwise_is_refused(home, monkeypatch):
-    spec = parse_study("tiny", OPEN, shown_as="tiny.toml")
+def test_exact_turns_everything_off_and_a_study_that_was_started_otherwise_is_refused(home):
+    spec = parse_study("tiny", OPEN.replace("[fixed]", '[fixed]\nprecision = "bf16"'), shown_as="tiny.toml")
     exact = settle(spec, "cpu", exact=True, say=quiet)
     assert (exact.fixed.precision, exact.scoring.rung.precision) == ("float32", "float32")
-    monkeypatch.setattr(speed, "training_gain", lambda hp, device: 2.0)
-    open_study(spec, home, settle=lambda spec: settle(spec, "cpu", exact=False, say=quiet))
+    study = open_study(spec, home, settle=lambda spec: settle(spec, "cpu", exact=False, say=quiet))
+    assert spec.hparams({"lr": 1e-3}).precision == "bf16"
+    assert json.loads(study.user_attrs["spec"])["fixed"]["precision"] == "bf16"
     with pytest.raises(SpecDrift, match="fixed.precision: was 'bf16', is 'float32'"):
         open_study(exact, home)
 
