@@ -3,6 +3,9 @@
 ``python -m benchmarks.equality FOLDER`` trains every (learning rate, seed) once in float32 and once in bfloat16 on the
 same real images, and scores each generator in float32 and in bfloat16. A line is kept per training, so that an
 interrupted study goes on; ``--table`` only prints what is there.
+
+``python -m benchmarks.equality --training --seeds 24`` is about training alone, so that more seeds fit into an
+hour: MNIST, as in the study ``mnist32``, scored by MobileNetV2 in float32.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ from harness.study.spec import DataSpec
 from harness.sweep.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE, BEGIN, END = ROOT / "docs" / "performance.md", "<!-- equality: begin -->", "<!-- equality: end -->"
+PAGE = ROOT / "docs" / "performance.md"
+PRECISIONS = ("float32", "bf16")
 SCORING_SEED = 2020
 SMALL_LR, LARGE_LR = 2e-4, 2e-3
 
@@ -48,19 +52,24 @@ def trainings(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One row a training: its scores by scoring precision, NaN where it diverged."""
     home = Home(arguments.home)
     data = DataSpec(source="folder", image_size=arguments.size, channels=3)
+    if arguments.training:
+        data = DataSpec(source="mnist", image_size=32, channels=1)
     store = open_store(home, data, arguments.photos, study="equality", on_progress=lambda *_: None, say=print)
     images = store.tensor()
     extractors = {p: Extractor("inception-v3", home, CPU, print, precision=p) for p in ("float32", "bf16")}
+    if arguments.training:
+        extractors = {"float32": Extractor("mobilenet-v2", home, CPU, print)}
     references = {p: reference(images, extractor, arguments.samples) for p, extractor in extractors.items()}
     done = {(row["lr"], row["seed"], row["precision"]) for row in rows(arguments.out)}
     for seed in range(arguments.seeds):
         for lr in (SMALL_LR, LARGE_LR):
-            for precision in ("float32", "bf16"):
+            for precision in PRECISIONS:
                 if (lr, seed, precision) in done:
                     continue
                 hp = HParams(
-                    image_size=arguments.size, ngf=32, ndf=32, batch_size=64, lr_g=lr, lr_d=lr, precision=precision
-                )
+                    image_size=data.image_size, channels=data.channels, ngf=32, ndf=16 if arguments.training else 32,
+                    batch_size=64, lr_g=lr, lr_d=lr, precision=precision,
+                )  # fmt: skip
                 began = time.process_time()
                 last: Snapshot | None = None
                 for event in train(
@@ -95,8 +104,9 @@ def table(found: list[dict[str, Any]]) -> str:
     """Markdown: differences between the precisions, paired by seed."""
     fid = {(row["lr"], row["seed"], row["precision"]): row["fid"] for row in found}
     lines = [
-        "| training at learning rate | pairs | FID, float32 | FID, bf16 | bf16 - float32 (95 %) | Wilcoxon p |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| training at learning rate | pairs | FID, float32 | FID, bf16 | bf16 - float32 (95 %) | Wilcoxon p | "
+        "standard deviations | Levene p |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for lr in (SMALL_LR, LARGE_LR):
         pairs = np.array([
@@ -111,8 +121,14 @@ def table(found: list[dict[str, Any]]) -> str:
         p = stats.wilcoxon(pairs[:, 0], pairs[:, 1]).pvalue
         lines.append(
             f"| {lr:g} | {len(pairs)} | {a:.1f} ± {a_half:.1f} | {b:.1f} ± {b_half:.1f} | {mean:+.1f} ± {half:.1f} "
-            f"| {p:.2f} |"
+            f"| {p:.2f} | {pairs[:, 0].std(ddof=1):.1f}, {pairs[:, 1].std(ddof=1):.1f} "
+            f"| {stats.levene(pairs[:, 0], pairs[:, 1]).pvalue:.2f} |"
         )
+    cpu = ", ".join(
+        f"{np.median([r['train_cpu_s'] for r in found if r['precision'] == p]):.1f} ({p})" for p in PRECISIONS
+    )
+    if "bf16" not in found[0]["fid"]:
+        return "\n".join([*lines, "", f"CPU seconds of a training, medians: {cpu}."])
     both = np.array([[row["fid"]["float32"], row["fid"]["bf16"]] for row in found])
     mean, half = interval(both[:, 1] - both[:, 0])
     relative = (both[:, 1] - both[:, 0]) / both[:, 0]
@@ -125,13 +141,9 @@ def table(found: list[dict[str, Any]]) -> str:
         f"({relative.min():+.1%} to {relative.max():+.1%}); Spearman {rho:.4f}, Kendall {taus:.4f}; "
         f"the best by bf16 is {best:.2f} FID worse than the best by float32.",
         "",
-        "CPU seconds, medians: training "
-        + ", ".join(
-            f"{np.median([r['train_cpu_s'] for r in found if r['precision'] == p]):.1f} ({p})"
-            for p in ("float32", "bf16")
-        )
+        f"CPU seconds, medians: training {cpu}"
         + "; scoring "
-        + ", ".join(f"{np.median([r[f'score_{p}_cpu_s'] for r in found]):.1f} ({p})" for p in ("float32", "bf16"))
+        + ", ".join(f"{np.median([r[f'score_{p}_cpu_s'] for r in found]):.1f} ({p})" for p in PRECISIONS)
         + ".",
     ]
     return "\n".join(lines)
@@ -141,14 +153,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("photos", type=Path, nargs="?", help="a folder of real images")
     parser.add_argument("--home", type=Path, default=ROOT / "runs")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "2026-11-25-equality-cpu.jsonl")
+    parser.add_argument("--out", type=Path, help="one line a training")
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--kimg", type=float, default=30.0)
     parser.add_argument("--samples", type=int, default=1000, help="generated, and real, images of a score")
+    parser.add_argument("--training", action="store_true", help="training alone, on MNIST")
     parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     parser.add_argument("--table", action="store_true", help="only print what was measured")
     arguments = parser.parse_args()
+    what = "training" if arguments.training else "equality"
+    arguments.out = arguments.out or ROOT / "benchmarks" / "results" / f"2026-11-25-{what}-cpu.jsonl"
     if not arguments.table:
         if not arguments.out.is_file():
             setting = {key: getattr(arguments, key) for key in ("size", "kimg", "samples")}
@@ -164,11 +179,12 @@ def main() -> None:
     if arguments.write:
         about = json.loads(arguments.out.read_text().splitlines()[0])
         head = (
-            f"{about['size']} px, {about['kimg']:g} kimg, FID of {about['samples']} images; {about['date']}, "
+            f"{about['size']} px, {about['kimg']:g} kimg, FID of {about['samples']:,} images; {about['date']}, "
             f"{about['cpu']}:"
         )
-        before, rest = PAGE.read_text().split(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{head}\n\n{made}\n\n{END}{rest.split(END)[1]}")
+        begin, end = f"<!-- {what}: begin -->", f"<!-- {what}: end -->"
+        before, rest = PAGE.read_text().split(begin)
+        PAGE.write_text(f"{before}{begin}\n\n{head}\n\n{made}\n\n{end}{rest.split(end)[1]}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,125 @@
+"""What does the default search save? Best final score against compute, beside random search with full trials.
+
+    python -m benchmarks.compute run --seeds 5 --workers 2        # hours; finished sweeps are not run again
+    python -m benchmarks.compute report                           # prints the table
+
+Sweeps of ``mnist32``: as it is; without its presets; and random search that trains every trial in full. Compute of a sweep
+is what its trials took, scoring included, in seconds of one worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from harness.home import Home
+from harness.study.files import load_study
+from harness.study.records import StudyRecord
+from harness.study.spec import StudySpec
+from harness.sweep.provenance import provenance
+from harness.sweep.run import Machines, run_sweep
+from harness.sweep.storage import load_study as load_started
+from harness.sweep.storage import to_record
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "benchmarks" / "results" / "compute-mnist32.jsonl"
+SEARCHES = ("default", "default without presets", "random, full trials")
+
+
+def search(kind: str, seed: int, trials: int) -> StudySpec:
+    """The study of one sweep, under a name of its own."""
+    spec = load_study("mnist32")
+    changes: dict[str, Any] = {
+        "name": f"compute-{SEARCHES.index(kind)}-{seed}",
+        "sampler": spec.sampler.model_copy(update={"seed": 100 + seed}),
+        "budget": spec.budget.model_copy(update={"trials": trials}),
+    }
+    if kind != "default":
+        changes["presets"] = ()
+    if kind == "random, full trials":
+        changes["sampler"] = changes["sampler"].model_copy(update={"name": "random"})
+        changes["pruner"] = spec.pruner.model_copy(update={"name": "none"})
+        changes["budget"] = changes["budget"].model_copy(update={"rungs": ()})
+    return spec.model_copy(update=changes)
+
+
+def course(record: StudyRecord) -> list[tuple[float, float]]:
+    """(compute so far, best score so far) after each trial, in the order in which they ended."""
+    spent, best, found = 0.0, float("inf"), []
+    for trial in sorted((t for t in record.trials if t.ended), key=lambda t: t.ended):  # type: ignore[arg-type, return-value]
+        spent += trial.seconds
+        if trial.state == "COMPLETE" and trial.value is not None:
+            best = min(best, trial.value)
+        found.append((spent, best))
+    return found
+
+
+def rows() -> list[dict[str, Any]]:
+    """What was run so far; the first line is about the machine."""
+    return [json.loads(line) for line in OUT.read_text().splitlines()[1:]] if OUT.is_file() else []
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Markdown: the end of each search, and the compute at which it is as good as random search at its end."""
+    by_kind = {kind: [row for row in found if row["search"] == kind] for kind in SEARCHES}
+    ends = {kind: np.array([row["course"][-1] for row in runs]) for kind, runs in by_kind.items() if runs}
+    goal = ends["random, full trials"][:, 1].mean()
+    compute = ends["random, full trials"][:, 0].mean()
+    lines = [
+        f"Random search with full trials ends at {goal:.1f} on average, after {compute:.0f} s.",
+        "",
+        "| search | sweeps | compute (s) | best score (95 %) | as good | compute to it, median (s) | of random |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for kind, runs in by_kind.items():
+        if not runs:
+            continue
+        scores = ends[kind][:, 1]
+        half = stats.t.ppf(0.975, len(scores) - 1) * scores.std(ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else 0
+        reached = [min((s for s, best in row["course"] if best <= goal), default=float("inf")) for row in runs]
+        middle = float(np.median(reached))
+        lines.append(
+            f"| {kind} | {len(runs)} | {ends[kind][:, 0].mean():.0f} | {scores.mean():.1f} ± {half:.1f} "
+            f"| {sum(np.isfinite(reached))} of {len(runs)} | {middle:.0f} | {middle / compute:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("do", choices=["run", "report"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--trials", type=int, default=12)
+    arguments = parser.parse_args()
+    if arguments.do == "report":
+        print(table(rows()))
+        return
+    home = Home.from_environment()
+    if not OUT.is_file():
+        about = {"date": time.strftime("%Y-%m-%d"), "workers": arguments.workers, "trials": arguments.trials}
+        OUT.write_text(json.dumps({**about, **provenance("cpu")}) + "\n")
+    done = {(row["search"], row["seed"]) for row in rows()}
+    for seed in range(arguments.seeds):
+        for kind in SEARCHES:
+            if (kind, seed) in done:
+                continue
+            spec = search(kind, seed, arguments.trials)
+            run_sweep(
+                spec, home, source=None, trials=None, machines=Machines(workers=arguments.workers), resume_anyway=False,
+                on_event=lambda event: None, on_progress=lambda *_: None, stop_level=lambda: 0,
+            )  # fmt: skip
+            row = {"search": kind, "seed": seed, "course": course(to_record(load_started(spec.name, home)))}
+            with OUT.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(kind, seed, row["course"][-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()
