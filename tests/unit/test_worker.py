@@ -108,7 +108,7 @@ def test_the_budget_counts_complete_and_pruned_and_can_be_extended(study, env):
 
 
 def test_a_diverged_trial_is_pruned_with_a_large_value_and_teaches_the_sampler(study, env, monkeypatch):
-    from harness.gan import trainer
+    from harness.gan import run
 
     calls = []
 
@@ -116,7 +116,7 @@ def test_a_diverged_trial_is_pruned_with_a_large_value_and_teaches_the_sampler(s
         calls.append(1)
         return fake_logits.mean() * (float("nan") if len(calls) > 12 else 1.0)
 
-    monkeypatch.setattr(trainer, "generator_loss", explode)
+    monkeypatch.setattr(run, "generator_loss", explode)
     record = one(study, env)
     assert (record.state, record.value) == ("PRUNED", DIVERGED_VALUE)
     assert record.attrs["diverged_step"] == 13
