@@ -3,8 +3,8 @@
     python -m benchmarks.compute run --seeds 5 --workers 2        # hours; finished sweeps are not run again
     python -m benchmarks.compute report                           # prints the table
 
-Sweeps of ``mnist32``: as it is; without its presets; and random search that trains every trial in full. The compute of a
-sweep is what its trials took, scoring included, in seconds of one worker.
+Sweeps of ``mnist32``: as it is; without its presets; and random search that trains every trial in full. The compute of
+a sweep is what its trials took, scoring included, in seconds of one worker.
 """
 
 from __future__ import annotations

@@ -198,7 +198,12 @@ def main() -> None:
     lines, records = table(found)
     draw(records)
     made = "\n".join([BEGIN, "", f"{len(found)} configurations of `{arguments.study}`.", "", *lines, "", END])
-    before, rest = PAGE.read_text().split(BEGIN)
+    page = (
+        PAGE.read_text()
+        if PAGE.is_file()
+        else f"# What a rung's score is worth\n\n{BEGIN}\n{END}\n\n![]({FIGURE.name})\n"
+    )
+    before, rest = page.split(BEGIN)
     PAGE.write_text(before + made + rest.split(END)[1])
     print("\n".join(lines))
 
