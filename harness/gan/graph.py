@@ -73,7 +73,7 @@ def capture(run: Run) -> str:
 
         difference = _difference(run, feed, replay, before)
     except (RuntimeError, Diverged) as error:
-        difference = str(error).splitlines()[0]
+        difference = (str(error).splitlines() or [type(error).__name__])[0]
     run.load(before)
     if difference:
         feed.remove()

@@ -14,10 +14,11 @@ from pydantic import ValidationError
 
 from harness.errors import HarnessError, NotFoundError, SpecError
 from harness.study.architecture import problems as architecture_problems
+from harness.study.best import BestConfig
 from harness.study.hparams import HParams
 from harness.study.mistakes import network_problems, pydantic_problems, space_problems, table
 from harness.study.recipes import Recipe
-from harness.study.spec import NAME_PATTERN, BestConfig, StudySpec
+from harness.study.spec import NAME_PATTERN, StudySpec
 
 _DATA_DEFAULTS = {"channels": 3, "crop": "square", "resample": "bicubic"}
 

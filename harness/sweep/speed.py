@@ -6,7 +6,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +25,6 @@ from harness.study.spec import StudySpec
 _PAYS = 1.1
 # How long each pair is timed (s), and a batch that shows it.
 _TIMED_S, _IMAGES = 0.6, 32
-
-Precision = Literal["float32", "bf16"]
 
 
 def settle(spec: StudySpec, device: str, *, exact: bool, say: Callable[[str], None]) -> StudySpec:

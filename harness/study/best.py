@@ -1,0 +1,42 @@
+"""``best.toml``: one configuration that a study found, with all that is needed to train it again."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from harness.study.params import FixedParams, Scalar, Table
+from harness.study.spec import NAME_PATTERN, DataSpec, ScoreSpec
+
+
+class BestParams(FixedParams):
+    """The hyperparameters of one configuration, image size and channels included."""
+
+    image_size: Literal[16, 32, 64, 128, 256]
+    channels: Literal[1, 3]
+
+
+class BestData(DataSpec):
+    """The images that a configuration was found on."""
+
+    fingerprint: str
+
+
+class BestTraining(Table):
+    """How a configuration was trained."""
+
+    seed: int = Field(ge=0, strict=True)
+    kimg: float = Field(gt=0, allow_inf_nan=False)
+
+
+class BestConfig(Table):
+    """A ``best.toml``: one configuration with all that is needed to train it again."""
+
+    study: str = Field(pattern=NAME_PATTERN)
+    trial: int
+    hparams: BestParams
+    data: BestData
+    training: BestTraining
+    scoring: ScoreSpec
+    score: dict[str, Scalar]
