@@ -25,6 +25,7 @@ from harness.report.markdown import number
 from harness.study.hparams import HParams
 from tests.conftest import ROOT, TINY_STUDY, blobs, sharing_weights
 from tests.e2e.test_sweep import Project, assert_mlflow_agrees, wait_for
+from tests.faults.checks import QUICK
 from tests.unit.test_arrays import make_set
 
 TINY_RECIPE = """
@@ -234,7 +235,7 @@ def check_data_verbs(project):
 
 
 def study_with_baselines(project: Project) -> None:
-    text = TINY_STUDY.replace("n_startup_trials = 2\n\n[sampler]", "n_startup_trials = 0\n\n[sampler]")
+    text = QUICK.replace("n_startup_trials = 2\n\n[sampler]", "n_startup_trials = 0\n\n[sampler]")
     text += '[[presets]]\nrecipe = "tiny_gan"\n\n[[presets]]\nrecipe = "tiny_gan"\nvariant = "as_written"\n'
     (project.folder / "search_spaces" / "tiny.toml").write_text(text)
 

@@ -23,9 +23,11 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 def write_page(table: Path, command: str, took_s: float) -> None:
     """Put the rows that the tests left behind between the markers."""
+    cores = usable_cores()
     lines = [
-        BEGIN, "", f"`{command}`, {time.strftime('%Y-%m-%d')}, {usable_cores()} cores, {took_s / 60:.0f} minutes. Time "
-        "to recover: median (longest), from the fault to the next step of a training.", "",
+        BEGIN, "", f"`{command}`, {time.strftime('%Y-%m-%d')}, {cores} core{'s' * (cores != 1)}, "
+        f"{took_s / 60:.0f} minutes. "
+        "Time to recover: median (longest), from the fault to the next step of a training.", "",
         "| fault | times | trials lost | trials or runs doubled or wrong | points lost or doubled | to recover (s) |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
