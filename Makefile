@@ -1,14 +1,15 @@
 # Verbs only: each recipe is one line that calls the harness. Variables reach it through the environment, unexpanded,
 # so that no value of theirs is ever read by make or by a shell.
 PYTHON ?= python3
-VARIABLES := STUDY RECIPE VARIANT DATA TRIALS WORKERS DEVICE QUICK EXACT KIMG SAMPLES SEED CONFIG ENGINE ADDRESS KILLS
+VARIABLES := STUDY RECIPE VARIANT DATA TRIALS WORKERS DEVICE QUICK EXACT KIMG SAMPLES SEED CONFIG ENGINE ADDRESS KILLS CONFIRM TOP SEEDS SAMPLINGS
 $(foreach v,$(VARIABLES),$(if $(value $(v)),$(eval override $(v) := $$(value $(v)))$(eval export $(v))))
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep worker reconcile train recipes report generate ui test faults lint bench doctor clean
+.PHONY: help setup sweep confirm worker reconcile train recipes report generate ui test faults lint bench doctor clean
 
 help: ; @$(PYTHON) -m harness
 setup: ; @$(PYTHON) -m harness setup
 sweep: ; @$(PYTHON) -m harness sweep
+confirm: ; @$(PYTHON) -m harness confirm
 worker: ; @$(PYTHON) -m harness worker
 reconcile: ; @$(PYTHON) -m harness reconcile
 train: ; @$(PYTHON) -m harness train

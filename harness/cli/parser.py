@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness import __version__
-from harness.cli import verbs
+from harness.cli import plans, verbs
 from harness.cli.shell import DEFAULT_STUDY, env
 
 _EPILOG = """\
@@ -42,19 +42,12 @@ def make_parser() -> argparse.ArgumentParser:
     sweep = verb("sweep", verbs.sweep, "run or continue a study to its budget, then write its report")
     _study_argument(sweep)
     _data_argument(sweep)
-    _device_argument(sweep)
+    _machine_arguments(sweep)
     sweep.add_argument("--trials", type=_positive(int), default=_env_number("TRIALS"),
                        help="trials to finish in all; more than before extends the study (TRIALS)")  # fmt: skip
     sweep.add_argument("--kimg", type=_positive(float), default=_env_number("KIMG"),
                        help="length of a full trial in thousands of images; rungs are scaled along (KIMG)")  # fmt: skip
-    sweep.add_argument("--workers", type=_positive(int), default=_env_number("WORKERS") or 1,
-                       help="processes; the cores are divided among them (WORKERS, default 1)")  # fmt: skip
-    sweep.add_argument("--engine", choices=["local", "ray"], default=env("ENGINE", "local"),
-                       help="local: processes of this machine; ray: a Ray cluster (ENGINE)")  # fmt: skip
-    sweep.add_argument("--address", default=_env_text("ADDRESS"),
-                       help="of the Ray cluster: auto, or HOST:PORT; else Ray is started here (ADDRESS)")  # fmt: skip
-    sweep.add_argument("--gpus-per-worker", type=_positive(float), default=1.0,
-                       help="with Ray on CUDA: a fraction puts several workers on one GPU (default 1)")  # fmt: skip
+    _confirm_arguments(sweep)
     sweep.add_argument("--quick", action="store_true", default=os.environ.get("QUICK", "") not in ("", "0"),
                        help="the study's quick budget, as a study of its own, STUDY-quick (QUICK=1)")  # fmt: skip
     sweep.add_argument("--exact", action="store_true", default=os.environ.get("EXACT", "") not in ("", "0"),
@@ -63,6 +56,13 @@ def make_parser() -> argparse.ArgumentParser:
                        help="say what would run, with measured time, memory and disk; nothing is written")  # fmt: skip
     sweep.add_argument("--resume-anyway", action="store_true",
                        help="go on although sampler, pruner, presets or ranges changed")  # fmt: skip
+    sweep.add_argument("--confirm", action="store_true", default=os.environ.get("CONFIRM", "") not in ("", "0"),
+                       help="then retrain the best on fresh seeds, as `harness confirm` (CONFIRM=1)")  # fmt: skip
+    confirm = verb("confirm", plans.confirm, "retrain a study's best configurations on fresh seeds: how sure is it?")
+    _study_argument(confirm)
+    _confirm_arguments(confirm)
+    _data_argument(confirm)
+    _machine_arguments(confirm)
     worker = verb("worker", verbs.worker, "join a study that was started elsewhere, through the same database")
     _study_argument(worker)
     _data_argument(worker)
@@ -159,6 +159,27 @@ def _data_argument(parser: argparse.ArgumentParser) -> None:
 
 def _device_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=env("DEVICE", "auto"), help="auto, cpu or cuda (DEVICE, default auto)")
+
+
+def _machine_arguments(parser: argparse.ArgumentParser) -> None:
+    _device_argument(parser)
+    parser.add_argument("--workers", type=_positive(int), default=_env_number("WORKERS") or 1,
+                        help="processes; the cores are divided among them (WORKERS, default 1)")  # fmt: skip
+    parser.add_argument("--engine", choices=["local", "ray"], default=env("ENGINE", "local"),
+                        help="local: processes of this machine; ray: a Ray cluster (ENGINE)")  # fmt: skip
+    parser.add_argument("--address", default=_env_text("ADDRESS"),
+                        help="of the Ray cluster: auto, or HOST:PORT; else Ray is started here (ADDRESS)")  # fmt: skip
+    parser.add_argument("--gpus-per-worker", type=_positive(float), default=1.0,
+                        help="with Ray on CUDA: a fraction puts several workers on one GPU (default 1)")  # fmt: skip
+
+
+def _confirm_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--top", type=_positive(int), default=_env_number("TOP") or 5,
+                        help="confirm so many of the best, and the published ones (TOP, default 5)")  # fmt: skip
+    parser.add_argument("--seeds", type=_at_least(2), default=_env_number("SEEDS") or 5,
+                        help="confirm with so many fresh training seeds (SEEDS, default 5)")  # fmt: skip
+    parser.add_argument("--samplings", type=_positive(int), default=_env_number("SAMPLINGS") or 3,
+                        help="confirm with so many samplings of each generator (SAMPLINGS, default 3)")  # fmt: skip
 
 
 def _env_text(name: str) -> str | None:

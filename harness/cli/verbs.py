@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.cli.plans import confirm_study, machines_of
 from harness.cli.shell import (
     DEFAULT_STUDY,
     INTERRUPTED,
@@ -30,7 +31,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     from harness.commands.reports import write_report
     from harness.commands.studies import with_budget
     from harness.study.files import load_study
-    from harness.sweep.run import Machines, run_sweep
+    from harness.sweep.run import run_sweep
     from harness.terminal import SweepView
 
     spec = with_budget(load_study(arguments.study), quick=arguments.quick, trials=arguments.trials, kimg=arguments.kimg)
@@ -44,13 +45,7 @@ def sweep(arguments: argparse.Namespace) -> int:
             home,
             source=arguments.data,
             trials=arguments.trials,
-            machines=Machines(
-                workers=arguments.workers,
-                device=arguments.device,
-                engine=arguments.engine,
-                address=arguments.address,
-                gpus_per_worker=arguments.gpus_per_worker,
-            ),
+            machines=machines_of(arguments),
             resume_anyway=arguments.resume_anyway,
             exact=arguments.exact,
             on_event=lambda event: show(view.update(event)),
@@ -62,6 +57,8 @@ def sweep(arguments: argparse.Namespace) -> int:
     if result.interrupted:
         say("the same command continues where this one stopped")
         return INTERRUPTED
+    if arguments.confirm:
+        return confirm_study(spec.name, home, arguments)
     say(
         f"compare the trials: make ui; sample from the best: harness generate --study {spec.name} --best --out grid.png"
     )

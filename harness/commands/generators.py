@@ -15,16 +15,23 @@ if TYPE_CHECKING:
 
 
 def trained_generator(study_name: str, trial: int | None, home: Home) -> tuple[Any, Any, TrialRecord, StudyRecord]:
-    """(generator, HParams, trial, study) of a finished trial; ``trial`` None is the best."""
+    """(generator, HParams, trial, study) of a finished trial; ``trial`` None is the best.
+
+    The best is the training of the median seed of the confirmed best, where the study was confirmed.
+    """
     import torch
 
     from harness.gan.checkpoint import import_generator
+    from harness.report.confirmed import confirmation
     from harness.report.ranking import rank
+    from harness.sweep.storage import find_record, to_record
     from harness.sweep.storage import load_study as load_started
-    from harness.sweep.storage import to_record
 
     record = to_record(load_started(study_name, home))
-    if trial is None:
+    plan = find_record(f"{study_name}-confirm", home) if trial is None else None
+    if plan and (found := confirmation(record, plan)):
+        chosen = found.best.median_trial
+    elif trial is None:
         board = rank(record, top=1)
         if not board.trials:
             raise NotFoundError(
@@ -32,10 +39,10 @@ def trained_generator(study_name: str, trial: int | None, home: Home) -> tuple[A
             )
         chosen = board.trials[0]
     else:
-        found = [item for item in record.trials if item.number == trial]
-        if not found or "folder" not in found[0].attrs:
+        numbered = [item for item in record.trials if item.number == trial]
+        if not numbered or "folder" not in numbered[0].attrs:
             raise NotFoundError(f"study {study_name} has no trial {trial} that was started")
-        chosen = found[0]
+        chosen = numbered[0]
     hp = HParams.from_params(chosen.attrs["hparams"])
     generator = import_generator(home.root / str(chosen.attrs["folder"]), hp, torch.device("cpu"))
     return generator, hp, chosen, record
@@ -67,7 +74,7 @@ def generate_images(
     else:
         generator, hp, chosen, record = trained_generator(study_name, trial, home)
         scored_with = json.loads(record.attrs["spec"])["scoring"]["final"]["seed"]
-        what = f"trial {chosen.number}"
+        what = f"trial {chosen.number}" + (f" ({chosen.attrs['preset']})" if "arm" in chosen.attrs else "")
     seed = scored_with if seed is None else seed
     images = generate(generator, hp, n, seed, torch.device("cpu"))
     where = []

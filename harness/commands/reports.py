@@ -23,17 +23,18 @@ def write_report(study_name: str, home: Home, say: Callable[[str], None]) -> Pat
     from harness.report.render import build_report
     from harness.sweep.analysis import EVALUATOR, importances
     from harness.sweep.share import bring_results
+    from harness.sweep.storage import find_record, to_record
     from harness.sweep.storage import load_study as load_started
-    from harness.sweep.storage import to_record
     from harness.tracking.mlflow import MlflowTracker, client_for
 
     study = load_started(study_name, home)
     record = to_record(study)
     bring_results(record, home, say)
+    plan = find_record(f"{study_name}-confirm", home)
     out = Path("reports") / study_name
     with FileLock(home.root / f".report-{study_name}.lock"):
         atomic.remove_torn(out)
-        path = build_report(record, home.root, out, importances(study), EVALUATOR)
+        path = build_report(record, home.root, out, importances(study), EVALUATOR, plan)
     try:
         tracker = MlflowTracker(client_for(home), str(record.attrs["mlflow_experiment"]))
         parent = str(record.attrs["mlflow_parent"])

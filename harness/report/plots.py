@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from harness.report.confirmed import Confirmation
+
 _BLUE, _ORANGE, _GREY, _RED = "#2b6cb0", "#dd6b20", "#a0aec0", "#c53030"
 _STATE_COLOURS = {"COMPLETE": _BLUE, "PRUNED": _GREY, "FAIL": _RED, "RUNNING": _ORANGE}
 
@@ -50,6 +52,31 @@ def history(trials: pd.DataFrame, metric: str) -> Figure:
     axis.set(xlabel="trial", ylabel=f"{metric} (lower is better)")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=True)
+    return figure
+
+
+def confirmed(found: Confirmation) -> Figure:
+    """Each configuration's mean with its interval, its seeds as dots, and what the search had seen of it."""
+    arms = found.ranked
+    figure, (axis,) = _figure(height=0.42 * len(arms) + 1.3)
+    for place, arm in enumerate(arms):
+        scores = list(arm.scores.values())
+        axis.scatter(scores, [place + 0.18] * len(scores), s=16, color=_GREY, zorder=2)
+        mean, low, high = arm.estimate.mean, arm.estimate.low, arm.estimate.high
+        if low is not None and high is not None:
+            axis.plot([low, high], [place, place], color=_BLUE, linewidth=2, zorder=3)
+        axis.scatter([mean], [place], s=46, color=_BLUE, zorder=4)
+        if arm.searched is not None and arm.searched.value is not None:
+            axis.scatter([arm.searched.value], [place - 0.18], marker="D", s=26, zorder=4,
+                         facecolor="white", edgecolor=_ORANGE)  # fmt: skip
+    axis.set_yticks(range(len(arms)), [arm.name for arm in arms])
+    axis.set_ylim(len(arms) - 0.5, -0.5)
+    axis.set(xlabel=f"{found.metric} (lower is better)", ylabel="")
+    axis.legend(handles=[
+        Line2D([], [], color=_BLUE, marker="o", label="mean, 95 % interval"),
+        Line2D([], [], color=_GREY, marker="o", markersize=4, linestyle="", label="one training seed"),
+        Line2D([], [], color=_ORANGE, marker="D", markerfacecolor="white", linestyle="", label="score in the search"),
+    ], frameon=True, loc="best")  # fmt: skip
     return figure
 
 

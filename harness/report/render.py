@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import tomli_w
 
 from harness import atomic
 from harness.report import plots
+from harness.report.best import best_toml
+from harness.report.confirmed import confirmation, confirmed_context
 from harness.report.frames import curve_frame, rungs_frame, trials_frame
 from harness.report.markdown import duration, environment, number, squeeze
 from harness.report.ranking import Leaderboard, rank
@@ -22,7 +23,14 @@ from harness.study.records import StudyRecord, TrialRecord
 TOP = 5
 
 
-def build_report(record: StudyRecord, root: Path, out: Path, importances: Mapping[str, float], evaluator: str) -> Path:
+def build_report(
+    record: StudyRecord,
+    root: Path,
+    out: Path,
+    importances: Mapping[str, float],
+    evaluator: str,
+    plan: StudyRecord | None = None,
+) -> Path:
     """Write the report into ``out``: the same record and files give the same bytes.
 
     Args:
@@ -31,6 +39,7 @@ def build_report(record: StudyRecord, root: Path, out: Path, importances: Mappin
         out: ``reports/STUDY``.
         importances: of the searched parameters, by name; may be empty.
         evaluator: how they were computed.
+        plan: of its confirmation, if there is one.
 
     Returns:
         The path of ``report.md``.
@@ -39,38 +48,23 @@ def build_report(record: StudyRecord, root: Path, out: Path, importances: Mappin
     board = rank(record, top=TOP)
     trials, rungs = trials_frame(record), rungs_frame(record)
     figures = _figures(record, board, trials, rungs, root, importances, evaluator)
-    for name in ("history", "rungs", "losses", "importance", "placement"):
+    found = confirmation(record, plan) if plan else None
+    if found:
+        figures["confirmed"] = plots.to_png(plots.confirmed(found))
+    for name in ("confirmed", "history", "rungs", "losses", "importance", "placement"):
         if name in figures:
             atomic.write_bytes(out / f"{name}.png", figures[name])
         else:
             (out / f"{name}.png").unlink(missing_ok=True)
     grids = _copy_grids(board, root, out)
     if board.trials:
-        atomic.write_text(out / "best.toml", best_toml(record, board.trials[0]))
+        atomic.write_text(out / "best.toml", best_toml(record, board.trials[0], found))
     context = _context(record, board, trials, grids, importances, evaluator)
+    context["confirmed"] = confirmed_context(found) if found else None
     context["figures"] = {name: f"{name}.png" for name in figures}
     text = environment().from_string(_template()).render(context)
     atomic.write_text(out / "report.md", squeeze(text))
     return out / "report.md"
-
-
-def best_toml(record: StudyRecord, best: TrialRecord) -> str:
-    """The best configuration as a file that ``harness train --config`` reads."""
-    spec = json.loads(record.attrs["spec"])
-    tables = {
-        "study": record.name,
-        "trial": best.number,
-        "hparams": dict(best.attrs["hparams"]),
-        "data": {**spec["data"], "fingerprint": record.attrs["dataset"]["fingerprint"]},
-        "training": {"seed": best.attrs["seed"], "kimg": spec["budget"]["kimg"]},
-        "scoring": spec["scoring"]["final"],
-        "score": {
-            "metric": record.attrs["final_metric"],
-            "value": best.value,
-            "protocol_hash": best.attrs["protocol_hash"],
-        },
-    }
-    return tomli_w.dumps(tables)
 
 
 def _figures(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 
@@ -92,6 +93,12 @@ class Scorer:
     def objective(self) -> str:
         """The full name of the metric that is minimised."""
         return self.protocol.metric(self.spec.metric)
+
+    def with_seed(self, seed: int) -> Scorer:
+        """The same protocol, sampled with another seed."""
+        other = copy.copy(self)
+        other.protocol = dataclasses.replace(self.protocol, seed=seed)
+        return other
 
     def __call__(self, generator: nn.Module, hp: HParams, *, all_metrics: bool) -> Scores:
         """All metrics of the protocol, or only the one that is minimised."""

@@ -30,6 +30,21 @@ class BestTraining(Table):
     kimg: float = Field(gt=0, allow_inf_nan=False)
 
 
+class BestConfirmed(Table):
+    """How sure the configuration is: mean and t-interval over training seeds, and what could not be told from it."""
+
+    configuration: str
+    metric: str
+    mean: float
+    level: float | None = None
+    low: float | None = None
+    high: float | None = None
+    training_seeds: tuple[int, ...]
+    samplings: int
+    ties: tuple[str, ...] = ()
+    protocol_hash: str
+
+
 class BestConfig(Table):
     """A ``best.toml``: one configuration with all that is needed to train it again."""
 
@@ -40,3 +55,4 @@ class BestConfig(Table):
     training: BestTraining
     scoring: ScoreSpec
     score: dict[str, Scalar]
+    confirmed: BestConfirmed | None = None

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from harness.study.hparams import HParams, digest
+from harness.study.hparams import HParams, derive_seed, digest
 from harness.study.params import FixedParams, Scalar, Table
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
@@ -170,6 +170,13 @@ class ScoringSpec(Table):
 
     final: ScoreSpec
     rung: ScoreSpec
+    sampling_seeds: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="Score a finished generator with so many seeds of noise, final.seed the first; the value is their "
+        "mean. One unless given; `harness confirm` has its own number.",
+    )
 
     @model_validator(mode="after")
     def _final_is_exact(self) -> Self:
@@ -210,6 +217,8 @@ class Preset(Table):
     own_images: str | None = Field(None, description="Set by a recipe: how it prepares its images otherwise.")
     recipe: str | None = Field(None, description="A file of search_spaces/recipes/, without .toml.")
     variant: str | None = Field(None, description="as_coded unless given, where text and code differ.")
+    arm: str | None = Field(None, pattern=NAME_PATTERN, description="Set by a plan: which configuration this trains.")
+    seed: int | None = Field(None, ge=0, description="Set by a plan: the training's seed.")
 
 
 class QuickSpec(Table):
@@ -220,6 +229,19 @@ class QuickSpec(Table):
     rungs: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
     samples: int = Field(ge=20, description="Generated images of the final score, and at most of the rung scores.")
     reference: int = Field(ge=20, description="Real images that final and rung scores compare with.")
+
+
+def sampling_seeds(scoring: ScoringSpec) -> list[int]:
+    """The seeds of noise that a finished generator is scored with; the first is the protocol's own."""
+    first = scoring.final.seed
+    return [first, *(derive_seed(first, "sampling", index) for index in range(1, scoring.sampling_seeds or 1))]
+
+
+class Plan(Table):
+    """What a study without a search is for: every trial is a preset, one for each arm and training seed."""
+
+    kind: Literal["confirm", "claims"]
+    study: str = Field(pattern=NAME_PATTERN, description="The study whose images, budget and scoring it has.")
 
 
 class StudySpec(Table):
@@ -236,6 +258,7 @@ class StudySpec(Table):
     pruner: PrunerSpec = Field(default_factory=PrunerSpec)
     presets: tuple[Preset, ...] = ()
     quick: QuickSpec | None = Field(None, description="The budget of `harness sweep --quick`.")
+    plan: Plan | None = Field(None, description="Set by `harness confirm` and `harness claims`.")
 
     @model_validator(mode="after")
     def _rungs_fit_pruner(self) -> Self:
@@ -264,6 +287,11 @@ class StudySpec(Table):
         content = self.model_dump(mode="json", exclude_none=True, exclude={"description": True, "quick": True})
         del content["budget"]["trials"]
         return content
+
+    @property
+    def has_rungs(self) -> bool:
+        """Whether trials are scored under the rung protocol. A plan without rungs has only final scores."""
+        return self.plan is None or bool(self.budget.rungs)
 
     @property
     def spec_hash(self) -> str:

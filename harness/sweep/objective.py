@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.errors import HarnessError, Interrupted
 from harness.gan.trainer import Budget, Progress, train
@@ -17,7 +18,7 @@ from harness.scoring.fidelity import Scores
 from harness.scoring.scorer import Scorer
 from harness.study.architecture import problems
 from harness.study.hparams import HParams, derive_seed
-from harness.study.spec import StudySpec
+from harness.study.spec import StudySpec, sampling_seeds
 from harness.study.suggest import suggest
 from harness.sweep.attempt import Attempt
 from harness.sweep.lease import Lease
@@ -81,7 +82,7 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> f
     """
     overrides = trial.user_attrs.get("overrides")
     hp = spec.hparams({}, overrides) if overrides else suggest(trial, spec)
-    seed = derive_seed(spec.sampler.seed, "trial", int(trial.user_attrs["place"]))
+    seed = training_seed(trial, spec)
     attempt = env.attempt = open_attempt(trial, hp, seed, spec, env, lease)
     if impossible := problems(hp):
         raise Degenerate(f"no such network: {'; '.join(impossible)}")
@@ -113,22 +114,38 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> f
             continue
         env.publish({"number": trial.number, "doing": "scoring"})
         attempt.grid(event, event.mark, final=event.mark == spec.budget.kimg)
-        score = checked(env.rung(event.generator, hp, all_metrics=False)).values[env.rung.objective]
-        attempt.rung(event.mark, env.rung.objective, score)
-        trial.report(score, images(event.mark))
-        env.publish({"number": trial.number, "kimg": event.kimg, "rung": score})
+        if spec.has_rungs:
+            score = checked(env.rung(event.generator, hp, all_metrics=False)).values[env.rung.objective]
+            attempt.rung(event.mark, env.rung.objective, score)
+            trial.report(score, images(event.mark))
+            env.publish({"number": trial.number, "kimg": event.kimg, "rung": score})
         if event.mark < spec.budget.kimg:
             if "recipe" not in trial.user_attrs and env.trials.should_prune(trial):
                 raise optuna.TrialPruned(f"{env.rung.objective} {score:.4g} at {event.mark:g} kimg")
             continue
         scores = checked(env.final(event.generator, hp, all_metrics=True))
+        values = [scores.values[env.final.objective], *resampled(event.generator, hp, spec, env)]
         attempt.publish(event)
         trial.set_user_attr("scores", scores.values)
         trial.set_user_attr("unavailable", scores.unavailable)
         trial.set_user_attr("protocol_hash", scores.protocol_hash)
         trial.set_user_attr("score_s", round(scores.seconds, 2))
-        return scores.values[env.final.objective]
+        trial.set_user_attr("samplings", values)
+        return statistics.fmean(values)
     raise AssertionError("the training ended without its last snapshot")
+
+
+def training_seed(trial: optuna.Trial, spec: StudySpec) -> int:
+    """The seed that a plan gives a trial, or the one of its place in the search."""
+    given = trial.user_attrs.get("training_seed")
+    return derive_seed(spec.sampler.seed, "trial", int(trial.user_attrs["place"])) if given is None else int(given)
+
+
+def resampled(generator: nn.Module, hp: HParams, spec: StudySpec, env: Env) -> list[float]:
+    """The final score of the same generator with each further sampling seed."""
+    seeds = sampling_seeds(spec.scoring)[1:]
+    return [checked(env.final.with_seed(seed)(generator, hp, all_metrics=False)).values[env.final.objective]
+            for seed in seeds]  # fmt: skip
 
 
 def open_attempt(trial: optuna.Trial, hp: HParams, seed: int, spec: StudySpec, env: Env, lease: Lease) -> Attempt:
@@ -145,7 +162,7 @@ def open_attempt(trial: optuna.Trial, hp: HParams, seed: int, spec: StudySpec, e
             "trial": str(trial.number),
             "trial_state": "RUNNING",
             "seed": str(seed),
-            **({"preset": str(trial.user_attrs["preset"])} if "preset" in trial.user_attrs else {}),
+            **{name: str(trial.user_attrs[name]) for name in ("preset", "arm") if name in trial.user_attrs},
             "protocol_hash": env.final.protocol.hash,
             "rung_protocol_hash": env.rung.protocol.hash,
         },
@@ -171,7 +188,8 @@ def open_attempt(trial: optuna.Trial, hp: HParams, seed: int, spec: StudySpec, e
     trial.set_user_attr("seed", seed)
     trial.set_user_attr("folder", str(folder.relative_to(env.home.root)))
     trial.set_user_attr("resumed_kimg", attempt.resumed_kimg)
-    env.publish({"number": trial.number, "state": "RUNNING", "kimg": attempt.resumed_kimg, "params": trial.params})
+    shown = trial.params or {"preset": trial.user_attrs.get("preset", "")}
+    env.publish({"number": trial.number, "state": "RUNNING", "kimg": attempt.resumed_kimg, "params": shown})
     return attempt
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import optuna
+from optuna.trial import TrialState
 
 from harness.errors import NotFoundError, SpecDrift
 from harness.home import Home
@@ -17,6 +18,7 @@ from harness.study.spec import Preset, StudySpec
 from harness.sweep.address import database_url, shown
 from harness.sweep.database import PatientStorage, StudyLock, open_storage
 from harness.sweep.speed import adopt
+from harness.sweep.trials import can_continue
 
 
 def open_study(
@@ -65,7 +67,10 @@ def _created(
     study.set_user_attr("description", spec.description)
     if "uid" not in study.user_attrs:
         study.set_user_attr("uid", uuid.uuid4().hex)
-    known = {trial.user_attrs.get("preset") for trial in study.get_trials(deepcopy=False)}
+    trials = study.get_trials(deepcopy=False)
+    if spec.plan:  # an arm that failed for good is planned again
+        trials = [trial for trial in trials if trial.state != TrialState.FAIL or can_continue(trial)]
+    known = {trial.user_attrs.get("preset") for trial in trials}
     for preset in spec.presets:
         if preset.name not in known:
             study.enqueue_trial(preset.params, user_attrs=preset_attrs(preset))
@@ -78,6 +83,8 @@ def preset_attrs(preset: Preset) -> dict[str, Any]:
     if preset.recipe:
         attrs |= {"recipe": preset.recipe, "variant": preset.variant, "overrides": preset.overrides}
         attrs |= {"own_images": preset.own_images or ""}
+    if preset.arm:
+        attrs |= {"arm": preset.arm, "training_seed": preset.seed, "overrides": preset.overrides}
     return attrs
 
 
@@ -100,8 +107,25 @@ def load_study(name: str, home: Home, *, storage: PatientStorage | None = None) 
     return study
 
 
+def find_study(name: str, home: Home) -> optuna.Study | None:
+    """A study that may not have been created."""
+    storage = open_storage(home)
+    try:
+        return optuna.load_study(storage=storage, study_name=name)
+    except KeyError:
+        return None
+
+
+def find_record(name: str, home: Home) -> StudyRecord | None:
+    """A study as plain values; None where it never ran."""
+    study = find_study(name, home)
+    return to_record(study) if study is not None and "final_metric" in study.user_attrs else None
+
+
 def _refuse_drift(spec: StudySpec, stored: dict[str, Any], resume_anyway: bool) -> None:
     drift = changes(stored, spec.identity())
+    if spec.plan:  # it grows by arms and seeds, and keeps what it has
+        drift = [change for change in drift if change.key != "presets"]
     unsound = [change for change in drift if not change.sound]
     if not drift or (resume_anyway and not unsound):
         return

@@ -28,7 +28,7 @@ MAX_CRASHES = 3
 # Reasons of a FAIL that is continued by another attempt.
 INTERRUPTED, KILLED, OOM = "interrupted", "its worker was killed", "oom"
 GIVEN_UP = f"{KILLED} {MAX_CRASHES} times without getting further; given up"
-_KEPT = ("preset", "recipe", "variant", "overrides", "own_images", "place", "oom", "hparams")
+_KEPT = ("preset", "recipe", "variant", "overrides", "own_images", "arm", "training_seed", "place", "oom", "hparams")
 
 R = TypeVar("R")
 
@@ -74,7 +74,9 @@ class Trials:
         self._locked(lambda: self._end(trial, state, value, reason))
 
     def is_done(self, target: int) -> bool:
-        """Whether the target of COMPLETE and PRUNED trials is reached."""
+        """Whether the target of COMPLETE and PRUNED trials is reached; of a plan, whether no trial is left to run."""
+        if self.spec.plan:
+            return not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
         return finished_count(self.study) >= target
 
     def should_prune(self, trial: optuna.Trial) -> bool:
@@ -92,6 +94,8 @@ class Trials:
         trials = self.study.get_trials(deepcopy=False)
         if sum(trial.state in (*FINISHED, TrialState.RUNNING) for trial in trials) >= target:
             return None
+        if self.spec.plan and not any(trial.state == TrialState.WAITING for trial in trials):
+            return None  # nothing is searched: what failed for good is planned again by the next start
         places = 1 + max((place for trial in trials if (place := _place(trial)) is not None), default=-1)
         storage = self.study._storage
         trial_id = self._take(trials)
@@ -144,7 +148,7 @@ class Trials:
     def _requeue(self, trial: FrozenTrial) -> bool:
         """Queue a killed or interrupted trial as Optuna's own retry does, with the same parameters."""
         reason = str(trial.user_attrs.get("reason", ""))
-        if trial.state != TrialState.FAIL or reason == GIVEN_UP or not reason.startswith((KILLED, INTERRUPTED)):
+        if not can_continue(trial):
             return False
         attrs = {name: trial.user_attrs[name] for name in _KEPT if name in trial.user_attrs}
         attrs |= {"retry_of": trial.number, "root": int(trial.user_attrs.get("root", trial.number))}
@@ -195,6 +199,12 @@ class Trials:
 def trial_key(study: str, number: int) -> str:
     """What a trial's run in the tracker is found by."""
     return f"{study}/{number}"
+
+
+def can_continue(trial: FrozenTrial) -> bool:
+    """Whether a failed trial is one that another attempt continues."""
+    reason = str(trial.user_attrs.get("reason", ""))
+    return trial.state == TrialState.FAIL and reason != GIVEN_UP and reason.startswith((KILLED, INTERRUPTED))
 
 
 def crashes(trial: FrozenTrial) -> int:

@@ -1,0 +1,71 @@
+"""The verbs that train a plan instead of searching."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from harness.cli.shell import INTERRUPTED, StopSignals, display, file_progress, say
+from harness.home import Home
+
+if TYPE_CHECKING:
+    from harness.study.spec import StudySpec
+    from harness.sweep.run import Machines, SweepResult
+
+
+def confirm(arguments: argparse.Namespace) -> int:
+    return confirm_study(arguments.study, Home.from_environment(), arguments)
+
+
+def confirm_study(study: str, home: Home, arguments: argparse.Namespace) -> int:
+    """Confirm a study, and write its report with what was found."""
+    from harness.commands.plans import confirm_spec
+    from harness.commands.reports import write_report
+
+    spec = confirm_spec(study, home, top=arguments.top, seeds=arguments.seeds, samplings=arguments.samplings)
+    arms = len({preset.arm for preset in spec.presets})
+    say(f"confirming {arms} configurations of {study}: {spec.budget.trials} trainings of {spec.budget.kimg:g} kimg")
+    result = run_plan(spec, home, arguments)
+    return conclude(result, f"report: {write_report(study, home, say)}")
+
+
+def run_plan(spec: StudySpec, home: Home, arguments: argparse.Namespace) -> SweepResult:
+    """Train what a plan lacks."""
+    from harness.sweep.run import run_sweep
+    from harness.terminal import SweepView
+
+    view = SweepView(spec)
+    with StopSignals() as stop, display(view) as show:
+        return run_sweep(
+            spec,
+            home,
+            source=arguments.data,
+            trials=None,
+            machines=machines_of(arguments),
+            resume_anyway=False,
+            on_event=lambda event: show(view.update(event)),
+            on_progress=file_progress(show, view, stop),
+            stop_level=lambda: stop.level,
+        )
+
+
+def conclude(result: SweepResult, text: str) -> int:
+    """Say how a plan ended."""
+    say(f"{result.finished} of {result.target} trainings finished; {text}")
+    if result.interrupted:
+        say("the same command continues where this one stopped, and tries again what failed")
+        return INTERRUPTED
+    return 0
+
+
+def machines_of(arguments: argparse.Namespace) -> Machines:
+    """Where it runs, as the arguments say."""
+    from harness.sweep.run import Machines
+
+    return Machines(
+        workers=arguments.workers,
+        device=arguments.device,
+        engine=arguments.engine,
+        address=arguments.address,
+        gpus_per_worker=arguments.gpus_per_worker,
+    )

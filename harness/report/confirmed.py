@@ -1,0 +1,212 @@
+"""The confirmed leaderboard: configurations by their mean over fresh training seeds; what the data can tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from harness.report.ranking import rank
+from harness.report.statistics import (
+    Difference,
+    Estimate,
+    VarianceSplit,
+    all_differences,
+    detectable,
+    estimate,
+    variance_split,
+)
+from harness.study.hparams import digest
+from harness.study.records import StudyRecord, TrialRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmedArm:
+    """One configuration's confirmation.
+
+    ``trials`` are the finished trainings by seed, ``n_diverged`` others ended without a score, ``n_open`` are yet to
+    run. ``searched`` is the trial of the search, if it has a score there: a single, selected one.
+    """
+
+    name: str
+    estimate: Estimate
+    trials: Mapping[int, TrialRecord]
+    n_diverged: int
+    n_open: int
+    searched: TrialRecord | None
+    published: bool
+
+    @property
+    def scores(self) -> dict[int, float]:
+        return {seed: float(trial.value or 0.0) for seed, trial in self.trials.items()}
+
+    @property
+    def median_trial(self) -> TrialRecord:
+        """The training whose score is the median; of an even number the better one of the middle two."""
+        ordered = sorted(self.trials.values(), key=lambda trial: (trial.value, trial.number))
+        return ordered[(len(ordered) - 1) // 2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirmation:
+    """What a confirmation found.
+
+    ``ranked`` have no diverged training, the best mean first; ``unsound`` have one, or nothing yet. ``differences``
+    has every pair of ranked ones.
+    """
+
+    study: str
+    metric: str
+    protocol_hash: str
+    n_seeds: int
+    n_samplings: int
+    ranked: tuple[ConfirmedArm, ...]
+    unsound: tuple[ConfirmedArm, ...]
+    differences: Mapping[tuple[str, str], Difference]
+    split: VarianceSplit | None
+
+    @property
+    def best(self) -> ConfirmedArm:
+        return self.ranked[0]
+
+    def against_best(self, arm: ConfirmedArm) -> Difference | None:
+        """How much worse than the best it is, on the seeds that both have."""
+        return self.differences.get((self.best.name, arm.name))
+
+    @property
+    def ties(self) -> list[ConfirmedArm]:
+        """Those that the data cannot tell from the best."""
+        return [arm for arm in self.ranked[1:] if (gap := self.against_best(arm)) is None or gap.tie]
+
+    @property
+    def detectable(self) -> float | None:
+        """The difference that so many seeds find in 8 of 10 repeats, for a typical pair of configurations."""
+        pairs = [pair for (a, b), pair in self.differences.items() if a < b]
+        if not pairs:
+            return None
+        return detectable(fmean(pair.sd**2 for pair in pairs) ** 0.5, min(pair.estimate.n for pair in pairs))
+
+
+def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
+    """The confirmation of a study, from both records; None while no configuration has a score.
+
+    Args:
+        search: the study.
+        plan: ``STUDY-confirm``. Its trials of another protocol than most are left out.
+    """
+    board = rank(plan, top=len(plan.trials))
+    if not board.trials:
+        return None
+    by_arm: dict[str, list[TrialRecord]] = {}
+    for trial in plan.trials:
+        by_arm.setdefault(str(trial.attrs.get("arm", "")), []).append(trial)
+    arms = [_arm(name, trials, board.protocol_hash, search) for name, trials in by_arm.items() if name]
+    sound = sorted(
+        (arm for arm in arms if arm.trials and not arm.n_diverged), key=lambda arm: (arm.estimate.mean, arm.name)
+    )
+    samplings = {(arm.name, seed): trial.attrs["samplings"] for arm in arms for seed, trial in arm.trials.items()}
+    return (
+        Confirmation(
+            study=plan.name,
+            metric=str(plan.attrs["final_metric"]),
+            protocol_hash=board.protocol_hash,
+            n_seeds=max(len(arm.trials) + arm.n_diverged + arm.n_open for arm in arms),
+            n_samplings=max(len(values) for values in samplings.values()),
+            ranked=tuple(sound),
+            unsound=tuple(arm for arm in arms if arm not in sound),
+            differences=all_differences({arm.name: arm.scores for arm in sound}),
+            split=variance_split(samplings),
+        )
+        if sound
+        else None
+    )
+
+
+def _arm(name: str, trials: list[TrialRecord], protocol_hash: str, search: StudyRecord) -> ConfirmedArm:
+    done = {
+        int(trial.attrs["training_seed"]): trial
+        for trial in trials
+        if trial.state == "COMPLETE" and trial.attrs.get("protocol_hash") == protocol_hash
+    }
+    diverged = {int(trial.attrs["training_seed"]) for trial in trials if trial.attrs.get("diverged")}
+    planned = {int(trial.attrs["training_seed"]) for trial in trials}
+    overrides = trials[0].attrs["overrides"]
+    same = [
+        trial
+        for trial in rank(search, top=len(search.trials)).trials
+        if digest({key: trial.attrs["hparams"].get(key) for key in overrides}) == digest(overrides)
+    ]
+    return ConfirmedArm(
+        name=name,
+        estimate=estimate([float(done[seed].value or 0.0) for seed in sorted(done)])
+        if done
+        else Estimate(mean=float("nan"), low=None, high=None, n=0),
+        trials=done,
+        n_diverged=len(diverged),
+        n_open=len(planned - set(done) - diverged),
+        searched=same[0] if same else None,
+        published=any("recipe" in trial.attrs or trial.attrs.get("preset") == "paper" for trial in same),
+    )
+
+
+def winners_curse(found: Confirmation) -> dict[str, tuple[float, float]]:
+    """By configuration: (its score in the search, its confirmed mean less that score)."""
+    return {
+        arm.name: (arm.searched.value, arm.estimate.mean - arm.searched.value)
+        for arm in found.ranked
+        if arm.searched is not None and arm.searched.value is not None
+    }
+
+
+def confirmed_context(found: Confirmation) -> dict[str, Any]:
+    """What the template shows of a confirmation."""
+    curse = winners_curse(found)
+    rows = []
+    for place, arm in enumerate(found.ranked, start=1):
+        versus = found.against_best(arm)
+        rows.append(
+            {
+                "place": place,
+                "name": arm.name,
+                "published": arm.published,
+                "estimate": arm.estimate,
+                "versus": versus,
+                "verdict": "best" if place == 1 else "not told" if versus is None else "tie" if versus.tie else "worse",
+                "searched": curse.get(arm.name, (None, None))[0],
+                "gap": curse.get(arm.name, (None, None))[1],
+                "n_open": arm.n_open,
+            }
+        )
+    return {
+        "rows": rows,
+        "study": found.study,
+        "metric": found.metric,
+        "protocol_hash": found.protocol_hash,
+        "n_seeds": found.n_seeds,
+        "n_samplings": found.n_samplings,
+        "unsound": found.unsound,
+        "split": found.split,
+        "detectable": found.detectable,
+        "best": found.best,
+        "leader": _leader(found),
+        "ties": [arm.name for arm in found.ties],
+        "recipe": _best_published(found),
+        "open": sum(arm.n_open for arm in (*found.ranked, *found.unsound)),
+    }
+
+
+def _leader(found: Confirmation) -> dict[str, Any] | None:
+    """The search's own best and what became of it."""
+    curse = winners_curse(found)
+    if not curse:
+        return None
+    name, (searched, gap) = min(curse.items(), key=lambda item: item[1][0])
+    return {"name": name, "searched": searched, "gap": gap}
+
+
+def _best_published(found: Confirmation) -> dict[str, Any] | None:
+    published = [arm for arm in found.ranked if arm.published]
+    if not published:
+        return None
+    return {"name": published[0].name, "arm": published[0], "versus": found.against_best(published[0])}

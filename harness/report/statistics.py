@@ -1,0 +1,173 @@
+"""How sure a comparison of configurations is: intervals, paired differences, power, by SciPy and statsmodels."""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, combinations
+
+import numpy as np
+import pandas as pd
+from scipy.stats import ttest_1samp, ttest_rel
+from statsmodels.regression.mixed_linear_model import MixedLM
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+from statsmodels.tools.sm_exceptions import ConvergenceWarning
+
+LEVEL = 0.95
+ALPHA = 1 - LEVEL
+# The power that plans aim at (Cohen 1988, section 2.4).
+_WANTED_POWER = 0.8
+
+# Scores of one configuration by training seed.
+Scores = Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A mean over training seeds and its t-interval at ``LEVEL``; no interval (None) with fewer than two seeds."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Scores of ``b`` less those of ``a`` on the seeds that both have.
+
+    ``p`` is the paired t-test's, ``p_holm`` corrected for all pairs of the family. ``sd`` is that of the differences.
+    """
+
+    a: str
+    b: str
+    estimate: Estimate
+    sd: float
+    p: float
+    p_holm: float
+
+    @property
+    def tie(self) -> bool:
+        """Whether the data cannot tell the two apart."""
+        return not self.p_holm < ALPHA
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VarianceSplit:
+    """Standard deviations of a score between trainings of one configuration, and between samplings of one generator."""
+
+    training_sd: float
+    sampling_sd: float
+    trainings: int
+    samplings: int
+
+
+def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
+    """The mean with Student's t-interval."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Estimate(mean=mean, low=None, high=None, n=len(values))
+    if len(set(values)) == 1:
+        return Estimate(mean=mean, low=mean, high=mean, n=len(values))
+    interval = ttest_1samp(values, 0.0).confidence_interval(level)
+    return Estimate(mean=mean, low=float(interval.low), high=float(interval.high), n=len(values))
+
+
+def difference(a: str, b: str, scores: Mapping[str, Scores], level: float = LEVEL) -> Difference | None:
+    """The paired difference of two configurations; None with fewer than two common seeds. ``p_holm`` equals ``p``."""
+    common = sorted(set(scores[a]) & set(scores[b]))
+    if len(common) < 2:
+        return None
+    left, right = [scores[a][seed] for seed in common], [scores[b][seed] for seed in common]
+    gaps = [y - x for x, y in zip(left, right, strict=True)]
+    found = estimate(gaps, level)
+    # Equal gaps leave the test nothing to divide by: then they are all the evidence there is.
+    p = float(ttest_rel(right, left).pvalue) if len(set(gaps)) > 1 else float(gaps[0] == 0)
+    return Difference(a=a, b=b, estimate=found, sd=statistics.stdev(gaps), p=p, p_holm=p)
+
+
+def all_differences(scores: Mapping[str, Scores]) -> dict[tuple[str, str], Difference]:
+    """Every pair's difference, with Holm's correction (1979) over all pairs.
+
+    All pairs, not only those with the best: which one is the best is read from the same data, and correcting over
+    the comparisons with it alone finds differences between equals too often (docs/decisions/0008).
+    """
+    found = [pair for a, b in combinations(scores, 2) if (pair := difference(a, b, scores))]
+    if not found:
+        return {}
+    corrected = multipletests([pair.p for pair in found], alpha=ALPHA, method="holm")[1]
+    made: dict[tuple[str, str], Difference] = {}
+    for pair, p_holm in zip(found, corrected, strict=True):
+        made[pair.a, pair.b] = replace(pair, p_holm=float(p_holm))
+        made[pair.b, pair.a] = _flipped(made[pair.a, pair.b])
+    return made
+
+
+def _flipped(pair: Difference) -> Difference:
+    found = pair.estimate
+    low, high = (None if bound is None else -bound for bound in (found.high, found.low))
+    return replace(pair, a=pair.b, b=pair.a, estimate=replace(found, mean=-found.mean, low=low, high=high))
+
+
+def power(effect: float, sd: float, n: int, alpha: float = ALPHA) -> float:
+    """How often a paired t-test of n seeds finds a difference of ``effect``, where differences have this ``sd``."""
+    if n < 2:
+        return 0.0
+    if sd == 0:
+        return float(effect != 0)
+    return float(TTestPower().power(effect_size=abs(effect) / sd, nobs=n, alpha=alpha))
+
+
+def detectable(sd: float, n: int, alpha: float = ALPHA) -> float | None:
+    """The smallest difference that n seeds find in 8 of 10 repeats; None with fewer than two seeds."""
+    if n < 2:
+        return None
+    size = TTestPower().solve_power(effect_size=None, nobs=n, alpha=alpha, power=_WANTED_POWER)
+    return float(np.squeeze(size)) * sd
+
+
+def seeds_needed(effect: float, sd: float, alpha: float = ALPHA) -> int | None:
+    """Seeds with which a difference of ``effect`` is found in 8 of 10 repeats; None where more than 10,000."""
+    for n in chain(range(2, 101), range(110, 1001, 10), range(1100, 10_001, 100)):
+        if power(effect, sd, n, alpha) >= _WANTED_POWER:
+            return int(n)
+    return None
+
+
+def variance_split(samplings: Mapping[tuple[str, int], Sequence[float]]) -> VarianceSplit | None:
+    """Training seed against sampling seed, by a mixed linear model (REML) with a mean for each configuration.
+
+    Args:
+        samplings: by (configuration, training seed), the score of one generator with each sampling seed.
+
+    Returns:
+        None where there are not two trainings of one configuration, each sampled twice, or no such model fits.
+    """
+    rows = [
+        {"arm": arm, "training": f"{arm} {seed}", "score": value}
+        for (arm, seed), values in samplings.items()
+        for value in values
+        if len(values) > 1
+    ]
+    frame = pd.DataFrame(rows, columns=["arm", "training", "score"])
+    arms, trainings = frame["arm"].nunique(), frame["training"].nunique()
+    if trainings <= arms or not len(frame):
+        return None
+    scale = float(frame["score"].std()) or 1.0  # the optimiser is made for numbers around one
+    scaled = frame.assign(score=(frame["score"] - frame["score"].mean()) / scale)
+    formula = "score ~ C(arm)" if arms > 1 else "score ~ 1"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a variance of zero lies on the boundary
+        try:
+            fit = MixedLM.from_formula(formula, scaled, groups="training").fit(reml=True)
+        except (np.linalg.LinAlgError, ValueError):
+            return None
+    return VarianceSplit(
+        training_sd=scale * float(np.sqrt(max(0.0, fit.cov_re.iloc[0, 0]))),
+        sampling_sd=scale * float(np.sqrt(fit.scale)),
+        trainings=trainings,
+        samplings=len(frame),
+    )

@@ -1,0 +1,73 @@
+"""Plans: studies without a search. Every trial trains a given configuration (an arm) with a given seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from harness.study.hparams import HParams, derive_seed
+from harness.study.spec import Plan, Preset, StudySpec
+
+
+def planned_study(
+    base: StudySpec,
+    kind: Literal["confirm", "claims"],
+    *,
+    arms: Mapping[str, HParams],
+    seeds: Sequence[int],
+    sampling_seeds: int = 1,
+    with_rungs: bool = False,
+    known: Sequence[Preset] = (),
+) -> StudySpec:
+    """The study ``BASE-KIND`` with the base's images, budget and final scoring, and a preset for each arm and seed.
+
+    All arms take the first seed before any takes the second, so that what is interrupted is balanced.
+
+    Args:
+        base: a study, its precisions settled.
+        kind: what the plan is for.
+        arms: name to configuration.
+        seeds: of the trainings, the same for every arm: their scores are paired.
+        sampling_seeds: how often each generator is scored.
+        with_rungs: whether trainings are scored at the base's rungs too; none is ever pruned.
+        known: presets of an earlier start; they stay.
+
+    Raises:
+        ValueError: the name is too long.
+    """
+    content = base.model_dump()
+    scoring = content["scoring"] | {"sampling_seeds": sampling_seeds}
+    if not with_rungs:
+        content["budget"]["rungs"] = ()
+        scoring["rung"] = scoring["final"] | {"precision": "float32"}
+    presets = {preset.name: preset for preset in known}
+    for index, seed in enumerate(seeds):
+        for arm, hp in arms.items():
+            overrides = hp.to_dict()
+            del overrides["image_size"], overrides["channels"]  # the study's
+            name = f"{arm}-seed-{index}"
+            presets.setdefault(name, Preset(name=name, params={}, overrides=overrides, arm=arm, seed=seed))
+    content["budget"]["trials"] = len(presets)
+    return StudySpec.model_validate(
+        {
+            **content,
+            "name": f"{base.name}-{kind}",
+            "scoring": scoring,
+            "pruner": {"name": "none"},
+            "presets": tuple(presets.values()),
+            "quick": None,
+            "plan": Plan(kind=kind, study=base.name),
+        }
+    )
+
+
+def fresh_seeds(study_seed: int, kind: str, n: int, taken: set[int]) -> list[int]:
+    """The first n training seeds of a plan, none of them in ``taken``."""
+    seeds: list[int] = []
+    index = 0
+    while len(seeds) < n:
+        seed = derive_seed(study_seed, kind, index)
+        if seed not in taken and seed not in seeds:
+            seeds.append(seed)
+        index += 1
+    return seeds
