@@ -63,6 +63,20 @@ def make_parser() -> argparse.ArgumentParser:
     _confirm_arguments(confirm)
     _data_argument(confirm)
     _machine_arguments(confirm)
+    claims = verb("claims", plans.claims, "test published sentences on a study's images, and report the verdicts")
+    _study_argument(claims)
+    claims.add_argument("claims", nargs="*", metavar="CLAIM",
+                        help="files of search_spaces/claims/, without .toml (default: all)")  # fmt: skip
+    claims.add_argument("--kimg", type=_positive(float), default=_env_number("KIMG"),
+                        help="length of a training in thousands of images (KIMG; default: the study's)")  # fmt: skip
+    claims.add_argument("--samples", type=_at_least(20), default=_env_number("SAMPLES"),
+                        help="images to score with, generated and real (SAMPLES; default: the study's)")  # fmt: skip
+    claims.add_argument("--seeds", type=_at_least(2), default=_env_number("SEEDS"),
+                        help="training seeds of each arm (SEEDS; default: as in the claims' files)")  # fmt: skip
+    claims.add_argument("--no-images", action="store_true",
+                        help="a report without samples, which may be published whatever the data")  # fmt: skip
+    _data_argument(claims)
+    _machine_arguments(claims)
     worker = verb("worker", verbs.worker, "join a study that was started elsewhere, through the same database")
     _study_argument(worker)
     _data_argument(worker)

@@ -29,6 +29,27 @@ def confirm_study(study: str, home: Home, arguments: argparse.Namespace) -> int:
     return conclude(result, f"report: {write_report(study, home, say)}")
 
 
+def claims(arguments: argparse.Namespace) -> int:
+    from harness.commands.plans import claims_spec
+    from harness.commands.reports import write_claims_report
+
+    home = Home.from_environment()
+    spec = claims_spec(
+        arguments.study,
+        arguments.claims,
+        home,
+        kimg=arguments.kimg,
+        samples=arguments.samples,
+        seeds=arguments.seeds,
+    )
+    assert spec.plan is not None
+    arms = len({preset.arm for preset in spec.presets})
+    say(f"{len(spec.plan.claims)} claims on {arguments.study}: {arms} configurations, {spec.budget.trials} trainings")
+    result = run_plan(spec, home, arguments)
+    path = write_claims_report(spec.name, home, say, images=not arguments.no_images)
+    return conclude(result, f"report: {path}")
+
+
 def run_plan(spec: StudySpec, home: Home, arguments: argparse.Namespace) -> SweepResult:
     """Train what a plan lacks."""
     from harness.sweep.run import run_sweep

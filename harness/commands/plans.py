@@ -1,18 +1,24 @@
-"""Plans of trainings beside a search: its best configurations on fresh seeds."""
+"""Plans of trainings beside a search: its best configurations on fresh seeds, and the claims of others."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from harness.errors import NotFoundError, UsageError
 from harness.home import Home
+from harness.study.files import load_study as load_study_file
 from harness.study.hparams import HParams, digest
 from harness.study.planned import fresh_seeds, planned_study
-from harness.study.spec import Preset, StudySpec
+from harness.study.spec import Preset, ScoreSpec, StudySpec
 
 if TYPE_CHECKING:
     from harness.study.records import StudyRecord, TrialRecord
+
+# Where in a training claims' curves have points, as shares of its length, and images generated for each.
+_CLAIM_RUNGS = (0.2, 0.4, 0.6, 0.8)
+_CLAIM_SAMPLES = 250
 
 
 def confirm_spec(study: str, home: Home, *, top: int, seeds: int, samplings: int) -> StudySpec:
@@ -69,6 +75,56 @@ def _finalists(record: StudyRecord, top: int) -> dict[str, HParams]:
         str(trial.attrs.get("preset", f"trial-{trial.number}")): HParams.from_params(trial.attrs["hparams"])
         for trial in chosen.values()
     }
+
+
+def claims_spec(
+    study: str, names: Sequence[str], home: Home, *, kimg: float | None, samples: int | None, seeds: int | None
+) -> StudySpec:
+    """The plan ``STUDY-claims``: the arms of claims on a study's images.
+
+    Args:
+        study: a study file; whether it was started does not matter.
+        names: of claims; all of them where there is none.
+        home: where an earlier start is, whose claims stay.
+        kimg: length of a training, if not the study's.
+        samples: images of the final score, generated and real ones each, if not the study's.
+        seeds: trainings of each arm, if not the claims' own number.
+
+    Raises:
+        HarnessError: there is no such study or claim, or a claim cannot be tested on it.
+        UsageError: a number that makes no budget, or a name that is too long.
+    """
+    from harness.study.claims import arm_name, claim_names, load_claim, registered
+    from harness.sweep.storage import find_record
+
+    spec = load_study_file(study)
+    budget = {**spec.budget.model_dump(), "kimg": kimg or spec.budget.kimg}
+    budget["rungs"] = tuple(round(budget["kimg"] * share, 3) for share in _CLAIM_RUNGS)
+    final = spec.scoring.final.model_dump()
+    final |= {"samples": samples, "reference": samples} if samples else {}
+    chosen = [load_claim(name) for name in names or claim_names()]
+    arms = {arm_name(hp): hp for claim in chosen for hp in claim.arms(spec).values()}
+    n_seeds = seeds or max(claim.seeds for claim in chosen)
+    known = find_record(f"{spec.name}-claims", home)
+    before = json.loads(known.attrs["spec"])["plan"]["claims"] if known else {}
+    asked = {claim.name: registered(claim.model_copy(update={"seeds": n_seeds})) for claim in chosen}
+    try:
+        base = StudySpec.model_validate(
+            {**spec.model_dump(), "budget": budget, "scoring": {**spec.scoring.model_dump(), "final": final},
+             "pruner": {"name": "none"}, "fixed": {**spec.fixed.model_dump(), "precision": "float32"}}
+        )  # fmt: skip
+        return planned_study(
+            base,
+            "claims",
+            arms=arms,
+            seeds=fresh_seeds(spec.sampler.seed, "claims", n_seeds, set()),
+            rung=ScoreSpec(extractor="mobilenet-v2", samples=_CLAIM_SAMPLES,
+                           reference=min(1000, base.scoring.final.reference)),
+            claims={**before, **asked},
+            known=known_presets(f"{spec.name}-claims", home),
+        )  # fmt: skip
+    except ValueError as error:
+        raise UsageError(f"claims cannot be tested on {study} so: {error}") from None
 
 
 def known_presets(name: str, home: Home) -> tuple[Preset, ...]:

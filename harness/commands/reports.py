@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from harness import atomic
 from harness.errors import without_secrets
 from harness.home import Home
+
+if TYPE_CHECKING:
+    from harness.study.records import StudyRecord
 
 
 def write_report(study_name: str, home: Home, say: Callable[[str], None]) -> Path:
@@ -25,7 +29,6 @@ def write_report(study_name: str, home: Home, say: Callable[[str], None]) -> Pat
     from harness.sweep.share import bring_results
     from harness.sweep.storage import find_record, to_record
     from harness.sweep.storage import load_study as load_started
-    from harness.tracking.mlflow import MlflowTracker, client_for
 
     study = load_started(study_name, home)
     record = to_record(study)
@@ -35,6 +38,37 @@ def write_report(study_name: str, home: Home, say: Callable[[str], None]) -> Pat
     with FileLock(home.root / f".report-{study_name}.lock"):
         atomic.remove_torn(out)
         path = build_report(record, home.root, out, importances(study), EVALUATOR, plan)
+    _hang(record, out, path, home, say)
+    return path
+
+
+def write_claims_report(plan_name: str, home: Home, say: Callable[[str], None], *, images: bool) -> Path:
+    """Write ``reports/claims-STUDY`` from the database, and hang it on the plan's run in MLflow if that answers.
+
+    Args:
+        plan_name: ``STUDY-claims``, started.
+        home: where the files of its trials are.
+        say: told where something could not be had.
+        images: whether samples are shown.
+    """
+    from harness.report.claims import build_claims_report
+    from harness.sweep.share import bring_results
+    from harness.sweep.storage import load_study, to_record
+
+    record = to_record(load_study(plan_name, home))
+    bring_results(record, home, say)
+    out = Path("reports") / f"claims-{plan_name.removesuffix('-claims')}"
+    with FileLock(home.root / f".report-{plan_name}.lock"):
+        atomic.remove_torn(out)
+        path = build_claims_report(record, home.root, out, images=images)
+    _hang(record, out, path, home, say)
+    return path
+
+
+def _hang(record: StudyRecord, out: Path, path: Path, home: Home, say: Callable[[str], None]) -> None:
+    """Hang a report on its study's parent run."""
+    from harness.tracking.mlflow import MlflowTracker, client_for
+
     try:
         tracker = MlflowTracker(client_for(home), str(record.attrs["mlflow_experiment"]))
         parent = str(record.attrs["mlflow_parent"])
@@ -43,4 +77,3 @@ def write_report(study_name: str, home: Home, say: Callable[[str], None]) -> Pat
     except Exception as error:  # whatever the tracking library raises: the report is written
         lines = without_secrets(str(error)).strip().splitlines() or [""]
         say(f"the report could not be hung on its run in MLflow ({type(error).__name__}: {lines[0][:120]})")
-    return path

@@ -23,7 +23,8 @@ _BLUE, _ORANGE, _GREY, _RED = "#2b6cb0", "#dd6b20", "#a0aec0", "#c53030"
 _STATE_COLOURS = {"COMPLETE": _BLUE, "PRUNED": _GREY, "FAIL": _RED, "RUNNING": _ORANGE}
 
 
-def _figure(width: float = 7.2, height: float = 3.6, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def new_figure(width: float = 7.2, height: float = 3.6, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure in the style of the reports, with axes side by side; sizes in inches."""
     sns.set_theme(context="notebook", style="whitegrid", font="DejaVu Sans", font_scale=0.85)
     figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False)
     return figure, list(axes[0])
@@ -39,7 +40,7 @@ def to_png(figure: Figure) -> bytes:
 
 def history(trials: pd.DataFrame, metric: str) -> Figure:
     """Final scores by trial with the best so far; trials without a final score as ticks below."""
-    figure, (axis,) = _figure()
+    figure, (axis,) = new_figure()
     done = trials[trials["state"] == "COMPLETE"].sort_values("number")
     axis.step(done["number"], done["value"].cummin(), where="post", color=_BLUE, label="best so far")
     sns.scatterplot(data=done, x="number", y="value", color=_BLUE, s=45, ax=axis, label="finished trial")
@@ -58,7 +59,7 @@ def history(trials: pd.DataFrame, metric: str) -> Figure:
 def confirmed(found: Confirmation) -> Figure:
     """Each configuration's mean with its interval, its seeds as dots, and what the search had seen of it."""
     arms = found.ranked
-    figure, (axis,) = _figure(height=0.42 * len(arms) + 1.3)
+    figure, (axis,) = new_figure(height=0.42 * len(arms) + 1.3)
     for place, arm in enumerate(arms):
         scores = list(arm.scores.values())
         axis.scatter(scores, [place + 0.18] * len(scores), s=16, color=_GREY, zorder=2)
@@ -82,7 +83,7 @@ def confirmed(found: Confirmation) -> Figure:
 
 def importance(values: Mapping[str, float], evaluator: str) -> Figure:
     """Importance of each searched parameter, largest on top."""
-    figure, (axis,) = _figure(height=max(2.0, 0.32 * len(values) + 0.9))
+    figure, (axis,) = new_figure(height=max(2.0, 0.32 * len(values) + 0.9))
     ordered = sorted(values.items(), key=lambda item: -item[1])
     sns.barplot(x=[value for _, value in ordered], y=[name for name, _ in ordered], color=_BLUE, ax=axis)
     axis.set(xlabel=f"importance ({evaluator}, sums to 1)", ylabel="")
@@ -91,7 +92,7 @@ def importance(values: Mapping[str, float], evaluator: str) -> Figure:
 
 def rung_curves(rungs: pd.DataFrame, best: int | None, metric: str) -> Figure:
     """Every trial's rung scores by kimg, the best one highlighted."""
-    figure, (axis,) = _figure()
+    figure, (axis,) = new_figure()
     for number, rows in rungs.groupby("number"):
         colour = _STATE_COLOURS[str(rows["state"].iloc[0])]
         is_best = number == best
@@ -112,7 +113,7 @@ def placement(trials: pd.DataFrame, first_rung: pd.Series, metric: str) -> Figur
     mean = frame.pivot_table(index="bn", columns="activation_g", values="score", aggfunc="mean")
     count = frame.pivot_table(index="bn", columns="activation_g", values="score", aggfunc="count").fillna(0)
     labels = mean.map(lambda v: "" if pd.isna(v) else f"{v:.0f}") + count.map(lambda n: f"\nn = {n:.0f}" if n else "")
-    figure, (axis,) = _figure(height=0.62 * len(mean) + 1.3)
+    figure, (axis,) = new_figure(height=0.62 * len(mean) + 1.3)
     sns.heatmap(mean, annot=labels, fmt="", cmap="crest", ax=axis, cbar_kws={"label": f"mean {metric}"})
     axis.grid(False)
     axis.set(xlabel="generator's activation", ylabel="BatchNorm placement")
@@ -122,7 +123,7 @@ def placement(trials: pd.DataFrame, first_rung: pd.Series, metric: str) -> Figur
 
 def losses(curve: pd.DataFrame) -> Figure:
     """Losses and logits of one training."""
-    figure, (left, right) = _figure(columns=2, height=3.2)
+    figure, (left, right) = new_figure(columns=2, height=3.2)
     for axis, columns, label in (
         (left, {"loss_d": "discriminator", "loss_g": "generator"}, "loss (nats)"),
         (right, {"logit_real": "real images", "logit_fake": "generated images"}, "discriminator's mean logit"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
@@ -118,7 +119,9 @@ def power(effect: float, sd: float, n: int, alpha: float = ALPHA) -> float:
         return 0.0
     if sd == 0:
         return float(effect != 0)
-    return float(TTestPower().power(effect_size=abs(effect) / sd, nobs=n, alpha=alpha))
+    found = float(TTestPower().power(effect_size=abs(effect) / sd, nobs=n, alpha=alpha))
+    # SciPy's noncentral t has no number for effects so large that they cannot be missed.
+    return 1.0 if math.isnan(found) and abs(effect) > sd else found
 
 
 def detectable(sd: float, n: int, alpha: float = ALPHA) -> float | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from harness.errors import NotFoundError, SpecError
 from harness.study.architecture import problems as architecture_problems
 from harness.study.files import spaces_dir
-from harness.study.hparams import HParams, digest
+from harness.study.hparams import HParams, canonical_json, digest
 from harness.study.mistakes import pydantic_problems
 from harness.study.params import FixedParams, Table
 from harness.study.spec import NAME_PATTERN, StudySpec
@@ -95,6 +95,11 @@ def load_claim(name: str) -> Claim:
         raise SpecError(f"{path}: mistakes\n{listed}") from None
 
 
-def claims_digest(claims: Mapping[str, Claim]) -> str:
-    """Changes with anything that was fixed beforehand."""
-    return digest({name: claim.model_dump(mode="json") for name, claim in claims.items()})
+def registered(claim: Claim) -> str:
+    """All of a claim, as it is kept in the database before anything is run."""
+    return canonical_json(claim.model_dump(mode="json", exclude_none=True))
+
+
+def from_registered(text: str) -> Claim:
+    """The claim that :func:`registered` wrote."""
+    return Claim.model_validate(json.loads(text))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from harness.study.hparams import HParams, derive_seed
-from harness.study.spec import Plan, Preset, StudySpec
+from harness.study.spec import Plan, Preset, ScoreSpec, StudySpec
 
 
 def planned_study(
@@ -16,7 +16,8 @@ def planned_study(
     arms: Mapping[str, HParams],
     seeds: Sequence[int],
     sampling_seeds: int = 1,
-    with_rungs: bool = False,
+    rung: ScoreSpec | None = None,
+    claims: Mapping[str, str] | None = None,
     known: Sequence[Preset] = (),
 ) -> StudySpec:
     """The study ``BASE-KIND`` with the base's images, budget and final scoring, and a preset for each arm and seed.
@@ -29,7 +30,8 @@ def planned_study(
         arms: name to configuration.
         seeds: of the trainings, the same for every arm: their scores are paired.
         sampling_seeds: how often each generator is scored.
-        with_rungs: whether trainings are scored at the base's rungs too; none is ever pruned.
+        rung: how trainings are scored at the base's rungs, too; None: only at their end. None is ever pruned.
+        claims: what the plan is to decide, by name.
         known: presets of an earlier start; they stay.
 
     Raises:
@@ -37,9 +39,10 @@ def planned_study(
     """
     content = base.model_dump()
     scoring = content["scoring"] | {"sampling_seeds": sampling_seeds}
-    if not with_rungs:
+    if rung is None:
         content["budget"]["rungs"] = ()
-        scoring["rung"] = scoring["final"] | {"precision": "float32"}
+        rung = base.scoring.final.model_copy(update={"precision": "float32"})
+    scoring["rung"] = rung.model_dump()
     presets = {preset.name: preset for preset in known}
     for index, seed in enumerate(seeds):
         for arm, hp in arms.items():
@@ -56,7 +59,7 @@ def planned_study(
             "pruner": {"name": "none"},
             "presets": tuple(presets.values()),
             "quick": None,
-            "plan": Plan(kind=kind, study=base.name),
+            "plan": Plan(kind=kind, study=base.name, claims=dict(claims or {})),
         }
     )
 

@@ -242,6 +242,9 @@ class Plan(Table):
 
     kind: Literal["confirm", "claims"]
     study: str = Field(pattern=NAME_PATTERN, description="The study whose images, budget and scoring it has.")
+    claims: dict[str, str] = Field(
+        default_factory=dict, description="What was fixed before any training: each claim's file as canonical JSON."
+    )
 
 
 class StudySpec(Table):

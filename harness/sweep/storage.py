@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from harness.errors import NotFoundError, SpecDrift
 from harness.home import Home
-from harness.study.drift import changes
+from harness.study.drift import Change, changes
 from harness.study.records import StudyRecord, TrialRecord
 from harness.study.spec import Preset, StudySpec
 from harness.sweep.address import database_url, shown
@@ -124,18 +124,25 @@ def find_record(name: str, home: Home) -> StudyRecord | None:
 
 def _refuse_drift(spec: StudySpec, stored: dict[str, Any], resume_anyway: bool) -> None:
     drift = changes(stored, spec.identity())
-    if spec.plan:  # it grows by arms and seeds, and keeps what it has
-        drift = [change for change in drift if change.key != "presets"]
+    if spec.plan:  # it grows by arms, seeds and claims, and keeps what it has
+        drift = [change for change in drift if change.key != "presets" and not _is_new_claim(change)]
     unsound = [change for change in drift if not change.sound]
     if not drift or (resume_anyway and not unsound):
         return
     listed = "\n".join(f"  {change}" for change in drift)
     copy = f"copy search_spaces/{spec.name}.toml to a new name and run that"
-    if unsound:
+    if spec.plan:
+        copy = f"copy search_spaces/{spec.plan.study}.toml to a new name and use that"
+        hint = f"Trainings would not be comparable. Leave claims and budget as they were, or {copy}."
+    elif unsound:
         hint = f"Trials before and after would not be comparable ({unsound[0].key}): {copy}."
     else:
         hint = f"To search the changed study as a new one, {copy}. These changes are sound: --resume-anyway goes on."
     raise SpecDrift(f"study {spec.name} was started with another file:\n{listed}", hint)
+
+
+def _is_new_claim(change: Change) -> bool:
+    return change.key.startswith("plan.claims.") and change.old is None
 
 
 def to_record(study: optuna.Study) -> StudyRecord:

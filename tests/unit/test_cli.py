@@ -21,6 +21,8 @@ from tests.conftest import ROOT
 VERBS = [
     "setup",
     "sweep",
+    "confirm",
+    "claims",
     "worker",
     "reconcile",
     "train",

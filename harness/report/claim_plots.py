@@ -1,0 +1,69 @@
+"""Figures of the report on claims."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from harness.report.plots import new_figure
+from harness.report.verdicts import Judgement
+
+_COLOURS = {"supported": "#2f855a", "refuted": "#c53030", "undecided": "#718096"}
+_TICKS = (-100, -50, -25, 0, 25, 50, 100, 200, 400)
+
+
+def effects(judged: Sequence[Judgement]) -> Figure:
+    """Every comparison's effect in per cent of the control's score, with its interval and the zone of no matter."""
+    rows = [
+        (found, comparison)
+        for found in judged
+        for comparison in found.comparisons
+        if comparison.difference is not None and found.control.estimate is not None
+    ]
+    figure, (axis,) = new_figure(height=0.34 * len(rows) + 1.4)
+    for place, (found, comparison) in enumerate(rows):
+        assert comparison.difference is not None and found.control.estimate is not None
+        scale = 100 / found.control.estimate.mean
+        gap = comparison.difference.estimate
+        margin = 100 * found.claim.relevant
+        axis.fill_betweenx([place - 0.4, place + 0.4], -margin, margin, color="#edf2f7", zorder=1)
+        colour = _COLOURS[comparison.verdict]
+        if gap.low is not None and gap.high is not None:
+            axis.plot([scale * gap.low, scale * gap.high], [place, place], color=colour, linewidth=2, zorder=3)
+        axis.scatter([scale * gap.mean], [place], s=36, color=colour, zorder=4)
+    axis.axvline(0, color="#4a5568", linewidth=1, zorder=2)
+    axis.set_yticks(range(len(rows)), [f"{found.claim.name}: {comparison.treated}" for found, comparison in rows])
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xscale("symlog", linthresh=50)
+    axis.set_xticks(_TICKS, [f"{tick}".replace("-", "−") for tick in _TICKS])
+    axis.set(xlabel="score against the control's (%): left is better, right is worse", ylabel="")
+    axis.legend(
+        handles=[
+            *(Line2D([], [], color=colour, marker="o", label=verdict) for verdict, colour in _COLOURS.items()),
+            Patch(color="#edf2f7", label="too small to matter"),
+        ],
+        frameon=True,
+        loc="lower right",
+    )
+    return figure
+
+
+def curves(frame: pd.DataFrame, metric: str) -> Figure:
+    """Quick scores along the trainings: a thin line for each seed, a thick one for each arm's mean."""
+    figure, (axis,) = new_figure(height=3.2)
+    arms = list(dict.fromkeys(frame["arm"]))
+    palette = dict(zip(arms, sns.color_palette("colorblind", len(arms)), strict=True))
+    for (arm, _), rows in frame.groupby(["arm", "seed"], sort=False):
+        axis.plot(rows["kimg"], rows["score"], color=palette[arm], linewidth=0.8, alpha=0.45)
+    for arm, rows in frame.groupby("arm", sort=False):
+        mean = rows.groupby("kimg")["score"].mean()
+        axis.plot(mean.index, mean, color=palette[str(arm)], marker="o", markersize=4, linewidth=2.4, label=str(arm))
+    axis.set(xlabel="real images shown (kimg)", ylabel=f"{metric} (lower is better)")
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=True)
+    return figure

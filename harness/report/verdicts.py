@@ -1,0 +1,194 @@
+"""Verdicts on claims, from the trainings of their arms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Literal
+
+import numpy as np
+from scipy.stats import binomtest
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import ttost_paired
+
+from harness.report.statistics import ALPHA, LEVEL, Difference, Estimate, difference, estimate, power, seeds_needed
+from harness.study.claims import Claim, arm_name
+from harness.study.hparams import HParams
+from harness.study.records import StudyRecord, TrialRecord
+
+Verdict = Literal["supported", "refuted", "undecided"]
+# A training has diverged, too, where its last quick score is this many times the best one before.
+WORSENED = 1.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmResult:
+    """The trainings of one configuration, by seed; ``scores`` only of those that have one."""
+
+    trials: Mapping[int, TrialRecord]
+
+    @property
+    def scores(self) -> dict[int, float]:
+        return {seed: t.value for seed, t in self.trials.items() if t.state == "COMPLETE" and t.value is not None}
+
+    @property
+    def diverged(self) -> set[int]:
+        """Seeds whose training ended without a score, or got worse again by the factor ``WORSENED``."""
+        return {seed for seed, trial in self.trials.items() if trial.attrs.get("diverged") or _worsened(trial)}
+
+    @property
+    def unscored(self) -> set[int]:
+        return {seed for seed, trial in self.trials.items() if trial.attrs.get("diverged")}
+
+    @property
+    def estimate(self) -> Estimate | None:
+        return estimate(list(self.scores.values())) if self.scores else None
+
+    @property
+    def seconds(self) -> float:
+        return sum(trial.seconds for trial in self.trials.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A treated arm against the control.
+
+    ``margin`` is the smallest difference that matters, in units of the score; ``power`` how often so many seeds would
+    find one of that size; ``needed`` the seeds that would find it in 8 of 10 repeats.
+    """
+
+    treated: str
+    result: ArmResult
+    difference: Difference | None
+    margin: float | None
+    power: float | None
+    needed: int | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """A claim with its verdict."""
+
+    claim: Claim
+    control: ArmResult
+    comparisons: tuple[Comparison, ...]
+    n_open: int
+
+    @property
+    def verdict(self) -> Verdict:
+        """Supported where every treated arm's is, refuted where any is, else undecided."""
+        verdicts = [comparison.verdict for comparison in self.comparisons]
+        if self.n_open:
+            return "undecided"
+        if "refuted" in verdicts:
+            return "refuted"
+        return "supported" if set(verdicts) == {"supported"} else "undecided"
+
+
+def arm_results(plan: StudyRecord) -> dict[str, ArmResult]:
+    """The ended trainings of a plan by arm; of a seed that was trained twice the one with a score."""
+    found: dict[str, dict[int, TrialRecord]] = {}
+    for trial in plan.trials:
+        if trial.state in ("COMPLETE", "PRUNED") and "arm" in trial.attrs:
+            by_seed = found.setdefault(str(trial.attrs["arm"]), {})
+            by_seed.setdefault(int(trial.attrs["training_seed"]), trial)
+    return {arm: ArmResult(trials=trials) for arm, trials in found.items()}
+
+
+def judge(claim: Claim, arms: Mapping[str, HParams], results: Mapping[str, ArmResult]) -> Judgement:
+    """The verdict on a claim.
+
+    Args:
+        claim: what is claimed.
+        arms: its arms by their names in the claim, the control included.
+        results: the plan's trainings by :func:`harness.study.claims.arm_name`.
+    """
+    own = {name: results.get(arm_name(hp), ArmResult(trials={})) for name, hp in arms.items()}
+    scores = {name: result.scores for name, result in own.items()}
+    pairs = {name: difference("control", name, scores) for name in claim.treated}
+    measured = [name for name, pair in pairs.items() if pair is not None]
+    if measured:
+        corrected = multipletests([pairs[name].p for name in measured], alpha=ALPHA, method="holm")[1]  # type: ignore[union-attr]
+        for name, p_holm in zip(measured, corrected, strict=True):
+            pairs[name] = replace(pairs[name], p_holm=float(p_holm))  # type: ignore[type-var]
+    return Judgement(
+        claim=claim,
+        control=own["control"],
+        comparisons=tuple(_compare(claim, name, own["control"], own[name], pairs[name]) for name in claim.treated),
+        n_open=sum(max(0, claim.seeds - len(result.trials)) for result in own.values()),
+    )
+
+
+def _compare(claim: Claim, name: str, control: ArmResult, treated: ArmResult, pair: Difference | None) -> Comparison:
+    margin = claim.relevant * fmean(control.scores.values()) if control.scores else None
+    strength = needed = None
+    if pair is not None and margin is not None and claim.says != "diverges":
+        strength = power(margin, pair.sd, pair.estimate.n)
+        needed = seeds_needed(margin, pair.sd)
+    if claim.says == "diverges":
+        verdict = _divergence_verdict(treated)
+    else:
+        verdict = _lost(claim, control, treated) or _score_verdict(claim.says, pair, margin, control, treated)
+    return Comparison(
+        treated=name,
+        result=treated,
+        difference=pair,
+        margin=margin,
+        power=strength,
+        needed=needed,
+        verdict=verdict,
+    )
+
+
+def _divergence_verdict(treated: ArmResult) -> Verdict:
+    """Whether more than half of all trainings would diverge (Clopper and Pearson 1934, one-sided)."""
+    n, k = len(treated.trials), len(treated.diverged)
+    if not n:
+        return "undecided"
+    # A two-sided interval at 90 % has the one-sided bounds at 95 %.
+    interval = binomtest(k, n).proportion_ci(1 - 2 * ALPHA, method="exact")
+    return "supported" if interval.low > 0.5 else "refuted" if interval.high < 0.5 else "undecided"
+
+
+def _lost(claim: Claim, control: ArmResult, treated: ArmResult) -> Verdict | None:
+    """The verdict where most trainings of just one side have no score at all."""
+    treated_lost = 2 * len(treated.unscored) > len(treated.trials)
+    control_lost = 2 * len(control.unscored) > len(control.trials)
+    if treated_lost == control_lost:
+        return None
+    wanted = "worse" if treated_lost else "better"
+    return "supported" if claim.says == wanted else "refuted"
+
+
+def _score_verdict(
+    says: str, pair: Difference | None, margin: float | None, control: ArmResult, treated: ArmResult
+) -> Verdict:
+    if pair is None or margin is None or pair.estimate.low is None or pair.estimate.high is None:
+        return "undecided"
+    gap, low, high = pair.estimate.mean, pair.estimate.low, pair.estimate.high
+    if says == "worse":
+        gap, low, high = -gap, -high, -low
+    if says in ("better", "worse"):
+        if pair.p_holm < ALPHA and gap <= -margin:
+            return "supported"
+        return "refuted" if low > -margin else "undecided"
+    if _equivalent(control, treated, margin):
+        return "supported"
+    return "refuted" if pair.p_holm < ALPHA and abs(gap) >= margin else "undecided"
+
+
+def _equivalent(control: ArmResult, treated: ArmResult, margin: float) -> bool:
+    """Two one-sided paired t-tests (Schuirmann 1987)."""
+    common = sorted(set(control.scores) & set(treated.scores))
+    left = np.array([control.scores[seed] for seed in common])
+    right = np.array([treated.scores[seed] for seed in common])
+    if np.ptp(right - left) == 0:
+        return bool(abs(right[0] - left[0]) < margin)
+    return float(ttost_paired(right, left, -margin, margin)[0]) < 1 - LEVEL
+
+
+def _worsened(trial: TrialRecord) -> bool:
+    scores = [trial.intermediate[step] for step in sorted(trial.intermediate)]
+    return len(scores) > 1 and scores[-1] > WORSENED * min(scores[:-1])
