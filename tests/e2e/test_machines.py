@@ -42,7 +42,7 @@ def machine(name: str, folder: Path, weights: Home, images: Path, environment: d
     project = Project(folder / name, sharing_weights(folder / name, weights), images)
     study = QUICK.replace("kimg = 0.4", "kimg = 4").replace("rungs = [0.1]", "rungs = [0.5]")
     (folder / name / "search_spaces" / "tiny.toml").write_text(study)
-    project.env |= {**environment, "HARNESS_MACHINE": name, "HARNESS_CHECKPOINT_S": "0", "TRIALS": "2"}
+    project.env |= {**environment, "HARNESS_MACHINE": name, "HARNESS_CHECKPOINT_S": "0.5", "TRIALS": "2"}
     return project
 
 

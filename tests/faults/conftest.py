@@ -41,7 +41,7 @@ class Bench:
         folder.mkdir()
         project = Project(folder, sharing_weights(folder, self.weights), self.images)
         (folder / "search_spaces" / "tiny.toml").write_text(study)
-        project.env |= {"HARNESS_CHECKPOINT_S": "0", "WORKERS": "1", **environment}
+        project.env |= {"HARNESS_CHECKPOINT_S": "0.2", "WORKERS": "1", **environment}
         return project
 
 

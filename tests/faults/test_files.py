@@ -56,7 +56,7 @@ def newest_checkpoint(project) -> Path:
 
 
 def test_damaged_checkpoints_caches_and_stores(bench, undisturbed, tmp_path):
-    project = bench.project()
+    project = bench.project(HARNESS_CHECKPOINT_S="0")
     marker = tmp_path / "executed"
     barrier = Barrier(step=STEP, tell=TELL)
     watch = Watch()
