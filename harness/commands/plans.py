@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from harness.study.records import StudyRecord, TrialRecord
 
 # Where in a training claims' curves have points, as shares of its length, and images generated for each.
-_CLAIM_RUNGS = (0.2, 0.4, 0.6, 0.8)
+_CLAIM_RUNGS = (1 / 3, 2 / 3)
 _CLAIM_SAMPLES = 250
 
 

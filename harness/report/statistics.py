@@ -11,7 +11,7 @@ from itertools import chain, combinations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import ttest_1samp, ttest_rel
+from scipy.stats import ttest_1samp
 from statsmodels.regression.mixed_linear_model import MixedLM
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
@@ -68,13 +68,19 @@ class VarianceSplit:
 
 def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
     """The mean with Student's t-interval."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return Estimate(mean=mean, low=None, high=None, n=len(values))
-    if len(set(values)) == 1:
-        return Estimate(mean=mean, low=mean, high=mean, n=len(values))
-    interval = ttest_1samp(values, 0.0).confidence_interval(level)
-    return Estimate(mean=mean, low=float(interval.low), high=float(interval.high), n=len(values))
+    return _tested(values, level)[0]
+
+
+def _tested(values: Sequence[float], level: float) -> tuple[Estimate, float]:
+    """(estimate, p of the one-sample t-test against 0)."""
+    mean, n = statistics.fmean(values), len(values)
+    if n < 2:
+        return Estimate(mean=mean, low=None, high=None, n=n), 1.0
+    if len(set(values)) == 1:  # nothing to divide by: equal values are all the evidence there is
+        return Estimate(mean=mean, low=mean, high=mean, n=n), float(mean == 0)
+    found = ttest_1samp(values, 0.0)
+    interval = found.confidence_interval(level)
+    return Estimate(mean=mean, low=float(interval.low), high=float(interval.high), n=n), float(found.pvalue)
 
 
 def difference(a: str, b: str, scores: Mapping[str, Scores], level: float = LEVEL) -> Difference | None:
@@ -82,11 +88,8 @@ def difference(a: str, b: str, scores: Mapping[str, Scores], level: float = LEVE
     common = sorted(set(scores[a]) & set(scores[b]))
     if len(common) < 2:
         return None
-    left, right = [scores[a][seed] for seed in common], [scores[b][seed] for seed in common]
-    gaps = [y - x for x, y in zip(left, right, strict=True)]
-    found = estimate(gaps, level)
-    # Equal gaps leave the test nothing to divide by: then they are all the evidence there is.
-    p = float(ttest_rel(right, left).pvalue) if len(set(gaps)) > 1 else float(gaps[0] == 0)
+    gaps = [scores[b][seed] - scores[a][seed] for seed in common]
+    found, p = _tested(gaps, level)  # the paired t-test
     return Difference(a=a, b=b, estimate=found, sd=statistics.stdev(gaps), p=p, p_holm=p)
 
 
@@ -99,12 +102,19 @@ def all_differences(scores: Mapping[str, Scores]) -> dict[tuple[str, str], Diffe
     found = [pair for a, b in combinations(scores, 2) if (pair := difference(a, b, scores))]
     if not found:
         return {}
-    corrected = multipletests([pair.p for pair in found], alpha=ALPHA, method="holm")[1]
+    corrected = holm([pair.p for pair in found])
     made: dict[tuple[str, str], Difference] = {}
     for pair, p_holm in zip(found, corrected, strict=True):
-        made[pair.a, pair.b] = replace(pair, p_holm=float(p_holm))
+        made[pair.a, pair.b] = replace(pair, p_holm=p_holm)
         made[pair.b, pair.a] = _flipped(made[pair.a, pair.b])
     return made
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values after Holm's correction (1979); a single one needs none."""
+    if len(p_values) == 1:
+        return list(p_values)
+    return [float(p) for p in multipletests(p_values, alpha=ALPHA, method="holm")[1]]
 
 
 def _flipped(pair: Difference) -> Difference:

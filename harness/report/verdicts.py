@@ -9,10 +9,19 @@ from typing import Literal
 
 import numpy as np
 from scipy.stats import binomtest
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
-from harness.report.statistics import ALPHA, LEVEL, Difference, Estimate, difference, estimate, power, seeds_needed
+from harness.report.statistics import (
+    ALPHA,
+    LEVEL,
+    Difference,
+    Estimate,
+    difference,
+    estimate,
+    holm,
+    power,
+    seeds_needed,
+)
 from harness.study.claims import Claim, arm_name
 from harness.study.hparams import HParams
 from harness.study.records import StudyRecord, TrialRecord
@@ -108,11 +117,10 @@ def judge(claim: Claim, arms: Mapping[str, HParams], results: Mapping[str, ArmRe
     own = {name: results.get(arm_name(hp), ArmResult(trials={})) for name, hp in arms.items()}
     scores = {name: result.scores for name, result in own.items()}
     pairs = {name: difference("control", name, scores) for name in claim.treated}
-    measured = [name for name, pair in pairs.items() if pair is not None]
+    measured = {name: pair for name, pair in pairs.items() if pair is not None}
     if measured:
-        corrected = multipletests([pairs[name].p for name in measured], alpha=ALPHA, method="holm")[1]  # type: ignore[union-attr]
-        for name, p_holm in zip(measured, corrected, strict=True):
-            pairs[name] = replace(pairs[name], p_holm=float(p_holm))  # type: ignore[type-var]
+        corrected = holm([pair.p for pair in measured.values()])
+        pairs |= {n: replace(pair, p_holm=p) for (n, pair), p in zip(measured.items(), corrected, strict=True)}
     return Judgement(
         claim=claim,
         control=own["control"],

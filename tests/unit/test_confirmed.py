@@ -1,0 +1,147 @@
+"""The confirmed leaderboard from records whose scores are known."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from harness.report.confirmed import confirmation, winners_curse
+from harness.report.render import build_report
+from harness.study.files import load_best
+from harness.study.hparams import HParams
+from harness.study.planned import fresh_seeds, planned_study
+from harness.study.records import StudyRecord, TrialRecord
+from tests.unit.test_report import FULL, SPEC, START
+
+ARMS = {"trial-1": FULL.trials[1], "trial-2": FULL.trials[2], "paper": FULL.trials[0]}
+SEEDS = fresh_seeds(SPEC.sampler.seed, "confirm", 5, {7})
+PLAN_SPEC = planned_study(
+    SPEC,
+    "confirm",
+    arms={name: HParams.from_params(trial.attrs["hparams"]) for name, trial in ARMS.items()},
+    seeds=SEEDS,
+    sampling_seeds=2,
+)
+
+
+def plan(scores: dict[str, list[float | None]]) -> StudyRecord:
+    """A confirmation: None diverged, what is missing is yet to be run."""
+    trials = []
+    for preset in PLAN_SPEC.presets:
+        index = SEEDS.index(preset.seed)
+        values = scores.get(preset.arm, [])
+        if index >= len(values):
+            continue
+        value = values[index]
+        attrs = {
+            "arm": preset.arm, "preset": preset.name, "training_seed": preset.seed, "seed": preset.seed,
+            "overrides": preset.overrides, "hparams": ARMS[preset.arm].attrs["hparams"], "protocol_hash": "p2",
+            "folder": "nowhere",
+        }  # fmt: skip
+        attrs |= {"diverged": True} if value is None else {"samplings": [value - 0.1, value + 0.1]}
+        trials.append(
+            TrialRecord(number=len(trials), state="PRUNED" if value is None else "COMPLETE",
+                        value=1e4 if value is None else value, params={}, intermediate={}, attrs=attrs,
+                        started=START, ended=START)
+        )  # fmt: skip
+    attrs = {**FULL.attrs, "spec": json.dumps(PLAN_SPEC.identity()), "target": 15}
+    return StudyRecord(name="mnist32-confirm", attrs=attrs, trials=tuple(trials))
+
+
+GOOD = {
+    "trial-1": [44.0, 46.0, 45.0, 43.0, 47.0],
+    "trial-2": [44.5, 45.0, 46.0, 43.5, 47.5],
+    "paper": [60.0, 62.0, 61.5, 59.0, 63.0],
+}
+
+
+def test_the_mean_over_fresh_seeds_ranks_and_what_cannot_be_told_is_a_tie():
+    found = confirmation(FULL, plan(GOOD))
+    assert [arm.name for arm in found.ranked] == ["trial-1", "trial-2", "paper"]
+    assert [arm.name for arm in found.ties] == ["trial-2"]
+    assert found.best.estimate.mean == 45.0
+    assert found.best.estimate.low < 45 < found.best.estimate.high
+    gap = found.against_best(found.ranked[2])
+    assert (round(gap.estimate.mean, 2), gap.tie, gap.estimate.n) == (16.1, False, 5)
+    assert (found.n_seeds, found.n_samplings) == (5, 2)
+    assert found.split.sampling_sd == pytest.approx(0.1 * 2**0.5, rel=1e-3), "two samplings, 0.2 apart"
+
+
+def test_the_searchs_own_score_is_kept_apart_and_the_gap_is_said():
+    curse = winners_curse(confirmation(FULL, plan(GOOD)))
+    assert curse["trial-1"] == (40.25, pytest.approx(4.75))
+    assert curse["paper"][0] == 60.0
+
+
+def test_a_configuration_with_a_diverged_training_is_not_ranked():
+    found = confirmation(FULL, plan({**GOOD, "trial-1": [44.0, None, 45.0, 43.0, 47.0]}))
+    assert [arm.name for arm in found.ranked] == ["trial-2", "paper"]
+    (unsound,) = found.unsound
+    assert (unsound.name, unsound.n_diverged, unsound.estimate.n) == ("trial-1", 1, 4)
+
+
+def test_scores_of_another_protocol_are_left_out():
+    made = plan(GOOD)
+    other = dataclasses.replace(made.trials[0], attrs={**made.trials[0].attrs, "protocol_hash": "old"})
+    found = confirmation(FULL, dataclasses.replace(made, trials=(other, *made.trials[1:])))
+    assert {arm.name: arm.estimate.n for arm in found.ranked} == {"trial-1": 4, "trial-2": 5, "paper": 5}
+
+
+def test_nothing_yet_is_no_confirmation_and_one_seed_has_no_interval():
+    assert confirmation(FULL, plan({})) is None
+    found = confirmation(FULL, plan({name: values[:1] for name, values in GOOD.items()}))
+    assert found.best.estimate.low is None
+    assert len(found.ties) == 2, "one seed tells nothing apart"
+
+
+def test_the_median_seed_is_the_one_that_is_published():
+    found = confirmation(FULL, plan(GOOD))
+    assert found.best.median_trial.value == 45.0
+    four = confirmation(FULL, plan({**GOOD, "trial-1": GOOD["trial-1"][:4]}))
+    assert four.best.median_trial.value == 44.0, "the better one of the middle two"
+
+
+def test_report_and_best_toml_are_of_the_confirmed_best(tmp_path):
+    path = build_report(FULL, tmp_path / "runs", tmp_path / "out", {}, "PED-ANOVA", plan(GOOD))
+    text = path.read_text()
+    assert "**Best configuration: trial-1**, fid500 = **45**, 95 % interval 43 to 47" in text
+    assert "paper, has 61.1: 16.1 more" in text
+    assert "How sure: trial-2 is a tie with it" in text
+    assert "| 2 | trial-2 | 45.3 |" in text
+    assert text.index("## Confirmed") < text.index("## Best configurations of the search")
+    confirmed, searched = text.split("### What the search had promised")
+    assert "40.2" not in confirmed.split("## Confirmed")[1], "the search's figures have columns of their own"
+    assert "| trial-1 | 40.2 | +4.75 |" in searched
+    assert (tmp_path / "out" / "confirmed.png").is_file()
+    best = load_best(tmp_path / "out" / "best.toml")
+    assert (best.study, best.confirmed.configuration, best.confirmed.mean) == ("mnist32-confirm", "trial-1", 45.0)
+    assert best.confirmed.low < 45 < best.confirmed.high
+    assert (best.training.seed, best.score["value"]) == (SEEDS[2], 45.0)
+    assert best.confirmed.protocol_hash == "p2"
+    assert best.confirmed.ties == ("trial-2",)
+    again = build_report(FULL, tmp_path / "runs", tmp_path / "out", {}, "PED-ANOVA", plan(GOOD))
+    assert again.read_text() == text
+
+
+def test_unfinished_and_diverged_ones_are_said(tmp_path):
+    scores = {"trial-1": GOOD["trial-1"][:3], "trial-2": [44.0, None], "paper": GOOD["paper"]}
+    made = plan(scores)
+    waiting = dataclasses.replace(
+        made.trials[0], number=99, state="WAITING", value=None,
+        attrs={**made.trials[0].attrs, "training_seed": SEEDS[4], "samplings": []},
+    )  # fmt: skip
+    text = build_report(
+        FULL, tmp_path, tmp_path / "out", {}, "x", dataclasses.replace(made, trials=(*made.trials, waiting))
+    ).read_text()
+    assert "**1 trainings are still to be run**" in text
+    assert "- trial-2: 1 of 2 trainings diverged" in text
+
+
+def test_seeds_are_fresh_and_the_first_stay_when_more_are_asked_for():
+    first = fresh_seeds(0, "confirm", 5, set())
+    assert fresh_seeds(0, "confirm", 8, set())[:5] == first
+    assert len(set(first)) == 5
+    assert not set(fresh_seeds(0, "confirm", 5, {first[1]})) & {first[1]}
+    assert not set(first) & set(fresh_seeds(1, "confirm", 5, set()))

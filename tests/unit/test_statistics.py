@@ -1,0 +1,142 @@
+"""Intervals, ties and power on data whose truth is known."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from harness.report.statistics import (
+    ALPHA,
+    LEVEL,
+    all_differences,
+    detectable,
+    difference,
+    estimate,
+    power,
+    seeds_needed,
+    variance_split,
+)
+
+
+@pytest.fixture(autouse=True)
+def _quick_collections():
+    """statsmodels collects garbage at every correction, which takes long beside large libraries."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+SEEDS = (11, 22, 33, 44, 55)
+
+
+def studies(n: int, means: dict[str, float], *, training_sd: float, shared_sd: float = 0.0, seed: int = 0):
+    """Confirmations with known means: a part of the noise is common to all arms of a seed, as in paired trainings."""
+    rng = np.random.default_rng(seed)
+    for _ in range(n):
+        shared = rng.normal(0, shared_sd, len(SEEDS))
+        yield {
+            arm: dict(zip(SEEDS, (mean + shared + rng.normal(0, training_sd, len(SEEDS))).tolist(), strict=True))
+            for arm, mean in means.items()
+        }
+
+
+def within(hits: int, n: int, said: float, points: float = 0.02) -> bool:
+    """Whether a share lies within ``points`` of what is said; n must be large enough to tell."""
+    interval = binomtest(hits, n).proportion_ci(0.99)
+    assert interval.high - interval.low < points * 2, "too few simulations"
+    return abs(hits / n - said) <= points
+
+
+@pytest.mark.parametrize("shared_sd", [0.0, 3.0])
+def test_intervals_of_every_configuration_cover_as_often_as_they_say(shared_sd):
+    means = {"a": 70.0, "b": 70.0, "c": 74.0, "d": 120.0}
+    n = 1500
+    hits = dict.fromkeys(means, 0)
+    for scores in studies(n, means, training_sd=2.0, shared_sd=shared_sd):
+        for arm, mean in means.items():
+            found = estimate(list(scores[arm].values()))
+            hits[arm] += found.low <= mean <= found.high
+    assert all(within(count, n, LEVEL) for count in hits.values()), hits
+
+
+def test_intervals_of_paired_differences_cover_as_often_as_they_say():
+    n, hits = 1000, 0
+    for scores in studies(n, {"a": 70.0, "b": 73.0}, training_sd=2.0, shared_sd=5.0):
+        found = difference("a", "b", scores).estimate
+        hits += found.low <= 3.0 <= found.high
+    assert within(hits, n, LEVEL)
+
+
+@pytest.mark.parametrize("arms", [2, 5])
+def test_equal_configurations_are_ties(arms):
+    """In at most 5 of 100 confirmations is any of several equal configurations told from the best."""
+    n, wrong = 300, 0
+    for scores in studies(n, {f"arm-{i}": 70.0 for i in range(arms)}, training_sd=2.0, seed=arms):
+        best = min(scores, key=lambda arm: sum(scores[arm].values()))
+        found = all_differences(scores)
+        wrong += any(not found[best, other].tie for other in scores if other != best)
+    assert binomtest(wrong, n, ALPHA, alternative="greater").pvalue > 0.001, wrong / n
+
+
+def test_a_difference_of_two_standard_errors_is_found_as_often_as_power_predicts():
+    training_sd = 2.0
+    sd = training_sd * 2**0.5  # of a paired difference
+    effect = 2 * sd / len(SEEDS) ** 0.5
+    predicted = power(effect, sd, len(SEEDS))
+    n, found = 4200, 0
+    for scores in studies(n, {"a": 70.0, "b": 70.0 + effect}, training_sd=training_sd, shared_sd=4.0):
+        found += not all_differences(scores)["a", "b"].tie
+    assert within(found, n, predicted)
+    assert 0.3 < predicted < 0.5, "two standard errors are not much with five seeds"
+
+
+def test_power_rises_with_seeds_and_says_how_many_are_needed():
+    assert power(1.0, 1.0, 5) < power(1.0, 1.0, 10) < power(1.0, 1.0, 20)
+    needed = seeds_needed(1.0, 1.0)
+    assert power(1.0, 1.0, needed) >= 0.8 > power(1.0, 1.0, needed - 1)
+    assert seeds_needed(1e-4, 1.0) is None
+    assert power(detectable(3.0, 6), 3.0, 6) == pytest.approx(0.8, abs=1e-3)
+    assert power(1e3, 1e-3, 3) == 1.0
+    assert power(1.0, 0.0, 3) == 1.0
+    assert power(0.0, 0.0, 3) == 0.0
+    assert power(1.0, 1.0, 1) == 0.0
+
+
+def test_equal_scores_have_an_interval_of_no_width_and_one_score_has_none():
+    assert (estimate([3.0, 3.0, 3.0]).low, estimate([3.0, 3.0, 3.0]).high) == (3.0, 3.0)
+    assert (estimate([3.0]).low, estimate([3.0]).n) == (None, 1)
+    same = {"a": {1: 2.0, 2: 3.0}, "b": {1: 2.0, 2: 3.0}}
+    assert difference("a", "b", same).tie
+    apart = {"a": {1: 2.0, 2: 3.0}, "b": {1: 4.0, 2: 5.0}}
+    assert not difference("a", "b", apart).tie
+    assert difference("a", "b", {"a": {1: 2.0, 2: 3.0}, "b": {1: 4.0, 7: 5.0}}) is None
+
+
+def test_a_difference_is_turned_round_with_its_interval():
+    scores = {"a": {1: 2.0, 2: 3.0, 3: 3.5}, "b": {1: 4.0, 2: 5.5, 3: 4.5}}
+    found = all_differences(scores)
+    there, back = found["a", "b"].estimate, found["b", "a"].estimate
+    assert (back.mean, back.low, back.high) == (-there.mean, -there.high, -there.low)
+    assert found["a", "b"].p_holm == found["b", "a"].p_holm
+
+
+def test_variance_is_split_into_training_and_sampling():
+    rng = np.random.default_rng(0)
+    samplings = {}
+    for arm in range(8):
+        for seed in range(20):
+            centre = 50 + 10 * arm + rng.normal(0, 3.0)
+            samplings[f"arm-{arm}", seed] = (centre + rng.normal(0, 0.5, 4)).tolist()
+    found = variance_split(samplings)
+    assert found.training_sd == pytest.approx(3.0, rel=0.15)
+    assert found.sampling_sd == pytest.approx(0.5, rel=0.1)
+    assert (found.trainings, found.samplings) == (160, 640)
+
+
+def test_variance_is_not_split_where_nothing_repeats():
+    assert variance_split({("a", 1): [1.0], ("a", 2): [2.0]}) is None
+    assert variance_split({("a", 1): [1.0, 2.0], ("b", 1): [2.0, 3.0]}) is None
+    assert variance_split({}) is None

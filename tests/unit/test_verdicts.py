@@ -1,0 +1,151 @@
+"""Verdicts on claims whose truth is known, and claims that people get wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from harness.errors import NotFoundError, SpecError
+from harness.report.verdicts import ArmResult, judge
+from harness.study.claims import Claim, arm_name, claim_names, from_registered, load_claim, registered
+from harness.study.files import load_study
+from harness.study.records import TrialRecord
+
+SPEC = load_study("mnist32")
+TREATED = {"leaky": {"activation_g": "leaky_relu"}}
+
+
+def claim(says: str, relevant: float = 0.1, treated=TREATED) -> Claim:
+    return Claim.model_validate(
+        {"name": "c", "title": "t", "quote": "q", "source": "s", "says": says, "relevant": relevant,
+         "control": {"activation_g": "relu"}, "treated": treated}
+    )  # fmt: skip
+
+
+def trained(scores: list[float | None], curve=(9.0, 5.0, 4.0)) -> ArmResult:
+    """Trainings by seed; None diverged."""
+    return ArmResult(
+        trials={
+            seed: TrialRecord(
+                number=seed, state="PRUNED" if score is None else "COMPLETE", value=1e4 if score is None else score,
+                params={}, intermediate=dict(enumerate(curve)), attrs={"diverged": True} if score is None else {},
+                started=None, ended=None,
+            )
+            for seed, score in enumerate(scores)
+        }
+    )  # fmt: skip
+
+
+def verdict(made: Claim, control: ArmResult, **treated: ArmResult) -> str:
+    arms = made.arms(SPEC)
+    results = {arm_name(arms["control"]): control} | {arm_name(arms[name]): r for name, r in treated.items()}
+    return judge(made, arms, results).verdict
+
+
+CONTROL = trained([100.0, 104.0, 96.0, 102.0, 98.0])
+
+
+@pytest.mark.parametrize(
+    ("says", "scores", "expected"),
+    [
+        ("better", [70.0, 75.0, 66.0, 73.0, 68.0], "supported"),
+        ("better", [99.0, 104.0, 96.0, 102.0, 99.0], "refuted"),
+        ("better", [95.0, 99.0, 91.0, 97.0, 93.0], "refuted"),  # surely better, but by less than matters
+        ("better", [60.0, 130.0, 70.0, 120.0, 60.0], "undecided"),
+        ("worse", [130.0, 134.0, 125.0, 133.0, 128.0], "supported"),
+        ("worse", [70.0, 75.0, 66.0, 73.0, 68.0], "refuted"),
+        ("same", [101.0, 104.5, 95.5, 102.0, 98.5], "supported"),
+        ("same", [130.0, 134.0, 125.0, 133.0, 128.0], "refuted"),
+        ("same", [60.0, 130.0, 70.0, 120.0, 60.0], "undecided"),
+        ("diverges", [None] * 5, "supported"),
+        ("diverges", [100.0] * 5, "refuted"),
+        ("diverges", [None, None, 100.0, 100.0, None], "undecided"),
+        ("better", [None] * 5, "refuted"),
+        ("worse", [None] * 5, "supported"),
+        ("same", [None] * 5, "refuted"),
+    ],
+)
+def test_verdicts(says, scores, expected):
+    assert verdict(claim(says), CONTROL, leaky=trained(scores)) == expected
+
+
+def test_a_training_that_gets_much_worse_again_has_diverged():
+    assert verdict(claim("diverges"), CONTROL, leaky=trained([100.0] * 5, curve=(9.0, 4.0, 7.0))) == "supported"
+    assert verdict(claim("diverges"), CONTROL, leaky=trained([100.0] * 5, curve=(9.0, 4.0, 5.0))) == "refuted"
+
+
+def test_every_arm_must_support_and_one_refutes():
+    two = claim("better", treated={"a": {"activation_g": "leaky_relu"}, "b": {"batch_size": 8}})
+    good, bad = trained([70.0, 75.0, 66.0, 73.0, 68.0]), trained([101.0, 104.5, 95.5, 102.0, 98.5])
+    noisy = trained([60.0, 130.0, 70.0, 120.0, 60.0])
+    assert verdict(two, CONTROL, a=good, b=good) == "supported"
+    assert verdict(two, CONTROL, a=good, b=bad) == "refuted"
+    assert verdict(two, CONTROL, a=good, b=noisy) == "undecided"
+
+
+def test_an_unfinished_claim_is_undecided_whatever_it_has():
+    assert verdict(claim("better"), CONTROL, leaky=trained([70.0, 75.0, 66.0, 73.0])) == "undecided"
+
+
+@pytest.mark.parametrize(("says", "limit"), [("better", 0.05), ("worse", 0.05)])
+def test_equal_arms_seldom_support_a_difference(says, limit):
+    rng = np.random.default_rng(0)
+    n, wrong = 200, 0
+    for _ in range(n):
+        control, treated = (trained((100 + 10 * rng.standard_normal(5)).tolist()) for _ in range(2))
+        wrong += verdict(claim(says), control, leaky=treated) == "supported"
+    assert wrong / n <= limit
+
+
+def test_different_arms_seldom_support_sameness():
+    """A difference of just what matters is called none in at most 5 of 100."""
+    rng = np.random.default_rng(0)
+    n, wrong = 200, 0
+    for _ in range(n):
+        control = trained((100 + 3 * rng.standard_normal(5)).tolist())
+        treated = trained((110.5 + 3 * rng.standard_normal(5)).tolist())
+        wrong += verdict(claim("same"), control, leaky=treated) == "supported"
+    assert wrong / n <= 0.05
+
+
+def test_every_claim_builds_on_every_study_of_32_px_and_most_share_their_control():
+    assert len(claim_names()) >= 15
+    for study in ("mnist32", "celeba32", "svhn32"):
+        arms = [hp for name in claim_names() for hp in load_claim(name).arms(load_study(study)).values()]
+        assert len({arm_name(hp) for hp in arms}) <= len(claim_names()) + 4 < len(arms)
+
+
+@pytest.mark.parametrize("name", claim_names())
+def test_a_claim_is_kept_whole(name):
+    found = load_claim(name)
+    assert from_registered(registered(found)) == found
+    assert found.quote
+    assert any(word in found.source for word in ("recipe ", "Radford"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('says = "nicer"', "says: found 'nicer'; input should be 'better', 'worse', 'same' or 'diverges'"),
+        ("relevant = 0", "relevant: found 0; input should be greater than 0"),
+        ("relevanz = 1", "relevanz: unknown key; allowed:"),
+        ("[treated.leaky]\nactivation = 1", "treated.leaky.activation: unknown key"),
+        ("[treated.leaky]\nactivation_g = 'relu'", "leaky: is the control"),
+        ("[treated.leaky]\nwidths_g = '8'", "leaky: "),
+        ("[treated.control]\nlr = 1", "treated.control"),
+    ],
+)
+def test_mistakes_are_messages(tmp_path, monkeypatch, text, message):
+    (tmp_path / "claims").mkdir()
+    lines = {"title": "'t'", "quote": "'q'", "source": "'s'", "says": "'better'", "relevant": "0.1"}
+    given = text.split(" = ")[0]
+    head = "\n".join(f"{key} = {value}" for key, value in lines.items() if key != given)
+    treated = "" if text.startswith("[treated") else "\n[treated.leaky]\nactivation_g = 'leaky_relu'"
+    top, tables = ("", text) if text.startswith("[") else (text, "")
+    (tmp_path / "claims" / "c.toml").write_text(f"{top}\n{head}\n[control]\nactivation_g = 'relu'\n{tables}{treated}\n")
+    monkeypatch.setenv("HARNESS_SEARCH_SPACES", str(tmp_path))
+    with pytest.raises(SpecError) as error:
+        load_claim("c").arms(SPEC)
+    assert message in str(error.value)
+    with pytest.raises(NotFoundError, match="no claim 'd'"):
+        load_claim("d")
