@@ -71,6 +71,8 @@ def make_parser() -> argparse.ArgumentParser:
                         help="length of a training in thousands of images (KIMG; default: the study's)")  # fmt: skip
     claims.add_argument("--samples", type=_at_least(20), default=_env_number("SAMPLES"),
                         help="images to score with, generated and real (SAMPLES; default: the study's)")  # fmt: skip
+    claims.add_argument("--extractor", choices=["inception-v3", "mobilenet-v2"],
+                        help="of the final score; mobilenet-v2 is quicker (default: as in the study)")  # fmt: skip
     claims.add_argument("--seeds", type=_at_least(2), default=_env_number("SEEDS"),
                         help="training seeds of each arm (SEEDS; default: as in the claims' files)")  # fmt: skip
     claims.add_argument("--no-images", action="store_true",

@@ -41,6 +41,7 @@ def claims(arguments: argparse.Namespace) -> int:
         kimg=arguments.kimg,
         samples=arguments.samples,
         seeds=arguments.seeds,
+        extractor=arguments.extractor,
     )
     assert spec.plan is not None
     arms = len({preset.arm for preset in spec.presets})

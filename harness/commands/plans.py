@@ -78,7 +78,14 @@ def _finalists(record: StudyRecord, top: int) -> dict[str, HParams]:
 
 
 def claims_spec(
-    study: str, names: Sequence[str], home: Home, *, kimg: float | None, samples: int | None, seeds: int | None
+    study: str,
+    names: Sequence[str],
+    home: Home,
+    *,
+    kimg: float | None = None,
+    samples: int | None = None,
+    seeds: int | None = None,
+    extractor: str | None = None,
 ) -> StudySpec:
     """The plan ``STUDY-claims``: the arms of claims on a study's images.
 
@@ -89,6 +96,7 @@ def claims_spec(
         kimg: length of a training, if not the study's.
         samples: images of the final score, generated and real ones each, if not the study's.
         seeds: trainings of each arm, if not the claims' own number.
+        extractor: of the final score, if not the study's.
 
     Raises:
         HarnessError: there is no such study or claim, or a claim cannot be tested on it.
@@ -102,6 +110,7 @@ def claims_spec(
     budget["rungs"] = tuple(round(budget["kimg"] * share, 3) for share in _CLAIM_RUNGS)
     final = spec.scoring.final.model_dump()
     final |= {"samples": samples, "reference": samples} if samples else {}
+    final |= {"extractor": extractor} if extractor else {}
     chosen = [load_claim(name) for name in names or claim_names()]
     arms = {arm_name(hp): hp for claim in chosen for hp in claim.arms(spec).values()}
     n_seeds = seeds or max(claim.seeds for claim in chosen)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from harness.report.ranking import rank
@@ -53,7 +52,7 @@ class Confirmation:
     """What a confirmation found.
 
     ``ranked`` have no diverged training, the best mean first; ``unsound`` have one, or nothing yet. ``differences``
-    has every pair of ranked ones.
+    has every pair of ranked ones, ``splits`` the sources of chance of each where they can be told.
     """
 
     study: str
@@ -64,7 +63,7 @@ class Confirmation:
     ranked: tuple[ConfirmedArm, ...]
     unsound: tuple[ConfirmedArm, ...]
     differences: Mapping[tuple[str, str], Difference]
-    split: VarianceSplit | None
+    splits: Mapping[str, VarianceSplit]
 
     @property
     def best(self) -> ConfirmedArm:
@@ -81,11 +80,9 @@ class Confirmation:
 
     @property
     def detectable(self) -> float | None:
-        """The difference that so many seeds find in 8 of 10 repeats, for a typical pair of configurations."""
-        pairs = [pair for (a, b), pair in self.differences.items() if a < b]
-        if not pairs:
-            return None
-        return detectable(fmean(pair.sd**2 for pair in pairs) ** 0.5, min(pair.estimate.n for pair in pairs))
+        """The difference from the best that so many seeds find in 8 of 10 repeats, by the runner-up's spread."""
+        pair = self.against_best(self.ranked[1]) if len(self.ranked) > 1 else None
+        return detectable(pair.sd, pair.estimate.n) if pair else None
 
 
 def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
@@ -105,22 +102,28 @@ def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
     sound = sorted(
         (arm for arm in arms if arm.trials and not arm.n_diverged), key=lambda arm: (arm.estimate.mean, arm.name)
     )
-    samplings = {(arm.name, seed): trial.attrs["samplings"] for arm in arms for seed, trial in arm.trials.items()}
-    return (
-        Confirmation(
-            study=plan.name,
-            metric=str(plan.attrs["final_metric"]),
-            protocol_hash=board.protocol_hash,
-            n_seeds=max(len(arm.trials) + arm.n_diverged + arm.n_open for arm in arms),
-            n_samplings=max(len(values) for values in samplings.values()),
-            ranked=tuple(sound),
-            unsound=tuple(arm for arm in arms if arm not in sound),
-            differences=all_differences({arm.name: arm.scores for arm in sound}),
-            split=variance_split(samplings),
-        )
-        if sound
-        else None
+    if not sound:
+        return None
+    return Confirmation(
+        study=plan.name,
+        metric=str(plan.attrs["final_metric"]),
+        protocol_hash=board.protocol_hash,
+        n_seeds=max(len(arm.trials) + arm.n_diverged + arm.n_open for arm in arms),
+        n_samplings=max(len(trial.attrs["samplings"]) for arm in sound for trial in arm.trials.values()),
+        ranked=tuple(sound),
+        unsound=tuple(arm for arm in arms if arm not in sound),
+        differences=all_differences({arm.name: arm.scores for arm in sound}),
+        splits=_splits(sound),
     )
+
+
+def _splits(arms: Iterable[ConfirmedArm]) -> dict[str, VarianceSplit]:
+    """By configuration: a bad one varies in other ways than a good one."""
+    found = {
+        arm.name: variance_split({(arm.name, seed): trial.attrs["samplings"] for seed, trial in arm.trials.items()})
+        for arm in arms
+    }
+    return {name: split for name, split in found.items() if split}
 
 
 def _arm(name: str, trials: list[TrialRecord], protocol_hash: str, search: StudyRecord) -> ConfirmedArm:
@@ -186,7 +189,7 @@ def confirmed_context(found: Confirmation) -> dict[str, Any]:
         "n_seeds": found.n_seeds,
         "n_samplings": found.n_samplings,
         "unsound": found.unsound,
-        "split": found.split,
+        "splits": found.splits,
         "detectable": found.detectable,
         "best": found.best,
         "leader": _leader(found),

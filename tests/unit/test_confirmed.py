@@ -66,7 +66,7 @@ def test_the_mean_over_fresh_seeds_ranks_and_what_cannot_be_told_is_a_tie():
     gap = found.against_best(found.ranked[2])
     assert (round(gap.estimate.mean, 2), gap.tie, gap.estimate.n) == (16.1, False, 5)
     assert (found.n_seeds, found.n_samplings) == (5, 2)
-    assert found.split.sampling_sd == pytest.approx(0.1 * 2**0.5, rel=1e-3), "two samplings, 0.2 apart"
+    assert found.splits["paper"].sampling_sd == pytest.approx(0.1 * 2**0.5, rel=1e-3), "two samplings, 0.2 apart"
 
 
 def test_the_searchs_own_score_is_kept_apart_and_the_gap_is_said():
