@@ -15,6 +15,7 @@ from PIL import Image
 from harness import atomic
 from harness.report import plots
 from harness.report.claim_plots import curves, effects
+from harness.report.html import write_html
 from harness.report.markdown import duration, environment, squeeze
 from harness.report.ranking import rank
 from harness.report.verdicts import WORSENED, ArmResult, Comparison, Judgement, arm_results, judge
@@ -81,6 +82,7 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
     }
     template = files("harness.report").joinpath("templates/claims.md.j2").read_text(encoding="utf-8")
     atomic.write_text(out / "report.md", squeeze(environment().from_string(template).render(context)))
+    write_html(out / "report.md")
     return out / "report.md"
 
 

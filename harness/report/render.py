@@ -15,6 +15,7 @@ from harness.report import plots
 from harness.report.best import best_toml
 from harness.report.confirmed import confirmation, confirmed_context
 from harness.report.frames import curve_frame, rungs_frame, trials_frame
+from harness.report.html import write_html
 from harness.report.markdown import duration, environment, number, squeeze
 from harness.report.ranking import Leaderboard, rank
 from harness.study.hparams import ALIASES
@@ -64,6 +65,7 @@ def build_report(
     context["figures"] = {name: f"{name}.png" for name in figures}
     text = environment().from_string(_template()).render(context)
     atomic.write_text(out / "report.md", squeeze(text))
+    write_html(out / "report.md")
     return out / "report.md"
 
 

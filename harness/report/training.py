@@ -10,6 +10,7 @@ from typing import Any
 from harness import atomic
 from harness.report import plots
 from harness.report.frames import curve_frame
+from harness.report.html import write_html
 from harness.report.markdown import environment, number, squeeze
 from harness.study.hparams import HParams
 
@@ -43,6 +44,7 @@ def build_training_report(folder: Path, out: Path) -> Path:
     }
     template = files("harness.report").joinpath("templates/training.md.j2").read_text(encoding="utf-8")
     atomic.write_text(out / "report.md", squeeze(environment().from_string(template).render(context)))
+    write_html(out / "report.md")
     return out / "report.md"
 
 
