@@ -116,8 +116,12 @@ def make_parser() -> argparse.ArgumentParser:
     recipes = verb("recipes", verbs.recipes, "list the published systems, or show one with what its text and code say")
     recipes.add_argument("name", nargs="?", default=_env_text("RECIPE"), help="a recipe (RECIPE)")
     recipes.add_argument("--markdown", action="store_true", help="print docs/recipes.md")
-    report = verb("report", verbs.report, "write a study's report again, from the database")
-    _study_argument(report)
+    report = verb("report", verbs.report, "write a study's report again, from the database; or compare studies")
+    report.add_argument("studies", nargs="*", metavar="STUDY",
+                        help=f"one: its report; several: a comparison (STUDY, default {DEFAULT_STUDY})")  # fmt: skip
+    diff = verb("report-diff", verbs.report_diff, "say what changed between two reports of one study")
+    diff.add_argument("old", type=Path, help="an older copy of reports/STUDY")
+    diff.add_argument("new", type=Path, help="a newer one")
     generate = verb("generate", verbs.generate, "sample images from a trained generator")
     generate.add_argument("--study", default=env("STUDY", DEFAULT_STUDY), help="the study (STUDY)")
     which = generate.add_mutually_exclusive_group()

@@ -201,9 +201,21 @@ def recipes(arguments: argparse.Namespace) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    from harness.commands.reports import write_report
+    from harness.commands.reports import write_comparison, write_report
 
-    say(str(write_report(arguments.study, Home.from_environment(), say)))
+    home, studies = Home.from_environment(), arguments.studies or [env("STUDY", DEFAULT_STUDY)]
+    if len(studies) > 1:
+        say(str(write_comparison(studies, home)))
+    else:
+        say(str(write_report(studies[0], home, say)))
+
+
+def report_diff(arguments: argparse.Namespace) -> None:
+    from harness.report.facts import read_facts, report_diff
+
+    changed = list(report_diff(read_facts(arguments.old), read_facts(arguments.new)))
+    for line in changed or ["nothing changed"]:
+        say(line)
 
 
 def generate(arguments: argparse.Namespace) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,27 @@ def write_report(study_name: str, home: Home, say: Callable[[str], None]) -> Pat
         path = build_report(record, home.root, out, importances(study), EVALUATOR, plan)
     _hang(record, out, path, home, say)
     return path
+
+
+def write_comparison(names: Sequence[str], home: Home) -> Path:
+    """Write ``reports/compare-A-B`` of started studies.
+
+    Raises:
+        NotFoundError: one was not started.
+        UsageError: one is named twice, or is a plan.
+    """
+    from harness.errors import UsageError
+    from harness.report.compare import build_comparison
+    from harness.sweep.storage import find_record, load_study, to_record
+
+    if len(set(names)) < len(names):
+        raise UsageError("a study is named twice", "Name each once.")
+    records = [to_record(load_study(name, home)) for name in names]
+    for record in records:
+        if json.loads(record.attrs["spec"]).get("plan"):
+            raise UsageError(f"{record.name} is no search", "Its study's own report shows it.")
+    out = Path("reports") / f"compare-{'-'.join(names)}"
+    return build_comparison([(record, find_record(f"{record.name}-confirm", home)) for record in records], out)
 
 
 def write_claims_report(plan_name: str, home: Home, say: Callable[[str], None], *, images: bool) -> Path:

@@ -81,6 +81,18 @@ def confirmed(found: Confirmation) -> Figure:
     return figure
 
 
+def spent(frame: pd.DataFrame, metric: str) -> Figure:
+    """The best score so far of each study by the time that its workers have spent."""
+    figure, (axis,) = new_figure()
+    colours = sns.color_palette("colorblind", frame["study"].nunique())
+    for colour, (study, rows) in zip(colours, frame.groupby("study", sort=False), strict=True):
+        axis.step(rows["hours"], rows["best"], where="post", color=colour, marker="o", markersize=4, label=str(study))
+    axis.set(xlabel="workers' time (hours)", ylabel=f"best {metric} so far (lower is better)")
+    axis.set_xlim(left=0)
+    axis.legend(frameon=True)
+    return figure
+
+
 def importance(values: Mapping[str, float], evaluator: str) -> Figure:
     """Importance of each searched parameter, largest on top."""
     figure, (axis,) = new_figure(height=max(2.0, 0.32 * len(values) + 0.9))

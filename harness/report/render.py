@@ -14,6 +14,7 @@ from harness import atomic
 from harness.report import plots
 from harness.report.best import best_toml
 from harness.report.confirmed import confirmation, confirmed_context
+from harness.report.facts import FACTS_FILE, facts
 from harness.report.frames import curve_frame, rungs_frame, trials_frame
 from harness.report.html import write_html
 from harness.report.markdown import duration, environment, number, squeeze
@@ -66,6 +67,7 @@ def build_report(
     text = environment().from_string(_template()).render(context)
     atomic.write_text(out / "report.md", squeeze(text))
     write_html(out / "report.md")
+    atomic.write_text(out / FACTS_FILE, facts(record, found))
     return out / "report.md"
 
 

@@ -85,8 +85,8 @@ def test_same_input_same_bytes_and_all_sections(root, tmp_path):
     first = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
     assert first == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
     assert set(first) == {
-        "report.md", "best.toml", "history.png", "rungs.png", "losses.png", "importance.png", "placement.png",
-        "grid-1.png", "grid-2.png", "grid-3.png",
+        "report.md", "report.html", "report.json", "best.toml", "history.png", "rungs.png", "losses.png",
+        "importance.png", "placement.png", "grid-1.png", "grid-2.png", "grid-3.png",
     }  # fmt: skip
     text = first["report.md"].decode()
     for expected in (

@@ -1,0 +1,145 @@
+"""Studies side by side: what each found, for how much, and what differs between them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness import atomic
+from harness.report import plots
+from harness.report.confirmed import Confirmation, confirmation
+from harness.report.html import write_html
+from harness.report.markdown import duration, environment, number, squeeze
+from harness.report.ranking import Leaderboard, rank
+from harness.study.drift import changes
+from harness.study.records import StudyRecord
+
+_SHOWN_DIFFERENCES = 40
+
+
+def build_comparison(pairs: Sequence[tuple[StudyRecord, StudyRecord | None]], out: Path) -> Path:
+    """Write ``report.md`` and its figure into ``out``: the same records give the same bytes.
+
+    Args:
+        pairs: each study with its confirmation, if there is one; two studies at least.
+        out: ``reports/compare-A-B``.
+
+    Returns:
+        The path of ``report.md``.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    entries = [_entry(record, confirmation(record, plan) if plan else None) for record, plan in pairs]
+    groups = _by_protocol(entries)
+    curves = [_spent(record, entry["protocol"]) for (record, _), entry in zip(pairs, entries, strict=True)]
+    shared = max(groups, key=len)
+    frame = pd.concat([frame for frame in curves if len(frame) and frame["study"].iloc[0] in shared] or [_EMPTY])
+    (out / "spent.png").unlink(missing_ok=True)
+    if len(frame):
+        metric = next(entry["metric"] for entry in entries if entry["name"] in shared)
+        atomic.write_bytes(out / "spent.png", plots.to_png(plots.spent(frame, metric)))
+    context = {
+        "entries": entries,
+        "groups": groups,
+        "leader": _leader([entry for entry in entries if entry["name"] in shared]),
+        "shared": shared,
+        "reasons": _reasons(pairs[0][0], [record for record, _ in pairs[1:]]) if len(groups) > 1 else [],
+        "differences": [_differences(pairs[0][0], record) for record, _ in pairs[1:]],
+        "figure": len(frame) > 0,
+    }
+    template = files("harness.report").joinpath("templates/compare.md.j2").read_text(encoding="utf-8")
+    atomic.write_text(out / "report.md", squeeze(environment().from_string(template).render(context)))
+    write_html(out / "report.md")
+    return out / "report.md"
+
+
+_EMPTY = pd.DataFrame(columns=["study", "hours", "best"])
+
+
+def _entry(record: StudyRecord, found: Confirmation | None) -> dict[str, Any]:
+    board: Leaderboard = rank(record, top=1)
+    best = board.trials[0] if board.trials else None
+    return {
+        "name": record.name,
+        "metric": record.attrs["final_metric"],
+        "protocol": board.protocol_hash,
+        "best": best,
+        "finished": sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials),
+        "target": record.attrs["target"],
+        "time": duration(sum(trial.seconds for trial in record.trials)),
+        "confirmed": found,
+        "environment": record.attrs.get("environment", {}),
+    }
+
+
+def _by_protocol(entries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The studies whose scores compare, in groups; those without a score have none to compare."""
+    groups: dict[str, list[str]] = {}
+    for entry in entries:
+        groups.setdefault(entry["protocol"] or f"no score: {entry['name']}", []).append(entry["name"])
+    return list(groups.values())
+
+
+def _leader(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The best of the studies that compare, with its distance from the next."""
+    scored = sorted((e for e in entries if e["best"]), key=lambda entry: (entry["best"].value, entry["name"]))
+    if not scored:
+        return None
+    second = scored[1] if len(scored) > 1 else None
+    return {"first": scored[0], "second": second}
+
+
+def _spent(record: StudyRecord, protocol: str) -> pd.DataFrame:
+    """The best final score so far by the workers' time spent, in the order in which trials ended."""
+    hours, best, rows = 0.0, float("inf"), []
+    ended = [trial for trial in record.trials if trial.ended is not None]
+    for trial in sorted(ended, key=lambda trial: (trial.ended, trial.number)):
+        hours += trial.seconds / 3600
+        if trial.state == "COMPLETE" and trial.value is not None and trial.attrs.get("protocol_hash") == protocol:
+            best = min(best, trial.value)
+        if best < float("inf"):
+            rows.append({"study": record.name, "hours": hours, "best": best})
+    return pd.DataFrame(rows, columns=list(_EMPTY.columns))
+
+
+def _reasons(first: StudyRecord, others: Sequence[StudyRecord]) -> list[str]:
+    """Why scores of some studies do not compare with the first one's, in words."""
+    reasons = []
+    for other in others:
+        found = [
+            f"{change.key} is {number(change.old)} in {first.name}, {number(change.new)} in {other.name}"
+            for change in changes(_spec(first)["scoring"]["final"], _spec(other)["scoring"]["final"])
+        ]
+        prints = [record.attrs["dataset"]["fingerprint"][:12] for record in (first, other)]
+        if prints[0] != prints[1]:
+            found.append(f"the images are others ({prints[0]} and {prints[1]})")
+        versions = [record.attrs.get("environment", {}).get("versions", "") for record in (first, other)]
+        if versions[0] != versions[1]:
+            found.append("the libraries' versions differ")
+        reasons += found
+    return reasons
+
+
+def _differences(first: StudyRecord, other: StudyRecord) -> dict[str, Any]:
+    found = changes(_spec(first), _spec(other))
+    rows = [
+        {"key": change.key, "old": _short(change.old), "new": _short(change.new)}
+        for change in found
+        if change.key not in ("name", "presets")
+    ]
+    more = max(0, len(rows) - _SHOWN_DIFFERENCES)
+    return {"name": other.name, "first": first.name, "rows": rows[:_SHOWN_DIFFERENCES], "more": more}
+
+
+def _spec(record: StudyRecord) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(record.attrs["spec"])
+    return found
+
+
+def _short(value: Any) -> str:
+    text = number(value) if not isinstance(value, list | dict) else json.dumps(value)
+    return (text if len(text) <= 60 else f"{text[:57]}…").replace("|", "\\|")

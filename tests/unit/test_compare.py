@@ -1,0 +1,99 @@
+"""Studies side by side, and two reports of one study."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from harness.cli import main
+from harness.errors import NotFoundError, UsageError
+from harness.report.compare import build_comparison
+from harness.report.confirmed import confirmation
+from harness.report.facts import facts, read_facts, report_diff
+from tests.unit.test_confirmed import GOOD, plan
+from tests.unit.test_report import FULL, record, trial
+
+
+def named(name: str, base=FULL, **scoring):
+    spec = json.loads(base.attrs["spec"])
+    spec["name"] = name
+    spec["scoring"]["final"] |= scoring
+    return dataclasses.replace(base, name=name, attrs={**base.attrs, "spec": json.dumps(spec)})
+
+
+def diff(old, new):
+    return list(report_diff(json.loads(old), json.loads(new)))
+
+
+def test_studies_of_one_protocol_are_ranked_and_their_differences_listed(tmp_path):
+    other = named("other", record(trial(0, value=33.0), trial(1, value=44.0)))
+    spec = json.loads(other.attrs["spec"])
+    spec["sampler"]["name"] = "random"
+    other = dataclasses.replace(other, attrs={**other.attrs, "spec": json.dumps(spec)})
+    path = build_comparison([(FULL, plan(GOOD)), (other, None)], tmp_path)
+    text = path.read_text()
+    assert "**other found the best configuration**: trial 0 with fid500 = 33" in text
+    assert "The next is mnist32 with 40.2, 7.25 more" in text
+    assert "| sampler.name | tpe | random |" in text
+    assert "trial-1 | 45 | 43 to 47 | 5 |" in text
+    assert "not confirmed" in text
+    assert "do not compare" not in text.lower() and "Not all of these scores compare" not in text
+    assert (tmp_path / "spent.png").is_file()
+    assert (tmp_path / "report.html").is_file()
+    assert build_comparison([(FULL, plan(GOOD)), (other, None)], tmp_path).read_text() == text
+
+
+def test_scores_of_other_protocols_are_not_ranked_together_and_it_says_why(tmp_path):
+    better = [trial(number, value=value, attrs={"protocol_hash": "p9"}) for number, value in enumerate((3.0, 4.0))]
+    other = named("other", record(*better), samples=1000)
+    text = build_comparison([(FULL, None), (other, None)], tmp_path).read_text()
+    assert "**mnist32 found the best configuration**" in text
+    assert "No other study has a score of the same protocol" in text
+    assert "> **Not all of these scores compare.** Only those within one protocol do: mnist32; other" in text
+    assert "samples is 500 in mnist32, 1000 in other" in text
+
+
+def test_a_study_without_a_score_is_shown_without_one(tmp_path):
+    text = build_comparison([(record(), None), (named("other", record()), None)], tmp_path).read_text()
+    assert "No study has a final score yet" in text
+    assert not (tmp_path / "spent.png").exists()
+
+
+def test_two_reports_of_one_study_say_what_changed():
+    more = dataclasses.replace(FULL, trials=(*FULL.trials, trial(7, value=30.0)))
+    lines = diff(facts(FULL, None), facts(more, confirmation(FULL, plan(GOOD))))
+    assert "best: trial 1 with fid500 = 40.2 became trial 7 with fid500 = 30" in lines
+    assert "new: trial 7 with fid500 = 30, place 1 of 4" in lines
+    assert "trials finished: 5 became 6" in lines
+    assert "confirmed: trial-1, 45 from 5 seeds" in lines
+    assert not [line for line in lines if "WARNING" in line]
+    assert diff(facts(FULL, None), facts(FULL, None)) == []
+
+
+def test_a_finished_score_that_changed_is_said_loudly():
+    changed = dataclasses.replace(FULL, trials=(trial(0, value=61.0, attrs={"preset": "paper"}), *FULL.trials[1:]))
+    assert diff(facts(FULL, None), facts(changed, None)) == [
+        "WARNING: trial 0 had 60.0 and has 61.0: a finished one never changes"
+    ]
+
+
+def test_mistakes_are_messages(tmp_path, capsys):
+    (tmp_path / "report.json").write_text("{")
+    with pytest.raises(NotFoundError, match=r"no report.json of a study's report in"):
+        read_facts(tmp_path)
+    with pytest.raises(UsageError, match="two studies, mnist32 and other"):
+        diff(facts(FULL, None), facts(named("other"), None))
+    assert main(["report-diff", str(tmp_path), str(tmp_path)]) == 1
+    assert "`harness report STUDY` writes one" in capsys.readouterr().err
+
+
+def test_the_verb_says_what_changed_or_that_nothing_did(tmp_path, capsys):
+    for name, found in (("old", FULL), ("new", dataclasses.replace(FULL, trials=(*FULL.trials, trial(7, value=30.0))))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(facts(found, None))
+    assert main(["report-diff", str(tmp_path / "old"), str(tmp_path / "new" / "report.json")]) == 0
+    assert "best: trial 1" in capsys.readouterr().out
+    assert main(["report-diff", str(tmp_path / "old"), str(tmp_path / "old")]) == 0
+    assert capsys.readouterr().out == "nothing changed\n"
