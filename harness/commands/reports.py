@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 def write_report(study_name: str, home: Home, say: Callable[[str], None]) -> Path:
     """Write ``reports/STUDY`` from the database, and hang it on the study's parent run in MLflow if that answers.
 
+    Of a plan it is the report that shows it.
+
     Args:
         study_name: a started study.
         home: where the files of its trials are; those of other machines' trials are fetched from the share.
@@ -33,6 +35,11 @@ def write_report(study_name: str, home: Home, say: Callable[[str], None]) -> Pat
 
     study = load_started(study_name, home)
     record = to_record(study)
+    plan_of = json.loads(record.attrs["spec"]).get("plan")
+    if plan_of and plan_of["kind"] == "claims":
+        return write_claims_report(study_name, home, say, images=True)
+    if plan_of:
+        return write_report(plan_of["study"], home, say)
     bring_results(record, home, say)
     plan = find_record(f"{study_name}-confirm", home)
     out = Path("reports") / study_name
