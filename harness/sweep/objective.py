@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import HarnessError, Interrupted
+from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress, train
 from harness.home import Home, seconds_from_environment
 from harness.scoring.fidelity import Scores
@@ -123,16 +124,21 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> f
             if "recipe" not in trial.user_attrs and env.trials.should_prune(trial):
                 raise optuna.TrialPruned(f"{env.rung.objective} {score:.4g} at {event.mark:g} kimg")
             continue
-        scores = checked(env.final(event.generator, hp, all_metrics=True))
-        values = [scores.values[env.final.objective], *resampled(event.generator, hp, spec, env)]
-        attempt.publish(event)
-        trial.set_user_attr("scores", scores.values)
-        trial.set_user_attr("unavailable", scores.unavailable)
-        trial.set_user_attr("protocol_hash", scores.protocol_hash)
-        trial.set_user_attr("score_s", round(scores.seconds, 2))
-        trial.set_user_attr("samplings", values)
-        return statistics.fmean(values)
+        return conclude(trial, event, spec, env, attempt)
     raise AssertionError("the training ended without its last snapshot")
+
+
+def conclude(trial: optuna.Trial, event: Snapshot, spec: StudySpec, env: Env, attempt: Attempt) -> float:
+    """Score the finished generator, publish its weights, keep the scores; the mean over the sampling seeds."""
+    scores = checked(env.final(event.generator, attempt.hp, all_metrics=True))
+    values = [scores.values[env.final.objective], *resampled(event.generator, attempt.hp, spec, env)]
+    attempt.publish(event)
+    trial.set_user_attr("scores", scores.values)
+    trial.set_user_attr("unavailable", scores.unavailable)
+    trial.set_user_attr("protocol_hash", scores.protocol_hash)
+    trial.set_user_attr("score_s", round(scores.seconds, 2))
+    trial.set_user_attr("samplings", values)
+    return statistics.fmean(values)
 
 
 def training_seed(trial: optuna.Trial, spec: StudySpec) -> int:
