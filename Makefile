@@ -4,11 +4,12 @@ PYTHON ?= python3
 VARIABLES := STUDY RECIPE VARIANT DATA TRIALS WORKERS DEVICE QUICK EXACT KIMG SAMPLES SEED CONFIG ENGINE ADDRESS KILLS CONFIRM TOP SEEDS SAMPLINGS
 $(foreach v,$(VARIABLES),$(if $(value $(v)),$(eval override $(v) := $$(value $(v)))$(eval export $(v))))
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep confirm claims worker reconcile train recipes report generate ui test faults lint bench doctor clean
+.PHONY: help setup sweep plan confirm claims worker reconcile train recipes report generate ui test faults lint bench doctor clean
 
 help: ; @$(PYTHON) -m harness
 setup: ; @$(PYTHON) -m harness setup
 sweep: ; @$(PYTHON) -m harness sweep
+plan: ; @$(PYTHON) -m harness plan
 confirm: ; @$(PYTHON) -m harness confirm
 claims: ; @$(PYTHON) -m harness claims
 worker: ; @$(PYTHON) -m harness worker

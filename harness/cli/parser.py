@@ -43,21 +43,21 @@ def make_parser() -> argparse.ArgumentParser:
     _study_argument(sweep)
     _data_argument(sweep)
     _machine_arguments(sweep)
-    sweep.add_argument("--trials", type=_positive(int), default=_env_number("TRIALS"),
-                       help="trials to finish in all; more than before extends the study (TRIALS)")  # fmt: skip
-    sweep.add_argument("--kimg", type=_positive(float), default=_env_number("KIMG"),
-                       help="length of a full trial in thousands of images; rungs are scaled along (KIMG)")  # fmt: skip
+    _budget_arguments(sweep)
     _confirm_arguments(sweep)
-    sweep.add_argument("--quick", action="store_true", default=os.environ.get("QUICK", "") not in ("", "0"),
-                       help="the study's quick budget, as a study of its own, STUDY-quick (QUICK=1)")  # fmt: skip
-    sweep.add_argument("--exact", action="store_true", default=os.environ.get("EXACT", "") not in ("", "0"),
-                       help="float32 throughout: no faster arithmetic for trainings and rungs (EXACT=1)")  # fmt: skip
     sweep.add_argument("--dry-run", action="store_true",
                        help="say what would run, with measured time, memory and disk; nothing is written")  # fmt: skip
     sweep.add_argument("--resume-anyway", action="store_true",
                        help="go on although sampler, pruner, presets or ranges changed")  # fmt: skip
     sweep.add_argument("--confirm", action="store_true", default=os.environ.get("CONFIRM", "") not in ("", "0"),
                        help="then retrain the best on fresh seeds, as `harness confirm` (CONFIRM=1)")  # fmt: skip
+    plan = verb("plan", verbs.plan, "say what a study would take on this machine, and what more trials would bring")
+    _study_argument(plan)
+    _data_argument(plan)
+    _budget_arguments(plan)
+    _device_argument(plan)
+    _workers_argument(plan)
+    plan.add_argument("--more", type=_positive(int), default=20, help="what so many more trials would bring (20)")
     confirm = verb("confirm", plans.confirm, "retrain a study's best configurations on fresh seeds: how sure is it?")
     _study_argument(confirm)
     _confirm_arguments(confirm)
@@ -181,16 +181,31 @@ def _device_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=env("DEVICE", "auto"), help="auto, cpu or cuda (DEVICE, default auto)")
 
 
+def _budget_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trials", type=_positive(int), default=_env_number("TRIALS"),
+                        help="trials to finish in all; more than before extends the study (TRIALS)")  # fmt: skip
+    parser.add_argument("--kimg", type=_positive(float), default=_env_number("KIMG"),
+                        help="length of a full trial in thousands of images; rungs follow (KIMG)")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", default=os.environ.get("QUICK", "") not in ("", "0"),
+                        help="the study's quick budget, as a study of its own, STUDY-quick (QUICK=1)")  # fmt: skip
+    parser.add_argument("--exact", action="store_true", default=os.environ.get("EXACT", "") not in ("", "0"),
+                        help="float32 throughout: no faster arithmetic for trainings and rungs (EXACT=1)")  # fmt: skip
+
+
 def _machine_arguments(parser: argparse.ArgumentParser) -> None:
     _device_argument(parser)
-    parser.add_argument("--workers", type=_positive(int), default=_env_number("WORKERS") or 1,
-                        help="processes; the cores are divided among them (WORKERS, default 1)")  # fmt: skip
+    _workers_argument(parser)
     parser.add_argument("--engine", choices=["local", "ray"], default=env("ENGINE", "local"),
                         help="local: processes of this machine; ray: a Ray cluster (ENGINE)")  # fmt: skip
     parser.add_argument("--address", default=_env_text("ADDRESS"),
                         help="of the Ray cluster: auto, or HOST:PORT; else Ray is started here (ADDRESS)")  # fmt: skip
     parser.add_argument("--gpus-per-worker", type=_positive(float), default=1.0,
                         help="with Ray on CUDA: a fraction puts several workers on one GPU (default 1)")  # fmt: skip
+
+
+def _workers_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=_positive(int), default=_env_number("WORKERS") or 1,
+                        help="processes; the cores are divided among them (WORKERS, default 1)")  # fmt: skip
 
 
 def _confirm_arguments(parser: argparse.ArgumentParser) -> None:

@@ -96,11 +96,31 @@ def reconcile(arguments: argparse.Namespace) -> None:
         say("nothing to heal: databases, trials and MLflow agree")
 
 
+def plan(arguments: argparse.Namespace) -> int:
+    """What a sweep would take on this machine, and what more trials of a started one would bring."""
+    from harness.commands.studies import outlook_lines, with_budget
+    from harness.study.files import load_study
+
+    spec = with_budget(load_study(arguments.study), quick=arguments.quick, trials=arguments.trials, kimg=arguments.kimg)
+    home = Home.from_environment()
+    _measure(spec, home, arguments)
+    for line in outlook_lines(spec.name, home, arguments.more):
+        say(line)
+    return 0
+
+
 def _dry_run(spec: StudySpec, home: Home, arguments: argparse.Namespace) -> int:
     from harness.commands.studies import resolved
-    from harness.sweep.plan import plan
 
     say(resolved(spec))
+    _measure(spec, home, arguments)
+    say("a dry run: nothing was written")
+    return 0
+
+
+def _measure(spec: StudySpec, home: Home, arguments: argparse.Namespace) -> None:
+    from harness.sweep.plan import plan
+
     for what, finding in plan(
         spec,
         home,
@@ -112,8 +132,6 @@ def _dry_run(spec: StudySpec, home: Home, arguments: argparse.Namespace) -> int:
         say=say,
     ):
         say(f"{what:28} {finding}")
-    say("a dry run: nothing was written")
-    return 0
 
 
 @contextmanager

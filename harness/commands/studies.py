@@ -80,6 +80,25 @@ def reconcile(name: str | None, home: Home) -> Iterator[str]:
             yield f"{found}: {line}"
 
 
+def outlook_lines(name: str, home: Home, more: int) -> Iterator[str]:
+    """What more trials of a study would bring, if it was started and has enough of them."""
+    from harness.report.outlook import outlook
+    from harness.sweep.storage import find_record
+
+    record = find_record(name, home)
+    found = outlook(record, more) if record else None
+    if record is None or found is None:
+        yield "outlook: a study with six finished and pruned trials shows what more would bring"
+        return
+    n, metric = len(found.expected), record.attrs["final_metric"]
+    shown = sorted({1, *(round(n * share) for share in (0.25, 0.5, 0.75)), n} - {0})
+    yield f"expected best {metric} after " + ", ".join(f"{k}: {found.expected[k - 1]:.4g}" for k in shown) + " trials"
+    yield (
+        f"{more} more trials hold a new best with a probability of {100 * found.probability:.0f} %; "
+        f"over the last stretch of that proportion the expected best fell by {found.gain:.3g}"
+    )
+
+
 def resolved(spec: StudySpec) -> str:
     """A study as it will run, recipes filled in, as TOML."""
     import tomli_w

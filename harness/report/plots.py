@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from harness.report.confirmed import Confirmation
+from harness.report.outlook import Outlook
 
 _BLUE, _ORANGE, _GREY, _RED = "#2b6cb0", "#dd6b20", "#a0aec0", "#c53030"
 _STATE_COLOURS = {"COMPLETE": _BLUE, "PRUNED": _GREY, "FAIL": _RED, "RUNNING": _ORANGE}
@@ -78,6 +79,18 @@ def confirmed(found: Confirmation) -> Figure:
         Line2D([], [], color=_GREY, marker="o", markersize=4, linestyle="", label="one training seed"),
         Line2D([], [], color=_ORANGE, marker="D", markerfacecolor="white", linestyle="", label="score in the search"),
     ], frameon=True, loc="best")  # fmt: skip
+    return figure
+
+
+def best_after(found: Outlook, metric: str) -> Figure:
+    """The best score that k trials of a study would have brought, with its bootstrap interval."""
+    figure, (axis,) = new_figure(height=3.0)
+    trials = range(1, len(found.expected) + 1)
+    axis.fill_between(trials, found.low, found.high, color=_BLUE, alpha=0.15, linewidth=0, label="90 % interval")
+    axis.plot(trials, found.expected, color=_BLUE, marker="o", markersize=4, label="expected best")
+    axis.set(xlabel="number of trials", ylabel=f"best {metric} (lower is better)")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend(frameon=True)
     return figure
 
 

@@ -18,11 +18,14 @@ from harness.report.facts import FACTS_FILE, facts
 from harness.report.frames import curve_frame, rungs_frame, trials_frame
 from harness.report.html import write_html
 from harness.report.markdown import duration, environment, number, squeeze
+from harness.report.outlook import outlook
 from harness.report.ranking import Leaderboard, rank
 from harness.study.hparams import ALIASES
 from harness.study.records import StudyRecord, TrialRecord
 
 TOP = 5
+# The report says what so many more would bring.
+MORE_TRIALS = 20
 
 
 def build_report(
@@ -53,7 +56,10 @@ def build_report(
     found = confirmation(record, plan) if plan else None
     if found:
         figures["confirmed"] = plots.to_png(plots.confirmed(found))
-    for name in ("confirmed", "history", "rungs", "losses", "importance", "placement"):
+    ahead = outlook(record, MORE_TRIALS)
+    if ahead:
+        figures["outlook"] = plots.to_png(plots.best_after(ahead, record.attrs["final_metric"]))
+    for name in ("confirmed", "outlook", "history", "rungs", "losses", "importance", "placement"):
         if name in figures:
             atomic.write_bytes(out / f"{name}.png", figures[name])
         else:
@@ -63,6 +69,7 @@ def build_report(
         atomic.write_text(out / "best.toml", best_toml(record, board.trials[0], found))
     context = _context(record, board, trials, grids, importances, evaluator)
     context["confirmed"] = confirmed_context(found) if found else None
+    context["outlook"] = ahead
     context["figures"] = {name: f"{name}.png" for name in figures}
     text = environment().from_string(_template()).render(context)
     atomic.write_text(out / "report.md", squeeze(text))

@@ -21,6 +21,7 @@ from tests.conftest import ROOT
 VERBS = [
     "setup",
     "sweep",
+    "plan",
     "confirm",
     "claims",
     "worker",
