@@ -13,15 +13,17 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
+from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
+from harness.errors import WeightsError
 from harness.gan.precision import BF16, FLOAT32
 from harness.home import Home
-from harness.scoring.protocol import INCEPTION, MOBILENET
+from harness.scoring.protocol import INCEPTION, MOBILENET, VGG
 from harness.scoring.reference import Features
-from harness.scoring.weights import inception_weights, mobilenet_weights
+from harness.scoring.weights import VGG_URL, inception_weights, mobilenet_weights, vgg_weights
 
 # Images at once: a GPU is filled by many; on a CPU the maps of few images of 299 px stay in its cache.
-_ON_GPU, _ON_CPU = 256, {INCEPTION: 8, MOBILENET: 50}
+_ON_GPU, _ON_CPU = 256, {INCEPTION: 8, MOBILENET: 50, VGG: 8}
 
 
 class _Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
@@ -137,16 +139,36 @@ class MobileNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
         return logits
 
 
+class VGGExtractor(FeatureExtractorVGG16):  # type: ignore[misc]
+    """torch-fidelity's VGG16 from a state that was loaded safely: its own constructor unpickles a file."""
+
+    def __init__(self, name: str, features_list: tuple[str, ...], state: dict[str, Tensor]) -> None:
+        FeatureExtractorBase.__init__(self, name, list(features_list))
+        from torchvision.models import vgg16
+
+        with torch.device("meta"):
+            network = vgg16(weights=None)
+        network.load_state_dict(state, assign=True)
+        network.classifier = network.classifier[:4]  # to the second hidden layer, before its ReLU
+        self.model = network
+        self.feature_extractor_internal_dtype = torch.float32
+        self.requires_grad_(False)
+        self.eval()
+
+
 class Extractor:
     """A feature extractor with its weights, kept for a worker's life.
 
     Args:
-        name: ``inception-v3`` or ``mobilenet-v2``.
+        name: ``inception-v3``, ``mobilenet-v2`` or ``vgg16``.
         home: where weights are kept.
         device: where it runs.
         say: told when weights are fetched.
         interrupt: called before every batch; raises where scoring is to be given up.
         precision: ``bf16`` for Inception at rungs; MobileNetV2 gains nothing by it.
+
+    Raises:
+        WeightsError: the weights are damaged, or cannot be had.
     """
 
     def __init__(
@@ -165,6 +187,13 @@ class Extractor:
             kind = QuickInception if precision == BF16 else FoldedInception
             self.module: FeatureExtractorBase = kind("inception-v3-compat", (self.pooled,), self.weights.state)
             self.resize = "TensorFlow 1 bilinear to 299 px"
+        elif name == VGG:
+            weights = vgg_weights(home)
+            if weights is None:
+                raise WeightsError("the VGG16 weights are not at hand", f"Set HARNESS_VGG16_WEIGHTS to {VGG_URL}")
+            self.weights, self.pooled, self.logits = weights, "fc2_relu", ""
+            self.module = VGGExtractor(VGG, (self.pooled,), weights.state)
+            self.resize = "TensorFlow 1 bilinear to 224 px"
         else:
             self.weights = mobilenet_weights(home, say)
             self.pooled, self.logits = "1280", "logits"

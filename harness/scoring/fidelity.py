@@ -1,4 +1,4 @@
-"""FID, KID and Inception Score of a generator, by torch-fidelity."""
+"""FID, KID, Inception Score, precision and recall of a generator, by torch-fidelity."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch_fidelity.generative_model_base import GenerativeModelBase
 from torch_fidelity.metric_fid import KEY_METRIC_FID
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL
 from torch_fidelity.metrics import calculate_metrics
 from torch_fidelity.registry import register_feature_extractor
 
@@ -26,7 +27,16 @@ from harness.scoring.reference import Reference
 from harness.scoring.sampling import evaluating, generate, to_uint8
 from harness.study.hparams import HParams
 
-_KEYS = {"fid": KEY_METRIC_FID, "kid": KEY_METRIC_KID_MEAN, "is": KEY_METRIC_ISC_MEAN}
+_KEYS = {
+    "fid": KEY_METRIC_FID,
+    "kid": KEY_METRIC_KID_MEAN,
+    "is": KEY_METRIC_ISC_MEAN,
+    "precision": KEY_METRIC_PRECISION,
+    "recall": KEY_METRIC_RECALL,
+}
+ALL = tuple(_KEYS)
+# Images at once where each is compared with all others.
+_PRC_BATCH = 2_000
 NO_HEAD = "the weights in use are Inception's trunk without its classifier head (see `harness weights`)"
 
 
@@ -87,10 +97,13 @@ def score(
     protocol: Protocol,
     extractor: Extractor,
     *,
-    only: tuple[str, ...] = ("fid", "kid", "is"),
+    only: tuple[str, ...] = ALL,
     quick: bool = False,
 ) -> Scores:
     """Score a generator: FID (Heusel et al. 2017), KID (Binkowski et al. 2018), Inception Score (Salimans et al. 2016).
+
+    Precision and recall (Kynkäänniemi et al. 2019, section 2): the share of generated images that lie among the real
+    ones, and of real ones that lie among the generated, by the extractor's features, as far as the third neighbour.
 
     The figures are those of torch-fidelity's ``calculate_metrics``, on images that depend on the protocol's seed alone;
     with ``quick``, FID is our own form of the same distance. A generator that gives non-finite or constant images gets
@@ -137,22 +150,27 @@ def calculated(
         reference: its features stand for the real images.
         protocol: seed, splits, subsets.
         extractor: gives the features.
-        only: any of ``fid``, ``kid`` and ``is``.
+        only: any of ``fid``, ``kid``, ``is``, ``precision`` and ``recall``.
     """
+    prc = bool({"precision", "recall"} & set(only))
     found = calculate_metrics(
         input1=_Rows(images_BCHW),
-        input2=_Rows(reference.features) if {"fid", "kid"} & set(only) else None,
+        input2=_Rows(reference.features) if prc or {"fid", "kid"} & set(only) else None,
         fid="fid" in only,
         kid="kid" in only,
         isc="is" in only,
+        prc=prc,
         feature_extractor=_RESIDENT,
         feature_extractor_weights_path=extractor,
         feature_layer_fid=extractor.pooled,
         feature_layer_kid=extractor.pooled,
         feature_layer_isc=extractor.logits,
+        feature_layer_prc=extractor.pooled,
         kid_subsets=protocol.kid_subsets,
         kid_subset_size=protocol.kid_subset_size,
         isc_splits=protocol.isc_splits,
+        prc_neighborhood=3,
+        prc_batch_size=_PRC_BATCH,
         rng_seed=protocol.seed,
         batch_size=extractor.batch,
         cuda=extractor.device.type == "cuda",
@@ -190,7 +208,7 @@ class _Resident(FeatureExtractorBase):  # type: ignore[misc]
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
-        return "1280", "2048", "logits", "logits_unbiased"
+        return "1280", "2048", "fc2_relu", "logits", "logits_unbiased"
 
     def forward(self, batch: Tensor) -> tuple[Tensor, ...]:
         if batch.dtype != torch.uint8:

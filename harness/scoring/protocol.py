@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from harness.study.hparams import digest
 from harness.study.spec import ScoreSpec
 
-INCEPTION, MOBILENET = "inception-v3", "mobilenet-v2"
+INCEPTION, MOBILENET, VGG = "inception-v3", "mobilenet-v2", "vgg16"
+_FAMILY = {INCEPTION: "inception", MOBILENET: "mnv2", VGG: "vgg16"}
 KID_SUBSETS = 100
 ISC_SPLITS = 10
 
@@ -46,9 +47,13 @@ class Protocol:
 
 
 def metric_name(name: str, extractor: str, samples: int, precision: str | None = None) -> str:
-    """``fid`` with Inception and 10,000 samples is ``fid10k``; other extractors, and a quicker precision, are named."""
+    """``fid`` with Inception and 10,000 samples is ``fid10k``; other extractors, and a quicker precision, are named.
+
+    The extractor that a metric is published with goes without saying: Inception, or VGG16 for precision and recall.
+    """
     count = f"{samples // 1000}k" if samples % 1000 == 0 else str(samples)
-    whole = f"{name}{count}" if extractor == INCEPTION else f"{name}_mnv2_{count}"
+    usual = extractor == (VGG if name in ("precision", "recall") else INCEPTION)
+    whole = f"{name}{count}" if usual else f"{name}_{_FAMILY[extractor]}_{count}"
     return whole if precision in (None, "float32") else f"{whole}_{precision}"
 
 

@@ -13,11 +13,14 @@ from harness.data.store import ImageStore
 from harness.gan.precision import FLOAT32
 from harness.home import Home
 from harness.scoring.extractors import Extractor
-from harness.scoring.fidelity import Scores, score, versions
-from harness.scoring.protocol import INCEPTION, MOBILENET, Protocol, make_protocol
+from harness.scoring.fidelity import ALL, Scores, score, versions
+from harness.scoring.protocol import INCEPTION, MOBILENET, VGG, Protocol, make_protocol
 from harness.scoring.reference import Reference, load_reference
+from harness.scoring.weights import VGG_URL, vgg_weights
 from harness.study.hparams import HParams
 from harness.study.spec import ScoreSpec
+
+_PUBLISHED_PRC = ("precision", "recall")
 
 
 class Scorers:
@@ -79,6 +82,7 @@ class Scorer:
     """Scores generators under one protocol.
 
     Where Inception's classifier head is not at hand, MobileNetV2's Inception Score stands in under its own name.
+    Precision and recall are those of the protocol's features; beside Inception also VGG16's, where that is at hand.
     """
 
     def __init__(self, scorers: Scorers, spec: ScoreSpec) -> None:
@@ -86,8 +90,24 @@ class Scorer:
         self.protocol = scorers.protocol(spec)
         self.extractor = scorers.extractor(spec.extractor, self.protocol.precision)
         self.reference = scorers.reference(spec)
-        headless = spec.extractor == INCEPTION and not self.extractor.weights.has_head
-        self.stand_in = scorers.extractor(MOBILENET) if headless else None
+        self.beside: dict[tuple[str, ...], tuple[Protocol, Extractor, Reference]] = {}
+        self.lacking: dict[str, str] = {}
+        if spec.extractor == INCEPTION and self.protocol.precision == FLOAT32:
+            self._add_others(scorers)
+
+    def _add_others(self, scorers: Scorers) -> None:
+        if not self.extractor.weights.has_head:
+            named = dataclasses.replace(self.protocol, extractor=MOBILENET)
+            self.beside["is",] = (named, scorers.extractor(MOBILENET), self.reference)
+        named = dataclasses.replace(self.protocol, extractor=VGG)
+        if vgg_weights(scorers.home) is None:
+            why = f"VGG16 is not at hand; set HARNESS_VGG16_WEIGHTS to {VGG_URL}"
+            self.lacking = {named.metric(name): why for name in _PUBLISHED_PRC}
+            return
+        extractor = scorers.extractor(VGG)
+        named = dataclasses.replace(named, weights_sha256=extractor.weights.sha256, resize=extractor.resize)
+        reference = load_reference(scorers.home, split_images(scorers.store, self.spec), named, extractor)
+        self.beside[_PUBLISHED_PRC] = (named, extractor, reference)
 
     @property
     def objective(self) -> str:
@@ -102,12 +122,15 @@ class Scorer:
 
     def __call__(self, generator: nn.Module, hp: HParams, *, all_metrics: bool) -> Scores:
         """All metrics of the protocol, or only the one that is minimised."""
-        only = ("fid", "kid", "is") if all_metrics else (self.spec.metric,)
+        only = ALL if all_metrics else (self.spec.metric,)
         scores = score(generator, hp, self.reference, self.protocol, self.extractor, only=only, quick=not all_metrics)
-        if self.stand_in is None or "is" not in only or scores.reason:
+        if not all_metrics or scores.reason:
             return scores
-        own_name = dataclasses.replace(self.protocol, extractor=MOBILENET)
-        more = score(generator, hp, self.reference, own_name, self.stand_in, only=("is",))
-        return dataclasses.replace(
-            scores, values={**scores.values, **more.values}, seconds=scores.seconds + more.seconds
-        )
+        values, seconds = dict(scores.values), scores.seconds
+        for names, (named, extractor, reference) in self.beside.items():
+            protocol = dataclasses.replace(named, seed=self.protocol.seed)
+            more = score(generator, hp, reference, protocol, extractor, only=names)
+            values |= more.values
+            seconds += more.seconds
+        unavailable = {**scores.unavailable, **self.lacking}
+        return dataclasses.replace(scores, values=values, unavailable=unavailable, seconds=seconds)

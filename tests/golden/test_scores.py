@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from PIL import Image
 from harness.gan.networks import build
 from harness.home import Home
 from harness.scoring.extractors import Extractor, MobileNetExtractor, inception_shapes
-from harness.scoring.fidelity import LatentLawModel, score
+from harness.scoring.fidelity import LatentLawModel, calculated, score
 from harness.scoring.protocol import make_protocol
 from harness.scoring.reference import Reference, load_reference, reference_images
 from harness.scoring.sampling import generate, to_uint8
@@ -55,7 +56,7 @@ def full_weights(tmp_path_factory, weights_home: Home) -> Path:
     return path
 
 
-def test_fid_kid_and_inception_score_equal_torch_fidelitys_command(tmp_path, monkeypatch, home, full_weights):
+def test_every_metric_equals_torch_fidelitys_command(tmp_path, monkeypatch, home, full_weights):
     monkeypatch.setenv("HARNESS_FID_WEIGHTS", str(full_weights))
     extractor = Extractor("inception-v3", home, CPU, QUIET)
     assert extractor.weights.has_head
@@ -65,7 +66,7 @@ def test_fid_kid_and_inception_score_equal_torch_fidelitys_command(tmp_path, mon
     reference = load_reference(home, images, protocol, extractor)
     ours = score(generator, HP, reference, protocol, extractor)
     assert not ours.reason
-    assert set(ours.values) == {"fid60", "kid60", "is60"}
+    assert set(ours.values) == {"fid60", "kid60", "is60", "precision_inception_60", "recall_inception_60"}
 
     quick = score(generator, HP, reference, protocol, extractor, only=("fid",), quick=True)
     assert quick.values["fid60"] == pytest.approx(ours.values["fid60"], rel=1e-6)
@@ -73,11 +74,14 @@ def test_fid_kid_and_inception_score_equal_torch_fidelitys_command(tmp_path, mon
     fake = write_pngs(to_uint8(generate(generator, HP, 60, 7, CPU)), tmp_path / "fake")
     real = write_pngs(reference_images(images, 50), tmp_path / "real")
     theirs = fidelity_command(
-        tmp_path, full_weights, fake, real, "--fid", "--kid", "--isc", "--kid-subset-size", "50", "--rng-seed", "7"
-    )
+        tmp_path, full_weights, fake, real, "--fid", "--kid", "--isc", "--kid-subset-size", "50", "--rng-seed", "7",
+        "--prc", "--feature-extractor", "inception-v3-compat", "--feature-layer-prc", "2048",
+    )  # fmt: skip
     assert ours.values["fid60"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
     assert ours.values["kid60"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
     assert ours.values["is60"] == pytest.approx(theirs["inception_score_mean"], rel=1e-5)
+    for name in ("precision", "recall"):
+        assert ours.values[f"{name}_inception_60"] == pytest.approx(theirs[name], abs=1e-9)
 
 
 def test_the_generative_model_gives_calculate_metrics_the_images_that_are_scored(home):
@@ -132,6 +136,53 @@ def test_without_a_head_the_inception_score_is_unavailable_and_mobilenets_stands
     generator, _ = build(HP, 0, CPU)
     scores = scorer(generator, HP, all_metrics=True)
     assert "classifier head" in scores.unavailable["is20"]
+    assert "VGG16" in scores.unavailable["recall20"]
     assert scores.values["is_mnv2_20"] >= 1
     assert {"fid20", "kid20"} <= set(scores.values)
     assert scores.protocol_hash == scorer.protocol.hash
+
+
+def test_published_precision_and_recall_are_vgg16s_where_it_is_at_hand(home, tmp_path, monkeypatch):
+    """Equal to torch-fidelity's own with the same weights, and neither 0 nor 1 here, where every image would tell."""
+    from torch_fidelity import calculate_metrics
+    from torchvision.models import vgg16
+
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in vgg16(weights=None).state_dict().items()}
+    rng = torch.Generator().manual_seed(0)
+    state = {
+        name: torch.randn(shape, generator=rng) * (2 / max(1, shape[1:].numel())) ** 0.5 * (len(shape) > 1)
+        for name, shape in shapes.items()
+    }
+    path = tmp_path / "vgg16.pth"
+    torch.save(state, path)
+    monkeypatch.setenv("HARNESS_VGG16_WEIGHTS", str(path))
+
+    extractor = Extractor("vgg16", home, CPU, QUIET)
+    real = torch.from_numpy(blobs(16, 32))
+    mixed = torch.cat([real[:5], torch.from_numpy(blobs(9, 32, seed=1)), 255 - real[:2]])
+    fake = mixed.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).contiguous()
+    protocol = dataclasses.replace(
+        make_protocol(SPEC, weights_sha256="w", fingerprint="f", split_rule="all", resize="r", versions={}),
+        extractor="vgg16", samples=16, reference_images=16,
+    )  # fmt: skip
+    reference = load_reference(home, real, protocol, extractor)
+    ours = calculated(fake, reference, protocol, extractor, ("precision", "recall"))
+    theirs = calculate_metrics(
+        input1=Rows(fake), input2=Rows(reference_images(real, 16)), prc=True, cuda=False, cache=False, verbose=False,
+        feature_extractor_weights_path=str(path), save_cpu_ram=True,
+    )  # fmt: skip
+    assert ours == {"precision16": theirs["precision"], "recall16": theirs["recall"]}
+    assert 0 < ours["precision16"] < 1
+    assert 0 < ours["recall16"] <= 1
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.rows[index]
