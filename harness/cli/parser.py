@@ -79,6 +79,12 @@ def make_parser() -> argparse.ArgumentParser:
                         help="a report without samples, which may be published whatever the data")  # fmt: skip
     _data_argument(claims)
     _machine_arguments(claims)
+    audit = verb("audit", plans.audit, "look for collapse, copied training images, BatchNorm gaps in the best trials")
+    _study_argument(audit)
+    audit.add_argument("--top", type=_positive(int), default=_env_number("TOP") or 3,
+                       help="how many of the best trials (TOP, default 3)")  # fmt: skip
+    _data_argument(audit)
+    _device_argument(audit)
     worker = verb("worker", verbs.worker, "join a study that was started elsewhere, through the same database")
     _study_argument(worker)
     _data_argument(worker)

@@ -1,11 +1,11 @@
-"""The verbs that train a plan instead of searching."""
+"""The verbs that follow a search: how sure is it, what do others claim, is it sound."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
-from harness.cli.shell import INTERRUPTED, StopSignals, display, file_progress, say
+from harness.cli.shell import INTERRUPTED, StopSignals, TrainingProgress, display, file_progress, or_stop, say
 from harness.home import Home
 
 if TYPE_CHECKING:
@@ -49,6 +49,25 @@ def claims(arguments: argparse.Namespace) -> int:
     result = run_plan(spec, home, arguments)
     path = write_claims_report(spec.name, home, say, images=not arguments.no_images)
     return conclude(result, f"report: {path}")
+
+
+def audit(arguments: argparse.Namespace) -> None:
+    """Audit the best trials, and write the report with what was found."""
+    from harness.commands.audits import audit_study
+    from harness.commands.reports import write_report
+
+    home = Home.from_environment()
+    with StopSignals(raise_at_two=True) as stop, TrainingProgress(arguments.study) as progress:
+        audited = audit_study(
+            arguments.study,
+            home,
+            top=arguments.top,
+            source=arguments.data,
+            device=arguments.device,
+            on_images=or_stop(stop, progress.images),
+            say=progress.say,
+        )
+    say(f"{audited} trainings audited; report: {write_report(arguments.study, home, say)}")
 
 
 def run_plan(spec: StudySpec, home: Home, arguments: argparse.Namespace) -> SweepResult:

@@ -131,3 +131,14 @@ class TrainingProgress:
         if name not in self._tasks:
             self._tasks[name] = self.bar.add_task(name, total=total, shown="")
         self.bar.update(self._tasks[name], completed=done, total=total, shown=shown)
+
+
+def or_stop(stop: StopSignals, show: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """Preparing images ends at the first Ctrl-C: nothing is trained yet, and the half-made store is removed."""
+
+    def on_images(done: int, total: int) -> None:
+        if stop.level:
+            raise KeyboardInterrupt
+        show(done, total)
+
+    return on_images

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from harness.cli.shell import (
     display,
     env,
     file_progress,
+    or_stop,
     say,
 )
 from harness.errors import SweepError, UsageError
@@ -171,7 +172,7 @@ def train(arguments: argparse.Namespace) -> int:
             watch=Watch(
                 stop=lambda: stop.level > 0,
                 say=progress.say,
-                on_images=_or_stop(stop, progress.images),
+                on_images=or_stop(stop, progress.images),
                 on_progress=progress.progress,
             ),
         )
@@ -193,17 +194,6 @@ def _recipe_of(arguments: argparse.Namespace, rival: object) -> tuple[str | None
     if variant and not recipe:
         raise UsageError("a variant belongs to a recipe", "Name one: --recipe NAME. `harness recipes` lists them.")
     return recipe or None, variant or None
-
-
-def _or_stop(stop: StopSignals, show: Callable[[int, int], None]) -> Callable[[int, int], None]:
-    """Preparing images ends at the first Ctrl-C: nothing is trained yet, and the half-made store is removed."""
-
-    def on_images(done: int, total: int) -> None:
-        if stop.level:
-            raise KeyboardInterrupt
-        show(done, total)
-
-    return on_images
 
 
 def recipes(arguments: argparse.Namespace) -> None:
@@ -318,7 +308,7 @@ def data(arguments: argparse.Namespace) -> int:
             say(f"{what:12} {finding}")
         return 0
     with StopSignals(raise_at_two=True) as stop, TrainingProgress(name) as progress:
-        on_images = _or_stop(stop, progress.images)
+        on_images = or_stop(stop, progress.images)
         store = commands.prepare(
             name, wanted, home, arguments.data, on_images, progress.say, download=arguments.download
         )

@@ -62,10 +62,13 @@ def confirm_spec(study: str, home: Home, *, top: int, seeds: int, samplings: int
 
 
 def _finalists(record: StudyRecord, top: int) -> dict[str, HParams]:
-    """The best configurations and every published one by name; equal ones once."""
-    from harness.report.ranking import rank
+    """The best configurations and every published one by name, those of the front first; equal ones once."""
+    from harness.report.ranking import objectives, pareto_front, rank
 
-    ranked = rank(record, top=len(record.trials)).trials
+    ranked = list(rank(record, top=len(record.trials)).trials)
+    if len(objectives(record)) > 1:
+        best = pareto_front(record)
+        ranked = [*best, *(trial for trial in ranked if trial not in best)]
     chosen: dict[str, TrialRecord] = {}
     for place, trial in enumerate(ranked):
         published = "recipe" in trial.attrs or trial.attrs.get("preset") == "paper"

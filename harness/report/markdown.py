@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -16,6 +17,22 @@ def number(value: Any) -> str:
     return f"{value:.1f}".removesuffix(".0") if abs(value) >= 10 else f"{value:.3g}"
 
 
+_METRIC = re.compile(r"(fid|kid|is|precision|recall)_?(inception|mnv2|vgg16)?_?(\d+k?)(_bf16)?")
+_METRICS = {"fid": "FID", "kid": "KID", "is": "Inception Score", "precision": "precision", "recall": "recall"}
+_FEATURES = {"inception": "Inception's", "mnv2": "MobileNetV2's", "vgg16": "VGG16's"}
+
+
+def metric_label(name: str) -> str:
+    """A metric's full name in words: ``fid_mnv2_250`` is FID of 250 images by MobileNetV2's features."""
+    found = _METRIC.fullmatch(name)
+    if found is None:
+        return name
+    metric, features, count, quick = found.groups()
+    images = f"{int(count.removesuffix('k')) * (1000 if count.endswith('k') else 1):,}"
+    by = f" by {_FEATURES[features]} features" if features else ""
+    return f"{_METRICS[metric]} of {images} images{by}{' in bf16' if quick else ''}"
+
+
 def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
@@ -26,6 +43,7 @@ def environment() -> Environment:
     # Markdown for people, not HTML: nothing is escaped; names in it are validated where they enter.
     made = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701
     made.filters["num"] = number
+    made.filters["metric"] = metric_label
     return made
 
 

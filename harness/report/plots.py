@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 
 import matplotlib
 
@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from harness.report.confirmed import Confirmation
+from harness.report.markdown import metric_label
 from harness.report.outlook import Outlook
 
 _BLUE, _ORANGE, _GREY, _RED = "#2b6cb0", "#dd6b20", "#a0aec0", "#c53030"
@@ -51,7 +52,7 @@ def history(trials: pd.DataFrame, metric: str) -> Figure:
         if len(others):
             axis.scatter(others["number"], [low * 0.93] * len(others), marker="|", s=90, color=colour,
                          label=f"{state.lower()} (no final score)")  # fmt: skip
-    axis.set(xlabel="trial", ylabel=f"{metric} (lower is better)")
+    axis.set(xlabel="trial", ylabel=f"{metric_label(metric)} (lower is better)")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=True)
     return figure
@@ -73,7 +74,7 @@ def confirmed(found: Confirmation) -> Figure:
                          facecolor="white", edgecolor=_ORANGE)  # fmt: skip
     axis.set_yticks(range(len(arms)), [arm.name for arm in arms])
     axis.set_ylim(len(arms) - 0.5, -0.5)
-    axis.set(xlabel=f"{found.metric} (lower is better)", ylabel="")
+    axis.set(xlabel=f"{metric_label(found.metric)} (lower is better)", ylabel="")
     axis.legend(handles=[
         Line2D([], [], color=_BLUE, marker="o", label="mean, 95 % interval"),
         Line2D([], [], color=_GREY, marker="o", markersize=4, linestyle="", label="one training seed"),
@@ -88,9 +89,34 @@ def best_after(found: Outlook, metric: str) -> Figure:
     trials = range(1, len(found.expected) + 1)
     axis.fill_between(trials, found.low, found.high, color=_BLUE, alpha=0.15, linewidth=0, label="90 % interval")
     axis.plot(trials, found.expected, color=_BLUE, marker="o", markersize=4, label="expected best")
-    axis.set(xlabel="number of trials", ylabel=f"best {metric} (lower is better)")
+    axis.set(xlabel="number of trials", ylabel=f"best {metric_label(metric)} (lower is better)")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=True)
+    return figure
+
+
+def objective_label(name: str, metric: str) -> str:
+    """What an objective measures, with its unit and which way is better."""
+    prc = metric_label(metric).partition(" of ")[2]
+    return {
+        "score": f"{metric_label(metric)} (lower is better)",
+        "seconds": "training time (s, lower is better)",
+        "precision": f"precision of {prc} (higher is better)",
+        "recall": f"recall of {prc} (higher is better)",
+    }[name]
+
+
+def tradeoff(frame: pd.DataFrame, names: Sequence[str], front: Container[int], metric: str) -> Figure:
+    """Every finished trial by the score and each further objective; those on the Pareto front in orange."""
+    figure, axes = new_figure(columns=len(names) - 1, height=3.4)
+    on = frame["number"].map(lambda number: number in front)
+    for axis, name in zip(axes, names[1:], strict=True):
+        axis.scatter(frame[~on][name], frame[~on]["score"], color=_GREY, s=36, label="dominated by another")
+        axis.scatter(frame[on][name], frame[on]["score"], color=_ORANGE, s=52, zorder=3, label="Pareto front")
+        for row in frame[on].to_dict("records"):
+            axis.annotate(str(row["number"]), (row[name], row["score"]), xytext=(5, 4), textcoords="offset points")
+        axis.set(xlabel=objective_label(name, metric), ylabel=objective_label("score", metric))
+        axis.legend(frameon=True)
     return figure
 
 
@@ -100,7 +126,7 @@ def spent(frame: pd.DataFrame, metric: str) -> Figure:
     colours = sns.color_palette("colorblind", frame["study"].nunique())
     for colour, (study, rows) in zip(colours, frame.groupby("study", sort=False), strict=True):
         axis.step(rows["hours"], rows["best"], where="post", color=colour, marker="o", markersize=4, label=str(study))
-    axis.set(xlabel="workers' time (hours)", ylabel=f"best {metric} so far (lower is better)")
+    axis.set(xlabel="workers' time (hours)", ylabel=f"best {metric_label(metric)} so far (lower is better)")
     axis.set_xlim(left=0)
     axis.legend(frameon=True)
     return figure
@@ -128,7 +154,7 @@ def rung_curves(rungs: pd.DataFrame, best: int | None, metric: str) -> Figure:
                (("best trial", _ORANGE), ("finished", _BLUE), ("pruned", _GREY))]  # fmt: skip
     axis.legend(handles=handles, frameon=True)
     axis.set_ylim(0, float(rungs["score"].quantile(0.95)) * 1.15 if len(rungs) else 1)
-    axis.set(xlabel="real images shown (kimg)", ylabel=f"{metric} (lower is better)")
+    axis.set(xlabel="real images shown (kimg)", ylabel=f"{metric_label(metric)} (lower is better)")
     return figure
 
 
@@ -139,7 +165,7 @@ def placement(trials: pd.DataFrame, first_rung: pd.Series, metric: str) -> Figur
     count = frame.pivot_table(index="bn", columns="activation_g", values="score", aggfunc="count").fillna(0)
     labels = mean.map(lambda v: "" if pd.isna(v) else f"{v:.0f}") + count.map(lambda n: f"\nn = {n:.0f}" if n else "")
     figure, (axis,) = new_figure(height=0.62 * len(mean) + 1.3)
-    sns.heatmap(mean, annot=labels, fmt="", cmap="crest", ax=axis, cbar_kws={"label": f"mean {metric}"})
+    sns.heatmap(mean, annot=labels, fmt="", cmap="crest", ax=axis, cbar_kws={"label": f"mean {metric_label(metric)}"})
     axis.grid(False)
     axis.set(xlabel="generator's activation", ylabel="BatchNorm placement")
     axis.tick_params(axis="y", rotation=0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
+from harness.study.objectives import Objective, as_losses, front
 from harness.study.records import StudyRecord, TrialRecord
 
 
@@ -24,3 +26,15 @@ def rank(record: StudyRecord, *, top: int) -> Leaderboard:
     ranked = [trial for trial in record.complete if str(trial.attrs.get("protocol_hash", "")) == chosen]
     left_out = tuple(trial.number for trial in record.complete if trial not in ranked)
     return Leaderboard(tuple(ranked[:top]), chosen, left_out)
+
+
+def objectives(record: StudyRecord) -> tuple[Objective, ...]:
+    """What the study searches for; the score alone, unless its file says more."""
+    return tuple(json.loads(record.attrs["spec"]).get("objectives") or ("score",))
+
+
+def pareto_front(record: StudyRecord) -> list[TrialRecord]:
+    """The trials of the leaderboard's protocol that no other dominates, best score first."""
+    names = objectives(record)
+    ranked = [t for t in rank(record, top=len(record.trials)).trials if len(t.values) == len(names)]
+    return [ranked[place] for place in front([as_losses(trial.values, names) for trial in ranked])]

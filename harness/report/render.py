@@ -13,13 +13,14 @@ import pandas as pd
 from harness import atomic
 from harness.report import plots
 from harness.report.best import best_toml
-from harness.report.confirmed import confirmation, confirmed_context
+from harness.report.confirmed import Confirmation, confirmation, confirmed_context
 from harness.report.facts import FACTS_FILE, facts
 from harness.report.frames import curve_frame, rungs_frame, trials_frame
+from harness.report.health import PAIRS_FILE, health, health_context
 from harness.report.html import write_html
 from harness.report.markdown import duration, environment, number, squeeze
 from harness.report.outlook import outlook
-from harness.report.ranking import Leaderboard, rank
+from harness.report.ranking import Leaderboard, objectives, pareto_front, rank
 from harness.study.hparams import ALIASES
 from harness.study.records import StudyRecord, TrialRecord
 
@@ -59,7 +60,8 @@ def build_report(
     ahead = outlook(record, MORE_TRIALS)
     if ahead:
         figures["outlook"] = plots.to_png(plots.best_after(ahead, record.attrs["final_metric"]))
-    for name in ("confirmed", "outlook", "history", "rungs", "losses", "importance", "placement"):
+    figures |= _tradeoffs(record, trials)
+    for name in ("confirmed", "outlook", "tradeoff", "history", "rungs", "losses", "importance", "placement"):
         if name in figures:
             atomic.write_bytes(out / f"{name}.png", figures[name])
         else:
@@ -69,6 +71,8 @@ def build_report(
         atomic.write_text(out / "best.toml", best_toml(record, board.trials[0], found))
     context = _context(record, board, trials, grids, importances, evaluator)
     context["confirmed"] = confirmed_context(found) if found else None
+    context["tradeoff"] = tradeoff_context(record)
+    context["health"] = _health(board, found, root, out)
     context["outlook"] = ahead
     context["figures"] = {name: f"{name}.png" for name in figures}
     text = environment().from_string(_template()).render(context)
@@ -103,6 +107,46 @@ def _figures(
     if importances:
         made["importance"] = plots.to_png(plots.importance(importances, evaluator))
     return made
+
+
+def _tradeoffs(record: StudyRecord, trials: pd.DataFrame) -> dict[str, bytes]:
+    names = objectives(record)
+    if len(names) == 1 or not record.complete:
+        return {}
+    frame = pd.DataFrame(
+        [{"number": trial.number, **dict(zip(names, trial.values, strict=True))} for trial in record.complete]
+    )
+    best = {trial.number for trial in pareto_front(record)}
+    return {"tradeoff": plots.to_png(plots.tradeoff(frame, names, best, record.attrs["final_metric"]))}
+
+
+def tradeoff_context(record: StudyRecord) -> dict[str, Any] | None:
+    """The Pareto front for the template; None for a study of one objective."""
+    names = objectives(record)
+    if len(names) == 1:
+        return None
+    best = pareto_front(record)
+    return {
+        "names": [plots.objective_label(name, record.attrs["final_metric"]) for name in names],
+        "rows": [{"number": trial.number, "values": trial.values, "params": trial.params} for trial in best],
+        "n": len(rank(record, top=len(record.trials)).trials),
+    }
+
+
+def _health(board: Leaderboard, found: Confirmation | None, root: Path, out: Path) -> dict[str, Any] | None:
+    """The best trials' health, and the picture of the best one's nearest training images."""
+    rows = [(f"trial {trial.number}", trial) for trial in board.trials]
+    if found:
+        best = found.best.median_trial
+        rows.insert(0, (f"{found.best.name}, confirmed (median seed)", best))
+    context = health_context([health(name, trial, root) for name, trial in rows])
+    (out / PAIRS_FILE).unlink(missing_ok=True)
+    for name, trial in rows[:1]:
+        picture = root / str(trial.attrs["folder"]) / PAIRS_FILE
+        if context and picture.is_file():
+            atomic.write_bytes(out / PAIRS_FILE, picture.read_bytes())
+            context |= {"pairs": PAIRS_FILE, "pairs_of": name}
+    return context
 
 
 def _copy_grids(board: Leaderboard, root: Path, out: Path) -> list[dict[str, str]]:

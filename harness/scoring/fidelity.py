@@ -21,10 +21,11 @@ from torch_fidelity.registry import register_feature_extractor
 
 from harness.gan.networks import Generator, from_uniform
 from harness.scoring.distance import frechet_distance
+from harness.scoring.diversity import total_variance
 from harness.scoring.extractors import Extractor
-from harness.scoring.protocol import Protocol
+from harness.scoring.protocol import RUNNING, Protocol
 from harness.scoring.reference import Reference
-from harness.scoring.sampling import evaluating, generate, to_uint8
+from harness.scoring.sampling import evaluating, generate, to_uint8, with_batch_statistics
 from harness.study.hparams import HParams
 
 _KEYS = {
@@ -44,7 +45,8 @@ NO_HEAD = "the weights in use are Inception's trunk without its classifier head 
 class Scores:
     """Final numbers by full metric name; what could not be computed, with the reason.
 
-    ``reason`` is non-empty where the generator has no valid score at all: every value is then NaN.
+    ``reason`` is non-empty where the generator has no valid score at all: every value is then NaN. ``spread`` is the
+    total variance of the samples' features as a share of the real ones', where the score is a quick one.
     """
 
     values: dict[str, float]
@@ -52,6 +54,7 @@ class Scores:
     protocol_hash: str = ""
     reason: str = ""
     seconds: float = 0.0
+    spread: float = math.nan
 
 
 class LatentLawModel(GenerativeModelBase):  # type: ignore[misc]
@@ -110,6 +113,8 @@ def score(
     NaN and a reason: cast to uint8 it would get a plausible number.
     """
     started = time.perf_counter()
+    if protocol.batch_norm != RUNNING:
+        generator = with_batch_statistics(generator)
     images = generate(generator, hp, protocol.samples, protocol.seed, extractor.device)
     reason = degenerate(images)
     if reason:
@@ -117,9 +122,14 @@ def score(
         return Scores(values=values, protocol_hash=protocol.hash, reason=reason, seconds=time.perf_counter() - started)
     has_head = bool(extractor.logits)
     possible = tuple(name for name in only if name != "is" or has_head)
-    if quick and possible == ("fid",):
+    spread = math.nan
+    if quick:
         pooled = extractor(to_uint8(images)).pooled
-        values = {protocol.metric("fid"): frechet_distance(pooled, reference, extractor.device)}
+        spread = total_variance(pooled) / total_variance(reference.features)
+        if possible == ("fid",):
+            values = {protocol.metric("fid"): frechet_distance(pooled, reference, extractor.device)}
+        else:
+            values = calculated(pooled, reference, protocol, extractor, possible)
     else:
         values = calculated(to_uint8(images), reference, protocol, extractor, possible) if possible else {}
     return Scores(
@@ -128,6 +138,7 @@ def score(
         protocol_hash=protocol.hash,
         reason="" if all(map(math.isfinite, values.values())) else "a score was not finite",
         seconds=time.perf_counter() - started,
+        spread=spread,
     )
 
 
@@ -141,12 +152,12 @@ def degenerate(images_BCHW: Tensor) -> str:
 
 
 def calculated(
-    images_BCHW: Tensor, reference: Reference, protocol: Protocol, extractor: Extractor, only: tuple[str, ...]
+    images: Tensor, reference: Reference, protocol: Protocol, extractor: Extractor, only: tuple[str, ...]
 ) -> dict[str, float]:
     """torch-fidelity's ``calculate_metrics`` by full metric name, with an extractor that is loaded already.
 
     Args:
-        images_BCHW: generated, uint8, three channels.
+        images: generated, uint8, shape (N, 3, H, W), or their features already, float32, where no logits are needed.
         reference: its features stand for the real images.
         protocol: seed, splits, subsets.
         extractor: gives the features.
@@ -154,7 +165,7 @@ def calculated(
     """
     prc = bool({"precision", "recall"} & set(only))
     found = calculate_metrics(
-        input1=_Rows(images_BCHW),
+        input1=_Rows(images),
         input2=_Rows(reference.features) if prc or {"fid", "kid"} & set(only) else None,
         fid="fid" in only,
         kid="kid" in only,
@@ -197,7 +208,7 @@ class _Rows(Dataset[Tensor]):
 class _Resident(FeatureExtractorBase):  # type: ignore[misc]
     """An :class:`Extractor` for ``calculate_metrics``, which makes one anew at each call.
 
-    It comes in the place of the path of its weights. What it is given as float32 are the reference's features already.
+    It comes in the place of the path of its weights. What it is given as float32 are features already.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from harness.study.spec import ScoreSpec
 
 INCEPTION, MOBILENET, VGG = "inception-v3", "mobilenet-v2", "vgg16"
 _FAMILY = {INCEPTION: "inception", MOBILENET: "mnv2", VGG: "vgg16"}
+RUNNING = "running statistics"
 KID_SUBSETS = 100
 ISC_SPLITS = 10
 
@@ -30,7 +31,7 @@ class Protocol:
     seed: int
     resize: str
     kid_subset_size: int
-    batch_norm: str = "running statistics"
+    batch_norm: str = RUNNING
     latent: str = "as trained, not truncated"
     precision: str = "float32"
     kid_subsets: int = KID_SUBSETS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,6 +28,16 @@ def scoring_noise(n: int, hp: HParams, seed: int) -> Tensor:
     if hp.latent == "normal":
         return torch.from_numpy(rng.randn(n, hp.z_dim)).float()
     return from_uniform(torch.from_numpy(rng.rand(n, hp.z_dim)), hp.latent).float()
+
+
+def with_batch_statistics(generator: nn.Module) -> nn.Module:
+    """A copy whose BatchNorm normalises each batch by itself, in evaluation mode too, as it does in training."""
+    other = copy.deepcopy(generator)
+    for module in other.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            # Without running statistics there are those of the batch.
+            module.track_running_stats, module.running_mean, module.running_var = False, None, None
+    return other
 
 
 @contextmanager

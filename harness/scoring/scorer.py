@@ -16,6 +16,7 @@ from harness.scoring.extractors import Extractor
 from harness.scoring.fidelity import ALL, Scores, score, versions
 from harness.scoring.protocol import INCEPTION, MOBILENET, VGG, Protocol, make_protocol
 from harness.scoring.reference import Reference, load_reference
+from harness.scoring.sampling import BATCH
 from harness.scoring.weights import VGG_URL, vgg_weights
 from harness.study.hparams import HParams
 from harness.study.spec import ScoreSpec
@@ -118,6 +119,12 @@ class Scorer:
         """The same protocol, sampled with another seed."""
         other = copy.copy(self)
         other.protocol = dataclasses.replace(self.protocol, seed=seed)
+        return other
+
+    def with_batch_statistics(self) -> Scorer:
+        """The same protocol for generators whose BatchNorm uses the statistics of each batch."""
+        other = copy.copy(self)
+        other.protocol = dataclasses.replace(self.protocol, batch_norm=f"statistics of batches of {BATCH}")
         return other
 
     def __call__(self, generator: nn.Module, hp: HParams, *, all_metrics: bool) -> Scores:

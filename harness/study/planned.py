@@ -59,6 +59,7 @@ def planned_study(
             "pruner": {"name": "none"},
             "presets": tuple(presets.values()),
             "quick": None,
+            "objectives": None,
             "plan": Plan(kind=kind, study=base.name, claims=dict(claims or {})),
         }
     )

@@ -10,11 +10,15 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """One trial. ``state`` is Optuna's name of it; ``intermediate`` maps images shown to the rung score."""
+    """One trial. ``state`` is Optuna's name of it; ``intermediate`` maps images shown to the rung score.
+
+    ``value`` is the score, the first of ``values``, which are those of all objectives.
+    """
 
     number: int
     state: str
     value: float | None
+    values: tuple[float, ...] = ()
     params: Mapping[str, Any]
     intermediate: Mapping[int, float]
     attrs: Mapping[str, Any]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from harness.study.hparams import HParams, derive_seed, digest
+from harness.study.objectives import Objective
 from harness.study.params import FixedParams, Scalar, Table
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
@@ -260,6 +261,11 @@ class StudySpec(Table):
     sampler: SamplerSpec = Field(default_factory=SamplerSpec)
     pruner: PrunerSpec = Field(default_factory=PrunerSpec)
     presets: tuple[Preset, ...] = ()
+    objectives: tuple[Objective, ...] | None = Field(
+        None,
+        description="Search several at once, the score first: seconds (of training), precision, recall (by the final "
+        "protocol's features). The report then has their Pareto front.",
+    )
     quick: QuickSpec | None = Field(None, description="The budget of `harness sweep --quick`.")
     plan: Plan | None = Field(None, description="Set by `harness confirm` and `harness claims`.")
 
@@ -276,6 +282,17 @@ class StudySpec(Table):
                         f"pruner {self.pruner.name} needs rungs at least reduction_factor = {factor} times apart, "
                         f"found {low} and {high}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _objectives_differ(self) -> Self:
+        names = self.objectives
+        if names is not None and (len(names) < 2 or names[0] != "score" or len(set(names)) < len(names)):
+            raise ValueError(
+                f"objectives are score, then others, each once; found {list(names)} (leave it out for one)"
+            )
+        if names is not None and self.pruner.name == "hyperband":
+            raise ValueError("pruner hyperband knows one objective only; use median, percentile or successive_halving")
         return self
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ from harness.errors import CheckpointError
 from harness.gan.checkpoint import HPARAMS_FILE, WEIGHTS_FILE, export_generator, load_checkpoint, save_checkpoint
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Progress
+from harness.scoring.diversity import mean_distance
 from harness.scoring.sampling import GRID_IMAGES, GRID_SEED, generate, image_grid
 from harness.study.hparams import HParams, canonical_json, digest
 from harness.sweep.share import SHARE_ERRORS, Share
@@ -45,6 +46,7 @@ class Attempt:
         fence: called before anything is published; raises where this attempt was declared dead.
         share: where workers of other machines find the checkpoints.
         say: told about damaged checkpoints, and about a share that cannot be reached.
+        real_distance: between real images, as of :func:`harness.scoring.diversity.mean_distance`; 0 if unknown.
     """
 
     def __init__(
@@ -60,14 +62,16 @@ class Attempt:
         fence: Callable[[], None] = lambda: None,
         share: Share | None = None,
         say: Callable[[str], None] = lambda text: None,
+        real_distance: float = 0.0,
     ) -> None:
         self.folder, self.hp, self.tracker, self.device = folder, hp, tracker, device
-        self.fence, self.share, self.say = fence, share, say
+        self.fence, self.share, self.say, self.real_distance = fence, share, say, real_distance
         self._earlier = [path for path in earlier if path != folder]
         # A checkpoint is continued only by the training that it is of: configuration, seed and images.
         self.identity = digest([hp.to_dict(), seed, info.dataset_digest])
         self.curve: list[dict[str, float]] = []
         self.rungs: dict[int, float] = {}
+        self.watched: dict[int, dict[str, float]] = {}
         self.resumed_kimg = 0.0
         self._adopt()
         self.state = self._newest()
@@ -80,6 +84,7 @@ class Attempt:
             extra = json.loads(self.state.pop("extra"))
             self.curve = extra["curve"]
             self.rungs = {int(step): value for step, value in extra["rungs"].items()}
+            self.watched = {int(step): values for step, values in extra.get("watched", {}).items()}
             self.resumed_kimg = self.state["step"] * hp.images_per_step / 1000
             for row in self.curve:
                 self._queue(row)
@@ -87,6 +92,8 @@ class Attempt:
     def log_again(self, rung_metric: str) -> None:
         """Log what the attempt before this one had reached: its rung scores and sample grids."""
         self.tracker.log(self.run_id, [Point(rung_metric, value, step) for step, value in self.rungs.items()])
+        for step, values in self.watched.items():
+            self.tracker.log(self.run_id, [Point(name, value, step) for name, value in values.items()])
         for step in self.rungs:
             path = self.folder / f"grid-{step:09d}.png"
             if path.is_file():
@@ -105,14 +112,21 @@ class Attempt:
             OSError: the disk is full; the older checkpoints are untouched.
         """
         self.fence()
-        extra = json.dumps({"curve": self.curve, "rungs": self.rungs, "identity": self.identity})
+        kept = {"curve": self.curve, "rungs": self.rungs, "watched": self.watched, "identity": self.identity}
         path = self.folder / f"snapshot-{event.step:09d}.pt"
-        save_checkpoint(path, {**event.state, "extra": extra})
+        save_checkpoint(path, {**event.state, "extra": json.dumps(kept)})
         for old in self._snapshots()[_KEEP:]:
             old.unlink(missing_ok=True)
         self._to_share(path, keep=_KEEP)
         self.flush()
         self._saved = time.monotonic()
+
+    def trained_s(self, until_kimg: float = math.inf) -> float:
+        """Seconds of training up to so many kimg, over all attempts, without scoring and checkpoints."""
+        kimg = [0.0, *(row["kimg"] for row in self.curve)]
+        windows = zip(kimg, self.curve, strict=False)
+        return sum(1000 * (row["kimg"] - before) / row["images_per_s"] for before, row in windows
+                   if row["kimg"] <= until_kimg)  # fmt: skip
 
     def due(self, every_s: float) -> bool:
         """Whether the last checkpoint is older than ``every_s`` seconds."""
@@ -125,13 +139,25 @@ class Attempt:
         self.rungs[step] = value
         self.tracker.log(self.run_id, [Point(name, value, step)])
 
+    def watch(self, kimg: float, name: str, value: float) -> None:
+        """Remember a sign of the samples' diversity and log it, where it is a number."""
+        if math.isfinite(value):
+            step = round(kimg * 1000)
+            self.watched.setdefault(step, {})[name] = round(value, 4)
+            self.tracker.log(self.run_id, [Point(name, round(value, 4), step)])
+
     def grid(self, event: Snapshot, kimg: float, *, final: bool, n: int = GRID_IMAGES, seed: int | None = None) -> None:
-        """Images from the same z at every rung (or of a seed), as a PNG in the folder and in the tracker."""
+        """Images from the same z at every rung (or of a seed), as a PNG in the folder and in the tracker.
+
+        How far they are from each other, as a share of real images' distance, is watched.
+        """
         images = generate(event.generator, self.hp, n, GRID_SEED if seed is None else seed, self.device)
         pixels = image_grid(images, columns=min(8, math.ceil(math.sqrt(n))))
         path = self.folder / f"grid-{round(kimg * 1000):09d}.png"
         save_png(path, pixels)
         self.tracker.image(self.run_id, "samples", round(kimg * 1000), path)
+        if self.real_distance:
+            self.watch(kimg, "sample_distance", mean_distance(images) / self.real_distance)
         if final:
             # MLflow opens a series of images at step 0: this one shows its picture at once.
             self.tracker.image(self.run_id, "final_samples", 0, path)

@@ -15,6 +15,7 @@ from harness.errors import HarnessError, Interrupted
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress, train
 from harness.home import Home, seconds_from_environment
+from harness.scoring.diversity import real_distance
 from harness.scoring.fidelity import Scores
 from harness.scoring.scorer import Scorer
 from harness.study.architecture import problems
@@ -68,10 +69,14 @@ class Env:
     index: int = 0
     retired: bool = False
     attempt: Attempt | None = field(default=None)
+    real_distance: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.real_distance = real_distance(self.images_NHWC)
 
 
-def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> float:
-    """Train one configuration and score it; the value is the final protocol's score, lower is better.
+def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> list[float]:
+    """Train one configuration and score it; the values are those of the study's objectives, the final score first.
 
     Raises:
         optuna.TrialPruned: the pruner stopped it at a rung.
@@ -89,7 +94,7 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> f
         raise Degenerate(f"no such network: {'; '.join(impossible)}")
     attempt.log_again(env.rung.objective)
     for step, value in sorted(attempt.rungs.items()):
-        trial.report(value, step)
+        report(trial, value, step, attempt)
     budget = Budget(kimg=spec.budget.kimg, snapshots_kimg=spec.budget.rungs)
     for event in train(
         hp,
@@ -116,9 +121,11 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> f
         env.publish({"number": trial.number, "doing": "scoring"})
         attempt.grid(event, event.mark, final=event.mark == spec.budget.kimg)
         if spec.has_rungs:
-            score = checked(env.rung(event.generator, hp, all_metrics=False)).values[env.rung.objective]
+            scores = checked(env.rung(event.generator, hp, all_metrics=False))
+            score = scores.values[env.rung.objective]
             attempt.rung(event.mark, env.rung.objective, score)
-            trial.report(score, images(event.mark))
+            attempt.watch(event.mark, "feature_variance", scores.spread)
+            report(trial, score, images(event.mark), attempt)
             env.publish({"number": trial.number, "kimg": event.kimg, "rung": score})
         if event.mark < spec.budget.kimg:
             if "recipe" not in trial.user_attrs and env.trials.should_prune(trial):
@@ -128,17 +135,34 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> f
     raise AssertionError("the training ended without its last snapshot")
 
 
-def conclude(trial: optuna.Trial, event: Snapshot, spec: StudySpec, env: Env, attempt: Attempt) -> float:
-    """Score the finished generator, publish its weights, keep the scores; the mean over the sampling seeds."""
+def report(trial: optuna.Trial, score: float, step: int, attempt: Attempt | None = None) -> None:
+    """Tell the database a rung's score and the samples' diversity; of several objectives, the seconds too."""
+    if attempt is not None and attempt.watched:
+        trial.set_user_attr("watched", {str(step): values for step, values in sorted(attempt.watched.items())})
+    if len(trial.study.directions) == 1:
+        trial.report(score, step)
+        return
+    if attempt is not None:
+        seconds = {**trial.user_attrs.get("rung_seconds", {}), str(step): round(attempt.trained_s(step / 1000), 2)}
+        trial.set_user_attr("rung_seconds", seconds)
+    # As Trial.report, which refuses several objectives.
+    trial.storage.set_trial_intermediate_value(trial._trial_id, step, score)
+
+
+def conclude(trial: optuna.Trial, event: Snapshot, spec: StudySpec, env: Env, attempt: Attempt) -> list[float]:
+    """Score the finished generator, publish its weights, keep the scores; the score is the sampling seeds' mean."""
     scores = checked(env.final(event.generator, attempt.hp, all_metrics=True))
     values = [scores.values[env.final.objective], *resampled(event.generator, attempt.hp, spec, env)]
     attempt.publish(event)
+    trial.set_user_attr("watched", {str(step): values for step, values in sorted(attempt.watched.items())})
     trial.set_user_attr("scores", scores.values)
     trial.set_user_attr("unavailable", scores.unavailable)
     trial.set_user_attr("protocol_hash", scores.protocol_hash)
     trial.set_user_attr("score_s", round(scores.seconds, 2))
     trial.set_user_attr("samplings", values)
-    return statistics.fmean(values)
+    found = {"score": statistics.fmean(values), "seconds": round(attempt.trained_s(), 2)}
+    names = spec.objectives or ("score",)
+    return [found[name] if name in found else scores.values[env.final.protocol.metric(name)] for name in names]
 
 
 def training_seed(trial: optuna.Trial, spec: StudySpec) -> int:
@@ -187,6 +211,7 @@ def open_attempt(trial: optuna.Trial, hp: HParams, seed: int, spec: StudySpec, e
         fence=lease.check,
         share=env.share,
         say=lambda text: env.publish({"doing": f"trial {trial.number}: {text}"}),
+        real_distance=env.real_distance,
     )
     if isinstance(env.tracker, Courier):
         env.tracker.guard(attempt.run_id, lease.check_now)

@@ -93,4 +93,4 @@ def _summary(study: optuna.Study) -> dict[str, float]:
     if not done:
         return {}
     name = str(study.user_attrs["final_metric"])
-    return {f"best_{name}": min(float(trial.value or 0.0) for trial in done), "trials_complete": float(len(done))}
+    return {f"best_{name}": min(float(trial.values[0]) for trial in done), "trials_complete": float(len(done))}

@@ -83,7 +83,7 @@ def run_sweep(
     )
     spec = adopt(spec, json.loads(study.user_attrs["spec"]))
     dataset = {"name": spec.data.source, "fingerprint": store.fingerprint, "source": spec.data.source}
-    _refuse_other_images(study, dataset)
+    refuse_other_images(study, dataset)
     say("opening MLflow")
     tags = {**provenance(device), "study": spec.name, "spec_hash": spec.spec_hash}
     parent = ParentRun.open(study, spec, home, tags, say)
@@ -134,7 +134,7 @@ def join_sweep(
     spec = stored_spec(study)
     store = open_store(home, spec.data, source, study=name, on_progress=on_progress, say=say)
     dataset = {"name": spec.data.source, "fingerprint": store.fingerprint, "source": spec.data.source}
-    _refuse_other_images(study, dataset)
+    refuse_other_images(study, dataset)
     tags = {**provenance(device), "study": name, "spec_hash": spec.spec_hash}
     target = int(study.user_attrs["target"])
     on_event({"record": to_record(study), "target": target})
@@ -253,7 +253,12 @@ def require_images(spec: StudySpec, n: int, n_held_out: int) -> None:
             )
 
 
-def _refuse_other_images(study: optuna.Study, dataset: dict[str, str]) -> None:
+def refuse_other_images(study: optuna.Study, dataset: dict[str, str]) -> None:
+    """Compare the fingerprint of images at hand with the study's.
+
+    Raises:
+        DataError: they are others.
+    """
     before = study.user_attrs.get("dataset")
     if before and before["fingerprint"] != dataset["fingerprint"]:
         raise DataError(

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from harness.errors import NotFoundError, SpecDrift
 from harness.home import Home
 from harness.study.drift import Change, changes
+from harness.study.objectives import directions
 from harness.study.records import StudyRecord, TrialRecord
 from harness.study.spec import Preset, StudySpec
 from harness.sweep.address import database_url, shown
@@ -55,7 +56,12 @@ def open_study(
 def _created(
     spec: StudySpec, storage: PatientStorage, resume_anyway: bool, settle: Callable[[StudySpec], StudySpec]
 ) -> optuna.Study:
-    study = optuna.create_study(storage=storage, study_name=spec.name, direction="minimize", load_if_exists=True)
+    study = optuna.create_study(
+        storage=storage,
+        study_name=spec.name,
+        directions=directions(spec.objectives or ("score",)),
+        load_if_exists=True,
+    )
     stored = study.user_attrs.get("spec")
     if stored is None:
         spec = settle(spec)
@@ -151,7 +157,8 @@ def to_record(study: optuna.Study) -> StudyRecord:
         TrialRecord(
             number=trial.number,
             state=trial.state.name,
-            value=trial.value,
+            value=trial.values[0] if trial.values else None,
+            values=tuple(trial.values or ()),
             params=dict(trial.params),
             intermediate=dict(sorted(trial.intermediate_values.items())),
             attrs=dict(trial.user_attrs),

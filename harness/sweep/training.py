@@ -20,6 +20,7 @@ from harness.errors import DataError, UsageError
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress, epoch_kimg, train
 from harness.home import Home
+from harness.scoring.diversity import real_distance
 from harness.scoring.sampling import GRID_IMAGES
 from harness.scoring.scorer import Scorer, Scorers, split_images
 from harness.study.hparams import HParams, digest
@@ -129,7 +130,8 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
         dataset_digest=store.fingerprint,
         dataset_source=training.data.source,
     )  # fmt: skip
-    attempt = Attempt(folder, training.hparams, training.seed, courier, info, place, say=watch.say)
+    attempt = Attempt(folder, training.hparams, training.seed, courier, info, place, say=watch.say,
+                      real_distance=real_distance(images))  # fmt: skip
     summary = _summary(training, store, kimg, attempt, scorer)
     try:
         outcome = _train(attempt, training, kimg, images, scorer, watch, summary)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -12,10 +12,12 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from harness.errors import Fenced
 from harness.home import Home
+from harness.study.objectives import dominated_share
 from harness.study.spec import StudySpec
 from harness.sweep.database import StudyLock
 from harness.sweep.lease import beat, storage_of
@@ -65,13 +67,13 @@ class Trials:
         """
         return self._locked(lambda: self._heal(crashed))
 
-    def end(self, trial: optuna.Trial, state: TrialState, value: float | None, reason: str) -> None:
+    def end(self, trial: optuna.Trial, state: TrialState, values: float | Sequence[float] | None, reason: str) -> None:
         """Tell a trial's end state, once; an interrupted one is queued again.
 
         Raises:
             Fenced: it was declared dead, and ended otherwise, before.
         """
-        self._locked(lambda: self._end(trial, state, value, reason))
+        self._locked(lambda: self._end(trial, state, values, reason))
 
     def is_done(self, target: int) -> bool:
         """Whether the target of COMPLETE and PRUNED trials is reached; of a plan, whether no trial is left to run."""
@@ -80,9 +82,19 @@ class Trials:
         return finished_count(self.study) >= target
 
     def should_prune(self, trial: optuna.Trial) -> bool:
-        """The pruner's verdict on a trial under its place's number, which a retry shares with what it continues."""
-        view = _View(self.study.study_name, self.study._storage, pruner=make_pruner(self.spec))
-        return bool(view.pruner.prune(view, _in_place(self.study._storage.get_trial(trial._trial_id))))
+        """The pruner's verdict on a trial under its place's number, which a retry shares with what it continues.
+
+        Of several objectives Optuna prunes by none. Its pruners then see, instead of rung scores, the share of trials
+        that dominate a trial at its newest rung: what is on the front there, they let go on.
+        """
+        storage = self.study._storage
+        own = _in_place(storage.get_trial(trial._trial_id))
+        if not self.spec.objectives:
+            view = _View(self.study.study_name, storage, pruner=make_pruner(self.spec))
+            return bool(view.pruner.prune(view, own))
+        ranked = _Ranked(self.study.study_name, storage, pruner=make_pruner(self.spec))
+        ranked.step = own.last_step
+        return bool(ranked.pruner.prune(ranked, ranked.seen(own)))
 
     def history(self, trial: optuna.Trial) -> list[int]:
         """Numbers of the trials that this one continues, the first first."""
@@ -170,12 +182,12 @@ class Trials:
         self.study.add_trial(retry)
         return True
 
-    def _end(self, trial: optuna.Trial, state: TrialState, value: float | None, reason: str) -> None:
+    def _end(self, trial: optuna.Trial, state: TrialState, values: float | Sequence[float] | None, reason: str) -> None:
         storage = self.study._storage
         found = storage.get_trial(trial._trial_id)
         if not found.state.is_finished():
             storage.set_trial_user_attr(trial._trial_id, "reason", reason)
-            self.study.tell(trial, value, state=state)
+            self.study.tell(trial, values, state=state)
             found = storage.get_trial(trial._trial_id)
         elif found.state != state or found.user_attrs.get("reason") != reason:
             raise Fenced(f"was declared dead meanwhile: {found.user_attrs.get('reason', found.state.name)}")
@@ -237,12 +249,47 @@ def _in_place(trial: FrozenTrial) -> FrozenTrial:
 
 
 class _View(optuna.Study):
-    """The study as samplers and pruners see it: a retry has the number of the trial that it continues."""
+    """The study as samplers and pruners see it: a retry has the number of the trial that it continues.
+
+    Of several objectives the first, the score, is the one that rung scores are of.
+    """
+
+    @property
+    def direction(self) -> StudyDirection:
+        return self.directions[0]
 
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
         return [_in_place(trial) for trial in super()._get_trials(deepcopy, states, use_cache)]
+
+
+class _Ranked(_View):
+    """A study of several objectives as pruners see it: one value a trial, at one step, lower is better."""
+
+    step: int | None = None
+
+    def seen(self, trial: FrozenTrial) -> FrozenTrial:
+        shown = copy.copy(trial)
+        shown.intermediate_values = {}
+        own = rung_losses(trial, self.step)
+        if own is not None and self.step is not None:
+            others = [rung_losses(other, self.step) for other in super()._get_trials(deepcopy=False)
+                      if other._trial_id != trial._trial_id]  # fmt: skip
+            shown.intermediate_values[self.step] = dominated_share(own, [each for each in others if each is not None])
+        return shown
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        return [self.seen(trial) for trial in super()._get_trials(deepcopy, states, use_cache)]
+
+
+def rung_losses(trial: FrozenTrial, step: int | None) -> tuple[float, float] | None:
+    """(score, seconds trained) of a trial at a rung; None where it was not scored there."""
+    seconds = trial.user_attrs.get("rung_seconds", {}).get(str(step))
+    score = trial.intermediate_values.get(step) if step is not None else None
+    return None if seconds is None or score is None else (score, float(seconds))
 
 
 class _Placed(BaseSampler):

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from harness.errors import DiskFull, Diverged, Fenced, Interrupted, StorageLost, SweepError
 from harness.study.spec import StudySpec
 from harness.sweep.lease import Lease
-from harness.sweep.objective import Degenerate, Env, objective
+from harness.sweep.objective import Degenerate, Env, objective, report
 from harness.sweep.search import images
 from harness.sweep.trials import INTERRUPTED, OOM
 
@@ -66,11 +66,12 @@ def run_trial(trial: optuna.Trial, spec: StudySpec, env: Env) -> str:
     """
     env.attempt = None
     started = time.perf_counter()
-    state, value, reason, error_text = TrialState.COMPLETE, None, "", ""
+    values: list[float] | None = None
+    state, reason, error_text = TrialState.COMPLETE, "", ""
     with Lease(env.trials.study, trial._trial_id) as lease:
         try:
             try:
-                value = objective(trial, spec, env, lease)
+                values = objective(trial, spec, env, lease)
             except optuna.TrialPruned as pruned:
                 state, reason = TrialState.PRUNED, str(pruned)
             except (Diverged, Degenerate) as problem:
@@ -85,13 +86,13 @@ def run_trial(trial: optuna.Trial, spec: StudySpec, env: Env) -> str:
                 error_text = traceback.format_exc()
             trial.set_user_attr("elapsed_s", round(time.perf_counter() - started, 2))
             lease.ending = True
-            env.trials.end(trial, state, value, reason)
+            env.trials.end(trial, state, values, reason)
         except (Fenced, optuna.exceptions.UpdateFinishedTrialError):
             lease.ending = False
             # Another attempt has the trial now; this one's run is closed by whoever reconciles.
             env.publish({"number": trial.number, "state": "FAIL", "reason": "was declared dead; continued elsewhere"})
             return ""
-    _conclude(trial, state, value, reason, error_text, env)
+    _conclude(trial, state, values, reason, error_text, env)
     if _DISK_FULL in reason:
         raise DiskFull(
             reason.removeprefix(f"{INTERRUPTED}: "), "Free some space and start again: it goes on from there."
@@ -131,24 +132,24 @@ def teach_divergence(trial: optuna.Trial, problem: Diverged | Degenerate, env: E
         trial.set_user_attr("diverged_step", problem.step)
         step = problem.step * int(trial.user_attrs["hparams"]["batch_size"] * trial.user_attrs["hparams"]["n_dis"])
     trial.set_user_attr("diverged", True)
-    trial.report(DIVERGED_VALUE, step)
+    report(trial, DIVERGED_VALUE, step)
     trial.set_constraint("diverged", 1.0)
 
 
 def _conclude(
-    trial: optuna.Trial, state: TrialState, value: float | None, reason: str, error_text: str, env: Env
+    trial: optuna.Trial, state: TrialState, values: list[float] | None, reason: str, error_text: str, env: Env
 ) -> None:
     """After the database, which is the truth, tell the tracker and the supervisor."""
     attempt = env.attempt
     if attempt is not None:
-        scores = dict(trial.user_attrs.get("scores", {}))
+        scores = {**trial.user_attrs.get("scores", {}), "train_s": attempt.trained_s()}
         tags = {"trial_state": state.name, "reason": reason, "error": error_text[-4000:]}
         attempt.end(state.name, scores, {name: text for name, text in tags.items() if text})
     env.publish(
         {
             "number": trial.number,
             "state": state.name,
-            "value": value,
+            "value": values[0] if values else None,
             "reason": reason,
             "kimg": attempt.curve[-1]["kimg"] if attempt and attempt.curve else 0.0,
         }

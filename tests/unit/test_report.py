@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from harness.errors import SpecError
+from harness.report.markdown import metric_label
 from harness.report.ranking import rank
 from harness.report.render import build_report
 from harness.study.files import load_best, load_study
@@ -90,7 +91,7 @@ def test_same_input_same_bytes_and_all_sections(root, tmp_path):
     }  # fmt: skip
     text = first["report.md"].decode()
     for expected in (
-        "**Best so far: trial 1 with fid500 = 40.2**, against 60 for the paper's own settings",
+        "**Best so far: trial 1 with FID of 500 images = 40.2**, against 60 for the paper's own settings",
         "| 1 | 1 | 40.2 | 1.5 | 0.1 | 27 | 21 |",
         "| 3 | 0 (paper) | 60 |",
         "> **Small samples.** With 500 generated images",
@@ -155,3 +156,19 @@ def test_scores_of_other_protocols_are_not_ranked():
 def test_divergence_and_pruning_never_lead():
     assert [t.number for t in rank(FULL, top=5).trials] == [1, 2, 0]
     assert FULL.best is FULL.trials[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("fid500", "FID of 500 images"),
+        ("kid10k", "KID of 10,000 images"),
+        ("fid_mnv2_250", "FID of 250 images by MobileNetV2's features"),
+        ("recall_inception_1k", "recall of 1,000 images by Inception's features"),
+        ("fid2k_bf16", "FID of 2,000 images in bf16"),
+        ("is20", "Inception Score of 20 images"),
+        ("something", "something"),
+    ],
+)
+def test_metrics_have_names_in_words(name, label):
+    assert metric_label(name) == label

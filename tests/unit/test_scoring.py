@@ -68,7 +68,7 @@ def test_bad_generators_never_get_a_finite_score(home, generator, reason):
     reference = Reference(torch.zeros(20, 1280))
     scores = score(generator, HP, reference, protocol(), extractor)
     assert reason in scores.reason
-    assert len(scores.values) == 3
+    assert len(scores.values) == 5
     assert all(math.isnan(value) for value in scores.values.values())
 
 

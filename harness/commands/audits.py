@@ -1,0 +1,99 @@
+"""Auditing finished generators: BatchNorm's statistics, diversity, and copies of training images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from harness import atomic
+from harness.data.store import OnProgress
+from harness.errors import NotFoundError
+from harness.home import Home
+from harness.report.health import AUDIT_FILE, PAIRS_FILE, audited
+from harness.study.records import TrialRecord
+
+
+def audit_study(
+    study_name: str,
+    home: Home,
+    *,
+    top: int,
+    source: Path | None,
+    device: str,
+    on_images: OnProgress,
+    say: Callable[[str], None],
+) -> int:
+    """Audit the best trials of a study, and the confirmed best; what was audited stays so. Returns how many were.
+
+    Each trial's folder gets ``audit.json``, and a picture of its samples beside their nearest training images.
+
+    Args:
+        study_name: a started study.
+        home: where it is.
+        top: how many of the leaderboard's trials.
+        source: the images, where the study's source needs them.
+        device: where samples are drawn and scored.
+        on_images: told of images being prepared.
+        say: told what is done.
+
+    Raises:
+        NotFoundError: no trial is finished, or its weights are on another machine.
+        HarnessError: images or weights are not those of the study.
+    """
+    import torch
+
+    from harness.data.store import open_store
+    from harness.gan.checkpoint import import_generator
+    from harness.report.ranking import rank
+    from harness.scoring.audit import RealImages, audit
+    from harness.scoring.protocol import MOBILENET
+    from harness.scoring.scorer import Scorers
+    from harness.study.hparams import HParams
+    from harness.sweep.attempt import save_png
+    from harness.sweep.processes import exact_arithmetic
+    from harness.sweep.run import choose_device, refuse_other_images, stored_spec
+    from harness.sweep.share import bring_results
+    from harness.sweep.storage import load_study, to_record
+
+    study = load_study(study_name, home)
+    spec, record = stored_spec(study), to_record(study)
+    bring_results(record, home, say)
+    chosen = [*rank(record, top=top).trials, *_confirmed(study_name, home)]
+    if not chosen:
+        raise NotFoundError(
+            f"no trial of {study_name} is finished yet", f"`make sweep STUDY={study_name}` goes on with it."
+        )
+    waiting = [trial for trial in chosen if audited(trial, home.root) is None]
+    if not waiting:
+        return 0
+    exact_arithmetic()
+    place = torch.device(choose_device(device))
+    store = open_store(home, spec.data, source, study=study_name, on_progress=on_images, say=say)
+    refuse_other_images(study, {"fingerprint": store.fingerprint})
+    scorers = Scorers(home, store, place, say)
+    scorer = scorers.scorer(spec.scoring.final)
+    say(f"features of {len(store)} training images")
+    real = RealImages(store.tensor(), scorers.extractor(MOBILENET))
+    for trial in waiting:
+        say(f"auditing {name_of(trial)}")
+        folder, hp = home.root / str(trial.attrs["folder"]), HParams.from_params(trial.attrs["hparams"])
+        found = audit(import_generator(folder, hp, place), hp, scorer, real)
+        save_png(folder / PAIRS_FILE, found.pairs)
+        stated = {**found.to_dict(), "protocol_hash": scorer.protocol.hash}
+        atomic.write_text(folder / AUDIT_FILE, json.dumps(stated, indent=1) + "\n")
+    return len(waiting)
+
+
+def name_of(trial: TrialRecord) -> str:
+    """A trial's name for people; of a plan the configuration's and its seed's."""
+    return str(trial.attrs["preset"]) if "arm" in trial.attrs else f"trial {trial.number}"
+
+
+def _confirmed(study_name: str, home: Home) -> list[TrialRecord]:
+    from harness.report.confirmed import confirmation
+    from harness.sweep.storage import find_record, load_study, to_record
+
+    plan = find_record(f"{study_name}-confirm", home)
+    found = confirmation(to_record(load_study(study_name, home)), plan) if plan else None
+    return [found.best.median_trial] if found else []
