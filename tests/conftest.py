@@ -81,6 +81,17 @@ activation_g = "relu"
 """
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Where several processes test at once, each has cores of its own, as if it were alone on a smaller machine."""
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if worker is None or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    own = cores[int(worker.removeprefix("gw")) % len(cores) :: count]
+    os.sched_setaffinity(0, own)
+    torch.set_num_threads(len(own))
+
+
 @pytest.fixture
 def hp() -> HParams:
     return HParams(image_size=16, channels=1, ngf=4, ndf=4, z_dim=8, batch_size=8)

@@ -332,9 +332,9 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def test(arguments: argparse.Namespace) -> int:
-    from harness.commands.machine import run_tool
+    from harness.commands.machine import run_tool, test_processes
 
-    return run_tool(["pytest", *arguments.rest])
+    return run_tool(["pytest", *test_processes(arguments.rest), *arguments.rest])
 
 
 def faults(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from harness import atomic
@@ -105,6 +105,16 @@ def clean(root: Path) -> list[str]:
             shutil.rmtree(path)
             removed.append(str(path.relative_to(root)))
     return removed
+
+
+def test_processes(arguments: Sequence[str]) -> list[str]:
+    """pytest-xdist's arguments: a process for each core, up to four, whole files each; none where they are given."""
+    from harness.sweep.processes import usable_cores
+
+    n = min(4, usable_cores())
+    given = any(argument.startswith(("-n", "--numprocesses", "--pdb")) for argument in arguments)
+    # In the order of the folders, so that the long files come first and the short ones fill up.
+    return [] if given or n == 1 else ["-n", str(n), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def run_tool(*commands: list[str]) -> int:
