@@ -10,6 +10,9 @@ from harness.home import Home
 from harness.study.files import load_study
 from harness.study.spec import StudySpec
 
+# Trials that must have ended before their own time says how long others take.
+_FEWEST_ENDED = 3
+
 
 def studies_table(home: Home) -> Iterator[tuple[str, str, str]]:
     """(name, state, description) of every study file and of every started study."""
@@ -81,11 +84,19 @@ def reconcile(name: str | None, home: Home) -> Iterator[str]:
 
 
 def outlook_lines(name: str, home: Home, more: int) -> Iterator[str]:
-    """What more trials of a study would bring, if it was started and has enough of them."""
+    """What the rest of a started study takes, and what more trials would bring, if it has enough of them."""
+    from harness.report.markdown import duration
     from harness.report.outlook import outlook
     from harness.sweep.storage import find_record
 
     record = find_record(name, home)
+    ended = [trial.seconds for trial in record.trials if trial.state in ("COMPLETE", "PRUNED")] if record else []
+    if record and len(ended) >= _FEWEST_ENDED:
+        each, left = sum(ended) / len(ended), max(0, int(record.attrs["target"]) - len(ended))
+        yield (
+            f"so far: {len(ended)} trials, pruned ones included, took {duration(each)} each; "
+            f"the {left} that are left take {duration(each * left)} of a worker's time"
+        )
     found = outlook(record, more) if record else None
     if record is None or found is None:
         yield "outlook: a study with six finished and pruned trials shows what more would bring"

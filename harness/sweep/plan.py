@@ -28,6 +28,7 @@ from harness.study.architecture import problems
 from harness.study.hparams import HParams
 from harness.study.spec import ScoreSpec, StudySpec
 from harness.study.suggest import suggest
+from harness.sweep.engines.local import threads_per_worker
 from harness.sweep.processes import exact_arithmetic, usable_cores
 from harness.sweep.run import choose_device, require_images
 from harness.sweep.speed import settle
@@ -70,6 +71,8 @@ def plan(
     """
     exact_arithmetic()
     place = torch.device(choose_device(device))
+    if place.type == "cpu":  # what each worker will have
+        torch.set_num_threads(threads_per_worker(usable_cores(), workers))
     spec = settle(spec, place.type, exact=exact, say=lambda text: None)
     images, n_images, store_bytes, prepare_s = _images(spec, home, source, say)
     set_bytes = n_images * int(np.prod(images.shape[1:])) if place.type == "cuda" else 0
@@ -96,7 +99,7 @@ def plan(
     for (name, precision), rate in rates.items():
         yield f"  {name} {precision}", f"{rate:,.1f} images/s"
     target = trials or spec.budget.trials
-    yield "time", _time(spec, measured, rates, target, place)
+    yield "time", _time(spec, measured, rates, target, place, workers)
     peak = _peak_bytes(place) + set_bytes  # workers keep the whole set on the GPU where it fits
     where = "GPU memory" if place.type == "cuda" else "memory"
     note = f", {peak * workers / 1e9:,.1f} GB with {workers} workers" if workers > 1 else ""
@@ -109,7 +112,8 @@ def plan(
             f"{'' if store_bytes else ' more'}, {target} trials of {checkpoints / 1e6:,.0f} MB"
         ),
     )
-    yield "cores", f"{usable_cores()}, {place.type}; {workers} worker{'s' * (workers != 1)}, which share the cores"
+    share = f", {torch.get_num_threads()} threads each" if place.type == "cpu" else ", which share the device"
+    yield "cores", f"{usable_cores()}, {place.type}; {workers} worker{'s' * (workers != 1)}{share}"
 
 
 def _images(
@@ -211,7 +215,12 @@ def _scoring_rate(name: str, precision: str, size: int, place: torch.device) -> 
 
 
 def _time(
-    spec: StudySpec, measured: list[Measured], rates: dict[tuple[str, str], float], target: int, place: torch.device
+    spec: StudySpec,
+    measured: list[Measured],
+    rates: dict[tuple[str, str], float],
+    target: int,
+    place: torch.device,
+    workers: int,
 ) -> str:
     def scoring_s(score: ScoreSpec) -> float:
         return score.samples * (1 / rates[_kind(score)] + statistics.mean(m.s_per_sample for m in measured))
@@ -225,14 +234,17 @@ def _time(
     training = [baselines.get(name, typical) for name in named] + [typical] * (target - len(named))
     references = {(_kind(s), s.reference, s.split) for s in (spec.scoring.final, spec.scoring.rung)}
     once = sum(n / rates[kind] for kind, n, _ in references)
-    total = sum(training) + target * scored + once
+    # Each was measured with a worker's threads; more workers than cores, or several on one GPU, are no sooner.
+    at_once = min(workers, usable_cores(), target) if place.type == "cpu" else 1
+    total = (sum(training) + target * scored) / at_once + once
     pruned = (
         ""
         if spec.pruner.name == "none"
         else f"; less what the pruner ({spec.pruner.name}) saves, more or less as the drawn configurations are typical"
     )
+    together = f", {at_once} trials at once" if at_once > 1 else ""
     return (
-        f"about {_shown(total)} on this {place.type}: a trial trains {_shown(typical)} and scores "
+        f"about {_shown(total)} on this {place.type}{together}: a trial trains {_shown(typical)} and scores "
         f"{_shown(scored)}, references once {_shown(once)}{pruned}"
     )
 

@@ -106,7 +106,7 @@ def test_sweep_reaches_its_budget_and_everything_agrees(project):
     assert record.trials[0].attrs["preset"] == "paper"
     assert_mlflow_agrees(project)
     report = (project.folder / "reports" / "tiny" / "report.md").read_text()
-    assert f"trial {record.best.number} with fid20" in report
+    assert f"trial {record.best.number} with FID of 20 images" in report
     for trial in record.complete:
         assert re.search(rf"^\| \d \| {trial.number}( \(paper\))? \|", report, re.MULTILINE)
     for name in re.findall(r"\]\((\S+\.png)\)", report):
