@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from harness.report.markdown import metric_label
-from harness.report.plots import new_figure
+from harness.report.plots import new_figure, wrapped
 from harness.report.verdicts import Judgement
 
 _COLOURS = {"supported": "#2f855a", "refuted": "#c53030", "undecided": "#718096"}
@@ -64,7 +64,7 @@ def curves(frame: pd.DataFrame, metric: str) -> Figure:
     for arm, rows in frame.groupby("arm", sort=False):
         mean = rows.groupby("kimg")["score"].mean()
         axis.plot(mean.index, mean, color=palette[str(arm)], marker="o", markersize=4, linewidth=2.4, label=str(arm))
-    axis.set(xlabel="real images shown (kimg)", ylabel=f"{metric_label(metric)} (lower is better)")
+    axis.set(xlabel="real images shown (kimg)", ylabel=wrapped(f"{metric_label(metric)} (lower is better)"))
     axis.set_ylim(bottom=0)
     axis.legend(frameon=True)
     return figure

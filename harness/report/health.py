@@ -50,8 +50,8 @@ class Health:
         if self.won is not None and self.won > 0.5:
             found.append(f"the discriminator had won for {100 * self.won:.0f} % of the second half")
         if self.score and self.batch_score is not None and abs(self.batch_score - self.score) > GAP * self.score:
-            better = "better" if self.batch_score < self.score else "worse"
-            found.append(f"BatchNorm's running statistics do not fit: those of each batch are {better}")
+            scores = f"{number(self.score)} with running ones, {number(self.batch_score)} with those of each batch"
+            found.append(f"the score depends on BatchNorm's statistics: {scores}")
         if self.memorises:
             found.append("**memorises**: samples are copies of training images")
         return found

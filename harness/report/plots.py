@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Container, Mapping, Sequence
 
 import matplotlib
@@ -40,6 +41,14 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def wrapped(label: str, width: int = 30) -> str:
+    """An axis label in lines of so many characters; what stands in brackets has a line of its own."""
+    if len(label) <= width:
+        return label
+    name, bracket, rest = label.partition(" (")
+    return textwrap.fill(name, width) + ("\n(" + rest if bracket else "")
+
+
 def history(trials: pd.DataFrame, metric: str) -> Figure:
     """Final scores by trial with the best so far; trials without a final score as ticks below."""
     figure, (axis,) = new_figure()
@@ -52,7 +61,7 @@ def history(trials: pd.DataFrame, metric: str) -> Figure:
         if len(others):
             axis.scatter(others["number"], [low * 0.93] * len(others), marker="|", s=90, color=colour,
                          label=f"{state.lower()} (no final score)")  # fmt: skip
-    axis.set(xlabel="trial", ylabel=f"{metric_label(metric)} (lower is better)")
+    axis.set(xlabel="trial", ylabel=wrapped(f"{metric_label(metric)} (lower is better)"))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=True)
     return figure
@@ -74,7 +83,7 @@ def confirmed(found: Confirmation) -> Figure:
                          facecolor="white", edgecolor=_ORANGE)  # fmt: skip
     axis.set_yticks(range(len(arms)), [arm.name for arm in arms])
     axis.set_ylim(len(arms) - 0.5, -0.5)
-    axis.set(xlabel=f"{metric_label(found.metric)} (lower is better)", ylabel="")
+    axis.set(xlabel=wrapped(f"{metric_label(found.metric)} (lower is better)", 70), ylabel="")
     axis.legend(handles=[
         Line2D([], [], color=_BLUE, marker="o", label="mean, 95 % interval"),
         Line2D([], [], color=_GREY, marker="o", markersize=4, linestyle="", label="one training seed"),
@@ -89,7 +98,7 @@ def best_after(found: Outlook, metric: str) -> Figure:
     trials = range(1, len(found.expected) + 1)
     axis.fill_between(trials, found.low, found.high, color=_BLUE, alpha=0.15, linewidth=0, label="90 % interval")
     axis.plot(trials, found.expected, color=_BLUE, marker="o", markersize=4, label="expected best")
-    axis.set(xlabel="number of trials", ylabel=f"best {metric_label(metric)} (lower is better)")
+    axis.set(xlabel="number of trials", ylabel=wrapped(f"best {metric_label(metric)} (lower is better)"))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=True)
     return figure
@@ -115,7 +124,7 @@ def tradeoff(frame: pd.DataFrame, names: Sequence[str], front: Container[int], m
         axis.scatter(frame[on][name], frame[on]["score"], color=_ORANGE, s=52, zorder=3, label="Pareto front")
         for row in frame[on].to_dict("records"):
             axis.annotate(str(row["number"]), (row[name], row["score"]), xytext=(5, 4), textcoords="offset points")
-        axis.set(xlabel=objective_label(name, metric), ylabel=objective_label("score", metric))
+        axis.set(xlabel=wrapped(objective_label(name, metric)), ylabel=wrapped(objective_label("score", metric)))
         axis.legend(frameon=True)
     return figure
 
@@ -126,7 +135,7 @@ def spent(frame: pd.DataFrame, metric: str) -> Figure:
     colours = sns.color_palette("colorblind", frame["study"].nunique())
     for colour, (study, rows) in zip(colours, frame.groupby("study", sort=False), strict=True):
         axis.step(rows["hours"], rows["best"], where="post", color=colour, marker="o", markersize=4, label=str(study))
-    axis.set(xlabel="workers' time (hours)", ylabel=f"best {metric_label(metric)} so far (lower is better)")
+    axis.set(xlabel="workers' time (hours)", ylabel=wrapped(f"best {metric_label(metric)} so far (lower is better)"))
     axis.set_xlim(left=0)
     axis.legend(frameon=True)
     return figure
@@ -154,7 +163,7 @@ def rung_curves(rungs: pd.DataFrame, best: int | None, metric: str) -> Figure:
                (("best trial", _ORANGE), ("finished", _BLUE), ("pruned", _GREY))]  # fmt: skip
     axis.legend(handles=handles, frameon=True)
     axis.set_ylim(0, float(rungs["score"].quantile(0.95)) * 1.15 if len(rungs) else 1)
-    axis.set(xlabel="real images shown (kimg)", ylabel=f"{metric_label(metric)} (lower is better)")
+    axis.set(xlabel="real images shown (kimg)", ylabel=wrapped(f"{metric_label(metric)} (lower is better)"))
     return figure
 
 
@@ -165,7 +174,9 @@ def placement(trials: pd.DataFrame, first_rung: pd.Series, metric: str) -> Figur
     count = frame.pivot_table(index="bn", columns="activation_g", values="score", aggfunc="count").fillna(0)
     labels = mean.map(lambda v: "" if pd.isna(v) else f"{v:.0f}") + count.map(lambda n: f"\nn = {n:.0f}" if n else "")
     figure, (axis,) = new_figure(height=0.62 * len(mean) + 1.3)
-    sns.heatmap(mean, annot=labels, fmt="", cmap="crest", ax=axis, cbar_kws={"label": f"mean {metric_label(metric)}"})
+    sns.heatmap(
+        mean, annot=labels, fmt="", cmap="crest", ax=axis, cbar_kws={"label": wrapped(f"mean {metric_label(metric)}")}
+    )
     axis.grid(False)
     axis.set(xlabel="generator's activation", ylabel="BatchNorm placement")
     axis.tick_params(axis="y", rotation=0)

@@ -166,7 +166,7 @@ def test_health_names_collapse_a_won_discriminator_gaps_and_copies(tmp_path):
     (tmp_path / "t" / "audit.json").write_text(json.dumps(stated))
     found = health("trial 3", trial("t", watched=watched), tmp_path)
     assert len(found.findings) == 4
-    assert "those of each batch are better" in found.findings[2]
+    assert "50 with running ones, 40 with those of each batch" in found.findings[2]
     assert "memorises" in found.findings[3]
     (tmp_path / "t" / "audit.json").write_text(json.dumps(stated | {"protocol_hash": "other"}))
     assert health("trial 3", trial("t"), tmp_path).batch_score is None
