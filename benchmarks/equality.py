@@ -33,7 +33,7 @@ from harness.scoring.fidelity import degenerate
 from harness.scoring.reference import Reference, reference_images
 from harness.scoring.sampling import generate, to_uint8
 from harness.study.hparams import HParams, derive_seed
-from harness.study.spec import DataSpec
+from harness.study.images import DataSpec
 from harness.sweep.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -32,7 +32,7 @@ from harness.scoring.protocol import Protocol, make_protocol
 from harness.scoring.reference import Reference
 from harness.study.files import load_recipe
 from harness.study.hparams import HParams
-from harness.study.spec import ScoreSpec
+from harness.study.scoring import ScoreSpec
 
 Timed = Callable[[], Any]
 
@@ -180,7 +180,7 @@ def step(recipe: str, batch: int, steps: int, style: str, precision: str) -> Ite
 def from_files(recipe: str, n: int, photos: Path | None, folder: Path, precision: str) -> Iterator[tuple[Timed, Timed]]:
     """An epoch from JPEG files of 178x218, the second one on: ours is prepared by then, theirs has its workers."""
     from harness.data.store import open_store
-    from harness.study.spec import DataSpec
+    from harness.study.images import DataSpec
 
     hp = system(recipe, 64, precision)
     files = jpeg_files(photos, n, folder / f"photos-{n}")

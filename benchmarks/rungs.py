@@ -32,7 +32,8 @@ from harness.home import Home
 from harness.scoring.scorer import Scorers
 from harness.study.files import load_study
 from harness.study.hparams import derive_seed
-from harness.study.spec import ScoreSpec, StudySpec
+from harness.study.scoring import ScoreSpec
+from harness.study.spec import StudySpec
 from harness.study.suggest import suggest
 from harness.sweep.provenance import provenance
 from harness.sweep.worker import DIVERGED_VALUE

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from harness.errors import DataError, NotFoundError, UsageError
 from harness.home import Home
 from harness.study.files import load_recipe, load_study, recipe_hparams
-from harness.study.spec import DataSpec, StudySpec
+from harness.study.images import DataSpec
+from harness.study.spec import StudySpec
 
 if TYPE_CHECKING:
     from harness.data.store import ImageStore

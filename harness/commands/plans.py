@@ -11,7 +11,8 @@ from harness.home import Home
 from harness.study.files import load_study as load_study_file
 from harness.study.hparams import HParams, digest
 from harness.study.planned import fresh_seeds, planned_study
-from harness.study.spec import Preset, ScoreSpec, StudySpec
+from harness.study.scoring import ScoreSpec
+from harness.study.spec import Preset, StudySpec
 
 if TYPE_CHECKING:
     from harness.study.records import StudyRecord, TrialRecord

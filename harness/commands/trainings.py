@@ -10,7 +10,7 @@ from harness.errors import UsageError
 from harness.home import Home
 from harness.study.files import load_best, load_recipe, recipe_hparams
 from harness.study.hparams import HParams
-from harness.study.spec import ScoreSpec
+from harness.study.scoring import ScoreSpec
 
 if TYPE_CHECKING:
     from harness.sweep.training import Outcome, Training, Watch

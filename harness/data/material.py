@@ -19,7 +19,7 @@ from harness.data.sources import Listing, list_images, mnist_images
 from harness.data.split import Split, find_partition, split
 from harness.errors import DataError
 from harness.study.hparams import digest
-from harness.study.spec import DataSpec
+from harness.study.images import DataSpec
 
 _CHUNK = 200
 # (name, pixels or None, note or reason) of one image.

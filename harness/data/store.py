@@ -25,7 +25,7 @@ from harness.data.sources import CELEBA_HELP
 from harness.errors import DataError
 from harness.home import Home
 from harness.study.hparams import digest
-from harness.study.spec import DataSpec
+from harness.study.images import DataSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -33,6 +33,17 @@ def metric_label(name: str) -> str:
     return f"{_METRICS[metric]} of {images} images{by}{' in bf16' if quick else ''}"
 
 
+def objective_label(name: str, metric: str) -> str:
+    """What an objective measures, with its unit and which way is better."""
+    prc = metric_label(metric).partition(" of ")[2]
+    return {
+        "score": f"{metric_label(metric)} (lower is better)",
+        "seconds": "training time (s, lower is better)",
+        "precision": f"precision of {prc} (higher is better)",
+        "recall": f"recall of {prc} (higher is better)",
+    }[name]
+
+
 def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from harness.report.confirmed import Confirmation
-from harness.report.markdown import metric_label
+from harness.report.markdown import metric_label, objective_label
 from harness.report.outlook import Outlook
 
 _BLUE, _ORANGE, _GREY, _RED = "#2b6cb0", "#dd6b20", "#a0aec0", "#c53030"
@@ -102,17 +102,6 @@ def best_after(found: Outlook, metric: str) -> Figure:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=True)
     return figure
-
-
-def objective_label(name: str, metric: str) -> str:
-    """What an objective measures, with its unit and which way is better."""
-    prc = metric_label(metric).partition(" of ")[2]
-    return {
-        "score": f"{metric_label(metric)} (lower is better)",
-        "seconds": "training time (s, lower is better)",
-        "precision": f"precision of {prc} (higher is better)",
-        "recall": f"recall of {prc} (higher is better)",
-    }[name]
 
 
 def tradeoff(frame: pd.DataFrame, names: Sequence[str], front: Container[int], metric: str) -> Figure:

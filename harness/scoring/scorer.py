@@ -19,7 +19,7 @@ from harness.scoring.reference import Reference, load_reference
 from harness.scoring.sampling import BATCH
 from harness.scoring.weights import VGG_URL, vgg_weights
 from harness.study.hparams import HParams
-from harness.study.spec import ScoreSpec
+from harness.study.scoring import ScoreSpec
 
 _PUBLISHED_PRC = ("precision", "recall")
 

@@ -6,8 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from harness.study.images import DataSpec
 from harness.study.params import FixedParams, Scalar, Table
-from harness.study.spec import NAME_PATTERN, DataSpec, ScoreSpec
+from harness.study.scoring import ScoreSpec
+from harness.study.spec import NAME_PATTERN
 
 
 class BestParams(FixedParams):

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from harness.study.hparams import HParams, derive_seed
-from harness.study.spec import Plan, Preset, ScoreSpec, StudySpec
+from harness.study.scoring import ScoreSpec
+from harness.study.spec import Plan, Preset, StudySpec
 
 
 def planned_study(

@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from harness.study.hparams import FIELDS, HParams
+from harness.study.images import Crop, DataSpec
 from harness.study.params import FixedParams, Table
-from harness.study.spec import NAME_PATTERN, Crop, DataSpec, ScoreSpec
+from harness.study.scoring import ScoreSpec
+from harness.study.spec import NAME_PATTERN
 
 
 class RecipeTraining(Table):

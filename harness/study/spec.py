@@ -8,116 +8,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from harness.study.hparams import HParams, derive_seed, digest
+from harness.study.hparams import HParams, digest
+from harness.study.images import DataSpec
 from harness.study.objectives import Objective
 from harness.study.params import FixedParams, Scalar, Table
+from harness.study.scoring import ScoringSpec
+from harness.study.space import Param
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
-
-
-# left, top, width, height (px)
-Box = tuple[
-    Annotated[int, Field(ge=0, le=4096)],
-    Annotated[int, Field(ge=0, le=4096)],
-    Annotated[int, Field(ge=16, le=4096)],
-    Annotated[int, Field(ge=16, le=4096)],
-]
-Crop = Literal["square", "after_resize", "none"] | Annotated[int, Field(ge=16, le=4096)] | Box
-
-
-class DataSpec(Table):
-    """The images of the study."""
-
-    source: Literal["mnist", "mnist_idx", "fashion_mnist", "cifar10", "svhn", "celeba", "folder"] = Field(
-        description="mnist: 5,000 digits shipped in a package; mnist_idx, fashion_mnist: the full sets as idx files; "
-        "cifar10, svhn: torchvision's files; celeba: CelebA photographs; folder: any images."
-    )
-    image_size: Literal[16, 32, 64, 128, 256] = Field(description="Side of the square training images (px).")
-    channels: Literal[1, 3] = Field(3, description="1 for grey, 3 for colour.")
-    crop: Crop = Field(
-        "square",
-        description="square: the largest centred square, then resized; a number: a centred square of that side (px), "
-        "then resized; [left, top, width, height]: that box (px), stretched to a square; after_resize: the shorter "
-        "side is resized, then the centre cropped; none: stretched to a square whatever the shape.",
-    )
-    resample: Literal["bicubic", "bilinear", "lanczos"] | None = Field(
-        None, description="Pillow's filter for resizing, antialiased; bicubic unless given."
-    )
-    sharpen: float | None = Field(
-        None,
-        gt=0,
-        le=10,
-        description="Sharpness factor after resizing, as torchvision's: 1 changes nothing, 2 sharpens.",
-    )
-    held_out: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="Keep a part of the images out of training: the source's own test part where it has one, else this "
-        "share, chosen by hash of the file names.",
-    )
-
-
-class _Param(Table):
-    when: dict[str, Scalar | list[Scalar]] = Field(
-        default_factory=dict,
-        description="Search this parameter only where others have the given value (or one of a list).",
-    )
-
-
-class _Range(_Param):
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        low, high, log, step = (getattr(self, name) for name in ("low", "high", "log", "step"))
-        if low > high:
-            raise ValueError(f"low ({low}) must not exceed high ({high})")
-        if log and low <= 0:
-            raise ValueError(f"log = true needs low > 0, found {low}")
-        if log and step not in (None, 1):
-            raise ValueError("log and step exclude each other")
-        return self
-
-
-class FloatParam(_Range):
-    """Optuna's suggest_float."""
-
-    type: Literal["float"]
-    low: float = Field(allow_inf_nan=False)
-    high: float = Field(allow_inf_nan=False)
-    log: bool = False
-    step: float | None = Field(None, gt=0)
-
-    @property
-    def examples(self) -> tuple[Scalar, ...]:
-        return (self.low, self.high)
-
-
-class IntParam(_Range):
-    """Optuna's suggest_int."""
-
-    type: Literal["int"]
-    low: int
-    high: int
-    log: bool = False
-    step: int = Field(1, ge=1)
-
-    @property
-    def examples(self) -> tuple[Scalar, ...]:
-        return (self.low, self.high)
-
-
-class CategoricalParam(_Param):
-    """Optuna's suggest_categorical."""
-
-    type: Literal["categorical"]
-    choices: tuple[Scalar, ...] = Field(min_length=1)
-
-    @property
-    def examples(self) -> tuple[Scalar, ...]:
-        return self.choices
-
-
-Param = Annotated[FloatParam | IntParam | CategoricalParam, Field(discriminator="type")]
 
 
 class BudgetSpec(Table):
@@ -135,54 +33,6 @@ class BudgetSpec(Table):
             raise ValueError(f"rungs must rise, found {list(self.rungs)}")
         if self.rungs and self.rungs[-1] >= self.kimg:
             raise ValueError(f"rungs must lie below kimg = {self.kimg}, found {self.rungs[-1]}")
-        return self
-
-
-class ScoreSpec(Table):
-    """One scoring protocol."""
-
-    metric: Literal["fid", "kid"] = Field("fid", description="What is minimised.")
-    extractor: Literal["inception-v3", "mobilenet-v2"] = Field(
-        "inception-v3",
-        description="Feature extractor. inception-v3 gives the published FID; mobilenet-v2 is quick, "
-        "and its scores carry mnv2 in their names.",
-    )
-    samples: int = Field(ge=20, le=1_000_000, description="Generated images.")
-    reference: int = Field(ge=20, le=1_000_000, description="Real images compared with; the first of a fixed shuffle.")
-    split: Literal["train", "held_out"] | None = Field(
-        None, description="Which real images it compares with: those trained on (unless given), or those held out."
-    )
-    seed: int = Field(2020, ge=0, lt=2**32, description="Seed of the noise that is sampled from.")
-    precision: Literal["float32", "bf16"] | None = Field(
-        None,
-        description="Arithmetic of Inception's convolutions. bf16 is for rungs, where it is chosen once, when the "
-        "study is started, unless given; float32 everywhere else.",
-    )
-
-    @model_validator(mode="after")
-    def _only_inception(self) -> Self:
-        if self.precision == "bf16" and self.extractor != "inception-v3":
-            raise ValueError(f"precision = bf16 is Inception's; {self.extractor} runs in float32")
-        return self
-
-
-class ScoringSpec(Table):
-    """The final protocol scores finished trials; the rung protocol decides what is pruned."""
-
-    final: ScoreSpec
-    rung: ScoreSpec
-    sampling_seeds: int | None = Field(
-        None,
-        ge=1,
-        le=100,
-        description="Score a finished generator with so many seeds of noise, final.seed the first; the value is their "
-        "mean. One unless given; `harness confirm` has its own number.",
-    )
-
-    @model_validator(mode="after")
-    def _final_is_exact(self) -> Self:
-        if self.final.precision == "bf16":
-            raise ValueError("final.precision = bf16: final scores are float32, bf16 is for rungs")
         return self
 
 
@@ -230,12 +80,6 @@ class QuickSpec(Table):
     rungs: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
     samples: int = Field(ge=20, description="Generated images of the final score, and at most of the rung scores.")
     reference: int = Field(ge=20, description="Real images that final and rung scores compare with.")
-
-
-def sampling_seeds(scoring: ScoringSpec) -> list[int]:
-    """The seeds of noise that a finished generator is scored with; the first is the protocol's own."""
-    first = scoring.final.seed
-    return [first, *(derive_seed(first, "sampling", index) for index in range(1, scoring.sampling_seeds or 1))]
 
 
 class Plan(Table):

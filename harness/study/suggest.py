@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from harness.study.hparams import HParams
-from harness.study.space import is_active
-from harness.study.spec import CategoricalParam, FloatParam, IntParam, StudySpec
+from harness.study.space import CategoricalParam, FloatParam, IntParam, is_active
+from harness.study.spec import StudySpec
 
 
 class Suggests(Protocol):

@@ -20,7 +20,8 @@ from harness.scoring.fidelity import Scores
 from harness.scoring.scorer import Scorer
 from harness.study.architecture import problems
 from harness.study.hparams import HParams, derive_seed
-from harness.study.spec import StudySpec, sampling_seeds
+from harness.study.scoring import sampling_seeds
+from harness.study.spec import StudySpec
 from harness.study.suggest import suggest
 from harness.sweep.attempt import Attempt
 from harness.sweep.lease import Lease

@@ -26,7 +26,8 @@ from harness.scoring.extractors import untrained_module
 from harness.scoring.sampling import BATCH, generate
 from harness.study.architecture import problems
 from harness.study.hparams import HParams
-from harness.study.spec import ScoreSpec, StudySpec
+from harness.study.scoring import ScoreSpec
+from harness.study.spec import StudySpec
 from harness.study.suggest import suggest
 from harness.sweep.engines.local import threads_per_worker
 from harness.sweep.processes import exact_arithmetic, usable_cores

@@ -24,7 +24,8 @@ from harness.scoring.diversity import real_distance
 from harness.scoring.sampling import GRID_IMAGES
 from harness.scoring.scorer import Scorer, Scorers, split_images
 from harness.study.hparams import HParams, digest
-from harness.study.spec import DataSpec, ScoreSpec
+from harness.study.images import DataSpec
+from harness.study.scoring import ScoreSpec
 from harness.sweep.attempt import Attempt
 from harness.sweep.objective import checked, checkpoint_every_s
 from harness.sweep.processes import cuda_graphs, exact_arithmetic, on_device

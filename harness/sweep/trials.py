@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.samplers import BaseSampler
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from harness.errors import Fenced
 from harness.home import Home
-from harness.study.objectives import dominated_share
 from harness.study.spec import StudySpec
 from harness.sweep.database import StudyLock
 from harness.sweep.lease import beat, storage_of
 from harness.sweep.processes import is_gone, this_process
 from harness.sweep.search import make_pruner, make_sampler
+from harness.sweep.views import FINISHED, Placed, Ranked, View, in_place, place_of
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 # A trial whose worker dies this often in a row, without getting any further, is not tried again.
 MAX_CRASHES = 3
 # Reasons of a FAIL that is continued by another attempt.
@@ -88,11 +83,11 @@ class Trials:
         that dominate a trial at its newest rung: what is on the front there, they let go on.
         """
         storage = self.study._storage
-        own = _in_place(storage.get_trial(trial._trial_id))
+        own = in_place(storage.get_trial(trial._trial_id))
         if not self.spec.objectives:
-            view = _View(self.study.study_name, storage, pruner=make_pruner(self.spec))
+            view = View(self.study.study_name, storage, pruner=make_pruner(self.spec))
             return bool(view.pruner.prune(view, own))
-        ranked = _Ranked(self.study.study_name, storage, pruner=make_pruner(self.spec))
+        ranked = Ranked(self.study.study_name, storage, pruner=make_pruner(self.spec))
         ranked.step = own.last_step
         return bool(ranked.pruner.prune(ranked, ranked.seen(own)))
 
@@ -108,7 +103,7 @@ class Trials:
             return None
         if self.spec.plan and not any(trial.state == TrialState.WAITING for trial in trials):
             return None  # nothing is searched: what failed for good is planned again by the next start
-        places = 1 + max((place for trial in trials if (place := _place(trial)) is not None), default=-1)
+        places = 1 + max((place for trial in trials if (place := place_of(trial)) is not None), default=-1)
         storage = self.study._storage
         trial_id = self._take(trials)
         # Named before anything else: a trial without a worker is one that a lost answer left behind.
@@ -119,7 +114,7 @@ class Trials:
             place = places
             storage.set_trial_user_attr(trial_id, "place", place)
         # A retry that has yet to be suggested parameters gets those that its place would have got without the kill.
-        view = _View(self.study.study_name, storage, sampler=_Placed(make_sampler(self.spec, place)))
+        view = View(self.study.study_name, storage, sampler=Placed(make_sampler(self.spec, place)))
         return optuna.Trial(view, trial_id)
 
     def _take(self, trials: list[FrozenTrial]) -> int:
@@ -230,86 +225,3 @@ def crashes(trial: FrozenTrial) -> int:
 def finished_count(study: optuna.Study) -> int:
     """COMPLETE and PRUNED trials: what the budget counts."""
     return sum(trial.state in FINISHED for trial in study.get_trials(deepcopy=False))
-
-
-def _place(trial: FrozenTrial) -> int | None:
-    """None where it has none yet, or was killed before it was given one."""
-    if "place" not in trial.user_attrs and trial.state not in FINISHED:
-        return None
-    return int(trial.user_attrs.get("place", trial.number))
-
-
-def _in_place(trial: FrozenTrial) -> FrozenTrial:
-    place = _place(trial)
-    if place is None or place == trial.number:
-        return trial
-    placed = copy.copy(trial)
-    placed.number = place
-    return placed
-
-
-class _View(optuna.Study):
-    """The study as samplers and pruners see it: a retry has the number of the trial that it continues.
-
-    Of several objectives the first, the score, is the one that rung scores are of.
-    """
-
-    @property
-    def direction(self) -> StudyDirection:
-        return self.directions[0]
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        return [_in_place(trial) for trial in super()._get_trials(deepcopy, states, use_cache)]
-
-
-class _Ranked(_View):
-    """A study of several objectives as pruners see it: one value a trial, at one step, lower is better."""
-
-    step: int | None = None
-
-    def seen(self, trial: FrozenTrial) -> FrozenTrial:
-        shown = copy.copy(trial)
-        shown.intermediate_values = {}
-        own = rung_losses(trial, self.step)
-        if own is not None and self.step is not None:
-            others = [rung_losses(other, self.step) for other in super()._get_trials(deepcopy=False)
-                      if other._trial_id != trial._trial_id]  # fmt: skip
-            shown.intermediate_values[self.step] = dominated_share(own, [each for each in others if each is not None])
-        return shown
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        return [self.seen(trial) for trial in super()._get_trials(deepcopy, states, use_cache)]
-
-
-def rung_losses(trial: FrozenTrial, step: int | None) -> tuple[float, float] | None:
-    """(score, seconds trained) of a trial at a rung; None where it was not scored there."""
-    seconds = trial.user_attrs.get("rung_seconds", {}).get(str(step))
-    score = trial.intermediate_values.get(step) if step is not None else None
-    return None if seconds is None or score is None else (score, float(seconds))
-
-
-class _Placed(BaseSampler):
-    """A sampler that is told of a trial under its place's number, by which it leaves it out of the running ones."""
-
-    def __init__(self, sampler: BaseSampler) -> None:
-        self.sampler = sampler
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self.sampler.infer_relative_search_space(study, _in_place(trial))
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return self.sampler.sample_relative(study, _in_place(trial), search_space)
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        return self.sampler.sample_independent(study, _in_place(trial), param_name, param_distribution)
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self.sampler.before_trial(study, _in_place(trial))

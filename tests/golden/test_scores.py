@@ -21,7 +21,7 @@ from harness.scoring.reference import Reference, load_reference, reference_image
 from harness.scoring.sampling import generate, to_uint8
 from harness.scoring.weights import inception_weights
 from harness.study.hparams import HParams
-from harness.study.spec import ScoreSpec
+from harness.study.scoring import ScoreSpec
 from tests.conftest import CPU, blobs
 
 HP = HParams(image_size=32, channels=1, ngf=4, z_dim=8, latent="uniform", init_std=0.3)
@@ -126,7 +126,7 @@ def test_converted_trunk_equals_torch_fidelitys_network(home, full_weights):
 def test_without_a_head_the_inception_score_is_unavailable_and_mobilenets_stands_in(home, image_folder):
     from harness.data.store import open_store
     from harness.scoring.scorer import Scorers
-    from harness.study.spec import DataSpec
+    from harness.study.images import DataSpec
 
     data = DataSpec(source="folder", image_size=16, channels=1)
     store = open_store(home, data, image_folder, study="t", on_progress=lambda *_: None, say=QUIET)

@@ -19,8 +19,9 @@ from harness.scoring.extractors import Extractor
 from harness.scoring.sampling import generate, to_uint8, with_batch_statistics
 from harness.scoring.scorer import Scorers
 from harness.study.hparams import HParams
+from harness.study.images import DataSpec
 from harness.study.records import TrialRecord
-from harness.study.spec import DataSpec, ScoreSpec
+from harness.study.scoring import ScoreSpec
 from tests.conftest import CPU, blobs
 
 HP = HParams(image_size=16, channels=1, ngf=4, ndf=4, z_dim=8, bn="paper")

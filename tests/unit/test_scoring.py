@@ -17,7 +17,7 @@ from harness.scoring.protocol import Protocol, make_protocol, metric_name
 from harness.scoring.reference import Features, Reference, load_reference, reference_images
 from harness.scoring.sampling import generate, image_grid, scoring_noise, to_uint8
 from harness.study.hparams import HParams
-from harness.study.spec import ScoreSpec
+from harness.study.scoring import ScoreSpec
 from tests.conftest import CPU, blobs
 
 HP = HParams(image_size=16, channels=1, z_dim=8)
@@ -175,7 +175,7 @@ def test_the_reference_can_be_the_held_out_images_and_the_protocol_says_so(home,
 
     from harness.data.store import open_store
     from harness.scoring.scorer import Scorers, split_images
-    from harness.study.spec import DataSpec
+    from harness.study.images import DataSpec
 
     folder = tmp_path / "photos"
     folder.mkdir()

@@ -46,7 +46,7 @@ from harness.home import Home
 from harness.scoring import weights
 from harness.scoring.extractors import inception_shapes
 from harness.study.files import load_best, load_recipe, load_study
-from harness.study.spec import DataSpec
+from harness.study.images import DataSpec
 from harness.sweep.attempt import Attempt
 from harness.sweep.provenance import provenance
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment

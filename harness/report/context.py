@@ -1,0 +1,172 @@
+"""What the template of a study's report is filled with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from harness.report.markdown import duration, number, objective_label
+from harness.report.ranking import Leaderboard, objectives, pareto_front, rank
+from harness.study.hparams import ALIASES
+from harness.study.records import StudyRecord, TrialRecord
+
+
+def report_context(
+    record: StudyRecord,
+    board: Leaderboard,
+    trials: pd.DataFrame,
+    grids: list[dict[str, str]],
+    importances: Mapping[str, float],
+    evaluator: str,
+) -> dict[str, Any]:
+    spec = json.loads(record.attrs["spec"])
+    best = board.trials[0] if board.trials else None
+    paper = next((t for t in record.complete if t.attrs.get("preset") == "paper"), None)
+    final_metric = record.attrs["final_metric"]
+    scores = [trial.attrs.get("scores", {}) for trial in board.trials]
+    unavailable = board.trials[0].attrs.get("unavailable", {}) if best else {}
+    states = trials["state"] if len(trials) else pd.Series(dtype=str)
+    return {
+        "name": record.name,
+        "description": record.attrs.get("description", ""),
+        "best": best,
+        "paper": paper if paper is not best else None,
+        "grids": grids,
+        "dataset": record.attrs["dataset"],
+        "size": spec["data"]["image_size"],
+        "channels": spec["data"]["channels"],
+        "kimg": spec["budget"]["kimg"],
+        "rungs": ", ".join(number(rung) for rung in spec["budget"]["rungs"]) or "no",
+        "target": record.attrs["target"],
+        "n_finished": int(states.isin(["COMPLETE", "PRUNED"]).sum()),
+        "final": spec["scoring"]["final"],
+        "meaning": {"fid": "FID, the Fréchet distance", "kid": "KID, the kernel distance"}[
+            spec["scoring"]["final"]["metric"]
+        ],
+        "kid_subset": min(1000, spec["scoring"]["final"]["samples"], spec["scoring"]["final"]["reference"]),
+        "data_option": "" if spec["data"]["source"] == "mnist" else " --data PATH",
+        "final_metric": final_metric,
+        "rung_metric": record.attrs["rung_metric"],
+        "protocol_hash": board.protocol_hash,
+        "arithmetic": {
+            "training": "what each trial searched"
+            if "precision" in spec["space"]
+            else spec["fixed"].get("precision", "float32"),
+            "rung": spec["scoring"]["rung"].get("precision", "float32"),
+        },
+        "sampler": spec["sampler"],
+        "pruner": spec["pruner"],
+        "space": [_space_row(name, param) for name, param in spec["space"].items()],
+        "params": list(spec["space"]),
+        "other_metrics": sorted({name for row in scores for name in row if name != final_metric}),
+        "board": [_board_row(trial, spec) for trial in board.trials],
+        "baselines": _baselines(record, best),
+        "sweep_time": duration(sum(trial.seconds for trial in record.trials)),
+        "left_out": ", ".join(map(str, board.left_out)),
+        "unavailable": unavailable,
+        "evaluator": evaluator,
+        "first_rung": spec["budget"]["rungs"][0] if spec["budget"]["rungs"] else spec["budget"]["kimg"],
+        "ended": _ended(trials),
+        "time": _time(trials),
+        "environment": sorted((k, v) for k, v in record.attrs.get("environment", {}).items() if k != "study"),
+    }
+
+
+def _baselines(record: StudyRecord, best: TrialRecord | None) -> list[dict[str, Any]]:
+    """A row for each published recipe that was tried, best first; those without a score last, with the reason."""
+    rows = []
+    continued = {trial.attrs.get("retry_of") for trial in record.trials}
+    for trial in record.trials:
+        if "recipe" not in trial.attrs or trial.state == "WAITING" or trial.number in continued:
+            continue
+        root = trial.attrs.get("root", trial.number)
+        attempts = [other for other in record.trials if other.attrs.get("root", other.number) == root]
+        ranked = best is not None and trial.attrs.get("protocol_hash") == best.attrs.get("protocol_hash")
+        value = trial.value if trial.state == "COMPLETE" and ranked else None
+        rows.append(
+            {
+                "number": trial.number,
+                "recipe": trial.attrs["recipe"],
+                "variant": trial.attrs["variant"],
+                "value": value,
+                "gain": value - best.value if value is not None and best and best.value is not None else None,
+                "seconds": sum(attempt.seconds for attempt in attempts),
+                "batch": trial.attrs.get("hparams", {}).get("batch_size"),
+                "own_images": trial.attrs.get("own_images", ""),
+                "end": "" if value is not None else trial.reason or trial.state.lower(),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["value"] is None, row["value"] or 0.0, row["number"]))
+
+
+def _board_row(trial: TrialRecord, spec: Mapping[str, Any]) -> dict[str, Any]:
+    preset = trial.attrs.get("preset")
+    return {
+        "number": trial.number,
+        "preset": f" ({preset})" if preset else "",
+        "value": trial.value,
+        "scores": trial.attrs.get("scores", {}),
+        "kimg": spec["budget"]["kimg"],
+        "seconds": trial.seconds,
+        "params": trial.params or _of_recipe(trial, spec),
+    }
+
+
+def _of_recipe(trial: TrialRecord, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A baseline's values of what the others search; it was not asked for any."""
+    hparams = trial.attrs.get("hparams", {})
+    return {name: hparams[ALIASES.get(name, (name,))[0]] for name in spec["space"] if hparams}
+
+
+def _ended(trials: pd.DataFrame) -> list[dict[str, Any]]:
+    if not len(trials):
+        return []
+    rows = trials[trials["state"].isin(["PRUNED", "FAIL", "RUNNING"])].sort_values("number")
+    ended = []
+    for row in rows.to_dict("records"):
+        state = "diverged" if row["diverged"] else str(row["state"]).lower()
+        reason = str(row["reason"]).replace("|", "\\|").replace("\n", " ")
+        ended.append({"number": row["number"], "state": state, "kimg": row["kimg"], "reason": reason})
+    return ended
+
+
+def _time(trials: pd.DataFrame) -> dict[str, Any]:
+    if not len(trials):
+        return dict.fromkeys(("total", "finished", "pruned", "failed", "scoring", "median"), "0 s") | {"trials": 0}
+    by_state = trials.groupby("state")["seconds"].sum()
+    done = trials[trials["state"] == "COMPLETE"]
+    return {
+        "trials": len(trials),
+        "total": duration(float(trials["seconds"].sum())),
+        "finished": duration(float(by_state.get("COMPLETE", 0.0))),
+        "pruned": duration(float(by_state.get("PRUNED", 0.0))),
+        "failed": duration(float(by_state.get("FAIL", 0.0))),
+        "scoring": duration(float(done["score_s"].sum())),
+        "median": duration(float(done["seconds"].median())) if len(done) else "no time",
+    }
+
+
+def _space_row(name: str, param: Mapping[str, Any]) -> dict[str, str]:
+    if param["type"] == "categorical":
+        text = ", ".join(number(choice) for choice in param["choices"])
+    else:
+        text = f"{number(param['low'])} to {number(param['high'])}" + (", log scale" if param["log"] else "")
+    for parent, wanted in param.get("when", {}).items():
+        text += f" (when {parent} is {wanted})"
+    return {"name": name, "type": param["type"], "range": text}
+
+
+def tradeoff_context(record: StudyRecord) -> dict[str, Any] | None:
+    """The Pareto front for the template; None for a study of one objective."""
+    names = objectives(record)
+    if len(names) == 1:
+        return None
+    best = pareto_front(record)
+    return {
+        "names": [objective_label(name, record.attrs["final_metric"]) for name in names],
+        "rows": [{"number": trial.number, "values": trial.values, "params": trial.params} for trial in best],
+        "n": len(rank(record, top=len(record.trials)).trials),
+    }

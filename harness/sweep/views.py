@@ -1,0 +1,100 @@
+"""The study as samplers and pruners see it: retries in the place of what they continue, one value a trial."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Container
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from harness.study.objectives import dominated_share
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def place_of(trial: FrozenTrial) -> int | None:
+    """None where it has none yet, or was killed before it was given one."""
+    if "place" not in trial.user_attrs and trial.state not in FINISHED:
+        return None
+    return int(trial.user_attrs.get("place", trial.number))
+
+
+def in_place(trial: FrozenTrial) -> FrozenTrial:
+    place = place_of(trial)
+    if place is None or place == trial.number:
+        return trial
+    placed = copy.copy(trial)
+    placed.number = place
+    return placed
+
+
+class View(optuna.Study):
+    """The study as samplers and pruners see it: a retry has the number of the trial that it continues.
+
+    Of several objectives the first, the score, is the one that rung scores are of.
+    """
+
+    @property
+    def direction(self) -> StudyDirection:
+        return self.directions[0]
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        return [in_place(trial) for trial in super()._get_trials(deepcopy, states, use_cache)]
+
+
+class Ranked(View):
+    """A study of several objectives as pruners see it: one value a trial, at one step, lower is better."""
+
+    step: int | None = None
+
+    def seen(self, trial: FrozenTrial) -> FrozenTrial:
+        shown = copy.copy(trial)
+        shown.intermediate_values = {}
+        own = rung_losses(trial, self.step)
+        if own is not None and self.step is not None:
+            others = [rung_losses(other, self.step) for other in super()._get_trials(deepcopy=False)
+                      if other._trial_id != trial._trial_id]  # fmt: skip
+            shown.intermediate_values[self.step] = dominated_share(own, [each for each in others if each is not None])
+        return shown
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        return [self.seen(trial) for trial in super()._get_trials(deepcopy, states, use_cache)]
+
+
+def rung_losses(trial: FrozenTrial, step: int | None) -> tuple[float, float] | None:
+    """(score, seconds trained) of a trial at a rung; None where it was not scored there."""
+    seconds = trial.user_attrs.get("rung_seconds", {}).get(str(step))
+    score = trial.intermediate_values.get(step) if step is not None else None
+    return None if seconds is None or score is None else (score, float(seconds))
+
+
+class Placed(BaseSampler):
+    """A sampler that is told of a trial under its place's number, by which it leaves it out of the running ones."""
+
+    def __init__(self, sampler: BaseSampler) -> None:
+        self.sampler = sampler
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self.sampler.infer_relative_search_space(study, in_place(trial))
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self.sampler.sample_relative(study, in_place(trial), search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self.sampler.sample_independent(study, in_place(trial), param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self.sampler.before_trial(study, in_place(trial))
