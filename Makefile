@@ -4,7 +4,7 @@ PYTHON ?= python3
 VARIABLES := STUDY RECIPE VARIANT DATA TRIALS WORKERS DEVICE QUICK EXACT KIMG SAMPLES SEED CONFIG ENGINE ADDRESS KILLS CONFIRM TOP SEEDS SAMPLINGS
 $(foreach v,$(VARIABLES),$(if $(value $(v)),$(eval override $(v) := $$(value $(v)))$(eval export $(v))))
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep plan confirm claims worker reconcile train recipes report generate ui test faults lint bench doctor clean
+.PHONY: help setup sweep plan confirm claims audit worker reconcile train recipes report generate ui test faults lint bench doctor clean
 
 help: ; @$(PYTHON) -m harness
 setup: ; @$(PYTHON) -m harness setup
@@ -12,6 +12,7 @@ sweep: ; @$(PYTHON) -m harness sweep
 plan: ; @$(PYTHON) -m harness plan
 confirm: ; @$(PYTHON) -m harness confirm
 claims: ; @$(PYTHON) -m harness claims
+audit: ; @$(PYTHON) -m harness audit
 worker: ; @$(PYTHON) -m harness worker
 reconcile: ; @$(PYTHON) -m harness reconcile
 train: ; @$(PYTHON) -m harness train

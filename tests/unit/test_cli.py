@@ -24,6 +24,7 @@ VERBS = [
     "plan",
     "confirm",
     "claims",
+    "audit",
     "worker",
     "reconcile",
     "train",
