@@ -111,16 +111,20 @@ def blobs(n: int, size: int = 16, seed: int = 0) -> np.ndarray:
     return (255 * np.exp(-distance / size)).astype(np.uint8)[..., None]
 
 
+def blob_files(folder: Path, n: int, size: int = 16, seed: int = 0) -> Path:
+    """The folder, made, with n blobs as PNG files."""
+    from PIL import Image
+
+    folder.mkdir()
+    for index, pixels in enumerate(blobs(n, size, seed)):
+        Image.fromarray(pixels[..., 0]).save(folder / f"{index:03d}.png")
+    return folder
+
+
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
     """32 PNG files of 16x16 px."""
-    from PIL import Image
-
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for index, pixels in enumerate(blobs(32)):
-        Image.fromarray(pixels[..., 0]).save(folder / f"{index:03d}.png")
-    return folder
+    return blob_files(tmp_path / "images", 32)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness import __version__
-from harness.cli import plans, verbs
+from harness.cli import plans, sweeps, tools, verbs
 from harness.cli.shell import DEFAULT_STUDY, env
 
 _EPILOG = """\
@@ -38,8 +38,8 @@ def make_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    verb("setup", verbs.setup, "install into .venv (make does it) and fetch the scoring weights")
-    sweep = verb("sweep", verbs.sweep, "run or continue a study to its budget, then write its report")
+    verb("setup", tools.setup, "install into .venv (make does it) and fetch the scoring weights")
+    sweep = verb("sweep", sweeps.sweep, "run or continue a study to its budget, then write its report")
     _study_argument(sweep)
     _data_argument(sweep)
     _machine_arguments(sweep)
@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
                        help="go on although sampler, pruner, presets or ranges changed")  # fmt: skip
     sweep.add_argument("--confirm", action="store_true", default=os.environ.get("CONFIRM", "") not in ("", "0"),
                        help="then retrain the best on fresh seeds, as `harness confirm` (CONFIRM=1)")  # fmt: skip
-    plan = verb("plan", verbs.plan, "say what a study would take on this machine, and what more trials would bring")
+    plan = verb("plan", sweeps.plan, "say what a study would take on this machine, and what more trials would bring")
     _study_argument(plan)
     _data_argument(plan)
     _budget_arguments(plan)
@@ -85,13 +85,13 @@ def make_parser() -> argparse.ArgumentParser:
                        help="how many of the best trials (TOP, default 3)")  # fmt: skip
     _data_argument(audit)
     _device_argument(audit)
-    worker = verb("worker", verbs.worker, "join a study that was started elsewhere, through the same database")
+    worker = verb("worker", sweeps.worker, "join a study that was started elsewhere, through the same database")
     _study_argument(worker)
     _data_argument(worker)
     _device_argument(worker)
     worker.add_argument("--workers", type=_positive(int), default=_env_number("WORKERS") or 1,
                         help="processes of this machine (WORKERS, default 1)")  # fmt: skip
-    reconcile = verb("reconcile", verbs.reconcile, "heal what crashes and outages left behind, and say what was done")
+    reconcile = verb("reconcile", sweeps.reconcile, "heal what crashes and outages left behind, and say what was done")
     reconcile.add_argument("study", nargs="?", help="a started study; without it all of them")
     train = verb("train", verbs.train, "train a recipe, or a configuration such as a report's best.toml, and score it")
     what = train.add_mutually_exclusive_group()
@@ -144,7 +144,7 @@ def make_parser() -> argparse.ArgumentParser:
     ui.add_argument("--port", type=int, choices=range(1024, 65536), metavar="1024-65535", default=5000)
     verb("studies", verbs.studies, "list the studies there are, and how far they are")
     verb("schema", verbs.schema, "print the JSON Schema of study files, for editors")
-    weights = verb("weights", verbs.weights, "fetch the scoring weights and say which are in use")
+    weights = verb("weights", tools.weights, "fetch the scoring weights and say which are in use")
     weights.add_argument("--export", type=Path, help="write the Inception weights in torch-fidelity's format")
     data = verb("data", verbs.data, "prepare, look at, or export the images of a study or recipe")
     data.add_argument(
@@ -161,16 +161,16 @@ def make_parser() -> argparse.ArgumentParser:
                       help="prepare: get CelebA through torchvision, accepting its terms")  # fmt: skip
     data.add_argument("--out", type=Path, help="grid: the PNG to write; export: the folder")
     data.add_argument("-n", type=_positive(int), default=64, help="grid: how many images (default 64)")
-    verb("doctor", verbs.doctor, "check everything that a sweep needs")
-    verb("test", verbs.test, "run the tests").add_argument(
+    verb("doctor", tools.doctor, "check everything that a sweep needs")
+    verb("test", tools.test, "run the tests").add_argument(
         "rest", nargs=argparse.REMAINDER, help="arguments for pytest"
     )
-    verb("faults", verbs.faults, "kill, cut off and fill up sweeps, and check that nothing is lost").add_argument(
+    verb("faults", tools.faults, "kill, cut off and fill up sweeps, and check that nothing is lost").add_argument(
         "rest", nargs=argparse.REMAINDER, help="--seed N --kills N"
     )
-    verb("lint", verbs.lint, "check style, types and import contracts")
-    verb("bench", verbs.bench, "measure against what people run today").add_argument("rest", nargs=argparse.REMAINDER)
-    verb("clean", verbs.clean, "remove caches; runs, reports, weights and .venv stay")
+    verb("lint", tools.lint, "check style, types and import contracts")
+    verb("bench", tools.bench, "measure against what people run today").add_argument("rest", nargs=argparse.REMAINDER)
+    verb("clean", tools.clean, "remove caches; runs, reports, weights and .venv stay")
     return parser
 
 

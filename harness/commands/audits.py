@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness import atomic
+from harness.commands.generators import confirmed_best
 from harness.data.store import OnProgress
-from harness.errors import NotFoundError
+from harness.errors import DataError, NotFoundError
 from harness.home import Home
 from harness.report.health import AUDIT_FILE, PAIRS_FILE, audited
 from harness.study.records import TrialRecord
@@ -39,7 +40,7 @@ def audit_study(
 
     Raises:
         NotFoundError: no trial is finished, or its weights are on another machine.
-        HarnessError: images or weights are not those of the study.
+        DataError: images, weights or versions are not those of the study.
     """
     import torch
 
@@ -59,7 +60,8 @@ def audit_study(
     study = load_study(study_name, home)
     spec, record = stored_spec(study), to_record(study)
     bring_results(record, home, say)
-    chosen = [*rank(record, top=top).trials, *_confirmed(study_name, home)]
+    confirmed = confirmed_best(record, home)
+    chosen = [*rank(record, top=top).trials, *([confirmed] if confirmed else [])]
     if not chosen:
         raise NotFoundError(
             f"no trial of {study_name} is finished yet", f"`make sweep STUDY={study_name}` goes on with it."
@@ -73,6 +75,11 @@ def audit_study(
     refuse_other_images(study, {"fingerprint": store.fingerprint})
     scorers = Scorers(home, store, place, say)
     scorer = scorers.scorer(spec.scoring.final)
+    if others := [name_of(trial) for trial in waiting if trial.attrs["protocol_hash"] != scorer.protocol.hash]:
+        raise DataError(
+            f"{', '.join(others)}: scored under another protocol than this machine's ({scorer.protocol.hash})",
+            "Weights or versions of torch and torch-fidelity differ: audit where the study ran, or with what it used.",
+        )
     say(f"features of {len(store)} training images")
     real = RealImages(store.tensor(), scorers.extractor(MOBILENET))
     for trial in waiting:
@@ -88,12 +95,3 @@ def audit_study(
 def name_of(trial: TrialRecord) -> str:
     """A trial's name for people; of a plan the configuration's and its seed's."""
     return str(trial.attrs["preset"]) if "arm" in trial.attrs else f"trial {trial.number}"
-
-
-def _confirmed(study_name: str, home: Home) -> list[TrialRecord]:
-    from harness.report.confirmed import confirmation
-    from harness.sweep.storage import find_record, load_study, to_record
-
-    plan = find_record(f"{study_name}-confirm", home)
-    found = confirmation(to_record(load_study(study_name, home)), plan) if plan else None
-    return [found.best.median_trial] if found else []

@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     from harness.study.records import StudyRecord, TrialRecord
 
 
+def confirmed_best(record: StudyRecord, home: Home) -> TrialRecord | None:
+    """The training of the median seed of a study's confirmed best; None where it was not confirmed."""
+    from harness.report.confirmed import confirmation
+    from harness.sweep.storage import find_record
+
+    plan = find_record(f"{record.name}-confirm", home)
+    found = confirmation(record, plan) if plan else None
+    return found.best.median_trial if found else None
+
+
 def trained_generator(study_name: str, trial: int | None, home: Home) -> tuple[Any, Any, TrialRecord, StudyRecord]:
     """(generator, HParams, trial, study) of a finished trial; ``trial`` None is the best.
 
@@ -22,15 +32,13 @@ def trained_generator(study_name: str, trial: int | None, home: Home) -> tuple[A
     import torch
 
     from harness.gan.checkpoint import import_generator
-    from harness.report.confirmed import confirmation
     from harness.report.ranking import rank
-    from harness.sweep.storage import find_record, to_record
     from harness.sweep.storage import load_study as load_started
+    from harness.sweep.storage import to_record
 
     record = to_record(load_started(study_name, home))
-    plan = find_record(f"{study_name}-confirm", home) if trial is None else None
-    if plan and (found := confirmation(record, plan)):
-        chosen = found.best.median_trial
+    if trial is None and (confirmed := confirmed_best(record, home)):
+        chosen = confirmed
     elif trial is None:
         board = rank(record, top=1)
         if not board.trials:

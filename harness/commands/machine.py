@@ -62,7 +62,7 @@ def weights_in_use(home: Home, say: Say) -> Iterator[tuple[str, str]]:
     """(extractor, source and what it lacks), fetching what is not there yet."""
     from harness.scoring.extractors import inception_shapes
     from harness.scoring.fidelity import NO_HEAD
-    from harness.scoring.weights import inception_weights, mobilenet_weights, vgg_weights
+    from harness.scoring.weights import inception_weights, mobilenet_weights, vgg_file, vgg_weights
 
     try:
         weights = inception_weights(home, inception_shapes(), say)
@@ -72,10 +72,13 @@ def weights_in_use(home: Home, say: Say) -> Iterator[tuple[str, str]]:
         yield "Inception weights", f"error: {error}"
     try:
         yield "MobileNetV2 weights", mobilenet_weights(home, say).source
-        vgg = vgg_weights(home)
-        yield "VGG16 weights", vgg.source if vgg else "none; precision and recall are of the other extractors' features"
     except HarnessError as error:
-        yield "MobileNetV2 or VGG16 weights", f"error: {error}"
+        yield "MobileNetV2 weights", f"error: {error}"
+    try:
+        none = "none; precision and recall are of the other extractors' features"
+        yield "VGG16 weights", vgg_weights(home).source if vgg_file(home) else none
+    except HarnessError as error:
+        yield "VGG16 weights", f"error: {error}"
 
 
 def export_weights(home: Home, out: Path, say: Say) -> str:

@@ -9,17 +9,16 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
-import pickle
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 
 from harness.data.archive import printable
 from harness.data.downloads import into_place
+from harness.data.pickles import PickledArray, unpickle_arrays
 from harness.errors import DataError
 
 Say = Callable[[str], None]
@@ -109,70 +108,12 @@ def read_svhn(path: Path) -> np.ndarray:
     return array
 
 
-class _Array:
-    """Stands for a NumPy array while it is unpickled: NumPy's own type can be told to take any bytes for objects."""
-
-    state: tuple[int, tuple[int, ...], _Kind, bool, bytes | str]
-
-    def __setstate__(self, state: tuple[int, tuple[int, ...], _Kind, bool, bytes | str]) -> None:
-        self.state = state
-
-    def uint8(self) -> np.ndarray:
-        """The values, where they are bytes."""
-        _, shape, kind, by_columns, raw = self.state
-        if kind.code != "u1":
-            raise ValueError(f"its data are of type {kind.code!r}, not uint8")
-        values = np.frombuffer(raw.encode("latin1") if isinstance(raw, str) else raw, np.uint8)
-        return values.reshape(shape[::-1]).T if by_columns else values.reshape(shape)
-
-
-class _Kind:
-    """Stands for a NumPy dtype."""
-
-    def __init__(self, code: str, *_: object) -> None:
-        self.code = code
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-def _encoded(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it is encoded as {encoding}")
-    return text.encode("latin1")
-
-
-def _no_array(*_: object) -> None:
-    raise pickle.UnpicklingError("it makes arrays in a way that no batch of images needs")
-
-
-# All that a pickled batch of CIFAR-10 asks for, and what it gets.
-_STAND_INS: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
-    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
-    ("numpy", "ndarray"): _no_array,
-    ("numpy", "dtype"): _Kind,
-    ("_codecs", "encode"): _encoded,
-}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch of images needs")
-        return _STAND_INS[module, name]
-
-
-def _unpickle(file: IO[bytes]) -> Any:
-    return _ArraysOnly(file, encoding="latin1").load()
-
-
 def read_cifar10(path: Path) -> np.ndarray:
     """Images of one batch of CIFAR-10's Python version; nothing but arrays of bytes is unpickled."""
     with path.open("rb") as file:
-        batch = _unpickle(file)
+        batch = unpickle_arrays(file)
     data = batch.get("data") if isinstance(batch, dict) else None
-    rows = data.uint8() if isinstance(data, _Array) else None
+    rows = data.uint8() if isinstance(data, PickledArray) else None
     if rows is None or rows.ndim != 2 or rows.shape[1] != 3072:
         raise ValueError("its data are not uint8 rows of 3072 values")
     array: np.ndarray = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)

@@ -15,12 +15,11 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
 from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
-from harness.errors import WeightsError
 from harness.gan.precision import BF16, FLOAT32
 from harness.home import Home
 from harness.scoring.protocol import INCEPTION, MOBILENET, VGG
 from harness.scoring.reference import Features
-from harness.scoring.weights import VGG_URL, inception_weights, mobilenet_weights, vgg_weights
+from harness.scoring.weights import inception_weights, mobilenet_weights, vgg_weights
 
 # Images at once: a GPU is filled by many; on a CPU the maps of few images of 299 px stay in its cache.
 _ON_GPU, _ON_CPU = 256, {INCEPTION: 8, MOBILENET: 50, VGG: 8}
@@ -188,11 +187,8 @@ class Extractor:
             self.module: FeatureExtractorBase = kind("inception-v3-compat", (self.pooled,), self.weights.state)
             self.resize = "TensorFlow 1 bilinear to 299 px"
         elif name == VGG:
-            weights = vgg_weights(home)
-            if weights is None:
-                raise WeightsError("the VGG16 weights are not at hand", f"Set HARNESS_VGG16_WEIGHTS to {VGG_URL}")
-            self.weights, self.pooled, self.logits = weights, "fc2_relu", ""
-            self.module = VGGExtractor(VGG, (self.pooled,), weights.state)
+            self.weights, self.pooled, self.logits = vgg_weights(home), "fc2_relu", ""
+            self.module = VGGExtractor(VGG, (self.pooled,), self.weights.state)
             self.resize = "TensorFlow 1 bilinear to 224 px"
         else:
             self.weights = mobilenet_weights(home, say)

@@ -17,7 +17,7 @@ from harness.scoring.fidelity import ALL, Scores, score, versions
 from harness.scoring.protocol import INCEPTION, MOBILENET, VGG, Protocol, make_protocol
 from harness.scoring.reference import Reference, load_reference
 from harness.scoring.sampling import BATCH
-from harness.scoring.weights import VGG_URL, vgg_weights
+from harness.scoring.weights import VGG_URL, vgg_file
 from harness.study.hparams import HParams
 from harness.study.scoring import ScoreSpec
 
@@ -101,7 +101,7 @@ class Scorer:
             named = dataclasses.replace(self.protocol, extractor=MOBILENET)
             self.beside["is",] = (named, scorers.extractor(MOBILENET), self.reference)
         named = dataclasses.replace(self.protocol, extractor=VGG)
-        if vgg_weights(scorers.home) is None:
+        if vgg_file(scorers.home) is None:
             why = f"VGG16 is not at hand; set HARNESS_VGG16_WEIGHTS to {VGG_URL}"
             self.lacking = {named.metric(name): why for name in _PUBLISHED_PRC}
             return

@@ -101,26 +101,35 @@ def mobilenet_weights(home: Home, say: Callable[[str], None]) -> Weights:
     return Weights(state, _tensors_sha256(state), f"mirror: {path}", True)
 
 
-def vgg_weights(home: Home) -> Weights | None:
-    """torchvision's VGG16 (ImageNet), which published precision and recall are computed with; None if not at hand.
+def vgg_file(home: Home) -> Path | None:
+    """Where torchvision's VGG16 (ImageNet) is, which published precision and recall are of; None if not at hand.
 
     It is 528 MB and never fetched: ``HARNESS_VGG16_WEIGHTS`` names it, or it is in torch's hub cache or ``weights/``.
 
     Raises:
-        WeightsError: the file is damaged, or another one.
+        WeightsError: the named file does not exist.
     """
     if chosen := os.environ.get("HARNESS_VGG16_WEIGHTS"):
         path = Path(chosen)
         if not path.is_file():
             raise WeightsError(f"HARNESS_VGG16_WEIGHTS names {path}, which does not exist")
-    else:
-        found = [path for folder in (Path(torch.hub.get_dir()) / "checkpoints", home.weights)
-                 if (path := folder / VGG_NAME).is_file()]  # fmt: skip
-        if not found:
-            return None
-        path = found[0]
-        if not atomic.file_sha256(path).startswith(VGG_NAME.removesuffix(".pth").split("-")[1]):
-            raise WeightsError(f"{path} is damaged, or not the known file (sha256)", f"Delete {path}.")
+        return path
+    places = (folder / VGG_NAME for folder in (Path(torch.hub.get_dir()) / "checkpoints", home.weights))
+    return next((path for path in places if path.is_file()), None)
+
+
+def vgg_weights(home: Home) -> Weights:
+    """torchvision's VGG16 with its classifier.
+
+    Raises:
+        WeightsError: it is not at hand, damaged, or another file.
+    """
+    path = vgg_file(home)
+    if path is None:
+        raise WeightsError("the VGG16 weights are not at hand", f"Set HARNESS_VGG16_WEIGHTS to {VGG_URL}")
+    known = VGG_NAME.removesuffix(".pth").split("-")[1]
+    if path.name == VGG_NAME and not atomic.file_sha256(path).startswith(known):
+        raise WeightsError(f"{path} is damaged, or not the known file (sha256)", f"Delete {path}.")
     state = _load_state(path)
     return Weights(state, _tensors_sha256(state), str(path), True)
 

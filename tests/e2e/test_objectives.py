@@ -6,14 +6,15 @@ import json
 import math
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
+from harness.commands.audits import audit_study
+from harness.errors import DataError
 from harness.home import Home
 from harness.report.ranking import pareto_front
 from harness.tracking.mlflow import client_for
-from tests.conftest import blobs, sharing_weights
+from tests.conftest import blob_files, sharing_weights
 from tests.e2e.test_sweep import Project, wait_for
 from tests.faults.checks import QUICK
 
@@ -22,13 +23,9 @@ STUDY = f'objectives = ["score", "seconds", "recall"]\n{QUICK}'
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, weights_home: Home) -> Project:
-    from PIL import Image
 
     folder = tmp_path_factory.mktemp("objectives")
-    images = folder / "images"
-    images.mkdir()
-    for index, pixels in enumerate(blobs(40)):
-        Image.fromarray(pixels[..., 0]).save(images / f"{index:03d}.png")
+    images = blob_files(folder / "images", 40)
     made = Project(folder, sharing_weights(folder, weights_home), images)
     (folder / "search_spaces" / "tiny.toml").write_text(STUDY)
     made.env |= {"HARNESS_CHECKPOINT_S": "0"}
@@ -105,9 +102,15 @@ def test_the_best_trials_are_audited_once_and_the_report_says_what_was_found(pro
 def test_an_audit_of_what_is_not_there_is_a_sentence(project, tmp_path):
     output = project.run("audit", "other", code=1)
     assert "no study 'other' has been started" in output
-    from PIL import Image
-
-    for index, pixels in enumerate(blobs(40, seed=3)):
-        Image.fromarray(pixels[..., 0]).save(Path(tmp_path) / f"{index:03d}.png")
-    output = project.run("audit", TOP="4", DATA=str(tmp_path), code=1)
+    others = blob_files(tmp_path / "others", 40, seed=3)
+    output = project.run("audit", TOP="4", DATA=str(others), code=1)
     assert "was started on other images" in output
+
+
+def test_an_audit_with_other_versions_is_refused_not_done_in_vain(project, monkeypatch):
+    monkeypatch.setattr("harness.scoring.scorer.versions", lambda: {"torch": "0"})
+    with pytest.raises(DataError, match="scored under another protocol"):
+        audit_study(
+            "tiny", project.home, top=4, source=project.images, device="cpu", on_images=lambda *_: None,
+            say=lambda text: None,
+        )  # fmt: skip

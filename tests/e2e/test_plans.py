@@ -14,7 +14,7 @@ import pytest
 
 from harness.home import Home
 from harness.sweep.storage import load_study, to_record
-from tests.conftest import blobs, sharing_weights
+from tests.conftest import blob_files, sharing_weights
 from tests.e2e.test_sweep import Project, wait_for
 from tests.faults.checks import QUICK
 
@@ -37,13 +37,9 @@ lr = 1e-2
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, weights_home: Home) -> Project:
-    from PIL import Image
 
     folder = tmp_path_factory.mktemp("plans")
-    images = folder / "images"
-    images.mkdir()
-    for index, pixels in enumerate(blobs(40)):
-        Image.fromarray(pixels[..., 0]).save(images / f"{index:03d}.png")
+    images = blob_files(folder / "images", 40)
     made = Project(folder, sharing_weights(folder, weights_home), images)
     (folder / "search_spaces" / "tiny.toml").write_text(STUDY)
     (folder / "search_spaces" / "claims").mkdir()

@@ -25,7 +25,7 @@ from harness.sweep.storage import open_study, to_record
 from harness.sweep.trials import Trials, finished_count
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
 from harness.tracking.tracker import RunInfo
-from tests.conftest import TINY_STUDY, blobs, sharing_weights
+from tests.conftest import TINY_STUDY, blob_files, sharing_weights
 
 # Without Inception a worker is ready seconds earlier.
 QUICK = TINY_STUDY.replace("[scoring.final]", '[scoring.final]\nextractor = "mobilenet-v2"')
@@ -83,13 +83,9 @@ class Sweep:
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory, weights_home):
     """Makes sweeps that share images and reference statistics."""
-    from PIL import Image
 
     folder = tmp_path_factory.mktemp("ray")
-    images = folder / "images"
-    images.mkdir()
-    for index, pixels in enumerate(blobs(32)):
-        Image.fromarray(pixels[..., 0]).save(images / f"{index:03d}.png")
+    images = blob_files(folder / "images", 32)
     home = sharing_weights(folder, weights_home)
     return lambda name, **options: Sweep(home, images, name, **options)
 

@@ -23,7 +23,7 @@ from harness.gan.checkpoint import import_generator
 from harness.home import Home
 from harness.report.markdown import number
 from harness.study.hparams import HParams
-from tests.conftest import ROOT, TINY_STUDY, blobs, sharing_weights
+from tests.conftest import ROOT, TINY_STUDY, blob_files, sharing_weights
 from tests.e2e.test_sweep import Project, assert_mlflow_agrees, wait_for
 from tests.faults.checks import QUICK
 from tests.unit.test_arrays import make_set
@@ -93,10 +93,7 @@ class Here(Project):
 def shared(tmp_path_factory, weights_home: Home) -> Here:
     """A project whose databases are created once."""
     folder = tmp_path_factory.mktemp("recipes")
-    images = folder / "images"
-    images.mkdir()
-    for index, pixels in enumerate(blobs(32)):
-        Image.fromarray(pixels[..., 0]).save(images / f"{index:03d}.png")
+    images = blob_files(folder / "images", 32)
     made = Here(folder, sharing_weights(folder, weights_home), images)
     shutil.copytree(ROOT / "search_spaces" / "recipes", folder / "search_spaces" / "recipes")
     (folder / "search_spaces" / "recipes" / "tiny_gan.toml").write_text(TINY_RECIPE)

@@ -16,7 +16,7 @@ from harness.home import Home
 from harness.study.records import StudyRecord
 from harness.sweep.storage import load_study, to_record
 from harness.tracking.tracker import STATUS
-from tests.conftest import ROOT, TINY_STUDY, sharing_weights
+from tests.conftest import ROOT, TINY_STUDY, blob_files, sharing_weights
 from tests.faults.checks import QUICK
 
 HARNESS = [sys.executable, "-c", "import sys; from harness.cli import main; sys.exit(main())"]
@@ -53,15 +53,9 @@ class Project:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, weights_home: Home) -> Project:
-    from PIL import Image
-
-    from tests.conftest import blobs
 
     folder = tmp_path_factory.mktemp("project")
-    images = folder / "images"
-    images.mkdir()
-    for index, pixels in enumerate(blobs(40)):
-        Image.fromarray(pixels[..., 0]).save(images / f"{index:03d}.png")
+    images = blob_files(folder / "images", 40)
     made = Project(folder, sharing_weights(folder, weights_home), images)
     made.first_output = made.run("sweep")
     return made

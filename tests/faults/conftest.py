@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from harness.home import Home
-from tests.conftest import blobs, sharing_weights
+from tests.conftest import blob_files, sharing_weights
 from tests.e2e.test_sweep import Project
 from tests.faults.barrier import INJECTION, Barrier
 from tests.faults.checks import QUICK, check_all, outcome
@@ -30,10 +29,7 @@ class Bench:
 
     def __init__(self, folder: Path, weights: Home) -> None:
         self.folder, self.weights, self.made = folder, weights, 0
-        self.images = folder / "images"
-        self.images.mkdir()
-        for index, pixels in enumerate(blobs(32)):
-            Image.fromarray(pixels[..., 0]).save(self.images / f"{index:03d}.png")
+        self.images = blob_files(folder / "images", 32)
 
     def project(self, study: str = STUDY, **environment: str) -> Project:
         self.made += 1

@@ -70,6 +70,9 @@ def test_every_metric_equals_torch_fidelitys_command(tmp_path, monkeypatch, home
 
     quick = score(generator, HP, reference, protocol, extractor, only=("fid",), quick=True)
     assert quick.values["fid60"] == pytest.approx(ours.values["fid60"], rel=1e-6)
+    kid = score(generator, HP, reference, protocol, extractor, only=("kid",), quick=True)
+    assert kid.values["kid60"] == pytest.approx(ours.values["kid60"], rel=1e-6)
+    assert kid.spread == quick.spread > 0
 
     fake = write_pngs(to_uint8(generate(generator, HP, 60, 7, CPU)), tmp_path / "fake")
     real = write_pngs(reference_images(images, 50), tmp_path / "real")

@@ -12,6 +12,7 @@ import pytest
 
 from harness import bootstrap
 from harness.cli.shell import StopSignals
+from harness.commands import machine
 from harness.commands.studies import with_budget
 from harness.errors import CheckpointError, DataError, Diverged, HarnessError, SpecError
 from harness.study.files import load_study
@@ -229,3 +230,13 @@ def test_clean_keeps_runs_and_reports(tmp_path):
         (tmp_path / name).mkdir(parents=True)
     assert sorted(clean(tmp_path)) == [".pytest_cache", "harness/__pycache__"]
     assert sorted(p.name for p in Path(tmp_path).iterdir()) == [".venv", "harness", "reports", "runs"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "given", "processes"),
+    [(1, [], None), (2, [], "2"), (64, ["tests/unit"], "4"), (8, ["-n", "3"], None), (8, ["--pdb"], None)],
+)
+def test_tests_use_up_to_four_cores_unless_told_otherwise(monkeypatch, cores, given, processes):
+    monkeypatch.setattr("harness.sweep.processes.usable_cores", lambda: cores)
+    found = machine.test_processes(given)
+    assert (found[found.index("-n") + 1] if found else None) == processes

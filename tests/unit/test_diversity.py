@@ -22,7 +22,7 @@ from harness.study.hparams import HParams
 from harness.study.images import DataSpec
 from harness.study.records import TrialRecord
 from harness.study.scoring import ScoreSpec
-from tests.conftest import CPU, blobs
+from tests.conftest import CPU, blob_files, blobs
 
 HP = HParams(image_size=16, channels=1, ngf=4, ndf=4, z_dim=8, bn="paper")
 
@@ -92,18 +92,15 @@ def real(weights_home) -> RealImages:
 
 @pytest.fixture(scope="module")
 def scorer(weights_home, tmp_path_factory):
-    from PIL import Image
 
     from harness.data.store import open_store
     from tests.conftest import sharing_weights
 
     folder = tmp_path_factory.mktemp("audit")
-    (folder / "images").mkdir()
-    for index, pixels in enumerate(blobs(60)):
-        Image.fromarray(pixels[..., 0]).save(folder / "images" / f"{index:03d}.png")
+    images = blob_files(folder / "images", 60)
     home = sharing_weights(folder, weights_home)
     data = DataSpec(source="folder", image_size=16, channels=1)
-    store = open_store(home, data, folder / "images", study="t", on_progress=lambda *_: None, say=quiet)
+    store = open_store(home, data, images, study="t", on_progress=lambda *_: None, say=quiet)
     return Scorers(home, store, CPU, quiet).scorer(ScoreSpec(samples=60, reference=60, extractor="mobilenet-v2"))
 
 

@@ -18,7 +18,7 @@ from harness.scoring.reference import Features, Reference, load_reference, refer
 from harness.scoring.sampling import generate, image_grid, scoring_noise, to_uint8
 from harness.study.hparams import HParams
 from harness.study.scoring import ScoreSpec
-from tests.conftest import CPU, blobs
+from tests.conftest import CPU, blob_files, blobs
 
 HP = HParams(image_size=16, channels=1, z_dim=8)
 
@@ -171,16 +171,12 @@ def test_a_download_that_is_not_the_known_file_is_refused(home, tmp_path, monkey
 
 
 def test_the_reference_can_be_the_held_out_images_and_the_protocol_says_so(home, tmp_path):
-    from PIL import Image
 
     from harness.data.store import open_store
     from harness.scoring.scorer import Scorers, split_images
     from harness.study.images import DataSpec
 
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for index, pixels in enumerate(blobs(80)):
-        Image.fromarray(pixels[..., 0]).save(folder / f"{index:03d}.png")
+    folder = blob_files(tmp_path / "photos", 80)
     data = DataSpec(source="folder", image_size=16, channels=1, held_out=0.4)
     store = open_store(home, data, folder, study="t", on_progress=lambda *_: None, say=lambda text: None)
     scorers = Scorers(home, store, CPU, lambda text: None)
@@ -194,3 +190,18 @@ def test_the_reference_can_be_the_held_out_images_and_the_protocol_says_so(home,
     expected = scorers.extractor("mobilenet-v2")(reference_images(store.held_out(), 20)).pooled
     torch.testing.assert_close(scorers.reference(held_out).features, expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(scorers.reference(train).features, expected, atol=1e-2)
+
+
+def test_vgg16_that_is_missing_or_damaged_is_a_sentence(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    assert weights.vgg_file(home) is None
+    with pytest.raises(WeightsError, match="not at hand"):
+        weights.vgg_weights(home)
+    cached = tmp_path / "hub" / "checkpoints" / weights.VGG_NAME
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"torn")
+    with pytest.raises(WeightsError, match="damaged, or not the known file"):
+        weights.vgg_weights(home)
+    monkeypatch.setenv("HARNESS_VGG16_WEIGHTS", str(tmp_path / "nowhere.pth"))
+    with pytest.raises(WeightsError, match="does not exist"):
+        weights.vgg_file(home)
