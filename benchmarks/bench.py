@@ -16,12 +16,13 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.rows import PRECISIONS, Measured, Row, rows
+from benchmarks.rows import GROUPS, PRECISIONS, Measured, Row, Timed, rows
 from harness.home import Home
 from harness.sweep.processes import usable_cores
 from harness.sweep.provenance import provenance
@@ -29,34 +30,39 @@ from harness.sweep.provenance import provenance
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def measure(row: Row, rounds: int) -> dict[str, Any]:
-    """Medians of both and the ratio with its range, rounds interleaved after one warm-up each."""
-    ours: list[float] = []
-    theirs: list[float] = []
-    peak = 0.0
-    with row.make() as (run, baseline):
+def measure(row: Row, rounds: int) -> dict[str, dict[str, Any]]:
+    """By name, medians of ours and of the baseline and the ratio with its range; interleaved, after a warm-up each."""
+    names = row.names()
+    with row.make() as (made, baseline):
+        calls = [*made] if row.variants else [made]
+        calls += [baseline] if baseline is not None else []
         if row.rounds != 1:
-            for warm in filter(None, (run, baseline)):
-                warm()
-        for _ in range(row.rounds or rounds):
-            started = time.perf_counter()
-            found = run()
-            seconds = time.perf_counter() - started
-            if isinstance(found, Measured):
-                seconds, peak = found.value, max(peak, found.peak_mib)
-            ours.append(seconds)
-            if baseline is not None:
-                started = time.perf_counter()
-                found = baseline()
-                theirs.append(found.value if isinstance(found, Measured) else time.perf_counter() - started)
-    result: dict[str, Any] = {"unit": row.unit, "ours": statistics.median(ours), "rounds": len(ours)}
-    if peak:
-        result["peak_mib"] = round(peak, 1)
+            for call in calls:
+                call()
+        found = [[timed(call) for call in calls] for _ in range(row.rounds or rounds)]
+    columns = list(zip(*found, strict=True))
+    theirs = [m.value for m in columns[-1]] if baseline is not None else []
+    return {name: result(row.unit, column, theirs) for name, column in zip(names, columns, strict=False)}
+
+
+def timed(call: Timed) -> Measured:
+    """What the call measured itself, or the seconds that it took."""
+    started = time.perf_counter()
+    found = call()
+    return found if isinstance(found, Measured) else Measured(value=time.perf_counter() - started)
+
+
+def result(unit: str, ours: Sequence[Measured], theirs: list[float]) -> dict[str, Any]:
+    """Medians, and the ratio of theirs to ours."""
+    values = [m.value for m in ours]
+    found: dict[str, Any] = {"unit": unit, "ours": statistics.median(values), "rounds": len(values)}
+    if peak := max(m.peak_mib for m in ours):
+        found["peak_mib"] = round(peak, 1)
     if theirs:
-        ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-        result |= {"baseline": statistics.median(theirs), "ratio": statistics.median(ratios)}
-        result |= {"ratio_low": min(ratios), "ratio_high": max(ratios)}
-    return result
+        ratios = [b / a for a, b in zip(values, theirs, strict=True)]
+        found |= {"baseline": statistics.median(theirs), "ratio": statistics.median(ratios)}
+        found |= {"ratio_low": min(ratios), "ratio_high": max(ratios)}
+    return found
 
 
 def line(name: str, row: dict[str, Any]) -> str:
@@ -69,26 +75,41 @@ def line(name: str, row: dict[str, Any]) -> str:
     return f"| {name} | {row['ours']:.3f} {unit} | {row['baseline']:.3f} {unit} | {row['ratio']:.2f} | {spread} |"
 
 
-def geometric_mean(results: dict[str, dict[str, Any]], group: list[str]) -> float | None:
-    """Of the ratios of the group's rows that were measured."""
-    ratios = [results[name]["ratio"] for name in group if name in results]
+def geometric_mean(results: dict[str, dict[str, Any]], precision: str) -> float | None:
+    """Of the training steps' ratios to the write-ups' loop, as far as they were measured."""
+    ratios = [
+        row["ratio"] for name, row in results.items()
+        if name.startswith("training step, ") and f"{precision}, against the write-ups" in name
+    ]  # fmt: skip
     return statistics.geometric_mean(ratios) if ratios else None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--only", default="", help="groups, separated by commas: step, files, score, fused, memory, harness, start"
-    )
+    parser.add_argument("--only", default="", help="groups, with commas: " + ", ".join(GROUPS))
     parser.add_argument("--full", action="store_true", help="also rows that take many minutes")
     parser.add_argument("--photos", type=Path, help="a folder of JPEG files; made ones where it is left out")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--resume", action="store_true", help="do not measure again what today's file of results has")
     arguments = parser.parse_args()
     torch.set_num_threads(usable_cores())
     home = Home.from_environment()
     wanted = set(filter(None, arguments.only.split(",")))
-    results: dict[str, dict[str, Any]] = {}
+    if wrong := wanted - set(GROUPS):
+        parser.error(f"--only: there is no group {', '.join(sorted(wrong))}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    made: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(), "machine": platform.machine(),
+        "load_before": round(os.getloadavg()[2], 2), **provenance("cpu"), "rows": {},
+    }  # fmt: skip
+    path = arguments.out / f"{made['date']}-cpu.json"
+    if arguments.resume and path.is_file():
+        before = json.loads(path.read_text())
+        if before["git_commit"] != made["git_commit"]:
+            raise SystemExit(f"{path.name} was measured at {before['git_commit']}: start again without --resume")
+        made = before
+    results: dict[str, dict[str, Any]] = made["rows"]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         chosen = [
             row for row in rows(home, arguments.photos, Path(folder))
@@ -96,25 +117,16 @@ def main() -> None:
         ]  # fmt: skip
         print("| what | ours | baseline | ratio | range |\n|---|---:|---:|---:|---|")
         for row in chosen:
-            results[row.name] = measure(row, arguments.rounds)
-            print(line(row.name, results[row.name]), flush=True)
-    means = {
-        precision: geometric_mean(
-            results, [r.name for r in chosen if r.group == "step" and f"{precision}, against the write-ups" in r.name]
-        )
-        for precision in PRECISIONS
-    }
+            if not results.keys() >= set(row.names()):
+                results |= measure(row, arguments.rounds)
+            for name in row.names():
+                print(line(name, results[name]), flush=True)
+            means = {precision: geometric_mean(results, precision) for precision in PRECISIONS}
+            made["geometric_mean_step"] = means
+            path.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")  # an interrupted run keeps its rows
     for precision, mean in means.items():
         if mean:
             print(f"\ntraining step, {precision}, geometric mean of the ratios: {mean:.2f}")
-    made: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(), "machine": platform.machine(),
-        "load_before": round(os.getloadavg()[2], 2), **provenance("cpu"),
-    }  # fmt: skip
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"{made['date']}-cpu.json"
-    made |= {"geometric_mean_step": means, "rows": results}
-    path.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
     print(f"\nwritten: {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.baselines import CPU, Loop, fidelity_call, image_files
+from benchmarks.matrix_conv import LAYERS_64PX, layer
 from benchmarks.overhead import overhead
 from harness.gan.fused import FusedRuns
 from harness.gan.networks import build
@@ -45,6 +46,7 @@ class Measured:
     peak_mib: float = 0.0
 
 
+GROUPS = ("step", "files", "score", "conv", "fused", "memory", "harness", "start")
 # float32 is the same maths as the baselines'; bf16 is what is sooner on this machine, or is not.
 PRECISIONS = ("float32", "bf16")
 # The write-ups' systems, with the batches that one timing takes: about two seconds of the baseline.
@@ -55,7 +57,8 @@ SYSTEMS = {"udacity32": 16, "udacity32_wide": 2, "svhn32": 2, "celeba64": 1, "ce
 class Row:
     """``make`` is a context in which (ours, baseline) can be called; the baseline is None where nothing compares.
 
-    ``ours`` and the baseline may return a :class:`Measured`, which counts instead of the stopwatch around them.
+    With ``variants`` ours is a call for each of them, in their order, all beside one baseline, and the name has a
+    ``{}`` for them. A call may return a :class:`Measured`, which counts instead of the stopwatch around it.
     """
 
     group: str
@@ -64,6 +67,11 @@ class Row:
     unit: str = "s"
     rounds: int | None = None
     full_only: bool = False
+    variants: tuple[str, ...] = ()
+
+    def names(self) -> list[str]:
+        """Of the results, in the order of the calls."""
+        return [self.name.format(variant) for variant in self.variants] or [self.name]
 
 
 def rows(home: Home, photos: Path | None, folder: Path) -> list[Row]:
@@ -75,31 +83,29 @@ def rows(home: Home, photos: Path | None, folder: Path) -> list[Row]:
         folder: for temporary files.
     """
     found: list[Row] = []
-    for precision in PRECISIONS:
-        for recipe, steps in SYSTEMS.items():
-            for batch in (64, 128):
-                name = f"training step, {recipe}, batch {batch}, {precision}, against the write-ups' loop"
-                make = partial(step, recipe, batch, steps, "write-up", precision)
-                found.append(Row(group="step", name=name, make=make))
-        name = f"training step, pytorch64, batch 128, {precision}, against PyTorch's example"
-        found.append(Row(group="step", name=name, make=partial(step, "pytorch64", 128, 1, "example", precision)))
-        for recipe, n in (("udacity32", 2048), ("pytorch64", 512)):
-            name = (
-                f"training from image files, {recipe}, {precision}, an epoch of {n}, against the write-ups' loop with "
-                "2 loader workers"
-            )
-            make = partial(from_files, recipe, n, photos, folder, precision)
-            found.append(Row(group="files", name=name, make=make, rounds=3))
-        for samples in (1000, 5000, 10000):
-            name = (
-                f"FID of {samples:,} images, {precision}, real side cached, against torch-fidelity's calculate_metrics"
-            )
-            make = partial(fid, home, samples, precision)
-            found.append(Row(group="score", name=name, make=make, rounds=1, full_only=samples > 1000))
+    for recipe, steps in SYSTEMS.items():
+        for batch in (64, 128):
+            name = f"training step, {recipe}, batch {batch}, {{}}, against the write-ups' loop"
+            make = partial(step, recipe, batch, steps, "write-up")
+            found.append(Row(group="step", name=name, make=make, variants=PRECISIONS))
+    name = "training step, pytorch64, batch 128, {}, against PyTorch's example"
+    found.append(Row(group="step", name=name, make=partial(step, "pytorch64", 128, 1, "example"), variants=PRECISIONS))
+    for recipe, n in (("udacity32", 2048), ("pytorch64", 512)):
+        name = f"training from image files, {recipe}, {{}}, epoch of {n}, against the write-ups' loop, 2 workers"
+        make = partial(from_files, recipe, n, photos, folder)
+        found.append(Row(group="files", name=name, make=make, rounds=3, variants=PRECISIONS))
+    for samples in (1000, 5000, 10000):
+        name = f"FID of {samples:,} images, {{}}, real side cached, against torch-fidelity's calculate_metrics"
+        make = partial(fid, home, samples)
+        found.append(Row(group="score", name=name, make=make, rounds=1, full_only=samples > 1000, variants=PRECISIONS))
     found.append(
         Row(group="score", name="FID of 1,000 images, float32, extractor and real side for the first time",
             make=partial(first_fid, home, 1000), rounds=1)
     )  # fmt: skip
+    for c, size, outputs in LAYERS_64PX:
+        for precision, dtype in zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True):
+            name = f"4x4 stride-2 convolution, {c} to {outputs}, {precision}, as matrix products, against oneDNN"
+            found.append(Row(group="conv", name=name, make=partial(layer, c, size, outputs, dtype)))
     found.append(
         Row(group="fused", name="a step of 4 trainings fused, pytorch64, batch 64, against one after the other",
             make=partial(fused, "pytorch64", 64, 4))
@@ -157,49 +163,47 @@ def noise_images(hp: HParams, n: int) -> Tensor:
 
 
 @contextmanager
-def step(recipe: str, batch: int, steps: int, style: str, precision: str) -> Iterator[tuple[Timed, Timed]]:
+def step(recipe: str, batch: int, steps: int, style: str) -> Iterator[tuple[list[Timed], Timed]]:
     """Training steps alone, images in memory on both sides; the baseline is float32."""
-    hp = system(recipe, batch, precision)
+    hp = system(recipe, batch)
     images = noise_images(hp, 512)
-    run, loop = Run(hp, images, 0, CPU), Loop(hp, style)
+    runs = [Run(system(recipe, batch, precision), images, 0, CPU) for precision in PRECISIONS]
+    loop = Loop(hp, style)
     reals = [images[i * batch : (i + 1) * batch].permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1 for i in range(4)]
-
-    def ours() -> None:
-        for _ in range(steps):
-            run.advance()
-        run.read_window()
 
     def baseline() -> None:
         for index in range(steps):
             loop.step(reals[index % len(reals)])
 
-    yield ours, baseline
+    yield [partial(advance, run, steps) for run in runs], baseline
+
+
+def advance(run: Run, steps: int) -> None:
+    """Steps of a training, and one reading of its losses."""
+    for _ in range(steps):
+        run.advance()
+    run.read_window()
 
 
 @contextmanager
-def from_files(recipe: str, n: int, photos: Path | None, folder: Path, precision: str) -> Iterator[tuple[Timed, Timed]]:
+def from_files(recipe: str, n: int, photos: Path | None, folder: Path) -> Iterator[tuple[list[Timed], Timed]]:
     """An epoch from JPEG files of 178x218, the second one on: ours is prepared by then, theirs has its workers."""
     from harness.data.store import open_store
     from harness.study.images import DataSpec
 
-    hp = system(recipe, 64, precision)
+    hp = system(recipe, 64)
     files = jpeg_files(photos, n, folder / f"photos-{n}")
     data = DataSpec(source="folder", image_size=hp.image_size, channels=3)
     home = Home(folder / f"home-{hp.image_size}")
     store = open_store(home, data, files / "all", study="bench", on_progress=lambda *_: None, say=lambda _: None)
-    run = Run(hp, store.tensor(), 0, CPU)
+    runs = [Run(system(recipe, 64, precision), store.tensor(), 0, CPU) for precision in PRECISIONS]
     loop, loader = Loop(hp, "write-up"), image_files(files, hp.image_size, 64, 2)
-
-    def ours() -> None:
-        for _ in range(n // 64):
-            run.advance()
-        run.read_window()
 
     def baseline() -> None:
         for real, _ in loader:
             loop.step(real)
 
-    yield ours, baseline
+    yield [partial(advance, run, n // 64) for run in runs], baseline
 
 
 def jpeg_files(photos: Path | None, n: int, folder: Path) -> Path:
@@ -220,19 +224,20 @@ def jpeg_files(photos: Path | None, n: int, folder: Path) -> Path:
 
 
 @contextmanager
-def fid(home: Home, samples: int, precision: str) -> Iterator[tuple[Timed, Timed]]:
+def fid(home: Home, samples: int) -> Iterator[tuple[list[Timed], Timed]]:
     """A generator's FID at a rung: ours with the worker's extractor and reference, theirs as a trial would call it."""
     hp, generator, real = scored()
-    extractor = Extractor("inception-v3", home, CPU, print, precision=precision)
-    reference, protocol = Reference(extractor(real).pooled), scoring_protocol(samples, precision)
+    calls: list[Timed] = []
+    for precision in PRECISIONS:
+        extractor = Extractor("inception-v3", home, CPU, print, precision=precision)
+        reference = Reference(extractor(real).pooled)
+        if samples > reference.features.shape[1]:
+            _ = reference.root  # found once in a worker's life
+        protocol = scoring_protocol(samples, precision)
+        calls.append(partial(score, generator, hp, reference, protocol, extractor, only=("fid",), quick=True))
     with fidelity_call(generator, hp.z_dim, real, extractor.weights.state) as call:
         call(min(samples, 100))  # fills its cache with the real side
-        if samples > reference.features.shape[1]:
-            _ = reference.root  # ours
-        yield (
-            lambda: score(generator, hp, reference, protocol, extractor, only=("fid",), quick=True),
-            lambda: call(samples),
-        )
+        yield calls, lambda: call(samples)
 
 
 @contextmanager
