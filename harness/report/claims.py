@@ -15,6 +15,7 @@ from PIL import Image
 from harness import atomic
 from harness.report import plots
 from harness.report.claim_plots import curves, effects
+from harness.report.health import COLLAPSED
 from harness.report.html import write_html
 from harness.report.markdown import duration, environment, squeeze
 from harness.report.ranking import rank
@@ -73,6 +74,7 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
         "rung_metric": record.attrs["rung_metric"],
         "protocol_hash": rank(record, top=1).protocol_hash,
         "worsened": WORSENED,
+        "collapsed": COLLAPSED,
         "n_trainings": sum(len(result.trials) for result in results.values()),
         "n_arms": len(results),
         "time": duration(sum(trial.seconds for trial in record.trials)),

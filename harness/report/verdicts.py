@@ -11,6 +11,7 @@ import numpy as np
 from scipy.stats import binomtest
 from statsmodels.stats.weightstats import ttost_paired
 
+from harness.report.health import COLLAPSED
 from harness.report.statistics import (
     ALPHA,
     LEVEL,
@@ -27,7 +28,8 @@ from harness.study.hparams import HParams
 from harness.study.records import StudyRecord, TrialRecord
 
 Verdict = Literal["supported", "refuted", "undecided"]
-# A training has diverged, too, where its last quick score is this many times the best one before.
+# A training has diverged, too, where its last quick score is this many times the best one that it had while its samples
+# differed as much as :data:`harness.report.health.COLLAPSED` asks: blank images may have a good quick score.
 WORSENED = 1.5
 
 
@@ -43,8 +45,8 @@ class ArmResult:
 
     @property
     def diverged(self) -> set[int]:
-        """Seeds whose training ended without a score, or got worse again by the factor ``WORSENED``."""
-        return {seed for seed, trial in self.trials.items() if trial.attrs.get("diverged") or _worsened(trial)}
+        """Seeds whose training ended without a score, got worse by the factor ``WORSENED``, or lost its diversity."""
+        return {seed for seed, trial in self.trials.items() if trial.attrs.get("diverged") or _came_apart(trial)}
 
     @property
     def unscored(self) -> set[int]:
@@ -197,6 +199,9 @@ def _equivalent(control: ArmResult, treated: ArmResult, margin: float) -> bool:
     return float(ttost_paired(right, left, -margin, margin)[0]) < 1 - LEVEL
 
 
-def _worsened(trial: TrialRecord) -> bool:
-    scores = [trial.intermediate[step] for step in sorted(trial.intermediate)]
-    return len(scores) > 1 and scores[-1] > WORSENED * min(scores[:-1])
+def _came_apart(trial: TrialRecord) -> bool:
+    watched = {int(step): values for step, values in trial.attrs.get("watched", {}).items()}
+    diverse = {step: watched.get(step, {}).get("sample_distance", 1.0) >= COLLAPSED for step in trial.intermediate}
+    *before, last = sorted(trial.intermediate) or [0]
+    sound = [trial.intermediate[step] for step in before if diverse[step]]
+    return bool(sound) and (not diverse[last] or trial.intermediate[last] > WORSENED * min(sound))

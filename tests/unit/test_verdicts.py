@@ -22,13 +22,14 @@ def claim(says: str, relevant: float = 0.1, treated=TREATED) -> Claim:
     )  # fmt: skip
 
 
-def trained(scores: list[float | None], curve=(9.0, 5.0, 4.0)) -> ArmResult:
-    """Trainings by seed; None diverged."""
+def trained(scores: list[float | None], curve=(9.0, 5.0, 4.0), distances=()) -> ArmResult:
+    """Trainings by seed; None diverged. ``distances`` between samples are watched at the same steps as the curve."""
+    attrs = {"watched": {str(step): {"sample_distance": value} for step, value in enumerate(distances)}}
     return ArmResult(
         trials={
             seed: TrialRecord(
                 number=seed, state="PRUNED" if score is None else "COMPLETE", value=1e4 if score is None else score,
-                params={}, intermediate=dict(enumerate(curve)), attrs={"diverged": True} if score is None else {},
+                params={}, intermediate=dict(enumerate(curve)), attrs={**attrs, "diverged": score is None},
                 started=None, ended=None,
             )
             for seed, score in enumerate(scores)
@@ -72,6 +73,17 @@ def test_verdicts(says, scores, expected):
 def test_a_training_that_gets_much_worse_again_has_diverged():
     assert verdict(claim("diverges"), CONTROL, leaky=trained([100.0] * 5, curve=(9.0, 4.0, 7.0))) == "supported"
     assert verdict(claim("diverges"), CONTROL, leaky=trained([100.0] * 5, curve=(9.0, 4.0, 5.0))) == "refuted"
+
+
+def test_a_training_whose_samples_become_alike_has_diverged_and_a_good_score_of_blank_images_is_no_way_down():
+    collapsed = trained([100.0] * 5, distances=(0.9, 0.8, 0.3))
+    assert verdict(claim("diverges"), CONTROL, leaky=collapsed) == "supported"
+    blank_at_first = trained([100.0] * 5, curve=(1.0, 6.0, 4.0), distances=(0.1, 0.7, 0.9))
+    assert verdict(claim("diverges"), CONTROL, leaky=blank_at_first) == "refuted"
+    worse_after_it_drew = trained([100.0] * 5, curve=(1.0, 4.0, 7.0), distances=(0.1, 0.7, 0.9))
+    assert verdict(claim("diverges"), CONTROL, leaky=worse_after_it_drew) == "supported"
+    not_yet_begun = trained([100.0] * 5, curve=(1.0, 4.0, 7.0), distances=(0.1, 0.2, 0.3))
+    assert verdict(claim("diverges"), CONTROL, leaky=not_yet_begun) == "refuted"
 
 
 def test_every_arm_must_support_and_one_refutes():
