@@ -114,6 +114,7 @@ def generate(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
             grid=grid,
             folder=arguments.images,
+            say=say,
         )
     )
 

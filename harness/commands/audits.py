@@ -60,7 +60,7 @@ def audit_study(
     study = load_study(study_name, home)
     spec, record = stored_spec(study), to_record(study)
     bring_results(record, home, say)
-    confirmed = confirmed_best(record, home)
+    confirmed = confirmed_best(record, home, say)
     chosen = [*rank(record, top=top).trials, *([confirmed] if confirmed else [])]
     if not chosen:
         raise NotFoundError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,30 +15,42 @@ if TYPE_CHECKING:
     from harness.study.records import StudyRecord, TrialRecord
 
 
-def confirmed_best(record: StudyRecord, home: Home) -> TrialRecord | None:
-    """The training of the median seed of a study's confirmed best; None where it was not confirmed."""
+def confirmed_best(record: StudyRecord, home: Home, say: Callable[[str], None]) -> TrialRecord | None:
+    """The training of the median seed of a study's confirmed best, fetched from the share where another machine did it.
+
+    None where the study was not confirmed.
+    """
     from harness.report.confirmed import confirmation
+    from harness.sweep.share import bring_results
     from harness.sweep.storage import find_record
 
     plan = find_record(f"{record.name}-confirm", home)
-    found = confirmation(record, plan) if plan else None
+    if plan is None:
+        return None
+    bring_results(plan, home, say)
+    found = confirmation(record, plan)
     return found.best.median_trial if found else None
 
 
-def trained_generator(study_name: str, trial: int | None, home: Home) -> tuple[Any, Any, TrialRecord, StudyRecord]:
+def trained_generator(
+    study_name: str, trial: int | None, home: Home, say: Callable[[str], None]
+) -> tuple[Any, Any, TrialRecord, StudyRecord]:
     """(generator, HParams, trial, study) of a finished trial; ``trial`` None is the best.
 
-    The best is the training of the median seed of the confirmed best, where the study was confirmed.
+    The best is the training of the median seed of the confirmed best, where the study was confirmed. What another
+    machine trained is fetched from the share; ``say`` is told where that cannot be read.
     """
     import torch
 
     from harness.gan.checkpoint import import_generator
     from harness.report.ranking import rank
+    from harness.sweep.share import bring_results
     from harness.sweep.storage import load_study as load_started
     from harness.sweep.storage import to_record
 
     record = to_record(load_started(study_name, home))
-    if trial is None and (confirmed := confirmed_best(record, home)):
+    bring_results(record, home, say)
+    if trial is None and (confirmed := confirmed_best(record, home, say)):
         chosen = confirmed
     elif trial is None:
         board = rank(record, top=1)
@@ -66,6 +79,7 @@ def generate_images(
     seed: int | None,
     grid: Path | None,
     folder: Path | None,
+    say: Callable[[str], None],
 ) -> str:
     """Sample n images of a finished trial or training into a grid or a folder of PNGs; return a sentence on it.
 
@@ -80,7 +94,7 @@ def generate_images(
         generator, hp, scored_with = published_generator(training, home)
         what = f"training {training}"
     else:
-        generator, hp, chosen, record = trained_generator(study_name, trial, home)
+        generator, hp, chosen, record = trained_generator(study_name, trial, home, say)
         scored_with = json.loads(record.attrs["spec"])["scoring"]["final"]["seed"]
         what = f"trial {chosen.number}" + (f" ({chosen.attrs['preset']})" if "arm" in chosen.attrs else "")
     seed = scored_with if seed is None else seed

@@ -42,6 +42,8 @@ def write_report(study_name: str, home: Home, say: Callable[[str], None]) -> Pat
         return write_report(plan_of["study"], home, say)
     bring_results(record, home, say)
     plan = find_record(f"{study_name}-confirm", home)
+    if plan is not None:
+        bring_results(plan, home, say)
     out = Path("reports") / study_name
     with FileLock(home.root / f".report-{study_name}.lock"):
         atomic.remove_torn(out)

@@ -44,6 +44,7 @@ def project(tmp_path_factory, weights_home: Home) -> Project:
     (folder / "search_spaces" / "tiny.toml").write_text(STUDY)
     (folder / "search_spaces" / "claims").mkdir()
     (folder / "search_spaces" / "claims" / "high-lr.toml").write_text(CLAIM)
+    made.env |= {"HARNESS_CHECKPOINTS": str(folder / "share")}
     made.env |= {"TOP": "1", "SEEDS": "2", "SAMPLINGS": "2", "HARNESS_CHECKPOINT_S": "0.2"}
     return made
 
@@ -97,6 +98,18 @@ def test_more_seeds_are_added_and_nothing_is_trained_twice(project):
 def test_a_plan_is_confirmed_and_reported_through_its_study(project):
     assert "Say `harness confirm tiny`" in project.run("confirm", "tiny-confirm", code=2)
     assert project.run("report", "tiny-confirm").strip() == "reports/tiny/report.md"
+
+
+def test_what_another_machine_trained_comes_from_the_share(project):
+    wanted = {"best": ("--best",), "first": ("--trial", "0")}
+    for name, which in wanted.items():
+        project.run("generate", "--study", "tiny", *which, "-n", "16", "--out", f"{name}-here.png")
+    for study in ("tiny", "tiny-confirm"):
+        shutil.rmtree(project.home.root / "trials" / study)
+    for name, which in wanted.items():
+        project.run("generate", "--study", "tiny", *which, "-n", "16", "--out", f"{name}-there.png")
+        here, there = (project.folder / f"{name}-{place}.png" for place in ("here", "there"))
+        assert here.read_bytes() == there.read_bytes()
 
 
 def test_studies_are_compared_and_reports_of_one_told_apart(project):
