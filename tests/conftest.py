@@ -157,9 +157,8 @@ def postgres(tmp_path_factory):
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
     server = Postgres(folder)
     yield server
-    if not server.own:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    server.stop()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

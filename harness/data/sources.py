@@ -49,6 +49,7 @@ def list_images(root: Path) -> Listing:
             with Archive(root) as archive:
                 signature = _zip_signature(root, archive.infolist())
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            # zipfile raises NotImplementedError where a member asks for a later version of the format than it reads.
             raise DataError(f"{root} is a damaged zip: {error}", "Download it again.") from None
     else:
         raise DataError(f"{root} is neither a folder nor a zip", "Pass a folder of images or a .zip of them.")

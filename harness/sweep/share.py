@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import atomic
 from harness.errors import UsageError, without_secrets
 from harness.home import Home
-from harness.study.records import StudyRecord
+from harness.study.records import StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -97,16 +97,25 @@ def _is_local(fs: AbstractFileSystem) -> bool:
     return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
 
 
-def bring_results(record: StudyRecord, home: Home, say: Callable[[str], None]) -> None:
-    """Fetch what other machines' finished trials left on the share, where this machine has no folder of them."""
+def bring_results(
+    record: StudyRecord, home: Home, say: Callable[[str], None], trials: Sequence[TrialRecord] | None = None
+) -> None:
+    """Fetch what other machines' trials left on the share, where this machine has no folder of them.
+
+    Args:
+        record: the study.
+        home: where their folders belong.
+        say: told where the share cannot be read.
+        trials: which ones; all finished ones if None.
+    """
     share = Share.from_environment(record.name, str(record.attrs["uid"]))
     if share is None:
         return
-    for trial in record.complete:
+    for trial in record.complete if trials is None else trials:
         folder = home.root / str(trial.attrs["folder"])
         if not (folder / "curve.json").exists():
             try:
                 share.fetch(folder)
             except SHARE_ERRORS as error:
-                say(f"{share} cannot be read ({type(error).__name__}); the report lacks pictures of other machines")
+                say(f"{share} cannot be read ({type(error).__name__}); other machines' files are missing")
                 return

@@ -39,8 +39,6 @@ def through_outages(project: Project, outage: Callable[[], AbstractContextManage
 
 @pytest.mark.parametrize(("seconds", "grace"), OUTAGES)
 def test_postgresql_stopped_in_ask_step_report_and_tell(bench, undisturbed, postgres, monkeypatch, seconds, grace):
-    if postgres.own:
-        pytest.skip("the server is the user's own")
     project = bench.project(HARNESS_STORAGE=postgres.database(), HARNESS_GRACE_S=str(grace))
 
     @contextmanager

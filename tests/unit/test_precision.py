@@ -67,7 +67,7 @@ def test_tf32_is_for_cuda_alone_and_leaves_no_trace(hp, images):
     assert torch.backends.cudnn.allow_tf32 == before
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the cap is one of x86")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="ONEDNN_MAX_CPU_ISA caps x86 instructions only")
 @pytest.mark.parametrize("cap", ["AVX2", "AVX512_CORE"])
 def test_without_its_instructions_bfloat16_is_not_chosen(cap):
     """oneDNN's own cap stands for a machine that has none; there it is two to eight times slower."""
@@ -82,7 +82,7 @@ def test_without_its_instructions_bfloat16_is_not_chosen(cap):
     assert float(found.stdout) < speed._PAYS
 
 
-@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="this CPU has no AMX")
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="no AMX here; the test above shows the other way")
 def test_with_amx_bfloat16_is_chosen():
     assert speed.training_gain(HParams(image_size=32, ngf=64, ndf=64, batch_size=32), CPU) >= speed._PAYS
     assert speed.scoring_gain(32, CPU) >= speed._PAYS
