@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -166,13 +167,25 @@ def _resized(images_NHWC: np.ndarray, prep: Preparation) -> Iterator[list[Item]]
         yield [("", image, "") for image in pixels]
 
 
+def _end_with_parent() -> None:
+    """In a decoding process: when the parent is killed, end as well. Nobody else would ever tell it to."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
+
+
 def _decoded(
     listing: Listing, members: tuple[str, ...], prep: Preparation, workers: int | None
 ) -> Iterator[list[Item]]:
     chunks = [members[start : start + _CHUNK] for start in range(0, len(members), _CHUNK)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # spawn: the parent may hold threads (torch, the live table) that must not be forked.
-    pool = ProcessPoolExecutor(min(workers or cores, len(chunks)), mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(min(workers or cores, len(chunks)), get_context("spawn"), _end_with_parent)
     try:
         # A few chunks ahead of whoever takes them: results never pile up in memory.
         ahead = 2 * (workers or cores)

@@ -427,7 +427,9 @@ def test_a_crash_while_writing_leaves_no_store_and_the_next_call_builds_it(home,
             data = DataSpec(source="folder", image_size=16)
             store.open_store(Home(Path(sys.argv[1])), data, Path(sys.argv[2]), study="t", on_progress=die, say=print)
     """)
-    done = subprocess.run([sys.executable, "-c", script, str(home.root), str(mixed_folder)], check=False)
+    command = [sys.executable, "-c", script, str(home.root), str(mixed_folder)]
+    # The pipe ends when the last process that has it ends: the decoding ones must not outlive the killed one.
+    done = subprocess.run(command, stdout=subprocess.PIPE, timeout=60, check=False)
     assert done.returncode == -9
     left = [path for path in home.data.iterdir() if path.is_dir()]
     assert len(left) == 1
