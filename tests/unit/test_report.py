@@ -73,7 +73,7 @@ def root(tmp_path: Path) -> Path:
         folder = tmp_path / "runs" / item.attrs["folder"]
         folder.mkdir(parents=True)
         pixels = np.full((32, 32, 3), item.number * 20, np.uint8)
-        Image.fromarray(pixels).save(folder / "grid-000054000.png")
+        Image.fromarray(pixels).save(folder / "grid-000027000.png")
         row = {"loss_d": 1.0, "loss_g": 2.0, "logit_real": 0.5, "logit_fake": -0.5}
         (folder / "curve.json").write_text(json.dumps([{"kimg": k, **row} for k in (1.0, 2.0)]))
     return tmp_path / "runs"
@@ -92,7 +92,7 @@ def test_same_input_same_bytes_and_all_sections(root, tmp_path):
     text = first["report.md"].decode()
     for expected in (
         "**Best so far: trial 1 with FID of 500 images = 40.2**, against 60 for the paper's own settings",
-        "| 1 | 1 | 40.2 | 1.5 | 0.1 | 54 | 21 |",
+        "| 1 | 1 | 40.2 | 1.5 | 0.1 | 27 | 21 |",
         "| 3 | 0 (paper) | 60 |",
         "> **Small samples.** With 500 generated images",
         "| 4 | diverged | 3 | diverged: step 9 |",
@@ -100,7 +100,7 @@ def test_same_input_same_bytes_and_all_sections(root, tmp_path):
         "`is500` is unavailable: no head.",
         "by PED-ANOVA on 5 trials, pruned ones included: with so few, read it as a hint",
         "harness train --config reports/mnist32/best.toml",
-        "5 of 14 trials finished, 54 kimg each",
+        "5 of 14 trials finished, 27 kimg each",
         "trainings in float32, rungs in float32, final scores in float32",
         "| device | cpu |",
     ):
@@ -136,7 +136,7 @@ def test_best_toml_is_read_back(root, tmp_path):
     path = tmp_path / "a" / "best.toml"
     best = load_best(path)
     assert HParams.from_params(best.hparams.params()).to_dict() == FULL.trials[1].attrs["hparams"]
-    assert (best.training.seed, best.training.kimg) == (7, 54.0)
+    assert (best.training.seed, best.training.kimg) == (7, 27.0)
     with pytest.raises(SpecError, match="hparams.image_size") as caught:
         path.write_text(
             path.read_text().replace("image_size = 32", "image_size = 48").replace("seed = 7", 'seed = "a"')
