@@ -19,7 +19,7 @@ def number(value: Any) -> str:
 
 _METRIC = re.compile(r"(fid|kid|is|precision|recall)_?(inception|mnv2|vgg16)?_?(\d+k?)(_bf16)?")
 _METRICS = {"fid": "FID", "kid": "KID", "is": "Inception Score", "precision": "precision", "recall": "recall"}
-_FEATURES = {"inception": "Inception's", "mnv2": "MobileNetV2's", "vgg16": "VGG16's"}
+_FEATURES = {"inception": "Inception", "mnv2": "MobileNetV2", "vgg16": "VGG16"}
 
 
 def metric_label(name: str) -> str:
@@ -29,8 +29,18 @@ def metric_label(name: str) -> str:
         return name
     metric, features, count, quick = found.groups()
     images = f"{int(count.removesuffix('k')) * (1000 if count.endswith('k') else 1):,}"
-    by = f" by {_FEATURES[features]} features" if features else ""
+    by = f" by {_FEATURES[features]}'s features" if features else ""
     return f"{_METRICS[metric]} of {images} images{by}{' in bf16' if quick else ''}"
+
+
+def heading(name: str) -> str:
+    """A metric's name at the head of a column: ``fid_mnv2_250`` is FID, MobileNetV2; how many images, the text says."""
+    found = _METRIC.fullmatch(name)
+    if found is None:
+        return name
+    metric, features, _, quick = found.groups()
+    by = f", {_FEATURES[features]}" if features else ""
+    return f"{_METRICS[metric]}{by}{', bf16' if quick else ''}"
 
 
 def objective_label(name: str, metric: str) -> str:
@@ -55,6 +65,7 @@ def environment() -> Environment:
     made = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701
     made.filters["num"] = number
     made.filters["metric"] = metric_label
+    made.filters["heading"] = heading
     return made
 
 

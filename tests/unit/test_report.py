@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from harness.errors import SpecError
-from harness.report.markdown import metric_label
+from harness.report.markdown import heading, metric_label
 from harness.report.ranking import rank
 from harness.report.render import build_report
 from harness.study.files import load_best, load_study
@@ -159,16 +159,16 @@ def test_divergence_and_pruning_never_lead():
 
 
 @pytest.mark.parametrize(
-    ("name", "label"),
+    ("name", "label", "head"),
     [
-        ("fid500", "FID of 500 images"),
-        ("kid10k", "KID of 10,000 images"),
-        ("fid_mnv2_250", "FID of 250 images by MobileNetV2's features"),
-        ("recall_inception_1k", "recall of 1,000 images by Inception's features"),
-        ("fid2k_bf16", "FID of 2,000 images in bf16"),
-        ("is20", "Inception Score of 20 images"),
-        ("something", "something"),
+        ("fid500", "FID of 500 images", "FID"),
+        ("kid10k", "KID of 10,000 images", "KID"),
+        ("fid_mnv2_250", "FID of 250 images by MobileNetV2's features", "FID, MobileNetV2"),
+        ("recall_inception_1k", "recall of 1,000 images by Inception's features", "recall, Inception"),
+        ("fid2k_bf16", "FID of 2,000 images in bf16", "FID, bf16"),
+        ("is20", "Inception Score of 20 images", "Inception Score"),
+        ("something", "something", "something"),
     ],
 )
-def test_metrics_have_names_in_words(name, label):
-    assert metric_label(name) == label
+def test_metrics_have_names_in_words(name, label, head):
+    assert (metric_label(name), heading(name)) == (label, head)
