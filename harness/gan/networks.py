@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from harness.gan.layers import FromImage, Projection, ToImage, ToLogit
 from harness.study.architecture import Layer, discriminator_layers, generator_layers
 from harness.study.hparams import HParams
 
@@ -58,14 +59,13 @@ class Generator(nn.Module):
             layers.append(nn.Linear(hp.z_dim, first.outputs * first.size**2, bias=first.bias))
             layers.append(nn.Unflatten(1, (first.outputs, first.size, first.size)))
         else:
-            layers.append(nn.ConvTranspose2d(hp.z_dim, first.outputs, first.kernel, bias=first.bias))
+            layers.append(Projection(hp.z_dim, first.outputs, first.kernel, bias=first.bias))
         act, slope = hp.activation_g, hp.slope_g
         layers += _following(first, act, slope, hp.bn_eps, hp.bn_momentum_projection or hp.bn_momentum)
         for up in upsampling:
+            kind = ToImage if up is upsampling[-1] and up.kernel == 4 else nn.ConvTranspose2d
             layers.append(
-                nn.ConvTranspose2d(
-                    up.inputs, up.outputs, up.kernel, up.stride, up.padding, up.output_padding, bias=up.bias
-                )
+                kind(up.inputs, up.outputs, up.kernel, up.stride, up.padding, up.output_padding, bias=up.bias)
             )
             layers += _following(up, act, slope, hp.bn_eps, hp.bn_momentum)
         self.layers = nn.Sequential(*layers, nn.Tanh())
@@ -81,13 +81,14 @@ class Discriminator(nn.Module):
     def __init__(self, hp: HParams) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for down in discriminator_layers(hp):
-            layers.append(nn.Conv2d(down.inputs, down.outputs, down.kernel, down.stride, down.padding, bias=down.bias))
+        for number, down in enumerate(discriminator_layers(hp)):
+            kind = FromImage if not number and (down.kernel, down.stride, down.padding) == (4, 2, 1) else nn.Conv2d
+            layers.append(kind(down.inputs, down.outputs, down.kernel, down.stride, down.padding, bias=down.bias))
             layers += _following(down, hp.activation_d, hp.slope_d, hp.bn_eps, hp.bn_momentum)
         if hp.ends == "linear":
             layers += [nn.Flatten(), nn.Linear(down.outputs * down.size**2, 1)]
         else:
-            layers.append(nn.Conv2d(down.outputs, 1, down.size, bias=hp.conv_bias_d != "never"))
+            layers.append(ToLogit(down.outputs, 1, down.size, bias=hp.conv_bias_d != "never"))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:

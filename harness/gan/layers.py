@@ -1,0 +1,147 @@
+"""The layers at both ends of the networks, as matrix products.
+
+Where a map is one pixel, or has one or three channels, general convolution kernels leave most of a processor idle.
+These layers are their PyTorch bases in parameters, names and results (up to rounding); only the way there differs. The
+ends on the image are matrix products on the CPU alone. What each gains: docs/performance.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+# Products of about so many bytes are made and added up at a time: they stay in a core's cache.
+_CHUNK_BYTES = 2**21
+
+
+class Projection(nn.ConvTranspose2d):
+    """The generator's first layer: z of shape (N, z_dim, 1, 1) to maps of the kernel's size, without padding."""
+
+    def forward(self, z_NC11: Tensor, output_size: Any = None) -> Tensor:
+        inputs, outputs, height, width = self.weight.shape
+        maps = z_NC11.flatten(1) @ self.weight.permute(0, 2, 3, 1).reshape(inputs, -1)
+        maps_NCHW = maps.view(-1, height, width, outputs).permute(0, 3, 1, 2)
+        return _plus(maps_NCHW, self.bias)
+
+
+class ToLogit(nn.Conv2d):
+    """The discriminator's last layer: maps of the kernel's size, without padding, to one pixel each."""
+
+    def forward(self, maps_NCHW: Tensor) -> Tensor:
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        return F.linear(maps_NCHW.permute(0, 2, 3, 1).flatten(1), weight, self.bias)[:, :, None, None]
+
+
+class ToImage(nn.ConvTranspose2d):
+    """The generator's last layer, of kernel 4, stride 2 and padding 1, to few channels."""
+
+    def forward(self, maps_NCHW: Tensor, output_size: Any = None) -> Tensor:
+        if maps_NCHW.device.type != "cpu":
+            return super().forward(maps_NCHW, output_size)
+        maps_NCHW, weight = _operands(maps_NCHW, self.weight)
+        return _plus(_Upsampling.apply(maps_NCHW, weight), self.bias)
+
+
+class FromImage(nn.Conv2d):
+    """The discriminator's first layer, of kernel 4, stride 2 and padding 1, from few channels."""
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        if images_NCHW.device.type != "cpu" or not images_NCHW.requires_grad:
+            return super().forward(images_NCHW)
+        images_NCHW, weight = _operands(images_NCHW, self.weight)
+        bias = self.bias if self.bias is None else self.bias.to(weight.dtype)
+        maps: Tensor = _Downsampling.apply(images_NCHW, weight, bias)
+        return maps
+
+
+def _plus(maps_NCHW: Tensor, bias: Tensor | None) -> Tensor:
+    return maps_NCHW if bias is None else maps_NCHW + bias.to(maps_NCHW.dtype).view(1, -1, 1, 1)
+
+
+def _operands(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """What autocast would make of them: it does not reach into functions with gradients of their own."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, weight
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return x.to(dtype), weight.to(dtype)
+
+
+def _up(maps_NCHW: Tensor, weight: Tensor) -> Tensor:
+    """``conv_transpose2d(maps, weight, stride=2, padding=1)`` with a kernel of 4: shape (N, C, 2H, 2W).
+
+    The products of all 16 places of the kernel are planes of (H, W). Those of rows i = 2a + r and columns j = 2b + s
+    belong to the pixels of parity (r, s), shifted by (a, b) pairs of pixels; four of them are added up for each.
+    """
+    n, inputs, height, width = maps_NCHW.shape
+    channels = weight.shape[1]
+    matrix = weight.permute(2, 3, 1, 0).reshape(16 * channels, inputs)
+    maps_NHWC = maps_NCHW.permute(0, 2, 3, 1)
+    images = maps_NCHW.new_empty(n, height, 2, width, 2, channels)
+    step = max(1, _CHUNK_BYTES // (16 * channels * height * width * maps_NCHW.element_size()))
+    for start in range(0, n, step):
+        part = maps_NHWC[start : start + step]
+        k = len(part)
+        products = (matrix @ part.reshape(-1, inputs).t()).view(2, 2, 2, 2, channels, k, height, width)
+        # Half precision is added up in single.
+        exact = torch.promote_types(maps_NCHW.dtype, torch.float32)
+        sums = torch.zeros(2, 2, channels, k, height + 1, width + 1, dtype=exact)
+        for a in (0, 1):
+            for b in (0, 1):
+                sums[..., a : a + height, b : b + width] += products[a, :, b]
+        # Row 2p + r of the padded image is row 2p + r - 1 of the image.
+        for row in (0, 1):
+            for column in (0, 1):
+                parity = sums[1 - row, 1 - column, :, :, row : row + height, column : column + width]
+                images[start : start + k, :, row, :, column] = parity.permute(1, 2, 3, 0)
+    return images.view(n, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+
+
+class _Upsampling(torch.autograd.Function):
+    """:func:`_up`, with the gradients of the library's transposed convolution."""
+
+    @staticmethod
+    def forward(ctx: Any, maps_NCHW: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(maps_NCHW, weight)
+        return _up(maps_NCHW, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        maps_NCHW, weight = ctx.saved_tensors
+        wanted = [*ctx.needs_input_grad, False]
+        to_maps, to_weight, _ = _gradients(gradient, maps_NCHW, weight, transposed=True, wanted=wanted)
+        return to_maps, to_weight
+
+
+class _Downsampling(torch.autograd.Function):
+    """The library's convolution, whose gradient for the images is :func:`_up`."""
+
+    @staticmethod
+    def forward(ctx: Any, images_NCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(images_NCHW, weight)
+        return F.conv2d(images_NCHW, weight, bias, stride=2, padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        images_NCHW, weight = ctx.saved_tensors
+        to_images = _up(gradient, weight) if ctx.needs_input_grad[0] else None
+        wanted = [False, *ctx.needs_input_grad[1:]]
+        return to_images, *_gradients(gradient, images_NCHW, weight, transposed=False, wanted=wanted)[1:]
+
+
+def _gradients(
+    gradient: Tensor, x: Tensor, weight: Tensor, *, transposed: bool, wanted: list[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The library's gradients for input, weight and bias, where wanted."""
+    if not any(wanted):
+        return None, None, None
+    biases = [weight.shape[1 if transposed else 0]]
+    found: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward(
+        gradient, x, weight, biases, [2, 2], [1, 1], [1, 1], transposed, [0, 0], 1, wanted
+    )
+    return found
