@@ -1,4 +1,4 @@
-"""4x4 convolutions of stride 2 and padding 1 as matrix products, beside oneDNN's: the layers of a 64 px DCGAN."""
+"""Convolutions as matrix products, beside oneDNN's: inner layers of a 64 px DCGAN, tried, and the ends of one, used."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from harness.gan.layers import FromImage, Projection, ToImage, ToLogit
 
 # Inputs, map size, outputs of the discriminator's layers; the generator's are the same ones backwards.
 LAYERS_64PX = ((64, 32, 128), (128, 16, 256), (256, 8, 512))
+# The harness's layer, PyTorch's, the arguments of both, the shape of an input.
+ENDS_32PX: dict[str, tuple[type[nn.Module], type[nn.Module], tuple[int, ...], tuple[int, ...]]] = {
+    "z to 256 maps": (Projection, nn.ConvTranspose2d, (100, 256, 4), (64, 100, 1, 1)),
+    "64 maps to a coloured image": (ToImage, nn.ConvTranspose2d, (64, 3, 4, 2, 1), (64, 64, 16, 16)),
+    "a coloured image to 64 maps": (FromImage, nn.Conv2d, (3, 64, 4, 2, 1), (64, 3, 32, 32)),
+    "256 maps to a logit": (ToLogit, nn.Conv2d, (256, 1, 4), (64, 256, 4, 4)),
+}
 
 
 class MatrixConv(torch.autograd.Function):
@@ -63,6 +72,23 @@ def layer(c: int, size: int, outputs: int, dtype: torch.dtype) -> Iterator[tuple
     x = torch.randn(64, c, size, size, generator=rng).to(dtype=dtype, memory_format=torch.channels_last)
     weight = torch.randn(outputs, c, 4, 4, generator=rng).to(dtype=dtype, memory_format=torch.channels_last)
     yield partial(gradients, MatrixConv.apply, x, weight), partial(gradients, onednn, x, weight)
+
+
+@contextmanager
+def end(name: str, dtype: torch.dtype) -> Iterator[tuple[Any, Any]]:
+    """Forward and backward of one of :data:`ENDS_32PX`, batch 64: the harness's layer, and PyTorch's.
+
+    That they are the same function is tested: ``tests/golden/test_layers.py``.
+    """
+    ours, plain, arguments, shape = ENDS_32PX[name]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x = x.to(dtype=dtype, memory_format=torch.channels_last).requires_grad_()
+
+    def timed(kind: type[nn.Module]) -> Any:
+        made = kind(*arguments, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return lambda: torch.autograd.grad(made(x).square().sum(), (x, *made.parameters()))
+
+    yield timed(ours), timed(plain)
 
 
 def onednn(x_NCHW: Tensor, weight: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.baselines import CPU, Loop, fidelity_call, image_files
-from benchmarks.matrix_conv import LAYERS_64PX, layer
+from benchmarks.matrix_conv import ENDS_32PX, LAYERS_64PX, end, layer
 from benchmarks.overhead import overhead
 from harness.gan.fused import FusedRuns
 from harness.gan.networks import build
@@ -106,6 +106,10 @@ def rows(home: Home, photos: Path | None, folder: Path) -> list[Row]:
         for precision, dtype in zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True):
             name = f"4x4 stride-2 convolution, {c} to {outputs}, {precision}, as matrix products, against oneDNN"
             found.append(Row(group="conv", name=name, make=partial(layer, c, size, outputs, dtype)))
+    for which in ENDS_32PX:
+        for precision, dtype in zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True):
+            name = f"{which}, batch 64, {precision}, as matrix products, against oneDNN"
+            found.append(Row(group="conv", name=name, make=partial(end, which, dtype)))
     found.append(
         Row(group="fused", name="a step of 4 trainings fused, pytorch64, batch 64, against one after the other",
             make=partial(fused, "pytorch64", 64, 4))

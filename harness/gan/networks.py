@@ -81,8 +81,8 @@ class Discriminator(nn.Module):
     def __init__(self, hp: HParams) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for number, down in enumerate(discriminator_layers(hp)):
-            kind = FromImage if not number and (down.kernel, down.stride, down.padding) == (4, 2, 1) else nn.Conv2d
+        for down in discriminator_layers(hp):
+            kind = FromImage if not layers and (down.kernel, down.stride, down.padding) == (4, 2, 1) else nn.Conv2d
             layers.append(kind(down.inputs, down.outputs, down.kernel, down.stride, down.padding, bias=down.bias))
             layers += _following(down, hp.activation_d, hp.slope_d, hp.bn_eps, hp.bn_momentum)
         if hp.ends == "linear":

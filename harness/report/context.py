@@ -164,9 +164,9 @@ def tradeoff_context(record: StudyRecord) -> dict[str, Any] | None:
     names = objectives(record)
     if len(names) == 1:
         return None
-    best = pareto_front(record)
+    best, spec = pareto_front(record), json.loads(record.attrs["spec"])
     return {
         "names": [objective_label(name, record.attrs["final_metric"]) for name in names],
-        "rows": [{"number": trial.number, "values": trial.values, "params": trial.params} for trial in best],
+        "rows": [{**_board_row(trial, spec), "values": trial.values} for trial in best],
         "n": len(rank(record, top=len(record.trials)).trials),
     }
