@@ -105,6 +105,7 @@ def test_the_median_seed_is_the_one_that_is_published():
 
 def test_report_and_best_toml_are_of_the_confirmed_best(tmp_path):
     path = build_report(FULL, tmp_path / "runs", tmp_path / "out", {}, "PED-ANOVA", plan(GOOD))
+    assert "<p>|" not in path.with_suffix(".html").read_text(), "a table that no reader of Markdown takes for one"
     text = path.read_text()
     assert "**Best configuration: trial-1**, FID of 500 images = **45**, 95 % interval 43 to 47" in text
     assert "paper, has 61.1: 16.1 more" in text

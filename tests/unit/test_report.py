@@ -89,6 +89,7 @@ def test_same_input_same_bytes_and_all_sections(root, tmp_path):
         "report.md", "report.html", "report.json", "best.toml", "history.png", "rungs.png", "losses.png",
         "importance.png", "placement.png", "grid-1.png", "grid-2.png", "grid-3.png",
     }  # fmt: skip
+    assert b"<p>|" not in first["report.html"], "a table that no reader of Markdown takes for one"
     text = first["report.md"].decode()
     for expected in (
         "**Best so far: trial 1 with FID of 500 images = 40.2**, against 60 for the paper's own settings",
