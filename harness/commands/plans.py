@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import NotFoundError, UsageError
 from harness.home import Home
@@ -106,6 +106,7 @@ def claims_spec(
         HarnessError: there is no such study or claim, or a claim cannot be tested on it.
         UsageError: a number that makes no budget, or a name that is too long.
     """
+    from harness.report.verdicts import RULE
     from harness.study.claims import arm_name, claim_names, load_claim, registered
     from harness.sweep.storage import find_record
 
@@ -119,7 +120,7 @@ def claims_spec(
     arms = {arm_name(hp): hp for claim in chosen for hp in claim.arms(spec).values()}
     n_seeds = seeds or max(claim.seeds for claim in chosen)
     known = find_record(f"{spec.name}-claims", home)
-    before = json.loads(known.attrs["spec"])["plan"]["claims"] if known else {}
+    plan: dict[str, Any] = json.loads(known.attrs["spec"])["plan"] if known else {"claims": {}, "rule": RULE}
     asked = {claim.name: registered(claim.model_copy(update={"seeds": n_seeds})) for claim in chosen}
     try:
         base = StudySpec.model_validate(
@@ -133,7 +134,8 @@ def claims_spec(
             seeds=fresh_seeds(spec.sampler.seed, "claims", n_seeds, set()),
             rung=ScoreSpec(extractor="mobilenet-v2", samples=_CLAIM_SAMPLES,
                            reference=min(1000, base.scoring.final.reference)),
-            claims={**before, **asked},
+            claims={**plan["claims"], **asked},
+            rule=plan.get("rule"),
             known=known_presets(f"{spec.name}-claims", home),
         )  # fmt: skip
     except ValueError as error:

@@ -19,8 +19,18 @@ from harness.report.health import COLLAPSED
 from harness.report.html import write_html
 from harness.report.markdown import duration, environment, squeeze
 from harness.report.ranking import rank
-from harness.report.verdicts import WORSENED, ArmResult, Comparison, Judgement, arm_results, judge
-from harness.study.claims import from_registered
+from harness.report.verdicts import (
+    ASSUMED,
+    ASSUMED_SHARE,
+    RULE,
+    WORSENED,
+    ArmResult,
+    Comparison,
+    Judgement,
+    arm_results,
+    judge,
+)
+from harness.study.claims import claim_names, from_registered
 from harness.study.records import StudyRecord
 from harness.study.spec import StudySpec
 
@@ -74,6 +84,12 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
         "rung_metric": record.attrs["rung_metric"],
         "protocol_hash": rank(record, top=1).protocol_hash,
         "worsened": WORSENED,
+        "assumed": ASSUMED,
+        "assumed_share": ASSUMED_SHARE,
+        "passes": 1000 * spec.budget.kimg / record.attrs["dataset"]["images"],
+        "later_rule": spec.plan.rule != RULE,
+        "claims_named": "" if set(spec.plan.claims) >= set(claim_names()) else " ".join(sorted(spec.plan.claims)),
+        "seeds": max(found.claim.seeds for found in judged),
         "collapsed": COLLAPSED,
         "n_trainings": sum(len(result.trials) for result in results.values()),
         "n_arms": len(results),
@@ -138,7 +154,7 @@ def _comparison_row(found: Comparison, control: ArmResult, params: dict[str, Any
     return row | {
         "share": share,
         "gap": gap,
-        "power": None if found.power is None else 100 * found.power,
+        "power": None if found.power is None else round(100 * found.power),
         "needed": found.needed,
         "verdict": found.verdict,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.report.ranking import rank
@@ -11,9 +11,9 @@ from harness.report.statistics import (
     Difference,
     Estimate,
     VarianceSplit,
-    all_differences,
     detectable,
     estimate,
+    standing,
     variance_split,
 )
 from harness.study.hparams import digest
@@ -25,7 +25,8 @@ class ConfirmedArm:
     """One configuration's confirmation.
 
     ``trials`` are the finished trainings by seed, ``n_diverged`` others ended without a score, ``n_open`` are yet to
-    run. ``searched`` is the trial of the search, if it has a score there: a single, selected one.
+    run, ``n_other`` ended under another protocol. ``searched`` is the trial of the search, if it has a score there: a
+    single, selected one.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ConfirmedArm:
     trials: Mapping[int, TrialRecord]
     n_diverged: int
     n_open: int
+    n_other: int
     searched: TrialRecord | None
     published: bool
 
@@ -52,7 +54,7 @@ class Confirmation:
     """What a confirmation found.
 
     ``ranked`` have no diverged training, the best mean first; ``unsound`` have one, or nothing yet. ``differences``
-    has every pair of ranked ones, ``splits`` the sources of chance of each where they can be told.
+    are those from the best, ``splits`` the sources of chance of each where they can be told.
     """
 
     study: str
@@ -62,7 +64,7 @@ class Confirmation:
     n_samplings: int
     ranked: tuple[ConfirmedArm, ...]
     unsound: tuple[ConfirmedArm, ...]
-    differences: Mapping[tuple[str, str], Difference]
+    differences: Mapping[str, Difference]
     splits: Mapping[str, VarianceSplit]
 
     @property
@@ -71,7 +73,7 @@ class Confirmation:
 
     def against_best(self, arm: ConfirmedArm) -> Difference | None:
         """How much worse than the best it is, on the seeds that both have."""
-        return self.differences.get((self.best.name, arm.name))
+        return self.differences.get(arm.name)
 
     @property
     def ties(self) -> list[ConfirmedArm]:
@@ -80,9 +82,9 @@ class Confirmation:
 
     @property
     def detectable(self) -> float | None:
-        """The difference from the best that so many seeds find in 8 of 10 repeats, by the runner-up's spread."""
+        """The difference from the best that is told in at least 8 of 10 repeats, by the runner-up's spread."""
         pair = self.against_best(self.ranked[1]) if len(self.ranked) > 1 else None
-        return detectable(pair.sd, pair.estimate.n) if pair else None
+        return detectable(pair.sd, pair.estimate.n, len(self.ranked)) if pair else None
 
 
 def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
@@ -99,11 +101,11 @@ def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
     for trial in plan.trials:
         by_arm.setdefault(str(trial.attrs.get("arm", "")), []).append(trial)
     arms = [_arm(name, trials, board.protocol_hash, search) for name, trials in by_arm.items() if name]
-    sound = sorted(
-        (arm for arm in arms if arm.trials and not arm.n_diverged), key=lambda arm: (arm.estimate.mean, arm.name)
-    )
-    if not sound:
+    by_name = {arm.name: arm for arm in arms if arm.trials and not arm.n_diverged}
+    if not by_name:
         return None
+    found = standing({name: arm.scores for name, arm in by_name.items()})
+    sound = [replace(by_name[name], estimate=found.estimates[name]) for name in found.order]
     return Confirmation(
         study=plan.name,
         metric=str(plan.attrs["final_metric"]),
@@ -111,8 +113,8 @@ def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
         n_seeds=max(len(arm.trials) + arm.n_diverged + arm.n_open for arm in arms),
         n_samplings=max(len(trial.attrs["samplings"]) for arm in sound for trial in arm.trials.values()),
         ranked=tuple(sound),
-        unsound=tuple(arm for arm in arms if arm not in sound),
-        differences=all_differences({arm.name: arm.scores for arm in sound}),
+        unsound=tuple(arm for arm in arms if arm.name not in by_name),
+        differences=found.against_first,
         splits=_splits(sound),
     )
 
@@ -133,6 +135,7 @@ def _arm(name: str, trials: list[TrialRecord], protocol_hash: str, search: Study
         if trial.state == "COMPLETE" and trial.attrs.get("protocol_hash") == protocol_hash
     }
     diverged = {int(trial.attrs["training_seed"]) for trial in trials if trial.attrs.get("diverged")}
+    other = {int(t.attrs["training_seed"]) for t in trials if t.state == "COMPLETE"} - set(done)
     planned = {int(trial.attrs["training_seed"]) for trial in trials}
     overrides = trials[0].attrs["overrides"]
     same = [
@@ -147,7 +150,8 @@ def _arm(name: str, trials: list[TrialRecord], protocol_hash: str, search: Study
         else Estimate(mean=float("nan"), low=None, high=None, n=0),
         trials=done,
         n_diverged=len(diverged),
-        n_open=len(planned - set(done) - diverged),
+        n_open=len(planned - set(done) - diverged - other),
+        n_other=len(other),
         searched=same[0] if same else None,
         published=any("recipe" in trial.attrs or trial.attrs.get("preset") == "paper" for trial in same),
     )
@@ -165,6 +169,7 @@ def winners_curse(found: Confirmation) -> dict[str, tuple[float, float]]:
 def confirmed_context(found: Confirmation) -> dict[str, Any]:
     """What the template shows of a confirmation."""
     curse = winners_curse(found)
+    everyone = (*found.ranked, *found.unsound)
     rows = []
     for place, arm in enumerate(found.ranked, start=1):
         versus = found.against_best(arm)
@@ -195,7 +200,8 @@ def confirmed_context(found: Confirmation) -> dict[str, Any]:
         "leader": _leader(found),
         "ties": [arm.name for arm in found.ties],
         "recipe": _best_published(found),
-        "open": sum(arm.n_open for arm in (*found.ranked, *found.unsound)),
+        "other": sum(arm.n_other for arm in everyone),
+        "open": sum(arm.n_open for arm in everyone),
     }
 
 
@@ -212,4 +218,11 @@ def _best_published(found: Confirmation) -> dict[str, Any] | None:
     published = [arm for arm in found.ranked if arm.published]
     if not published:
         return None
-    return {"name": published[0].name, "arm": published[0], "versus": found.against_best(published[0])}
+    best, recipe = (next(iter(arm.trials.values())).attrs["hparams"] for arm in (found.best, published[0]))
+    return {
+        "name": published[0].name,
+        "arm": published[0],
+        "versus": found.against_best(published[0]),
+        "batch": recipe["batch_size"],
+        "best_batch": best["batch_size"],
+    }

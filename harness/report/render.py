@@ -21,9 +21,10 @@ from harness.report.html import write_html
 from harness.report.markdown import environment, number, squeeze
 from harness.report.outlook import outlook
 from harness.report.ranking import Leaderboard, objectives, pareto_front, rank
-from harness.study.records import StudyRecord
+from harness.study.records import StudyRecord, TrialRecord
 
 TOP = 5
+_GRIDS = 3
 # The report says what so many more would bring.
 MORE_TRIALS = 20
 
@@ -52,8 +53,9 @@ def build_report(
     out.mkdir(parents=True, exist_ok=True)
     board = rank(record, top=TOP)
     trials, rungs = trials_frame(record), rungs_frame(record)
-    figures = _figures(record, board, trials, rungs, root, importances, evaluator)
     found = confirmation(record, plan) if plan else None
+    shown = _shown(board, found)
+    figures = _figures(record, board, shown[0][1] if shown else None, trials, rungs, root, importances, evaluator)
     if found:
         figures["confirmed"] = plots.to_png(plots.confirmed(found))
     ahead = outlook(record, MORE_TRIALS)
@@ -65,11 +67,13 @@ def build_report(
             atomic.write_bytes(out / f"{name}.png", figures[name])
         else:
             (out / f"{name}.png").unlink(missing_ok=True)
-    grids = _copy_grids(board, root, out)
+    grids = _copy_grids(shown, root, out)
     if board.trials:
         atomic.write_text(out / "best.toml", best_toml(record, board.trials[0], found))
     context = report_context(record, board, trials, grids, importances, evaluator)
     context["confirmed"] = confirmed_context(found) if found else None
+    context["losses_of"] = shown[0][0] if shown else ""
+    context["first_sampling"] = found.best.median_trial.attrs["samplings"][0] if found else None
     context["tradeoff"] = tradeoff_context(record)
     context["health"] = _health(board, found, root, out)
     context["outlook"] = ahead
@@ -84,6 +88,7 @@ def build_report(
 def _figures(
     record: StudyRecord,
     board: Leaderboard,
+    leader: TrialRecord | None,
     trials: pd.DataFrame,
     rungs: pd.DataFrame,
     root: Path,
@@ -95,7 +100,8 @@ def _figures(
     rung_metric = record.attrs["rung_metric"]
     if best:
         made["history"] = plots.to_png(plots.history(trials, record.attrs["final_metric"]))
-        curve = curve_frame(root / best.attrs["folder"] / "curve.json")
+    if leader:
+        curve = curve_frame(root / leader.attrs["folder"] / "curve.json")
         if len(curve):
             made["losses"] = plots.to_png(plots.losses(curve))
     if len(rungs):
@@ -123,8 +129,7 @@ def _health(board: Leaderboard, found: Confirmation | None, root: Path, out: Pat
     """The best trials' health, and the picture of the best one's nearest training images."""
     rows = [(f"trial {trial.number}", trial) for trial in board.trials]
     if found:
-        best = found.best.median_trial
-        rows.insert(0, (f"{found.best.name}, confirmed (median seed)", best))
+        rows.insert(0, _shown(board, found)[0])
     context = health_context([health(name, trial, root) for name, trial in rows])
     (out / PAIRS_FILE).unlink(missing_ok=True)
     for name, trial in rows[:1]:
@@ -135,16 +140,24 @@ def _health(board: Leaderboard, found: Confirmation | None, root: Path, out: Pat
     return context
 
 
-def _copy_grids(board: Leaderboard, root: Path, out: Path) -> list[dict[str, str]]:
+def _shown(board: Leaderboard, found: Confirmation | None) -> list[tuple[str, TrialRecord]]:
+    """The trainings whose pictures are shown, named: the confirmed best's median seed, then the search's best."""
+    searched = [(f"trial {trial.number}", trial) for trial in board.trials]
+    if found is None:
+        return searched[:_GRIDS]
+    return [(f"{found.best.name}, confirmed (median seed)", found.best.median_trial), *searched][:_GRIDS]
+
+
+def _copy_grids(shown: list[tuple[str, TrialRecord]], root: Path, out: Path) -> list[dict[str, str]]:
     for old in out.glob("grid-*.png"):
         old.unlink()
     grids = []
-    for place, trial in enumerate(board.trials[:3], start=1):
+    for place, (name, trial) in enumerate(shown, start=1):
         found = sorted((root / trial.attrs["folder"]).glob("grid-*.png"))
         if found:
-            name = f"grid-{place}.png"
-            atomic.write_bytes(out / name, found[-1].read_bytes())
-            grids.append({"file": name, "title": f"trial {trial.number}, {number(trial.value)}"})
+            file = f"grid-{place}.png"
+            atomic.write_bytes(out / file, found[-1].read_bytes())
+            grids.append({"file": file, "of": name, "title": f"{name}, {number(trial.value)}"})
     return grids
 
 

@@ -7,7 +7,7 @@ import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, combinations
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from statsmodels.tools.sm_exceptions import ConvergenceWarning
 LEVEL = 0.95
 ALPHA = 1 - LEVEL
 # The power that plans aim at (Cohen 1988, section 2.4).
-_WANTED_POWER = 0.8
+WANTED_POWER = 0.8
 
 # Scores of one configuration by training seed.
 Scores = Mapping[int, float]
@@ -66,31 +66,68 @@ class VarianceSplit:
     samplings: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Configurations by their means, the lowest first.
+
+    The intervals of the first, and of the differences from it, allow for its having been picked as the lowest.
+    """
+
+    order: tuple[str, ...]
+    estimates: Mapping[str, Estimate]
+    against_first: Mapping[str, Difference]
+
+
+def standing(scores: Mapping[str, Scores]) -> Standing:
+    """Who leads, by how much, and how sure that is.
+
+    The lowest of k means is too low: its own interval must reach higher, and those of the differences from it lower.
+    The bound on that side is at 1 - (1 - LEVEL) / 2k (Bonferroni), whichever is picked; the other side needs nothing.
+    """
+    plain = {name: estimate(list(values.values())) for name, values in scores.items()}
+    order = tuple(sorted(plain, key=lambda name: (plain[name].mean, name)))
+    first, k = order[0], len(order)
+    pairs = all_differences(scores)
+    against = {}
+    for name in order[1:]:
+        if pair := pairs.get((first, name)):
+            lower = _tested(_gaps(first, name, scores), LEVEL, picked_low=k)[0]
+            against[name] = replace(pair, estimate=lower)
+    plain[first] = _tested(list(scores[first].values()), LEVEL, picked_high=k)[0]
+    return Standing(order=order, estimates=plain, against_first=against)
+
+
 def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
     """The mean with Student's t-interval."""
     return _tested(values, level)[0]
 
 
-def _tested(values: Sequence[float], level: float) -> tuple[Estimate, float]:
-    """(estimate, p of the one-sample t-test against 0)."""
+def _tested(
+    values: Sequence[float], level: float, *, picked_low: int = 1, picked_high: int = 1
+) -> tuple[Estimate, float]:
+    """(estimate, p of the one-sample t-test against 0); a bound that allows for a pick from so many on its side."""
     mean, n = statistics.fmean(values), len(values)
     if n < 2:
         return Estimate(mean=mean, low=None, high=None, n=n), 1.0
     if len(set(values)) == 1:  # nothing to divide by: equal values are all the evidence there is
         return Estimate(mean=mean, low=mean, high=mean, n=n), float(mean == 0)
     found = ttest_1samp(values, 0.0)
-    interval = found.confidence_interval(level)
-    return Estimate(mean=mean, low=float(interval.low), high=float(interval.high), n=n), float(found.pvalue)
+    low = float(found.confidence_interval(1 - (1 - level) / picked_low).low)
+    high = float(found.confidence_interval(1 - (1 - level) / picked_high).high)
+    return Estimate(mean=mean, low=low, high=high, n=n), float(found.pvalue)
 
 
 def difference(a: str, b: str, scores: Mapping[str, Scores], level: float = LEVEL) -> Difference | None:
     """The paired difference of two configurations; None with fewer than two common seeds. ``p_holm`` equals ``p``."""
-    common = sorted(set(scores[a]) & set(scores[b]))
-    if len(common) < 2:
+    gaps = _gaps(a, b, scores)
+    if len(gaps) < 2:
         return None
-    gaps = [scores[b][seed] - scores[a][seed] for seed in common]
     found, p = _tested(gaps, level)  # the paired t-test
     return Difference(a=a, b=b, estimate=found, sd=statistics.stdev(gaps), p=p, p_holm=p)
+
+
+def _gaps(a: str, b: str, scores: Mapping[str, Scores]) -> list[float]:
+    return [scores[b][seed] - scores[a][seed] for seed in sorted(set(scores[a]) & set(scores[b]))]
 
 
 def all_differences(scores: Mapping[str, Scores]) -> dict[tuple[str, str], Difference]:
@@ -134,20 +171,22 @@ def power(effect: float, sd: float, n: int, alpha: float = ALPHA) -> float:
     return 1.0 if math.isnan(found) and abs(effect) > sd else found
 
 
-def detectable(sd: float, n: int, alpha: float = ALPHA) -> float | None:
-    """The smallest difference that n seeds find in 8 of 10 repeats; None with fewer than two seeds."""
+def told(effect: float, sd: float, n: int, configurations: int) -> float:
+    """How often n seeds tell a configuration from another that is ``effect`` away, when so many are compared.
+
+    Exact for two. For more a lower bound that is close where all others are ties: Holm's first step over all pairs,
+    which are n (n - 1) / 2 for n configurations; later steps tell more.
+    """
+    return power(effect, sd, n, ALPHA / math.comb(configurations, 2))
+
+
+def detectable(sd: float, n: int, configurations: int) -> float | None:
+    """The difference that is told in at least 8 of 10 repeats (:func:`told`); None with fewer than two seeds."""
     if n < 2:
         return None
-    size = TTestPower().solve_power(effect_size=None, nobs=n, alpha=alpha, power=_WANTED_POWER)
+    alpha = ALPHA / math.comb(configurations, 2)
+    size = TTestPower().solve_power(effect_size=None, nobs=n, alpha=alpha, power=WANTED_POWER)
     return float(np.squeeze(size)) * sd
-
-
-def seeds_needed(effect: float, sd: float, alpha: float = ALPHA) -> int | None:
-    """Seeds with which a difference of ``effect`` is found in 8 of 10 repeats; None where more than 10,000."""
-    for n in chain(range(2, 101), range(110, 1001, 10), range(1100, 10_001, 100)):
-        if power(effect, sd, n, alpha) >= _WANTED_POWER:
-            return int(n)
-    return None
 
 
 def variance_split(samplings: Mapping[tuple[str, int], Sequence[float]]) -> VarianceSplit | None:

@@ -8,20 +8,19 @@ from statistics import fmean
 from typing import Literal
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest, chi2, norm, t
 from statsmodels.stats.weightstats import ttost_paired
 
 from harness.report.health import COLLAPSED
 from harness.report.statistics import (
     ALPHA,
     LEVEL,
+    WANTED_POWER,
     Difference,
     Estimate,
     difference,
     estimate,
     holm,
-    power,
-    seeds_needed,
 )
 from harness.study.claims import Claim, arm_name
 from harness.study.hparams import HParams
@@ -31,6 +30,15 @@ Verdict = Literal["supported", "refuted", "undecided"]
 # A training has diverged, too, where its last quick score is this many times the best one that it had while its samples
 # differed as much as :data:`harness.report.health.COLLAPSED` asks: blank images may have a good quick score.
 WORSENED = 1.5
+# The rules of this module, as they are kept with a plan before its trainings.
+RULE = f"2: diverged where the last quick score is {WORSENED:g} times the best, or the distance below {COLLAPSED:g}"
+# Power is that of finding an effect of so many times the smallest one that matters: one of just that size is supported
+# in half of all repeats at best, since what was seen must reach it, too.
+ASSUMED = 2.0
+# And that of finding divergence, where so large a share of trainings diverges.
+ASSUMED_SHARE = 0.9
+_SIMULATED = 20_000
+_MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,17 +73,32 @@ class ArmResult:
 class Comparison:
     """A treated arm against the control.
 
-    ``margin`` is the smallest difference that matters, in units of the score; ``power`` how often so many seeds would
-    find one of that size; ``needed`` the seeds that would find it in 8 of 10 repeats.
+    ``margin`` is the smallest difference that matters, in units of the score; ``n_arms`` are corrected together.
     """
 
     treated: str
     result: ArmResult
     difference: Difference | None
     margin: float | None
-    power: float | None
-    needed: int | None
+    says: str
+    n_arms: int
     verdict: Verdict
+
+    @property
+    def power(self) -> float | None:
+        """How often so many seeds would support the claim if it were true."""
+        if self.says == "diverges":
+            return divergence_power(len(self.result.trials))
+        if self.difference is None or self.margin is None:
+            return None
+        return claim_power(self.says, self.margin, self.difference.sd, self.difference.estimate.n, self.n_arms)
+
+    @property
+    def needed(self) -> int | None:
+        """Seeds that would in 8 of 10 repeats."""
+        if self.says == "diverges" or self.difference is None or self.margin is None:
+            return None
+        return seeds_needed(self.says, self.margin, self.difference.sd, self.n_arms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,10 +156,6 @@ def judge(claim: Claim, arms: Mapping[str, HParams], results: Mapping[str, ArmRe
 
 def _compare(claim: Claim, name: str, control: ArmResult, treated: ArmResult, pair: Difference | None) -> Comparison:
     margin = claim.relevant * fmean(control.scores.values()) if control.scores else None
-    strength = needed = None
-    if pair is not None and margin is not None and claim.says != "diverges":
-        strength = power(margin, pair.sd, pair.estimate.n)
-        needed = seeds_needed(margin, pair.sd)
     if claim.says == "diverges":
         verdict = _divergence_verdict(treated)
     else:
@@ -146,8 +165,8 @@ def _compare(claim: Claim, name: str, control: ArmResult, treated: ArmResult, pa
         result=treated,
         difference=pair,
         margin=margin,
-        power=strength,
-        needed=needed,
+        says=claim.says,
+        n_arms=len(claim.treated),
         verdict=verdict,
     )
 
@@ -157,9 +176,58 @@ def _divergence_verdict(treated: ArmResult) -> Verdict:
     n, k = len(treated.trials), len(treated.diverged)
     if not n:
         return "undecided"
+    low, high = _share(k, n)
+    return "supported" if low > 0.5 else "refuted" if high < 0.5 else "undecided"
+
+
+def _share(k: int, n: int) -> tuple[float, float]:
     # A two-sided interval at 90 % has the one-sided bounds at 95 %.
     interval = binomtest(k, n).proportion_ci(1 - 2 * ALPHA, method="exact")
-    return "supported" if interval.low > 0.5 else "refuted" if interval.high < 0.5 else "undecided"
+    return float(interval.low), float(interval.high)
+
+
+def divergence_power(n: int, share: float = ASSUMED_SHARE) -> float:
+    """How often n trainings support that most diverge, where ``share`` of all do."""
+    supporting = [k for k in range(n + 1) if n and _share(k, n)[0] > 0.5]
+    return float(sum(binom.pmf(supporting, n, share)))
+
+
+def claim_power(says: str, margin: float, sd: float, n: int, arms: int = 1) -> float:
+    """How often n seeds support a claim on a score that is true, by simulated means and spreads of the differences.
+
+    Args:
+        says: ``better`` or ``worse``: the true difference is ``ASSUMED`` times the margin; ``same``: it is none.
+        margin: the smallest difference that matters, in units of the score.
+        sd: standard deviation of paired differences, as it was seen.
+        n: seeds.
+        arms: treated ones, whose p-values are corrected together (the first step of Holm's correction).
+    """
+    if n < 2:
+        return 0.0
+    rng = np.random.default_rng(0)
+    # Of normal differences mean and spread are independent.
+    chance, spread = norm.rvs(size=_SIMULATED, random_state=rng), chi2.rvs(n - 1, size=_SIMULATED, random_state=rng)
+    error = sd * np.sqrt(spread / (n - 1) / n)
+    if says == "same":
+        mean = sd / n**0.5 * chance
+        return float(np.mean(np.abs(mean) + t.ppf(LEVEL, n - 1) * error < margin))
+    mean = ASSUMED * margin + sd / n**0.5 * chance
+    found = mean > error * t.ppf(1 - ALPHA / arms / 2, n - 1)
+    return float(np.mean(found & (mean >= margin)))
+
+
+def seeds_needed(says: str, margin: float, sd: float, arms: int = 1) -> int | None:
+    """Seeds with which :func:`claim_power` is 8 of 10; None where more than 1,000."""
+    few, many = 2, _MOST_SEEDS
+    if claim_power(says, margin, sd, many, arms) < WANTED_POWER:
+        return None
+    while few < many:
+        middle = (few + many) // 2
+        if claim_power(says, margin, sd, middle, arms) >= WANTED_POWER:
+            many = middle
+        else:
+            few = middle + 1
+    return few
 
 
 def _lost(claim: Claim, control: ArmResult, treated: ArmResult) -> Verdict | None:
@@ -176,6 +244,8 @@ def _score_verdict(
     says: str, pair: Difference | None, margin: float | None, control: ArmResult, treated: ArmResult
 ) -> Verdict:
     if pair is None or margin is None or pair.estimate.low is None or pair.estimate.high is None:
+        return "undecided"
+    if control.unscored or treated.unscored:  # those that are left would speak for the arm that loses more
         return "undecided"
     gap, low, high = pair.estimate.mean, pair.estimate.low, pair.estimate.high
     if says == "worse":

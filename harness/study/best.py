@@ -33,7 +33,10 @@ class BestTraining(Table):
 
 
 class BestConfirmed(Table):
-    """How sure the configuration is: mean and t-interval over training seeds, and what could not be told from it."""
+    """How sure the configuration is: its mean over training seeds, and what could not be told from it.
+
+    The interval allows for its having been picked as the best: it covers the true mean at least as often as ``level``.
+    """
 
     configuration: str
     metric: str

@@ -19,6 +19,7 @@ def planned_study(
     sampling_seeds: int = 1,
     rung: ScoreSpec | None = None,
     claims: Mapping[str, str] | None = None,
+    rule: str | None = None,
     known: Sequence[Preset] = (),
 ) -> StudySpec:
     """The study ``BASE-KIND`` with the base's images, budget and final scoring, and a preset for each arm and seed.
@@ -33,6 +34,7 @@ def planned_study(
         sampling_seeds: how often each generator is scored.
         rung: how trainings are scored at the base's rungs, too; None: only at their end. None is ever pruned.
         claims: what the plan is to decide, by name.
+        rule: how it is decided.
         known: presets of an earlier start; they stay.
 
     Raises:
@@ -61,7 +63,7 @@ def planned_study(
             "presets": tuple(presets.values()),
             "quick": None,
             "objectives": None,
-            "plan": Plan(kind=kind, study=base.name, claims=dict(claims or {})),
+            "plan": Plan(kind=kind, study=base.name, claims=dict(claims or {}), rule=rule),
         }
     )
 

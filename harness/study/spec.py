@@ -90,6 +90,7 @@ class Plan(Table):
     claims: dict[str, str] = Field(
         default_factory=dict, description="What was fixed before any training: each claim's file as canonical JSON."
     )
+    rule: str | None = Field(None, description="By which rules claims are judged, in words, as fixed with them.")
 
 
 class StudySpec(Table):

@@ -37,7 +37,7 @@ def test_studies_of_one_protocol_are_ranked_and_their_differences_listed(tmp_pat
     assert "**other found the best configuration**: trial 0 with fid500 = 33" in text
     assert "The next is mnist32 with 40.2, 7.25 more" in text
     assert "| sampler.name | tpe | random |" in text
-    assert "trial-1 | 45 | 43 to 47 | 5 |" in text
+    assert "trial-1 | 45 | 43 to 47.8 | 5 |" in text
     assert "not confirmed" in text
     assert "do not compare" not in text.lower() and "Not all of these scores compare" not in text
     assert (tmp_path / "spent.png").is_file()

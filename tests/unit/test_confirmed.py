@@ -9,6 +9,7 @@ import pytest
 
 from harness.report.confirmed import confirmation, winners_curse
 from harness.report.render import build_report
+from harness.report.statistics import estimate
 from harness.study.files import load_best
 from harness.study.hparams import HParams
 from harness.study.planned import fresh_seeds, planned_study
@@ -62,7 +63,8 @@ def test_the_mean_over_fresh_seeds_ranks_and_what_cannot_be_told_is_a_tie():
     assert [arm.name for arm in found.ranked] == ["trial-1", "trial-2", "paper"]
     assert [arm.name for arm in found.ties] == ["trial-2"]
     assert found.best.estimate.mean == 45.0
-    assert found.best.estimate.low < 45 < found.best.estimate.high
+    assert (round(found.best.estimate.low, 2), round(found.best.estimate.high, 2)) == (43.04, 47.8)
+    assert found.ranked[1].estimate == estimate(GOOD["trial-2"]), "not picked: its plain one"
     gap = found.against_best(found.ranked[2])
     assert (round(gap.estimate.mean, 2), gap.tie, gap.estimate.n) == (16.1, False, 5)
     assert (found.n_seeds, found.n_samplings) == (5, 2)
@@ -107,7 +109,7 @@ def test_report_and_best_toml_are_of_the_confirmed_best(tmp_path):
     path = build_report(FULL, tmp_path / "runs", tmp_path / "out", {}, "PED-ANOVA", plan(GOOD))
     assert "<p>|" not in path.with_suffix(".html").read_text(), "a table that no reader of Markdown takes for one"
     text = path.read_text()
-    assert "**Best configuration: trial-1**, FID of 500 images = **45**, 95 % interval 43 to 47" in text
+    assert "**Best configuration: trial-1**, FID of 500 images = **45**, 95 % interval 43 to 47.8" in text
     assert "paper, has 61.1: 16.1 more" in text
     assert "How sure: trial-2 is a tie with it" in text
     assert "| 2 | trial-2 | 45.3 |" in text
@@ -136,7 +138,7 @@ def test_unfinished_and_diverged_ones_are_said(tmp_path):
     text = build_report(
         FULL, tmp_path, tmp_path / "out", {}, "x", dataclasses.replace(made, trials=(*made.trials, waiting))
     ).read_text()
-    assert "**1 trainings are still to be run**" in text
+    assert "**1 training is still to be run**" in text
     assert "- trial-2: 1 of 2 trainings diverged" in text
 
 

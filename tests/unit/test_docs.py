@@ -42,3 +42,36 @@ def test_commands_are_understood(command, monkeypatch):
         assert words
         assert f"\n{words[0]}: ;" in makefile
     assert make_parser().parse_args(words).run is not None
+
+
+def _verdicts(study: str) -> dict[tuple[str, str], tuple[str, str]]:
+    """(claim, arm) -> (verdict, effect with its interval), as the committed report on a study's claims has them."""
+    found = {}
+    for line in (ROOT / "reports" / f"claims-{study}" / "report.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 8 and cells[2].startswith("**"):
+            found[cells[0], cells[1].split()[0]] = (cells[2].strip("*"), f"{cells[3]} ({cells[4]})")
+    return found
+
+
+def test_the_table_of_claims_is_that_of_the_reports():
+    digits, faces = _verdicts("mnist32"), _verdicts("celeba32_small")
+    assert digits.keys() == faces.keys()
+    assert len(digits) >= 20
+    lines = (ROOT / "docs" / "claims.md").read_text().splitlines()
+    for (claim, arm), verdict in digits.items():
+        assert f"| `{claim}` | {arm} | {' | '.join((*verdict, *faces[claim, arm]))} |" in lines
+
+
+def test_the_readme_counts_claims_as_the_reports_do():
+    counts = []
+    for study in ("mnist32", "celeba32_small"):
+        text = (ROOT / "reports" / f"claims-{study}" / "report.md").read_text()
+        found = re.search(r"sentences (\d+) (?:is|are) supported, (\d+) refuted", text)
+        assert found
+        counts.append(found.groups())
+    (held, refuted), (held_faces, refuted_faces) = counts
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert (
+        f"{held} of them held on digits and {held_faces} on faces; {refuted} and {refuted_faces} were refuted" in readme
+    )

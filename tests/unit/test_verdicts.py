@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from harness.errors import NotFoundError, SpecError
-from harness.report.verdicts import ArmResult, judge
+from harness.report.verdicts import (
+    ASSUMED,
+    ArmResult,
+    claim_power,
+    divergence_power,
+    judge,
+    seeds_needed,
+)
 from harness.study.claims import Claim, arm_name, claim_names, from_registered, load_claim, registered
 from harness.study.files import load_study
 from harness.study.records import TrialRecord
@@ -62,6 +69,7 @@ CONTROL = trained([100.0, 104.0, 96.0, 102.0, 98.0])
         ("diverges", [100.0] * 5, "refuted"),
         ("diverges", [None, None, 100.0, 100.0, None], "undecided"),
         ("better", [None] * 5, "refuted"),
+        ("better", [70.0, 75.0, 66.0, 73.0, None], "undecided"),  # those that are left do not speak for it
         ("worse", [None] * 5, "supported"),
         ("same", [None] * 5, "refuted"),
     ],
@@ -118,6 +126,46 @@ def test_different_arms_seldom_support_sameness():
         treated = trained((110.5 + 3 * rng.standard_normal(5)).tolist())
         wrong += verdict(claim("same"), control, leaky=treated) == "supported"
     assert wrong / n <= 0.05
+
+
+@pytest.mark.parametrize(("says", "effect"), [("better", -20.0), ("worse", 20.0), ("same", 0.0)])
+def test_a_true_claim_is_supported_as_often_as_the_power_says(says, effect):
+    """Through the verdict itself, with the spread that the power is told: 10 of 100 matter."""
+    rng = np.random.default_rng(1)
+    n, found, sd = 1000, 0, 7.0 if says == "same" else 15.0
+    made, control = claim(says), trained([100.0] * 5)
+    arms = made.arms(SPEC)
+    for _ in range(n):
+        treated = trained((100 + effect + sd * rng.standard_normal(5)).tolist())
+        results = {arm_name(arms["control"]): control, arm_name(arms["leaky"]): treated}
+        found += judge(made, arms, results).verdict == "supported"
+    predicted = claim_power(says, 10.0, sd, 5)
+    assert abs(found / n - predicted) < 0.04, (found / n, predicted)
+    assert 0.2 < predicted < 0.95, "neither hopeless nor certain, or nothing is tested"
+
+
+def test_an_effect_of_just_what_matters_is_supported_in_half_of_all_repeats_at_best():
+    half = claim_power("better", 10.0 / ASSUMED, 0.1, 100)
+    assert half == 1.0, "twice what matters is seen"
+    control, rng = trained([100.0] * 5), np.random.default_rng(0)
+    found = sum(
+        verdict(claim("better"), control, leaky=trained((90 + 0.5 * rng.standard_normal(5)).tolist())) == "supported"
+        for _ in range(200)
+    )
+    assert found <= 120, found
+
+
+def test_power_of_claims_rises_with_seeds_falls_with_arms_and_says_how_many_are_needed():
+    assert claim_power("better", 10.0, 15.0, 5) < claim_power("better", 10.0, 15.0, 10)
+    assert claim_power("better", 10.0, 15.0, 5, arms=3) < claim_power("better", 10.0, 15.0, 5)
+    for says in ("better", "same"):
+        needed = seeds_needed(says, 10.0, 15.0)
+        assert claim_power(says, 10.0, 15.0, needed) >= 0.8 > claim_power(says, 10.0, 15.0, needed - 1)
+    assert seeds_needed("same", 0.01, 15.0) is None
+    assert claim_power("better", 10.0, 0.0, 5) == claim_power("same", 10.0, 0.0, 5) == 1.0
+    assert claim_power("better", 10.0, 1.0, 1) == 0.0
+    assert divergence_power(5) == pytest.approx(0.9**5), "with five trainings all must diverge"
+    assert divergence_power(0) == divergence_power(4) == 0.0
 
 
 def test_every_claim_builds_on_every_study_of_32_px_and_most_share_their_control():
