@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from harness.gan.layers import with_library_layers
 from harness.gan.networks import build
 from harness.study.hparams import HParams
 
@@ -31,7 +32,9 @@ class Loop:
 
     def __init__(self, hp: HParams, style: str, device: torch.device = CPU) -> None:
         self.hp, self.style, self.device = hp, style, device
-        self.generator, self.discriminator = (n.to(memory_format=torch.contiguous_format) for n in build(hp, 0, device))
+        self.generator, self.discriminator = (
+            with_library_layers(n).to(memory_format=torch.contiguous_format) for n in build(hp, 0, device)
+        )
         settings: dict[str, Any] = {"betas": (hp.beta1, hp.beta2)}
         self.opt_g = torch.optim.Adam(self.generator.parameters(), hp.lr_g, **settings)
         self.opt_d = torch.optim.Adam(self.discriminator.parameters(), hp.lr_d, **settings)

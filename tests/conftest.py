@@ -7,12 +7,27 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
 
-from harness.home import Home
-from harness.study.hparams import HParams
+def own_cores() -> list[int]:
+    """Where several processes test at once, each has cores of its own, as if it were alone on a smaller machine."""
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+    return cores[int(worker.removeprefix("gw")) % len(cores) :: count] if worker and cores else []
+
+
+# Before NumPy is imported: its threads are as many as there are cores then, and would wait for one another on one.
+if OWN_CORES := own_cores():
+    os.sched_setaffinity(0, OWN_CORES)
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from harness.home import Home  # noqa: E402
+from harness.study.hparams import HParams  # noqa: E402
+
+if OWN_CORES:
+    torch.set_num_threads(len(OWN_CORES))
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -79,17 +94,6 @@ lr = 2e-4
 batch_size = 16
 activation_g = "relu"
 """
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Where several processes test at once, each has cores of its own, as if it were alone on a smaller machine."""
-    worker, count = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    if worker is None or not hasattr(os, "sched_setaffinity"):
-        return
-    cores = sorted(os.sched_getaffinity(0))
-    own = cores[int(worker.removeprefix("gw")) % len(cores) :: count]
-    os.sched_setaffinity(0, own)
-    torch.set_num_threads(len(own))
 
 
 @pytest.fixture

@@ -38,9 +38,10 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def test(arguments: argparse.Namespace) -> int:
-    from harness.commands.machine import run_tool, test_processes
+    from harness.commands.machine import run_tool, temporary_in_memory, test_processes
 
-    return run_tool(["pytest", *test_processes(arguments.rest), *arguments.rest])
+    with temporary_in_memory():
+        return run_tool(["pytest", *test_processes(arguments.rest), *arguments.rest])
 
 
 def faults(arguments: argparse.Namespace) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from harness import atomic
@@ -13,6 +16,7 @@ from harness.errors import HarnessError, without_secrets
 from harness.home import Home
 
 Say = Callable[[str], None]
+_MEMORY, _ROOM = Path("/dev/shm"), 8 * 2**30  # noqa: S108 (a folder of its own is made there)
 
 
 def doctor(home: Home) -> Iterator[tuple[bool, str, str]]:
@@ -118,6 +122,21 @@ def test_processes(arguments: Sequence[str]) -> list[str]:
     given = any(argument.startswith(("-n", "--numprocesses", "--pdb")) for argument in arguments)
     # In the order of the folders, so that the long files come first and the short ones fill up.
     return [] if given or n == 1 else ["-n", str(n), "--dist", "loadfile", "--no-loadscope-reorder"]
+
+
+@contextmanager
+def temporary_in_memory() -> Iterator[None]:
+    """Temporary files in memory, where there is room and nobody said where: tests commit thousands of times."""
+    room = shutil.disk_usage(_MEMORY).free if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) else 0
+    if "TMPDIR" in os.environ or room < _ROOM:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="harness-tests-", dir=_MEMORY, ignore_cleanup_errors=True) as folder:
+        os.environ["TMPDIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["TMPDIR"]
 
 
 def run_tool(*commands: list[str]) -> int:

@@ -58,6 +58,16 @@ class FromImage(nn.Conv2d):
         return maps
 
 
+def with_library_layers(network: nn.Module) -> nn.Module:
+    """The same network and parameters with PyTorch's own layers in place of these: what they are compared with."""
+    for module in network.modules():
+        if isinstance(module, Projection | ToImage):
+            module.__class__ = nn.ConvTranspose2d
+        elif isinstance(module, ToLogit | FromImage):
+            module.__class__ = nn.Conv2d
+    return network
+
+
 def _plus(maps_NCHW: Tensor, bias: Tensor | None) -> Tensor:
     return maps_NCHW if bias is None else maps_NCHW + bias.to(maps_NCHW.dtype).view(1, -1, 1, 1)
 

@@ -63,6 +63,8 @@ def assert_each_training_ended_once(project: Project, name: str, count: int) -> 
 
 def test_a_sweep_is_confirmed_though_everything_was_killed(project):
     project.run("sweep", TRIALS="2")
+    calm = Home(project.folder / "calm")
+    shutil.copytree(project.home.root, calm.root, symlinks=True)
     process = project.start("confirm")
     wait_for(process, r"trial 1 starts")
     os.killpg(process.pid, signal.SIGKILL)
@@ -77,6 +79,12 @@ def test_a_sweep_is_confirmed_though_everything_was_killed(project):
     searched = {trial.attrs["seed"] for trial in record(project, "tiny").trials if "seed" in trial.attrs}
     assert not searched & {trial.attrs["seed"] for trial in plan.complete}
     assert {len(trial.attrs["samplings"]) for trial in plan.complete} == {2}
+    project.run("confirm", HARNESS_HOME=str(calm.root), HARNESS_CHECKPOINTS=str(project.folder / "calm-share"))
+    undisturbed = to_record(load_study("tiny-confirm", calm))
+    assert {t.attrs["preset"]: t.attrs["samplings"] for t in plan.complete} == {
+        t.attrs["preset"]: t.attrs["samplings"] for t in undisturbed.complete
+    }, "what was killed and gone on with has other scores than what was not"
+    project.run("report", "tiny")
     report = project.folder / "reports" / "tiny"
     assert "**Best configuration: " in (report / "report.md").read_text()
     assert json.loads((report / "report.json").read_text())["confirmed"]

@@ -240,3 +240,17 @@ def test_tests_use_up_to_four_cores_unless_told_otherwise(monkeypatch, cores, gi
     monkeypatch.setattr("harness.sweep.processes.usable_cores", lambda: cores)
     found = machine.test_processes(given)
     assert (found[found.index("-n") + 1] if found else None) == processes
+
+
+@pytest.mark.parametrize(("room", "given", "there"), [(0, None, True), (2**60, None, False), (0, "/elsewhere", False)])
+def test_tests_write_into_memory_where_there_is_room(monkeypatch, tmp_path, room, given, there):
+    monkeypatch.setattr(machine, "_MEMORY", tmp_path)
+    monkeypatch.setattr(machine, "_ROOM", room)
+    monkeypatch.delenv("TMPDIR", raising=False)
+    if given:
+        monkeypatch.setenv("TMPDIR", given)
+    with machine.temporary_in_memory():
+        folders = list(tmp_path.glob("harness-tests-*"))
+        assert (os.environ.get("TMPDIR") == str(folders[0])) if there else (not folders)
+    assert os.environ.get("TMPDIR") == given
+    assert not list(tmp_path.glob("harness-tests-*"))
