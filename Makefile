@@ -1,7 +1,7 @@
 # Verbs only: each recipe is one line that calls the harness. Variables reach it through the environment, unexpanded,
 # so that no value of theirs is ever read by make or by a shell.
 PYTHON ?= python3
-VARIABLES := STUDY RECIPE VARIANT DATA TRIALS WORKERS DEVICE QUICK EXACT KIMG SAMPLES SEED CONFIG ENGINE ADDRESS KILLS CONFIRM TOP SEEDS SAMPLINGS
+VARIABLES := STUDY RECIPE VARIANT DATA TRIALS WORKERS DEVICE QUICK EXACT KIMG SAMPLES SEED CONFIG ENGINE ADDRESS KILLS CONFIRM TOP SEEDS SAMPLINGS FULL
 $(foreach v,$(VARIABLES),$(if $(value $(v)),$(eval override $(v) := $$(value $(v)))$(eval export $(v))))
 .DEFAULT_GOAL := help
 .PHONY: help setup sweep plan confirm claims audit worker reconcile train recipes report generate ui test faults lint bench doctor clean

@@ -109,6 +109,8 @@ def main() -> None:
         if before["git_commit"] != made["git_commit"]:
             raise SystemExit(f"{path.name} was measured at {before['git_commit']}: start again without --resume")
         made = before
+    elif path.exists():
+        parser.error(f"{path} has results of today: --resume goes on with them, --out FOLDER writes elsewhere")
     results: dict[str, dict[str, Any]] = made["rows"]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         chosen = [

@@ -24,6 +24,7 @@ from scipy import stats
 
 from benchmarks.baselines import CPU
 from harness.data.store import open_store
+from harness.errors import Diverged
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, train
 from harness.home import Home
@@ -49,7 +50,7 @@ def reference(images: torch.Tensor, extractor: Extractor, n: int) -> Reference:
 
 
 def trainings(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row a training: its scores by scoring precision, NaN where it diverged."""
+    """One row a training: its scores by scoring precision, None where it diverged."""
     home = Home(arguments.home)
     data = DataSpec(source="folder", image_size=arguments.size, channels=3)
     if arguments.training:
@@ -72,19 +73,23 @@ def trainings(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 )  # fmt: skip
                 began = time.process_time()
                 last: Snapshot | None = None
-                for event in train(
-                    hp, images, budget=Budget(kimg=arguments.kimg), seed=derive_seed("equality", seed), device=CPU
-                ):
-                    last = event if isinstance(event, Snapshot) else last
+                row = {"lr": lr, "seed": seed, "precision": precision, "fid": dict.fromkeys(extractors)}
+                try:
+                    for event in train(
+                        hp, images, budget=Budget(kimg=arguments.kimg), seed=derive_seed("equality", seed), device=CPU
+                    ):
+                        last = event if isinstance(event, Snapshot) else last
+                except Diverged:
+                    yield row
+                    continue
                 assert last is not None
-                trained = time.process_time() - began
+                row["train_cpu_s"] = round(time.process_time() - began, 1)
                 made = generate(last.generator, hp, arguments.samples, SCORING_SEED, CPU)
-                row = {"lr": lr, "seed": seed, "precision": precision, "train_cpu_s": round(trained, 1), "fid": {}}
                 for name, extractor in extractors.items():
                     began = time.process_time()
                     bad = degenerate(made)
                     pooled = extractor(to_uint8(made)).pooled
-                    row["fid"][name] = math.nan if bad else frechet_distance(pooled, references[name])
+                    row["fid"][name] = None if bad else frechet_distance(pooled, references[name])
                     row[f"score_{name}_cpu_s"] = round(time.process_time() - began, 1)
                 yield row
 
@@ -102,10 +107,15 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown: differences between the precisions, paired by seed."""
+    lost = {p: sum(row["fid"]["float32"] is None for row in found if row["precision"] == p) for p in PRECISIONS}
+    found = [row for row in found if row["fid"]["float32"] is not None]
     fid = {(row["lr"], row["seed"], row["precision"]): row["fid"] for row in found}
+    score = "FID" if "bf16" in found[0]["fid"] else "FID by MobileNetV2"
     lines = [
-        "| training at learning rate | pairs | FID, float32 | FID, bf16 | bf16 - float32 (95 %) | Wilcoxon p | "
-        "standard deviations | Levene p |",
+        f"Diverged: {lost['float32']} trainings in float32, {lost['bf16']} in bf16; the others are paired.",
+        "",
+        f"| training at learning rate | pairs | {score}, float32 | {score}, bf16 | bf16 - float32 (95 %) "
+        "| Wilcoxon p | standard deviations | Levene p |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for lr in (SMALL_LR, LARGE_LR):
@@ -163,7 +173,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print what was measured")
     arguments = parser.parse_args()
     what = "training" if arguments.training else "equality"
-    arguments.out = arguments.out or ROOT / "benchmarks" / "results" / f"2026-11-25-{what}-cpu.jsonl"
+    arguments.out = arguments.out or ROOT / "benchmarks" / "results" / f"{time.strftime('%Y-%m-%d')}-{what}-cpu.jsonl"
     if not arguments.table:
         if not arguments.out.is_file():
             setting = {key: getattr(arguments, key) for key in ("size", "kimg", "samples")}

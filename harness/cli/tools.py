@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from harness.cli.shell import say
@@ -41,7 +42,8 @@ def test(arguments: argparse.Namespace) -> int:
     from harness.commands.machine import run_tool, temporary_in_memory, test_processes
 
     with temporary_in_memory():
-        return run_tool(["pytest", *test_processes(arguments.rest), *arguments.rest])
+        slowest = ("--durations=30", "--durations-min=5")
+        return run_tool(["pytest", *slowest, *test_processes(arguments.rest), *arguments.rest])
 
 
 def faults(arguments: argparse.Namespace) -> int:
@@ -59,7 +61,8 @@ def lint(arguments: argparse.Namespace) -> int:
 def bench(arguments: argparse.Namespace) -> int:
     from harness.commands.machine import run_tool
 
-    return run_tool(["python", "-m", "benchmarks.bench", *arguments.rest])
+    full = ["--full"] if os.environ.get("FULL") else []
+    return run_tool(["python", "-m", "benchmarks.bench", *full, *arguments.rest])
 
 
 def clean(arguments: argparse.Namespace) -> None:

@@ -86,10 +86,10 @@ def reconcile(name: str | None, home: Home) -> Iterator[str]:
 def outlook_lines(name: str, home: Home, more: int) -> Iterator[str]:
     """What the rest of a started study takes, and what more trials would bring, if it has enough of them."""
     from harness.report.markdown import duration
-    from harness.report.outlook import outlook
-    from harness.sweep.storage import find_record
+    from harness.report.outlook import in_words, outlook, too_few
+    from harness.sweep.plan import started_record
 
-    record = find_record(name, home)
+    record = started_record(name, home)
     ended = [trial.seconds for trial in record.trials if trial.state in ("COMPLETE", "PRUNED")] if record else []
     if record and len(ended) >= _FEWEST_ENDED:
         each, left = sum(ended) / len(ended), max(0, int(record.attrs["target"]) - len(ended))
@@ -99,15 +99,9 @@ def outlook_lines(name: str, home: Home, more: int) -> Iterator[str]:
         )
     found = outlook(record, more) if record else None
     if record is None or found is None:
-        yield "outlook: a study with six finished and pruned trials shows what more would bring"
+        yield f"no outlook: {too_few(record)}"
         return
-    n, metric = len(found.expected), record.attrs["final_metric"]
-    shown = sorted({1, *(round(n * share) for share in (0.25, 0.5, 0.75)), n} - {0})
-    yield f"expected best {metric} after " + ", ".join(f"{k}: {found.expected[k - 1]:.4g}" for k in shown) + " trials"
-    yield (
-        f"{more} more trials hold a new best with a probability of {100 * found.probability:.0f} %; "
-        f"over the last stretch of that proportion the expected best fell by {found.gain:.3g}"
-    )
+    yield from in_words(found, record.attrs["final_metric"])
 
 
 def resolved(spec: StudySpec) -> str:

@@ -61,10 +61,10 @@ class FromImage(nn.Conv2d):
 def with_library_layers(network: nn.Module) -> nn.Module:
     """The same network and parameters with PyTorch's own layers in place of these: what they are compared with."""
     for module in network.modules():
-        if isinstance(module, Projection | ToImage):
-            module.__class__ = nn.ConvTranspose2d
-        elif isinstance(module, ToLogit | FromImage):
-            module.__class__ = nn.Conv2d
+        kind: Any = type(module)
+        if kind in (Projection, ToImage, ToLogit, FromImage):
+            (base,) = kind.__bases__
+            module.__class__ = base
     return network
 
 

@@ -47,6 +47,7 @@ def build_comparison(pairs: Sequence[tuple[StudyRecord, StudyRecord | None]], ou
         "groups": groups,
         "leader": _leader([entry for entry in entries if entry["name"] in shared]),
         "shared": shared,
+        "samplings": _samplings(entries),
         "reasons": _reasons(pairs[0][0], [record for record, _ in pairs[1:]]) if len(groups) > 1 else [],
         "differences": [_differences(pairs[0][0], record) for record, _ in pairs[1:]],
         "figure": len(frame) > 0,
@@ -72,6 +73,7 @@ def _entry(record: StudyRecord, found: Confirmation | None) -> dict[str, Any]:
         "target": record.attrs["target"],
         "time": duration(sum(trial.seconds for trial in record.trials)),
         "confirmed": found,
+        "n_samplings": _spec(record)["scoring"].get("sampling_seeds") or 1,
         "environment": record.attrs.get("environment", {}),
     }
 
@@ -85,12 +87,46 @@ def _by_protocol(entries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _leader(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The best of the studies that compare, with its distance from the next."""
-    scored = sorted((e for e in entries if e["best"]), key=lambda entry: (entry["best"].value, entry["name"]))
+    """The best of the studies that compare, and the next; by confirmed means where all have one of one protocol.
+
+    ``overlap``: whether the confirmed intervals of the two do; None where one has no interval.
+    """
+    scored = [entry for entry in entries if entry["best"]]
     if not scored:
         return None
-    second = scored[1] if len(scored) > 1 else None
-    return {"first": scored[0], "second": second}
+    unconfirmed = [entry["name"] for entry in scored if entry["confirmed"] is None]
+    protocols = {entry["confirmed"].protocol_hash for entry in scored if entry["confirmed"]}
+    confirmed = not unconfirmed and len(protocols) == 1
+
+    def value(entry: Mapping[str, Any]) -> float:
+        return float(entry["confirmed"].best.estimate.mean if confirmed else entry["best"].value)
+
+    first, *rest = sorted(scored, key=lambda entry: (value(entry), entry["name"]))
+    second = rest[0] if rest else None
+    return {
+        "confirmed": confirmed,
+        "unconfirmed": unconfirmed,
+        "first": first,
+        "second": second,
+        "gap": value(second) - value(first) if second else None,
+        "overlap": _overlap(first["confirmed"], second["confirmed"]) if confirmed and second else None,
+    }
+
+
+def _overlap(first: Confirmation, second: Confirmation) -> bool | None:
+    upper, lower = first.best.estimate.high, second.best.estimate.low
+    return None if upper is None or lower is None else lower <= upper
+
+
+def _samplings(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many samplings scores are means of, where that differs: the protocol's hash does not tell."""
+    searched = {entry["name"]: entry["n_samplings"] for entry in entries if entry["best"]}
+    confirmed = {entry["name"]: entry["confirmed"].n_samplings for entry in entries if entry["confirmed"]}
+    return [
+        f"{what}: " + ", ".join(f"{n} in {name}" for name, n in found.items())
+        for what, found in (("scores in the search", searched), ("confirmed scores", confirmed))
+        if len(set(found.values())) > 1
+    ]
 
 
 def _spent(record: StudyRecord, protocol: str) -> pd.DataFrame:

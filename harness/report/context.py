@@ -168,5 +168,6 @@ def tradeoff_context(record: StudyRecord) -> dict[str, Any] | None:
     return {
         "names": [objective_label(name, record.attrs["final_metric"]) for name in names],
         "rows": [{**_board_row(trial, spec), "values": trial.values} for trial in best],
+        "timed": "seconds" in names,
         "n": len(rank(record, top=len(record.trials)).trials),
     }

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.errors import NotFoundError, UsageError
-from harness.report.confirmed import Confirmation
+from harness.report.confirmed import Confirmation, confirmed_context
+from harness.report.health import Health
 from harness.report.markdown import number
 from harness.report.ranking import rank
 from harness.study.drift import changes
 from harness.study.records import StudyRecord
 
 FACTS_FILE = "report.json"
+# What is known of a training's health, in words.
+_HEALTH = {
+    "distance": "distance between samples (real = 1)",
+    "variance": "variance of features (real = 1)",
+    "won": "share of the second half in which the discriminator had won",
+    "score": "audited score",
+    "batch_score": "audited score with batch statistics",
+    "nearer": "probability of being nearer to a training image than other real images are",
+}
 
 
-def facts(record: StudyRecord, found: Confirmation | None) -> str:
-    """The report's statements as JSON: the same record gives the same bytes."""
+def facts(record: StudyRecord, found: Confirmation | None, watched: Sequence[Health] = ()) -> str:
+    """The report's statements as JSON: the same record, and the same health of its best trainings, the same bytes."""
     board = rank(record, top=len(record.trials))
     stated = {
         "study": record.name,
@@ -36,6 +46,7 @@ def facts(record: StudyRecord, found: Confirmation | None) -> str:
             if t.state not in ("COMPLETE", "WAITING", "RUNNING")
         },
         "confirmed": _confirmed(found) if found else None,
+        "health": {row.name: {"findings": row.findings, "measured": _measured(row)} for row in watched},
         "spec": json.loads(record.attrs["spec"]),
         "environment": record.attrs.get("environment", {}),
         "fingerprint": record.attrs["dataset"]["fingerprint"],
@@ -45,9 +56,20 @@ def facts(record: StudyRecord, found: Confirmation | None) -> str:
 
 def _confirmed(found: Confirmation) -> list[dict[str, Any]]:
     return [
-        {"name": a.name, "mean": a.estimate.mean, "low": a.estimate.low, "high": a.estimate.high, "n": a.estimate.n}
-        for a in found.ranked
+        {
+            "name": row["name"],
+            "mean": row["estimate"].mean,
+            "low": row["estimate"].low,
+            "high": row["estimate"].high,
+            "n": row["estimate"].n,
+            "verdict": row["verdict"],
+        }
+        for row in confirmed_context(found)["rows"]
     ]
+
+
+def _measured(row: Health) -> dict[str, float | None]:
+    return {label: getattr(row, name) for name, label in _HEALTH.items()}
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -91,6 +113,7 @@ def report_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]
         yield "the scoring protocol is another one: scores before and after do not compare"
     yield from _scores(old, new)
     yield from _confirmations(old, new)
+    yield from _health(old, new)
     for change in changes(old["environment"], new["environment"]):
         yield f"environment {change}"
 
@@ -118,11 +141,35 @@ def _confirmations(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[s
     before, after = ({row["name"]: row for row in facts["confirmed"] or []} for facts in (old, new))
     for name, row in after.items():
         was = before.get(name)
-        shown = f"{number(row['mean'])} from {row['n']} seeds"
         if was is None:
-            yield f"confirmed: {name}, {shown}"
+            yield f"confirmed: {name}, {_estimate(row, number)}"
         elif was != row:
-            yield f"confirmed: {name}, {number(was['mean'])} from {was['n']} seeds became {shown}"
+            # Where a change is too small for the digits that are shown, all of them are.
+            shown = number if _estimate(was, number) != _estimate(row, number) else repr
+            yield f"confirmed: {name}, {_estimate(was, shown)} became {_estimate(row, shown)}"
     for name in before:
         if name not in after:
             yield f"{name} is not among the confirmed any more"
+
+
+def _estimate(row: Mapping[str, Any], shown: Callable[[Any], str]) -> str:
+    """Mean, interval, seeds and verdict; reports from before there were verdicts have none."""
+    interval = "" if row["low"] is None else f" ({shown(row['low'])} to {shown(row['high'])})"
+    verdict = f", {row['verdict']}" if "verdict" in row else ""
+    return f"{shown(row['mean'])}{interval} from {row['n']} seeds{verdict}"
+
+
+def _health(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """Findings that came and went, and measurements that changed, of trainings that both reports show."""
+    if "health" not in old or "health" not in new:
+        return  # one was written before reports said it
+    for name, row in new["health"].items():
+        was = old["health"].get(name)
+        if was is None:
+            yield from (f"found of {name}, which was not shown before: {text}" for text in row["findings"])
+            continue
+        yield from (f"found of {name}: {text}" for text in row["findings"] if text not in was["findings"])
+        yield from (f"no longer found of {name}: {text}" for text in was["findings"] if text not in row["findings"])
+        for change in changes(was["measured"], row["measured"]):
+            shown = number if number(change.old) != number(change.new) else repr
+            yield f"health of {name}: {change.key} was {shown(change.old)}, is {shown(change.new)}"

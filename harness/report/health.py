@@ -29,7 +29,7 @@ class Health:
     ``distance``, ``variance``: of samples, as a share of real images'; by pixels at a fixed z, and by features.
     ``won``: share of the training's second half in which the discriminator's loss was at its floor.
     ``batch_score``: the score with BatchNorm's batch statistics, beside ``score`` with running ones.
-    ``nearer``: probability that a sample is nearer to a training image than real images are to each other.
+    ``nearer``: probability that a sample is nearer to a training image than another real image is.
     """
 
     name: str
@@ -52,8 +52,11 @@ class Health:
         if self.score and self.batch_score is not None and abs(self.batch_score - self.score) > GAP * self.score:
             scores = f"{number(self.score)} with running ones, {number(self.batch_score)} with those of each batch"
             found.append(f"the score depends on BatchNorm's statistics: {scores}")
-        if self.memorises:
-            found.append("**memorises**: samples are copies of training images")
+        if self.memorises and self.nearer is not None:
+            found.append(
+                "**memorises**: samples are nearer to training images than other real images are with a probability of "
+                f"{100 * self.nearer:.0f} % (50 % is chance, 100 % all copies)"
+            )
         return found
 
 

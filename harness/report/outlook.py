@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
+from harness.report.markdown import metric_label
 from harness.report.ranking import rank
-from harness.study.records import StudyRecord
+from harness.study.records import StudyRecord, TrialRecord
 
-_RESAMPLED, _FEWEST = 500, 6
+_RESAMPLED, _FEWEST = 500, 8
 _LOW, _HIGH = 5.0, 95.0  # per cent
 
 
@@ -21,8 +22,8 @@ class Outlook:
     """The best score after k trials, as resampling a study's own trials expects it.
 
     ``expected[k - 1]`` is the mean of the best of k of its n trials; from ``low`` to ``high`` is its bootstrap interval
-    (90 %). ``probability`` is that ``more`` trials hold a new best, ``gain`` how much lower the expected best became
-    over the last stretch of the same proportion.
+    (90 %). ``probability`` is that ``more`` trials hold a new best. ``gain`` is how much the expected best fell from
+    ``fewer`` trials to n, which are by the same factor more as n + ``more`` will be.
     """
 
     expected: tuple[float, ...]
@@ -30,35 +31,72 @@ class Outlook:
     high: tuple[float, ...]
     more: int
     probability: float
+    fewer: int
     gain: float
 
 
 def outlook(record: StudyRecord, more: int) -> Outlook | None:
-    """The outlook of a study; None with fewer than six trials that count, or without two final scores.
+    """The outlook of a study; None where :func:`too_few` says why.
 
-    Final scores under one protocol count, and pruned trials as no better than the worst of them: that is what they were
-    pruned for. Published recipes are no draws from the search space and are left out. Trials are taken as exchangeable:
-    a sampler that learns does better than that, so that this is a cautious figure.
+    Final scores under one protocol count, and pruned trials as the worst of them: that is what they were pruned for.
+    Presets, published recipes among them, are no draws from the search space and are left out. Trials are taken as
+    exchangeable: a sampler that learns does better than that, so that this is a cautious figure.
     """
-    scores = [float(t.value or 0.0) for t in rank(record, top=len(record.trials)).trials if "recipe" not in t.attrs]
-    pruned = sum(trial.state == "PRUNED" and "recipe" not in trial.attrs for trial in record.trials)
-    if len(scores) < 2 or len(scores) + pruned < _FEWEST:
+    if too_few(record):
         return None
+    scores = _finished(record)
+    pruned = sum(trial.state == "PRUNED" and _searched(trial) for trial in record.trials)
     values = np.array([*scores, *[max(scores)] * pruned])
     expected = expected_best(values)
     rng = np.random.default_rng(0)
     drawn = [expected_best(rng.choice(values, len(values))) for _ in range(_RESAMPLED)]
     low, high = np.percentile(drawn, [_LOW, _HIGH], axis=0)
     n = len(values)
-    before = max(1, round(n * n / (n + more)))
+    fewer = max(1, round(n * n / (n + more)))
     return Outlook(
         expected=tuple(expected.tolist()),
         low=tuple(low.tolist()),
         high=tuple(high.tolist()),
         more=more,
         probability=new_best_probability(n, more),
-        gain=float(expected[before - 1] - expected[-1]),
+        fewer=fewer,
+        gain=float(expected[fewer - 1] - expected[-1]),
     )
+
+
+def too_few(record: StudyRecord | None) -> str:
+    """Why a study has no outlook, in words; empty where it has one."""
+    found = len(_finished(record)) if record else 0
+    if found >= _FEWEST:
+        return ""
+    return (
+        f"too few finished trials: {_FEWEST} with a final score of the same protocol are needed, presets and pruned "
+        f"ones not counted, and there {'is' if found == 1 else 'are'} {found or 'none'}"
+    )
+
+
+def in_words(found: Outlook, metric: str) -> list[str]:
+    """What an outlook says, a sentence a line."""
+    n = len(found.expected)
+    shown = sorted({1, *(round(n * share) for share in (0.25, 0.5, 0.75)), n})
+    curve = ", ".join(f"{found.expected[k - 1]:.4g} of {k}" for k in shown)
+    return [
+        f"the best {metric_label(metric)} to expect of so many of the {n} searched trials (presets left out, pruned "
+        f"ones as the worst finished one): {curve}",
+        f"{found.more} more trials drawn alike hold a new best with a probability of {100 * found.probability:.0f} %, "
+        f"whatever the scores: {found.more}/({n} + {found.more})",
+        f"how much better it would be is not known; from {found.fewer} trials to {n}, by the same factor more, the "
+        f"expected best fell by {found.gain:.3g}",
+    ]
+
+
+def _searched(trial: TrialRecord) -> bool:
+    return "preset" not in trial.attrs and "recipe" not in trial.attrs
+
+
+def _finished(record: StudyRecord) -> list[float]:
+    """Final scores of what the sampler drew, under the leaderboard's protocol."""
+    return [float(t.value or 0.0) for t in rank(record, top=len(record.trials)).trials if _searched(t)]
 
 
 def expected_best(values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
@@ -81,5 +119,9 @@ def expected_best(values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.f
 
 
 def new_best_probability(n: int, more: int) -> float:
-    """How likely the best of n + more exchangeable trials is among the later ones, whatever their distribution."""
+    """How likely the best of n + more exchangeable trials is among the later ones.
+
+    Distribution-free: each is the best with the same probability, whatever the scores are. It says nothing about by
+    how much a new best would be better.
+    """
     return more / (n + more)

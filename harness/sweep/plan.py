@@ -2,56 +2,56 @@
 
 from __future__ import annotations
 
-import resource
+import json
+import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import optuna
 import torch
 from torch import Tensor
 
 from harness.data.store import existing_store, find_material
-from harness.errors import DataError, Diverged
-from harness.gan.networks import Discriminator, Generator, build
-from harness.gan.precision import FLOAT32
-from harness.gan.trainer import Budget, Progress, train
+from harness.errors import DataError
 from harness.home import Home
-from harness.scoring.extractors import untrained_module
-from harness.scoring.sampling import BATCH, generate
-from harness.study.architecture import problems
-from harness.study.hparams import HParams
-from harness.study.scoring import ScoreSpec
+from harness.study.records import StudyRecord
 from harness.study.spec import StudySpec
-from harness.study.suggest import suggest
 from harness.sweep.engines.local import threads_per_worker
+from harness.sweep.probe import (
+    WIDTHS,
+    Measured,
+    ScoringTime,
+    configurations,
+    extractors,
+    grid_bytes,
+    has_vgg,
+    kind,
+    peak_bytes,
+    scoring_rate,
+    scoring_time,
+)
 from harness.sweep.processes import exact_arithmetic, usable_cores
 from harness.sweep.run import choose_device, require_images
 from harness.sweep.speed import settle
+from harness.sweep.storage import find_record
+from harness.tracking.spool import LIMIT_MB
 
-# Steps of one configuration: the first warms up and is not counted.
-_STEPS = 4
-# Configurations drawn from the space, and no new measurement after so many seconds.
-_DRAWN, _ENOUGH_S = 4, 90.0
 # Files decoded to find out how fast that goes.
 _FILES = 200
+# Trials that must have ended before they say how much pruning saves.
+_FEWEST_ENDED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """One configuration's speed and size. ``s_per_kimg`` is of training, ``s_per_sample`` of generating, alone."""
+class Course:
+    """What a trial goes through, on average: shares of a full training and of the final scoring, and rungs scored."""
 
-    name: str
-    s_per_kimg: float
-    s_per_sample: float
-    parameters: int
-    generator_parameters: int
-    baseline: bool
+    trained: float
+    rungs: float
+    scored: float
 
 
 def plan(
@@ -88,7 +88,7 @@ def plan(
         f"training {spec.fixed.precision or 'searched'}, rungs {spec.scoring.rung.precision}, final float32",
     )
     measured = []
-    for found in _configurations(spec, images, place):
+    for found in configurations(spec, images, place):
         measured.append(found)
         yield (
             f"  {found.name}",
@@ -96,24 +96,29 @@ def plan(
         )
     if not measured:
         raise DataError("none of the tried configurations trains on these images", "Each of them diverged at once.")
-    rates = {kind: _scoring_rate(*kind, spec.data.image_size, place) for kind in _extractors(spec)}
+    rates = {each: scoring_rate(*each, spec.data.image_size, place) for each in extractors(spec)}
     for (name, precision), rate in rates.items():
         yield f"  {name} {precision}", f"{rate:,.1f} images/s"
+    scoring = scoring_time(spec, home, rates, statistics.mean(m.s_per_sample for m in measured), place)
+    n_seeds = spec.scoring.sampling_seeds or 1
+    yield (
+        "  scores",
+        f"{_shown(scoring.rung_s)} a rung, {_shown(scoring.final_s)} a final one"
+        + (f", {_shown(scoring.again_s)} each of {n_seeds - 1} further sampling seeds" if n_seeds > 1 else "")
+        + ("; VGG16's precision and recall come on top" if has_vgg(spec, home) else ""),
+    )
     target = trials or spec.budget.trials
-    yield "time", _time(spec, measured, rates, target, place, workers)
-    peak = _peak_bytes(place) + set_bytes  # workers keep the whole set on the GPU where it fits
+    yield (
+        "time",
+        _time(spec, measured, scoring, target, place, workers, own_course(spec, started_record(spec.name, home))),
+    )
+    peak = peak_bytes(place) + set_bytes  # workers keep the whole set on the GPU where it fits
     where = "GPU memory" if place.type == "cuda" else "memory"
     note = f", {peak * workers / 1e9:,.1f} GB with {workers} workers" if workers > 1 else ""
     yield "memory", f"{peak / 1e9:,.1f} GB of {where} a worker{note} (peak of these measurements)"
-    checkpoints = statistics.mean(4 * (2 * 3 * m.parameters + 2 * m.generator_parameters) for m in measured)
-    yield (
-        "disk",
-        (
-            f"{(store_bytes + checkpoints * target) / 1e9:,.2f} GB in {home.root}: images {store_bytes / 1e9:,.2f} GB"
-            f"{'' if store_bytes else ' more'}, {target} trials of {checkpoints / 1e6:,.0f} MB"
-        ),
-    )
-    share = f", {torch.get_num_threads()} threads each" if place.type == "cpu" else ", which share the device"
+    yield "disk", _disk(spec, home, measured, store_bytes, grid_bytes(images), target)
+    threads = torch.get_num_threads()
+    share = f", {threads} thread{'s' * (threads != 1)} each" if place.type == "cpu" else ", which share the device"
     yield "cores", f"{usable_cores()}, {place.type}; {workers} worker{'s' * (workers != 1)}{share}"
 
 
@@ -140,124 +145,110 @@ def _images(
     return images, material.n_train, material.count * int(np.prod(decoded[0].shape)), seconds
 
 
-def _configurations(spec: StudySpec, images: Tensor, place: torch.device) -> Iterator[Measured]:
-    """Presets, and random draws from the space, as long as there is time."""
-    started = time.perf_counter()
-    quiet = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=spec.sampler.seed))
-    optuna.logging.set_verbosity(quiet)
-    drawn = [(f"random {index + 1}", suggest(study.ask(), spec), False) for index in range(_DRAWN)]
-    presets = [(p.name, spec.hparams(p.params, p.overrides), p.recipe is not None) for p in spec.presets]
-    # In turn, so that both kinds are among the measured ones where time runs out.
-    mixed = [pair for pairs in zip(drawn, presets, strict=False) for pair in pairs]
-    rest = [item for item in (*presets, *drawn) if item not in mixed]
-    for name, hp, baseline in (*mixed, *rest):
-        if time.perf_counter() - started > _ENOUGH_S:
-            return
-        rate = _training_rate(hp, images, place)
-        if rate:
-            g, d = _parameters(hp)
-            yield Measured(
-                name=name,
-                s_per_kimg=1000 / rate,
-                s_per_sample=_sampling_s(hp, place),
-                parameters=g + d,
-                generator_parameters=g,
-                baseline=baseline,
-            )
-
-
-def _training_rate(hp: HParams, images: Tensor, place: torch.device) -> float:
-    """Images per second; 0 where there is no such network, or it diverges within the few steps."""
-    if problems(hp):
-        return 0.0
-    step_kimg = hp.images_per_step / 1000
-    budget = Budget(kimg=_STEPS * step_kimg, progress_kimg=step_kimg)
-    try:
-        events = list(train(hp, images, budget=budget, seed=0, device=place))
-    except Diverged:
-        return 0.0
-    return statistics.median([event.images_per_s for event in events if isinstance(event, Progress)][1:])
-
-
-def _sampling_s(hp: HParams, place: torch.device) -> float:
-    """Seconds to generate one image for scoring."""
-    generator, _ = build(hp, 0, place)
-    generate(generator, hp, BATCH, 0, place)
-    started = time.perf_counter()
-    generate(generator, hp, BATCH, 0, place)
-    return (time.perf_counter() - started) / BATCH
-
-
-def _parameters(hp: HParams) -> tuple[int, int]:
-    with torch.device("meta"):
-        networks = Generator(hp), Discriminator(hp)
-    g, d = (sum(parameter.numel() for parameter in network.parameters()) for network in networks)
-    return g, d
-
-
-def _extractors(spec: StudySpec) -> list[tuple[str, str]]:
-    return sorted({_kind(spec.scoring.final), _kind(spec.scoring.rung)})
-
-
-def _kind(score: ScoreSpec) -> tuple[str, str]:
-    return score.extractor, score.precision or FLOAT32
-
-
-def _scoring_rate(name: str, precision: str, size: int, place: torch.device) -> float:
-    module = untrained_module(name, precision).to(place)
-    batch = torch.zeros(BATCH, 3, size, size, dtype=torch.uint8, device=place)
-    with torch.inference_mode():
-        module(batch[:2])
-        started = time.perf_counter()
-        float(module(batch)[0].sum())  # reading a value waits for the device
-    return BATCH / (time.perf_counter() - started)
-
-
 def _time(
     spec: StudySpec,
     measured: list[Measured],
-    rates: dict[tuple[str, str], float],
+    scoring: ScoringTime,
     target: int,
     place: torch.device,
     workers: int,
+    own: Course | None,
 ) -> str:
-    def scoring_s(score: ScoreSpec) -> float:
-        return score.samples * (1 / rates[_kind(score)] + statistics.mean(m.s_per_sample for m in measured))
-
-    rungs = len(spec.budget.rungs) + 1
-    scored = rungs * scoring_s(spec.scoring.rung) + scoring_s(spec.scoring.final)
+    """How long the sweep takes, as its own trials were pruned, or else between pruning nothing and all that can be."""
+    final_s = scoring.final_s + ((spec.scoring.sampling_seeds or 1) - 1) * scoring.again_s
     baselines = {m.name: m.s_per_kimg * spec.budget.kimg for m in measured if m.baseline}
     searched = [m.s_per_kimg * spec.budget.kimg for m in measured if not m.baseline]
     typical = statistics.mean(searched or list(baselines.values()))
     named = [p.name for p in spec.presets if p.recipe][:target]
-    training = [baselines.get(name, typical) for name in named] + [typical] * (target - len(named))
-    references = {(_kind(s), s.reference, s.split) for s in (spec.scoring.final, spec.scoring.rung)}
-    once = sum(n / rates[kind] for kind, n, _ in references)
     # Each was measured with a worker's threads; more workers than cores, or several on one GPU, are no sooner.
     at_once = min(workers, usable_cores(), target) if place.type == "cpu" else 1
-    total = (sum(training) + target * scored) / at_once + once
-    pruned = (
-        ""
-        if spec.pruner.name == "none"
-        else f"; less what the pruner ({spec.pruner.name}) saves, more or less as the drawn configurations are typical"
-    )
-    together = f", {at_once} trials at once" if at_once > 1 else ""
+    full = Course(trained=1, rungs=(len(spec.budget.rungs) + 1) * spec.has_rungs, scored=1)
+
+    def trial_s(course: Course, training_s: float) -> float:
+        return course.trained * training_s + course.rungs * scoring.rung_s + course.scored * final_s
+
+    def total_s(course: Course, whole: int = 0) -> float:
+        """Recipes, and others up to ``whole`` trials, run in full, the rest takes this course."""
+        recipes = sum(trial_s(full, baselines.get(name, typical)) for name in named)
+        rest = target - len(named)
+        in_full = min(rest, max(0, whole - len(named)))
+        searching = in_full * trial_s(full, typical) + (rest - in_full) * trial_s(course, typical)
+        return (recipes + searching) / at_once + scoring.references_s
+
+    on = f"on this {place.type}{f', {at_once} trials at once' if at_once > 1 else ''}"
+    if not spec.budget.rungs or spec.pruner.name == "none":
+        found = f"about {_shown(total_s(full))} {on}, nothing is pruned"
+    elif own is not None:
+        found = (
+            f"about {_shown(total_s(own))} {on}, if pruning goes on as so far: its trials, recipes aside, "
+            f"trained {100 * own.trained:.0f} % of a full length on average"
+        )
+    else:
+        whole = min(target, max(len(named), _never_pruned(spec)))
+        first = Course(trained=spec.budget.rungs[0] / spec.budget.kimg, rungs=1, scored=0)
+        found = (
+            f"about {_shown(total_s(full))} at most {on} (nothing pruned), {_shown(total_s(first, whole))} at least "
+            f"(all but {whole} pruned at the first rung)"
+        )
+    scored = full.rungs * scoring.rung_s + final_s
     return (
-        f"about {_shown(total)} on this {place.type}{together}: a trial trains {_shown(typical)} and scores "
-        f"{_shown(scored)}, references once {_shown(once)}{pruned}"
+        f"{found}; a full trial trains {_shown(typical)} and scores {_shown(scored)}, references once "
+        f"{_shown(scoring.references_s)}; as far as the drawn configurations are typical"
     )
 
 
-def _peak_bytes(place: torch.device) -> int:
-    if place.type == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    peak: Any = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) * (1 if sys.platform == "darwin" else 1024)
+def _never_pruned(spec: StudySpec) -> int:
+    """How many trials finish whatever their scores: those that the pruner waits for, or the first to reach a rung."""
+    return max(1, spec.pruner.n_startup_trials) if spec.pruner.name in ("median", "percentile") else 1
+
+
+def started_record(name: str, home: Home) -> StudyRecord | None:
+    """A study's record, if it was started; no database is created in looking for it."""
+    if not os.environ.get("HARNESS_STORAGE") and not (home.root / "optuna.db").is_file():
+        return None
+    return find_record(name, home)
+
+
+def own_course(spec: StudySpec, record: StudyRecord | None) -> Course | None:
+    """The mean course of the trials that can be pruned; None with fewer than three that ended, or another budget."""
+    if record is None or json.loads(record.attrs["spec"])["budget"]["kimg"] != spec.budget.kimg:
+        return None
+    ended = [
+        (trial.state == "COMPLETE", max(trial.intermediate, default=0) / 1000)
+        for trial in record.trials
+        if trial.state in ("COMPLETE", "PRUNED") and "recipe" not in trial.attrs
+    ]
+    if len(ended) < _FEWEST_ENDED:
+        return None
+    marks = (*spec.budget.rungs, spec.budget.kimg) if spec.has_rungs else ()
+    return Course(
+        trained=statistics.mean(1.0 if done else min(1.0, kimg / spec.budget.kimg) for done, kimg in ended),
+        rungs=statistics.mean(len(marks) if done else sum(mark <= kimg for mark in marks) for done, kimg in ended),
+        scored=statistics.mean(done for done, _ in ended),
+    )
+
+
+def _disk(spec: StudySpec, home: Home, measured: list[Measured], store_bytes: int, grid: int, target: int) -> str:
+    """What is kept of trials that finish, here and in MLflow's artifacts; pruned ones keep less."""
+    scores = (spec.scoring.final, spec.scoring.rung)
+    references = {(kind(s), s.reference, s.split): 4 * s.reference * WIDTHS[s.extractor] for s in scores}
+    models = statistics.mean(m.checkpoint_bytes + m.weights_bytes for m in measured)
+    grids = (len(spec.budget.rungs) + 1) * grid
+    elsewhere = bool(os.environ.get("MLFLOW_TRACKING_URI"))
+    here = models + grids
+    copies = models + grids + grid  # the last grid is logged twice
+    features = sum(references.values())
+    total = store_bytes + features + target * (here if elsewhere else here + copies)
+    where = "and as much on the MLflow server" if elsewhere else f"and {copies / 1e6:,.1f} MB of copies for MLflow"
+    return (
+        f"{total / 1e9:,.2f} GB in {home.root} at most: images {store_bytes / 1e9:,.2f} GB"
+        f"{'' if store_bytes else ' more'}, references {features / 1e9:,.2f} GB, {target} trials of "
+        f"{here / 1e6:,.1f} MB (checkpoint, weights, sample grids) {where}; "
+        f"while MLflow is away, journals of up to {LIMIT_MB / 1000:,.2f} GB more"
+    )
 
 
 def _shown(seconds: float) -> str:
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import json
 from collections.abc import Container
 from typing import Any
 
@@ -50,17 +52,26 @@ class View(optuna.Study):
 
 
 class Ranked(View):
-    """A study of several objectives as pruners see it: one value a trial, at one step, lower is better."""
+    """A study of several objectives as pruners see it: one value a trial, at one step, lower is better.
+
+    It is the share of other trials that dominate it in those of the studied objectives that are known at a rung: the
+    score, and the seconds where they are one.
+    """
 
     step: int | None = None
+
+    @functools.cached_property
+    def timed(self) -> bool:
+        """Whether seconds are an objective."""
+        return "seconds" in json.loads(self.user_attrs["spec"])["objectives"]
 
     def seen(self, trial: FrozenTrial) -> FrozenTrial:
         shown = copy.copy(trial)
         shown.intermediate_values = {}
-        own = rung_losses(trial, self.step)
+        own = rung_losses(trial, self.step, timed=self.timed)
         if own is not None and self.step is not None:
-            others = [rung_losses(other, self.step) for other in super()._get_trials(deepcopy=False)
-                      if other._trial_id != trial._trial_id]  # fmt: skip
+            rest = [other for other in super()._get_trials(deepcopy=False) if other._trial_id != trial._trial_id]
+            others = [rung_losses(other, self.step, timed=self.timed) for other in rest]
             shown.intermediate_values[self.step] = dominated_share(own, [each for each in others if each is not None])
         return shown
 
@@ -70,11 +81,13 @@ class Ranked(View):
         return [self.seen(trial) for trial in super()._get_trials(deepcopy, states, use_cache)]
 
 
-def rung_losses(trial: FrozenTrial, step: int | None) -> tuple[float, float] | None:
-    """(score, seconds trained) of a trial at a rung; None where it was not scored there."""
-    seconds = trial.user_attrs.get("rung_seconds", {}).get(str(step))
+def rung_losses(trial: FrozenTrial, step: int | None, *, timed: bool) -> tuple[float, ...] | None:
+    """The score of a trial at a rung, with ``timed`` the seconds trained too; None where it was not scored there."""
     score = trial.intermediate_values.get(step) if step is not None else None
-    return None if seconds is None or score is None else (score, float(seconds))
+    if score is None or not timed:
+        return None if score is None else (score,)
+    seconds = trial.user_attrs.get("rung_seconds", {}).get(str(step))
+    return None if seconds is None else (score, float(seconds))
 
 
 class Placed(BaseSampler):

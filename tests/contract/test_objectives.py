@@ -68,6 +68,18 @@ def test_the_front_at_a_rung_is_never_pruned_and_what_many_dominate_is(trials):
     assert to_record(trials.study).trials[-1].values == ()
 
 
+def test_seconds_that_nobody_searches_for_save_no_trial(database, tmp_path):
+    home, text = Home(tmp_path / "runs"), f'objectives = ["score", "recall"]\n{TINY_STUDY}'
+    spec = parse_study("tiny", text, shown_as="tiny.toml")
+    trials = Trials(open_study(spec, home), spec, home)
+    for score, seconds in ((10, 5), (11, 4), (12, 3)):
+        trials.end(at_rung(trials, score, seconds), TrialState.COMPLETE, [score, 0.5], "")
+    best = at_rung(trials, 9, 99)  # the slowest
+    assert not trials.should_prune(best), "the front of the score alone is its best"
+    trials.end(best, TrialState.COMPLETE, [9, 0.5], "")
+    assert trials.should_prune(at_rung(trials, 99, 1)), "the quickest, which is on a front with seconds only"
+
+
 def test_one_objective_alone_is_pruned_by_its_score(database, tmp_path):
     home, spec = Home(tmp_path / "runs"), parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
     alone = Trials(open_study(spec, home), spec, home)

@@ -74,6 +74,19 @@ def test_copies_are_told_from_new_samples_of_the_same_law():
     assert alarms == 0
 
 
+def test_half_copies_are_three_in_four_and_far_from_chance():
+    """A copy is nearer than any real image, a new sample as often as not: (1 + 1/2) / 2."""
+    for seed in range(20):
+        rng = torch.Generator().manual_seed(seed)
+        train, fresh = torch.randn(2000, 6, generator=rng), torch.randn(250, 6, generator=rng)
+        copies = train[torch.randperm(2000, generator=rng)[:250]] + 0.001 * torch.randn(250, 6, generator=rng)
+        of_real, _ = nearest(train[:500], train, own=torch.arange(500))
+        found = copying(nearest(torch.cat([copies, fresh]), train)[0], of_real)
+        assert found.probability == pytest.approx(0.75, abs=0.04)
+        assert found.p < 1e-6
+        assert found.memorises
+
+
 class Lookup(nn.Module):
     """Gives one of its images for each z."""
 
@@ -159,13 +172,14 @@ def test_health_names_collapse_a_won_discriminator_gaps_and_copies(tmp_path):
     assert (found.distance, found.variance, found.won) == (0.3, 0.2, pytest.approx(2 / 3))
     assert [text.split()[0] for text in found.findings] == ["**collapsed**:", "the"]
 
-    copies = {"probability": 1.0, "memorises": True}
+    copies = {"probability": 0.98, "memorises": True}
     stated = {"score": 50.0, "batch_score": 40.0, "copying": copies, "protocol_hash": "p"}
     (tmp_path / "t" / "audit.json").write_text(json.dumps(stated))
     found = health("trial 3", trial("t", watched=watched), tmp_path)
     assert len(found.findings) == 4
     assert "50 with running ones, 40 with those of each batch" in found.findings[2]
-    assert "memorises" in found.findings[3]
+    assert "nearer to training images than other real images are with a probability of 98 %" in found.findings[3]
+    assert "are copies of" not in found.findings[3], "a test of ranks does not show that"
     (tmp_path / "t" / "audit.json").write_text(json.dumps(stated | {"protocol_hash": "other"}))
     assert health("trial 3", trial("t"), tmp_path).batch_score is None
 

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.commands import studies
+from harness.gan.checkpoint import save_checkpoint
 from harness.home import Home
-from harness.report.outlook import expected_best, new_best_probability, outlook
+from harness.report.outlook import expected_best, in_words, new_best_probability, outlook, too_few
 from harness.study.files import parse_study
-from harness.sweep import plan
-from tests.conftest import TINY_STUDY
+from harness.study.scoring import ScoreSpec, ScoringSpec
+from harness.study.spec import Preset, PrunerSpec
+from harness.sweep import plan, probe
+from tests.conftest import CPU, TINY_STUDY
 from tests.unit.test_report import record, trial
 
 VALUES = st.lists(st.floats(-1e3, 1e3, allow_nan=False), min_size=1, max_size=8)
@@ -45,40 +47,144 @@ def test_the_probability_of_a_new_best_is_how_often_there_is_one():
     assert new_best_probability(10, 5) == pytest.approx(seen, abs=0.025)
 
 
-def test_pruned_trials_count_as_no_better_than_the_worst_and_recipes_not_at_all():
-    trials = [trial(i, value=v) for i, v in enumerate((60.0, 40.0, 50.0))]
-    trials += [trial(i, "PRUNED", 10.0) for i in range(3, 6)]
-    found = outlook(record(*trials), 6)
-    assert len(found.expected) == 6
-    assert found.expected[0] == pytest.approx((60 + 40 + 50 + 3 * 60) / 6)
+SCORES = (60.0, 40.0, 50.0, 55.0, 45.0, 58.0, 52.0, 48.0)
+SEARCHED = [trial(i, value=value) for i, value in enumerate(SCORES)]
+
+
+def test_pruned_trials_count_as_the_worst_searched_one_and_presets_not_at_all():
+    trials = [*SEARCHED, *(trial(i, "PRUNED", 10.0) for i in range(8, 12))]
+    found = outlook(record(*trials), 12)
+    assert len(found.expected) == 12
+    assert found.expected[0] == pytest.approx((sum(SCORES) + 4 * 60) / 12)
     assert found.expected[-1] == 40.0
-    assert found.probability == 0.5
-    assert found.gain == pytest.approx(found.expected[2] - found.expected[5])
+    assert (found.probability, found.fewer) == (0.5, 6)
+    assert found.gain == pytest.approx(found.expected[5] - found.expected[11])
     assert all(low <= high for low, high in zip(found.low, found.high, strict=True))
-    recipe = dataclasses.replace(trials[0], number=9, value=1.0, attrs={**trials[0].attrs, "recipe": "r"})
-    assert outlook(record(*trials, recipe), 6) == found
+    fixed = ({"recipe": "r"}, {"preset": "paper"}, {"preset": "small-batch"})
+    others = [
+        trial(20 + i, value=value, attrs=attrs)
+        for i, (value, attrs) in enumerate(zip((1.0, 99.0, 2.0), fixed, strict=True))
+    ]
+    gone = trial(30, "PRUNED", 10.0, attrs={"preset": "paper"})
+    assert outlook(record(*trials, *others, gone), 12) == found
+    assert not too_few(record(*trials))
 
 
-def test_too_little_is_no_outlook():
-    assert outlook(record(*(trial(i, value=50.0 + i) for i in range(5))), 20) is None
-    assert outlook(record(trial(0, value=50.0), *(trial(i, "PRUNED", 9.0) for i in range(1, 9))), 20) is None
+def test_too_little_is_no_outlook_and_it_says_why():
+    few = record(
+        *SEARCHED[:7], trial(8, value=1.0, attrs={"preset": "paper"}), *(trial(i, "PRUNED", 9.0) for i in (9, 10))
+    )
+    assert outlook(few, 20) is None
+    assert too_few(few) == (
+        "too few finished trials: 8 with a final score of the same protocol are needed, presets and pruned ones not "
+        "counted, and there are 7"
+    )
+    assert too_few(None).endswith("and there are none")
+    assert too_few(record(SEARCHED[0])).endswith("and there is 1")
+
+
+def test_its_words_give_the_probability_with_its_sum_and_no_promise_of_a_gain():
+    best, new, gain = in_words(
+        outlook(record(*SEARCHED, *(trial(i, "PRUNED", 9.0) for i in range(8, 12))), 20), "fid500"
+    )
+    assert best.startswith("the best FID of 500 images to expect of so many of the 12 searched trials")
+    assert best.endswith("40 of 12")
+    assert new.endswith("a new best with a probability of 62 %, whatever the scores: 20/(12 + 20)")
+    assert "not known; from 4 trials to 12, by the same factor more" in gain
+
+
+SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml").model_copy(update={"presets": ()})
+MEASURED = [
+    probe.Measured(name="random 1", s_per_kimg=1000.0, s_per_sample=0.5, parameters=1, checkpoint_bytes=2_000_000,
+                   weights_bytes=500_000, baseline=False)
+]  # fmt: skip
+SCORING = probe.ScoringTime(rung_s=30.0, final_s=200.0, again_s=100.0, references_s=50.0)
+FULL_S, FIRST_RUNG_S = 400 + 2 * 30 + 200, 100 + 30  # 0.4 kimg, a rung at 0.1 and one at the end
+
+
+def time_of(spec=SPEC, target=8, workers=1, own=None):
+    return plan._time(spec, MEASURED, SCORING, target, CPU, workers, own)
 
 
 @pytest.mark.parametrize(("cores", "workers", "sooner"), [(4, 1, 1), (4, 2, 2), (4, 8, 4), (1, 8, 1)])
 def test_as_many_trials_at_once_as_there_are_workers_with_cores(monkeypatch, cores, workers, sooner):
     monkeypatch.setattr(plan, "usable_cores", lambda: cores)
-    spec = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml").model_copy(update={"presets": ()})
-    measured = [
-        plan.Measured(name="random 1", s_per_kimg=1000.0, s_per_sample=0.5, parameters=1, generator_parameters=1,
-                      baseline=False)
-    ]  # fmt: skip
-    rates = {("inception-v3", "float32"): 0.1, ("mobilenet-v2", "float32"): 1.0}
-    text = plan._time(spec, measured, rates, 8, torch.device("cpu"), workers)
-    # 400 s of training; 20 samples at each of two rungs and 20 at the end; 24 real images for either extractor, once.
-    trial = 400 + 2 * 20 * (1 + 0.5) + 20 * (10 + 0.5)
-    once = 24 * 10 + 24 * 1
-    assert text.startswith(f"about {plan._shown(8 * trial / sooner + once)} on this cpu")
+    text = time_of(workers=workers)
+    assert text.startswith(f"about {plan._shown(8 * FULL_S / sooner + 50)} at most on this cpu")
     assert (f"{sooner} trials at once" in text) == (sooner > 1)
+
+
+def test_without_trials_of_its_own_a_study_has_both_bounds_of_pruning():
+    least = plan._shown(2 * FULL_S + 6 * FIRST_RUNG_S + 50)  # the median of two finished trials is waited for
+    assert f"(nothing pruned), {least} at least (all but 2 pruned at the first rung)" in time_of()
+    halving = SPEC.model_copy(update={"pruner": PrunerSpec(name="successive_halving")})
+    assert "(all but 1 pruned at the first rung)" in time_of(halving)
+    unpruned = SPEC.model_copy(update={"pruner": PrunerSpec(name="none")})
+    assert time_of(unpruned).startswith(f"about {plan._shown(8 * FULL_S + 50)} on this cpu, nothing is pruned")
+
+
+def test_recipes_are_never_pruned_in_either_bound():
+    recipes = tuple(Preset(name=f"r{i}", params={}, overrides={}, recipe="r") for i in range(3))
+    text = time_of(SPEC.model_copy(update={"presets": recipes}))
+    least = plan._shown(3 * FULL_S + 5 * FIRST_RUNG_S + 50)
+    assert f"{least} at least (all but 3 pruned at the first rung)" in text
+
+
+def test_every_further_sampling_seed_scores_a_finished_trial_again():
+    scoring = SPEC.scoring.model_copy(update={"sampling_seeds": 3})
+    text = time_of(SPEC.model_copy(update={"scoring": scoring}))
+    assert text.startswith(f"about {plan._shown(8 * (FULL_S + 2 * 100) + 50)} at most")
+
+
+def test_a_started_studys_own_trials_say_what_pruning_saves():
+    spec = SPEC.model_copy(update={"budget": SPEC.budget.model_copy(update={"kimg": 27.0, "rungs": (3.0, 9.0)})})
+    done = trial(0, value=50.0)
+    early, late = (
+        trial(i, "PRUNED", 9.0, intermediate=steps) for i, steps in ((1, {3000: 9.0}), (2, {3000: 9.0, 9000: 9.0}))
+    )
+    recipe = trial(3, value=1.0, attrs={"recipe": "r"})
+    assert plan.own_course(spec, record(done, early, recipe)) is None
+    assert plan.own_course(SPEC, record(done, early, late)) is None, "trials of another length"
+    own = plan.own_course(spec, record(done, early, late, recipe))
+    assert own.trained == pytest.approx((27 + 3 + 9) / 81)
+    assert (own.rungs, own.scored) == (pytest.approx((3 + 1 + 2) / 3), pytest.approx(1 / 3))
+    text = time_of(own=own)
+    assert text.startswith(f"about {plan._shown(8 * (own.trained * 400 + own.rungs * 30 + own.scored * 200) + 50)} on")
+    assert "its trials, recipes aside, trained 48 % of a full length on average" in text
+
+
+def test_looking_for_a_study_that_was_not_started_creates_no_database(monkeypatch, tmp_path):
+    monkeypatch.delenv("HARNESS_STORAGE", raising=False)
+    assert plan.started_record("tiny", Home(tmp_path / "runs")) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_disk_counts_mlflows_copies_where_they_are_kept_here(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    home = Home(Path("nowhere"))
+    text = plan._disk(SPEC, home, MEASURED, 10**9, 1_000_000, 100)
+    # 2.5 MB of models and two grids, twice, and the last grid once more; the references' features are next to nothing.
+    assert text.startswith("2.00 GB in nowhere at most: images 1.00 GB")
+    assert "100 trials of 4.5 MB (checkpoint, weights, sample grids) and 5.5 MB of copies for MLflow" in text
+    assert "journals of up to 0.26 GB more" in text
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    assert plan._disk(SPEC, home, MEASURED, 10**9, 1_000_000, 100).startswith("1.45 GB")
+
+
+def test_a_probe_measures_the_checkpoint_that_a_training_writes(hp, images, tmp_path):
+    rate, snapshot = probe._training(dataclasses.replace(hp, ngf=32, ndf=32), images, CPU)
+    assert rate > 0
+    save_checkpoint(tmp_path / "c", snapshot.state)
+    assert probe._tensor_bytes(snapshot.state) == pytest.approx((tmp_path / "c").stat().st_size, rel=0.05)
+
+
+def test_a_score_is_timed_with_its_algebra(tmp_path):
+    score = ScoreSpec(samples=60, reference=60, extractor="mobilenet-v2")
+    spec = SPEC.model_copy(update={"scoring": ScoringSpec(final=score, rung=score, sampling_seeds=2)})
+    found = probe.scoring_time(spec, Home(tmp_path), {("mobilenet-v2", "float32"): 1e9}, 0.0, CPU)
+    # The images cost nothing here: what is left is algebra.
+    assert min(found.rung_s, found.final_s, found.again_s) > 1e-4
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_started_studys_own_trials_say_how_long_the_rest_takes(monkeypatch):
@@ -87,7 +193,7 @@ def test_a_started_studys_own_trials_say_how_long_the_rest_takes(monkeypatch):
     ]
     started = record(*ended)
     started = dataclasses.replace(started, attrs={**started.attrs, "target": 10})
-    monkeypatch.setattr("harness.sweep.storage.find_record", lambda name, home: started)
+    monkeypatch.setattr("harness.sweep.plan.started_record", lambda name, home: started)
     first, *_ = studies.outlook_lines("tiny", Home(Path("nowhere")), 20)
     assert first.startswith(
         "so far: 3 trials, pruned ones included, took 100 s each; the 7 that are left take 11.7 min"
