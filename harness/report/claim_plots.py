@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
@@ -15,7 +16,7 @@ from harness.report.plots import new_figure, wrapped
 from harness.report.verdicts import Judgement
 
 _COLOURS = {"supported": "#2f855a", "refuted": "#c53030", "undecided": "#718096"}
-_TICKS = (-100, -50, -25, 0, 25, 50, 100, 200, 400)
+_TICKS = (-50, -25, 0, 25, 50, 100, 200, 400)
 
 
 def effects(judged: Sequence[Judgement]) -> Figure:
@@ -26,7 +27,7 @@ def effects(judged: Sequence[Judgement]) -> Figure:
         for comparison in found.comparisons
         if comparison.difference is not None and found.control.estimate is not None
     ]
-    figure, (axis,) = new_figure(height=0.34 * len(rows) + 1.4)
+    figure, (axis,) = new_figure(height=0.44 * len(rows) + 1.4)
     for place, (found, comparison) in enumerate(rows):
         assert comparison.difference is not None and found.control.estimate is not None
         scale = 100 / found.control.estimate.mean
@@ -38,11 +39,12 @@ def effects(judged: Sequence[Judgement]) -> Figure:
             axis.plot([scale * gap.low, scale * gap.high], [place, place], color=colour, linewidth=2, zorder=3)
         axis.scatter([scale * gap.mean], [place], s=36, color=colour, zorder=4)
     axis.axvline(0, color="#4a5568", linewidth=1, zorder=2)
-    axis.set_yticks(range(len(rows)), [f"{found.claim.name}: {comparison.treated}" for found, comparison in rows])
+    names = [textwrap.fill(f"{found.claim.title}: {comparison.treated}", 44) for found, comparison in rows]
+    axis.set_yticks(range(len(rows)), names)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xscale("symlog", linthresh=50)
     axis.set_xticks(_TICKS, [f"{tick}".replace("-", "−") for tick in _TICKS])
-    axis.set(xlabel="score against the control's (%): left is better, right is worse", ylabel="")
+    axis.set(xlabel="score against the control's (%)\nleft is better, right is worse", ylabel="")
     axis.legend(
         handles=[
             *(Line2D([], [], color=colour, marker="o", label=verdict) for verdict, colour in _COLOURS.items()),

@@ -11,6 +11,7 @@ import pandas as pd
 from harness.report.markdown import duration, number, objective_label
 from harness.report.ranking import Leaderboard, objectives, pareto_front, rank
 from harness.study.hparams import ALIASES
+from harness.study.params import meaning
 from harness.study.records import StudyRecord, TrialRecord
 
 
@@ -156,7 +157,7 @@ def _space_row(name: str, param: Mapping[str, Any]) -> dict[str, str]:
         text = f"{number(param['low'])} to {number(param['high'])}" + (", log scale" if param["log"] else "")
     for parent, wanted in param.get("when", {}).items():
         text += f" (when {parent} is {wanted})"
-    return {"name": name, "type": param["type"], "range": text}
+    return {"name": name, "type": param["type"], "range": text, "meaning": meaning(name)}
 
 
 def tradeoff_context(record: StudyRecord) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from harness.report.confirmed import Confirmation
 from harness.report.markdown import metric_label, objective_label
 from harness.report.outlook import Outlook
+from harness.study.params import label as param_label
 
 _BLUE, _ORANGE, _GREY, _RED = "#2b6cb0", "#dd6b20", "#a0aec0", "#c53030"
 _STATE_COLOURS = {"COMPLETE": _BLUE, "PRUNED": _GREY, "FAIL": _RED, "RUNNING": _ORANGE}
@@ -132,9 +133,10 @@ def spent(frame: pd.DataFrame, metric: str) -> Figure:
 
 def importance(values: Mapping[str, float], evaluator: str) -> Figure:
     """Importance of each searched parameter, largest on top."""
-    figure, (axis,) = new_figure(height=max(2.0, 0.32 * len(values) + 0.9))
+    figure, (axis,) = new_figure(height=max(2.0, 0.42 * len(values) + 0.9))
     ordered = sorted(values.items(), key=lambda item: -item[1])
-    sns.barplot(x=[value for _, value in ordered], y=[name for name, _ in ordered], color=_BLUE, ax=axis)
+    names = [wrapped(param_label(name), 40) for name, _ in ordered]
+    sns.barplot(x=[value for _, value in ordered], y=names, color=_BLUE, ax=axis)
     axis.set(xlabel=f"importance ({evaluator}, sums to 1)", ylabel="")
     return figure
 

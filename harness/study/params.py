@@ -171,4 +171,14 @@ def param_types(name: str) -> tuple[str, ...]:
     return (*own, "categorical")
 
 
+def meaning(name: str) -> str:
+    """What a hyperparameter is, in a sentence or more."""
+    return FixedParams.model_fields[name].description or ""
+
+
+def label(name: str) -> str:
+    """A hyperparameter in words, for an axis: the first sentence on it, and its name."""
+    return f"{meaning(name).split('. ')[0].removesuffix('.')} ({name})"
+
+
 SEARCHABLE: tuple[str, ...] = (*(name for name in FIELDS if name in FixedParams.model_fields), *ALIASES)
