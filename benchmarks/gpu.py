@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.baselines import Loop
 from benchmarks.rows import SYSTEMS, noise_images, system
+from harness.errors import HarnessError
 from harness.gan.fused import FusedRuns
 from harness.gan.graph import capture
 from harness.gan.networks import build
@@ -41,6 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _PEAK_FLOPS, _PEAK_BYTES = {"bf16": 989e12, "tf32": 494e12, "float32": 67e12}, {"H100": 3.35e12, "H200": 4.8e12}
 _ROUNDS, _TIMED_S = 5, 0.5
 _SAMPLES = 10_000
+_START_S = 90.0
 
 
 def rate(step: Callable[[], Any]) -> float:
@@ -114,7 +116,8 @@ def at_once(recipe: str, batch: int, precision: str, processes: int, seconds: fl
     """Steps per second, all together, of trainings in processes of their own on one GPU."""
     context = mp.get_context("spawn")
     with context.Manager() as manager:
-        counts, ready = manager.list(), context.Barrier(processes)
+        # Who waits in vain for one that died breaks the barrier.
+        counts, ready = manager.list(), context.Barrier(processes, timeout=_START_S)
         workers = [
             context.Process(target=_trial, args=(recipe, batch, precision, ready, seconds, counts))
             for _ in range(processes)
@@ -123,6 +126,8 @@ def at_once(recipe: str, batch: int, precision: str, processes: int, seconds: fl
             worker.start()
         for worker in workers:
             worker.join()
+        if failed := sum(worker.exitcode != 0 for worker in workers):
+            raise RuntimeError(f"{failed} of {processes} processes failed")
         total = float(sum(counts))
     kimg_per_s = total * batch / 1000
     return {"processes": processes, "steps": total, "trials_per_hour_of_1000_kimg": 3600 * kimg_per_s / 1000}
@@ -152,6 +157,9 @@ def main() -> int:
         return 2
     exact_arithmetic()
     home, rows, began = Home.from_environment(), dict[str, Any](), time.monotonic()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    about = {"date": datetime.date.today().isoformat(), **provenance("cuda")}
+    path = arguments.out / f"{about['date']}-gpu.json"
     jobs: list[tuple[str, Callable[[], dict[str, Any]]]] = [
         *(
             (f"steps, {recipe}, batch 128, {precision}", partial(steps, recipe, 128, precision))
@@ -175,13 +183,10 @@ def main() -> int:
     for name, job in jobs:
         try:
             rows[name] = job()
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, HarnessError) as error:
             rows[name] = {"failed": str(error).splitlines()[0]}
         print(f"{time.monotonic() - began:5.0f} s  {name}: {rows[name]}", flush=True)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    made = {"date": datetime.date.today().isoformat(), **provenance("cuda"), "rows": rows}
-    path = arguments.out / f"{made['date']}-gpu.json"
-    path.write_text(json.dumps(made, indent=1) + "\n")
+        path.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")  # a lost machine keeps its rows
     print(f"written: {path}")
     return 0
 

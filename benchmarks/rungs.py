@@ -149,6 +149,16 @@ def table(found: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]
                 f"{measured['high']:.2f}) | {measured['regret']:.1f} | {measured['regret_quarter']:.1f} |"
             )
     final_s = np.median([row["s"]["final"][0] for row in found if "final" in row["s"]])
+    sound = [row for row in found if "diverged" not in row]
+    if len(sound) < len(found):
+        lost = len(found) - len(sound)
+        lines += ["", f"{lost} of them diverged and rank last by every score, which raises the correlations. Without:"]
+        lines += ["", "| rung protocol | kimg | Spearman |", "|---|---:|---:|"]
+        kept = np.array([row["final"] for row in sound])
+        for record in records:
+            mark = f"{record['kimg']:g}"
+            scores = np.array([row["scores"][record["protocol"]][mark] for row in sound])
+            lines.append(f"| {record['protocol']} | {mark} | {stats.spearmanr(scores, kept).statistic:.2f} |")
     lines += ["", f"A full training takes {train_s:.0f} CPU seconds, its final score {final_s:.0f} (medians)."]
     return lines, records
 

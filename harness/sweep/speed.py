@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.errors import Diverged
+from harness.errors import Diverged, UsageError
 from harness.gan.precision import BF16, FLOAT32
 from harness.gan.trainer import Budget, Progress, train
 from harness.scoring.extractors import untrained_module
@@ -38,7 +38,15 @@ def settle(spec: StudySpec, device: str, *, exact: bool, say: Callable[[str], No
         device: where it will run; timed on one thread, in CPU time, so that a busy machine decides alike.
         exact: float32 throughout, also where the file says otherwise.
         say: told what was found.
+
+    Raises:
+        UsageError: exact, and the precision is searched.
     """
+    if exact and "precision" in spec.space:
+        raise UsageError(
+            f"{spec.name} searches precision, and --exact is float32 throughout",
+            "Take [space.precision] out of the file, or leave --exact away.",
+        )
     if exact:
         return _with(spec, training=FLOAT32, rung=FLOAT32)
     place = torch.device(device)

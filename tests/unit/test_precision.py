@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-from harness.errors import HarnessError, SpecDrift
+from harness.errors import HarnessError, SpecDrift, UsageError
 from harness.gan.run import Run, Snapshot
 from harness.gan.trainer import Budget, Progress, train
 from harness.scoring.extractors import Extractor, bilinear_weights
@@ -131,6 +131,16 @@ def test_exact_turns_everything_off_and_a_study_that_was_started_otherwise_is_re
     assert json.loads(study.user_attrs["spec"])["fixed"]["precision"] == "bf16"
     with pytest.raises(SpecDrift, match="fixed.precision: was 'bf16', is 'float32'"):
         open_study(exact, home)
+
+
+def test_exact_and_a_search_over_precision_exclude_each_other():
+    searched = '[space.precision]\ntype = "categorical"\nchoices = ["float32", "bf16"]\n\n[space.batch_size]'
+    # The preset, which ends the file, needs one too.
+    text = OPEN.replace("[space.batch_size]", searched) + 'precision = "float32"\n'
+    spec = parse_study("tiny", text, shown_as="tiny.toml")
+    assert "precision" in settle(spec, "cpu", exact=False, say=quiet).space
+    with pytest.raises(UsageError, match="tiny searches precision, and --exact is float32 throughout"):
+        settle(spec, "cpu", exact=True, say=quiet)
 
 
 @pytest.mark.parametrize(
