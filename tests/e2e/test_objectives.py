@@ -15,7 +15,7 @@ from harness.home import Home
 from harness.report.ranking import pareto_front
 from harness.tracking.mlflow import client_for
 from tests.conftest import blob_files, sharing_weights
-from tests.e2e.test_sweep import Project, wait_for
+from tests.e2e.test_sweep import Here, Project, wait_for
 from tests.faults.checks import QUICK
 
 STUDY = f'objectives = ["score", "seconds", "recall"]\n{QUICK}'
@@ -26,7 +26,7 @@ def project(tmp_path_factory, weights_home: Home) -> Project:
 
     folder = tmp_path_factory.mktemp("objectives")
     images = blob_files(folder / "images", 40)
-    made = Project(folder, sharing_weights(folder, weights_home), images)
+    made = Here(folder, sharing_weights(folder, weights_home), images)
     (folder / "search_spaces" / "tiny.toml").write_text(STUDY)
     made.env |= {"HARNESS_CHECKPOINT_S": "0"}
     process = made.start("sweep")

@@ -15,7 +15,7 @@ import pytest
 from harness.home import Home
 from harness.sweep.storage import load_study, to_record
 from tests.conftest import blob_files, sharing_weights
-from tests.e2e.test_sweep import Project, wait_for
+from tests.e2e.test_sweep import Here, Project, wait_for
 from tests.faults.checks import QUICK
 
 STUDY = QUICK.replace("kimg = 0.4", "kimg = 1.6").replace("rungs = [0.1]", "rungs = [0.8]")
@@ -40,7 +40,7 @@ def project(tmp_path_factory, weights_home: Home) -> Project:
 
     folder = tmp_path_factory.mktemp("plans")
     images = blob_files(folder / "images", 40)
-    made = Project(folder, sharing_weights(folder, weights_home), images)
+    made = Here(folder, sharing_weights(folder, weights_home), images)
     (folder / "search_spaces" / "tiny.toml").write_text(STUDY)
     (folder / "search_spaces" / "claims").mkdir()
     (folder / "search_spaces" / "claims" / "high-lr.toml").write_text(CLAIM)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -10,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.cli import main
 from harness.gan.checkpoint import import_generator
 from harness.home import Home
 from harness.report.markdown import number
 from harness.study.hparams import HParams
 from tests.conftest import ROOT, TINY_STUDY, blob_files, sharing_weights
-from tests.e2e.test_sweep import Project, assert_mlflow_agrees, wait_for
+from tests.e2e.test_sweep import Here, Project, assert_mlflow_agrees, wait_for
 from tests.faults.checks import QUICK
 from tests.unit.test_arrays import make_set
 
@@ -69,24 +66,6 @@ written = "the same z"
 coded = "another z"
 switch = ["grid_z"]
 """
-
-
-class Here(Project):
-    """Runs commands in this process: what torch and MLflow take to be imported is paid once."""
-
-    def run(self, *arguments: str, code: int = 0, **environment: str) -> str:
-        said = io.StringIO()
-        own = {name: value for name, value in self.env.items() if os.environ.get(name) != value}
-        with pytest.MonkeyPatch.context() as patched, redirect_stdout(said), redirect_stderr(said):
-            patched.chdir(self.folder)
-            for name, value in {**own, **environment}.items():
-                patched.setenv(name, value)
-            try:
-                found = main(list(arguments))
-            except SystemExit as stopped:  # argparse
-                found = stopped.code
-        assert found == code, said.getvalue()
-        return said.getvalue()
 
 
 @pytest.fixture(scope="module")
