@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -103,28 +104,30 @@ class Bytes(nn.Module):
         self.generator = generator
 
     def forward(self, z: Tensor) -> Tensor:
-        images = self.generator(z).mul(127.5).add(127.5).clamp(0, 255).to(torch.uint8)
+        images: Tensor = self.generator(z).mul(127.5).add(127.5).clamp(0, 255).to(torch.uint8)
         return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
 @contextmanager
 def fidelity_call(
-    generator: nn.Module, z_dim: int, real_NCHW: Tensor, state: dict[str, Tensor]
+    generator: nn.Module, z_dim: int, real_NCHW: Tensor, state: dict[str, Tensor], *, cached: bool = True
 ) -> Iterator[Callable[[int], dict[str, float]]]:
-    """``calculate_metrics`` as torch-fidelity's README calls it for a generator, the real side in its cache.
+    """``calculate_metrics`` as torch-fidelity's README calls it for a generator, the real side in its cache or not.
 
     Yields the call, which takes the number of generated images; weights and cache are in a temporary folder meanwhile.
     """
     import torch_fidelity
 
+    generator = with_library_layers(copy.deepcopy(generator)).to(memory_format=torch.contiguous_format)
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         weights = Path(name) / "inception.pth"
         torch.save(state, weights)
+        cache = "real" if cached else None
 
         def call(samples: int) -> dict[str, float]:
             wrapped = torch_fidelity.GenerativeModelModuleWrapper(Bytes(generator), z_dim, "normal", 0)
             found: dict[str, float] = torch_fidelity.calculate_metrics(
-                input1=wrapped, input1_model_num_samples=samples, input2=Pixels(real_NCHW), input2_cache_name="real",
+                input1=wrapped, input1_model_num_samples=samples, input2=Pixels(real_NCHW), input2_cache_name=cache,
                 cuda=False, fid=True, batch_size=64, verbose=False, cache_root=name, save_cpu_ram=True,
                 feature_extractor_weights_path=str(weights),
             )  # fmt: skip

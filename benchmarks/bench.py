@@ -31,18 +31,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def measure(row: Row, rounds: int) -> dict[str, dict[str, Any]]:
-    """By name, medians of ours and of the baseline and the ratio with its range; interleaved, after a warm-up each."""
+    """By name, medians of ours and of the baseline and the ratio with its range; interleaved."""
     names = row.names()
     with row.make() as (made, baseline):
         calls = [*made] if row.variants else [made]
         calls += [baseline] if baseline is not None else []
-        if row.rounds != 1:
+        if row.warm_up:
             for call in calls:
                 call()
         found = [[timed(call) for call in calls] for _ in range(row.rounds or rounds)]
     columns = list(zip(*found, strict=True))
     theirs = [m.value for m in columns[-1]] if baseline is not None else []
-    return {name: result(row.unit, column, theirs) for name, column in zip(names, columns, strict=False)}
+    return {name: result(row, column, theirs) for name, column in zip(names, columns, strict=False)}
 
 
 def timed(call: Timed) -> Measured:
@@ -52,27 +52,35 @@ def timed(call: Timed) -> Measured:
     return found if isinstance(found, Measured) else Measured(value=time.perf_counter() - started)
 
 
-def result(unit: str, ours: Sequence[Measured], theirs: list[float]) -> dict[str, Any]:
-    """Medians, and the ratio of theirs to ours."""
+def result(row: Row, ours: Sequence[Measured], theirs: list[float]) -> dict[str, Any]:
+    """Medians, and the ratio of theirs to ours: of seconds, also where images per second are shown."""
     values = [m.value for m in ours]
-    found: dict[str, Any] = {"unit": unit, "ours": statistics.median(values), "rounds": len(values)}
-    if peak := max(m.peak_mib for m in ours):
-        found["peak_mib"] = round(peak, 1)
+
+    def median(of: list[float]) -> float:
+        return row.images / statistics.median(of) if row.images else statistics.median(of)
+
+    unit = "images/s" if row.images else row.unit
+    found: dict[str, Any] = {"unit": unit, "ours": median(values), "rounds": len(values)}
+    if ours[0].beside:
+        found["beside"] = {key: statistics.median(m.beside[key] for m in ours) for key in ours[0].beside}
     if theirs:
         ratios = [b / a for a, b in zip(values, theirs, strict=True)]
-        found |= {"baseline": statistics.median(theirs), "ratio": statistics.median(ratios)}
+        found |= {"baseline": median(theirs), "ratio": statistics.median(ratios)}
         found |= {"ratio_low": min(ratios), "ratio_high": max(ratios)}
     return found
 
 
 def line(name: str, row: dict[str, Any]) -> str:
     """A row of the Markdown table."""
-    unit = row["unit"]
+
+    def shown(value: float) -> str:
+        return f"{value:,.1f} images/s" if row["unit"] == "images/s" else f"{value:.3f} {row['unit']}"
+
     if "ratio" not in row:
-        peak = f"peak {row['peak_mib']:.0f} MiB" if "peak_mib" in row else ""
-        return f"| {name} | {row['ours']:.3f} {unit} | | | {peak} |"
+        beside = ", ".join(f"{key} {value:.1f}" for key, value in row.get("beside", {}).items())
+        return f"| {name} | {shown(row['ours'])} | | | {beside} |"
     spread = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}" if row["rounds"] > 1 else ""
-    return f"| {name} | {row['ours']:.3f} {unit} | {row['baseline']:.3f} {unit} | {row['ratio']:.2f} | {spread} |"
+    return f"| {name} | {shown(row['ours'])} | {shown(row['baseline'])} | {row['ratio']:.2f} | {spread} |"
 
 
 def geometric_mean(results: dict[str, dict[str, Any]], precision: str) -> float | None:

@@ -95,15 +95,22 @@ def saving(runs: list[dict[str, Any]], random: list[dict[str, Any]]) -> tuple[fl
     return share(runs, random), float(low), float(high)
 
 
+def _shown(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if np.isfinite(value) else "never"
+
+
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown: the end of each search, and the compute at which it is as good as random search at its mean end."""
+    if not any(row["search"] == "random, full trials" for row in found):
+        return "No sweep of random search has been run yet, which is what the others are compared with."
     by_kind = {kind: [row for row in found if row["search"] == kind] for kind in SEARCHES}
     ends = {kind: np.array([row["course"][-1] for row in runs]) for kind, runs in by_kind.items() if runs}
     random = by_kind["random, full trials"]
     goal = float(ends["random, full trials"][:, 1].mean())
     lines = [
         f"Random search with full trials ends at {goal:.1f} on average. As good is a search from the compute on at "
-        "which the mean of its sweeps' best scores so far is that; random search itself after its last improvement.",
+        "which the mean of its sweeps' best scores so far is that; random search itself after its last improvement. "
+        "*Never*: not within its sweeps, or not within enough of those that the bootstrap drew.",
         "",
         "| search | sweeps | compute (s) | best score (95 %) | compute until as good (s) | of random search's (95 %) |",
         "|---|---:|---:|---:|---:|---:|",
@@ -114,9 +121,10 @@ def table(found: list[dict[str, Any]]) -> str:
         scores = ends[kind][:, 1]
         half = stats.t.ppf(0.975, len(scores) - 1) * scores.std(ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else 0
         share, low, high = saving(runs, random)
+        interval = f"{_shown(share, 2)} ({_shown(low, 2)} to {_shown(high, 2)})"
         lines.append(
             f"| {kind} | {len(runs)} | {ends[kind][:, 0].mean():.0f} | {scores.mean():.1f} ± {half:.1f} "
-            f"| {compute_to(runs, goal):.0f} | {'–' if runs is random else f'{share:.2f} ({low:.2f} to {high:.2f})'} |"
+            f"| {_shown(compute_to(runs, goal), 0)} | {'–' if runs is random else interval} |"
         )
     return "\n".join(lines)
 
@@ -145,7 +153,11 @@ def main() -> None:
                 spec, home, source=None, trials=None, machines=Machines(workers=arguments.workers), resume_anyway=False,
                 on_event=lambda event: None, on_progress=lambda *_: None, stop_level=lambda: 0,
             )  # fmt: skip
-            row = {"search": kind, "seed": seed, "course": course(to_record(load_started(spec.name, home)))}
+            row: dict[str, Any] = {
+                "search": kind,
+                "seed": seed,
+                "course": course(to_record(load_started(spec.name, home))),
+            }
             with OUT.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(kind, seed, row["course"][-1], flush=True)

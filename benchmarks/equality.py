@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.equality FOLDER`` trains every (learning rate, seed) once in float32 and once in bfloat16 on the
 same real images, and scores each generator in float32 and in bfloat16. A line is kept per training, so that an
-interrupted study goes on; ``--table`` only prints what is there.
+interrupted study goes on with ``--out``; ``--table`` only prints what is there, by default the newest.
 
 ``python -m benchmarks.equality --training --seeds 24`` is about training alone, so that more seeds fit into an
 hour: MNIST, as in the study ``mnist32``, scored by MobileNetV2 in float32.
@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy import stats
+from torch import Tensor
 
 from benchmarks.baselines import CPU
-from harness.data.store import open_store
+from harness.data.store import ImageStore, open_store
 from harness.errors import Diverged
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, train
@@ -44,19 +44,23 @@ SCORING_SEED = 2020
 SMALL_LR, LARGE_LR = 2e-4, 2e-3
 
 
-def reference(images: torch.Tensor, extractor: Extractor, n: int) -> Reference:
+def reference(images: Tensor, extractor: Extractor, n: int) -> Reference:
     """Statistics of n real images under an extractor."""
     return Reference(extractor(reference_images(images, n)).pooled)
 
 
-def trainings(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row a training: its scores by scoring precision, None where it diverged."""
+def opened(arguments: argparse.Namespace) -> tuple[Home, DataSpec, ImageStore]:
+    """(home, data, its images): MNIST where training alone is compared, else the photos."""
     home = Home(arguments.home)
     data = DataSpec(source="folder", image_size=arguments.size, channels=3)
     if arguments.training:
         data = DataSpec(source="mnist", image_size=32, channels=1)
     store = open_store(home, data, arguments.photos, study="equality", on_progress=lambda *_: None, say=print)
-    images = store.tensor()
+    return home, data, store
+
+
+def trainings(arguments: argparse.Namespace, home: Home, data: DataSpec, images: Tensor) -> Iterator[dict[str, Any]]:
+    """One row a training: its scores by scoring precision, None where it diverged."""
     extractors = {p: Extractor("inception-v3", home, CPU, print, precision=p) for p in ("float32", "bf16")}
     if arguments.training:
         extractors = {"float32": Extractor("mobilenet-v2", home, CPU, print)}
@@ -73,7 +77,7 @@ def trainings(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 )  # fmt: skip
                 began = time.process_time()
                 last: Snapshot | None = None
-                row = {"lr": lr, "seed": seed, "precision": precision, "fid": dict.fromkeys(extractors)}
+                row: dict[str, Any] = {"lr": lr, "seed": seed, "precision": precision, "fid": dict.fromkeys(extractors)}
                 try:
                     for event in train(
                         hp, images, budget=Budget(kimg=arguments.kimg), seed=derive_seed("equality", seed), device=CPU
@@ -99,6 +103,17 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()[1:]] if path.is_file() else []
 
 
+def about(path: Path) -> dict[str, Any]:
+    """What was measured, where and with which code: the file's first line."""
+    found: dict[str, Any] = json.loads(path.read_text().partition("\n")[0])
+    return found
+
+
+def score_name(found: list[dict[str, Any]]) -> str:
+    """What the rows' scores are."""
+    return "FID" if "bf16" in found[0]["fid"] else "FID by MobileNetV2"
+
+
 def interval(values: np.ndarray) -> tuple[float, float]:
     """(mean, half width of its 95 % interval), Student's t."""
     n = len(values)
@@ -110,9 +125,12 @@ def table(found: list[dict[str, Any]]) -> str:
     lost = {p: sum(row["fid"]["float32"] is None for row in found if row["precision"] == p) for p in PRECISIONS}
     found = [row for row in found if row["fid"]["float32"] is not None]
     fid = {(row["lr"], row["seed"], row["precision"]): row["fid"] for row in found}
-    score = "FID" if "bf16" in found[0]["fid"] else "FID by MobileNetV2"
+    if not found:
+        return "Nothing was scored yet."
+    score = score_name(found)
     lines = [
-        f"Diverged: {lost['float32']} trainings in float32, {lost['bf16']} in bf16; the others are paired.",
+        f"Diverged: {lost['float32']} trainings in float32, {lost['bf16']} in bf16. Paired are the seeds "
+        "at which neither did.",
         "",
         f"| training at learning rate | pairs | {score}, float32 | {score}, bf16 | bf16 - float32 (95 %) "
         "| Wilcoxon p | standard deviations | Levene p |",
@@ -173,28 +191,38 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print what was measured")
     arguments = parser.parse_args()
     what = "training" if arguments.training else "equality"
-    arguments.out = arguments.out or ROOT / "benchmarks" / "results" / f"{time.strftime('%Y-%m-%d')}-{what}-cpu.jsonl"
+    results = ROOT / "benchmarks" / "results"
+    if arguments.out is None:
+        before = sorted(results.glob(f"*-{what}-cpu.jsonl")) if arguments.table else []
+        arguments.out = before[-1] if before else results / f"{time.strftime('%Y-%m-%d')}-{what}-cpu.jsonl"
+    if arguments.table and not arguments.out.is_file():
+        parser.error(f"{arguments.out} is not there: without --table it is measured")
     if not arguments.table:
-        if not arguments.out.is_file():
-            setting = {key: getattr(arguments, key) for key in ("size", "kimg", "samples")}
-            arguments.out.write_text(
-                json.dumps({"date": time.strftime("%Y-%m-%d"), **setting, **provenance("cpu")}) + "\n"
-            )
-        for row in trainings(arguments):
+        home, data, store = opened(arguments)
+        setting = {"size": data.image_size, "kimg": arguments.kimg, "samples": arguments.samples}
+        now = {**setting, "fingerprint": store.fingerprint, **provenance("cpu")}
+        if arguments.out.is_file():
+            then = about(arguments.out)
+            same = ("size", "kimg", "samples", "fingerprint", "git_commit")
+            if other := [f"{key}: {then.get(key)}, not {now[key]}" for key in same if then.get(key) != now[key]]:
+                parser.error(f"{arguments.out.name} was measured otherwise ({'; '.join(other)}): --out names another")
+        else:
+            arguments.out.write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), **now}) + "\n")
+        for row in trainings(arguments, home, data, store.tensor()):
             with arguments.out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(row, flush=True)
     made = table(rows(arguments.out))
     print(made)
     if arguments.write:
-        about = json.loads(arguments.out.read_text().splitlines()[0])
+        of = about(arguments.out)
         head = (
-            f"{about['size']} px, {about['kimg']:g} kimg, FID of {about['samples']:,} images; {about['date']}, "
-            f"{about['cpu']}:"
+            f"{of['size']} px, {of['kimg']:g} kimg, {score_name(rows(arguments.out))} of {of['samples']:,} images; "
+            f"{of['date']}, commit {of['git_commit']}, {of['cpu']}:"
         )
         begin, end = f"<!-- {what}: begin -->", f"<!-- {what}: end -->"
-        before, rest = PAGE.read_text().split(begin)
-        PAGE.write_text(f"{before}{begin}\n\n{head}\n\n{made}\n\n{end}{rest.split(end)[1]}")
+        head_of_page, rest = PAGE.read_text().split(begin)
+        PAGE.write_text(f"{head_of_page}{begin}\n\n{head}\n\n{made}\n\n{end}{rest.split(end)[1]}")
 
 
 if __name__ == "__main__":

@@ -77,12 +77,14 @@ def steps(recipe: str, batch: int, precision: str) -> dict[str, Any]:
     row["gflop_per_step"] = counted.get_total_flops() / 1e9
     row["not_captured"] = capture(run)
     row["graph"] = rate(run.advance) if not row["not_captured"] else None
+    row["graph_to_loop"] = row["graph"] / row["loop"] if row["graph"] else None
     parameters = [p.numel() for network in (run.generator, run.discriminator) for p in network.parameters()]
     # Adam reads and writes weights and both moments, and reads the gradient, in float32: the least that is moved.
     moved = 28 * sum(parameters)
     name = torch.cuda.get_device_name(device)
     memory = next((peak for key, peak in _PEAK_BYTES.items() if key in name), 3.35e12)
     row["roofline"] = 1 / max(counted.get_total_flops() / _PEAK_FLOPS[precision], moved / memory)
+    row["share_of_roofline"] = (row["graph"] or row["eager"]) / row["roofline"]
     return row
 
 
@@ -148,6 +150,13 @@ def fid(home: Home, samples: int, precision: str) -> dict[str, Any]:
     return {"samples": samples, "seconds": time.perf_counter() - began, "features_s": features_s}
 
 
+def gains(rows: dict[str, dict[str, Any]], rate: str) -> list[str]:
+    """What several trainings at once gain over one: the rows that have this rate, against the first of them."""
+    found = {name: row[rate] for name, row in rows.items() if rate in row}
+    (first, one), *others = found.items() if found else [("", 0.0)]
+    return [f"{name}: {several / one:.2f} times {first}" for name, several in others]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
@@ -160,6 +169,8 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     about = {"date": datetime.date.today().isoformat(), **provenance("cuda")}
     path = arguments.out / f"{about['date']}-gpu.json"
+    if path.exists():
+        parser.error(f"{path} has results of today: --out FOLDER writes elsewhere")
     jobs: list[tuple[str, Callable[[], dict[str, Any]]]] = [
         *(
             (f"steps, {recipe}, batch 128, {precision}", partial(steps, recipe, 128, precision))
@@ -187,6 +198,11 @@ def main() -> int:
             rows[name] = {"failed": str(error).splitlines()[0]}
         print(f"{time.monotonic() - began:5.0f} s  {name}: {rows[name]}", flush=True)
         path.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")  # a lost machine keeps its rows
+    for name, row in rows.items():
+        if "loop" in row:
+            graph = f"{row['graph_to_loop']:.2f}" if row["graph_to_loop"] else f"no graph ({row['not_captured']})"
+            print(f"{name}: {graph} times the loop, {row['share_of_roofline']:.1%} of the roofline")
+    print("\n".join([*gains(rows, "member_steps"), *gains(rows, "trials_per_hour_of_1000_kimg")]))
     print(f"written: {path}")
     return 0
 

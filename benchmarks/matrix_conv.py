@@ -85,7 +85,7 @@ def end(name: str, dtype: torch.dtype) -> Iterator[tuple[Any, Any]]:
     x = x.to(dtype=dtype, memory_format=torch.channels_last).requires_grad_()
 
     def timed(kind: type[nn.Module]) -> Any:
-        made = kind(*arguments, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        made = kind(*arguments, dtype=dtype).to(memory_format=torch.channels_last)
         return lambda: torch.autograd.grad(made(x).square().sum(), (x, *made.parameters()))
 
     yield timed(ours), timed(plain)

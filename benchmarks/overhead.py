@@ -25,8 +25,22 @@ from harness.study.files import load_study
 from harness.study.hparams import HParams
 
 STUDY = "mnist32"
-# Of each worker: the first one imports, and presets are not asked for.
+# Of each worker: the first one imports. One worker alone takes both presets, which the sampler is not asked for.
 _UNCOUNTED = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overhead:
+    """Of one trial: what was waited for training and scoring; its time and its process's CPU time beside that (s)."""
+
+    waited_s: float
+    latency_s: float
+    cpu_s: float
+
+    @property
+    def share(self) -> float:
+        """Of what was waited for: of time or, where that is more, of CPU time."""
+        return max(self.latency_s, self.cpu_s) / self.waited_s
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,7 @@ class Waits:
         self.waited += time.perf_counter() - began
 
 
-def _worker(root: str, trials: int, seconds: float, experiment: str, shares: Any) -> None:
+def _worker(root: str, trials: int, seconds: float, experiment: str, found: Any) -> None:
     import optuna
 
     from harness.sweep import objective as module
@@ -90,7 +104,7 @@ def _worker(root: str, trials: int, seconds: float, experiment: str, shares: Any
     study = optuna.load_study(study_name=STUDY, storage=open_storage(home))
     courier = Courier(home.spool, lambda: MlflowTracker(new_client(home), experiment, None), print)
     waits = Waits(seconds)
-    module.train = waits  # type: ignore[assignment]
+    module.train = waits  # type: ignore[assignment, attr-defined]
     images = torch.zeros(256, spec.data.image_size, spec.data.image_size, spec.data.channels, dtype=torch.uint8)
     env = module.Env(
         home=home, trials=Trials(study, spec, home), images_NHWC=images, device=torch.device("cpu"), tracker=courier,
@@ -106,12 +120,12 @@ def _worker(root: str, trials: int, seconds: float, experiment: str, shares: Any
         took, waited = time.perf_counter() - began, waits.waited - waited
         cpu = time.process_time() - waits.cpu - cpu
         if index >= _UNCOUNTED:
-            shares.append(max(took - waited, cpu) / waited)
+            found.append(Overhead(waited_s=waited, latency_s=took - waited, cpu_s=cpu))
     courier.close(60)
 
 
-def overhead(home: Home, workers: int, trials: int, seconds: float) -> list[float]:
-    """Of each trial: what it took above training and scoring, as a share of those.
+def overhead(home: Home, workers: int, trials: int, seconds: float) -> list[Overhead]:
+    """What each trial took above training and scoring.
 
     Args:
         home: with the study and its finished trials.
@@ -124,9 +138,9 @@ def overhead(home: Home, workers: int, trials: int, seconds: float) -> list[floa
     experiment = open_experiment(client_for(home), home, STUDY)
     context = mp.get_context("spawn")
     with context.Manager() as manager:
-        shares = manager.list()
+        found = manager.list()
         processes = [
-            context.Process(target=_worker, args=(str(home.root), trials, seconds, experiment, shares))
+            context.Process(target=_worker, args=(str(home.root), trials, seconds, experiment, found))
             for _ in range(workers)
         ]
         for process in processes:
@@ -134,4 +148,4 @@ def overhead(home: Home, workers: int, trials: int, seconds: float) -> list[floa
         for process in processes:
             process.join()
         assert all(process.exitcode == 0 for process in processes)
-        return list(shares)
+        return list(found)

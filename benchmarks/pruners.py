@@ -2,10 +2,11 @@
 
     harness sweep benchmarks/studies/mnist32_curves.toml        # records the curves (nothing is pruned)
     python -m benchmarks.pruners mnist32_curves                 # replays them
+    python -m benchmarks.pruners mnist32 --curves benchmarks/results/rungs-mnist32.jsonl     # those of benchmarks.rungs
 
 Each replay draws ``--trials`` of the recorded configurations in random order. Cost: kimg trained, and trials that
 reach the final score; seconds are both together, at the recorded median speeds. Regret: final score of the best one
-that was not pruned, less that of the best one drawn.
+that was not pruned, less that of the best one drawn. Those that diverged are drawn as others are.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import json
 import random
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import optuna
 from optuna.pruners import (
@@ -27,11 +31,53 @@ from optuna.pruners import (
 )
 from scipy.stats import spearmanr
 
+from benchmarks.rungs import rows
 from harness.home import Home
-from harness.study.records import TrialRecord
 from harness.sweep.storage import load_study, to_record
+from harness.sweep.worker import DIVERGED_VALUE
 
 RUNGS = ((3, 9), (6, 12), (6, 18), (6, 24), (9,), (9, 18), (9, 24), (9, 18, 24), (12,), (12, 24))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A configuration trained in full: its rung scores by images shown, its final score, and the seconds of both."""
+
+    rungs: dict[int, float]
+    final: float
+    train_s: float | None
+    score_s: float | None
+
+
+def from_study(name: str) -> tuple[list[Curve], float]:
+    """(curves, kimg) of a study in the database that pruned nothing."""
+    record = to_record(load_study(name, Home.from_environment()))
+    curves, marks = [], {mark for trial in record.complete for mark in trial.intermediate}
+    for trial in record.complete:
+        score_s = float(trial.attrs["score_s"]) if "score_s" in trial.attrs else None
+        train_s = None if score_s is None else trial.seconds - score_s
+        rungs = {mark: trial.intermediate.get(mark, DIVERGED_VALUE) for mark in marks}
+        curves.append(Curve(rungs=rungs, final=float(trial.value or 0.0), train_s=train_s, score_s=score_s))
+    return curves, float(json.loads(record.attrs["spec"])["budget"]["kimg"])
+
+
+def from_file(path: Path, protocol: str) -> tuple[list[Curve], float]:
+    """(curves, kimg) that ``benchmarks.rungs record`` wrote, with the rung scores of one protocol."""
+    recorded = rows(path)
+    marks = sorted({float(mark) for row in recorded for mark in row["scores"][protocol]})
+    curves = []
+    for row in recorded:
+        scores = row["scores"][protocol]
+        finished = "diverged" not in row
+        curves.append(
+            Curve(
+                rungs={round(mark * 1000): scores.get(f"{mark:g}", DIVERGED_VALUE) for mark in marks},
+                final=row["final"],
+                train_s=sum(row["s"]["train"]) if finished else None,
+                score_s=row["s"]["final"][0] if finished else None,
+            )
+        )
+    return curves, marks[-1]
 
 
 def candidates(rungs: tuple[int, ...], kimg: float) -> dict[str, Callable[[], BasePruner]]:
@@ -45,66 +91,71 @@ def candidates(rungs: tuple[int, ...], kimg: float) -> dict[str, Callable[[], Ba
     }
     for factor in (2, 3):
         if all(b >= a * factor for a, b in zip(rungs, (*rungs[1:], kimg), strict=True)):
-            made[f"halving, 1 in {factor}"] = lambda f=factor: SuccessiveHalvingPruner(low, f)
-            made[f"hyperband, 1 in {factor}"] = lambda f=factor: HyperbandPruner(low, high, f)
+            made[f"halving, 1 in {factor}"] = partial(SuccessiveHalvingPruner, low, factor)
+            made[f"hyperband, 1 in {factor}"] = partial(HyperbandPruner, low, high, factor)
     return made
 
 
 def replay(
-    trials: list[TrialRecord], pruner: BasePruner, rungs: tuple[int, ...], kimg: float, name: str
+    curves: list[Curve], pruner: BasePruner, rungs: tuple[int, ...], kimg: float, name: str
 ) -> tuple[float, int, float]:
     """(kimg trained, trials finished, best final score that was not pruned)."""
     # Hyperband draws its brackets from the study's name.
     study = optuna.create_study(study_name=name, pruner=pruner, sampler=optuna.samplers.RandomSampler(seed=0))
     spent, finals = 0.0, []
-    for recorded in trials:
+    for curve in curves:
         trial = study.ask()
         for rung in rungs:
-            trial.report(recorded.intermediate[rung * 1000], rung * 1000)
+            trial.report(curve.rungs[rung * 1000], rung * 1000)
             if trial.should_prune():
                 spent += rung
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
                 break
         else:
             spent += kimg
-            finals.append(float(recorded.value or 0.0))
-            study.tell(trial, recorded.value)
+            finals.append(curve.final)
+            study.tell(trial, curve.final)
     return spent, len(finals), min(finals, default=float("inf"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study")
+    parser.add_argument("--curves", type=Path, help="a file of benchmarks.rungs, instead of a study in the database")
+    parser.add_argument("--protocol", default="FID, MobileNetV2, 250", help="of the file's rung scores")
     parser.add_argument("--trials", type=int, default=14)
     parser.add_argument("--replays", type=int, default=300)
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    record = to_record(load_study(arguments.study, Home.from_environment()))
-    kimg = json.loads(record.attrs["spec"])["budget"]["kimg"]
-    done = record.complete
-    print(f"{len(done)} configurations with full curves; Spearman of the rung score with the final score:")
-    for step in sorted(done[0].intermediate):
-        rho = spearmanr([t.intermediate[step] for t in done], [t.value for t in done]).statistic
+    done, kimg = from_file(arguments.curves, arguments.protocol) if arguments.curves else from_study(arguments.study)
+    diverged = sum(curve.final >= DIVERGED_VALUE for curve in done)
+    print(f"{len(done)} configurations with full curves, of which {diverged} diverged;")
+    print("Spearman of the rung score with the final score:")
+    steps = sorted(done[0].rungs)
+    for step in steps:
+        rho = spearmanr([curve.rungs[step] for curve in done], [curve.final for curve in done]).statistic
         print(f"  {step / 1000:g} kimg: {rho:.2f}")
-    score_s = statistics.median(float(t.attrs["score_s"]) for t in done)
-    train_s = statistics.median(t.seconds for t in done) - score_s
-    print(f"a full trial trains {train_s:.0f} s and is scored in {score_s:.0f} s (medians, one thread of a worker)\n")
+    score_s = statistics.median(curve.score_s for curve in done if curve.score_s is not None)
+    train_s = statistics.median(curve.train_s for curve in done if curve.train_s is not None)
+    clock = "CPU seconds" if arguments.curves else "one thread of a worker"
+    print(f"a full trial trains {train_s:.0f} s and is scored in {score_s:.0f} s (medians, {clock})\n")
     print("| rungs (kimg) | pruner | kimg trained | finished | seconds | regret, mean | regret, 90 % |")
     print("|---|---|---:|---:|---:|---:|---:|")
-    for rungs in RUNGS:
-        for name, make in {**({"none": NopPruner} if rungs == RUNGS[0] else {}), **candidates(rungs, kimg)}.items():
+    usable = [rungs for rungs in RUNGS if all(rung * 1000 in steps for rung in rungs)]
+    for rungs in usable:
+        for name, make in {**({"none": NopPruner} if rungs == usable[0] else {}), **candidates(rungs, kimg)}.items():
             rng = random.Random(0)
-            rows = []
+            replays = []
             for number in range(arguments.replays):
                 drawn = rng.sample(done, min(arguments.trials, len(done)))
                 spent, finished, best = replay(drawn, make(), rungs, kimg, f"replay-{number}")
-                rows.append((spent, finished, best - min(float(t.value or 0.0) for t in drawn)))
-            spent, finished, regret = zip(*rows, strict=True)
-            seconds = statistics.mean(spent) / kimg * train_s + statistics.mean(finished) * score_s
-            ninety = statistics.quantiles(regret, n=10)[-1]
+                replays.append((spent, finished, best - min(curve.final for curve in drawn)))
+            trained, finals, regrets = zip(*replays, strict=True)
+            seconds = statistics.mean(trained) / kimg * train_s + statistics.mean(finals) * score_s
+            ninety = statistics.quantiles(regrets, n=10)[-1]
             print(
-                f"| {', '.join(map(str, rungs))} | {name} | {statistics.mean(spent):.0f} | "
-                f"{statistics.mean(finished):.1f} | {seconds:.0f} | {statistics.mean(regret):.1f} | {ninety:.1f} |"
+                f"| {', '.join(map(str, rungs))} | {name} | {statistics.mean(trained):.0f} | "
+                f"{statistics.mean(finals):.1f} | {seconds:.0f} | {statistics.mean(regrets):.1f} | {ninety:.1f} |"
             )
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,10 @@ Timed = Callable[[], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a row measured itself: a value in the row's unit, and the peak memory of its process in MiB."""
+    """What a row measured itself: a value in the row's unit, and what is said beside it, by name."""
 
     value: float
-    peak_mib: float = 0.0
+    beside: dict[str, float] = field(default_factory=dict)
 
 
 GROUPS = ("step", "files", "score", "conv", "fused", "memory", "harness", "start")
@@ -58,14 +58,17 @@ class Row:
     """``make`` is a context in which (ours, baseline) can be called; the baseline is None where nothing compares.
 
     With ``variants`` ours is a call for each of them, in their order, all beside one baseline, and the name has a
-    ``{}`` for them. A call may return a :class:`Measured`, which counts instead of the stopwatch around it.
+    ``{}`` for them. A call may return a :class:`Measured`, which counts instead of the stopwatch around it. With
+    ``images``, on which a call trains, the result is images per second. Without ``warm_up`` the first call counts.
     """
 
     group: str
     name: str
     make: Callable[[], Any]
     unit: str = "s"
+    images: int = 0
     rounds: int | None = None
+    warm_up: bool = True
     full_only: bool = False
     variants: tuple[str, ...] = ()
 
@@ -86,24 +89,30 @@ def rows(home: Home, photos: Path | None, folder: Path) -> list[Row]:
     for recipe, steps in SYSTEMS.items():
         for batch in (64, 128):
             name = f"training step, {recipe}, batch {batch}, {{}}, against the write-ups' loop"
-            make = partial(step, recipe, batch, steps, "write-up")
-            found.append(Row(group="step", name=name, make=make, variants=PRECISIONS))
+            make: Callable[[], Any] = partial(step, recipe, batch, steps, "write-up")
+            found.append(Row(group="step", name=name, make=make, images=steps * batch, variants=PRECISIONS))
     name = "training step, pytorch64, batch 128, {}, against PyTorch's example"
-    found.append(Row(group="step", name=name, make=partial(step, "pytorch64", 128, 1, "example"), variants=PRECISIONS))
-    for recipe, n in (("udacity32", 2048), ("pytorch64", 512)):
-        name = f"training from image files, {recipe}, {{}}, epoch of {n}, against the write-ups' loop, 2 workers"
-        make = partial(from_files, recipe, n, photos, folder)
-        found.append(Row(group="files", name=name, make=make, rounds=3, variants=PRECISIONS))
+    make = partial(step, "pytorch64", 128, 1, "example")
+    found.append(Row(group="step", name=name, make=make, images=128, variants=PRECISIONS))
+    for recipe, n, style, theirs in (
+        ("udacity32", 2048, "write-up", "the write-ups' loop"),
+        ("pytorch64", 512, "write-up", "the write-ups' loop"),
+        ("pytorch64", 512, "example", "PyTorch's example"),
+    ):
+        name = f"training from image files, {recipe}, {{}}, epoch of {n}, against {theirs}, 2 workers"
+        make = partial(from_files, recipe, n, style, photos, folder)
+        found.append(Row(group="files", name=name, make=make, images=n, rounds=3, variants=PRECISIONS))
     for samples in (1000, 5000, 10000):
         name = f"FID of {samples:,} images, {{}}, real side cached, against torch-fidelity's calculate_metrics"
         make, rounds = partial(fid, home, samples), 3 if samples == 1000 else 2
         found.append(
             Row(group="score", name=name, make=make, rounds=rounds, full_only=samples > 1000, variants=PRECISIONS)
         )
-    found.append(
-        Row(group="score", name="FID of 1,000 images, float32, extractor and real side for the first time",
-            make=partial(first_fid, home, 1000), rounds=1)
-    )  # fmt: skip
+        name = f"FID of {samples:,} images, float32, extractor and real side for the first time"
+        make = partial(first_fid, home, samples)
+        found.append(
+            Row(group="score", name=name, make=make, rounds=rounds, warm_up=False, full_only=samples > 1000)
+        )  # fmt: skip
     for c, size, outputs in LAYERS_64PX:
         for precision, dtype in zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True):
             name = f"4x4 stride-2 convolution, {c} to {outputs}, {precision}, as matrix products, against oneDNN"
@@ -118,14 +127,16 @@ def rows(home: Home, photos: Path | None, folder: Path) -> list[Row]:
     )  # fmt: skip
     found.append(
         Row(group="memory", name="peak memory of training, pytorch64, batch 128, against the write-ups' loop",
-            make=partial(memory, "pytorch64", 128), unit="MiB", rounds=1)
+            make=partial(memory, "pytorch64", 128), unit="MiB", rounds=1, warm_up=False)
     )  # fmt: skip
     for workers in (1, 8):
         name = (
             f"share of a one-minute trial that is neither training nor scoring, {workers} worker{'s' * (workers > 1)}"
         )
         make = partial(of_a_trial, folder, workers)
-        found.append(Row(group="harness", name=name, make=make, unit="%", rounds=1, full_only=True))
+        found.append(
+            Row(group="harness", name=name, make=make, unit="%", rounds=1, warm_up=False, full_only=True)
+        )  # fmt: skip
     found += [
         Row(group="score", name=f"Fréchet distance, {n:,} images, against torch-fidelity's", make=partial(distance, n))
         for n in (500, 5000)
@@ -140,7 +151,7 @@ def rows(home: Home, photos: Path | None, folder: Path) -> list[Row]:
         found.append(Row(group="harness", name=name, make=partial(suggestion, folder, n), full_only=n > 1000))
         found.append(
             Row(group="harness", name=f"a report of {n:,} trials", make=partial(report, folder, n), rounds=1,
-                full_only=n > 1000)
+                warm_up=False, full_only=n > 1000)
         )  # fmt: skip
     found += [
         Row(group="start", name="`harness --help`, against importing torch, optuna and mlflow", make=help_page),
@@ -192,7 +203,9 @@ def advance(run: Run, steps: int) -> None:
 
 
 @contextmanager
-def from_files(recipe: str, n: int, photos: Path | None, folder: Path) -> Iterator[tuple[list[Timed], Timed]]:
+def from_files(
+    recipe: str, n: int, style: str, photos: Path | None, folder: Path
+) -> Iterator[tuple[list[Timed], Timed]]:
     """An epoch from JPEG files of 178x218, the second one on: ours is prepared by then, theirs has its workers."""
     from harness.data.store import open_store
     from harness.study.images import DataSpec
@@ -203,7 +216,7 @@ def from_files(recipe: str, n: int, photos: Path | None, folder: Path) -> Iterat
     home = Home(folder / f"home-{hp.image_size}")
     store = open_store(home, data, files / "all", study="bench", on_progress=lambda *_: None, say=lambda _: None)
     runs = [Run(system(recipe, 64, precision), store.tensor(), 0, CPU) for precision in PRECISIONS]
-    loop, loader = Loop(hp, "write-up"), image_files(files, hp.image_size, 64, 2)
+    loop, loader = Loop(hp, style), image_files(files, hp.image_size, 64, 2)
 
     def baseline() -> None:
         for real, _ in loader:
@@ -257,7 +270,7 @@ def first_fid(home: Home, samples: int) -> Iterator[tuple[Timed, Timed]]:
         reference = Reference(extractor(real).pooled)
         score(generator, hp, reference, scoring_protocol(samples, "float32"), extractor, only=("fid",))
 
-    with fidelity_call(generator, hp.z_dim, real, state) as call:
+    with fidelity_call(generator, hp.z_dim, real, state, cached=False) as call:
         yield ours, lambda: call(samples)
 
 
@@ -270,7 +283,7 @@ def scored() -> tuple[HParams, Any, Tensor]:
 
 def scoring_protocol(samples: int, precision: str) -> Protocol:
     """Inception's FID against 1,000 real images."""
-    spec = ScoreSpec(samples=samples, reference=1000, precision=precision)  # type: ignore[arg-type]
+    spec = ScoreSpec(samples=samples, reference=1000, precision=precision)
     return make_protocol(spec, weights_sha256="0", fingerprint="0", split_rule="none", resize="", versions=versions())
 
 
@@ -311,11 +324,16 @@ def memory(recipe: str, batch: int) -> Iterator[tuple[Timed, Timed]]:
 
 @contextmanager
 def of_a_trial(folder: Path, workers: int) -> Iterator[tuple[Timed, None]]:
-    """The median of the trials' overheads, in percent."""
+    """The median of the trials' overheads, in percent; beside it their time and CPU time."""
 
     def ours() -> Measured:
         _, home = finished_study(folder / f"overhead-{workers}", 100)
-        return Measured(value=100 * statistics.median(overhead(home, workers, 3, 60.0)))
+        trials = overhead(home, workers, 5, 60.0)
+        beside = {
+            "latency_s": statistics.median(trial.latency_s for trial in trials),
+            "cpu_s": statistics.median(trial.cpu_s for trial in trials),
+        }
+        return Measured(value=100 * statistics.median(trial.share for trial in trials), beside=beside)
 
     yield ours, None
 
@@ -403,13 +421,13 @@ def finished_study(folder: Path, n: int) -> tuple[Any, Home]:
     trials = Trials(study, spec, home)
     if len(study.trials) >= n:
         return trials, home
-    for name, value in (
+    for key, about in (
         ("dataset", {"name": "bench", "fingerprint": "0" * 64, "source": "bench", "images": 5000}),
         ("target", n),
         ("final_metric", objective_name(spec.scoring.final)),
         ("rung_metric", objective_name(spec.scoring.rung)),
     ):
-        study.set_user_attr(name, value)
+        study.set_user_attr(key, about)
     drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
     rng = random.Random(0)
     made = []
@@ -471,7 +489,7 @@ def report(folder: Path, n: int) -> Iterator[tuple[Timed, None]]:
         command = [sys.executable, "-c", code, str(home.root), str(folder / "report")]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         seconds, peak_mib = map(float, done.stdout.split()[-2:])
-        return Measured(value=seconds, peak_mib=peak_mib)
+        return Measured(value=seconds, beside={"peak_mib": peak_mib})
 
     yield ours, None
 

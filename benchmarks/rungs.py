@@ -156,9 +156,9 @@ def table(found: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]
         lines += ["", "| rung protocol | kimg | Spearman |", "|---|---:|---:|"]
         kept = np.array([row["final"] for row in sound])
         for record in records:
-            mark = f"{record['kimg']:g}"
-            scores = np.array([row["scores"][record["protocol"]][mark] for row in sound])
-            lines.append(f"| {record['protocol']} | {mark} | {stats.spearmanr(scores, kept).statistic:.2f} |")
+            at = f"{record['kimg']:g}"
+            scores = np.array([row["scores"][record["protocol"]][at] for row in sound])
+            lines.append(f"| {record['protocol']} | {at} | {stats.spearmanr(scores, kept).statistic:.2f} |")
     lines += ["", f"A full training takes {train_s:.0f} CPU seconds, its final score {final_s:.0f} (medians)."]
     return lines, records
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.baselines import Loop
 from harness.gan import layers
-from harness.gan.layers import FromImage, Projection, ToImage, ToLogit
+from harness.gan.layers import FromImage, Projection, ToImage, ToLogit, with_library_layers
 from harness.gan.networks import build
 from harness.study.hparams import HParams
 from tests.conftest import CPU
@@ -94,3 +95,15 @@ def test_which_networks_have_them(change, plain):
     networks = build(HParams.from_params({"image_size": 32, "ngf": 4, "ndf": 4, **change}), 0, CPU)
     found = {type(module) for network in networks for module in network.modules()}
     assert {Projection, ToLogit, ToImage, FromImage} - found == plain
+    kept = {type(layer) for network in map(with_library_layers, networks) for layer in network.layers}
+    assert {kind.__module__.partition(".")[0] for kind in kept} == {"torch"}
+
+
+@pytest.mark.parametrize("style", ["write-up", "example"])
+def test_the_loop_that_benchmarks_compare_with_is_all_pytorchs(style):
+    loop = Loop(HParams(image_size=32, ngf=4, ndf=4, batch_size=4), style)
+    for network in (loop.generator, loop.discriminator):
+        assert {type(layer).__module__.partition(".")[0] for layer in network.layers} == {"torch"}
+        assert all(parameter.is_contiguous() for parameter in network.parameters())
+    loop.step(torch.zeros(4, 3, 32, 32))
+    assert len(loop.losses) == 1

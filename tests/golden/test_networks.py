@@ -163,7 +163,10 @@ def test_training_equals_a_plain_loop():
     hp = HParams(image_size=16, channels=1, ngf=4, ndf=4, z_dim=8, batch_size=8, label_smoothing=0.1)
     images = torch.from_numpy(blobs(32))
     run = Run(hp, images, 0, CPU)
-    generator, discriminator = map(with_library_layers, build(hp, derive_seed(0, "weights"), CPU))
+    generator, discriminator = (
+        with_library_layers(network).to(memory_format=torch.contiguous_format)
+        for network in build(hp, derive_seed(0, "weights"), CPU)
+    )
     opt_g = torch.optim.Adam(generator.parameters(), hp.lr_g, (hp.beta1, hp.beta2))
     opt_d = torch.optim.Adam(discriminator.parameters(), hp.lr_d, (hp.beta1, hp.beta2))
     bce = torch.nn.BCEWithLogitsLoss()
