@@ -86,7 +86,7 @@ def reconcile(name: str | None, home: Home) -> Iterator[str]:
 def outlook_lines(name: str, home: Home, more: int) -> Iterator[str]:
     """What the rest of a started study takes, and what more trials would bring, if it has enough of them."""
     from harness.report.markdown import duration
-    from harness.report.outlook import in_words, outlook, too_few
+    from harness.report.outlook import chance, in_words, outlook, too_few
     from harness.sweep.plan import started_record
 
     record = started_record(name, home)
@@ -100,6 +100,8 @@ def outlook_lines(name: str, home: Home, more: int) -> Iterator[str]:
     found = outlook(record, more) if record else None
     if record is None or found is None:
         yield f"no outlook: {too_few(record)}"
+        if said := chance(record, more):
+            yield said
         return
     yield from in_words(found, record.attrs["final_metric"])
 

@@ -45,7 +45,7 @@ def outlook(record: StudyRecord, more: int) -> Outlook | None:
     if too_few(record):
         return None
     scores = _finished(record)
-    pruned = sum(trial.state == "PRUNED" and _searched(trial) for trial in record.trials)
+    pruned = _pruned(record)
     values = np.array([*scores, *[max(scores)] * pruned])
     expected = expected_best(values)
     rng = np.random.default_rng(0)
@@ -75,6 +75,18 @@ def too_few(record: StudyRecord | None) -> str:
     )
 
 
+def chance(record: StudyRecord | None, more: int) -> str:
+    """What can be said without an outlook: how likely a new best is, in words; empty where no searched trial ended."""
+    n = len(_finished(record)) + _pruned(record) if record else 0
+    if not n:
+        return ""
+    return (
+        f"{more} more trials drawn alike hold a better one than the {n} searched so far with a probability of "
+        f"{100 * new_best_probability(n, more):.0f} % ({more}/({n} + {more})), if none that was pruned would have been "
+        "the best; how much better is not known"
+    )
+
+
 def in_words(found: Outlook, metric: str) -> list[str]:
     """What an outlook says, a sentence a line."""
     n = len(found.expected)
@@ -92,6 +104,10 @@ def in_words(found: Outlook, metric: str) -> list[str]:
 
 def _searched(trial: TrialRecord) -> bool:
     return "preset" not in trial.attrs and "recipe" not in trial.attrs
+
+
+def _pruned(record: StudyRecord) -> int:
+    return sum(trial.state == "PRUNED" and _searched(trial) for trial in record.trials)
 
 
 def _finished(record: StudyRecord) -> list[float]:

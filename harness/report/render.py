@@ -19,7 +19,7 @@ from harness.report.frames import curve_frame, rungs_frame, trials_frame
 from harness.report.health import PAIRS_FILE, health, health_context
 from harness.report.html import write_html
 from harness.report.markdown import environment, number, squeeze
-from harness.report.outlook import outlook, too_few
+from harness.report.outlook import chance, outlook, too_few
 from harness.report.ranking import Leaderboard, objectives, pareto_front, rank
 from harness.study.records import StudyRecord, TrialRecord
 
@@ -76,7 +76,7 @@ def build_report(
     context["first_sampling"] = found.best.median_trial.attrs["samplings"][0] if found else None
     context["tradeoff"] = tradeoff_context(record)
     context["health"] = _health(board, found, root, out)
-    context["outlook"], context["no_outlook"] = ahead, too_few(record)
+    context |= {"outlook": ahead, "no_outlook": too_few(record), "chance": chance(record, MORE_TRIALS)}
     context["figures"] = {name: f"{name}.png" for name in figures}
     text = environment().from_string(_template()).render(context)
     atomic.write_text(out / "report.md", squeeze(text))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from harness.commands import studies
 from harness.gan.checkpoint import save_checkpoint
 from harness.home import Home
-from harness.report.outlook import expected_best, in_words, new_best_probability, outlook, too_few
+from harness.report.outlook import chance, expected_best, in_words, new_best_probability, outlook, too_few
 from harness.study.files import parse_study
 from harness.study.scoring import ScoreSpec, ScoringSpec
 from harness.study.spec import Preset, PrunerSpec
@@ -79,6 +79,11 @@ def test_too_little_is_no_outlook_and_it_says_why():
         "too few finished trials: 8 with a final score of the same protocol are needed, presets and pruned ones not "
         "counted, and there are 7"
     )
+    assert chance(few, 3) == (
+        "3 more trials drawn alike hold a better one than the 9 searched so far with a probability of 25 % (3/(9 + 3))"
+        ", if none that was pruned would have been the best; how much better is not known"
+    )
+    assert chance(None, 3) == chance(record(trial(8, value=1.0, attrs={"preset": "paper"})), 3) == ""
     assert too_few(None).endswith("and there are none")
     assert too_few(record(SEARCHED[0])).endswith("and there is 1")
 
