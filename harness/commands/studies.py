@@ -93,10 +93,8 @@ def outlook_lines(name: str, home: Home, more: int) -> Iterator[str]:
     ended = [trial.seconds for trial in record.trials if trial.state in ("COMPLETE", "PRUNED")] if record else []
     if record and len(ended) >= _FEWEST_ENDED:
         each, left = sum(ended) / len(ended), max(0, int(record.attrs["target"]) - len(ended))
-        yield (
-            f"so far: {len(ended)} trials, pruned ones included, took {duration(each)} each; "
-            f"the {left} that are left take {duration(each * left)} of a worker's time"
-        )
+        rest = f"the {left} that are left take {duration(each * left)} of a worker's time" if left else "none is left"
+        yield f"so far: {len(ended)} trials, pruned ones included, took {duration(each)} each; {rest}"
     found = outlook(record, more) if record else None
     if record is None or found is None:
         yield f"no outlook: {too_few(record)}"
