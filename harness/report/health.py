@@ -45,7 +45,8 @@ class Health:
     def findings(self) -> list[str]:
         """What is wrong, in words; empty where nothing was found."""
         found = []
-        if self.distance is not None and self.distance < COLLAPSED:
+        collapsed = self.distance is not None and self.distance < COLLAPSED
+        if collapsed:
             found.append(f"**collapsed**: samples are {number(self.distance)} times as far apart as real images")
         if self.won is not None and self.won > 0.5:
             found.append(f"the discriminator had won for {100 * self.won:.0f} % of the second half")
@@ -53,9 +54,13 @@ class Health:
             scores = f"{number(self.score)} with running ones, {number(self.batch_score)} with those of each batch"
             found.append(f"the score depends on BatchNorm's statistics: {scores}")
         if self.memorises and self.nearer is not None:
-            found.append(
-                "**memorises**: samples are nearer to training images than other real images are with a probability of "
+            near = (
+                "samples are nearer to training images than other real images are with a probability of "
                 f"{100 * self.nearer:.0f} % (50 % is chance, 100 % all copies)"
+            )
+            # A nearly blank image is near to many others.
+            found.append(
+                f"{near}; alike as they are, they need be no copies" if collapsed else f"**memorises**: {near}"
             )
         return found
 

@@ -148,3 +148,15 @@ def test_seeds_are_fresh_and_the_first_stay_when_more_are_asked_for():
     assert len(set(first)) == 5
     assert not set(fresh_seeds(0, "confirm", 5, {first[1]})) & {first[1]}
     assert not set(first) & set(fresh_seeds(1, "confirm", 5, set()))
+
+
+def test_a_difference_that_is_told_though_its_interval_reaches_below_0_is_explained(tmp_path):
+    """Of three: the first two are told from each other only after the third is from both."""
+    close = {**GOOD, "trial-2": [45.0, 52.0, 47.0, 47.0, 48.0], "paper": [160.0, 162.0, 161.5, 159.0, 163.0]}
+    found = confirmation(FULL, plan(close))
+    gap = found.against_best(found.ranked[1])
+    assert not gap.tie
+    assert gap.estimate.low < 0
+    text = build_report(FULL, tmp_path, tmp_path / "out", {}, "x", plan(close)).read_text()
+    assert 'below 0 beside "worse" is no contradiction' in text
+    assert "no contradiction" not in build_report(FULL, tmp_path, tmp_path / "out", {}, "x", plan(GOOD)).read_text()

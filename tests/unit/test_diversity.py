@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -180,6 +181,9 @@ def test_health_names_collapse_a_won_discriminator_gaps_and_copies(tmp_path):
     assert "50 with running ones, 40 with those of each batch" in found.findings[2]
     assert "nearer to training images than other real images are with a probability of 98 %" in found.findings[3]
     assert "are copies of" not in found.findings[3], "a test of ranks does not show that"
+    assert found.findings[3].endswith("alike as they are, they need be no copies"), "collapsed, too"
+    diverse = dataclasses.replace(found, distance=0.9)
+    assert diverse.findings[-1].startswith("**memorises**: samples are nearer to training images")
     (tmp_path / "t" / "audit.json").write_text(json.dumps(stated | {"protocol_hash": "other"}))
     assert health("trial 3", trial("t"), tmp_path).batch_score is None
 
