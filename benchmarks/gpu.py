@@ -1,26 +1,36 @@
 """The GPU path, measured: ``python -m benchmarks.gpu`` takes under 8 minutes and writes JSON.
 
 Rows: steps per second of the write-ups' loop, of ours operation by operation, and of ours as one CUDA graph, beside the
-roofline (FLOP by torch's counter, bytes of what is read and written at least once); several trainings fused; trainings
-of several processes at once; seconds of an FID of 10,000 and 50,000 images.
+roofline of the operations that ran; several trainings on one GPU, fused, as graphs on streams of one process, and as
+processes with and without MPS; seconds of an FID of 10,000 and 50,000 images.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import multiprocessing as mp
+import os
+import re
+import shutil
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from benchmarks.baselines import Loop
 from benchmarks.rows import SYSTEMS, noise_images, system
@@ -40,7 +50,9 @@ from harness.sweep.provenance import provenance
 ROOT = Path(__file__).resolve().parents[1]
 # Dense peaks of an H100 or H200 SXM (FLOP/s) and of its memory (bytes/s), NVIDIA's data sheets.
 _PEAK_FLOPS, _PEAK_BYTES = {"bf16": 989e12, "tf32": 494e12, "float32": 67e12}, {"H100": 3.35e12, "H200": 4.8e12}
-_ROUNDS, _TIMED_S = 5, 0.5
+_ROUNDS, _TIMED_S, _BATCH = 5, 0.2, 64
+# What is trained several at once: the smallest system, which fills a GPU least, and one of four times the pixels.
+AT_ONCE = (("udacity32", "bf16"), ("udacity32", "float32"), ("pytorch64", "bf16"))
 _SAMPLES = 10_000
 _START_S = 90.0
 
@@ -62,6 +74,44 @@ def rate(step: Callable[[], Any]) -> float:
     return statistics.median(rates)
 
 
+class Counted(TorchDispatchMode):
+    """Counts FLOP and bytes of what runs inside, operation by operation, as kernels that are not merged move them.
+
+    An operation reads its arguments and writes its results once, and reads what it changes in place, too; views move
+    nothing. FLOP are those of torch's own formulas: convolutions and matrix products.
+    """
+
+    def __init__(self, flops: float, bandwidth: float) -> None:
+        super().__init__()
+        self.peak, self.bandwidth = flops, bandwidth
+        self.flop, self.bytes, self.seconds = 0.0, 0.0, 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        aliases = [each.alias_info for each in func._schema.returns]
+        if "empty" in func.overloadpacket.__name__ or any(alias and not alias.is_write for alias in aliases):
+            return out
+        formula = flop_registry.get(func.overloadpacket)
+        flop = float(formula(*args, **(kwargs or {}), out_val=out)) if formula else 0.0
+        changed = [
+            value
+            for value, declared in zip(args, func._schema.arguments, strict=False)
+            if declared.alias_info is not None and declared.alias_info.is_write
+        ]
+        written = changed or out
+        moved = sum(each.nbytes for each in tree_leaves((args, kwargs, written)) if isinstance(each, Tensor))
+        self.flop += flop
+        self.bytes += moved
+        self.seconds += max(flop / self.peak, moved / self.bandwidth)
+        return out
+
+
+def bandwidth() -> float:
+    """Of this device's memory, bytes a second, by its data sheet."""
+    name = torch.cuda.get_device_name()
+    return next((peak for key, peak in _PEAK_BYTES.items() if key in name), _PEAK_BYTES["H100"])
+
+
 def steps(recipe: str, batch: int, precision: str) -> dict[str, Any]:
     """Steps per second of one system, three ways, and of the roofline."""
     device = torch.device("cuda")
@@ -72,37 +122,59 @@ def steps(recipe: str, batch: int, precision: str) -> dict[str, Any]:
     row: dict[str, Any] = {"loop": rate(lambda: loop.step(real))}
     run = Run(hp, images, 0, device)
     row["eager"] = rate(run.advance)
-    with FlopCounterMode(display=False) as counted:
+    with Counted(_PEAK_FLOPS[precision], bandwidth()) as counted:
         run.advance()
-    row["gflop_per_step"] = counted.get_total_flops() / 1e9
+    row["gflop_per_step"], row["gb_per_step"] = counted.flop / 1e9, counted.bytes / 1e9
     row["not_captured"] = capture(run)
     row["graph"] = rate(run.advance) if not row["not_captured"] else None
-    row["graph_to_loop"] = row["graph"] / row["loop"] if row["graph"] else None
-    parameters = [p.numel() for network in (run.generator, run.discriminator) for p in network.parameters()]
-    # Adam reads and writes weights and both moments, and reads the gradient, in float32: the least that is moved.
-    moved = 28 * sum(parameters)
-    name = torch.cuda.get_device_name(device)
-    memory = next((peak for key, peak in _PEAK_BYTES.items() if key in name), 3.35e12)
-    row["roofline"] = 1 / max(counted.get_total_flops() / _PEAK_FLOPS[precision], moved / memory)
+    for than in ("loop", "eager"):
+        row[f"graph_to_{than}"] = row["graph"] / row[than] if row["graph"] else None
+    # What no program can beat, and what none can whose operations are these, one kernel each.
+    row["roofline"] = 1 / max(counted.flop / counted.peak, counted.bytes / counted.bandwidth)
+    row["roofline_by_operation"] = 1 / counted.seconds
     row["share_of_roofline"] = (row["graph"] or row["eager"]) / row["roofline"]
     return row
 
 
-def fused(recipe: str, batch: int, precision: str, members: int) -> dict[str, Any]:
-    """Member steps per second of trainings that step together."""
+def trainings(recipe: str, batch: int, precision: str, members: int) -> list[Run]:
+    """Of one configuration, on the same images, with seeds of their own."""
     device = torch.device("cuda")
     hp = system(recipe, batch, precision)
     images = noise_images(hp, 2048).to(device)
-    together = FusedRuns([Run(hp, images, seed, device) for seed in range(members)])
-    return {"members": members, "member_steps": members * rate(together.advance)}
+    return [Run(hp, images, seed, device) for seed in range(members)]
+
+
+def fused(recipe: str, batch: int, precision: str, members: int) -> dict[str, Any]:
+    """Steps per second, all members together, of trainings that step as one."""
+    together = FusedRuns(trainings(recipe, batch, precision, members))
+    row: dict[str, Any] = {"members": members, "eager": members * rate(together.advance)}
+    row["not_captured"] = capture(together)
+    row["steps"] = members * rate(together.advance)
+    return row
+
+
+def streams(recipe: str, batch: int, precision: str, members: int) -> dict[str, Any]:
+    """Steps per second, all members together, of graphs on streams of their own in one process."""
+    runs = trainings(recipe, batch, precision, members)
+    refused = [reason for run in runs if (reason := capture(run))]
+    own = [torch.cuda.Stream() for _ in runs]  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+
+    def advance() -> None:
+        for run, stream in zip(runs, own, strict=True):
+            with torch.cuda.stream(stream):
+                run.advance()
+
+    return {"members": members, "not_captured": "; ".join(refused), "steps": members * rate(advance)}
 
 
 def _trial(recipe: str, batch: int, precision: str, ready: Any, seconds: float, counts: Any) -> None:
     exact_arithmetic()
-    device = torch.device("cuda")
-    hp = system(recipe, batch, precision)
-    run = Run(hp, noise_images(hp, 2048).to(device), 0, device)
+    (run,) = trainings(recipe, batch, precision, 1)
     capture(run)
+    for _ in range(20):
+        run.advance()
+    torch.cuda.synchronize()
     ready.wait()
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
@@ -114,10 +186,30 @@ def _trial(recipe: str, batch: int, precision: str, ready: Any, seconds: float, 
     counts.append(done / (time.perf_counter() - began))
 
 
-def at_once(recipe: str, batch: int, precision: str, processes: int, seconds: float = 4.0) -> dict[str, Any]:
+@contextmanager
+def process_service() -> Iterator[None]:
+    """NVIDIA's Multi-Process Service, with which kernels of several processes run side by side."""
+    control = shutil.which("nvidia-cuda-mps-control")
+    if control is None:
+        raise RuntimeError("there is no nvidia-cuda-mps-control here")
+    with tempfile.TemporaryDirectory() as folder:
+        places = {"CUDA_MPS_PIPE_DIRECTORY": f"{folder}/pipe", "CUDA_MPS_LOG_DIRECTORY": f"{folder}/log"}
+        os.environ.update(places)
+        try:
+            subprocess.run([control, "-d"], check=True, timeout=20, capture_output=True)
+            yield
+        finally:
+            subprocess.run([control], input=b"quit\n", timeout=20, capture_output=True)
+            for name in places:
+                os.environ.pop(name, None)
+
+
+def at_once(
+    recipe: str, batch: int, precision: str, processes: int, *, mps: bool = False, seconds: float = 3.0
+) -> dict[str, Any]:
     """Steps per second, all together, of trainings in processes of their own on one GPU."""
     context = mp.get_context("spawn")
-    with context.Manager() as manager:
+    with process_service() if mps else nullcontext(), context.Manager() as manager:
         # Who waits in vain for one that died breaks the barrier.
         counts, ready = manager.list(), context.Barrier(processes, timeout=_START_S)
         workers = [
@@ -150,16 +242,44 @@ def fid(home: Home, samples: int, precision: str) -> dict[str, Any]:
     return {"samples": samples, "seconds": time.perf_counter() - began, "features_s": features_s}
 
 
-def gains(rows: dict[str, dict[str, Any]], rate: str) -> list[str]:
-    """What several trainings at once gain over one: the rows that have this rate, against the first of them."""
-    found = {name: row[rate] for name, row in rows.items() if rate in row}
-    (first, one), *others = found.items() if found else [("", 0.0)]
-    return [f"{name}: {several / one:.2f} times {first}" for name, several in others]
+def gains(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """What several trainings at once gain over one graph alone."""
+    lines = []
+    for recipe, precision in AT_ONCE:
+        one = rows.get(f"steps, {recipe}, batch {_BATCH}, {precision}", {}).get("graph")
+        for name, row in rows.items():
+            if one and "steps" in row and f"{recipe}, batch {_BATCH}, {precision}" in name:
+                lines.append(f"{name}: {row['steps'] / one:.2f} times one graph")
+    return lines
+
+
+def jobs(home: Home) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What is measured, by the row's name."""
+    found: dict[str, Callable[[], dict[str, Any]]] = {}
+    for recipe, precision in itertools.product((*SYSTEMS, "pytorch64"), ("float32", "tf32", "bf16")):
+        found[f"steps, {recipe}, batch {_BATCH}, {precision}"] = partial(steps, recipe, _BATCH, precision)
+    for recipe, precision in AT_ONCE:
+        what = f"{recipe}, batch {_BATCH}, {precision}"
+        for members in (4, 8, 16):
+            found[f"{members} fused, {what}"] = partial(fused, recipe, _BATCH, precision, members)
+            found[f"{members} on streams, {what}"] = partial(streams, recipe, _BATCH, precision, members)
+    recipe, precision = AT_ONCE[0]
+    what = f"{recipe}, batch {_BATCH}, {precision}"
+    for processes in (1, 4, 8, 16):
+        found[f"{processes} processes, {what}"] = partial(at_once, recipe, _BATCH, precision, processes)
+    for processes in (4, 8, 16):
+        name = f"{processes} processes with MPS, {what}"
+        found[name] = partial(at_once, recipe, _BATCH, precision, processes, mps=True)
+    for precision, samples in itertools.product(("float32", "bf16"), (_SAMPLES, 5 * _SAMPLES)):
+        found[f"FID {samples:,}, {precision}"] = partial(fid, home, samples, precision)
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--only", default="", help="the rows whose names match this regular expression")
+    parser.add_argument("--resume", action="store_true", help="keep today's rows that did not fail")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("benchmarks.gpu needs a CUDA device, and torch finds none: `harness doctor` says why.", file=sys.stderr)
@@ -170,28 +290,12 @@ def main() -> int:
     about = {"date": datetime.date.today().isoformat(), **provenance("cuda")}
     path = arguments.out / f"{about['date']}-gpu.json"
     if path.exists():
-        parser.error(f"{path} has results of today: --out FOLDER writes elsewhere")
-    jobs: list[tuple[str, Callable[[], dict[str, Any]]]] = [
-        *(
-            (f"steps, {recipe}, batch 128, {precision}", partial(steps, recipe, 128, precision))
-            for recipe in (*SYSTEMS, "pytorch64")
-            for precision in ("float32", "tf32", "bf16")
-        ),
-        *(
-            (f"fused, pytorch64, batch 64, bf16, {members} members", partial(fused, "pytorch64", 64, "bf16", members))
-            for members in (1, 8, 16)
-        ),
-        *(
-            (f"{n} processes, udacity32, batch 64, bf16", partial(at_once, "udacity32", 64, "bf16", n))
-            for n in (1, 4, 16)
-        ),
-        *(
-            (f"FID {samples:,}, {precision}", partial(fid, home, samples, precision))
-            for precision in ("float32", "bf16")
-            for samples in (_SAMPLES, 5 * _SAMPLES)
-        ),
-    ]
-    for name, job in jobs:
+        if not arguments.resume:
+            parser.error(f"{path} has results of today: --resume adds to them, --out FOLDER writes elsewhere")
+        rows = json.loads(path.read_text())["rows"]
+    for name, job in jobs(home).items():
+        if not re.search(arguments.only, name) or "failed" not in rows.get(name, {"failed": ""}):
+            continue
         try:
             rows[name] = job()
         except (RuntimeError, OSError, HarnessError) as error:
@@ -202,7 +306,7 @@ def main() -> int:
         if "loop" in row:
             graph = f"{row['graph_to_loop']:.2f}" if row["graph_to_loop"] else f"no graph ({row['not_captured']})"
             print(f"{name}: {graph} times the loop, {row['share_of_roofline']:.1%} of the roofline")
-    print("\n".join([*gains(rows, "member_steps"), *gains(rows, "trials_per_hour_of_1000_kimg")]))
+    print("\n".join(gains(rows)))
     print(f"written: {path}")
     return 0
 

@@ -7,8 +7,7 @@ it has alone. An experiment: docs/decisions/0007-fused-trainings.md.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from harness.errors import UsageError
 from harness.gan.losses import fake_loss, generator_loss, real_loss
 from harness.gan.precision import autocast, tensor_cores
-from harness.gan.run import Run, Snapshot
+from harness.gan.run import CURVE_NAMES, Run
 
 # In what members may differ; beside these, seeds and with them weights, noise and data order.
 OWN = ("lr_g", "lr_d", "beta1", "beta2")
@@ -31,81 +30,94 @@ _LOOP = {
 class FusedRuns:
     """K trainings that step together; what each has alone, it has here, up to rounding.
 
+    A member's weights, statistics and flags are parts of the fused ones: it can be scored, saved and loaded at any
+    time, and it must not step by itself while it is a member.
+
     Args:
-        runs: the members, each with its own state, on one device. They draw images and noise as they would alone.
+        runs: the members, each with its own state, on one device and the same images. They draw their images and noise
+            as they would alone.
 
     Raises:
         UsageError: the members differ in more than :data:`OWN`, or use a loop that cannot be fused.
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
-        self.runs, self.hp, self.device = list(runs), runs[0].hp, runs[0].device
-        _refuse(self.runs)
-        self.generator = _side_by_side([run.generator.layers for run in runs])
-        self.discriminator = _side_by_side([run.discriminator.layers for run in runs])
-        self.adam_g = _Adam(self.generator, runs, "lr_g", "opt_g")
-        self.adam_d = _Adam(self.discriminator, runs, "lr_d", "opt_d")
+        self.members, self.hp, self.device = list(runs), runs[0].hp, runs[0].device
+        _refuse(self.members)
+        self.networks = {
+            "generator": _side_by_side([run.generator.layers for run in runs]),
+            "discriminator": _side_by_side([run.discriminator.layers for run in runs]),
+        }
+        self.clocks = _joined([run.clock for run in runs])
+        self.bad_steps = {name: _joined([run.bad_step[name] for run in runs]) for name in self.networks}
+        self.windows = _joined([run.window for run in runs]).view(len(runs), len(CURVE_NAMES))
+        self.play: Callable[[], None] = self.play_eagerly
 
     def advance(self) -> None:
         """One update of every discriminator and of every generator. No value is read back to the host."""
-        with tensor_cores(self.hp.precision, self.device):
-            self._advance()
-
-    def _advance(self) -> None:
-        k = len(self.runs)
-        for run in self.runs:
+        for run in self.members:
             run.step += 1
             run.window_steps += 1
-            run.clock += 1
-        real = torch.cat([run.draw_real() for run in self.runs], dim=1)
-        z = torch.cat([run.draw_noise(self.hp.batch_size) for run in self.runs], dim=1)
-        with autocast(self.hp.precision, self.device):
-            fake = self.generator(z[:, :, None, None])
-            real_logits, fake_logits = (self._judge(batch, k) for batch in (real, fake.detach()))
-        losses_d = torch.stack([
-            real_loss(real_logits[:, i], self.hp.label_smoothing) * self.hp.d_loss_factor
-            + fake_loss(fake_logits[:, i]) * self.hp.d_loss_factor
-            for i in range(k)
-        ])  # fmt: skip
-        norms_d = self.adam_d.update(losses_d.sum(), [run.bad_step["discriminator"] for run in self.runs], self.runs)
-        self.discriminator.requires_grad_(False)
-        with autocast(self.hp.precision, self.device):
-            judged = self._judge(fake, k)
-        losses_g = torch.stack([generator_loss(judged[:, i]) for i in range(k)])
-        norms_g = self.adam_g.update(losses_g.sum(), [run.bad_step["generator"] for run in self.runs], self.runs)
-        self.discriminator.requires_grad_(True)
-        with torch.no_grad():
-            means = torch.stack([losses_d, losses_g, real_logits.mean(0), fake_logits.mean(0), norms_d, norms_g], 1)
-            for run, row in zip(self.runs, means.float(), strict=True):
-                run.window += row
+        self.play()
 
-    def _judge(self, images: Tensor, k: int) -> Tensor:
-        """Logits, shape (N, K)."""
-        logits: Tensor = self.discriminator(images).reshape(len(images), k)
+    def play_eagerly(self) -> None:
+        """The step with the members' next batches, operation by operation."""
+        with tensor_cores(self.hp.precision, self.device):
+            self._play()
+
+    def _play(self) -> None:
+        self.clocks += 1
+        real = self._real()
+        z = torch.cat([run.draw_noise(self.hp.batch_size) for run in self.members], dim=1)
+        with autocast(self.hp.precision, self.device):
+            fake = self.networks["generator"](z[:, :, None, None])
+        real_logits, fake_logits = self._judge(real), self._judge(fake.detach())
+        factor = self.hp.d_loss_factor
+        losses_d = real_loss(real_logits, self.hp.label_smoothing) * factor + fake_loss(fake_logits) * factor
+        norms_d = self._update("discriminator", losses_d)
+        self.networks["discriminator"].requires_grad_(False)
+        losses_g = generator_loss(self._judge(fake))
+        norms_g = self._update("generator", losses_g)
+        self.networks["discriminator"].requires_grad_(True)
+        with torch.no_grad():
+            means = [losses_d, losses_g, real_logits.mean(0), fake_logits.mean(0), norms_d, norms_g]
+            self.windows += torch.stack(means, 1).float()
+
+    def _real(self) -> Tensor:
+        """The members' next images, shape (N, K C, H, W)."""
+        drawn = [run.next_batch() for run in self.members]
+        index = torch.cat([index for index, _ in drawn])
+        flips = [flipped for _, flipped in drawn if flipped is not None]
+        images = self.members[0].pixels(index, torch.cat(flips) if flips else None)
+        apart = images.view(len(drawn), -1, *images.shape[1:]).transpose(0, 1)
+        return apart.flatten(1, 2).contiguous(memory_format=torch.channels_last)
+
+    def _judge(self, images: Tensor) -> Tensor:
+        """Logits, shape (N, K), never of half precision."""
+        with autocast(self.hp.precision, self.device):
+            logits: Tensor = self.networks["discriminator"](images).reshape(len(images), len(self.members))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def snapshots(self, mark: float | None = None) -> list[Snapshot]:
-        """A Snapshot of each member, with which it can go on alone.
-
-        Raises:
-            Diverged: of the first member that did.
-        """
-        self.split()
-        return [run.snapshot(mark) for run in self.runs]
-
-    def split(self) -> None:
-        """Give the members their weights, statistics and Adam's moments back."""
-        for fused, own in ((self.generator, "generator"), (self.discriminator, "discriminator")):
-            for name, value in fused.state_dict().items():
-                for run, part in zip(self.runs, _parts(value, len(self.runs)), strict=True):
-                    getattr(run, own).layers.state_dict()[name].copy_(part)
-        self.adam_g.split(self.runs, "opt_g")
-        self.adam_d.split(self.runs, "opt_d")
-
-
-def _parts(value: Tensor, k: int) -> list[Tensor]:
-    """What of a fused tensor is each member's; a counter is everyone's."""
-    return list(value.chunk(k)) if value.dim() else [value] * k
+    def _update(self, name: str, losses: Tensor) -> Tensor:
+        """Backward, and each member's own Adam on its part; the gradients' norms, shape (K,)."""
+        k, network = len(self.members), self.networks[name]
+        for parameter in network.parameters():
+            parameter.grad = None
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        parts = [parameter.grad.chunk(k) for parameter in network.parameters() if parameter.grad is not None]
+        gradients = list(zip(*parts, strict=True))
+        of_each = torch._foreach_norm([part for member in gradients for part in member])
+        norms: Tensor = torch.linalg.vector_norm(torch.stack(of_each).view(k, -1), dim=1)
+        bad = ~torch.isfinite(norms)
+        first = self.bad_steps[name]
+        first.copy_(torch.where(bad & (first == 0), self.clocks, first))
+        for run, own, skip in zip(self.members, gradients, bad.float(), strict=True):
+            for parameter, gradient in zip(getattr(run, name).parameters(), own, strict=True):
+                parameter.grad = gradient
+            optimizer = run.opt_g if name == "generator" else run.opt_d
+            optimizer.found_inf = skip  # type: ignore[attr-defined]
+            optimizer.step()
+        return norms
 
 
 def _refuse(runs: Sequence[Run]) -> None:
@@ -120,20 +132,34 @@ def _refuse(runs: Sequence[Run]) -> None:
                 f"fused trainings differ in {', '.join(others)}",
                 f"They may differ in {', '.join(OWN)} and in the seed.",
             )
+        if run.images is not runs[0].images:
+            raise UsageError("fused trainings have images of their own", "Give all of them the same tensor.")
+
+
+def _joined(of_each: Sequence[Tensor]) -> Tensor:
+    """One tensor, shape (K ...), of which each of these becomes a part."""
+    joined = torch.cat([value.detach().reshape(-1, *value.shape[1:]) for value in of_each])
+    for value, part in zip(of_each, joined.chunk(len(of_each)), strict=True):
+        value.data = part.view(value.shape)
+    return joined
 
 
 def _side_by_side(networks: Sequence[nn.Sequential]) -> nn.Sequential:
-    """One network whose groups are the given ones: input and output have K times the channels."""
+    """One network whose groups are the given ones, which become its parts: K times the channels in and out."""
     k = len(networks)
     fused = nn.Sequential(*(_wider(layers[0], k) for layers in zip(*networks, strict=True)))
-    states = [network.state_dict() for network in networks]
-    with torch.no_grad():
-        for name, value in fused.state_dict().items():
-            of_each = [state[name] for state in states]
-            value.copy_(torch.cat(of_each) if value.dim() else of_each[0])
     example = next(networks[0].parameters())
-    fused.to(device=example.device, dtype=example.dtype)
-    return fused.to(memory_format=torch.channels_last)
+    fused.to(example.device, example.dtype).to(memory_format=torch.channels_last)
+    states = [network.state_dict() for network in networks]
+    for name, value in fused.state_dict().items():
+        # A counter is everyone's.
+        for state, part in zip(states, value.chunk(k) if value.dim() else [value] * k, strict=True):
+            part.copy_(state[name])
+    live: list[dict[str, Tensor]] = [dict([*n.named_parameters(), *n.named_buffers()]) for n in networks]
+    for name, value in [*fused.named_parameters(), *fused.named_buffers()]:
+        for own, part in zip(live, value.detach().chunk(k) if value.dim() else [value] * k, strict=True):
+            own[name].data = part
+    return fused
 
 
 def _wider(layer: nn.Module, k: int) -> nn.Module:
@@ -149,77 +175,3 @@ def _wider(layer: nn.Module, k: int) -> nn.Module:
     if isinstance(layer, nn.Conv2d):
         return nn.Conv2d(*shape, groups=k, bias=bias, **place)  # type: ignore[arg-type]
     return nn.ConvTranspose2d(*shape, layer.output_padding, groups=k, bias=bias, **place)  # type: ignore[arg-type]
-
-
-class _Adam:
-    """Adam (Kingma and Ba 2015, algorithm 1) with a learning rate, betas and a step count of each member's own.
-
-    A member whose gradient is not finite keeps its weights and moments, as the optimizer of a training alone does.
-    """
-
-    def __init__(self, fused: nn.Module, runs: Sequence[Run], rate: str, optimizer: str) -> None:
-        self.parameters = list(fused.parameters())
-        k, device = len(runs), self.parameters[0].device
-        settings = [dataclasses.asdict(run.hp) for run in runs]
-        dtype = torch.promote_types(self.parameters[0].dtype, torch.float32)
-
-        def column(name: str) -> Tensor:
-            return torch.tensor([row[name] for row in settings], device=device, dtype=dtype)
-
-        self.rate, self.beta1, self.beta2 = column(rate), column("beta1"), column("beta2")
-        self.eps, self.decay = runs[0].hp.adam_eps, runs[0].hp.weight_decay
-        self.steps = torch.zeros(k, device=device, dtype=dtype)
-        self.first = [torch.zeros_like(p, memory_format=torch.preserve_format) for p in self.parameters]
-        self.second = [torch.zeros_like(p, memory_format=torch.preserve_format) for p in self.parameters]
-        for index, run in enumerate(runs):
-            for number, parameter in enumerate(getattr(run, optimizer).param_groups[0]["params"]):
-                state = getattr(run, optimizer).state.get(parameter)
-                if state:
-                    self.steps[index] = state["step"]
-                    self.first[number].chunk(k)[index].copy_(state["exp_avg"])
-                    self.second[number].chunk(k)[index].copy_(state["exp_avg_sq"])
-
-    def update(self, loss: Tensor, bad_step: list[Tensor], runs: Sequence[Run]) -> Tensor:
-        """Backward and step; the gradients' norms, shape (K,)."""
-        for parameter in self.parameters:
-            parameter.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
-        k = len(self.rate)
-        gradients = [p.grad for p in self.parameters]
-        assert all(gradient is not None for gradient in gradients)
-        with torch.no_grad():
-            squares = [torch.stack([part.square().sum() for part in g.chunk(k)]) for g in gradients if g is not None]
-            norms = torch.stack(squares).sum(0).sqrt()
-            good = torch.isfinite(norms)
-            for flag, fine, run in zip(bad_step, good, runs, strict=True):
-                flag.copy_(torch.where(~fine & (flag == 0), run.clock, flag))
-            self.steps += good
-            scale = self.rate / (1 - self.beta1**self.steps)
-            root = (1 - self.beta2**self.steps).sqrt()
-            for p, g, first, second in zip(self.parameters, gradients, self.first, self.second, strict=True):
-                assert g is not None
-
-                def each(value: Tensor, p: Tensor = p) -> Tensor:
-                    """Per member, to be multiplied with this parameter."""
-                    return value.repeat_interleave(p.shape[0] // k).view(-1, *[1] * (p.dim() - 1))
-
-                fine = each(good)
-                gradient = torch.where(fine, g if self.decay == 0 else g + self.decay * p, torch.zeros_like(g))
-                beta1, beta2 = each(self.beta1), each(self.beta2)
-                first.copy_(torch.where(fine, first * beta1 + gradient * (1 - beta1), first))
-                second.copy_(torch.where(fine, second * beta2 + gradient.square() * (1 - beta2), second))
-                step = each(scale) * first / (second.sqrt() / each(root) + self.eps)
-                p.sub_(torch.where(fine, step, torch.zeros_like(step)))
-        return norms
-
-    def split(self, runs: Sequence[Run], optimizer: str) -> None:
-        """Write moments and step counts into the members' optimizers."""
-        k = len(runs)
-        for index, run in enumerate(runs):
-            own = getattr(run, optimizer)
-            for number, parameter in enumerate(own.param_groups[0]["params"]):
-                own.state[parameter] = {
-                    "step": self.steps[index].float().clone(),
-                    "exp_avg": self.first[number].chunk(k)[index].clone(),
-                    "exp_avg_sq": self.second[number].chunk(k)[index].clone(),
-                }

@@ -2,14 +2,14 @@
 
 Small networks are bound by the host, which launches some 150 kernels a step; a replay is one launch. What must hold for
 it (static shapes, no reading back, Adam's step count and the noise generator on the device) holds for every
-:class:`~harness.gan.run.Run` whose batches are all of one size. A capture is compared with the step that it captured
-before it is used.
+:class:`~harness.gan.run.Run` whose batches are all of one size, and for fused ones. A capture is compared with the step
+that it captured before it is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,17 @@ from harness.gan.run import Run
 
 # Steps before the capture, on a stream of their own: libraries choose their algorithms and allocate.
 _WARM_UP = 3
+
+
+class Captured(Protocol):
+    """What steps: a Run, whose only member is itself, or several fused."""
+
+    play: Callable[[], None]
+
+    @property
+    def members(self) -> Sequence[Run]: ...
+
+    def play_eagerly(self) -> None: ...
 
 
 class Feed:
@@ -56,66 +67,83 @@ def can_be_captured(run: Run) -> bool:
     return run.device.type == "cuda" and run.images.device == run.device and run.hp.last_batch == "drop"
 
 
-def capture(run: Run) -> str:
-    """Make the run play its steps as a graph; why not, where it does not, in which case nothing has changed.
+def capture(stepped: Captured) -> str:
+    """Make it play its steps as a graph; why not, where it does not, in which case nothing has changed.
 
-    The state of the run is the same before and after.
+    The state is the same before and after.
     """
-    before = run.snapshot(None).state
-    feed = Feed(run)
+    before = _states(stepped)
+    feeds = [Feed(run) for run in stepped.members]
+
+    def fill() -> None:
+        for feed in feeds:
+            feed.fill()
+
+    def eagerly() -> None:
+        fill()
+        stepped.play_eagerly()
+
     try:
-        graph = _captured(run, feed)
-        run.load(before)
+        graph = _captured(stepped, fill)
 
         def replay() -> None:
-            feed.fill()
+            fill()
             graph.replay()
 
-        difference = _difference(run, feed, replay, before)
+        difference = _difference(stepped, eagerly, replay, before)
     except (RuntimeError, Diverged) as error:
         difference = (str(error).splitlines() or [type(error).__name__])[0]
-    run.load(before)
+    _load(stepped, before)
     if difference:
-        feed.remove()
+        for feed in feeds:
+            feed.remove()
         return difference
-    run.play = replay
+    stepped.play = replay
     return ""
 
 
-def _captured(run: Run, feed: Feed) -> torch.cuda.CUDAGraph:
+def _states(stepped: Captured) -> list[dict[str, Any]]:
+    return [run.snapshot(None).state for run in stepped.members]
+
+
+def _load(stepped: Captured, states: list[dict[str, Any]]) -> None:
+    for run, state in zip(stepped.members, states, strict=True):
+        run.load(state)
+
+
+def _captured(stepped: Captured, fill: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    run = stepped.members[0]
     stream = torch.cuda.Stream(run.device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(run.device))
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UP):
-            feed.fill()
-            run.play_eagerly()
+            fill()
+            stepped.play_eagerly()
     torch.cuda.current_stream(run.device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(run.noise_rng)
-    feed.fill()
+    for member in stepped.members:
+        graph.register_generator_state(member.noise_rng)
+    fill()
     with tensor_cores(run.hp.precision, run.device), torch.cuda.graph(graph):
-        run.play_eagerly()
+        stepped.play_eagerly()
     return graph
 
 
-def _difference(run: Run, feed: Feed, replay: Callable[[], None], before: dict[str, Any]) -> str:
+def _difference(
+    stepped: Captured, eagerly: Callable[[], None], replay: Callable[[], None], before: list[dict[str, Any]]
+) -> str:
     """How two replays differ from two steps, from the same state; empty where they do not."""
-
-    def eagerly() -> None:
-        feed.fill()
-        run.play_eagerly()
-
     results = []
     for play in (eagerly, replay):
-        run.load(before)
+        _load(stepped, before)
         for _ in range(2):
             play()
-        results.append(run.snapshot(None).state)
-    eager, replayed = results
-    if not torch.equal(eager["noise_rng"], replayed["noise_rng"]):
-        return "a replay does not draw new noise"
-    for network in ("generator", "discriminator"):
-        for name, value in eager[network].items():
-            if not torch.allclose(value.float(), replayed[network][name].float(), rtol=1e-2, atol=1e-4):
-                return f"after two steps {network}.{name} is another than without a graph"
+        results.append(_states(stepped))
+    for eager, replayed in zip(*results, strict=True):
+        if not torch.equal(eager["noise_rng"], replayed["noise_rng"]):
+            return "a replay does not draw new noise"
+        for network in ("generator", "discriminator"):
+            for name, value in eager[network].items():
+                if not torch.allclose(value.float(), replayed[network][name].float(), rtol=1e-2, atol=1e-4):
+                    return f"after two steps {network}.{name} is another than without a graph"
     return ""

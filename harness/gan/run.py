@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +75,11 @@ class Run:
         self.clock = torch.zeros((), device=device)
         self.bad_step = {name: torch.zeros((), device=device) for name in ("discriminator", "generator")}
         self.play: Callable[[], None] = self.play_eagerly
+
+    @property
+    def members(self) -> Sequence[Run]:
+        """Of fused runs there are several."""
+        return [self]
 
     @property
     def kimg(self) -> float:
@@ -236,7 +241,7 @@ class Run:
             "window_steps": self.window_steps,
         }
         sampled = self.average if self.average is not None else self.generator
-        return Snapshot(step=self.step, kimg=self.kimg, mark=mark, generator=sampled, state=copy.deepcopy(state))
+        return Snapshot(step=self.step, kimg=self.kimg, mark=mark, generator=sampled, state=_copied(state))
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a Snapshot's state. Tensors that exist are filled, not replaced: a CUDA graph holds on to them."""
@@ -260,12 +265,21 @@ class Run:
         self.window_steps = state["window_steps"]
 
 
+def _copied(value: Any) -> Any:
+    """A deep copy, of what a tensor shows alone: a part of a fused one does not bring all of it along."""
+    if isinstance(value, dict):
+        return {name: _copied(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_copied(each) for each in value]
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
 def _load_adam(optimizer: torch.optim.Adam, saved: dict[str, Any]) -> None:
     """``load_state_dict``, into the tensors that are there where there are any."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not optimizer.state:
         capturable = [group["capturable"] for group in optimizer.param_groups]
-        optimizer.load_state_dict(saved)
+        optimizer.load_state_dict(_copied(saved))  # it would share the tensors
         for group, own in zip(optimizer.param_groups, capturable, strict=True):
             group["capturable"] = own  # not that of the device which saved it
         return

@@ -28,8 +28,8 @@ def member(hp, images, index, *, double=True) -> Run:
     """In double precision, where rounding cannot hide a mistake; its draws are those of a training in float32."""
     run = Run(dataclasses.replace(hp, **OWN[index]), images, 10 + index, CPU)
     if double:
-        draw_real, draw_noise = run.draw_real, run.draw_noise
-        run.draw_real, run.draw_noise = lambda: draw_real().double(), lambda n: draw_noise(n).double()
+        pixels, draw_noise = run.pixels, run.draw_noise
+        run.pixels, run.draw_noise = lambda *drawn: pixels(*drawn).double(), lambda n: draw_noise(n).double()
         run.generator.double()
         run.discriminator.double()
     return run
@@ -67,8 +67,7 @@ def test_each_member_gets_what_it_gets_alone(hp, change):
         fused.advance()
         for run in alone:
             run.advance()
-    fused.split()
-    for mine, theirs, before in zip(fused.runs, alone, start, strict=True):
+    for mine, theirs, before in zip(fused.members, alone, start, strict=True):
         assert_same(mine, theirs, 1e-9)
         assert float((theirs.generator.state_dict()["layers.0.weight"] - before).abs().max()) > theirs.hp.lr_g
 
@@ -78,7 +77,8 @@ def test_members_leave_and_go_on_alone(hp, images):
     fused = FusedRuns([member(hp, images, index, double=False) for index in range(3)])
     for _ in range(4):
         fused.advance()
-    states = [snapshot.state for snapshot in fused.snapshots()]
+    states = [run.snapshot(None).state for run in fused.members]
+    assert all(value.untyped_storage().nbytes() == value.nbytes for value in states[0]["generator"].values())
     alone = [member(hp, images, index, double=False) for index in range(3)]
     together = [member(hp, images, index, double=False) for index in range(3)]
     for index, state in enumerate(states):
@@ -89,28 +89,26 @@ def test_members_leave_and_go_on_alone(hp, images):
         again.advance()
         for run in alone:
             run.advance()
-    again.split()
-    for mine, theirs in zip(again.runs, alone, strict=True):
+    for mine, theirs in zip(again.members, alone, strict=True):
         assert mine.step == theirs.step == 7
         assert_same(mine, theirs, 1e-5)
 
 
 def test_a_member_that_diverges_stops_alone(hp, images):
     runs = [member(hp, images, index) for index in range(3)]
-    draw = runs[1].draw_real
-    runs[1].draw_real = lambda: draw() * (torch.nan if runs[1].step == 3 else 1)
+    draw = runs[1].draw_noise
+    runs[1].draw_noise = lambda n: draw(n) * (torch.nan if runs[1].step == 3 else 1)
     fused, alone = FusedRuns(runs), [member(hp, images, index) for index in range(3)]
     for _ in range(5):
         fused.advance()
         for run in alone:
             run.advance()
-    fused.split()
     for index in (0, 2):
-        assert_same(fused.runs[index], alone[index], 1e-9)
-        fused.runs[index].check()
+        assert_same(fused.members[index], alone[index], 1e-9)
+        fused.members[index].check()
     with pytest.raises(Diverged, match="step 3"):
-        fused.runs[1].check()
-    assert all(bool(torch.isfinite(p).all()) for p in fused.runs[1].generator.parameters())
+        fused.members[1].check()
+    assert all(bool(torch.isfinite(p).all()) for p in fused.members[1].generator.parameters())
 
 
 @pytest.mark.parametrize(
@@ -124,5 +122,7 @@ def test_other_shapes_and_loops_are_refused(hp, images, change, message):
     runs = [member(hp, images, 0), member(dataclasses.replace(hp, **change), images, 1)]
     with pytest.raises(UsageError, match=message):
         FusedRuns(runs)
+    with pytest.raises(UsageError, match="images of their own"):
+        FusedRuns([member(hp, images, 0), member(hp, images.clone(), 1)])
     with pytest.raises(UsageError, match="d_step = 'split' cannot be fused"):
         FusedRuns([member(dataclasses.replace(hp, d_step="split"), images, 0)])
