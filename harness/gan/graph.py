@@ -64,7 +64,8 @@ class Feed:
 
 def can_be_captured(run: Run) -> bool:
     """Whether all batches have one size and all images are where the step runs."""
-    return run.device.type == "cuda" and run.images.device == run.device and run.hp.last_batch == "drop"
+    place = next(run.generator.parameters()).device  # with its number, which the run's may lack
+    return place.type == "cuda" and run.images.device == place and run.hp.last_batch == "drop"
 
 
 def capture(stepped: Captured) -> str:

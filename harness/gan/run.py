@@ -170,11 +170,11 @@ class Run:
         index = self.order[self.position : self.position + batch]
         self.position += len(index)
         flipped = torch.rand(len(index), generator=self.flip_rng) < 0.5 if self.hp.flip else None
-        return index, flipped.to(self.device, non_blocking=True) if flipped is not None else None
+        return index, _moved(flipped, self.device) if flipped is not None else None
 
     def _shuffled(self) -> Tensor:
         # Drawn on the CPU, so that a seed means one order on every device; moved once an epoch.
-        return torch.randperm(len(self.images), generator=self.order_rng).to(self.images.device)
+        return _moved(torch.randperm(len(self.images), generator=self.order_rng), self.images.device)
 
     def pixels(self, index: Tensor, flipped: Tensor | None) -> Tensor:
         """These images, shape (N, C, H, W), scaled, on the device."""
@@ -263,6 +263,11 @@ class Run:
             flag.zero_()
         self.window.copy_(state["window"])
         self.window_steps = state["window_steps"]
+
+
+def _moved(drawn: Tensor, device: torch.device) -> Tensor:
+    """To a device without waiting for it: only what is pinned is copied beside the work that is under way."""
+    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn
 
 
 def _copied(value: Any) -> Any:
