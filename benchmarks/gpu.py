@@ -119,7 +119,9 @@ def steps(recipe: str, batch: int, precision: str) -> dict[str, Any]:
     images = noise_images(hp, 2048).to(device)
     loop = Loop(hp, "write-up", device)
     real = images[:batch].permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
-    row: dict[str, Any] = {"loop": rate(lambda: loop.step(real))}
+    # The loop has PyTorch's own settings, TF32 convolutions among them: that is how people run it.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=True):
+        row: dict[str, Any] = {"loop": rate(lambda: loop.step(real))}
     run = Run(hp, images, 0, device)
     row["eager"] = rate(run.advance)
     with Counted(_PEAK_FLOPS[precision], bandwidth()) as counted:
@@ -261,7 +263,8 @@ def jobs(home: Home) -> dict[str, Callable[[], dict[str, Any]]]:
     for recipe, precision in AT_ONCE:
         what = f"{recipe}, batch {_BATCH}, {precision}"
         for members in (4, 8, 16):
-            found[f"{members} fused, {what}"] = partial(fused, recipe, _BATCH, precision, members)
+            if system(recipe, _BATCH).ends == "conv":  # no others can be fused
+                found[f"{members} fused, {what}"] = partial(fused, recipe, _BATCH, precision, members)
             found[f"{members} on streams, {what}"] = partial(streams, recipe, _BATCH, precision, members)
     recipe, precision = AT_ONCE[0]
     what = f"{recipe}, batch {_BATCH}, {precision}"
@@ -287,7 +290,7 @@ def main() -> int:
     exact_arithmetic()
     home, rows, began = Home.from_environment(), dict[str, Any](), time.monotonic()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    about = {"date": datetime.date.today().isoformat(), **provenance("cuda")}
+    about = {"date": datetime.date.today().isoformat(), **provenance(torch.cuda.get_device_name())}
     path = arguments.out / f"{about['date']}-gpu.json"
     if path.exists():
         if not arguments.resume:
