@@ -5,18 +5,20 @@
     python -m benchmarks.pruners mnist32 --curves benchmarks/results/rungs-mnist32.jsonl     # those of benchmarks.rungs
 
 Each replay draws ``--trials`` of the recorded configurations in random order. Cost: kimg trained, and trials that
-reach the final score; seconds are both together, at the recorded median speeds. Regret: final score of the best one
-that was not pruned, less that of the best one drawn. Those that diverged are drawn as others are.
+reach the final score; seconds are training, rungs and final scores together, at the recorded median speeds. Regret:
+final score of the best one that was not pruned, less that of the best one drawn. Those that diverged are drawn as
+others are. ``--seconds`` asks another question of the same replays: the best final score that is there after so long.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +38,10 @@ from harness.home import Home
 from harness.sweep.storage import load_study, to_record
 from harness.sweep.worker import DIVERGED_VALUE
 
-RUNGS = ((3, 9), (6, 12), (6, 18), (6, 24), (9,), (9, 18), (9, 24), (9, 18, 24), (12,), (12, 24))
+RUNGS = (
+    (3, 9), (6, 12), (6, 18), (6, 24), (6, 12, 27), (9,), (9, 18), (9, 24), (9, 27), (9, 18, 24), (9, 18, 27), (12,),
+    (12, 24), (12, 27), (12, 18, 27), (18, 27), (27,),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,7 @@ class Curve:
     final: float
     train_s: float | None
     score_s: float | None
+    rung_s: float | None = None
 
 
 def from_study(name: str) -> tuple[list[Curve], float]:
@@ -75,6 +81,7 @@ def from_file(path: Path, protocol: str) -> tuple[list[Curve], float]:
                 final=row["final"],
                 train_s=sum(row["s"]["train"]) if finished else None,
                 score_s=row["s"]["final"][0] if finished else None,
+                rung_s=statistics.median(row["s"][protocol]) if finished else None,
             )
         )
     return curves, marks[-1]
@@ -96,26 +103,60 @@ def candidates(rungs: tuple[int, ...], kimg: float) -> dict[str, Callable[[], Ba
     return made
 
 
+@dataclass(frozen=True, kw_only=True)
+class Speeds:
+    """Seconds of a training, of a score at a rung, and of the final one: medians of what was recorded."""
+
+    train: float
+    rung: float
+    final: float
+
+
+def speeds(curves: list[Curve]) -> Speeds:
+    def median(name: str) -> float:
+        found = [value for curve in curves if (value := getattr(curve, name)) is not None]
+        return statistics.median(found) if found else 0.0
+
+    return Speeds(train=median("train_s"), rung=median("rung_s"), final=median("score_s"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What a pruner would have spent, and the final scores that it would have let be."""
+
+    kimg: float
+    rungs: int
+    finals: list[tuple[float, float]]
+    """(seconds since the first trial began, final score)."""
+
+    def seconds(self, took: Speeds, kimg: float) -> float:
+        return self.kimg / kimg * took.train + self.rungs * took.rung + len(self.finals) * took.final
+
+    def best(self, within_s: float = math.inf) -> float:
+        """Infinite where none is there in time."""
+        return min((score for ended, score in self.finals if ended <= within_s), default=math.inf)
+
+
 def replay(
-    curves: list[Curve], pruner: BasePruner, rungs: tuple[int, ...], kimg: float, name: str
-) -> tuple[float, int, float]:
-    """(kimg trained, trials finished, best final score that was not pruned)."""
+    curves: list[Curve], pruner: BasePruner, rungs: tuple[int, ...], kimg: float, name: str, took: Speeds
+) -> Replay:
     # Hyperband draws its brackets from the study's name.
     study = optuna.create_study(study_name=name, pruner=pruner, sampler=optuna.samplers.RandomSampler(seed=0))
-    spent, finals = 0.0, []
+    done = Replay(kimg=0.0, rungs=0, finals=[])
     for curve in curves:
         trial = study.ask()
         for rung in rungs:
             trial.report(curve.rungs[rung * 1000], rung * 1000)
+            done = replace(done, rungs=done.rungs + 1)
             if trial.should_prune():
-                spent += rung
+                done = replace(done, kimg=done.kimg + rung)
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
                 break
         else:
-            spent += kimg
-            finals.append(curve.final)
+            done = replace(done, kimg=done.kimg + kimg)
+            done.finals.append((done.seconds(took, kimg) + took.final, curve.final))
             study.tell(trial, curve.final)
-    return spent, len(finals), min(finals, default=float("inf"))
+    return done
 
 
 def main() -> None:
@@ -125,6 +166,7 @@ def main() -> None:
     parser.add_argument("--protocol", default="FID, MobileNetV2, 250", help="of the file's rung scores")
     parser.add_argument("--trials", type=int, default=14)
     parser.add_argument("--replays", type=int, default=300)
+    parser.add_argument("--seconds", type=float, help="shows the best final score that is there after so many, too")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     done, kimg = from_file(arguments.curves, arguments.protocol) if arguments.curves else from_study(arguments.study)
@@ -135,27 +177,36 @@ def main() -> None:
     for step in steps:
         rho = spearmanr([curve.rungs[step] for curve in done], [curve.final for curve in done]).statistic
         print(f"  {step / 1000:g} kimg: {rho:.2f}")
-    score_s = statistics.median(curve.score_s for curve in done if curve.score_s is not None)
-    train_s = statistics.median(curve.train_s for curve in done if curve.train_s is not None)
+    took = speeds(done)
     clock = "CPU seconds" if arguments.curves else "one thread of a worker"
-    print(f"a full trial trains {train_s:.0f} s and is scored in {score_s:.0f} s (medians, {clock})\n")
-    print("| rungs (kimg) | pruner | kimg trained | finished | seconds | regret, mean | regret, 90 % |")
-    print("|---|---|---:|---:|---:|---:|---:|")
+    print(
+        f"a full trial trains {took.train:.0f} s and is scored in {took.final:.0f} s, at a rung in {took.rung:.1f} s "
+        f"(medians, {clock})\n"
+    )
+    within = arguments.seconds
+    timed = (f" best in {within:g} s, mean |", "---:|") if within else ("", "")
+    print(f"| rungs (kimg) | pruner | kimg trained | finished | seconds | regret, mean | regret, 90 % |{timed[0]}")
+    print(f"|---|---|---:|---:|---:|---:|---:|{timed[1]}")
     usable = [rungs for rungs in RUNGS if all(rung * 1000 in steps for rung in rungs)]
     for rungs in usable:
         for name, make in {**({"none": NopPruner} if rungs == usable[0] else {}), **candidates(rungs, kimg)}.items():
             rng = random.Random(0)
-            replays = []
+            replays, regrets, in_time = [], [], []
             for number in range(arguments.replays):
-                drawn = rng.sample(done, min(arguments.trials, len(done)))
-                spent, finished, best = replay(drawn, make(), rungs, kimg, f"replay-{number}")
-                replays.append((spent, finished, best - min(curve.final for curve in drawn)))
-            trained, finals, regrets = zip(*replays, strict=True)
-            seconds = statistics.mean(trained) / kimg * train_s + statistics.mean(finals) * score_s
+                drawn = rng.sample(done, len(done))
+                few = drawn[: arguments.trials]
+                replays.append(replay(few, make(), rungs, kimg, f"replay-{number}", took))
+                regrets.append(replays[-1].best() - min(curve.final for curve in few))
+                if within:
+                    in_time.append(replay(drawn, make(), rungs, kimg, f"replay-{number}", took).best(within))
+            trained = statistics.mean(each.kimg for each in replays)
+            finished = statistics.mean(len(each.finals) for each in replays)
+            seconds = statistics.mean(each.seconds(took, kimg) for each in replays)
             ninety = statistics.quantiles(regrets, n=10)[-1]
             print(
-                f"| {', '.join(map(str, rungs))} | {name} | {statistics.mean(trained):.0f} | "
-                f"{statistics.mean(finals):.1f} | {seconds:.0f} | {statistics.mean(regrets):.1f} | {ninety:.1f} |"
+                f"| {', '.join(map(str, rungs))} | {name} | {trained:.0f} | {finished:.1f} | {seconds:.0f} | "
+                f"{statistics.mean(regrets):.1f} | {ninety:.1f} |"
+                + (f" {statistics.mean(in_time):.1f} |" if within else "")
             )
 
 

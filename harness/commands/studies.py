@@ -123,7 +123,8 @@ def with_budget(spec: StudySpec, *, quick: bool, trials: int | None, kimg: float
         raise UsageError(f"study {spec.name} cannot be run with --quick: {error}") from None
     if kimg is None:
         return spec
-    rungs = tuple(rung * kimg / spec.budget.kimg for rung in spec.budget.rungs)
+    whole = spec.budget.kimg
+    rungs = tuple(kimg if rung == whole else rung * kimg / whole for rung in spec.budget.rungs)
     try:
         budget = type(spec.budget).model_validate(
             {**spec.budget.model_dump(), "kimg": kimg, "rungs": rungs, "trials": trials or spec.budget.trials}

@@ -24,16 +24,23 @@ class BudgetSpec(Table):
     trials: int = Field(ge=1, strict=True, description="Trials to finish (COMPLETE and PRUNED are counted).")
     kimg: float = Field(gt=0, allow_inf_nan=False, description="Length of a full trial (kimg).")
     rungs: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
-        (), description="When a trial is scored and may be pruned, rising and below kimg (kimg)."
+        (),
+        description="When a trial is scored and may be pruned, rising (kimg). The last may be the "
+        "end itself: whether the final score, which costs most on small images, is still worth it.",
     )
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
         if list(self.rungs) != sorted(set(self.rungs)):
             raise ValueError(f"rungs must rise, found {list(self.rungs)}")
-        if self.rungs and self.rungs[-1] >= self.kimg:
-            raise ValueError(f"rungs must lie below kimg = {self.kimg}, found {self.rungs[-1]}")
+        if self.rungs and self.rungs[-1] > self.kimg:
+            raise ValueError(f"rungs must not lie beyond kimg = {self.kimg}, found {self.rungs[-1]}")
         return self
+
+    @property
+    def marks(self) -> tuple[float, ...]:
+        """Where a trial is scored under the rung protocol: its rungs and its end (kimg)."""
+        return (*(rung for rung in self.rungs if rung < self.kimg), self.kimg)
 
 
 class SamplerSpec(Table):
@@ -118,7 +125,7 @@ class StudySpec(Table):
     def _rungs_fit_pruner(self) -> Self:
         factor = self.pruner.reduction_factor
         if self.pruner.name in ("successive_halving", "hyperband"):
-            rungs = (*self.budget.rungs, self.budget.kimg)
+            rungs = self.budget.marks
             if len(rungs) < 2:
                 raise ValueError(f"pruner {self.pruner.name} needs at least one rung in budget.rungs")
             for low, high in pairwise(rungs):

@@ -128,9 +128,10 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> l
             attempt.watch(event.mark, "feature_variance", scores.spread)
             report(trial, score, images(event.mark), attempt)
             env.publish({"number": trial.number, "kimg": event.kimg, "rung": score})
+        decides = event.mark in spec.budget.rungs and "recipe" not in trial.user_attrs
+        if decides and env.trials.should_prune(trial):
+            raise optuna.TrialPruned(f"{env.rung.objective} {score:.4g} at {event.mark:g} kimg")
         if event.mark < spec.budget.kimg:
-            if "recipe" not in trial.user_attrs and env.trials.should_prune(trial):
-                raise optuna.TrialPruned(f"{env.rung.objective} {score:.4g} at {event.mark:g} kimg")
             continue
         return conclude(trial, event, spec, env, attempt)
     raise AssertionError("the training ended without its last snapshot")

@@ -162,7 +162,7 @@ def _time(
     named = [p.name for p in spec.presets if p.recipe][:target]
     # Each was measured with a worker's threads; more workers than cores, or several on one GPU, are no sooner.
     at_once = min(workers, usable_cores(), target) if place.type == "cpu" else 1
-    full = Course(trained=1, rungs=(len(spec.budget.rungs) + 1) * spec.has_rungs, scored=1)
+    full = Course(trained=1, rungs=len(spec.budget.marks) * spec.has_rungs, scored=1)
 
     def trial_s(course: Course, training_s: float) -> float:
         return course.trained * training_s + course.rungs * scoring.rung_s + course.scored * final_s
@@ -220,7 +220,7 @@ def own_course(spec: StudySpec, record: StudyRecord | None) -> Course | None:
     ]
     if len(ended) < _FEWEST_ENDED:
         return None
-    marks = (*spec.budget.rungs, spec.budget.kimg) if spec.has_rungs else ()
+    marks = spec.budget.marks if spec.has_rungs else ()
     return Course(
         trained=statistics.mean(1.0 if done else min(1.0, kimg / spec.budget.kimg) for done, kimg in ended),
         rungs=statistics.mean(len(marks) if done else sum(mark <= kimg for mark in marks) for done, kimg in ended),
@@ -233,7 +233,7 @@ def _disk(spec: StudySpec, home: Home, measured: list[Measured], store_bytes: in
     scores = (spec.scoring.final, spec.scoring.rung)
     references = {(kind(s), s.reference, s.split): 4 * s.reference * WIDTHS[s.extractor] for s in scores}
     models = statistics.mean(m.checkpoint_bytes + m.weights_bytes for m in measured)
-    grids = (len(spec.budget.rungs) + 1) * grid
+    grids = len(spec.budget.marks) * grid
     elsewhere = bool(os.environ.get("MLFLOW_TRACKING_URI"))
     here = models + grids
     copies = models + grids + grid  # the last grid is logged twice

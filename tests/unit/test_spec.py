@@ -61,7 +61,7 @@ def test_all_mistakes_are_reported_at_once_with_key_found_and_allowed():
         r"space\.activation_g: found 'gelu'; input should be 'relu' or 'leaky_relu'",
         r"space\.slope_g\.when\.activation_g: found 'leaky_relu', not one of the searched choices",
         r"space\.learning_rate: cannot be searched; allowed: .*lr",
-        r"budget: rungs must lie below kimg = 0.4, found 0.9",
+        r"budget: rungs must not lie beyond kimg = 0.4, found 0.9",
         r"scoring\.final\.reference: missing",
         r"presets\.0\.params\.lr: is not in the search space",
     ):

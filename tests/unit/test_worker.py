@@ -360,3 +360,28 @@ def test_a_network_that_cannot_be_built_is_a_trial_that_teaches_not_a_crash(env)
     record = one(env.trials.study, env, spec)
     assert record.state == "PRUNED"
     assert "no such network: the discriminator's convolution 3 of 4 has no pixels left to see" in record.reason
+
+
+def test_a_rung_at_the_end_decides_about_the_final_score(env):
+    end = SPEC.budget.kimg
+    pruner = SPEC.pruner.model_copy(update={"name": "percentile", "percentile": 1.0, "n_startup_trials": 0})
+    budget = SPEC.budget.model_copy(update={"rungs": (end,)})
+    spec = SPEC.model_copy(update={"pruner": pruner, "budget": budget, "presets": ()})
+    env = make_env(Home(env.home.root.parent / "other"), spec)
+    scored = []
+
+    class Counted(Objective):
+        def __call__(self, generator, hp, *, all_metrics):
+            scored.append(hp)
+            return super().__call__(generator, hp, all_metrics=all_metrics)
+
+    env.final = Counted("fid20")
+    records = [one(env.trials.study, env, spec) for _ in range(8)]
+    assert records[0].state == "COMPLETE"
+    pruned = [record for record in records if record.state == "PRUNED"]
+    assert pruned
+    for record in pruned:
+        assert list(record.intermediate) == [round(end * 1000)]
+        assert f"at {end:g} kimg" in record.reason
+        assert "scores" not in record.attrs
+    assert len(scored) == sum(record.state == "COMPLETE" for record in records)
