@@ -208,7 +208,9 @@ def main() -> None:
     found = rows(arguments.out)
     lines, records = table(found)
     draw(records)
-    made = "\n".join([BEGIN, "", f"{len(found)} configurations of `{arguments.study}`.", "", *lines, "", END])
+    about = json.loads(arguments.out.read_text().splitlines()[0])
+    what = f"{len(found)} configurations of `{arguments.study}`; {about['date']}, {about['cpu']}, {about['git_commit']}:"
+    made = "\n".join([BEGIN, "", what, "", *lines, "", END])
     page = (
         PAGE.read_text()
         if PAGE.is_file()
