@@ -209,7 +209,8 @@ def main() -> None:
     lines, records = table(found)
     draw(records)
     about = json.loads(arguments.out.read_text().splitlines()[0])
-    what = f"{len(found)} configurations of `{arguments.study}`; {about['date']}, {about['cpu']}, {about['git_commit']}:"
+    where = f"{about['date']}, {about['cpu']}, commit {about['git_commit']}"
+    what = f"{len(found)} configurations of `{arguments.study}`; {where}:"
     made = "\n".join([BEGIN, "", what, "", *lines, "", END])
     page = (
         PAGE.read_text()
