@@ -15,7 +15,8 @@ def frechet_distance(pooled: Tensor, reference: Reference, device: torch.device 
 
     The trace of the root needs the eigenvalues of ``S1 S2``, which is not symmetric. With fewer samples n than
     features D, those that are not zero are the eigenvalues of the symmetric ``X S2 X^T`` of n by n, with the centred
-    features ``X / sqrt(n - 1)``; else of the symmetric ``R S1 R``, with the root ``R`` of ``S2``, found once.
+    features ``X / sqrt(n - 1)``; else of the symmetric ``R S1 R``, with the root ``R`` of ``S2``, found once, which is
+    ``(X R)^T X R`` in 4 n D^2 FLOP, or ``R (X^T X) R`` in 2 n D^2 + 4 D^3: fewer where n > 2 D.
 
     Args:
         pooled: features of the generated images, shape (n, D), n > 1.
@@ -30,8 +31,12 @@ def frechet_distance(pooled: Tensor, reference: Reference, device: torch.device 
     if n < width:
         product = centred @ sigma @ centred.T
     else:
-        rooted = centred @ reference.root.to(features.device)
-        product = rooted.T @ rooted
+        root = reference.root.to(features.device)
+        if n > 2 * width:
+            product = root @ (centred.T @ centred) @ root
+        else:
+            rooted = centred @ root
+            product = rooted.T @ rooted
     cross = torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum()
     difference = mu - real_mu
     return float(difference @ difference + centred.square().sum() + sigma.trace() - 2 * cross)
