@@ -18,7 +18,7 @@ from tests.faults.checks import Fault, check_all, finished, outcome
 from tests.faults.conftest import CHECKPOINT, SCORE, STEP, TELL, Bench, Watch, with_barrier
 from tests.faults.options import long_only
 
-SHORT = {"TRIALS": "2", "SEEDS": "2", "SAMPLINGS": "2", "TOP": "1"}
+SHORT = {"TRIALS": "2", "SEEDS": "3", "SAMPLINGS": "2", "TOP": "2"}
 
 
 def searched(bench: Bench) -> tuple[Project, Home]:
