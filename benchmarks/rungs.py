@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 from scipy import stats
 
 from benchmarks.baselines import CPU
+from harness.commands.studies import with_budget
 from harness.data.store import open_store
 from harness.errors import Diverged
 from harness.gan.run import Snapshot
@@ -60,11 +62,18 @@ def protocols(spec: StudySpec) -> dict[str, tuple[ScoreSpec, int]]:
 
 def recordings(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row a configuration: scores by protocol and kimg, seconds, and the final score."""
-    spec, home = load_study(arguments.study), Home.from_environment()
+    spec, home = (
+        with_budget(load_study(arguments.study), quick=False, trials=None, kimg=arguments.kimg),
+        Home.from_environment(),
+    )
     store = open_store(home, spec.data, arguments.photos, study=spec.name, on_progress=lambda *_: None, say=print)
     scorers = Scorers(home, store, CPU, print)
     final = scorers.scorer(spec.scoring.final)
-    rungs = {name: (scorers.scorer(protocol), every) for name, (protocol, every) in protocols(spec).items()}
+    rungs = {
+        name: (scorers.scorer(protocol), every)
+        for name, (protocol, every) in protocols(spec).items()
+        if re.search(arguments.protocols, name)
+    }
     drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=arguments.seed))
     marks = [spec.budget.kimg * k / _MARKS for k in range(1, _MARKS + 1)]
     done = {row["number"] for row in rows(arguments.out)}
@@ -190,6 +199,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--part", default="1/1", help="K/N: every N-th configuration, beginning with the K-th")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--kimg", type=float, help="length of a training, where it is not the study's")
+    parser.add_argument("--protocols", default="", help="those whose names match this regular expression")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     arguments.out = arguments.out or ROOT / "benchmarks" / "results" / f"rungs-{arguments.study}.jsonl"
