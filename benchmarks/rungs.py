@@ -210,6 +210,7 @@ def main() -> None:
             torch.set_num_threads(arguments.threads)
         if not arguments.out.is_file():
             about = {"date": time.strftime("%Y-%m-%d"), "study": arguments.study, "seed": arguments.seed}
+            about |= {"kimg": arguments.kimg} if arguments.kimg else {}
             arguments.out.write_text(json.dumps({**about, **provenance("cpu")}) + "\n")
         for row in recordings(arguments):
             with arguments.out.open("a") as file:
