@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from harness.errors import NotFoundError
 from harness.home import Home
 from harness.study.records import StudyRecord
 from harness.sweep.provenance import cpu_name
@@ -41,8 +42,7 @@ def record_of(name: str, home: Home) -> StudyRecord | None:
         return None
     try:
         return to_record(load_study(name, home))
-    except Exception as error:  # created a moment ago, or not yet
-        print(f"not yet: {type(error).__name__}", flush=True)
+    except NotFoundError:  # not yet
         return None
 
 

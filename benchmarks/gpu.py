@@ -79,11 +79,15 @@ class Counted(TorchDispatchMode):
 
     An operation reads its arguments and writes its results once, and reads what it changes in place, too; views move
     nothing. FLOP are those of torch's own formulas: convolutions and matrix products.
+
+    Args:
+        peak: FLOP a second.
+        bandwidth: bytes a second.
     """
 
-    def __init__(self, flops: float, bandwidth: float) -> None:
+    def __init__(self, peak: float, bandwidth: float) -> None:
         super().__init__()
-        self.peak, self.bandwidth = flops, bandwidth
+        self.peak, self.bandwidth = peak, bandwidth
         self.flop, self.bytes, self.seconds = 0.0, 0.0, 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -131,7 +135,7 @@ def steps(recipe: str, batch: int, precision: str) -> dict[str, Any]:
     row["graph"] = rate(run.advance) if not row["not_captured"] else None
     for than in ("loop", "eager"):
         row[f"graph_to_{than}"] = row["graph"] / row[than] if row["graph"] else None
-    # What no program can beat, and what none can whose operations are these, one kernel each.
+    # By all operations together, and by each of them for itself: a kernel cannot compute while another one moves.
     row["roofline"] = 1 / max(counted.flop / counted.peak, counted.bytes / counted.bandwidth)
     row["roofline_by_operation"] = 1 / counted.seconds
     row["share_of_roofline"] = (row["graph"] or row["eager"]) / row["roofline"]

@@ -18,7 +18,7 @@ import math
 import random
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -120,14 +120,16 @@ def speeds(curves: list[Curve]) -> Speeds:
     return Speeds(train=median("train_s"), rung=median("rung_s"), final=median("score_s"))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Replay:
-    """What a pruner would have spent, and the final scores that it would have let be."""
+    """What a pruner would have spent, and the final scores that it would have let be.
 
-    kimg: float
-    rungs: int
-    finals: list[tuple[float, float]]
-    """(seconds since the first trial began, final score)."""
+    ``finals`` are (seconds since the first trial began, final score).
+    """
+
+    kimg: float = 0.0
+    rungs: int = 0
+    finals: list[tuple[float, float]] = field(default_factory=list)
 
     def seconds(self, took: Speeds, kimg: float) -> float:
         return self.kimg / kimg * took.train + self.rungs * took.rung + len(self.finals) * took.final
@@ -142,18 +144,18 @@ def replay(
 ) -> Replay:
     # Hyperband draws its brackets from the study's name.
     study = optuna.create_study(study_name=name, pruner=pruner, sampler=optuna.samplers.RandomSampler(seed=0))
-    done = Replay(kimg=0.0, rungs=0, finals=[])
+    done = Replay()
     for curve in curves:
         trial = study.ask()
         for rung in rungs:
             trial.report(curve.rungs[rung * 1000], rung * 1000)
-            done = replace(done, rungs=done.rungs + 1)
+            done.rungs += 1
             if trial.should_prune():
-                done = replace(done, kimg=done.kimg + rung)
+                done.kimg += rung
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
                 break
         else:
-            done = replace(done, kimg=done.kimg + kimg)
+            done.kimg += kimg
             done.finals.append((done.seconds(took, kimg) + took.final, curve.final))
             study.tell(trial, curve.final)
     return done

@@ -22,7 +22,7 @@ from harness.gan.run import Run
 _WARM_UP = 3
 
 
-class Captured(Protocol):
+class Stepping(Protocol):
     """What steps: a Run, whose only member is itself, or several fused."""
 
     play: Callable[[], None]
@@ -68,13 +68,13 @@ def can_be_captured(run: Run) -> bool:
     return place.type == "cuda" and run.images.device == place and run.hp.last_batch == "drop"
 
 
-def capture(stepped: Captured) -> str:
+def capture(stepping: Stepping) -> str:
     """Make it play its steps as a graph; why not, where it does not, in which case nothing has changed.
 
     The state is the same before and after.
     """
-    before = _states(stepped)
-    feeds = [Feed(run) for run in stepped.members]
+    before = _states(stepping)
+    feeds = [Feed(run) for run in stepping.members]
 
     def fill() -> None:
         for feed in feeds:
@@ -82,64 +82,64 @@ def capture(stepped: Captured) -> str:
 
     def eagerly() -> None:
         fill()
-        stepped.play_eagerly()
+        stepping.play_eagerly()
 
     try:
-        graph = _captured(stepped, fill)
+        graph = _captured(stepping, fill)
 
         def replay() -> None:
             fill()
             graph.replay()
 
-        difference = _difference(stepped, eagerly, replay, before)
+        difference = _difference(stepping, eagerly, replay, before)
     except (RuntimeError, Diverged) as error:
         difference = (str(error).splitlines() or [type(error).__name__])[0]
-    _load(stepped, before)
+    _load(stepping, before)
     if difference:
         for feed in feeds:
             feed.remove()
         return difference
-    stepped.play = replay
+    stepping.play = replay
     return ""
 
 
-def _states(stepped: Captured) -> list[dict[str, Any]]:
-    return [run.snapshot(None).state for run in stepped.members]
+def _states(stepping: Stepping) -> list[dict[str, Any]]:
+    return [run.snapshot(None).state for run in stepping.members]
 
 
-def _load(stepped: Captured, states: list[dict[str, Any]]) -> None:
-    for run, state in zip(stepped.members, states, strict=True):
+def _load(stepping: Stepping, states: list[dict[str, Any]]) -> None:
+    for run, state in zip(stepping.members, states, strict=True):
         run.load(state)
 
 
-def _captured(stepped: Captured, fill: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    run = stepped.members[0]
+def _captured(stepping: Stepping, fill: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    run = stepping.members[0]
     stream = torch.cuda.Stream(run.device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(run.device))
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UP):
             fill()
-            stepped.play_eagerly()
+            stepping.play_eagerly()
     torch.cuda.current_stream(run.device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    for member in stepped.members:
+    for member in stepping.members:
         graph.register_generator_state(member.noise_rng)
     fill()
     with tensor_cores(run.hp.precision, run.device), torch.cuda.graph(graph):
-        stepped.play_eagerly()
+        stepping.play_eagerly()
     return graph
 
 
 def _difference(
-    stepped: Captured, eagerly: Callable[[], None], replay: Callable[[], None], before: list[dict[str, Any]]
+    stepping: Stepping, eagerly: Callable[[], None], replay: Callable[[], None], before: list[dict[str, Any]]
 ) -> str:
     """How two replays differ from two steps, from the same state; empty where they do not."""
     results = []
     for play in (eagerly, replay):
-        _load(stepped, before)
+        _load(stepping, before)
         for _ in range(2):
             play()
-        results.append(_states(stepped))
+        results.append(_states(stepping))
     for eager, replayed in zip(*results, strict=True):
         if not torch.equal(eager["noise_rng"], replayed["noise_rng"]):
             return "a replay does not draw new noise"

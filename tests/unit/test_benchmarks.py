@@ -1,0 +1,59 @@
+"""What benchmarks compute from what they measured. (How long things take is for the benchmarks themselves.)"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from optuna.pruners import NopPruner, PercentilePruner
+
+from benchmarks.budget import table
+from benchmarks.gpu import Counted
+from benchmarks.pruners import Curve, replay, speeds
+
+
+def test_flop_and_bytes_are_those_of_each_operation():
+    a, b, c = torch.randn(64, 32), torch.randn(32, 16), torch.randn(64, 16)
+    with Counted(peak=1e6, bandwidth=1e5) as counted:
+        product = a @ b
+        product.view(-1)
+        product.add_(c)
+        torch.empty(1000)
+    multiplied, added = 4 * (64 * 32 + 32 * 16 + 64 * 16), 4 * 3 * 64 * 16
+    assert counted.flop == 2 * 64 * 32 * 16
+    assert counted.bytes == multiplied + added, (
+        "reads and writes, in place as well; views and what is empty move nothing"
+    )
+    assert counted.seconds == pytest.approx(max(counted.flop / 1e6, multiplied / 1e5) + added / 1e5)
+
+
+def curve(rung: float, final: float) -> Curve:
+    return Curve(rungs={10_000: rung}, final=final, train_s=20.0, score_s=50.0, rung_s=1.0)
+
+
+def test_a_replay_counts_training_rungs_and_finals_and_what_is_there_in_time():
+    curves = [curve(3.0, 90.0), curve(2.0, 70.0), curve(9.0, 40.0)]
+    took = speeds(curves)
+    whole = replay(curves, NopPruner(), (10,), 20.0, "whole", took)
+    assert (whole.kimg, whole.rungs) == (60.0, 3)
+    assert whole.finals == [(71.0, 90.0), (142.0, 70.0), (213.0, 40.0)]
+    assert (whole.best(), whole.best(150.0), whole.best(71.0), whole.best(70.0)) == (40.0, 70.0, 90.0, float("inf"))
+    pruned = replay(curves, PercentilePruner(25.0, n_startup_trials=1), (10,), 20.0, "pruned", took)
+    assert (pruned.kimg, pruned.rungs, pruned.best()) == (50.0, 3, 70.0)
+    assert pruned.seconds(took, 20.0) == pytest.approx(50 + 3 + 2 * 50)
+
+
+def row(checkout: str, seed: int, best: float | None, score: str = "fid") -> dict[str, object]:
+    finals = {} if best is None else {"0": best}
+    return {"checkout": checkout, "commit": "abc", "seed": seed, "score": score, "best": best, "finals": finals,
+            "pruned": 2}  # fmt: skip
+
+
+def test_checkouts_are_compared_seed_by_seed():
+    rows = [row("before", 0, 70.0), row("after", 0, 60.0), row("before", 1, 80.0), row("after", 1, 66.0)]
+    lines = table(rows)
+    assert "| before (abc) | 70.0, 80.0 | 75.0 | 3.0 | 1.0 |" in lines
+    # Student's t with one degree of freedom: 12.706 times 2.
+    assert lines[-1] == "\nafter - before: -12.0 ± 25.4 (95 %, 2 pairs)"
+    assert "| late (abc) | inf | inf | 2.0 | 0.0 |" in table([row("late", 0, None)])
+    with pytest.raises(SystemExit, match="different protocols"):
+        table([row("before", 0, 70.0), row("after", 0, 60.0, score="kid")])
