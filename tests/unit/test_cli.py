@@ -192,6 +192,15 @@ def test_budget_of_the_command_line():
     assert with_budget(spec, quick=False, trials=None, kimg=None) is spec
 
 
+@pytest.mark.parametrize("kimg", [0.1, 1.7, 9.3, 31.4159])
+def test_a_rung_at_the_end_stays_there_whatever_the_length(kimg):
+    spec = load_study("celeba32")
+    at_the_end = spec.budget.model_copy(update={"rungs": (spec.budget.kimg / 3, spec.budget.kimg)})
+    budget = with_budget(spec.model_copy(update={"budget": at_the_end}), quick=False, trials=None, kimg=kimg).budget
+    assert budget.rungs[-1] == budget.kimg == kimg
+    assert budget.marks == budget.rungs
+
+
 def test_view_lines_and_table():
     from rich.console import Console
 
