@@ -105,10 +105,14 @@ def outlook_lines(name: str, home: Home, more: int) -> Iterator[str]:
 
 
 def resolved(spec: StudySpec) -> str:
-    """A study as it will run, recipes filled in, as TOML."""
+    """A study as it will run, recipes filled in, as TOML: a study file, where no preset is a recipe."""
     import tomli_w
 
-    return tomli_w.dumps(spec.model_dump(mode="json", exclude_none=True, exclude={"quick"}))
+    content = spec.model_dump(mode="json", exclude_none=True, exclude={"name", "quick"})
+    for dimension in content["space"].values():
+        if not dimension["when"]:
+            del dimension["when"]
+    return f"# {spec.name}\n{tomli_w.dumps(content)}"
 
 
 def with_budget(spec: StudySpec, *, quick: bool, trials: int | None, kimg: float | None) -> StudySpec:

@@ -60,31 +60,32 @@ def test_every_metric_equals_torch_fidelitys_command(tmp_path, monkeypatch, home
     monkeypatch.setenv("HARNESS_FID_WEIGHTS", str(full_weights))
     extractor = Extractor("inception-v3", home, CPU, QUIET)
     assert extractor.weights.has_head
-    images = torch.from_numpy(blobs(80, 32))
-    protocol = make_protocol(SPEC, weights_sha256="w", fingerprint="f", split_rule="all", resize="r", versions={})
+    images = torch.from_numpy(blobs(40, 32))
+    spec = SPEC.model_copy(update={"samples": 30, "reference": 25})
+    protocol = make_protocol(spec, weights_sha256="w", fingerprint="f", split_rule="all", resize="r", versions={})
     generator, _ = build(HP, 0, CPU)
     reference = load_reference(home, images, protocol, extractor)
     ours = score(generator, HP, reference, protocol, extractor)
     assert not ours.reason
-    assert set(ours.values) == {"fid60", "kid60", "is60", "precision_inception_60", "recall_inception_60"}
+    assert set(ours.values) == {"fid30", "kid30", "is30", "precision_inception_30", "recall_inception_30"}
 
-    quick = score(generator, HP, reference, protocol, extractor, only=("fid",), quick=True)
-    assert quick.values["fid60"] == pytest.approx(ours.values["fid60"], rel=1e-6)
-    kid = score(generator, HP, reference, protocol, extractor, only=("kid",), quick=True)
-    assert kid.values["kid60"] == pytest.approx(ours.values["kid60"], rel=1e-6)
-    assert kid.spread == quick.spread > 0
+    quick = score(generator, HP, reference, protocol, extractor, only=("fid", "kid"), quick=True)
+    assert set(quick.values) == {"fid30", "kid30"}
+    for name, value in quick.values.items():
+        assert value == pytest.approx(ours.values[name], rel=1e-6)
+    assert quick.spread > 0
 
-    fake = write_pngs(to_uint8(generate(generator, HP, 60, 7, CPU)), tmp_path / "fake")
-    real = write_pngs(reference_images(images, 50), tmp_path / "real")
+    fake = write_pngs(to_uint8(generate(generator, HP, 30, 7, CPU)), tmp_path / "fake")
+    real = write_pngs(reference_images(images, 25), tmp_path / "real")
     theirs = fidelity_command(
-        tmp_path, full_weights, fake, real, "--fid", "--kid", "--isc", "--kid-subset-size", "50", "--rng-seed", "7",
+        tmp_path, full_weights, fake, real, "--fid", "--kid", "--isc", "--kid-subset-size", "25", "--rng-seed", "7",
         "--prc", "--feature-extractor", "inception-v3-compat", "--feature-layer-prc", "2048",
     )  # fmt: skip
-    assert ours.values["fid60"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
-    assert ours.values["kid60"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
-    assert ours.values["is60"] == pytest.approx(theirs["inception_score_mean"], rel=1e-5)
+    assert ours.values["fid30"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
+    assert ours.values["kid30"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
+    assert ours.values["is30"] == pytest.approx(theirs["inception_score_mean"], rel=1e-5)
     for name in ("precision", "recall"):
-        assert ours.values[f"{name}_inception_60"] == pytest.approx(theirs[name], abs=1e-9)
+        assert ours.values[f"{name}_inception_30"] == pytest.approx(theirs[name], abs=1e-9)
 
 
 def test_the_generative_model_gives_calculate_metrics_the_images_that_are_scored(home):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.commands.studies import resolved
 from harness.errors import NotFoundError, SpecDrift, SpecError
 from harness.home import Home
 from harness.study.drift import changes
@@ -20,10 +21,18 @@ def parse(text: str, name: str = "tiny"):
 
 
 def test_every_study_file_of_the_repository_is_valid():
-    published = {"mnist32", "celeba32", "celeba32_small", "celeba64", "celeba128", "svhn32", "cifar10_32"}
+    published = {"mnist32", "mnist32_pareto", "celeba32", "celeba32_small", "celeba64", "celeba128", "svhn32", "cifar10_32"}
     assert published <= set(study_names())
     for name in study_names():
         assert load_study(name).name == name
+
+
+def test_a_resolved_study_is_a_study_file():
+    for name in ("mnist32", "mnist32_pareto"):
+        spec = load_study(name)
+        text = resolved(spec)
+        assert parse(text, name) == spec
+        assert "[space.lr_g.when]" not in text
 
 
 def test_fixed_params_describe_every_hyperparameter():
