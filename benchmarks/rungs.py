@@ -1,7 +1,8 @@
 """How well does a rung's score rank, and what does it cost? Full curves of random configurations, scored in many ways.
 
     python -m benchmarks.rungs record mnist32 --configurations 32      # hours; a line a configuration, continued
-    python -m benchmarks.rungs report mnist32                          # writes docs/rungs.md and its figure
+    python -m benchmarks.rungs record mnist32 --kimg 27 --out benchmarks/results/rungs-mnist32-27kimg.jsonl
+    python -m benchmarks.rungs report mnist32                          # docs/rungs.md and its figure, of all lengths
 
 Each configuration is trained in full, nothing is pruned, and every few kimg the same generator is scored under every
 protocol. Rank correlation and regret are against the study's own final score. ``--part 1/2`` and ``--part 2/2`` record
@@ -137,6 +138,11 @@ def ranks(scores: np.ndarray, final: np.ndarray) -> dict[str, float]:
     }
 
 
+def length(found: list[dict[str, Any]]) -> float:
+    """kimg of a full training."""
+    return max(float(mark) for row in found for scores in row["scores"].values() for mark in scores)
+
+
 def table(found: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
     """(Markdown lines, one record a protocol and mark)."""
     final = np.array([row["final"] for row in found])
@@ -152,7 +158,7 @@ def table(found: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]
         for mark in marks:
             scores = np.array([row["scores"][name].get(f"{mark:g}", DIVERGED_VALUE) for row in found])
             measured = ranks(scores, final)
-            records.append({"protocol": name, "kimg": mark, **measured})
+            records.append({"protocol": name, "kimg": mark, "of": length(found), **measured})
             lines.append(
                 f"| {name} | {seconds:.2f} | {mark:g} | {measured['rho']:.2f} ({measured['low']:.2f} to "
                 f"{measured['high']:.2f}) | {measured['regret']:.1f} | {measured['regret_quarter']:.1f} |"
@@ -173,7 +179,7 @@ def table(found: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]
 
 
 def draw(records: list[dict[str, Any]]) -> None:
-    """Spearman against kimg, a line a protocol."""
+    """Spearman against kimg, a line a protocol, a panel a length of the training."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -181,13 +187,13 @@ def draw(records: list[dict[str, Any]]) -> None:
     import seaborn as sns
     from matplotlib import pyplot as plt
 
-    frame = pd.DataFrame(records)
-    figure, axes = plt.subplots(figsize=(8, 4.5))
-    sns.lineplot(frame, x="kimg", y="rho", hue="protocol", marker="o", ax=axes)
-    axes.set(ylabel="Spearman with the final score", xlabel="trained (kimg)", ylim=(-0.2, 1.02))
-    figure.tight_layout()
-    figure.savefig(FIGURE, dpi=110)
-    plt.close(figure)
+    grid = sns.relplot(
+        pd.DataFrame(records), x="kimg", y="rho", hue="protocol", col="of", kind="line", marker="o", height=4.2,
+        facet_kws={"sharex": False, "ylim": (-0.2, 1.02)},
+    )  # fmt: skip
+    grid.set_axis_labels("trained (kimg)", "Spearman with the final score").set_titles("trainings of {col_name:g} kimg")
+    grid.savefig(FIGURE, dpi=110)
+    plt.close(grid.figure)
 
 
 def main() -> None:
@@ -217,13 +223,17 @@ def main() -> None:
                 file.write(json.dumps(row) + "\n")
             print(row["number"], row["final"], flush=True)
         return
-    found = rows(arguments.out)
-    lines, records = table(found)
-    draw(records)
-    about = json.loads(arguments.out.read_text().splitlines()[0])
-    where = f"{about['date']}, {about['cpu']}, commit {about['git_commit']}"
-    what = f"{len(found)} configurations of `{arguments.study}`; {where}:"
-    made = "\n".join([BEGIN, "", what, "", *lines, "", END])
+    files = [arguments.out, *sorted(arguments.out.parent.glob(f"{arguments.out.stem}-*.jsonl"))]
+    made_lines, all_records = [], []
+    for path in files:
+        found, about = rows(path), json.loads(path.read_text().splitlines()[0])
+        lines, records = table(found)
+        where = f"{about['date']}, {about['cpu']}, commit {about['git_commit']}"
+        what = f"{len(found)} configurations of `{arguments.study}`"
+        made_lines += ["", f"**Trainings of {length(found):g} kimg.** {what}; {where}:", "", *lines]
+        all_records += records
+    draw(all_records)
+    made = "\n".join([BEGIN, *made_lines, "", END])
     page = (
         PAGE.read_text()
         if PAGE.is_file()
@@ -231,7 +241,7 @@ def main() -> None:
     )
     before, rest = page.split(BEGIN)
     PAGE.write_text(before + made + rest.split(END)[1])
-    print("\n".join(lines))
+    print("\n".join(made_lines))
 
 
 if __name__ == "__main__":
