@@ -223,17 +223,21 @@ def main() -> None:
                 file.write(json.dumps(row) + "\n")
             print(row["number"], row["final"], flush=True)
         return
-    files = [arguments.out, *sorted(arguments.out.parent.glob(f"{arguments.out.stem}-*.jsonl"))]
-    made_lines, all_records = [], []
+    report([arguments.out, *sorted(arguments.out.parent.glob(f"{arguments.out.stem}-*.jsonl"))])
+
+
+def report(files: list[Path]) -> None:
+    """Write the page's measured part, a table a file, and its figure."""
+    lines, records = [], []
     for path in files:
         found, about = rows(path), json.loads(path.read_text().splitlines()[0])
-        lines, records = table(found)
+        its_lines, its_records = table(found)
+        what = f"{len(found)} configurations of `{about['study']}`"
         where = f"{about['date']}, {about['cpu']}, commit {about['git_commit']}"
-        what = f"{len(found)} configurations of `{arguments.study}`"
-        made_lines += ["", f"**Trainings of {length(found):g} kimg.** {what}; {where}:", "", *lines]
-        all_records += records
-    draw(all_records)
-    made = "\n".join([BEGIN, *made_lines, "", END])
+        lines += ["", f"**Trainings of {length(found):g} kimg.** {what}; {where}:", "", *its_lines]
+        records += its_records
+    draw(records)
+    made = "\n".join([BEGIN, *lines, "", END])
     page = (
         PAGE.read_text()
         if PAGE.is_file()
@@ -241,7 +245,7 @@ def main() -> None:
     )
     before, rest = page.split(BEGIN)
     PAGE.write_text(before + made + rest.split(END)[1])
-    print("\n".join(made_lines))
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def test_every_further_sampling_seed_scores_a_finished_trial_again():
 
 
 def test_a_started_studys_own_trials_say_what_pruning_saves():
-    spec = SPEC.model_copy(update={"budget": SPEC.budget.model_copy(update={"kimg": 54.0, "rungs": (3.0, 9.0)})})
+    spec = SPEC.model_copy(update={"budget": SPEC.budget.model_copy(update={"kimg": 27.0, "rungs": (3.0, 9.0)})})
     done = trial(0, value=50.0)
     early, late = (
         trial(i, "PRUNED", 9.0, intermediate=steps) for i, steps in ((1, {3000: 9.0}), (2, {3000: 9.0, 9000: 9.0}))
@@ -151,11 +151,11 @@ def test_a_started_studys_own_trials_say_what_pruning_saves():
     assert plan.own_course(spec, record(done, early, recipe)) is None
     assert plan.own_course(SPEC, record(done, early, late)) is None, "trials of another length"
     own = plan.own_course(spec, record(done, early, late, recipe))
-    assert own.trained == pytest.approx((54 + 3 + 9) / 162)
+    assert own.trained == pytest.approx((27 + 3 + 9) / 81)
     assert (own.rungs, own.scored) == (pytest.approx((3 + 1 + 2) / 3), pytest.approx(1 / 3))
     text = time_of(own=own)
     assert text.startswith(f"about {plan._shown(8 * (own.trained * 400 + own.rungs * 30 + own.scored * 200) + 50)} on")
-    assert "its trials, recipes aside, trained 41 % of a full length on average" in text
+    assert "its trials, recipes aside, trained 48 % of a full length on average" in text
 
 
 def test_looking_for_a_study_that_was_not_started_creates_no_database(monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.commands.studies import with_budget
 from harness.errors import SpecError
 from harness.report.markdown import heading, metric_label
 from harness.report.ranking import rank
@@ -17,7 +18,8 @@ from harness.study.files import load_best, load_study
 from harness.study.hparams import HParams
 from harness.study.records import StudyRecord, TrialRecord
 
-SPEC = load_study("mnist32")
+# A budget of its own: what the default study takes may change.
+SPEC = with_budget(load_study("mnist32"), quick=False, trials=None, kimg=27.0)
 START = datetime(2026, 1, 1)
 
 
@@ -93,7 +95,7 @@ def test_same_input_same_bytes_and_all_sections(root, tmp_path):
     text = first["report.md"].decode()
     for expected in (
         "**Best so far: trial 1 with FID of 500 images = 40.2**, against 60 for the paper's own settings",
-        "| 1 | 1 | 40.2 | 1.5 | 0.1 | 54 | 21 |",
+        "| 1 | 1 | 40.2 | 1.5 | 0.1 | 27 | 21 |",
         "| 3 | 0 (paper) | 60 |",
         "> **Small samples.** With 500 generated images",
         "| 4 | diverged | 3 | diverged: step 9 |",
@@ -101,7 +103,7 @@ def test_same_input_same_bytes_and_all_sections(root, tmp_path):
         "`is500` is unavailable: no head.",
         "by PED-ANOVA on 5 trials, pruned ones included: with so few, read it as a hint",
         "harness train --config reports/mnist32/best.toml",
-        "5 of 14 trials finished, 54 kimg each",
+        "5 of 14 trials finished, 27 kimg each",
         "trainings in float32, rungs in float32, final scores in float32",
         "| device | cpu |",
     ):
@@ -137,7 +139,7 @@ def test_best_toml_is_read_back(root, tmp_path):
     path = tmp_path / "a" / "best.toml"
     best = load_best(path)
     assert HParams.from_params(best.hparams.params()).to_dict() == FULL.trials[1].attrs["hparams"]
-    assert (best.training.seed, best.training.kimg) == (7, 54.0)
+    assert (best.training.seed, best.training.kimg) == (7, 27.0)
     with pytest.raises(SpecError, match="hparams.image_size") as caught:
         path.write_text(
             path.read_text().replace("image_size = 32", "image_size = 48").replace("seed = 7", 'seed = "a"')
