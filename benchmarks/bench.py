@@ -99,7 +99,9 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="also rows that take many minutes")
     parser.add_argument("--photos", type=Path, help="a folder of JPEG files; made ones where it is left out")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--resume", action="store_true", help="do not measure again what today's file of results has")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the newest file of this commit's results, whatever its date"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(usable_cores())
     home = Home.from_environment()
@@ -112,11 +114,11 @@ def main() -> None:
         "load_before": round(os.getloadavg()[2], 2), **provenance("cpu"), "rows": {},
     }  # fmt: skip
     path = arguments.out / f"{made['date']}-cpu.json"
-    if arguments.resume and path.is_file():
-        before = json.loads(path.read_text())
-        if before["git_commit"] != made["git_commit"]:
-            raise SystemExit(f"{path.name} was measured at {before['git_commit']}: start again without --resume")
-        made = before
+    before = {file: json.loads(file.read_text()) for file in sorted(arguments.out.glob("*-cpu.json"))}
+    same = [file for file, found in before.items() if found["git_commit"] == made["git_commit"]]
+    if arguments.resume and same:
+        path = same[-1]
+        made = before[path]
     elif path.exists():
         parser.error(f"{path} has results of today: --resume goes on with them, --out FOLDER writes elsewhere")
     results: dict[str, dict[str, Any]] = made["rows"]

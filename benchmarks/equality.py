@@ -4,6 +4,9 @@
 same real images, and scores each generator in float32 and in bfloat16. A line is kept per training, so that an
 interrupted study goes on with ``--out``; ``--table`` only prints what is there, by default the newest.
 
+With ``--device cuda`` trainings are in float32, TF32 and bfloat16, each as a CUDA graph where it can be one. Processes
+with other seeds (``--first``) and files may share the GPU; their files, appended to one another, are one study.
+
 ``python -m benchmarks.equality --training --seeds 24`` is about training alone, so that more seeds fit into an
 hour: MNIST, as in the study ``mnist32``, scored by MobileNetV2 in float32.
 """
@@ -11,6 +14,7 @@ hour: MNIST, as in the study ``mnist32``, scored by MobileNetV2 in float32.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -19,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import stats
 from torch import Tensor
 
-from benchmarks.baselines import CPU
 from harness.data.store import ImageStore, open_store
 from harness.errors import Diverged
+from harness.gan.precision import BF16, FLOAT32, TF32
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, train
 from harness.home import Home
@@ -35,13 +40,21 @@ from harness.scoring.reference import Reference, reference_images
 from harness.scoring.sampling import generate, to_uint8
 from harness.study.hparams import HParams, derive_seed
 from harness.study.images import DataSpec
+from harness.sweep.processes import exact_arithmetic
 from harness.sweep.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
-PRECISIONS = ("float32", "bf16")
+# Of trainings by kind of device, the exact one first; generators are scored in the others of SCORED.
+PRECISIONS = {"cpu": (FLOAT32, BF16), "cuda": (FLOAT32, TF32, BF16)}
+SCORED = (FLOAT32, BF16)
 SCORING_SEED = 2020
 SMALL_LR, LARGE_LR = 2e-4, 2e-3
+
+
+def kind(device: str) -> str:
+    """What the results call the device."""
+    return torch.cuda.get_device_name() if device == "cuda" else device
 
 
 def reference(images: Tensor, extractor: Extractor, n: int) -> Reference:
@@ -61,46 +74,52 @@ def opened(arguments: argparse.Namespace) -> tuple[Home, DataSpec, ImageStore]:
 
 def trainings(arguments: argparse.Namespace, home: Home, data: DataSpec, images: Tensor) -> Iterator[dict[str, Any]]:
     """One row a training: its scores by scoring precision, None where it diverged."""
-    extractors = {p: Extractor("inception-v3", home, CPU, print, precision=p) for p in ("float32", "bf16")}
+    device = torch.device(arguments.device)
+    # On a CPU its time, which another process does not lengthen; on CUDA there is only the clock.
+    clock, unit = (time.perf_counter, "s") if device.type == "cuda" else (time.process_time, "cpu_s")
+    extractors = {p: Extractor("inception-v3", home, device, print, precision=p) for p in SCORED}
     if arguments.training:
-        extractors = {"float32": Extractor("mobilenet-v2", home, CPU, print)}
+        extractors = {FLOAT32: Extractor("mobilenet-v2", home, device, print)}
     references = {p: reference(images, extractor, arguments.samples) for p, extractor in extractors.items()}
+    images = images.to(device)
     done = {(row["lr"], row["seed"], row["precision"]) for row in rows(arguments.out)}
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first, arguments.first + arguments.seeds):
         for lr in (SMALL_LR, LARGE_LR):
-            for precision in PRECISIONS:
+            for precision in PRECISIONS[device.type]:
                 if (lr, seed, precision) in done:
                     continue
                 hp = HParams(
                     image_size=data.image_size, channels=data.channels, ngf=32, ndf=16 if arguments.training else 32,
                     batch_size=64, lr_g=lr, lr_d=lr, precision=precision,
                 )  # fmt: skip
-                began = time.process_time()
+                began = clock()
                 last: Snapshot | None = None
                 row: dict[str, Any] = {"lr": lr, "seed": seed, "precision": precision, "fid": dict.fromkeys(extractors)}
                 try:
                     for event in train(
-                        hp, images, budget=Budget(kimg=arguments.kimg), seed=derive_seed("equality", seed), device=CPU
-                    ):
+                        hp, images, budget=Budget(kimg=arguments.kimg), seed=derive_seed("equality", seed),
+                        device=device,
+                    ):  # fmt: skip
                         last = event if isinstance(event, Snapshot) else last
                 except Diverged:
                     yield row
                     continue
                 assert last is not None
-                row["train_cpu_s"] = round(time.process_time() - began, 1)
-                made = generate(last.generator, hp, arguments.samples, SCORING_SEED, CPU)
+                row[f"train_{unit}"] = round(clock() - began, 2)
+                made = generate(last.generator, hp, arguments.samples, SCORING_SEED, device)
                 for name, extractor in extractors.items():
-                    began = time.process_time()
+                    began = clock()
                     bad = degenerate(made)
                     pooled = extractor(to_uint8(made)).pooled
-                    row["fid"][name] = None if bad else frechet_distance(pooled, references[name])
-                    row[f"score_{name}_cpu_s"] = round(time.process_time() - began, 1)
+                    row["fid"][name] = None if bad else frechet_distance(pooled, references[name], device)
+                    row[f"score_{name}_{unit}"] = round(clock() - began, 2)
                 yield row
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    """What was measured so far."""
-    return [json.loads(line) for line in path.read_text().splitlines()[1:]] if path.is_file() else []
+    """What was measured so far; a first line, and those of files that were appended, say only what was measured."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [line for line in lines if "fid" in line]
 
 
 def about(path: Path) -> dict[str, Any]:
@@ -121,26 +140,28 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """Markdown: differences between the precisions, paired by seed."""
-    lost = {p: sum(row["fid"]["float32"] is None for row in found if row["precision"] == p) for p in PRECISIONS}
+    """Markdown: differences of the quicker precisions to float32, paired by seed."""
+    trained = [p for p in PRECISIONS["cuda"] if any(row["precision"] == p for row in found)]
+    lost = ", ".join(
+        f"{sum(row['fid'][FLOAT32] is None for row in found if row['precision'] == p)} in {p}" for p in trained
+    )
     found = [row for row in found if row["fid"]["float32"] is not None]
     fid = {(row["lr"], row["seed"], row["precision"]): row["fid"] for row in found}
     if not found:
         return "Nothing was scored yet."
     score = score_name(found)
     lines = [
-        f"Diverged: {lost['float32']} trainings in float32, {lost['bf16']} in bf16. Paired are the seeds "
-        "at which neither did.",
+        f"Trainings that diverged: {lost}. Paired are the seeds at which neither did.",
         "",
-        f"| training at learning rate | pairs | {score}, float32 | {score}, bf16 | bf16 - float32 (95 %) "
+        f"| training at learning rate | in | pairs | {score} of float32 | {score} of the other | difference (95 %) "
         "| Wilcoxon p | standard deviations | Levene p |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for lr in (SMALL_LR, LARGE_LR):
+    for lr, other in itertools.product((SMALL_LR, LARGE_LR), trained[1:]):
         pairs = np.array([
-            [value["float32"], fid[lr, seed, "bf16"]["float32"]]
+            [value["float32"], fid[lr, seed, other]["float32"]]
             for (rate, seed, precision), value in fid.items()
-            if rate == lr and precision == "float32" and (lr, seed, "bf16") in fid
+            if rate == lr and precision == "float32" and (lr, seed, other) in fid
         ])  # fmt: skip
         if len(pairs) < 2:
             continue
@@ -148,15 +169,16 @@ def table(found: list[dict[str, Any]]) -> str:
         mean, half = interval(pairs[:, 1] - pairs[:, 0])
         p = stats.wilcoxon(pairs[:, 0], pairs[:, 1]).pvalue
         lines.append(
-            f"| {lr:g} | {len(pairs)} | {a:.1f} ± {a_half:.1f} | {b:.1f} ± {b_half:.1f} | {mean:+.1f} ± {half:.1f} "
-            f"| {p:.2f} | {pairs[:, 0].std(ddof=1):.1f}, {pairs[:, 1].std(ddof=1):.1f} "
+            f"| {lr:g} | {other} | {len(pairs)} | {a:.1f} ± {a_half:.1f} | {b:.1f} ± {b_half:.1f} "
+            f"| {mean:+.1f} ± {half:.1f} | {p:.2f} | {pairs[:, 0].std(ddof=1):.1f}, {pairs[:, 1].std(ddof=1):.1f} "
             f"| {stats.levene(pairs[:, 0], pairs[:, 1]).pvalue:.2f} |"
         )
-    cpu = ", ".join(
-        f"{np.median([r['train_cpu_s'] for r in found if r['precision'] == p]):.1f} ({p})" for p in PRECISIONS
+    unit, seconds = ("cpu_s", "CPU seconds") if "train_cpu_s" in found[0] else ("s", "Seconds")
+    took = ", ".join(
+        f"{np.median([r[f'train_{unit}'] for r in found if r['precision'] == p]):.1f} ({p})" for p in trained
     )
     if "bf16" not in found[0]["fid"]:
-        return "\n".join([*lines, "", f"CPU seconds of a training, medians: {cpu}."])
+        return "\n".join([*lines, "", f"{seconds} of a training, medians: {took}."])
     both = np.array([[row["fid"]["float32"], row["fid"]["bf16"]] for row in found])
     mean, half = interval(both[:, 1] - both[:, 0])
     relative = (both[:, 1] - both[:, 0]) / both[:, 0]
@@ -169,9 +191,9 @@ def table(found: list[dict[str, Any]]) -> str:
         f"({relative.min():+.1%} to {relative.max():+.1%}); Spearman {rho:.4f}, Kendall {taus:.4f}; "
         f"the best by bf16 is {best:.2f} FID worse than the best by float32.",
         "",
-        f"CPU seconds, medians: training {cpu}"
+        f"{seconds}, medians: training {took}"
         + "; scoring "
-        + ", ".join(f"{np.median([r[f'score_{p}_cpu_s'] for r in found]):.1f} ({p})" for p in PRECISIONS)
+        + ", ".join(f"{np.median([r[f'score_{p}_{unit}'] for r in found]):.1f} ({p})" for p in SCORED)
         + ".",
     ]
     return "\n".join(lines)
@@ -184,6 +206,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="one line a training")
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--device", choices=tuple(PRECISIONS), default="cpu")
     parser.add_argument("--kimg", type=float, default=30.0)
     parser.add_argument("--samples", type=int, default=1000, help="generated, and real, images of a score")
     parser.add_argument("--training", action="store_true", help="training alone, on MNIST")
@@ -191,16 +215,20 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print what was measured")
     arguments = parser.parse_args()
     what = "training" if arguments.training else "equality"
-    results = ROOT / "benchmarks" / "results"
+    results, ending = ROOT / "benchmarks" / "results", f"{what}-{arguments.device}.jsonl"
     if arguments.out is None:
-        before = sorted(results.glob(f"*-{what}-cpu.jsonl")) if arguments.table else []
-        arguments.out = before[-1] if before else results / f"{time.strftime('%Y-%m-%d')}-{what}-cpu.jsonl"
+        before = sorted(results.glob(f"*-{ending}")) if arguments.table else []
+        arguments.out = before[-1] if before else results / f"{time.strftime('%Y-%m-%d')}-{ending}"
     if arguments.table and not arguments.out.is_file():
         parser.error(f"{arguments.out} is not there: without --table it is measured")
     if not arguments.table:
+        if arguments.device == "cuda":
+            if not torch.cuda.is_available():
+                parser.error("torch finds no CUDA device: `harness doctor` says why")
+            exact_arithmetic()
         home, data, store = opened(arguments)
         setting = {"size": data.image_size, "kimg": arguments.kimg, "samples": arguments.samples}
-        now = {**setting, "fingerprint": store.fingerprint, **provenance("cpu")}
+        now = {**setting, "fingerprint": store.fingerprint, **provenance(kind(arguments.device))}
         if arguments.out.is_file():
             then = about(arguments.out)
             same = ("size", "kimg", "samples", "fingerprint", "git_commit")
@@ -218,9 +246,10 @@ def main() -> None:
         of = about(arguments.out)
         head = (
             f"{of['size']} px, {of['kimg']:g} kimg, {score_name(rows(arguments.out))} of {of['samples']:,} images; "
-            f"{of['date']}, commit {of['git_commit']}, {of['cpu']}:"
+            f"{of['date']}, commit {of['git_commit']}, {of['cpu'] if arguments.device == 'cpu' else of['device']}:"
         )
-        begin, end = f"<!-- {what}: begin -->", f"<!-- {what}: end -->"
+        section = what if arguments.device == "cpu" else f"{what}-{arguments.device}"
+        begin, end = f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
         head_of_page, rest = PAGE.read_text().split(begin)
         PAGE.write_text(f"{head_of_page}{begin}\n\n{head}\n\n{made}\n\n{end}{rest.split(end)[1]}")
 
