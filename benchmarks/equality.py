@@ -6,9 +6,6 @@ interrupted study goes on with ``--out``; ``--table`` only prints what is there,
 
 With ``--device cuda`` trainings are in float32, TF32 and bfloat16, each as a CUDA graph where it can be one. Processes
 with other seeds (``--first``) and files may share the GPU; their files, appended to one another, are one study.
-
-``python -m benchmarks.equality --training --seeds 24`` is about training alone, so that more seeds fit into an
-hour: MNIST, as in the study ``mnist32``, scored by MobileNetV2 in float32.
 """
 
 from __future__ import annotations
@@ -63,11 +60,9 @@ def reference(images: Tensor, extractor: Extractor, n: int) -> Reference:
 
 
 def opened(arguments: argparse.Namespace) -> tuple[Home, DataSpec, ImageStore]:
-    """(home, data, its images): MNIST where training alone is compared, else the photos."""
+    """(home, data, its images)."""
     home = Home(arguments.home)
     data = DataSpec(source="folder", image_size=arguments.size, channels=3)
-    if arguments.training:
-        data = DataSpec(source="mnist", image_size=32, channels=1)
     store = open_store(home, data, arguments.photos, study="equality", on_progress=lambda *_: None, say=print)
     return home, data, store
 
@@ -78,8 +73,6 @@ def trainings(arguments: argparse.Namespace, home: Home, data: DataSpec, images:
     # On a CPU its time, which another process does not lengthen; on CUDA there is only the clock.
     clock, unit = (time.perf_counter, "s") if device.type == "cuda" else (time.process_time, "cpu_s")
     extractors = {p: Extractor("inception-v3", home, device, print, precision=p) for p in SCORED}
-    if arguments.training:
-        extractors = {FLOAT32: Extractor("mobilenet-v2", home, device, print)}
     references = {p: reference(images, extractor, arguments.samples) for p, extractor in extractors.items()}
     images = images.to(device)
     done = {(row["lr"], row["seed"], row["precision"]) for row in rows(arguments.out)}
@@ -89,7 +82,7 @@ def trainings(arguments: argparse.Namespace, home: Home, data: DataSpec, images:
                 if (lr, seed, precision) in done:
                     continue
                 hp = HParams(
-                    image_size=data.image_size, channels=data.channels, ngf=32, ndf=16 if arguments.training else 32,
+                    image_size=data.image_size, channels=data.channels, ngf=32, ndf=32,
                     batch_size=64, lr_g=lr, lr_d=lr, precision=precision,
                 )  # fmt: skip
                 began = clock()
@@ -128,11 +121,6 @@ def about(path: Path) -> dict[str, Any]:
     return found
 
 
-def score_name(found: list[dict[str, Any]]) -> str:
-    """What the rows' scores are."""
-    return "FID" if "bf16" in found[0]["fid"] else "FID by MobileNetV2"
-
-
 def interval(values: np.ndarray) -> tuple[float, float]:
     """(mean, half width of its 95 % interval), Student's t."""
     n = len(values)
@@ -149,11 +137,10 @@ def table(found: list[dict[str, Any]]) -> str:
     fid = {(row["lr"], row["seed"], row["precision"]): row["fid"] for row in found}
     if not found:
         return "Nothing was scored yet."
-    score = score_name(found)
     lines = [
         f"Trainings that diverged: {lost}. Paired are the seeds at which neither did.",
         "",
-        f"| training at learning rate | in | pairs | {score} of float32 | {score} of the other | difference (95 %) "
+        "| training at learning rate | in | pairs | FID of float32 | FID of the other | difference (95 %) "
         "| Wilcoxon p | standard deviations | Levene p |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
@@ -177,8 +164,6 @@ def table(found: list[dict[str, Any]]) -> str:
     took = ", ".join(
         f"{np.median([r[f'train_{unit}'] for r in found if r['precision'] == p]):.1f} ({p})" for p in trained
     )
-    if "bf16" not in found[0]["fid"]:
-        return "\n".join([*lines, "", f"{seconds} of a training, medians: {took}."])
     both = np.array([[row["fid"]["float32"], row["fid"]["bf16"]] for row in found])
     mean, half = interval(both[:, 1] - both[:, 0])
     relative = (both[:, 1] - both[:, 0]) / both[:, 0]
@@ -210,12 +195,10 @@ def main() -> None:
     parser.add_argument("--device", choices=tuple(PRECISIONS), default="cpu")
     parser.add_argument("--kimg", type=float, default=30.0)
     parser.add_argument("--samples", type=int, default=1000, help="generated, and real, images of a score")
-    parser.add_argument("--training", action="store_true", help="training alone, on MNIST")
     parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     parser.add_argument("--table", action="store_true", help="only print what was measured")
     arguments = parser.parse_args()
-    what = "training" if arguments.training else "equality"
-    results, ending = ROOT / "benchmarks" / "results", f"{what}-{arguments.device}.jsonl"
+    results, ending = ROOT / "benchmarks" / "results", f"equality-{arguments.device}.jsonl"
     if arguments.out is None:
         before = sorted(results.glob(f"*-{ending}")) if arguments.table else []
         arguments.out = before[-1] if before else results / f"{time.strftime('%Y-%m-%d')}-{ending}"
@@ -245,10 +228,10 @@ def main() -> None:
     if arguments.write:
         of = about(arguments.out)
         head = (
-            f"{of['size']} px, {of['kimg']:g} kimg, {score_name(rows(arguments.out))} of {of['samples']:,} images; "
+            f"{of['size']} px, {of['kimg']:g} kimg, FID of {of['samples']:,} images; "
             f"{of['date']}, commit {of['git_commit']}, {of['cpu'] if arguments.device == 'cpu' else of['device']}:"
         )
-        section = what if arguments.device == "cpu" else f"{what}-{arguments.device}"
+        section = "equality" if arguments.device == "cpu" else f"equality-{arguments.device}"
         begin, end = f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
         head_of_page, rest = PAGE.read_text().split(begin)
         PAGE.write_text(f"{head_of_page}{begin}\n\n{head}\n\n{made}\n\n{end}{rest.split(end)[1]}")

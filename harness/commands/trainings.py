@@ -54,6 +54,7 @@ def recipe_training(name: str, variant: str | None) -> Training:
         scoring=recipe.scoring,
         grid_images=recipe.training.grid_images,
         fresh_grids=chosen.grid_z == "fresh",
+        usual_precision=recipe.hparams.precision is None and chosen.hparams.precision is None,
         about={
             "recipe": name,
             "variant": variant,
@@ -97,7 +98,8 @@ def train(
         training = dataclasses.replace(training, scoring=scoring)
     training = dataclasses.replace(training, kimg=kimg or training.kimg, seed=training.seed if seed is None else seed)
     if exact:
-        training = dataclasses.replace(training, hparams=dataclasses.replace(training.hparams, precision="float32"))
+        hparams = dataclasses.replace(training.hparams, precision="float32")
+        training = dataclasses.replace(training, hparams=hparams, usual_precision=False)
     outcome = run_training(training, home, source=source, device=device, watch=watch)
     if outcome.interrupted:
         return outcome, None

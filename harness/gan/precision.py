@@ -14,6 +14,11 @@ import torch
 FLOAT32, TF32, BF16 = "float32", "tf32", "bf16"
 
 
+def usual(device: torch.device) -> str:
+    """Of trainings where nobody named one: on CUDA that is TF32 (docs/decisions/0010-tf32-on-cuda.md)."""
+    return TF32 if device.type == "cuda" else FLOAT32
+
+
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """For a forward pass: bfloat16 inside, where that is the precision. The backward pass follows it by itself."""
     if precision != BF16:

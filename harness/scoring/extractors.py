@@ -197,6 +197,9 @@ class Extractor:
             self.resize = f"none; logits: antialiased bilinear to {MobileNetExtractor.LOGITS_SIZE} px"
         self.batch = _ON_GPU if device.type == "cuda" else _ON_CPU[name]
         self.module.to(device)
+        if device.type == "cuda" and name == INCEPTION and precision == FLOAT32:
+            # cuDNN's float32 convolutions, without TF32, are a quarter sooner so (benchmarks/results, H100).
+            self.module.to(memory_format=torch.contiguous_format)
 
     def __call__(self, images_BCHW: Tensor, *, logits: bool = False) -> Features:
         """Features of uint8 images, shape (N, 3, H, W); logits where they are asked for and can be had."""

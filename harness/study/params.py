@@ -27,7 +27,7 @@ class FixedParams(Table):
     precision: Literal["float32", "tf32", "bf16"] | None = Field(
         None,
         description="Arithmetic of training. bf16: convolutions and linear layers in bfloat16, all else in float32; "
-        "tf32: CUDA's TF32; float32 unless given.",
+        "tf32: CUDA's TF32. Unless given it is tf32 on CUDA, else float32.",
     )
     z_dim: int | None = Field(None, ge=1, le=4096, description="Size of the latent vector z (elements).")
     latent: Literal["normal", "uniform", "truncated_normal"] | None = Field(

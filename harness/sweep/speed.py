@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import Diverged, UsageError
-from harness.gan.precision import BF16, FLOAT32
+from harness.gan.precision import BF16, FLOAT32, usual
 from harness.gan.trainer import Budget, Progress, train
 from harness.scoring.extractors import untrained_module
 from harness.scoring.protocol import INCEPTION
@@ -30,8 +30,8 @@ _TIMED_S, _IMAGES = 0.6, 32
 def settle(spec: StudySpec, device: str, *, exact: bool, say: Callable[[str], None]) -> StudySpec:
     """The study with every precision that its file leaves open.
 
-    Rungs are scored in bfloat16 where that is sooner: it changes no order (docs/performance.md). Trainings are float32:
-    that bfloat16 changes no outcome has yet to be shown at large learning rates, so that it is only offered.
+    Rungs are scored in bfloat16 where that is sooner: it changes no order (docs/performance.md). Trainings are float32,
+    on CUDA in TF32 (docs/decisions/0010-tf32-on-cuda.md). bfloat16 is only offered.
 
     Args:
         spec: as the file has it.
@@ -52,7 +52,7 @@ def settle(spec: StudySpec, device: str, *, exact: bool, say: Callable[[str], No
     place = torch.device(device)
     training = rung = None
     if spec.fixed.precision is None and "precision" not in spec.space:
-        training, gain = FLOAT32, training_gain(_typical(spec), place)
+        training, gain = usual(place), training_gain(_typical(spec), place)
         if gain >= _PAYS:
             say(f'training in bfloat16 would be {gain:.1f} times sooner here: precision = "bf16" in [fixed]')
     if spec.scoring.rung.precision is None:
@@ -77,14 +77,15 @@ def adopt(spec: StudySpec, stored: Mapping[str, Any]) -> StudySpec:
 
 
 def training_gain(hp: HParams, device: torch.device) -> float:
-    """How many times sooner a training step is in bfloat16; 0 where that cannot be told."""
+    """How many times sooner a training step is in bfloat16 than as usual; 0 where that cannot be told."""
     if problems(hp):
         return 0.0
     hp = dataclasses.replace(hp, batch_size=min(hp.batch_size, _IMAGES), n_dis=1)
     shape = (_IMAGES, hp.image_size, hp.image_size, hp.channels)
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     try:
-        return _gain({p: _steps(dataclasses.replace(hp, precision=p), images, device) for p in (FLOAT32, BF16)}, device)
+        before, quick = (_steps(dataclasses.replace(hp, precision=p), images, device) for p in (usual(device), BF16))
+        return _gain(before, quick, device)
     except Diverged:
         return 0.0
 
@@ -92,27 +93,27 @@ def training_gain(hp: HParams, device: torch.device) -> float:
 def scoring_gain(size: int, device: torch.device) -> float:
     """How many times sooner Inception is in bfloat16 on images of this size (px)."""
     images = torch.zeros(2 if device.type == "cpu" else 64, 3, size, size, dtype=torch.uint8, device=device)
-    return _gain({p: _features(p, images, device) for p in (FLOAT32, BF16)}, device)
+    return _gain(_features(FLOAT32, images, device), _features(BF16, images, device), device)
 
 
-def _gain(turns: Mapping[str, Iterator[None]], device: torch.device) -> float:
-    """Medians of turns taken one after the other, the first of each a warm-up."""
+def _gain(before: Iterator[None], quick: Iterator[None], device: torch.device) -> float:
+    """Ratio of the medians of turns taken one after the other, the first of each a warm-up."""
     clock = time.thread_time if device.type == "cpu" else time.perf_counter
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    took: dict[str, list[float]] = {name: [] for name in turns}
+    turns: tuple[tuple[Iterator[None], list[float]], ...] = ((before, []), (quick, []))
     try:
-        for turn in turns.values():
+        for turn, _ in turns:
             next(turn)
         began = time.perf_counter()
-        while len(took[BF16]) < 3 or time.perf_counter() - began < _TIMED_S:
-            for name, turn in turns.items():
+        while len(turns[0][1]) < 3 or time.perf_counter() - began < _TIMED_S:
+            for turn, took in turns:
                 start = clock()
                 next(turn)
-                took[name].append(clock() - start)
+                took.append(clock() - start)
     finally:
         torch.set_num_threads(threads)
-    return statistics.median(took[FLOAT32]) / statistics.median(took[BF16])
+    return statistics.median(turns[0][1]) / statistics.median(turns[1][1])
 
 
 def _steps(hp: HParams, images: Tensor, device: torch.device) -> Iterator[None]:

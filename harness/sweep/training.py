@@ -17,6 +17,7 @@ from torch import Tensor
 from harness import atomic
 from harness.data.store import ImageStore, OnProgress, open_store
 from harness.errors import DataError, UsageError
+from harness.gan.precision import usual
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress, epoch_kimg, train
 from harness.home import Home
@@ -53,6 +54,7 @@ class Training:
         experiment: in the tracker.
         kimg: length; None is ``epochs`` passes over the images.
         fingerprint: of the images that the configuration was found on; training on others is said. Empty: any.
+        usual_precision: of the device it runs on, in place of the configuration's.
         about: what a report of it says beside the figures.
     """
 
@@ -67,6 +69,7 @@ class Training:
     fingerprint: str = ""
     grid_images: int = GRID_IMAGES
     fresh_grids: bool = False
+    usual_precision: bool = False
     about: dict[str, Any] = field(default_factory=dict)
 
     def name(self, fingerprint: str) -> str:
@@ -104,6 +107,9 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
     """
     exact_arithmetic()
     place = torch.device(choose_device(device))
+    if training.usual_precision:
+        hparams = dataclasses.replace(training.hparams, precision=usual(place))
+        training = dataclasses.replace(training, hparams=hparams)
     store = open_store(home, training.data, source, study=training.label, on_progress=watch.on_images, say=watch.say)
     training, kimg = _fitted(training, store, watch.say)
     images = on_device(store.tensor(), place)

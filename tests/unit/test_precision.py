@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
+from harness.commands.trainings import recipe_training
 from harness.errors import HarnessError, SpecDrift, UsageError
+from harness.gan.precision import usual
 from harness.gan.run import Run, Snapshot
 from harness.gan.trainer import Budget, Progress, train
 from harness.scoring.extractors import Extractor, bilinear_weights
@@ -99,6 +101,17 @@ def test_trainings_are_float32_unless_the_file_asks_and_what_would_be_sooner_is_
     assert stored["fixed"]["precision"] == "float32"
     assert stored["scoring"]["rung"]["precision"] == "float32", "MobileNetV2 has no other"
     assert any("1.5 times sooner" in line for line in said) == offered
+
+
+def test_on_cuda_trainings_are_tf32_unless_the_file_asks(monkeypatch):
+    monkeypatch.setattr(speed, "training_gain", lambda hp, device: 1.0)
+    spec = parse_study("tiny", OPEN, shown_as="tiny.toml")
+    assert settle(spec, "cuda", exact=False, say=quiet).fixed.precision == "tf32"
+    assert settle(spec, "cuda", exact=True, say=quiet).fixed.precision == "float32"
+    asked = parse_study("tiny", OPEN.replace("[fixed]", '[fixed]\nprecision = "float32"'), shown_as="tiny.toml")
+    assert settle(asked, "cuda", exact=False, say=quiet).fixed.precision == "float32"
+    assert usual(torch.device("cpu")) == "float32"
+    assert recipe_training("svhn32", None).usual_precision
 
 
 def test_what_a_study_was_started_with_holds_on_every_machine(home, monkeypatch):
