@@ -15,6 +15,7 @@ from rich.text import Text
 from harness.study.records import StudyRecord
 from harness.study.spec import StudySpec
 
+_DONE = ("COMPLETE", "PRUNED")
 _STYLES = {"COMPLETE": "green", "PRUNED": "dim", "FAIL": "red", "RUNNING": "bold"}
 
 
@@ -53,7 +54,7 @@ class SweepView:
 
     @property
     def finished(self) -> int:
-        return sum(row.state in ("COMPLETE", "PRUNED") for row in self.rows.values())
+        return sum(row.state in _DONE for row in self.rows.values())
 
     @property
     def best(self) -> _Row | None:
@@ -61,11 +62,23 @@ class SweepView:
         return min(done, key=lambda row: row.value or 0.0, default=None)
 
     def seconds_left(self) -> float | None:
-        """From the pace of this call's trials; None before the first has finished."""
+        """From the pace of this call's trials, running ones as half done; None before the first has finished."""
         fresh = self.finished - self.finished_before
         if not fresh:
             return None
-        return (time.monotonic() - self.started) / fresh * max(0, self.target - self.finished)
+        running = sum(row.state == "RUNNING" for row in self.rows.values()) / 2
+        pace = (time.monotonic() - self.started) / (fresh + running)
+        return pace * max(0.0, self.target - self.finished - running)
+
+    @property
+    def time_left(self) -> str:
+        """In words, empty where it is not known: a bound while only presets, which nothing prunes, have finished."""
+        left = self.seconds_left()
+        if not left:
+            return ""
+        presets = range(len(self.spec.presets) if self.spec.pruner.name != "none" else 0)
+        searched = any(row.number not in presets and row.state in _DONE for row in self.rows.values())
+        return f"{'about' if searched or not presets else 'at most'} {duration(left)} left"
 
     def update(self, event: Mapping[str, Any]) -> str | None:
         """Take an event in; return a line for a log where it is worth one."""
@@ -95,8 +108,7 @@ class SweepView:
             return f"trial {row.number} starts{resumed}: {shown}"
         score = f", score {row.value:.2f}" if row.value is not None else ""
         why = f" ({row.reason})" if row.reason else ""
-        left = self.seconds_left()
-        eta = f", about {duration(left)} left" if left else ""
+        eta = f", {self.time_left}" if self.time_left else ""
         return f"trial {row.number} {row.state}{score}{why}; {self.finished} of {self.target} finished{eta}"
 
     def render(self) -> RenderableType:
@@ -117,10 +129,9 @@ class SweepView:
                 Text("" if row.value is None else f"{row.value:.2f}", style="bold green" if best else ""),
                 "best" if best else row.doing or row.reason[:48],
             )
-        left = self.seconds_left()
         best_text = f"best {self.best.value:.2f} (trial {self.best.number})" if self.best else "no score yet"
         status = [f"{self.finished} of {self.target} trials finished", best_text]
-        status += [f"about {duration(left)} left"] if left else [self.doing]
+        status.append(self.time_left or self.doing)
         return Group(Text(f"study {self.spec.name}: ", style="bold") + Text(" · ".join(status)), table)
 
 

@@ -212,7 +212,7 @@ def test_view_lines_and_table():
     assert view.update({"number": 0, "kimg": 3.0, "images_per_s": 1234.0}) is None
     assert view.update({"number": 0, "kimg": 3.0, "rung": 55.5}) == "trial 0: 3.0 kimg, rung score 55.5"
     end = view.update({"number": 0, "state": "COMPLETE", "value": 42.0, "kimg": 27.0})
-    assert end.startswith("trial 0 COMPLETE, score 42.00; 1 of 4 finished, about ")
+    assert end.startswith("trial 0 COMPLETE, score 42.00; 1 of 4 finished, at most ")
     view.update({"number": 1, "state": "RUNNING", "kimg": 0.0, "params": {}})
     view.update({"number": 1, "kimg": 9.0, "images_per_s": 1500.0})
     console = Console(width=120, record=True, file=io.StringIO())
@@ -226,6 +226,22 @@ def test_view_lines_and_table():
         "best",
     ):
         assert expected in text
+
+
+def test_the_time_left_counts_running_trials_as_half_done_and_is_a_bound_until_one_was_searched(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    view = SweepView(load_study("mnist32"), target=10, started=now[0])
+    for number in (0, 1):
+        view.update({"number": number, "state": "RUNNING", "params": {"preset": "paper"}})
+    assert view.time_left == ""
+    now[0] += 90
+    # One and a half trials in 90 s; eight and a half are left.
+    end = view.update({"number": 0, "state": "COMPLETE", "value": 42.0})
+    assert end.endswith("1 of 10 finished, at most 8 min left")
+    view.update({"number": 2, "state": "RUNNING", "params": {}})
+    end = view.update({"number": 2, "state": "PRUNED", "reason": "slow"})
+    assert end.endswith("2 of 10 finished, about 4 min left")
 
 
 def test_errors_hint_is_printed_on_its_own_line():
