@@ -11,10 +11,11 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import ttest_1samp
+from scipy.optimize import brentq
+from scipy.stats import nct, ttest_1samp
+from scipy.stats import t as student_t
 from statsmodels.regression.mixed_linear_model import MixedLM
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 from statsmodels.tools.sm_exceptions import ConvergenceWarning
 
 LEVEL = 0.95
@@ -166,9 +167,9 @@ def power(effect: float, sd: float, n: int, alpha: float = ALPHA) -> float:
         return 0.0
     if sd == 0:
         return float(effect != 0)
-    found = float(TTestPower().power(effect_size=abs(effect) / sd, nobs=n, alpha=alpha))
-    # SciPy's noncentral t has no number for effects so large that they cannot be missed.
-    return 1.0 if math.isnan(found) and abs(effect) > sd else found
+    # statsmodels' TTestPower has no number for many large effects: SciPy has none for the lower tail, which is nothing.
+    shift, critical = abs(effect) / sd * math.sqrt(n), student_t.isf(alpha / 2, n - 1)
+    return float(nct.sf(critical, n - 1, shift) + np.nan_to_num(nct.sf(critical, n - 1, -shift)))
 
 
 def told(effect: float, sd: float, n: int, configurations: int) -> float:
@@ -184,9 +185,10 @@ def detectable(sd: float, n: int, configurations: int) -> float | None:
     """The difference that is told in at least 8 of 10 repeats (:func:`told`); None with fewer than two seeds."""
     if n < 2:
         return None
-    alpha = ALPHA / math.comb(configurations, 2)
-    size = TTestPower().solve_power(effect_size=None, nobs=n, alpha=alpha, power=WANTED_POWER)
-    return float(np.squeeze(size)) * sd
+    high = 1.0
+    while told(high, 1.0, n, configurations) < WANTED_POWER:
+        high *= 2
+    return sd * float(brentq(lambda effect: told(effect, 1.0, n, configurations) - WANTED_POWER, 0.0, high))
 
 
 def variance_split(samplings: Mapping[tuple[str, int], Sequence[float]]) -> VarianceSplit | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import math
 
 import numpy as np
 import pytest
+from scipy import stats
+from scipy.integrate import quad
 from scipy.stats import binomtest
 
 from harness.report.statistics import (
@@ -138,11 +141,26 @@ def test_what_is_far_from_all_others_is_told_at_least_as_often_as_predicted():
     assert binomtest(found, n, 0.8, alternative="less").pvalue > 0.001, found / n
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 4, 5, 6, 10])
+@pytest.mark.parametrize("configurations", [2, 3, 5, 6, 8, 9, 10, 15])
+def test_what_is_said_to_be_told_in_eight_of_ten_repeats_is(seeds, configurations):
+    """Against the integral over the standard deviation's law: Student's t given it is normal."""
+    effect, alpha, degrees = detectable(1.0, seeds, configurations), 0.05 / math.comb(configurations, 2), seeds - 1
+    critical, shift = stats.t.isf(alpha / 2, degrees), effect * math.sqrt(seeds)
+
+    def given(sd: float) -> float:
+        found = stats.norm.sf(critical * sd - shift) + stats.norm.cdf(-critical * sd - shift)
+        return float(stats.chi.pdf(sd * math.sqrt(degrees), degrees) * math.sqrt(degrees) * found)
+
+    told_there, _ = quad(given, 0, 12, points=[shift / critical, 1.0], limit=500)
+    assert told_there == pytest.approx(0.8, abs=2e-3)
+
+
 def test_power_rises_with_seeds_and_falls_with_comparisons():
     assert power(1.0, 1.0, 5) < power(1.0, 1.0, 10) < power(1.0, 1.0, 20)
     assert told(1.0, 1.0, 5, 2) == power(1.0, 1.0, 5) > told(1.0, 1.0, 5, 3) > told(1.0, 1.0, 5, 8)
     assert told(detectable(3.0, 6, 4), 3.0, 6, 4) == pytest.approx(0.8, abs=1e-3)
-    assert power(1e3, 1e-3, 3) == 1.0
+    assert power(1e3, 1e-3, 3) == pytest.approx(1.0)
     assert power(1.0, 0.0, 3) == 1.0
     assert power(0.0, 0.0, 3) == 0.0
     assert power(1.0, 1.0, 1) == 0.0
