@@ -10,8 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from harness.sweep.trials import Trials, trial_key
-from harness.tracking.courier import send_left
-from harness.tracking.spool import Delivery
+from harness.tracking.courier import Left, send_left
 from harness.tracking.tracker import STATUS, RunInfo, Tracker
 
 
@@ -37,12 +36,16 @@ def reconcile(trials: Trials, tracker: Tracker, spool: Path | None = None, *, cr
 def reconcile_tracker(study: optuna.Study, tracker: Tracker, spool: Path | None = None) -> list[str]:
     """Make the tracker agree with the database: one run a trial that ended, in the state of the trial."""
     done: list[str] = []
-    torn: list[Delivery] = []
+    left = Left()
     if spool is not None:
         mine = f"{study.study_name}/"
-        sent, torn = send_left(spool, lambda key: tracker if _is_trial(key, mine) else None)
-        done += [f"{key}: what was still to be sent to MLflow was sent" for key in sent]
-    done += [f"{key}: had two MLflow runs; the younger one was deleted" for key in tracker.drop_doubles()]
+        left = send_left(spool, lambda key: tracker if _is_trial(key, mine) else None)
+        done += [f"{key}: what was still to be sent to MLflow was sent" for key in left.sent]
+        done += [
+            f"{key}: MLflow does not take it ({why}); it is kept, and sent next time"
+            for key, why in left.refused.items()
+        ]
+    done += [f"{key}: had two MLflow runs; the one with less in it was deleted" for key in tracker.drop_doubles()]
     runs = tracker.runs_by_key()
     ended = set()
     for trial in study.get_trials(deepcopy=False):
@@ -57,7 +60,7 @@ def reconcile_tracker(study: optuna.Study, tracker: Tracker, spool: Path | None 
         tags = {"trial_state": state, "reason": str(trial.user_attrs.get("reason", ""))}
         tracker.end(run_id, state, scores=trial.user_attrs.get("scores", {}), tags=tags)
         done.append(f"trial {trial.number}: its MLflow run was closed as {state}")
-    for delivery in torn:
+    for delivery in left.torn:
         if delivery.key() in ended:  # closed above; nothing more will be written to it
             delivery.remove()
     return done

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
 
 from harness.errors import Fenced, without_secrets
-from harness.tracking.spool import Delivery, Spool, is_owned, journal_path, journals
+from harness.tracking.spool import Delivery, Refused, Spool, is_owned, journal_path, journals
 from harness.tracking.tracker import RunInfo, Tracker
 
 _EVERY_S = 1.0
@@ -31,6 +32,7 @@ class Courier(Spool):
         self._runs: dict[str, str] = {}
         self._tracker: Tracker | None = None
         self._away = False
+        self._refused: set[str] = set()
         self._closing = Event()
         self._thread = Thread(target=self._run, name="courier", daemon=True)
         self._thread.start()
@@ -75,6 +77,8 @@ class Courier(Spool):
         self._send_all()
 
     def _send_all(self) -> bool:
+        """Whether all was taken. A run that is refused holds up no other; where nobody answers none is tried."""
+        taken = True
         for key in list(self._mine):
             delivery = Delivery(journal_path(self.folder, key))
             if not delivery.path.is_file():
@@ -92,6 +96,12 @@ class Courier(Spool):
                 self._tracker = self._tracker or self.connect()
                 ended = delivery.send(self._tracker)
                 self._runs[key] = delivery.run_id or self._runs.get(key, "")
+            except Refused as error:
+                if key not in self._refused:
+                    self._refused.add(key)
+                    self.say(f"MLflow does not take {key} ({_short(error)}); kept on disk, training goes on")
+                taken = False
+                continue
             except Exception as error:  # whatever the tracking library raises: it is tried again later
                 self._tracker = None
                 if not self._away:
@@ -103,7 +113,7 @@ class Courier(Spool):
                 self.say("MLflow takes it again; what was kept is being sent")
             if ended:
                 self._mine.remove(key)
-        return True
+        return taken
 
     def _let_go(self, key: str) -> None:
         self._mine.remove(key)
@@ -112,18 +122,32 @@ class Courier(Spool):
             self._owned.pop(key).release()
 
 
-def send_left(folder: Path, tracker_of: Callable[[str], Tracker | None]) -> tuple[list[str], list[Delivery]]:
-    """Send what dead processes left; (keys that were sent to their end, journals without an end).
+@dataclass(slots=True)
+class Left:
+    """What came of the journals that dead processes left.
+
+    Attributes:
+        sent: keys of those that were sent to their end.
+        torn: those without an end.
+        refused: by key, why the tracker does not take it; the journal stays.
+    """
+
+    sent: list[str] = field(default_factory=list)
+    torn: list[Delivery] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def send_left(folder: Path, tracker_of: Callable[[str], Tracker | None]) -> Left:
+    """Send what dead processes left.
 
     Args:
         folder: of the journals.
         tracker_of: the tracker for a run's key, or None where it is not to be sent now.
 
     Raises:
-        Exception: whatever the tracker raises; what was not sent stays.
+        Exception: whatever the tracker raises where it cannot be reached; what was not sent stays.
     """
-    sent: list[str] = []
-    torn: list[Delivery] = []
+    left = Left()
     for path in journals(folder):
         if is_owned(path):
             continue
@@ -133,13 +157,17 @@ def send_left(folder: Path, tracker_of: Callable[[str], Tracker | None]) -> tupl
         if not key:
             delivery.remove()
         elif tracker is not None:
-            if delivery.send(tracker):
-                sent.append(key)
-            else:
-                torn.append(delivery)
-    return sent, torn
+            try:
+                if delivery.send(tracker):
+                    left.sent.append(key)
+                else:
+                    left.torn.append(delivery)
+            except Refused as error:
+                left.refused[key] = _short(error)
+    return left
 
 
 def _short(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {without_secrets(lines[0])[:160]}" if lines else type(error).__name__
+    cause = error.__cause__ if isinstance(error, Refused) and error.__cause__ else error
+    return f"{type(cause).__name__}: {without_secrets(lines[0])[:160]}" if lines else type(cause).__name__

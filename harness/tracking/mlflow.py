@@ -201,17 +201,31 @@ class MlflowTracker:
         return {run.data.tags.get(KEY_TAG, ""): (run.info.run_id, run.info.status) for run in found}
 
     def drop_doubles(self) -> list[str]:
-        """A request that was answered too late may have made a second run; it goes to MLflow's bin."""
+        """A request that was answered too late may have made a second run; the emptier one goes to MLflow's bin."""
         seen: set[str] = set()
         doubled = []
         found = self._search(f"tags.`{_PARENT_TAG}` = '{self.parent_id}'")
-        for run in sorted(found, key=lambda run: (run.info.start_time or 0, run.info.run_id)):
+        for run in sorted(found, key=lambda run: (-len(run.data.metrics), run.info.start_time or 0, run.info.run_id)):
             key = run.data.tags.get(KEY_TAG, "")
             if key and key in seen:
                 self.client.delete_run(run.info.run_id)
                 doubled.append(key)
             seen.add(key)
         return doubled
+
+    def revive(self, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+        try:
+            stage = self.client.get_run(run_id).info.lifecycle_stage
+        except MlflowException as error:
+            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                raise KeyError(run_id) from error
+            raise
+        if stage == "deleted":
+            self.client.restore_run(run_id)
+        return bool(stage == "deleted")
 
     def describe(self, run_id: str, text: str, *, images_in: str) -> None:
         """Set the run's description (Markdown), cut to what MLflow keeps; images are shown from an artifact folder."""

@@ -20,6 +20,10 @@ from harness.tracking.tracker import Point, RunInfo, Tracker, finite
 LIMIT_MB = 256
 
 
+class Refused(Exception):
+    """The tracker answers, and does not take a run's record; others it may take."""
+
+
 class Spool:
     """A :class:`harness.tracking.tracker.Tracker` that writes journals; a run's id is its key.
 
@@ -79,6 +83,9 @@ class Spool:
     def drop_doubles(self) -> list[str]:
         return []
 
+    def revive(self, run_id: str) -> bool:
+        return False
+
     def _append(self, run_id: str, record: dict[str, Any]) -> None:
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
         try:
@@ -112,7 +119,7 @@ def journal_path(folder: Path, key: str) -> Path:
 
 
 def journals(folder: Path) -> list[Path]:
-    """All journals, in the order in which their runs were started."""
+    """All journals, the one that was not written to for longest first."""
     return sorted(folder.glob("*.jsonl"), key=lambda path: (path.stat().st_ctime_ns, path.name))
 
 
@@ -146,8 +153,12 @@ class Delivery:
     def send(self, tracker: Tracker) -> bool:
         """Send what is new; whether the run's end was sent, and the journal removed with it.
 
+        A run that a person deleted meanwhile is restored; one that is gone for good is made anew from the journal.
+
         Raises:
-            Exception: whatever the tracker raises; what was sent is noted, the rest is sent next time.
+            Refused: the tracker does not take this run's record.
+            Exception: whatever the tracker raises while it cannot be reached. What was sent is noted in any case, the
+                rest is sent next time.
         """
         with FileLock(self.path.with_suffix(".sending")):
             if not self.path.is_file():
@@ -155,11 +166,26 @@ class Delivery:
             start, self.run_id = self._cursor()
             ended = False
             for offset, record in self._records(start):
-                self.run_id, ended = _send(tracker, self.run_id, record)
+                try:
+                    self.run_id, ended = _send(tracker, self.run_id, record)
+                except Exception as error:
+                    if not self.run_id or not self._revived(tracker, error):
+                        raise
+                    self.run_id, ended = _send(tracker, self.run_id, record)
                 atomic.write_text(self.cursor_path, json.dumps({"offset": offset, "run_id": self.run_id}))
             if ended:
                 self.remove()
             return ended
+
+    def _revived(self, tracker: Tracker, error: Exception) -> bool:
+        """Whether the run was restored, which is asked of the tracker: it raises where it cannot be reached."""
+        try:
+            if tracker.revive(self.run_id):
+                return True
+        except KeyError:
+            self.cursor_path.unlink(missing_ok=True)
+            raise Refused("its run is gone; it is made anew") from error
+        raise Refused(str(error)) from error
 
     def remove(self) -> None:
         """Forget the journal: all of it is where it belongs."""

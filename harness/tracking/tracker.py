@@ -55,7 +55,14 @@ class Tracker(Protocol):
         """(run id, status) of every run that was started, by key."""
 
     def drop_doubles(self) -> list[str]:
-        """Keep one run of each key, the oldest; return the keys of which there were more."""
+        """Keep one run of each key, the one with most in it; return the keys of which there were more."""
+
+    def revive(self, run_id: str) -> bool:
+        """Restore a run that a person deleted; whether it was.
+
+        Raises:
+            KeyError: it is gone for good.
+        """
 
 
 def finite(points: Iterable[Point]) -> list[Point]:
@@ -86,6 +93,9 @@ class NullTracker:
 
     def drop_doubles(self) -> list[str]:
         return []
+
+    def revive(self, run_id: str) -> bool:
+        return False
 
 
 @dataclass(slots=True)
@@ -137,3 +147,6 @@ class MemoryTracker:
 
     def drop_doubles(self) -> list[str]:
         return []
+
+    def revive(self, run_id: str) -> bool:
+        return False

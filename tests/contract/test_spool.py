@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from threading import Event
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from harness.errors import Fenced
-from harness.tracking.courier import Courier, send_left
+from harness.tracking.courier import Courier, Left, send_left
 from harness.tracking.mlflow import MlflowTracker, client_for, new_client, open_experiment
 from harness.tracking.spool import Delivery, Spool, is_owned, journal_path, journals
 from harness.tracking.tracker import MemoryTracker, Point, RunInfo
@@ -44,7 +45,7 @@ def test_a_journal_is_sent_in_order_and_removed(tmp_path):
     spool = Spool(tmp_path / "spool", pytest.fail)
     write(spool, tmp_path)
     tracker = MemoryTracker()
-    assert send_left(tmp_path / "spool", lambda key: tracker) == (["study/0"], [])
+    assert send_left(tmp_path / "spool", lambda key: tracker) == Left(sent=["study/0"])
     assert_whole(tracker)
     assert list((tmp_path / "spool").iterdir()) == []
 
@@ -78,10 +79,36 @@ class Failing(MemoryTracker):
 def test_a_connection_that_is_lost_anywhere_loses_and_doubles_nothing(tmp_path, at, after):
     write(Spool(tmp_path / "spool", pytest.fail), tmp_path)
     tracker = Failing(at, after)
-    with pytest.raises(ConnectionError):
-        send_left(tmp_path / "spool", lambda key: tracker)
-    assert send_left(tmp_path / "spool", lambda key: tracker)[0] == ["study/0"]
+    if at == 1:  # with no run yet there is nothing to ask about: the tracker counts as away
+        with pytest.raises(ConnectionError):
+            send_left(tmp_path / "spool", lambda key: tracker)
+    else:
+        assert send_left(tmp_path / "spool", lambda key: tracker).refused == {"study/0": "ConnectionError: gone"}
+    assert send_left(tmp_path / "spool", lambda key: tracker).sent == ["study/0"]
     assert_whole(tracker)
+
+
+class Choosy(MemoryTracker):
+    """Takes nothing of one run."""
+
+    def log(self, run_id, points, *, at_ms=None):
+        if run_id == "study/0":
+            raise ValueError("not this one")
+        super().log(run_id, points, at_ms=at_ms)
+
+
+def test_a_run_that_is_refused_for_good_holds_up_no_other(tmp_path):
+    tracker, said = Choosy(), []
+    courier = Courier(tmp_path / "spool", lambda: tracker, said.append)
+    other = dataclasses.replace(INFO, key="study/1")
+    for info in (INFO, other):
+        run_id = courier.start(info)
+        courier.log(run_id, [Point("loss", 1.0, 1)])
+        courier.end(run_id, "COMPLETE", **END)
+    courier.close(60)
+    assert (tracker.runs["study/0"].status, tracker.runs["study/1"].status) == ("RUNNING", "FINISHED")
+    assert said[0] == "MLflow does not take study/0 (ValueError: not this one); kept on disk, training goes on"
+    assert send_left(tmp_path / "spool", lambda key: tracker).refused == {"study/0": "ValueError: not this one"}
 
 
 def test_half_a_last_line_is_cut_off_and_the_rest_is_sent(tmp_path):
@@ -105,7 +132,7 @@ def test_a_living_writers_journal_is_left_to_it(tmp_path):
     spool = Spool(tmp_path / "spool", pytest.fail)
     run_id = spool.start(INFO)
     assert is_owned(journal_path(tmp_path / "spool", run_id))
-    assert send_left(tmp_path / "spool", lambda key: pytest.fail("sent")) == ([], [])
+    assert send_left(tmp_path / "spool", lambda key: pytest.fail("sent")) == Left()
 
 
 def test_the_spool_is_bounded_and_keeps_what_matters_most(tmp_path):
@@ -133,6 +160,42 @@ def test_what_is_fenced_sends_nothing(tmp_path):
     courier.close(30)
     assert tracker.runs == {}
     assert [path.name for path in journals(tmp_path / "spool")], "left to whoever reconciles"
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+def test_a_run_that_a_person_deleted_while_it_was_written_comes_back(home, tmp_path, for_good):
+    client = client_for(home)
+    tracker = MlflowTracker(client, open_experiment(client, home, "study"))
+    spool = Spool(home.spool, pytest.fail)
+    run_id = spool.start(INFO)
+    spool.log(run_id, [Point("loss", 0.1, 100)])
+    delivery = Delivery(journal_path(home.spool, run_id))
+    assert not delivery.send(tracker)
+    client.delete_run(delivery.run_id)
+    if for_good:
+        client._tracking_client.store._hard_delete_run(delivery.run_id)
+    spool.log(run_id, [Point("loss", 0.2, 200)])
+    spool.end(run_id, "COMPLETE", **END)
+    if for_good:
+        assert send_left(home.spool, lambda key: tracker).refused
+    assert send_left(home.spool, lambda key: tracker).sent == ["study/0"]
+    (run,) = client.search_runs([tracker.experiment_id])
+    assert (run.info.status, run.info.run_id == delivery.run_id) == ("FINISHED", not for_good)
+    assert [p.step for p in client.get_metric_history(run.info.run_id, "loss")] == [100, 200]
+
+
+def test_of_two_runs_of_one_key_the_one_with_data_stays(home, tmp_path):
+    client = client_for(home)
+    experiment = open_experiment(client, home, "study")
+    parent = MlflowTracker(client, experiment).start(RunInfo(key="study/sweep", name="study", params={}, tags={}))
+    tracker = MlflowTracker(client, experiment, parent)
+    late = tracker.start(INFO)  # its answer never came
+    tracker._find = lambda key: None  # the second request was made before the first one's run could be seen
+    used = tracker.start(INFO)
+    tracker.log(used, [Point("loss", 0.1, 100)])
+    assert late != used
+    assert tracker.drop_doubles() == [INFO.key]
+    assert {run_id for run_id, _ in tracker.runs_by_key().values()} == {used}
 
 
 @pytest.fixture
