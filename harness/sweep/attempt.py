@@ -201,7 +201,7 @@ class Attempt:
         return sorted(found, key=lambda path: (path.name, path.parent.name), reverse=True)
 
     def _newest(self) -> dict[str, Any] | None:
-        """The newest checkpoint that is whole and of this training; damaged ones are set aside."""
+        """The newest checkpoint that is whole and of this training; others are set aside, and count no more."""
         for path in self._snapshots():
             try:
                 state = load_checkpoint(path, self.device)
@@ -213,6 +213,9 @@ class Attempt:
                 continue
             if belongs:
                 return state
+            with suppress(OSError):
+                path.rename(path.with_suffix(".other"))
+            self.say(f"{path.name} is of another configuration or version of the harness; set aside")
         return None
 
     def _adopt(self) -> None:

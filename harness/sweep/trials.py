@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
@@ -25,7 +25,19 @@ MAX_CRASHES = 3
 # Reasons of a FAIL that is continued by another attempt.
 INTERRUPTED, KILLED, OOM = "interrupted", "its worker was killed", "oom"
 GIVEN_UP = f"{KILLED} {MAX_CRASHES} times without getting further; given up"
-_KEPT = ("preset", "recipe", "variant", "overrides", "own_images", "arm", "training_seed", "place", "oom", "hparams")
+_KEPT = (
+    "preset",
+    "recipe",
+    "variant",
+    "overrides",
+    "own_images",
+    "arm",
+    "training_seed",
+    "place",
+    "oom",
+    "hparams",
+    "kept_at",
+)
 
 R = TypeVar("R")
 
@@ -86,10 +98,14 @@ class Trials:
         own = in_place(storage.get_trial(trial._trial_id))
         if not self.spec.objectives:
             view = View(self.study.study_name, storage, pruner=make_pruner(self.spec))
-            return bool(view.pruner.prune(view, own))
-        ranked = Ranked(self.study.study_name, storage, pruner=make_pruner(self.spec))
-        ranked.step = own.last_step
-        return bool(ranked.pruner.prune(ranked, ranked.seen(own)))
+            pruned = bool(view.pruner.prune(view, own))
+        else:
+            ranked = Ranked(self.study.study_name, storage, pruner=make_pruner(self.spec))
+            ranked.step = own.last_step
+            pruned = bool(ranked.pruner.prune(ranked, ranked.seen(own)))
+        if not pruned:
+            storage.set_trial_user_attr(trial._trial_id, "kept_at", own.last_step)
+        return pruned
 
     def history(self, trial: optuna.Trial) -> list[int]:
         """Numbers of the trials that this one continues, the first first."""
@@ -161,7 +177,7 @@ class Trials:
         attrs |= {"retry_of": trial.number, "root": int(trial.user_attrs.get("root", trial.number))}
         attrs["crashes"] = crashes(trial) if reason.startswith(KILLED) else 0
         # The keys of optuna.storages.RetryHeartbeatStaleTrialCallback; a pruner's notes stay with the trial.
-        notes = {"failed_trial": trial.number, "retry_history": [], **trial.system_attrs}
+        notes = {"failed_trial": trial.number, "retry_history": [], **_decided(trial)}
         notes["retry_history"] = [*notes["retry_history"], trial.number]
         # Killed while parameters were suggested: all are suggested anew, as the sampler draws them one after the other.
         whole = "hparams" in trial.user_attrs
@@ -220,6 +236,19 @@ def crashes(trial: FrozenTrial) -> int:
     if float(attrs.get("saved_kimg", 0.0)) > float(attrs.get("resumed_kimg", 0.0)):
         return 1
     return int(attrs.get("crashes", 0)) + 1
+
+
+def _decided(trial: FrozenTrial) -> dict[str, Any]:
+    """System attributes without successive halving's notes on a rung at which a kill came before the verdict."""
+    step = trial.last_step
+    if step is None or step == trial.user_attrs.get("kept_at"):
+        return trial.system_attrs
+    score = trial.intermediate_values[step]
+    return {
+        name: value
+        for name, value in trial.system_attrs.items()
+        if not (name.startswith("completed_rung_") and value == score)
+    }
 
 
 def finished_count(study: optuna.Study) -> int:

@@ -36,7 +36,7 @@ def in_place(trial: FrozenTrial) -> FrozenTrial:
 
 
 class View(optuna.Study):
-    """The study as samplers and pruners see it: a retry has the number of the trial that it continues.
+    """The study as samplers and pruners see it: a retry stands for the trial that it continues, under its number.
 
     Of several objectives the first, the score, is the one that rung scores are of.
     """
@@ -48,7 +48,13 @@ class View(optuna.Study):
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
-        return [in_place(trial) for trial in super()._get_trials(deepcopy, states, use_cache)]
+        found = super()._get_trials(deepcopy, states, use_cache)
+        if any(trial.state == TrialState.FAIL for trial in found):
+            # Successive halving counts the rungs of failed trials, too: those of an attempt are its continuation's.
+            every = found if states is None else super()._get_trials(deepcopy=False)
+            continued = {trial.user_attrs.get("retry_of") for trial in every}
+            found = [trial for trial in found if trial.number not in continued]
+        return [in_place(trial) for trial in found]
 
 
 class Ranked(View):

@@ -19,6 +19,7 @@ from sqlalchemy import create_engine, text
 from harness.errors import Fenced, SpecDrift, StorageLost
 from harness.home import Home
 from harness.study.files import parse_study
+from harness.study.spec import PrunerSpec
 from harness.study.suggest import suggest
 from harness.sweep.database import StudyLock, dead_after, open_storage
 from harness.sweep.lease import Lease
@@ -134,6 +135,40 @@ def test_a_trial_that_kills_its_worker_every_time_is_given_up_and_one_that_gets_
     trials.heal()
     assert trials.study.trials[trial.number].user_attrs["reason"] == GIVEN_UP
     assert "RUNNING" not in states(trials)
+
+
+@pytest.mark.parametrize("when", ["before the verdict", "after it"])
+@pytest.mark.parametrize("name", ["successive_halving", "hyperband"])
+def test_kills_at_a_rung_change_no_verdict_of_successive_halving(tmp_path, monkeypatch, name, when):
+    """Optuna counts a rung's score wherever a trial has a note of it, also in attempts that failed."""
+
+    def verdicts(kills: int) -> list[bool]:
+        home = Home(tmp_path / f"killed-{kills}")
+        spec = SPEC.model_copy(update={"pruner": PrunerSpec(name=name, reduction_factor=2)})
+        trials = Trials(open_study(spec, home), spec, home)
+        found = []
+        for index, score in enumerate((50.0, 45.0, 40.0, 43.0, 30.0, 41.0, 35.0, 42.0, 39.0, 37.0)):
+            trial = trials.ask(99)
+            trial.set_user_attr("hparams", suggest(trial, spec).to_dict())
+            for _ in range(kills if index == 2 else 0):
+                trial.report(score, 100)
+                assert not trials.should_prune(trial)
+                if when == "before the verdict":
+                    trial.set_user_attr("kept_at", None)
+                trial.set_user_attr("worker", GONE)
+                trials.heal()
+                trial = trials.ask(99)
+                trial.set_user_attr("hparams", trial.user_attrs["hparams"])
+            trial.report(score, 100)
+            found.append(trials.should_prune(trial))
+            pruned = found[-1]
+            trials.end(trial, TrialState.PRUNED if pruned else TrialState.COMPLETE, None if pruned else score, "")
+        return found
+
+    monkeypatch.setattr("harness.sweep.trials.MAX_CRASHES", 9)
+    undisturbed = verdicts(0)
+    assert any(undisturbed) and not all(undisturbed)
+    assert [verdicts(kills) for kills in (1, 3)] == [undisturbed] * 2
 
 
 def test_a_worker_of_another_machine_is_dead_when_the_database_has_not_heard_of_it(trials):
