@@ -25,7 +25,8 @@ def report_context(
 ) -> dict[str, Any]:
     spec = json.loads(record.attrs["spec"])
     best = board.trials[0] if board.trials else None
-    paper = next((t for t in record.complete if t.attrs.get("preset") == "paper"), None)
+    comparable = rank(record, top=len(record.trials)).trials
+    paper = next((t for t in comparable if t.attrs.get("preset") == "paper"), None)
     final_metric = record.attrs["final_metric"]
     scores = [trial.attrs.get("scores", {}) for trial in board.trials]
     unavailable = board.trials[0].attrs.get("unavailable", {}) if best else {}

@@ -7,16 +7,21 @@ from pathlib import Path
 
 import pandas as pd
 
+from harness.report.ranking import rank
 from harness.study.records import StudyRecord
 
 
 def trials_frame(record: StudyRecord) -> pd.DataFrame:
-    """One row a trial that was started: number, state, value, kimg, seconds, reason, and every parameter by name."""
+    """One row a trial that was started: number, state, value, kimg, seconds, reason, and every parameter by name.
+
+    Values are those of the leaderboard's protocol; others cannot be compared with them.
+    """
+    comparable = {trial.number for trial in rank(record, top=len(record.trials)).trials}
     rows = [
         {
             "number": trial.number,
             "state": trial.state,
-            "value": trial.value if trial.state == "COMPLETE" else None,
+            "value": trial.value if trial.number in comparable else None,
             "kimg": _last_kimg(trial.intermediate, trial.attrs.get("diverged", False)),
             "seconds": trial.seconds,
             "score_s": float(trial.attrs.get("score_s", 0.0)),

@@ -116,11 +116,10 @@ def _figures(
 
 def _tradeoffs(record: StudyRecord, trials: pd.DataFrame) -> dict[str, bytes]:
     names = objectives(record)
-    if len(names) == 1 or not record.complete:
+    ranked = [t for t in rank(record, top=len(record.trials)).trials if len(t.values) == len(names)]
+    if len(names) == 1 or not ranked:
         return {}
-    frame = pd.DataFrame(
-        [{"number": trial.number, **dict(zip(names, trial.values, strict=True))} for trial in record.complete]
-    )
+    frame = pd.DataFrame([{"number": trial.number, **dict(zip(names, trial.values, strict=True))} for trial in ranked])
     best = {trial.number for trial in pareto_front(record)}
     return {"tradeoff": plots.to_png(plots.tradeoff(frame, names, best, record.attrs["final_metric"]))}
 

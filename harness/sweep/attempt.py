@@ -73,6 +73,7 @@ class Attempt:
         self.rungs: dict[int, float] = {}
         self.watched: dict[int, dict[str, float]] = {}
         self.resumed_kimg = 0.0
+        self._foreign: set[Path] = set()
         self._adopt()
         self.state = self._newest()
         self.run_id = tracker.start(info)
@@ -122,11 +123,21 @@ class Attempt:
         self._saved = time.monotonic()
 
     def trained_s(self, until_kimg: float = math.inf) -> float:
-        """Seconds of training up to so many kimg, over all attempts, without scoring and checkpoints."""
-        kimg = [0.0, *(row["kimg"] for row in self.curve)]
-        windows = zip(kimg, self.curve, strict=False)
-        return sum(1000 * (row["kimg"] - before) / row["images_per_s"] for before, row in windows
-                   if row["kimg"] <= until_kimg)  # fmt: skip
+        """Seconds of training up to so many kimg, over all attempts, without scoring and checkpoints.
+
+        Rates are of windows of the curve; a mark within a window, or after the last one, counts at the nearest rate.
+        """
+        seconds = reached = 0.0
+        rate = math.inf
+        for row in self.curve:
+            rate = row["images_per_s"]
+            if row["kimg"] > until_kimg:
+                break
+            seconds += 1000 * (row["kimg"] - reached) / rate
+            reached = row["kimg"]
+        if math.isfinite(until_kimg):
+            seconds += 1000 * max(0.0, until_kimg - reached) / rate
+        return seconds
 
     def due(self, every_s: float) -> bool:
         """Whether the last checkpoint is older than ``every_s`` seconds."""
@@ -197,11 +208,11 @@ class Attempt:
 
     def _snapshots(self) -> list[Path]:
         """Of this attempt and of those that it continues, newest first."""
-        found = [path for folder in (*self._earlier, self.folder) for path in folder.glob("snapshot-*.pt")]
-        return sorted(found, key=lambda path: (path.name, path.parent.name), reverse=True)
+        found = {path for folder in (*self._earlier, self.folder) for path in folder.glob("snapshot-*.pt")}
+        return sorted(found - self._foreign, key=lambda path: (path.name, path.parent.name), reverse=True)
 
     def _newest(self) -> dict[str, Any] | None:
-        """The newest checkpoint that is whole and of this training; others are set aside, and count no more."""
+        """The newest checkpoint that is whole and of this training; damaged ones are set aside, others' left alone."""
         for path in self._snapshots():
             try:
                 state = load_checkpoint(path, self.device)
@@ -213,9 +224,8 @@ class Attempt:
                 continue
             if belongs:
                 return state
-            with suppress(OSError):
-                path.rename(path.with_suffix(".other"))
-            self.say(f"{path.name} is of another configuration or version of the harness; set aside")
+            self._foreign.add(path)
+            self.say(f"{path.name} is of another configuration, other images or another version; not used")
         return None
 
     def _adopt(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,5 +93,8 @@ def _summary(study: optuna.Study) -> dict[str, float]:
     done = [t for t in study.get_trials(deepcopy=False) if t.state == optuna.trial.TrialState.COMPLETE and t.values]
     if not done:
         return {}
-    name = str(study.user_attrs["final_metric"])
-    return {f"best_{name}": min(float(trial.values[0]) for trial in done), "trials_complete": float(len(done))}
+    # Only scores of one protocol can be compared: that of most trials, as in the report.
+    hashes = [str(trial.user_attrs.get("protocol_hash", "")) for trial in done]
+    (chosen, _), *_ = Counter(reversed(hashes)).most_common(1)
+    best = min(float(trial.values[0]) for trial, own in zip(done, hashes, strict=True) if own == chosen)
+    return {f"best_{study.user_attrs['final_metric']}": best, "trials_complete": float(len(done))}

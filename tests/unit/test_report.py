@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from PIL import Image
 
 from harness.commands.studies import with_budget
 from harness.errors import SpecError
+from harness.report.context import report_context
+from harness.report.frames import trials_frame
 from harness.report.markdown import heading, metric_label
 from harness.report.ranking import rank
 from harness.report.render import build_report
@@ -154,6 +157,17 @@ def test_scores_of_other_protocols_are_not_ranked():
     board = rank(record(*FULL.trials[:3], *other), top=5)
     assert [t.number for t in board.trials] == [1, 2, 0]
     assert (board.protocol_hash, board.left_out) == ("p1", (7,))
+
+
+def test_scores_of_other_protocols_are_in_no_figure_and_no_comparison():
+    old = {"protocol_hash": "old", "preset": "paper"}
+    trials = [dataclasses.replace(t, attrs={**t.attrs, "preset": ""}) for t in FULL.trials[:3]]
+    mixed = record(*trials, trial(7, value=1.0, attrs=old))
+    values = trials_frame(mixed).set_index("number")["value"]
+    assert values.min() == 40.25
+    assert math.isnan(values[7])
+    board = rank(mixed, top=5)
+    assert report_context(mixed, board, trials_frame(mixed), [], {}, "")["paper"] is None
 
 
 def test_divergence_and_pruning_never_lead():
