@@ -84,9 +84,10 @@ def worker(arguments: argparse.Namespace) -> int:
 def reconcile(arguments: argparse.Namespace) -> None:
     from harness.commands.studies import reconcile
 
-    done = list(reconcile(arguments.study, Home.from_environment()))
-    for line in done:
+    done = False
+    for line in reconcile(arguments.study, Home.from_environment()):
         say(line)
+        done = True
     if not done:
         say("nothing to heal: databases, trials and MLflow agree")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from harness.errors import HarnessError, UsageError
+from harness.errors import HarnessError, NotFoundError, UsageError
 from harness.home import Home
 from harness.study.files import load_study
 from harness.study.spec import StudySpec
@@ -69,7 +69,14 @@ def reconcile(name: str | None, home: Home) -> Iterator[str]:
 
     storage = open_storage(home)
     for found in [name] if name else sorted(optuna.get_all_study_names(storage)):
-        study = load_started(found, home, storage=storage)
+        try:
+            study = load_started(found, home, storage=storage)
+            if "mlflow_parent" not in study.user_attrs:
+                raise NotFoundError(f"study {found} was created, and killed before its first trial", "Run it again.")
+        except NotFoundError:
+            if name:
+                raise
+            continue
         for line in Trials(study, stored_spec(study), home).heal():
             yield f"{found}: {line}"
         experiment, parent = str(study.user_attrs["mlflow_experiment"]), str(study.user_attrs["mlflow_parent"])
@@ -90,7 +97,7 @@ def outlook_lines(name: str, home: Home, more: int) -> Iterator[str]:
     from harness.sweep.plan import started_record
 
     record = started_record(name, home)
-    ended = [trial.seconds for trial in record.trials if trial.state in ("COMPLETE", "PRUNED")] if record else []
+    ended = [record.seconds(t) for t in record.trials if t.state in ("COMPLETE", "PRUNED")] if record else []
     if record and len(ended) >= _FEWEST_ENDED:
         each, left = sum(ended) / len(ended), max(0, int(record.attrs["target"]) - len(ended))
         rest = f"the {left} that are left take {duration(each * left)} of a worker's time" if left else "none is left"

@@ -1,12 +1,13 @@
-"""The layers at both ends of the networks, as matrix products.
+"""Layers that are matrix products, wholly or in part, where general convolution kernels leave a processor idle.
 
-Where a map is one pixel, or has one or three channels, general convolution kernels leave most of a processor idle.
-These layers are their PyTorch bases in parameters, names and results (up to rounding); only the way there differs. The
-ends on the image are matrix products on the CPU alone. What each gains: docs/performance.md.
+That is where a map is one pixel or has one or three channels, and in the weights' gradient where maps are small and
+have many. These layers are their PyTorch bases in parameters, names and results (up to rounding); only the way there
+differs. All but those of one pixel are so on the CPU alone. What each gains: docs/performance.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,14 +59,58 @@ class FromImage(nn.Conv2d):
         return maps
 
 
+class Down(nn.Conv2d):
+    """A convolution inside the discriminator."""
+
+    def forward(self, maps_NCHW: Tensor) -> Tensor:
+        return _convolution(self, super().forward, maps_NCHW, transposed=False)
+
+
+class Up(nn.ConvTranspose2d):
+    """A transposed convolution inside the generator."""
+
+    def forward(self, maps_NCHW: Tensor, output_size: Any = None) -> Tensor:
+        return _convolution(self, super().forward, maps_NCHW, transposed=True)
+
+
 def with_library_layers(network: nn.Module) -> nn.Module:
     """The same network and parameters with PyTorch's own layers in place of these: what they are compared with."""
     for module in network.modules():
         kind: Any = type(module)
-        if kind in (Projection, ToImage, ToLogit, FromImage):
+        if kind in (Projection, ToImage, ToLogit, FromImage, Down, Up):
             (base,) = kind.__bases__
             module.__class__ = base
     return network
+
+
+def _convolution(
+    layer: Down | Up, library: Callable[[Tensor], Tensor], maps_NCHW: Tensor, *, transposed: bool
+) -> Tensor:
+    """The library's result, and its gradients but for the weights' where a product is sooner."""
+    if maps_NCHW.device.type != "cpu" or not layer.weight.requires_grad or not torch.is_grad_enabled():
+        return library(maps_NCHW)
+    x, weight = _operands(maps_NCHW, layer.weight)
+    stride = 1 if transposed else layer.stride[0]
+    rows = len(x) * (x.shape[2] // stride) * (x.shape[3] // stride)
+    if not _product_is_sooner(weight, len(x), rows):
+        return library(maps_NCHW)
+    bias = layer.bias if layer.bias is None else layer.bias.to(weight.dtype)
+    places = [list(pair) for pair in (layer.stride, layer.padding, layer.output_padding)]
+    maps: Tensor = _Convolution.apply(x, weight, bias, places, transposed)
+    return maps
+
+
+def _product_is_sooner(weight: Tensor, images: int, rows: int) -> bool:
+    """Whether the weights' gradient is, of layers whose smaller maps have so many pixels together.
+
+    Measured for 4x4 and 5x5 kernels of stride 2, batches of 16 to 128, maps of 4 and 8 px, 16 to 1024 channels, on one
+    thread of an AMD EPYC: 1.3 to 3.3 times as fast in float32 where this says so, 1.1 to 6 times in bfloat16; elsewhere
+    mostly slower (docs/performance.md).
+    """
+    channels, pixels = weight.shape[0], rows // images
+    if weight.dtype == torch.bfloat16:
+        return (pixels <= 16 and channels >= 128) or (pixels <= 64 and channels >= 512)
+    return pixels <= 16 and (channels >= 512 or (channels >= 128 and rows <= 256))
 
 
 def _plus(maps_NCHW: Tensor, bias: Tensor | None) -> Tensor:
@@ -142,6 +187,51 @@ class _Downsampling(torch.autograd.Function):
         to_images = _up(gradient, weight) if ctx.needs_input_grad[0] else None
         wanted = [False, *ctx.needs_input_grad[1:]]
         return to_images, *_gradients(gradient, images_NCHW, weight, transposed=False, wanted=wanted)[1:]
+
+
+class _Convolution(torch.autograd.Function):
+    """The library's convolution, transposed or not; the gradient of its weights is one matrix product.
+
+    The weights are (S, L, k, k) for S channels of the smaller maps and L of the larger ones, whichever way they lead.
+    Their gradient is that of every pixel of the smaller maps times the patch of the larger ones that belongs to it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, places: list[list[int]], transposed: bool
+    ) -> Tensor:
+        ctx.save_for_backward(x_NCHW, weight)
+        ctx.places, ctx.transposed = places, transposed
+        stride, padding, output_padding = places
+        return torch.convolution(x_NCHW, weight, bias, stride, padding, [1, 1], transposed, output_padding, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        x_NCHW, weight = ctx.saved_tensors
+        stride, padding, output_padding = ctx.places
+        to_x = None
+        if ctx.needs_input_grad[0]:
+            to_x = torch.ops.aten.convolution_backward(
+                gradient, x_NCHW, weight, None, stride, padding, [1, 1], ctx.transposed, output_padding, 1,
+                [True, False, False],
+            )[0]  # fmt: skip
+        # Asked for the bias's, oneDNN makes the weights' as well.
+        to_bias = gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        small, large = (x_NCHW, gradient) if ctx.transposed else (gradient, x_NCHW)
+        kernel = weight.shape[2]
+        patches = _patches(large, kernel, stride[0], padding[0], small.shape[2:])
+        product = small.permute(0, 2, 3, 1).reshape(-1, small.shape[1]).t() @ patches
+        to_weight = product.view(-1, kernel, kernel, large.shape[1]).permute(0, 3, 1, 2)
+        return to_x, to_weight, to_bias, None, None
+
+
+def _patches(maps_NCHW: Tensor, kernel: int, stride: int, padding: int, places: torch.Size) -> Tensor:
+    """The patch at each of (H, W) places, shape (N * H * W, kernel * kernel * C)."""
+    around = (0, 0, padding, padding + kernel, padding, padding + kernel)  # an output's padding may reach beyond
+    maps_NHWC = F.pad(maps_NCHW.permute(0, 2, 3, 1), around)
+    windows = maps_NHWC.unfold(1, kernel, stride)[:, : places[0]].unfold(2, kernel, stride)[:, :, : places[1]]
+    return windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, kernel * kernel * maps_NCHW.shape[1])
 
 
 def _gradients(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from harness.gan.layers import FromImage, Projection, ToImage, ToLogit
+from harness.gan.layers import Down, FromImage, Projection, ToImage, ToLogit, Up
 from harness.study.architecture import Layer, discriminator_layers, generator_layers
 from harness.study.hparams import HParams
 
@@ -63,7 +63,7 @@ class Generator(nn.Module):
         act, slope = hp.activation_g, hp.slope_g
         layers += _following(first, act, slope, hp.bn_eps, hp.bn_momentum_projection or hp.bn_momentum)
         for up in upsampling:
-            kind = ToImage if up is upsampling[-1] and up.kernel == 4 else nn.ConvTranspose2d
+            kind = ToImage if up is upsampling[-1] and up.kernel == 4 else Up
             layers.append(
                 kind(up.inputs, up.outputs, up.kernel, up.stride, up.padding, up.output_padding, bias=up.bias)
             )
@@ -82,7 +82,7 @@ class Discriminator(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for down in discriminator_layers(hp):
-            kind = FromImage if not layers and (down.kernel, down.stride, down.padding) == (4, 2, 1) else nn.Conv2d
+            kind = FromImage if not layers and (down.kernel, down.stride, down.padding) == (4, 2, 1) else Down
             layers.append(kind(down.inputs, down.outputs, down.kernel, down.stride, down.padding, bias=down.bias))
             layers += _following(down, hp.activation_d, hp.slope_d, hp.bn_eps, hp.bn_momentum)
         if hp.ends == "linear":

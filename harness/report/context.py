@@ -64,7 +64,7 @@ def report_context(
         "space": [_space_row(name, param) for name, param in spec["space"].items()],
         "params": list(spec["space"]),
         "other_metrics": sorted({name for row in scores for name in row if name != final_metric}),
-        "board": [_board_row(trial, spec) for trial in board.trials],
+        "board": [_board_row(trial, record.seconds(trial), spec) for trial in board.trials],
         "baselines": _baselines(record, best),
         "sweep_time": duration(sum(trial.seconds for trial in record.trials)),
         "left_out": ", ".join(map(str, board.left_out)),
@@ -84,8 +84,6 @@ def _baselines(record: StudyRecord, best: TrialRecord | None) -> list[dict[str, 
     for trial in record.trials:
         if "recipe" not in trial.attrs or trial.state == "WAITING" or trial.number in continued:
             continue
-        root = trial.attrs.get("root", trial.number)
-        attempts = [other for other in record.trials if other.attrs.get("root", other.number) == root]
         ranked = best is not None and trial.attrs.get("protocol_hash") == best.attrs.get("protocol_hash")
         value = trial.value if trial.state == "COMPLETE" and ranked else None
         rows.append(
@@ -95,7 +93,7 @@ def _baselines(record: StudyRecord, best: TrialRecord | None) -> list[dict[str, 
                 "variant": trial.attrs["variant"],
                 "value": value,
                 "gain": value - best.value if value is not None and best and best.value is not None else None,
-                "seconds": sum(attempt.seconds for attempt in attempts),
+                "seconds": record.seconds(trial),
                 "batch": trial.attrs.get("hparams", {}).get("batch_size"),
                 "own_images": trial.attrs.get("own_images", ""),
                 "end": "" if value is not None else trial.reason or trial.state.lower(),
@@ -104,7 +102,7 @@ def _baselines(record: StudyRecord, best: TrialRecord | None) -> list[dict[str, 
     return sorted(rows, key=lambda row: (row["value"] is None, row["value"] or 0.0, row["number"]))
 
 
-def _board_row(trial: TrialRecord, spec: Mapping[str, Any]) -> dict[str, Any]:
+def _board_row(trial: TrialRecord, seconds: float, spec: Mapping[str, Any]) -> dict[str, Any]:
     preset = trial.attrs.get("preset")
     return {
         "number": trial.number,
@@ -112,7 +110,7 @@ def _board_row(trial: TrialRecord, spec: Mapping[str, Any]) -> dict[str, Any]:
         "value": trial.value,
         "scores": trial.attrs.get("scores", {}),
         "kimg": spec["budget"]["kimg"],
-        "seconds": trial.seconds,
+        "seconds": seconds,
         "params": trial.params or _of_recipe(trial, spec),
     }
 
@@ -169,7 +167,7 @@ def tradeoff_context(record: StudyRecord) -> dict[str, Any] | None:
     best, spec = pareto_front(record), json.loads(record.attrs["spec"])
     return {
         "names": [objective_label(name, record.attrs["final_metric"]) for name in names],
-        "rows": [{**_board_row(trial, spec), "values": trial.values} for trial in best],
+        "rows": [{**_board_row(trial, record.seconds(trial), spec), "values": trial.values} for trial in best],
         "timed": "seconds" in names,
         "n": len(rank(record, top=len(record.trials)).trials),
     }

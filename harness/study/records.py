@@ -27,9 +27,11 @@ class TrialRecord:
 
     @property
     def seconds(self) -> float:
-        """Seconds from start to end, by the worker's stopwatch where it lived to say so; 0 while unfinished."""
+        """Seconds to the end by the worker's stopwatch, of a killed one to its last checkpoint; 0 while unfinished."""
         if "elapsed_s" in self.attrs:
             return float(self.attrs["elapsed_s"])
+        if self.state == "FAIL":  # it ended when it was found dead, which may be days later
+            return float(self.attrs.get("saved_s", 0.0))
         return max(0.0, (self.ended - self.started).total_seconds()) if self.started and self.ended else 0.0
 
     @property
@@ -50,6 +52,15 @@ class StudyRecord:
         """Trials with a final score, best first; ties go to the earlier one."""
         done = [trial for trial in self.trials if trial.state == "COMPLETE" and trial.value is not None]
         return sorted(done, key=lambda trial: (trial.value, trial.number))
+
+    def attempts(self, trial: TrialRecord) -> list[TrialRecord]:
+        """The trial with those that it continues, and those that continue it."""
+        root = trial.attrs.get("root", trial.number)
+        return [other for other in self.trials if other.attrs.get("root", other.number) == root]
+
+    def seconds(self, trial: TrialRecord) -> float:
+        """Of all its attempts."""
+        return sum(attempt.seconds for attempt in self.attempts(trial))
 
     @property
     def best(self) -> TrialRecord | None:

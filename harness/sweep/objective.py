@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,6 +88,7 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> l
         Fenced: the trial was declared dead.
         StorageLost: the database was away for too long; a checkpoint is written.
     """
+    started = time.perf_counter()
     overrides = trial.user_attrs.get("overrides")
     hp = spec.hparams({}, overrides) if overrides else suggest(trial, spec)
     seed = training_seed(trial, spec)
@@ -113,6 +115,7 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> l
             continue
         attempt.save(event)
         trial.set_user_attr("saved_kimg", event.kimg)
+        trial.set_user_attr("saved_s", round(time.perf_counter() - started, 2))
         if event.kimg > attempt.resumed_kimg:
             env.publish({"number": trial.number, "saved": event.kimg})
         if env.stop():

@@ -8,7 +8,7 @@ from torch import nn
 
 from benchmarks.baselines import Loop
 from harness.gan import layers
-from harness.gan.layers import FromImage, Projection, ToImage, ToLogit, with_library_layers
+from harness.gan.layers import Down, FromImage, Projection, ToImage, ToLogit, Up, with_library_layers
 from harness.gan.networks import build
 from harness.study.hparams import HParams
 from tests.conftest import CPU
@@ -22,6 +22,13 @@ CASES = {
     "to a coloured image": (ToImage, nn.ConvTranspose2d, (6, 3, 4, 2, 1), (5, 6, 8, 6)),
     "from a grey image": (FromImage, nn.Conv2d, (1, 6, 4, 2, 1), (5, 1, 16, 16)),
     "from a coloured image": (FromImage, nn.Conv2d, (3, 6, 4, 2, 1), (5, 3, 16, 12)),
+    "down to small maps": (Down, nn.Conv2d, (6, 128, 4, 2, 1), (3, 6, 8, 6)),
+    "down by a kernel of 5": (Down, nn.Conv2d, (6, 128, 5, 2, 2), (3, 6, 8, 8)),
+    "down by a kernel of 3, without stride": (Down, nn.Conv2d, (6, 128, 3, 1, 1), (3, 6, 4, 4)),
+    "down to large maps": (Down, nn.Conv2d, (6, 5, 4, 2, 1), (3, 6, 16, 16)),
+    "up from small maps": (Up, nn.ConvTranspose2d, (128, 6, 4, 2, 1), (3, 128, 4, 3)),
+    "up by a kernel of 5": (Up, nn.ConvTranspose2d, (128, 6, 5, 2, 2, 1), (3, 128, 4, 4)),
+    "up from large maps": (Up, nn.ConvTranspose2d, (5, 6, 4, 2, 1), (3, 5, 8, 8)),
 }
 
 
@@ -68,6 +75,19 @@ def test_autocast_reaches_them(case):
         torch.testing.assert_close(one.float(), other, rtol=0.03, atol=0.03 * float(other.detach().abs().max()))
 
 
+@pytest.mark.parametrize("case", [case for case, (ours, *_) in CASES.items() if ours in (Down, Up)])
+def test_the_weights_gradient_is_a_product_where_maps_are_small_and_many(case, monkeypatch):
+    made = []
+    monkeypatch.setattr(layers, "_patches", lambda *a, of=layers._patches: made.append(a) or of(*a))
+    ours, _, arguments, shape = CASES[case]
+    layer = ours(*arguments)
+    layer(torch.randn(shape)).sum().backward()
+    assert bool(made) == ("large" not in case)
+    layer.requires_grad_(False)
+    layer(torch.randn(shape).requires_grad_()).sum().backward()
+    assert len(made) == ("large" not in case), "none is made where none is wanted"
+
+
 def test_gradients_are_made_only_where_they_are_wanted():
     """The discriminator's own are switched off in the generator's update, and images need none in its own."""
     x = torch.randn(2, 3, 8, 8)
@@ -94,7 +114,7 @@ def test_gradients_are_made_only_where_they_are_wanted():
 def test_which_networks_have_them(change, plain):
     networks = build(HParams.from_params({"image_size": 32, "ngf": 4, "ndf": 4, **change}), 0, CPU)
     found = {type(module) for network in networks for module in network.modules()}
-    assert {Projection, ToLogit, ToImage, FromImage} - found == plain
+    assert {Projection, ToLogit, ToImage, FromImage, Down, Up} - found == plain
     kept = {type(layer) for network in map(with_library_layers, networks) for layer in network.layers}
     assert {kind.__module__.partition(".")[0] for kind in kept} == {"torch"}
 

@@ -187,7 +187,7 @@ def test_initial_weights_of_celeba128():
 
 
 def test_batch_norm_of_celeba128_as_in_keras():
-    generator, discriminator = build(configuration("celeba128", "as_coded"), 0, CPU)
+    generator, discriminator = map(with_library_layers, build(configuration("celeba128", "as_coded"), 0, CPU))
     norms = [m for m in generator.modules() if isinstance(m, nn.BatchNorm2d)]
     assert [norm.momentum for norm in norms] == [0.01, 0.1, 0.1, 0.1, 0.1]
     assert {norm.eps for norm in norms} == {1e-3}
@@ -316,8 +316,11 @@ def test_twenty_steps_equal_the_plain_loop(name, variant):
 
 @pytest.mark.parametrize(("name", "variant"), ALL)
 def test_a_few_steps_in_float32_equal_the_plain_loop(name, variant):
-    """What both networks answer, of the precision that is trained in; for why no longer see above."""
-    hp = narrow(name, variant)
+    """What both networks answer, of the precision that is trained in; for why no longer see above.
+
+    Adam's epsilon is above the rounding of a gradient of 0, which would else be a whole step of either sign.
+    """
+    hp = dataclasses.replace(narrow(name, variant), adam_eps=1e-4)
     images = torch.from_numpy(blobs(10, hp.image_size)).expand(-1, -1, -1, 3).contiguous()
     run = Run(hp, images, 5, CPU)
     for _ in range(3):
@@ -330,7 +333,7 @@ def test_a_few_steps_in_float32_equal_the_plain_loop(name, variant):
         on_ours, on_plain = run.discriminator(plain), plain_d(plain)
     learnt = float((plain - start).abs().max())
     assert learnt > 0.01
-    # Mostly 1e-6; where a rounding turns some ReLU, up to a fiftieth of what was learnt.
+    # Mostly 1e-5; where a rounding turns some ReLU, up to a fiftieth of what was learnt.
     torch.testing.assert_close(ours, plain, rtol=0, atol=0.05 * learnt)
     torch.testing.assert_close(on_ours, on_plain, rtol=0.01, atol=1e-3)
 

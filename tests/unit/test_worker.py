@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
@@ -220,6 +222,38 @@ def test_a_damaged_checkpoint_is_set_aside_named_and_the_one_before_it_used(env,
     assert 0 < record.attrs["resumed_kimg"] * 1000 / record.attrs["hparams"]["batch_size"] == int(older.stem[-9:])
     assert newest.with_suffix(".damaged").is_file()
     assert any(f"{newest.name} is not usable" in str(event.get("doing", "")) for event in said)
+
+
+def test_reconciling_all_studies_passes_over_those_that_never_ran(home):
+    from harness.commands.studies import reconcile as reconcile_studies
+    from harness.errors import NotFoundError
+    from harness.sweep.storage import open_study
+
+    never = SPEC.model_copy(update={"name": "a-first"})
+    open_study(never, home)
+    cut_off = open_study(SPEC.model_copy(update={"name": "b-second"}), home)
+    cut_off.set_user_attr("final_metric", "fid20")
+    assert list(reconcile_studies(None, home)) == []
+    for name, problem in (("a-first", "a-first"), ("b-second", "killed before its first trial")):
+        with pytest.raises(NotFoundError, match=problem):
+            list(reconcile_studies(name, home))
+
+
+def test_time_is_that_of_all_attempts_and_not_of_the_days_between_them(study, env):
+    env.checkpoint_s = 0.0
+    env.stop = lambda: bool(list(env.home.trial_dir("tiny", 0).glob("snapshot-*.pt")))
+    first = one(study, env)
+    assert first.state == "FAIL" and first.attrs["saved_s"] > 0
+    killed = dataclasses.replace(
+        first, attrs={key: value for key, value in first.attrs.items() if key != "elapsed_s"},
+        ended=first.started + timedelta(days=3),
+    )  # fmt: skip
+    assert killed.seconds == first.attrs["saved_s"]
+    env.stop = lambda: False
+    one(study, env)
+    record = to_record(study)
+    assert record.seconds(record.trials[1]) == pytest.approx(sum(trial.seconds for trial in record.trials))
+    assert record.trials[0].seconds > 0
 
 
 def dead_pid() -> int:
