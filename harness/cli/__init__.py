@@ -13,7 +13,11 @@ from harness.errors import HarnessError
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; return the exit code: 0, 1 for a failure, 2 for wrong usage, 130 for an interruption."""
     parser = make_parser()
-    arguments = parser.parse_args(argv)
+    arguments, others = parser.parse_known_args(argv)
+    if others and "rest" not in arguments:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    if others:  # argparse leaves an option that comes first out of what is passed on
+        arguments.rest = [*others, *arguments.rest]
     if arguments.run is None:
         parser.print_help()
         return 0

@@ -196,10 +196,7 @@ class Extractor:
             self.module = MobileNetExtractor(MOBILENET, (self.pooled,), self.weights.state)
             self.resize = f"none; logits: antialiased bilinear to {MobileNetExtractor.LOGITS_SIZE} px"
         self.batch = _ON_GPU if device.type == "cuda" else _ON_CPU[name]
-        self.module.to(device)
-        if device.type == "cuda" and name == INCEPTION and precision == FLOAT32:
-            # cuDNN's float32 convolutions, without TF32, are a quarter sooner so (benchmarks/results, H100).
-            self.module.to(memory_format=torch.contiguous_format)
+        placed(self.module, name, precision, device)
 
     def __call__(self, images_BCHW: Tensor, *, logits: bool = False) -> Features:
         """Features of uint8 images, shape (N, 3, H, W); logits where they are asked for and can be had."""
@@ -212,6 +209,15 @@ class Extractor:
                 outputs.append(tuple(f.float().cpu() for f in self.module(batch.to(self.device))))
         columns = [torch.cat(parts) for parts in zip(*outputs, strict=True)]
         return Features(pooled=columns[0], logits=columns[1] if len(columns) > 1 else None)
+
+
+def placed(module: FeatureExtractorBase, name: str, precision: str, device: torch.device) -> FeatureExtractorBase:
+    """The module on its device, in the memory format that is quickest there."""
+    module.to(device)
+    if device.type == "cuda" and name == INCEPTION and precision == FLOAT32:
+        # cuDNN's float32 convolutions, without TF32, are a quarter sooner so (benchmarks/results, H100).
+        module.to(memory_format=torch.contiguous_format)
+    return module
 
 
 def inception_shapes() -> dict[str, torch.Size]:

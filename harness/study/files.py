@@ -122,6 +122,8 @@ def _baseline(preset: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, An
     other = {key: value for key, value in own.items() if data.get(key, _DATA_DEFAULTS.get(key)) != value}
     note = ", ".join(f"{key} {value}" for key, value in other.items())
     del wanted["image_size"], wanted["channels"]  # the study's
+    if recipe.hparams.precision is None and recipe.variants[variant].hparams.precision is None:
+        del wanted["precision"]  # as the trials that it is compared with
     return {
         "name": f"{recipe.name}-{variant}",
         "params": {},

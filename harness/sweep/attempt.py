@@ -73,6 +73,7 @@ class Attempt:
         self.rungs: dict[int, float] = {}
         self.watched: dict[int, dict[str, float]] = {}
         self.resumed_kimg = 0.0
+        self.ended = False
         self._foreign: set[Path] = set()
         self._adopt()
         self.state = self._newest()
@@ -188,6 +189,7 @@ class Attempt:
 
     def end(self, state: str, scores: Mapping[str, float], tags: Mapping[str, str]) -> None:
         """Close the run; only the newest checkpoint of a finished training is kept."""
+        self.ended = True
         self.flush()
         self.tracker.artifact(self.run_id, self.folder / CURVE_FILE)
         for newest in self._snapshots()[:1]:

@@ -25,7 +25,7 @@ from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress, train
 from harness.home import Home
 from harness.scoring.distance import frechet_distance
-from harness.scoring.extractors import Extractor, untrained_module
+from harness.scoring.extractors import Extractor, placed, untrained_module
 from harness.scoring.fidelity import calculated, versions
 from harness.scoring.protocol import INCEPTION, MOBILENET, make_protocol
 from harness.scoring.reference import Reference
@@ -150,7 +150,7 @@ def kind(score: ScoreSpec) -> tuple[str, str]:
 
 
 def scoring_rate(name: str, precision: str, size: int, place: torch.device) -> float:
-    module = untrained_module(name, precision).to(place)
+    module = placed(untrained_module(name, precision), name, precision, place)
     batch = torch.zeros(BATCH, 3, size, size, dtype=torch.uint8, device=place)
     with torch.inference_mode():
         module(batch[:2])

@@ -15,11 +15,12 @@ from torch import Tensor
 from harness.errors import Diverged, UsageError
 from harness.gan.precision import BF16, FLOAT32, usual
 from harness.gan.trainer import Budget, Progress, train
-from harness.scoring.extractors import untrained_module
+from harness.scoring.extractors import placed, untrained_module
 from harness.scoring.protocol import INCEPTION
 from harness.study.architecture import problems
 from harness.study.hparams import HParams
 from harness.study.spec import StudySpec
+from harness.sweep.processes import cuda_graphs, exact_arithmetic
 
 # bfloat16 must be sooner by this factor: less may be noise.
 _PAYS = 1.1
@@ -50,6 +51,7 @@ def settle(spec: StudySpec, device: str, *, exact: bool, say: Callable[[str], No
     if exact:
         return _with(spec, training=FLOAT32, rung=FLOAT32)
     place = torch.device(device)
+    exact_arithmetic()
     training = rung = None
     if spec.fixed.precision is None and "precision" not in spec.space:
         training, gain = usual(place), training_gain(_typical(spec), place)
@@ -119,13 +121,13 @@ def _gain(before: Iterator[None], quick: Iterator[None], device: torch.device) -
 def _steps(hp: HParams, images: Tensor, device: torch.device) -> Iterator[None]:
     step_kimg = hp.images_per_step / 1000
     budget = Budget(kimg=10_000 * step_kimg, progress_kimg=step_kimg)
-    for event in train(hp, images, budget=budget, seed=0, device=device):
+    for event in train(hp, images, budget=budget, seed=0, device=device, graph=cuda_graphs()):
         if isinstance(event, Progress):  # its numbers were read back: the device has done the step
             yield
 
 
 def _features(precision: str, images: Tensor, device: torch.device) -> Iterator[None]:
-    module = untrained_module(INCEPTION, precision).to(device)
+    module = placed(untrained_module(INCEPTION, precision), INCEPTION, precision, device)
     while True:
         with torch.inference_mode():
             float(module(images)[0].sum())

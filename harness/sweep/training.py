@@ -143,7 +143,8 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
     try:
         outcome = _train(attempt, training, kimg, images, scorer, watch, summary)
     except BaseException as error:
-        attempt.end("FAIL", {}, {"reason": f"{type(error).__name__}: {error}"})
+        if not attempt.ended:
+            attempt.end("FAIL", {}, {"reason": f"{type(error).__name__}: {error}"})
         raise
     finally:
         courier.close(_LAST_SENDING_S)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness import bootstrap
+from harness.cli import main
 from harness.cli.shell import StopSignals
 from harness.commands import machine
 from harness.commands.studies import with_budget
@@ -226,6 +227,24 @@ def test_view_lines_and_table():
         "best",
     ):
         assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("verb", "given"), [("faults", "--seed 1 --kills 2"), ("bench", "--only step"), ("test", "tests/unit -k cli")]
+)
+def test_options_are_passed_on_to_tools_in_their_order(monkeypatch, verb, given):
+    commands = []
+    monkeypatch.setattr("harness.commands.machine.run_tool", lambda *all_of_them: commands.extend(all_of_them) or 0)
+    monkeypatch.delenv("FULL", raising=False)
+    assert main([verb, *given.split()]) == 0
+    assert " ".join(commands[0]).endswith(given)
+
+
+def test_an_option_that_no_verb_knows_is_refused(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["studies", "--nope"])
+    assert caught.value.code == 2
+    assert "unrecognized arguments: --nope" in capsys.readouterr().err
 
 
 def test_the_time_left_counts_running_trials_as_half_done_and_is_a_bound_until_one_was_searched(monkeypatch):

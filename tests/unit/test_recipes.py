@@ -133,6 +133,8 @@ def test_a_baseline_trains_exactly_its_recipe(study):
     for preset in spec.presets:
         assert preset.params == {}
         assert spec.hparams({}, preset.overrides) == load_recipe(preset.recipe).configuration(preset.variant)
+        quick = spec.model_copy(update={"fixed": spec.fixed.model_copy(update={"precision": "tf32"})})
+        assert quick.hparams({}, preset.overrides).precision == "tf32", "as what it is compared with"
 
 
 @pytest.mark.parametrize(
