@@ -20,7 +20,7 @@ class Table(BaseModel):
 
 
 class FixedParams(Table):
-    """Hyperparameters that every trial of the study shares; what is absent keeps the paper's value."""
+    """Hyperparameters that every trial of the study shares; what is absent keeps the default of ``HParams``."""
 
     model_config = ConfigDict(strict=True)  # "8" and 8.0 are no batch size, true is no width
 

@@ -83,7 +83,7 @@ def worker_task(job: WorkerJob, index: int, board: Any, environment: dict[str, s
 
     try:
         # A task has the CPUs that it reserved and no more, also for the reference statistics.
-        run_worker(dataclasses.replace(job, cores=job.threads), publish, stopped.done)
+        run_worker(dataclasses.replace(job, cores=job.threads, index=index), publish, stopped.done)
     except HarnessError as error:
         return error
     except Exception as error:
