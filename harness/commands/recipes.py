@@ -20,9 +20,8 @@ make train RECIPE=svhn32                                  # downloads SVHN; 25 e
 make train RECIPE=celeba64 VARIANT=as_written DATA=/path/to/celeba KIMG=500 SAMPLES=1000
 ```
 
-Parameters are counted by the tool. A training writes losses, sample grids after every epoch (ten in a training of fewer,
-at most a hundred), checkpoints every minute,
-weights, scores, an MLflow run (experiment `recipes`) and `reports/trainings/NAME/report.md`; started again, it
+Parameters are counted by the tool. A training writes losses, sample grids after every epoch (ten in a training of
+fewer, at most a hundred), checkpoints every minute, weights, scores, an MLflow run (experiment `recipes`) and `reports/trainings/NAME/report.md`; started again, it
 continues.
 """
 
