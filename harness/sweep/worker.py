@@ -144,7 +144,11 @@ def _conclude(
     if attempt is not None:
         scores = {**trial.user_attrs.get("scores", {}), "train_s": attempt.trained_s()}
         tags = {"trial_state": state.name, "reason": reason, "error": error_text[-4000:]}
-        attempt.end(state.name, scores, {name: text for name, text in tags.items() if text})
+        try:
+            attempt.end(state.name, scores, {name: text for name, text in tags.items() if text})
+        except OSError:
+            if _DISK_FULL not in reason:  # there is no room for the curve either; the checkpoint has it
+                raise
     env.publish(
         {
             "number": trial.number,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from datetime import timedelta
 import pytest
 import torch
 
-from harness.errors import SweepError
+from harness.errors import DiskFull, SweepError
 from harness.home import Home
 from harness.scoring.fidelity import Scores
 from harness.study.files import parse_study
@@ -254,6 +255,22 @@ def test_time_is_that_of_all_attempts_and_not_of_the_days_between_them(study, en
     record = to_record(study)
     assert record.seconds(record.trials[1]) == pytest.approx(sum(trial.seconds for trial in record.trials))
     assert record.trials[0].seconds > 0
+
+
+def test_a_disk_that_stays_full_ends_in_one_sentence(study, env, monkeypatch):
+    """Neither the checkpoint nor, afterwards, the curve can be written; the database is elsewhere."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    env.checkpoint_s = 0.0
+    monkeypatch.setattr("harness.sweep.attempt.save_checkpoint", full)
+    monkeypatch.setattr("harness.sweep.attempt.Attempt.flush", full)
+    with pytest.raises(DiskFull, match="Free some space"):
+        one(study, env)
+    states = [(trial.state, trial.reason) for trial in to_record(study).trials]
+    assert states[0][1].startswith("interrupted: the disk is full")
+    assert [state for state, _ in states] == ["FAIL", "WAITING"]
 
 
 def dead_pid() -> int:
