@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.rows import GROUPS, PRECISIONS, Measured, Row, Timed, rows
+from benchmarks.rows import GROUPS, HAS_BF16, PRECISIONS, Measured, Row, Timed, rows
 from harness.home import Home
 from harness.sweep.processes import usable_cores
 from harness.sweep.provenance import provenance
@@ -100,7 +100,9 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="a folder of JPEG files; made ones where it is left out")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the newest file of this commit's results, whatever its date"
+        "--resume",
+        action="store_true",
+        help="go on with the newest results of this commit, processor and library versions, whatever their date",
     )
     arguments = parser.parse_args()
     torch.set_num_threads(usable_cores())
@@ -115,7 +117,8 @@ def main() -> None:
     }  # fmt: skip
     path = arguments.out / f"{made['date']}-cpu.json"
     before = {file: json.loads(file.read_text()) for file in sorted(arguments.out.glob("*-cpu.json"))}
-    same = [file for file, found in before.items() if found["git_commit"] == made["git_commit"]]
+    about = ("git_commit", "cpu", "cores", "versions")
+    same = [file for file, found in before.items() if all(found.get(key) == made.get(key) for key in about)]
     if arguments.resume and same:
         path = same[-1]
         made = before[path]
@@ -127,6 +130,8 @@ def main() -> None:
             row for row in rows(home, arguments.photos, Path(folder))
             if (not wanted or row.group in wanted) and (arguments.full or not row.full_only)
         ]  # fmt: skip
+        if not HAS_BF16:
+            print("This processor has no instructions for bfloat16: its rows are left out.\n")
         print("| what | ours | baseline | ratio | range |\n|---|---:|---:|---:|---|")
         for row in chosen:
             if not results.keys() >= set(row.names()):

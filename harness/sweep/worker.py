@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import time
 import traceback
 from threading import Event
@@ -93,6 +94,9 @@ def run_trial(trial: optuna.Trial, spec: StudySpec, env: Env) -> str:
             env.publish({"number": trial.number, "state": "FAIL", "reason": "was declared dead; continued elsewhere"})
             return ""
     _conclude(trial, state, values, reason, error_text, env)
+    if OOM in reason and torch.cuda.is_available():
+        gc.collect()  # the error's frames, which held the tensors, are gone by here
+        torch.cuda.empty_cache()
     if _DISK_FULL in reason:
         raise DiskFull(
             reason.removeprefix(f"{INTERRUPTED}: "), "Free some space and start again: it goes on from there."
@@ -108,8 +112,6 @@ def _why(error: Exception, trial: optuna.Trial, env: Env) -> str:
         return f"{INTERRUPTED}: {_DISK_FULL}: {text}"
     if not _is_oom(error):
         return f"{type(error).__name__}: {text}"
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     if env.workers > 1 and not trial.user_attrs.get("oom"):
         # Beside fewer neighbours it may fit: once more, with this worker gone unless it is the last.
         trial.set_user_attr("oom", True)
