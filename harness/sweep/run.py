@@ -15,7 +15,7 @@ from harness.home import Home
 from harness.scoring.protocol import objective_name
 from harness.study.spec import StudySpec
 from harness.sweep.database import open_storage
-from harness.sweep.engines.local import run_local, threads_per_worker
+from harness.sweep.engines.local import make_ready, run_local, threads_per_worker
 from harness.sweep.engines.loop import Event, WorkerJob
 from harness.sweep.outage import grace_s
 from harness.sweep.parent import ParentRun
@@ -84,6 +84,8 @@ def run_sweep(
     spec = adopt(spec, json.loads(study.user_attrs["spec"]))
     dataset = {"name": spec.data.source, "fingerprint": store.fingerprint, "source": spec.data.source}
     refuse_other_images(study, dataset)
+    if machines.engine == "local" and finished_count(study) < target:
+        make_ready()
     say("opening MLflow")
     tags = {**provenance(device), "study": spec.name, "spec_hash": spec.spec_hash}
     parent = ParentRun.open(study, spec, home, tags, say)

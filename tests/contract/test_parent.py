@@ -9,23 +9,16 @@ from harness.study.files import parse_study
 from harness.sweep.parent import ParentRun
 from harness.sweep.storage import open_study
 from tests.conftest import TINY_STUDY
-from tests.servers import Gateway, MlflowServer
+from tests.servers import Gateway
 
 SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    made = MlflowServer(tmp_path_factory.mktemp("mlflow")).start()
-    yield made
-    made.kill()
-
-
 @pytest.mark.parametrize("spared", [0, 1, 2, 3])
 def test_a_server_that_fails_between_two_answers_stops_a_new_study_with_a_sentence_and_a_known_one_not_at_all(
-    home, server, monkeypatch, spared
+    home, mlflow_server, monkeypatch, spared
 ):
-    gateway = Gateway(server.port)
+    gateway = Gateway(mlflow_server.port)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", gateway.url)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     study, said = open_study(SPEC, home), []

@@ -199,15 +199,8 @@ def test_of_two_runs_of_one_key_the_one_with_data_stays(home, tmp_path):
 
 
 @pytest.fixture
-def server(tmp_path):
-    made = MlflowServer(tmp_path / "mlflow").start()
-    yield made
-    made.kill()
-
-
-@pytest.fixture
-def gateway(server):
-    made = Gateway(server.port)
+def gateway(mlflow_server):
+    made = Gateway(mlflow_server.port)
     yield made
     made.close()
 
@@ -216,7 +209,7 @@ def connected(home, monkeypatch, url):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     client = client_for(home)
-    return client, open_experiment(client, home, "study")
+    return client, open_experiment(client, home, home.root.parent.name)
 
 
 def assert_in_mlflow(client, experiment, steps=range(100, 400, 100)) -> None:
@@ -228,9 +221,8 @@ def assert_in_mlflow(client, experiment, steps=range(100, 400, 100)) -> None:
     assert sum(item.path.endswith(".png") for item in client.list_artifacts(run.info.run_id, "images")) == 1
 
 
-def test_a_server_that_is_away_for_a_whole_trial_gets_everything_once_when_it_is_back(
-    home, server, monkeypatch, tmp_path
-):
+def test_a_server_that_is_away_for_a_whole_trial_gets_everything_once_when_it_is_back(home, monkeypatch, tmp_path):
+    server = MlflowServer(tmp_path / "mlflow").start()
     client, experiment = connected(home, monkeypatch, server.url)
     server.kill()
     away, back = Event(), Event()
@@ -242,15 +234,18 @@ def test_a_server_that_is_away_for_a_whole_trial_gets_everything_once_when_it_is
     write(courier, tmp_path)
     assert away.wait(60)
     server.start()
-    assert back.wait(60)
-    courier.close(60)
-    assert_in_mlflow(client, experiment)
-    assert list(home.spool.glob("*.jsonl")) == []
+    try:
+        assert back.wait(60)
+        courier.close(60)
+        assert_in_mlflow(client, experiment)
+        assert list(home.spool.glob("*.jsonl")) == []
+    finally:
+        server.kill()
 
 
 @pytest.mark.parametrize("mode", ["500", "lost"])
 def test_a_server_that_answers_500_or_whose_answers_are_lost_doubles_nothing(
-    home, server, gateway, monkeypatch, tmp_path, mode
+    home, gateway, monkeypatch, tmp_path, mode
 ):
     client, experiment = connected(home, monkeypatch, gateway.url)
     gateway.mode = mode
@@ -265,7 +260,7 @@ def test_a_server_that_answers_500_or_whose_answers_are_lost_doubles_nothing(
     assert_in_mlflow(client, experiment)
 
 
-def test_a_slow_server_holds_up_nobody(home, server, gateway, monkeypatch, tmp_path):
+def test_a_slow_server_holds_up_nobody(home, gateway, monkeypatch, tmp_path):
     """The whole run is written while not one answer has come."""
     client, experiment = connected(home, monkeypatch, gateway.url)
     gateway.mode = "slow"

@@ -12,7 +12,7 @@ from moto.server import ThreadedMotoServer
 
 from harness.home import Home
 from tests.conftest import sharing_weights
-from tests.e2e.test_sweep import Project, wait_for
+from tests.e2e.test_sweep import Here, wait_for
 from tests.faults.checks import QUICK
 from tests.servers import free_port
 
@@ -37,9 +37,9 @@ def bucket(monkeypatch):
     server.stop()
 
 
-def machine(name: str, folder: Path, weights: Home, images: Path, environment: dict[str, str]) -> Project:
+def machine(name: str, folder: Path, weights: Home, images: Path, environment: dict[str, str]) -> Here:
     (folder / name).mkdir()
-    project = Project(folder / name, sharing_weights(folder / name, weights), images)
+    project = Here(folder / name, sharing_weights(folder / name, weights), images)
     study = QUICK.replace("kimg = 0.4", "kimg = 4").replace("rungs = [0.1]", "rungs = [0.5]")
     (folder / name / "search_spaces" / "tiny.toml").write_text(study)
     project.env |= {**environment, "HARNESS_MACHINE": name, "HARNESS_CHECKPOINT_S": "0.5", "TRIALS": "2"}

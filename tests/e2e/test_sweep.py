@@ -50,8 +50,8 @@ class Project:
         assert "Traceback" not in output
         return output
 
-    def record(self) -> StudyRecord:
-        return to_record(load_study("tiny", self.home))
+    def record(self, study: str = "tiny") -> StudyRecord:
+        return to_record(load_study(study, self.home))
 
 
 class Here(Project):
@@ -79,6 +79,7 @@ def project(tmp_path_factory, weights_home: Home) -> Here:
     folder = tmp_path_factory.mktemp("project")
     images = blob_files(folder / "images", 40)
     made = Here(folder, sharing_weights(folder, weights_home), images)
+    (folder / "search_spaces" / "tiny.toml").write_text(QUICK)
     made.first_output = Project.run(made, "sweep")
     return made
 
@@ -122,7 +123,7 @@ def test_sweep_reaches_its_budget_and_everything_agrees(project):
     assert record.trials[0].attrs["preset"] == "paper"
     assert_mlflow_agrees(project)
     report = (project.folder / "reports" / "tiny" / "report.md").read_text()
-    assert f"trial {record.best.number} with FID of 20 images" in report
+    assert f"trial {record.best.number} with FID of 24 images by MobileNetV2's features" in report
     for trial in record.complete:
         assert re.search(rf"^\| \d \| {trial.number}( \(paper\))? \|", report, re.MULTILINE)
     for name in re.findall(r"\]\((\S+\.png)\)", report):
@@ -143,7 +144,7 @@ def test_mlflow_has_what_a_person_looks_for(project):
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["mlflow.note.content"].startswith("# tiny")
     assert "report/report.md" in {item.path for item in client.list_artifacts(parent_id, "report")}
-    assert parent.data.metrics["best_fid20"] == pytest.approx(record.best.value)
+    assert parent.data.metrics["best_fid_mnv2_24"] == pytest.approx(record.best.value)
     run = next(run for run in children if run.data.tags["trial"] == str(record.best.number))
     tags = run.data.tags
     for name in ("git_commit", "spec_hash", "protocol_hash", "seed", "versions", "device", "trial_state"):
@@ -177,9 +178,12 @@ def test_again_continues_extends_and_the_report_keeps_its_bytes(project):
 
 
 def test_a_score_is_checked_with_torch_fidelitys_own_command(project):
-    """The commands that the report prints, as it prints them."""
-    best = project.record().best
-    report = (project.folder / "reports" / "tiny" / "report.md").read_text()
+    """The commands that the report prints, as it prints them, where the score is Inception's."""
+    study = TINY_STUDY.replace("trials = 4", "trials = 1")
+    (project.folder / "search_spaces" / "inception.toml").write_text(study)
+    project.run("sweep", "inception")
+    best = project.record("inception").best
+    report = (project.folder / "reports" / "inception" / "report.md").read_text()
     lines = [
         line
         for line in report.splitlines()
@@ -202,7 +206,7 @@ def test_a_score_is_checked_with_torch_fidelitys_own_command(project):
 
 def test_train_and_generate_from_the_report(project):
     output = project.run("train", "--config", "reports/tiny/best.toml", "--kimg", "0.8")
-    assert "trained 0.8 kimg: fid20 " in output
+    assert "trained 0.8 kimg: fid_mnv2_24 " in output
     folder = Path(re.search(r"curve are in (\S+)", output).group(1))
     batch = json.loads((folder / "hparams.json").read_text())["batch_size"]
     assert len(list(folder.glob("grid-*.png"))) == 800 / (40 // batch * batch), "one after every epoch"
@@ -217,11 +221,11 @@ def test_train_and_generate_from_the_report(project):
 
 def test_another_search_space_under_the_same_name_is_refused(project):
     path = project.folder / "search_spaces" / "tiny.toml"
-    path.write_text(TINY_STUDY.replace("reference = 24", "reference = 20"))
+    path.write_text(QUICK.replace("reference = 24", "reference = 20"))
     try:
         output = project.run("sweep", code=2)
     finally:
-        path.write_text(TINY_STUDY)
+        path.write_text(QUICK)
     assert "scoring.final.reference: was 24, is 20" in output
     assert "new name" in output
 
@@ -248,7 +252,7 @@ def test_too_few_images_is_an_error_before_training(project, tmp_path):
 
 
 def test_a_batch_larger_than_the_data_is_an_error_before_training(project, tmp_path):
-    space = TINY_STUDY.replace("choices = [8, 16]", "choices = [16, 64]")
+    space = QUICK.replace("choices = [8, 16]", "choices = [16, 64]")
     (tmp_path / "large.toml").write_text(space)
     output = project.run("sweep", str(tmp_path / "large.toml"), code=1, HARNESS_HOME=str(tmp_path / "runs"))
     assert "40 usable images do not fill the largest batch of large, 64" in output
@@ -266,7 +270,7 @@ def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
 @pytest.mark.parametrize("presses", [1, 2])
 def test_ctrl_c_loses_nothing(tmp_path, weights_home, image_folder, presses):
     """Once: stops at the next snapshot. Twice: at once. Both continue to the same budget, with MLflow in agreement."""
-    project = Project(tmp_path, sharing_weights(tmp_path, weights_home), image_folder)
+    project = Here(tmp_path, sharing_weights(tmp_path, weights_home), image_folder)
     # Long enough that the signal always comes during the first trial.
     study = QUICK.replace("kimg = 0.4", "kimg = 6").replace("rungs = [0.1]", "rungs = [2]")
     (tmp_path / "search_spaces" / "tiny.toml").write_text(study)

@@ -11,7 +11,7 @@ import pytest
 
 from harness.home import Home
 from tests.conftest import blob_files, sharing_weights
-from tests.e2e.test_sweep import Project
+from tests.e2e.test_sweep import Here, Project
 from tests.faults.barrier import INJECTION, Barrier
 from tests.faults.checks import QUICK, check_all, outcome
 
@@ -31,11 +31,11 @@ class Bench:
         self.folder, self.weights, self.made = folder, weights, 0
         self.images = blob_files(folder / "images", 32)
 
-    def project(self, study: str = STUDY, **environment: str) -> Project:
+    def project(self, study: str = STUDY, **environment: str) -> Here:
         self.made += 1
         folder = self.folder / str(self.made)
         folder.mkdir()
-        project = Project(folder, sharing_weights(folder, self.weights), self.images)
+        project = Here(folder, sharing_weights(folder, self.weights), self.images)
         (folder / "search_spaces" / "tiny.toml").write_text(study)
         project.env |= {"HARNESS_CHECKPOINT_S": "0.2", "WORKERS": "1", **environment}
         return project

@@ -87,8 +87,7 @@ def test_sigterm_saves_and_leaves_the_trial_to_be_continued(bench, undisturbed, 
     barrier = Barrier(here=point)
     process = project.start("sweep", **with_barrier(project, barrier))
     arrival = barrier.wait("here", nth=2)
-    os.kill(process.pid, signal.SIGTERM)
-    os.kill(arrival.pid, signal.SIGTERM)  # a cluster tells every process
+    os.killpg(process.pid, signal.SIGTERM)  # a cluster tells every process
     arrival.release()
     barrier.pass_on()
     watch = Watch()
