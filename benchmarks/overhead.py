@@ -23,6 +23,7 @@ from harness.home import Home
 from harness.scoring.fidelity import Scores
 from harness.study.files import load_study
 from harness.study.hparams import HParams
+from harness.sweep.processes import use_threads
 
 STUDY = "mnist32"
 # Of each worker: the first one imports. One worker alone takes both presets, which the sampler is not asked for.
@@ -99,7 +100,7 @@ def _worker(root: str, trials: int, seconds: float, experiment: str, found: Any)
     from harness.tracking.mlflow import MlflowTracker, new_client
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    torch.set_num_threads(1)
+    use_threads(1)
     home, spec = Home(Path(root)), load_study(STUDY)
     study = optuna.load_study(study_name=STUDY, storage=open_storage(home))
     courier = Courier(home.spool, lambda: MlflowTracker(new_client(home), experiment, None), print)

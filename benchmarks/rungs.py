@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-import torch
 from scipy import stats
 
 from benchmarks.baselines import CPU
@@ -38,6 +37,7 @@ from harness.study.hparams import derive_seed
 from harness.study.scoring import ScoreSpec
 from harness.study.spec import StudySpec
 from harness.study.suggest import suggest
+from harness.sweep.processes import use_threads
 from harness.sweep.provenance import provenance
 from harness.sweep.worker import DIVERGED_VALUE
 
@@ -213,7 +213,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if arguments.do == "record":
         if arguments.threads:
-            torch.set_num_threads(arguments.threads)
+            use_threads(arguments.threads)
         if not arguments.out.is_file():
             about = {"date": time.strftime("%Y-%m-%d"), "study": arguments.study, "seed": arguments.seed}
             about |= {"kimg": arguments.kimg} if arguments.kimg else {}

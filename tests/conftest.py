@@ -15,19 +15,22 @@ def own_cores() -> list[int]:
     return cores[int(worker.removeprefix("gw")) % len(cores) :: count] if worker and cores else []
 
 
-# Before NumPy is imported: its threads are as many as there are cores then, and would wait for one another on one.
 if OWN_CORES := own_cores():
     os.sched_setaffinity(0, OWN_CORES)
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from threadpoolctl import threadpool_limits  # noqa: E402
 
 from harness.home import Home  # noqa: E402
 from harness.study.hparams import HParams  # noqa: E402
 
 if OWN_CORES:
     torch.set_num_threads(len(OWN_CORES))
+    # A plugin of pytest may have imported NumPy before: its threads are as many as the machine's cores then, and would
+    # wait for one another on one.
+    threadpool_limits(len(OWN_CORES))
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")

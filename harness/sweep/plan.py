@@ -20,6 +20,7 @@ from harness.home import Home
 from harness.study.records import StudyRecord
 from harness.study.spec import StudySpec
 from harness.sweep.engines.local import threads_per_worker
+from harness.sweep.precision import settle
 from harness.sweep.probe import (
     WIDTHS,
     Measured,
@@ -33,9 +34,8 @@ from harness.sweep.probe import (
     scoring_rate,
     scoring_time,
 )
-from harness.sweep.processes import exact_arithmetic, usable_cores
+from harness.sweep.processes import exact_arithmetic, usable_cores, use_threads
 from harness.sweep.run import choose_device, require_images
-from harness.sweep.speed import settle
 from harness.sweep.storage import find_record
 from harness.tracking.spool import LIMIT_MB
 
@@ -73,7 +73,7 @@ def plan(
     exact_arithmetic()
     place = torch.device(choose_device(device))
     if place.type == "cpu":  # what each worker will have
-        torch.set_num_threads(threads_per_worker(usable_cores(), workers))
+        use_threads(threads_per_worker(usable_cores(), workers))
     spec = settle(spec, place.type, exact=exact, say=lambda text: None)
     images, n_images, store_bytes, prepare_s = _images(spec, home, source, say)
     set_bytes = n_images * int(np.prod(images.shape[1:])) if place.type == "cuda" else 0

@@ -73,6 +73,18 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(map(str, range(torch.cuda.device_count())))
 
 
+def use_threads(n: int) -> None:
+    """Threads of torch, and of NumPy's and SciPy's linear algebra, which has its own and takes every core by itself.
+
+    Two processes with two threads each on two cores take ten times as long for a final score's eigenvalues as with one.
+    """
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(n)
+    threadpool_limits(n, user_api="blas")
+
+
 def exact_arithmetic() -> None:
     """On CUDA: float32 in full, not TF32, as the protocols say; and cuDNN's deterministic algorithms."""
     import torch

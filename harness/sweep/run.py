@@ -19,9 +19,9 @@ from harness.sweep.engines.local import make_ready, run_local, threads_per_worke
 from harness.sweep.engines.loop import Event, WorkerJob
 from harness.sweep.outage import grace_s
 from harness.sweep.parent import ParentRun
+from harness.sweep.precision import adopt, settle
 from harness.sweep.processes import usable_cores, visible_gpus
 from harness.sweep.provenance import provenance
-from harness.sweep.speed import adopt, settle
 from harness.sweep.storage import load_study, open_study, to_record
 from harness.sweep.trials import Trials, finished_count
 

@@ -1,81 +1,27 @@
-"""Which arithmetic is sooner on this machine: found out when a study starts, and kept for all of its trials."""
+"""How much sooner bfloat16 is on this machine: in a training step, and in Inception."""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from harness.errors import Diverged, UsageError
+from harness.errors import Diverged
 from harness.gan.precision import BF16, FLOAT32, usual
 from harness.gan.trainer import Budget, Progress, train
 from harness.scoring.extractors import placed, untrained_module
 from harness.scoring.protocol import INCEPTION
 from harness.study.architecture import problems
 from harness.study.hparams import HParams
-from harness.study.spec import StudySpec
-from harness.sweep.processes import cuda_graphs, exact_arithmetic
+from harness.sweep.processes import cuda_graphs
 
-# bfloat16 must be sooner by this factor: less may be noise.
-_PAYS = 1.1
 # How long each pair is timed (s), and a batch that shows it.
 _TIMED_S, _IMAGES = 0.6, 32
-
-
-def settle(spec: StudySpec, device: str, *, exact: bool, say: Callable[[str], None]) -> StudySpec:
-    """The study with every precision that its file leaves open.
-
-    Rungs are scored in bfloat16 where that is sooner: it changes no order (docs/performance.md). Trainings are float32,
-    on CUDA in TF32 (docs/decisions/0010-tf32-on-cuda.md). bfloat16 is only offered.
-
-    Args:
-        spec: as the file has it.
-        device: where it will run; timed on one thread, in CPU time, so that a busy machine decides alike.
-        exact: float32 throughout, also where the file says otherwise.
-        say: told what was found.
-
-    Raises:
-        UsageError: exact, and the precision is searched.
-    """
-    if exact and "precision" in spec.space:
-        raise UsageError(
-            f"{spec.name} searches precision, and --exact is float32 throughout",
-            "Take [space.precision] out of the file, or leave --exact away.",
-        )
-    if exact:
-        return _with(spec, training=FLOAT32, rung=FLOAT32)
-    place = torch.device(device)
-    exact_arithmetic()
-    training = rung = None
-    if spec.fixed.precision is None and "precision" not in spec.space:
-        training, gain = usual(place), training_gain(_typical(spec), place)
-        if gain >= _PAYS:
-            say(f'training in bfloat16 would be {gain:.1f} times sooner here: precision = "bf16" in [fixed]')
-    if spec.scoring.rung.precision is None:
-        quick = spec.scoring.rung.extractor == INCEPTION and scoring_gain(spec.data.image_size, place) >= _PAYS
-        rung = BF16 if quick else FLOAT32
-    return _with(spec, training=training, rung=rung)
-
-
-def adopt(spec: StudySpec, stored: Mapping[str, Any]) -> StudySpec:
-    """The study with the precisions that its file leaves open as they were when it was started.
-
-    Args:
-        spec: as the file has it.
-        stored: the :meth:`StudySpec.identity` in the database.
-    """
-    training, rung = stored["fixed"].get("precision"), stored["scoring"]["rung"].get("precision")
-    return _with(
-        spec,
-        training=training if spec.fixed.precision is None else None,
-        rung=rung if spec.scoring.rung.precision is None else None,
-    )
 
 
 def training_gain(hp: HParams, device: torch.device) -> float:
@@ -132,17 +78,3 @@ def _features(precision: str, images: Tensor, device: torch.device) -> Iterator[
         with torch.inference_mode():
             float(module(images)[0].sum())
         yield
-
-
-def _typical(spec: StudySpec) -> HParams:
-    """One configuration of the space: of each parameter that is always searched, its first or lowest value."""
-    return spec.hparams({name: param.examples[0] for name, param in spec.space.items() if not param.when})
-
-
-def _with(spec: StudySpec, *, training: str | None, rung: str | None) -> StudySpec:
-    fixed, scoring = spec.fixed, spec.scoring
-    if training is not None and "precision" not in spec.space:
-        fixed = fixed.model_copy(update={"precision": training})
-    if rung is not None:
-        scoring = scoring.model_copy(update={"rung": scoring.rung.model_copy(update={"precision": rung})})
-    return spec.model_copy(update={"fixed": fixed, "scoring": scoring})

@@ -18,7 +18,7 @@ from harness.study.records import StudyRecord, TrialRecord
 from harness.study.spec import Preset, StudySpec
 from harness.sweep.address import database_url, shown
 from harness.sweep.database import PatientStorage, StudyLock, open_storage
-from harness.sweep.speed import adopt
+from harness.sweep.precision import adopt
 from harness.sweep.trials import can_continue
 
 

@@ -23,7 +23,7 @@ from harness.scoring.sampling import to_uint8
 from harness.study.files import parse_study
 from harness.study.hparams import HParams
 from harness.sweep import speed
-from harness.sweep.speed import adopt, settle
+from harness.sweep.precision import PAYS, adopt, settle
 from harness.sweep.storage import open_study
 from tests.conftest import CPU, TINY_STUDY, blobs
 
@@ -81,13 +81,13 @@ def test_without_its_instructions_bfloat16_is_not_chosen(cap):
         [sys.executable, "-c", code], env={**os.environ, "ONEDNN_MAX_CPU_ISA": cap},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert float(found.stdout) < speed._PAYS
+    assert float(found.stdout) < PAYS
 
 
 @pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="no AMX here; the test above shows the other way")
 def test_with_amx_bfloat16_is_chosen():
-    assert speed.training_gain(HParams(image_size=32, ngf=64, ndf=64, batch_size=32), CPU) >= speed._PAYS
-    assert speed.scoring_gain(32, CPU) >= speed._PAYS
+    assert speed.training_gain(HParams(image_size=32, ngf=64, ndf=64, batch_size=32), CPU) >= PAYS
+    assert speed.scoring_gain(32, CPU) >= PAYS
 
 
 @pytest.mark.parametrize(("gain", "offered"), [(1.5, True), (1.05, False)])

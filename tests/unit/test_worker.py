@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 from harness.errors import DiskFull, SweepError
 from harness.home import Home
@@ -19,7 +20,7 @@ from harness.study.files import parse_study
 from harness.study.spec import Preset
 from harness.study.suggest import suggest
 from harness.sweep.objective import Env
-from harness.sweep.processes import is_gone, this_process
+from harness.sweep.processes import is_gone, this_process, use_threads
 from harness.sweep.reconcile import reconcile
 from harness.sweep.search import make_sampler
 from harness.sweep.storage import open_study, to_record
@@ -436,3 +437,17 @@ def test_a_rung_at_the_end_decides_about_the_final_score(env):
         assert f"at {end:g} kimg" in record.reason
         assert "scores" not in record.attrs
     assert len(scored) == sum(record.state == "COMPLETE" for record in records)
+
+
+@pytest.mark.parametrize("n", [2, 1])
+def test_threads_are_torchs_and_those_of_the_linear_algebra(n):
+    """A final score's eigenvalues are NumPy's: with two threads in each of two workers they took ten times as long."""
+    before = torch.get_num_threads()
+    try:
+        use_threads(n)
+        pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+        assert pools
+        assert {pool["num_threads"] for pool in pools} == {n}
+        assert torch.get_num_threads() == n
+    finally:
+        use_threads(before)

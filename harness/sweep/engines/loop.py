@@ -54,7 +54,7 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
     from harness.sweep.database import open_storage
     from harness.sweep.objective import Env
     from harness.sweep.outage import grace_s
-    from harness.sweep.processes import exact_arithmetic, on_device
+    from harness.sweep.processes import exact_arithmetic, on_device, use_threads
     from harness.sweep.share import Share
     from harness.sweep.trials import Trials
     from harness.sweep.worker import work
@@ -69,7 +69,7 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
             raise Interrupted("stopped while scoring; saved")
 
     exact_arithmetic()
-    torch.set_num_threads(job.cores)
+    use_threads(job.cores)
     device = torch.device(job.device)
     images = on_device(job.store.tensor(), device)
     scorers = Scorers(job.home, job.store, device, say, interrupt)
@@ -80,7 +80,7 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
     except Interrupted:
         return
     publish({"doing": "ready", "seconds": time.perf_counter() - started})
-    torch.set_num_threads(job.threads)
+    use_threads(job.threads)
 
     storage = open_storage(job.home, grace=grace_s(), say=say, stop=should_stop)
     study = optuna.load_study(study_name=job.spec.name, storage=storage)

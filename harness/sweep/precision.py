@@ -1,0 +1,90 @@
+"""The arithmetic of a study: decided when it is started, and kept for all of its trials."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from harness.errors import UsageError
+from harness.scoring.protocol import INCEPTION
+from harness.study.hparams import HParams
+from harness.study.spec import StudySpec
+from harness.sweep.processes import exact_arithmetic
+
+# bfloat16 must be sooner by this factor: less may be noise.
+PAYS = 1.1
+
+
+def settle(spec: StudySpec, device: str, *, exact: bool, say: Callable[[str], None]) -> StudySpec:
+    """The study with every precision that its file leaves open.
+
+    Rungs are scored in bfloat16 where that is sooner: it changes no order (docs/performance.md). Trainings are float32,
+    on CUDA in TF32 (docs/decisions/0010-tf32-on-cuda.md). bfloat16 is only offered.
+
+    Args:
+        spec: as the file has it.
+        device: where it will run; timed on one thread, in CPU time, so that a busy machine decides alike.
+        exact: float32 throughout, also where the file says otherwise.
+        say: told what was found.
+
+    Raises:
+        UsageError: exact, and the precision is searched.
+    """
+    if exact and "precision" in spec.space:
+        raise UsageError(
+            f"{spec.name} searches precision, and --exact is float32 throughout",
+            "Take [space.precision] out of the file, or leave --exact away.",
+        )
+    of_training = spec.fixed.precision is None and "precision" not in spec.space
+    of_rungs = spec.scoring.rung.precision is None
+    if not (exact or of_training or of_rungs):
+        return spec
+    # What takes seconds to import is imported where a study is started, and not with every command.
+    from harness.gan.precision import BF16, FLOAT32, usual
+
+    if exact:
+        return _with(spec, training=FLOAT32, rung=FLOAT32)
+    import torch
+
+    from harness.sweep import speed
+
+    place = torch.device(device)
+    exact_arithmetic()
+    training = rung = None
+    if of_training:
+        training, gain = usual(place), speed.training_gain(_typical(spec), place)
+        if gain >= PAYS:
+            say(f'training in bfloat16 would be {gain:.1f} times sooner here: precision = "bf16" in [fixed]')
+    if of_rungs:
+        quick = spec.scoring.rung.extractor == INCEPTION and speed.scoring_gain(spec.data.image_size, place) >= PAYS
+        rung = BF16 if quick else FLOAT32
+    return _with(spec, training=training, rung=rung)
+
+
+def adopt(spec: StudySpec, stored: Mapping[str, Any]) -> StudySpec:
+    """The study with the precisions that its file leaves open as they were when it was started.
+
+    Args:
+        spec: as the file has it.
+        stored: the :meth:`StudySpec.identity` in the database.
+    """
+    training, rung = stored["fixed"].get("precision"), stored["scoring"]["rung"].get("precision")
+    return _with(
+        spec,
+        training=training if spec.fixed.precision is None else None,
+        rung=rung if spec.scoring.rung.precision is None else None,
+    )
+
+
+def _typical(spec: StudySpec) -> HParams:
+    """One configuration of the space: of each parameter that is always searched, its first or lowest value."""
+    return spec.hparams({name: param.examples[0] for name, param in spec.space.items() if not param.when})
+
+
+def _with(spec: StudySpec, *, training: str | None, rung: str | None) -> StudySpec:
+    fixed, scoring = spec.fixed, spec.scoring
+    if training is not None and "precision" not in spec.space:
+        fixed = fixed.model_copy(update={"precision": training})
+    if rung is not None:
+        scoring = scoring.model_copy(update={"rung": scoring.rung.model_copy(update={"precision": rung})})
+    return spec.model_copy(update={"fixed": fixed, "scoring": scoring})
