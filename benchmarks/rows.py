@@ -311,12 +311,13 @@ def fused(recipe: str, batch: int, members: int) -> Iterator[tuple[Timed, Timed]
 def memory(recipe: str, batch: int) -> Iterator[tuple[Timed, Timed]]:
     """A process that imports, builds and does three steps; its peak (MiB), imports included on both sides."""
     code = (
-        "import resource, sys; from benchmarks.rows import CPU, Loop, Run, noise_images, system;"
+        "import sys; from benchmarks.peak import peak_mib;"
+        "from benchmarks.rows import CPU, Loop, Run, noise_images, system;"
         "hp = system(sys.argv[2], int(sys.argv[3])); images = noise_images(hp, 512);"
         "ours = sys.argv[1] == 'ours'; run = Run(hp, images, 0, CPU) if ours else Loop(hp, 'write-up');"
         "real = images[: hp.batch_size].permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1;"
         "[run.advance() if ours else run.step(real) for _ in range(3)];"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        "print(peak_mib())"
     )
 
     def peak(which: str) -> Measured:
@@ -481,13 +482,13 @@ def report(folder: Path, n: int) -> Iterator[tuple[Timed, None]]:
     """Figures, tables and text of n trials, read from SQLite by a process of its own."""
     _, home = finished_study(folder, n)
     code = (
-        "import resource, sys, time; from pathlib import Path; began = time.perf_counter();"
+        "import sys, time; from pathlib import Path; from benchmarks.peak import peak_mib; began = time.perf_counter();"
         "from harness.home import Home; from harness.report.render import build_report;"
         "from harness.sweep.analysis import EVALUATOR, importances;"
         "from harness.sweep.storage import load_study, to_record;"
         "home = Home(Path(sys.argv[1])); study = load_study('mnist32', home);"
         "build_report(to_record(study), home.root, Path(sys.argv[2]), importances(study), EVALUATOR);"
-        "print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        "print(time.perf_counter() - began, peak_mib())"
     )
 
     def ours() -> Measured:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from optuna.pruners import NopPruner, PercentilePruner
 
 from benchmarks.budget import table
 from benchmarks.gpu import Counted
+from benchmarks.peak import peak_mib
 from benchmarks.pruners import Curve, replay, speeds
+from tests.conftest import ROOT
 
 
 def test_flop_and_bytes_are_those_of_each_operation():
@@ -24,6 +29,12 @@ def test_flop_and_bytes_are_those_of_each_operation():
         "reads and writes, in place as well; views and what is empty move nothing"
     )
     assert counted.seconds == pytest.approx(max(counted.flop / 1e6, multiplied / 1e5) + added / 1e5)
+
+
+def test_a_peak_is_that_of_the_process_and_not_of_the_one_that_started_it():
+    command = [sys.executable, "-c", "from benchmarks.peak import peak_mib; print(peak_mib())"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 0 < float(done.stdout) < 100 < peak_mib()
 
 
 def curve(rung: float, final: float) -> Curve:
