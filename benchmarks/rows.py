@@ -50,7 +50,7 @@ GROUPS = ("step", "files", "score", "conv", "fused", "memory", "harness", "start
 # float32 is the same maths as the baselines'. Without instructions for bfloat16 a processor emulates it, several times
 # slower, and the harness never chooses it there: it is not timed.
 HAS_BF16 = bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-PRECISIONS = ("float32", "bf16") if HAS_BF16 else ("float32",)
+PRECISIONS = {"float32": torch.float32} | ({"bf16": torch.bfloat16} if HAS_BF16 else {})
 # The write-ups' systems, with the batches that one timing takes: about two seconds of the baseline.
 SYSTEMS = {"udacity32": 16, "udacity32_wide": 2, "svhn32": 2, "celeba64": 1, "celeba128": 1}
 
@@ -92,10 +92,10 @@ def rows(home: Home, photos: Path | None, folder: Path) -> list[Row]:
         for batch in (64, 128):
             name = f"training step, {recipe}, batch {batch}, {{}}, against the write-ups' loop"
             make: Callable[[], Any] = partial(step, recipe, batch, steps, "write-up")
-            found.append(Row(group="step", name=name, make=make, images=steps * batch, variants=PRECISIONS))
+            found.append(Row(group="step", name=name, make=make, images=steps * batch, variants=tuple(PRECISIONS)))
     name = "training step, pytorch64, batch 128, {}, against PyTorch's example"
     make = partial(step, "pytorch64", 128, 1, "example")
-    found.append(Row(group="step", name=name, make=make, images=128, variants=PRECISIONS))
+    found.append(Row(group="step", name=name, make=make, images=128, variants=tuple(PRECISIONS)))
     for recipe, n, style, theirs in (
         ("udacity32", 2048, "write-up", "the write-ups' loop"),
         ("pytorch64", 512, "write-up", "the write-ups' loop"),
@@ -103,7 +103,7 @@ def rows(home: Home, photos: Path | None, folder: Path) -> list[Row]:
     ):
         name = f"training from image files, {recipe}, {{}}, epoch of {n}, against {theirs}, 2 workers"
         make = partial(from_files, recipe, n, style, photos, folder)
-        found.append(Row(group="files", name=name, make=make, images=n, rounds=3, variants=PRECISIONS))
+        found.append(Row(group="files", name=name, make=make, images=n, rounds=3, variants=tuple(PRECISIONS)))
     for samples in (1000, 5000, 10000):
         # One round of 10,000 takes three quarters of an hour on two cores: the spread is that of the 1,000.
         rounds, full_only = (3, False) if samples == 1000 else (1, True)
@@ -111,17 +111,17 @@ def rows(home: Home, photos: Path | None, folder: Path) -> list[Row]:
         make = partial(fid, home, samples)
         found.append(
             Row(group="score", name=name, make=make, rounds=rounds, warm_up=False, full_only=full_only,
-                variants=PRECISIONS)
+                variants=tuple(PRECISIONS))
         )  # fmt: skip
         name = f"FID of {samples:,} images, float32, extractor and real side for the first time"
         make = partial(first_fid, home, samples)
         found.append(Row(group="score", name=name, make=make, rounds=rounds, warm_up=False, full_only=full_only))
     for c, size, outputs in LAYERS_64PX:
-        for precision, dtype in zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=False):
+        for precision, dtype in PRECISIONS.items():
             name = f"4x4 stride-2 convolution, {c} to {outputs}, {precision}, as matrix products, against oneDNN"
             found.append(Row(group="conv", name=name, make=partial(layer, c, size, outputs, dtype)))
     for which in ENDS_32PX:
-        for precision, dtype in zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=False):
+        for precision, dtype in PRECISIONS.items():
             name = f"{which}, batch 64, {precision}, as matrix products, against oneDNN"
             found.append(Row(group="conv", name=name, make=partial(end, which, dtype)))
     found.append(

@@ -21,16 +21,15 @@ if OWN_CORES := own_cores():
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from threadpoolctl import threadpool_limits  # noqa: E402
 
 from harness.home import Home  # noqa: E402
 from harness.study.hparams import HParams  # noqa: E402
+from harness.sweep.processes import use_threads  # noqa: E402
 
 if OWN_CORES:
-    torch.set_num_threads(len(OWN_CORES))
     # A plugin of pytest may have imported NumPy before: its threads are as many as the machine's cores then, and would
     # wait for one another on one.
-    threadpool_limits(len(OWN_CORES))
+    use_threads(len(OWN_CORES))
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")

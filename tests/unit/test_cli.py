@@ -123,6 +123,14 @@ def test_help_teaches_and_is_light():
     assert not loaded & {"torch", "optuna", "mlflow", "pandas", "numpy", "pydantic", "rich"}
 
 
+def test_what_reports_heals_and_lists_imports_no_torch():
+    code = (
+        "import sys; import harness.sweep.run, harness.sweep.reconcile, harness.report.render, harness.tracking.mlflow;"
+        "sys.exit(bool({'torch', 'torch_fidelity'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
 def test_bootstrap_needs_the_standard_library_only():
     tree = ast.parse((ROOT / "harness" / "bootstrap.py").read_text())
     top = {a.name.split(".")[0] for n in tree.body if isinstance(n, ast.Import) for a in n.names}
