@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import shutil
 import tempfile
@@ -139,13 +141,33 @@ def weights_home() -> Home:
     return Home(Path(os.environ.get("HARNESS_TEST_HOME") or ROOT / "runs"))
 
 
-def sharing_weights(folder: Path, weights_home: Home) -> Home:
-    """A fresh home in a folder, with the weights that were fetched."""
+def sharing_weights(folder: Path, weights_home: Home, *, databases: bool = True) -> Home:
+    """A fresh home in a folder, with the weights that were fetched and, unless told otherwise, MLflow's empty database.
+
+    MLflow takes seconds to make one, by all the migrations of its history.
+    """
     root = folder / "runs"
     root.mkdir()
     weights_home.private(weights_home.weights)
     (root / "weights").symlink_to(weights_home.weights)
-    return Home(root)
+    home = Home(root)
+    if databases:
+        shutil.copyfile(empty_database(), root / "mlflow.db")
+    return home
+
+
+@functools.cache
+def empty_database() -> Path:
+    """As MLflow makes it, once for each process of the tests."""
+    from harness.tracking.mlflow import client_for
+
+    folder = tempfile.TemporaryDirectory(prefix="mlflow-")
+    atexit.register(folder.cleanup)
+    home = Home(Path(folder.name) / "runs")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delenv("MLFLOW_TRACKING_URI", raising=False)
+        client_for(home)
+    return home.root / "mlflow.db"
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def plan(
     place = torch.device(choose_device(device))
     if place.type == "cpu":  # what each worker will have
         use_threads(threads_per_worker(usable_cores(), workers))
-    spec = settle(spec, place.type, exact=exact, say=lambda text: None)
+    spec, _ = settle(spec, place.type, exact)
     images, n_images, store_bytes, prepare_s = _images(spec, home, source, say)
     set_bytes = n_images * int(np.prod(images.shape[1:])) if place.type == "cuda" else 0
     images = images[: max(spec.largest_batch(), _FILES)].to(place)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from harness.errors import UsageError
@@ -15,8 +15,8 @@ from harness.sweep.processes import exact_arithmetic
 PAYS = 1.1
 
 
-def settle(spec: StudySpec, device: str, *, exact: bool, say: Callable[[str], None]) -> StudySpec:
-    """The study with every precision that its file leaves open.
+def settle(spec: StudySpec, device: str, exact: bool) -> tuple[StudySpec, list[str]]:
+    """The study with every precision that its file leaves open, and what its user should hear of it.
 
     Rungs are scored in bfloat16 where that is sooner: it changes no order (docs/performance.md). Trainings are float32,
     on CUDA in TF32 (docs/decisions/0010-tf32-on-cuda.md). bfloat16 is only offered.
@@ -25,7 +25,6 @@ def settle(spec: StudySpec, device: str, *, exact: bool, say: Callable[[str], No
         spec: as the file has it.
         device: where it will run; timed on one thread, in CPU time, so that a busy machine decides alike.
         exact: float32 throughout, also where the file says otherwise.
-        say: told what was found.
 
     Raises:
         UsageError: exact, and the precision is searched.
@@ -38,12 +37,12 @@ def settle(spec: StudySpec, device: str, *, exact: bool, say: Callable[[str], No
     of_training = spec.fixed.precision is None and "precision" not in spec.space
     of_rungs = spec.scoring.rung.precision is None
     if not (exact or of_training or of_rungs):
-        return spec
+        return spec, []
     # What takes seconds to import is imported where a study is started, and not with every command.
     from harness.gan.precision import BF16, FLOAT32, usual
 
     if exact:
-        return _with(spec, training=FLOAT32, rung=FLOAT32)
+        return _with(spec, training=FLOAT32, rung=FLOAT32), []
     import torch
 
     from harness.sweep import speed
@@ -51,14 +50,15 @@ def settle(spec: StudySpec, device: str, *, exact: bool, say: Callable[[str], No
     place = torch.device(device)
     exact_arithmetic()
     training = rung = None
+    said: list[str] = []
     if of_training:
         training, gain = usual(place), speed.training_gain(_typical(spec), place)
         if gain >= PAYS:
-            say(f'training in bfloat16 would be {gain:.1f} times sooner here: precision = "bf16" in [fixed]')
+            said.append(f'training in bfloat16 would be {gain:.1f} times sooner here: precision = "bf16" in [fixed]')
     if of_rungs:
         quick = spec.scoring.rung.extractor == INCEPTION and speed.scoring_gain(spec.data.image_size, place) >= PAYS
         rung = BF16 if quick else FLOAT32
-    return _with(spec, training=training, rung=rung)
+    return _with(spec, training=training, rung=rung), said
 
 
 def adopt(spec: StudySpec, stored: Mapping[str, Any]) -> StudySpec:

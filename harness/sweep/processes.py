@@ -73,6 +73,12 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(map(str, range(torch.cuda.device_count())))
 
 
+def cuda_is_available() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def use_threads(n: int) -> None:
     """Threads of torch, and of NumPy's and SciPy's linear algebra, which has its own and takes every core by itself.
 

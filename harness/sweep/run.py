@@ -15,15 +15,16 @@ from harness.home import Home
 from harness.scoring.protocol import objective_name
 from harness.study.spec import StudySpec
 from harness.sweep.database import open_storage
-from harness.sweep.engines.local import make_ready, run_local, threads_per_worker
+from harness.sweep.engines.local import apart, make_ready, run_local, threads_per_worker
 from harness.sweep.engines.loop import Event, WorkerJob
 from harness.sweep.outage import grace_s
 from harness.sweep.parent import ParentRun
 from harness.sweep.precision import adopt, settle
-from harness.sweep.processes import usable_cores, visible_gpus
+from harness.sweep.processes import cuda_is_available, usable_cores, visible_gpus
 from harness.sweep.provenance import provenance
 from harness.sweep.storage import load_study, open_study, to_record
 from harness.sweep.trials import Trials, finished_count
+from harness.tracking.mlflow import client_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,17 +70,27 @@ def run_sweep(
     def say(text: str) -> None:
         on_event({"doing": text})
 
+    def settled(spec: StudySpec) -> StudySpec:
+        say("preparing workers")
+        make_ready()
+        client_for(home)  # whose imports take as long as the workers', meanwhile
+        spec, said = apart(settle, spec, choose_device(machines.device), exact)
+        for text in said:
+            say(text)
+        return spec
+
     target = trials or spec.budget.trials
-    device = choose_device(machines.device)
+    if machines.device != "auto":
+        choose_device(machines.device)
     store = open_store(home, spec.data, source, study=spec.name, on_progress=on_progress, say=say)
     require_images(spec, store.n_train, store.n_held_out)
     storage = open_storage(home, grace=grace_s(), say=say, stop=lambda: stop_level() > 0)
     study = open_study(
-        settle(spec, device, exact=True, say=say) if exact else spec,
+        settled(spec) if exact else spec,
         home,
         resume_anyway=resume_anyway,
         storage=storage,
-        settle=lambda spec: settle(spec, device, exact=False, say=say),
+        settle=settled,
     )
     spec = adopt(spec, json.loads(study.user_attrs["spec"]))
     dataset = {"name": spec.data.source, "fingerprint": store.fingerprint, "source": spec.data.source}
@@ -87,6 +98,7 @@ def run_sweep(
     if machines.engine == "local" and finished_count(study) < target:
         make_ready()
     say("opening MLflow")
+    device = choose_device(machines.device)
     tags = {**provenance(device), "study": spec.name, "spec_hash": spec.spec_hash}
     parent = ParentRun.open(study, spec, home, tags, say)
     everything = Trials(study, spec, home)
@@ -225,9 +237,7 @@ def choose_device(wanted: str) -> str:
         raise UsageError(f"DEVICE={wanted!r} is not known", "Use auto, cpu or cuda.")
     if wanted == "cpu":
         return wanted
-    import torch
-
-    available = torch.cuda.is_available()
+    available = apart(cuda_is_available)
     if wanted == "cuda" and not available:
         raise UsageError("DEVICE=cuda, but torch finds no CUDA device", "`harness doctor` shows why; or use cpu.")
     return "cuda" if available else "cpu"

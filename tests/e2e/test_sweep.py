@@ -15,8 +15,11 @@ from pathlib import Path
 import pytest
 
 from harness.cli import main
+from harness.errors import SweepError, UsageError
 from harness.home import Home
 from harness.study.records import StudyRecord
+from harness.sweep.engines.local import apart
+from harness.sweep.run import choose_device
 from harness.sweep.storage import load_study, to_record
 from harness.tracking.tracker import STATUS
 from tests.conftest import ROOT, TINY_STUDY, blob_files, sharing_weights
@@ -78,7 +81,7 @@ def project(tmp_path_factory, weights_home: Home) -> Here:
 
     folder = tmp_path_factory.mktemp("project")
     images = blob_files(folder / "images", 40)
-    made = Here(folder, sharing_weights(folder, weights_home), images)
+    made = Here(folder, sharing_weights(folder, weights_home, databases=False), images)
     (folder / "search_spaces" / "tiny.toml").write_text(QUICK)
     made.first_output = Project.run(made, "sweep")
     return made
@@ -296,3 +299,14 @@ def test_ctrl_c_loses_nothing(tmp_path, weights_home, image_folder, presses):
         assert re.search(r"trial \d+ starts, continues at \d", output), output
     assert {trial.state for trial in record.trials if trial.number} <= {"COMPLETE", "PRUNED"}
     assert_mlflow_agrees(project)
+
+
+def test_what_needs_torch_is_asked_of_a_process_that_has_it(project, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setenv("HARNESS_MACHINE", "elsewhere")
+    assert apart(os.getpid) != os.getpid()
+    assert apart(os.getenv, "HARNESS_MACHINE") == "elsewhere"
+    with pytest.raises(UsageError, match="DEVICE='tpu' is not known"):
+        apart(choose_device, "tpu")
+    with pytest.raises(SweepError, match="died"):
+        apart(os._exit, 1)

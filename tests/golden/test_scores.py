@@ -61,31 +61,31 @@ def test_every_metric_equals_torch_fidelitys_command(tmp_path, monkeypatch, home
     extractor = Extractor("inception-v3", home, CPU, QUIET)
     assert extractor.weights.has_head
     images = torch.from_numpy(blobs(40, 32))
-    spec = SPEC.model_copy(update={"samples": 30, "reference": 25})
+    spec = SPEC.model_copy(update={"samples": 18, "reference": 15})
     protocol = make_protocol(spec, weights_sha256="w", fingerprint="f", split_rule="all", resize="r", versions={})
     generator, _ = build(HP, 0, CPU)
     reference = load_reference(home, images, protocol, extractor)
     ours = score(generator, HP, reference, protocol, extractor)
     assert not ours.reason
-    assert set(ours.values) == {"fid30", "kid30", "is30", "precision_inception_30", "recall_inception_30"}
+    assert set(ours.values) == {"fid18", "kid18", "is18", "precision_inception_18", "recall_inception_18"}
 
     quick = score(generator, HP, reference, protocol, extractor, only=("fid", "kid"), quick=True)
-    assert set(quick.values) == {"fid30", "kid30"}
+    assert set(quick.values) == {"fid18", "kid18"}
     for name, value in quick.values.items():
         assert value == pytest.approx(ours.values[name], rel=1e-6)
     assert quick.spread > 0
 
-    fake = write_pngs(to_uint8(generate(generator, HP, 30, 7, CPU)), tmp_path / "fake")
-    real = write_pngs(reference_images(images, 25), tmp_path / "real")
+    fake = write_pngs(to_uint8(generate(generator, HP, 18, 7, CPU)), tmp_path / "fake")
+    real = write_pngs(reference_images(images, 15), tmp_path / "real")
     theirs = fidelity_command(
-        tmp_path, full_weights, fake, real, "--fid", "--kid", "--isc", "--kid-subset-size", "25", "--rng-seed", "7",
+        tmp_path, full_weights, fake, real, "--fid", "--kid", "--isc", "--kid-subset-size", "15", "--rng-seed", "7",
         "--prc", "--feature-extractor", "inception-v3-compat", "--feature-layer-prc", "2048",
     )  # fmt: skip
-    assert ours.values["fid30"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
-    assert ours.values["kid30"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
-    assert ours.values["is30"] == pytest.approx(theirs["inception_score_mean"], rel=1e-5)
+    assert ours.values["fid18"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
+    assert ours.values["kid18"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
+    assert ours.values["is18"] == pytest.approx(theirs["inception_score_mean"], rel=1e-5)
     for name in ("precision", "recall"):
-        assert ours.values[f"{name}_inception_30"] == pytest.approx(theirs[name], abs=1e-9)
+        assert ours.values[f"{name}_inception_18"] == pytest.approx(theirs[name], abs=1e-9)
 
 
 def test_the_generative_model_gives_calculate_metrics_the_images_that_are_scored(home):
@@ -168,22 +168,22 @@ def test_published_precision_and_recall_are_vgg16s_where_it_is_at_hand(home, tmp
     monkeypatch.setenv("HARNESS_VGG16_WEIGHTS", str(path))
 
     extractor = Extractor("vgg16", home, CPU, QUIET)
-    real = torch.from_numpy(blobs(16, 32))
-    mixed = torch.cat([real[:5], torch.from_numpy(blobs(9, 32, seed=1)), 255 - real[:2]])
+    real = torch.from_numpy(blobs(8, 32))
+    mixed = torch.cat([real[:3], torch.from_numpy(blobs(4, 32, seed=1)), 255 - real[:1]])
     fake = mixed.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).contiguous()
     protocol = dataclasses.replace(
         make_protocol(SPEC, weights_sha256="w", fingerprint="f", split_rule="all", resize="r", versions={}),
-        extractor="vgg16", samples=16, reference_images=16,
+        extractor="vgg16", samples=8, reference_images=8,
     )  # fmt: skip
     reference = load_reference(home, real, protocol, extractor)
     ours = calculated(fake, reference, protocol, extractor, ("precision", "recall"))
     theirs = calculate_metrics(
-        input1=Rows(fake), input2=Rows(reference_images(real, 16)), prc=True, cuda=False, cache=False, verbose=False,
+        input1=Rows(fake), input2=Rows(reference_images(real, 8)), prc=True, cuda=False, cache=False, verbose=False,
         feature_extractor_weights_path=str(path), save_cpu_ram=True,
     )  # fmt: skip
-    assert ours == {"precision16": theirs["precision"], "recall16": theirs["recall"]}
-    assert 0 < ours["precision16"] < 1
-    assert 0 < ours["recall16"] <= 1
+    assert ours == {"precision8": theirs["precision"], "recall8": theirs["recall"]}
+    assert 0 < ours["precision8"] < 1
+    assert 0 < ours["recall8"] <= 1
 
 
 class Rows(torch.utils.data.Dataset):

@@ -96,7 +96,13 @@ def test_trainings_are_float32_unless_the_file_asks_and_what_would_be_sooner_is_
     assert spec.fixed.precision is None
     monkeypatch.setattr(speed, "training_gain", lambda hp, device: gain)
     said = []
-    study = open_study(spec, home, settle=lambda spec: settle(spec, "cpu", exact=False, say=said.append))
+
+    def settled(spec):
+        found, lines = settle(spec, "cpu", exact=False)
+        said.extend(lines)
+        return found
+
+    study = open_study(spec, home, settle=settled)
     stored = json.loads(study.user_attrs["spec"])
     assert stored["fixed"]["precision"] == "float32"
     assert stored["scoring"]["rung"]["precision"] == "float32", "MobileNetV2 has no other"
@@ -106,10 +112,10 @@ def test_trainings_are_float32_unless_the_file_asks_and_what_would_be_sooner_is_
 def test_on_cuda_trainings_are_tf32_unless_the_file_asks(monkeypatch):
     monkeypatch.setattr(speed, "training_gain", lambda hp, device: 1.0)
     spec = parse_study("tiny", OPEN, shown_as="tiny.toml")
-    assert settle(spec, "cuda", exact=False, say=quiet).fixed.precision == "tf32"
-    assert settle(spec, "cuda", exact=True, say=quiet).fixed.precision == "float32"
+    assert settle(spec, "cuda", exact=False)[0].fixed.precision == "tf32"
+    assert settle(spec, "cuda", exact=True)[0].fixed.precision == "float32"
     asked = parse_study("tiny", OPEN.replace("[fixed]", '[fixed]\nprecision = "float32"'), shown_as="tiny.toml")
-    assert settle(asked, "cuda", exact=False, say=quiet).fixed.precision == "float32"
+    assert settle(asked, "cuda", exact=False)[0].fixed.precision == "float32"
     assert usual(torch.device("cpu")) == "float32"
     assert recipe_training("svhn32", None).usual_precision
 
@@ -119,7 +125,7 @@ def test_what_a_study_was_started_with_holds_on_every_machine(home, monkeypatch)
     monkeypatch.setattr(speed, "training_gain", lambda hp, device: 1.0)
     for gain in (1.9, 0.9):
         monkeypatch.setattr(speed, "scoring_gain", lambda size, device, gain=gain: gain)
-        study = open_study(spec, home, settle=lambda spec: settle(spec, "cpu", exact=False, say=quiet))
+        study = open_study(spec, home, settle=lambda spec: settle(spec, "cpu", exact=False)[0])
         stored = json.loads(study.user_attrs["spec"])
         assert stored["scoring"]["rung"]["precision"] == "bf16"
         assert adopt(spec, stored).scoring.rung.precision == "bf16"
@@ -131,15 +137,15 @@ def test_inception_at_rungs_is_quick_where_that_pays(monkeypatch):
     monkeypatch.setattr(speed, "training_gain", lambda hp, device: 1.0)
     for gain, rung in ((1.9, "bf16"), (0.9, "float32")):
         monkeypatch.setattr(speed, "scoring_gain", lambda size, device, gain=gain: gain)
-        found = settle(spec, "cpu", exact=False, say=quiet)
+        found, _ = settle(spec, "cpu", exact=False)
         assert (found.scoring.rung.precision, found.scoring.final.precision) == (rung, None)
 
 
 def test_exact_turns_everything_off_and_a_study_that_was_started_otherwise_is_refused(home):
     spec = parse_study("tiny", OPEN.replace("[fixed]", '[fixed]\nprecision = "bf16"'), shown_as="tiny.toml")
-    exact = settle(spec, "cpu", exact=True, say=quiet)
+    exact, _ = settle(spec, "cpu", exact=True)
     assert (exact.fixed.precision, exact.scoring.rung.precision) == ("float32", "float32")
-    study = open_study(spec, home, settle=lambda spec: settle(spec, "cpu", exact=False, say=quiet))
+    study = open_study(spec, home, settle=lambda spec: settle(spec, "cpu", exact=False)[0])
     assert spec.hparams({"lr": 1e-3}).precision == "bf16"
     assert json.loads(study.user_attrs["spec"])["fixed"]["precision"] == "bf16"
     with pytest.raises(SpecDrift, match="fixed.precision: was 'bf16', is 'float32'"):
@@ -151,9 +157,9 @@ def test_exact_and_a_search_over_precision_exclude_each_other():
     # The preset, which ends the file, needs one too.
     text = OPEN.replace("[space.batch_size]", searched) + 'precision = "float32"\n'
     spec = parse_study("tiny", text, shown_as="tiny.toml")
-    assert "precision" in settle(spec, "cpu", exact=False, say=quiet).space
+    assert "precision" in settle(spec, "cpu", exact=False)[0].space
     with pytest.raises(UsageError, match="tiny searches precision, and --exact is float32 throughout"):
-        settle(spec, "cpu", exact=True, say=quiet)
+        settle(spec, "cpu", exact=True)
 
 
 @pytest.mark.parametrize(

@@ -13,5 +13,8 @@ for _number in (signal.SIGINT, signal.SIGTERM):
 
 import harness.scoring.scorer  # noqa: E402
 import harness.sweep.worker  # noqa: E402
-import harness.tracking.courier  # noqa: E402
-import harness.tracking.mlflow  # noqa: E402, F401
+import harness.tracking.courier  # noqa: E402, F401
+from harness.tracking.mlflow import quiet  # noqa: E402
+
+quiet()
+import mlflow.store.tracking.sqlalchemy_store  # noqa: E402, F401 - with most of what a client needs
