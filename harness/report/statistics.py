@@ -12,10 +12,11 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
-from scipy.stats import nct, ttest_1samp
+from scipy.stats import nct
 from scipy.stats import t as student_t
 from statsmodels.regression.mixed_linear_model import MixedLM
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import DescrStatsW
 from statsmodels.tools.sm_exceptions import ConvergenceWarning
 
 LEVEL = 0.95
@@ -112,10 +113,10 @@ def _tested(
         return Estimate(mean=mean, low=None, high=None, n=n), 1.0
     if len(set(values)) == 1:  # nothing to divide by: equal values are all the evidence there is
         return Estimate(mean=mean, low=mean, high=mean, n=n), float(mean == 0)
-    found = ttest_1samp(values, 0.0)
-    low = float(found.confidence_interval(1 - (1 - level) / picked_low).low)
-    high = float(found.confidence_interval(1 - (1 - level) / picked_high).high)
-    return Estimate(mean=mean, low=low, high=high, n=n), float(found.pvalue)
+    found = DescrStatsW(values)
+    low = float(found.tconfint_mean((1 - level) / picked_low)[0])
+    high = float(found.tconfint_mean((1 - level) / picked_high)[1])
+    return Estimate(mean=mean, low=low, high=high, n=n), float(found.ttest_mean(0.0)[1])
 
 
 def difference(a: str, b: str, scores: Mapping[str, Scores], level: float = LEVEL) -> Difference | None:
