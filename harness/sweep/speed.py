@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 import statistics
 import time
 from collections.abc import Iterator
@@ -24,9 +25,15 @@ from harness.sweep.processes import cuda_graphs
 _TIMED_S, _IMAGES = 0.6, 32
 
 
+def emulates(device: torch.device) -> bool:
+    """Whether bfloat16 is done by software, several times slower: on x86 before AVX-512. No timing is needed there."""
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    return device.type == "cpu" and x86 and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
 def training_gain(hp: HParams, device: torch.device) -> float:
-    """How many times sooner a training step is in bfloat16 than as usual; 0 where that cannot be told."""
-    if problems(hp):
+    """How many times sooner a training step is in bfloat16 than as usual; 0 where it is not timed."""
+    if problems(hp) or emulates(device):
         return 0.0
     hp = dataclasses.replace(hp, batch_size=min(hp.batch_size, _IMAGES), n_dis=1)
     shape = (_IMAGES, hp.image_size, hp.image_size, hp.channels)
@@ -39,7 +46,9 @@ def training_gain(hp: HParams, device: torch.device) -> float:
 
 
 def scoring_gain(size: int, device: torch.device) -> float:
-    """How many times sooner Inception is in bfloat16 on images of this size (px)."""
+    """How many times sooner Inception is in bfloat16 on images of this size (px); 0 where it is not timed."""
+    if emulates(device):
+        return 0.0
     images = torch.zeros(2 if device.type == "cpu" else 64, 3, size, size, dtype=torch.uint8, device=device)
     return _gain(_features(FLOAT32, images, device), _features(BF16, images, device), device)
 

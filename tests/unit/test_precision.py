@@ -69,19 +69,25 @@ def test_tf32_is_for_cuda_alone_and_leaves_no_trace(hp, images):
     assert torch.backends.cudnn.allow_tf32 == before
 
 
+def gain_with(before: str = "pass", **environment: str) -> float:
+    code = (
+        f"import torch; from harness.study.hparams import HParams; from harness.sweep import speed; {before};"
+        "print(speed.training_gain(HParams(image_size=32, ngf=32, ndf=32, batch_size=8), torch.device('cpu')))"
+    )
+    command = [sys.executable, "-c", code]
+    return float(subprocess.check_output(command, env={**os.environ, **environment}, text=True))
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="ONEDNN_MAX_CPU_ISA caps x86 instructions only")
 @pytest.mark.parametrize("cap", ["AVX2", "AVX512_CORE"])
 def test_without_its_instructions_bfloat16_is_not_chosen(cap):
-    """oneDNN's own cap stands for a machine that has none; there it is two to eight times slower."""
-    code = (
-        "import torch; from harness.study.hparams import HParams; from harness.sweep.speed import training_gain;"
-        "print(training_gain(HParams(image_size=32, ngf=32, ndf=32, batch_size=8), torch.device('cpu')))"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "ONEDNN_MAX_CPU_ISA": cap},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert float(found.stdout) < PAYS
+    """oneDNN's own cap stands for a machine that has none, and is timed; there it is two to eight times slower."""
+    assert 0 < gain_with("speed.emulates = lambda device: False", ONEDNN_MAX_CPU_ISA=cap) < PAYS
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="others are timed")
+def test_where_bfloat16_is_emulated_nothing_is_timed():
+    assert gain_with(ATEN_CPU_CAPABILITY="avx2") == 0
 
 
 @pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="no AMX here; the test above shows the other way")
