@@ -200,7 +200,7 @@ def worker_job(
         parent_run=str(study.user_attrs["mlflow_parent"]),
         uid=str(study.user_attrs["uid"]),
         workers=machines.workers,
-        gpus=visible_gpus() if device == "cuda" else (),
+        gpus=apart(visible_gpus) if device == "cuda" else (),
     )
 
 

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -26,6 +27,10 @@ from tests.conftest import ROOT, TINY_STUDY, blob_files, sharing_weights
 from tests.faults.checks import QUICK
 
 HARNESS = [sys.executable, "-c", "import sys; from harness.cli import main; sys.exit(main())"]
+TELLING = [
+    sys.executable, "-c",
+    "import sys; from harness.cli import main; code = main(); print('torch' in sys.modules); sys.exit(code)",
+]  # fmt: skip
 
 
 class Project:
@@ -40,21 +45,24 @@ class Project:
             "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, command: Sequence[str] = HARNESS, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*HARNESS, *arguments], cwd=self.folder, env={**self.env, **environment}, text=True,
+            [*command, *arguments], cwd=self.folder, env={**self.env, **environment}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
     def run(self, *arguments: str, code: int = 0, **environment: str) -> str:
-        process = self.start(*arguments, **environment)
-        output, _ = process.communicate(timeout=600)
-        assert process.returncode == code, output
-        assert "Traceback" not in output
-        return output
+        return finish(self.start(*arguments, **environment), code)
 
     def record(self, study: str = "tiny") -> StudyRecord:
         return to_record(load_study(study, self.home))
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == code, output
+    assert "Traceback" not in output
+    return output
 
 
 class Here(Project):
@@ -83,7 +91,7 @@ def project(tmp_path_factory, weights_home: Home) -> Here:
     images = blob_files(folder / "images", 40)
     made = Here(folder, sharing_weights(folder, weights_home, databases=False), images)
     (folder / "search_spaces" / "tiny.toml").write_text(QUICK)
-    made.first_output = Project.run(made, "sweep")
+    made.first_output = finish(made.start("sweep", command=TELLING))
     return made
 
 
@@ -302,6 +310,7 @@ def test_ctrl_c_loses_nothing(tmp_path, weights_home, image_folder, presses):
 
 
 def test_what_needs_torch_is_asked_of_a_process_that_has_it(project, monkeypatch):
+    assert project.first_output.endswith("False\n"), "the supervisor imported torch"
     monkeypatch.delitem(sys.modules, "torch")
     monkeypatch.setenv("HARNESS_MACHINE", "elsewhere")
     assert apart(os.getpid) != os.getpid()

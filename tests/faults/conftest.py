@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from pathlib import Path
 
@@ -56,13 +55,6 @@ def undisturbed(bench) -> dict[int, object]:
 
 def with_barrier(project: Project, barrier: Barrier) -> dict[str, str]:
     return {**barrier.env, "PYTHONPATH": f"{INJECTION}{os.pathsep}{project.env['PYTHONPATH']}"}
-
-
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == code, output
-    assert "Traceback" not in output, output
-    return output
 
 
 class Watch:

@@ -8,9 +8,10 @@ import pickle
 import shutil
 from pathlib import Path
 
+from tests.e2e.test_sweep import finish
 from tests.faults.barrier import Barrier
 from tests.faults.checks import Fault, check_all, outcome
-from tests.faults.conftest import CHECKPOINT, RUNG, STEP, TELL, Watch, finish, with_barrier
+from tests.faults.conftest import CHECKPOINT, RUNG, STEP, TELL, Watch, with_barrier
 from tests.faults.options import long_only
 
 REPORT = "os:fsync@build_report"

@@ -8,9 +8,10 @@ import signal
 import pytest
 
 from harness.sweep.trials import KILLED
+from tests.e2e.test_sweep import finish
 from tests.faults.barrier import Barrier
 from tests.faults.checks import Fault, check_all, outcome
-from tests.faults.conftest import CHECKPOINT, SCORE, STEP, TELL, Watch, finish, with_barrier
+from tests.faults.conftest import CHECKPOINT, SCORE, STEP, TELL, Watch, with_barrier
 from tests.faults.options import long_only
 
 AFTER_TELL = "harness.sweep.worker:_conclude"

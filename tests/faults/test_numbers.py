@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from harness.sweep.worker import DIVERGED_VALUE
+from tests.e2e.test_sweep import finish
 from tests.faults.barrier import Barrier
 from tests.faults.checks import Fault, check_all, outcome
-from tests.faults.conftest import STEP, finish, with_barrier
+from tests.faults.conftest import STEP, with_barrier
 
 LOSS = "harness.gan.losses:generator_loss"
 IMAGES = "harness.gan.networks:Generator.forward@generate"

@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager, closing, contextmanager
 
 import pytest
 
-from tests.e2e.test_sweep import Project
+from tests.e2e.test_sweep import Project, finish
 from tests.faults.barrier import Barrier
 from tests.faults.checks import Fault, check_all, outcome
-from tests.faults.conftest import ASK, RUNG, STEP, STUDY, TELL, Watch, finish, with_barrier
+from tests.faults.conftest import ASK, RUNG, STEP, STUDY, TELL, Watch, with_barrier
 from tests.faults.options import MANY, OUTAGES, long_only, pause
 
 

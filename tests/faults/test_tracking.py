@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from tests.e2e.test_sweep import finish
 from tests.faults.barrier import Barrier
 from tests.faults.checks import Fault, check_all, outcome
-from tests.faults.conftest import STEP, TELL, Watch, finish, with_barrier
+from tests.faults.conftest import STEP, TELL, Watch, with_barrier
 from tests.servers import Gateway, MlflowServer
 
 
