@@ -278,34 +278,30 @@ def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
     raise AssertionError(f"{pattern!r} never came:\n{seen}")
 
 
-@pytest.mark.parametrize("presses", [1, 2])
-def test_ctrl_c_loses_nothing(tmp_path, weights_home, image_folder, presses):
-    """Once: stops at the next snapshot. Twice: at once. Both continue to the same budget, with MLflow in agreement."""
+def test_ctrl_c_loses_nothing(tmp_path, weights_home, image_folder):
+    """Once: stops at the next snapshot. Twice: at once. Then on to the same budget, with MLflow in agreement."""
     project = Here(tmp_path, sharing_weights(tmp_path, weights_home), image_folder)
     # Long enough that the signal always comes during the first trial.
     study = QUICK.replace("kimg = 0.4", "kimg = 6").replace("rungs = [0.1]", "rungs = [2]")
     (tmp_path / "search_spaces" / "tiny.toml").write_text(study)
-    process = project.start("sweep", TRIALS="2")
-    wait_for(process, r"trial 0 starts")
-    os.kill(process.pid, signal.SIGINT)
-    if presses == 2:
-        wait_for(process, "stopping at the next snapshot")
+    for presses, begun in ((1, "trial 0 starts"), (2, r"trial 1 starts, continues at \d")):
+        process = project.start("sweep", TRIALS="2")
+        wait_for(process, begun)
         os.kill(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
-    assert "the same command continues where this one stopped" in output
-    first = project.record().trials[0]
-    assert first.state == "FAIL"
-    assert first.reason.startswith("interrupted")
-    assert_mlflow_agrees(project)
-    output = project.run("sweep", TRIALS="2")
-    assert "2 of 2 trials finished" in output
+        if presses == 2:
+            wait_for(process, "stopping at the next snapshot")
+            os.kill(process.pid, signal.SIGINT)
+        assert "the same command continues where this one stopped" in finish(process, 130)
+        stopped = project.record().trials[presses - 1]
+        assert stopped.state == "FAIL"
+        assert stopped.reason.startswith("interrupted")
+        assert_mlflow_agrees(project)
+    assert "2 of 2 trials finished" in project.run("sweep", TRIALS="2")
     record = project.record()
-    (retry,) = [trial for trial in record.trials if trial.attrs.get("retry_of") == 0]
-    assert retry.params == first.params
-    if presses == 1:
-        assert re.search(r"trial \d+ starts, continues at \d", output), output
-    assert {trial.state for trial in record.trials if trial.number} <= {"COMPLETE", "PRUNED"}
+    chain = [trial for trial in record.trials if trial.attrs.get("retry_of") is not None]
+    assert [trial.attrs["retry_of"] for trial in chain] == [0, 1]
+    assert all(trial.params == record.trials[0].params for trial in chain)
+    assert {trial.state for trial in record.trials[2:]} <= {"COMPLETE", "PRUNED"}
     assert_mlflow_agrees(project)
 
 
