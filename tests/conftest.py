@@ -141,7 +141,7 @@ def weights_home() -> Home:
     return Home(Path(os.environ.get("HARNESS_TEST_HOME") or ROOT / "runs"))
 
 
-def sharing_weights(folder: Path, weights_home: Home, *, databases: bool = True) -> Home:
+def sharing_weights(folder: Path, weights_home: Home, *, mlflow_database: bool = True) -> Home:
     """A fresh home in a folder, with the weights that were fetched and, unless told otherwise, MLflow's empty database.
 
     MLflow takes seconds to make one, by all the migrations of its history.
@@ -151,7 +151,7 @@ def sharing_weights(folder: Path, weights_home: Home, *, databases: bool = True)
     weights_home.private(weights_home.weights)
     (root / "weights").symlink_to(weights_home.weights)
     home = Home(root)
-    if databases:
+    if mlflow_database:
         shutil.copyfile(empty_database(), root / "mlflow.db")
     return home
 

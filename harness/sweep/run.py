@@ -80,7 +80,7 @@ def run_sweep(
         return spec
 
     target = trials or spec.budget.trials
-    if machines.device != "auto":
+    if machines.device != "auto":  # which is never refused: asking can wait until the images are there
         choose_device(machines.device)
     store = open_store(home, spec.data, source, study=spec.name, on_progress=on_progress, say=say)
     require_images(spec, store.n_train, store.n_held_out)

@@ -89,7 +89,7 @@ def project(tmp_path_factory, weights_home: Home) -> Here:
 
     folder = tmp_path_factory.mktemp("project")
     images = blob_files(folder / "images", 40)
-    made = Here(folder, sharing_weights(folder, weights_home, databases=False), images)
+    made = Here(folder, sharing_weights(folder, weights_home, mlflow_database=False), images)
     (folder / "search_spaces" / "tiny.toml").write_text(QUICK)
     made.first_output = finish(made.start("sweep", command=TELLING))
     return made

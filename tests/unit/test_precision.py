@@ -69,15 +69,6 @@ def test_tf32_is_for_cuda_alone_and_leaves_no_trace(hp, images):
     assert torch.backends.cudnn.allow_tf32 == before
 
 
-def gain_with(before: str = "pass", **environment: str) -> float:
-    code = (
-        f"import torch; from harness.study.hparams import HParams; from harness.sweep import speed; {before};"
-        "print(speed.training_gain(HParams(image_size=32, ngf=32, ndf=32, batch_size=8), torch.device('cpu')))"
-    )
-    command = [sys.executable, "-c", code]
-    return float(subprocess.check_output(command, env={**os.environ, **environment}, text=True))
-
-
 HAS_AVX512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
@@ -88,12 +79,33 @@ HAS_AVX512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 )
 def test_without_its_instructions_bfloat16_is_not_chosen(cap):
     """oneDNN's own cap stands for a machine that has none, and is timed; there it is two to eight times slower."""
-    assert 0 < gain_with("speed.emulates = lambda device: False", ONEDNN_MAX_CPU_ISA=cap) < PAYS
+    code = (
+        "import torch; from harness.study.hparams import HParams; from harness.sweep import speed;"
+        "speed.emulates = lambda device: False;"
+        "print(speed.training_gain(HParams(image_size=32, ngf=32, ndf=32, batch_size=8), torch.device('cpu')))"
+    )
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": cap}
+    assert 0 < float(subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)) < PAYS
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="others are timed")
-def test_where_bfloat16_is_emulated_nothing_is_timed():
-    assert gain_with(ATEN_CPU_CAPABILITY="avx2") == 0
+@pytest.mark.parametrize(
+    ("machine", "instructions", "device", "emulated"),
+    [
+        ("x86_64", "AVX2", "cpu", True), ("AMD64", "DEFAULT", "cpu", True), ("x86_64", "AVX512", "cpu", False),
+        ("aarch64", "DEFAULT", "cpu", False), ("x86_64", "AVX2", "cuda", False),
+    ],
+)  # fmt: skip
+def test_where_bfloat16_is_emulated_nothing_is_timed(monkeypatch, machine, instructions, device, emulated):
+    def timed(*_):
+        raise AssertionError("timed")
+
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    monkeypatch.setattr(speed, "_gain", timed)
+    place = torch.device(device)
+    assert speed.emulates(place) == emulated
+    if emulated:
+        assert speed.training_gain(HParams(image_size=32), place) == speed.scoring_gain(32, place) == 0
 
 
 @pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="no AMX here; the test above shows the other way")
