@@ -200,8 +200,8 @@ def confirmed_context(found: Confirmation) -> dict[str, Any]:
         "leader": _leader(found),
         "ties": [arm.name for arm in found.ties],
         "recipe": _best_published(found),
-        "eased": any(
-            gap.estimate.low is not None and gap.estimate.low < 0 and not gap.tie for gap in found.differences.values()
+        "strict": any(
+            gap.estimate.low is not None and gap.estimate.low > 0 and gap.tie for gap in found.differences.values()
         ),
         "other": sum(arm.n_other for arm in everyone),
         "open": sum(arm.n_open for arm in everyone),

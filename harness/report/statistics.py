@@ -23,6 +23,8 @@ LEVEL = 0.95
 ALPHA = 1 - LEVEL
 # The power that plans aim at (Cohen 1988, section 2.4).
 WANTED_POWER = 0.8
+# Whom a paired t-test tells from the first at this level could hardly have been picked instead of it.
+OUT_OF_REACH = 0.03
 
 # Scores of one configuration by training seed.
 Scores = Mapping[int, float]
@@ -84,18 +86,21 @@ def standing(scores: Mapping[str, Scores]) -> Standing:
     """Who leads, by how much, and how sure that is.
 
     The lowest of k means is too low: its own interval must reach higher, and those of the differences from it lower.
-    The bound on that side is at 1 - (1 - LEVEL) / 2k (Bonferroni), whichever is picked; the other side needs nothing.
+    That it misses to the other side becomes rare, so all of ALPHA is left to this one: the bound is at 1 - ALPHA / k
+    (Bonferroni), where k counts the first and those within its reach. For two that is a plain interval. Simulated in
+    docs/decisions/0008.
     """
     plain = {name: estimate(list(values.values())) for name, values in scores.items()}
     order = tuple(sorted(plain, key=lambda name: (plain[name].mean, name)))
-    first, k = order[0], len(order)
-    pairs = all_differences(scores)
+    first, pairs = order[0], all_differences(scores)
+    reached = [name for name in order[1:] if not ((pair := pairs.get((first, name))) and pair.p < OUT_OF_REACH)]
+    share = ALPHA / max(2, 1 + len(reached))
     against = {}
     for name in order[1:]:
         if pair := pairs.get((first, name)):
-            lower = _tested(_gaps(first, name, scores), LEVEL, picked_low=k)[0]
+            lower = _tested(_gaps(first, name, scores), LEVEL, below=share)[0]
             against[name] = replace(pair, estimate=lower)
-    plain[first] = _tested(list(scores[first].values()), LEVEL, picked_high=k)[0]
+    plain[first] = _tested(list(scores[first].values()), LEVEL, above=share)[0]
     return Standing(order=order, estimates=plain, against_first=against)
 
 
@@ -105,17 +110,17 @@ def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
 
 
 def _tested(
-    values: Sequence[float], level: float, *, picked_low: int = 1, picked_high: int = 1
+    values: Sequence[float], level: float, *, below: float | None = None, above: float | None = None
 ) -> tuple[Estimate, float]:
-    """(estimate, p of the one-sample t-test against 0); a bound that allows for a pick from so many on its side."""
+    """(estimate, p of the one-sample t-test against 0); how often a bound may fail on its side: half of 1 - level."""
     mean, n = statistics.fmean(values), len(values)
     if n < 2:
         return Estimate(mean=mean, low=None, high=None, n=n), 1.0
     if len(set(values)) == 1:  # nothing to divide by: equal values are all the evidence there is
         return Estimate(mean=mean, low=mean, high=mean, n=n), float(mean == 0)
     found = DescrStatsW(values)
-    low = float(found.tconfint_mean((1 - level) / picked_low)[0])
-    high = float(found.tconfint_mean((1 - level) / picked_high)[1])
+    low = float(found.tconfint_mean(1 - level if below is None else 2 * below)[0])
+    high = float(found.tconfint_mean(1 - level if above is None else 2 * above)[1])
     return Estimate(mean=mean, low=low, high=high, n=n), float(found.ttest_mean(0.0)[1])
 
 

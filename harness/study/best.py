@@ -35,7 +35,7 @@ class BestTraining(Table):
 class BestConfirmed(Table):
     """How sure the configuration is: its mean over training seeds, and what could not be told from it.
 
-    The interval allows for its having been picked as the best: it covers the true mean at least as often as ``level``.
+    The interval allows for its having been picked as the best: it covers the true mean about as often as ``level``.
     """
 
     configuration: str

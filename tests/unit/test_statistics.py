@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 from harness.report.statistics import (
     ALPHA,
     LEVEL,
+    OUT_OF_REACH,
     all_differences,
     detectable,
     difference,
@@ -57,7 +58,7 @@ def within(hits: int, n: int, said: float, points: float = 0.02) -> bool:
 @pytest.mark.parametrize("shared_sd", [0.0, 3.0])
 def test_intervals_of_every_configuration_cover_as_often_as_they_say(shared_sd):
     means = {"a": 70.0, "b": 70.0, "c": 74.0, "d": 120.0}
-    n = 1500
+    n = 1200
     hits = dict.fromkeys(means, 0)
     for scores in studies(n, means, training_sd=2.0, shared_sd=shared_sd):
         for arm, mean in means.items():
@@ -85,10 +86,10 @@ def test_equal_configurations_are_ties(arms):
     assert binomtest(wrong, n, ALPHA, alternative="greater").pvalue > 0.001, wrong / n
 
 
-@pytest.mark.parametrize(("arms", "gap"), [(2, 0.0), (3, 0.0), (5, 0.0), (5, 1.5), (5, 50.0)])
+@pytest.mark.parametrize(("arms", "gap"), [(3, 0.0), (5, 0.0), (4, 1.5), (4, 50.0)])
 def test_the_intervals_of_the_best_hold_although_it_was_picked(arms, gap):
-    """At least 95 of 100, whether all are equal, near or far apart; of equals a plain interval would hold in 89."""
-    n, best_hits, gap_hits = 500, 0, 0
+    """In 95 of 100, give or take 2, whether all are equal, near or far apart; of equals plain ones would in 89."""
+    n, best_hits, gap_hits = 900, 0, 0
     means = {f"arm-{i}": 70.0 + gap * i for i in range(arms)}
     for scores in studies(n, means, training_sd=2.0, shared_sd=1.0, seed=arms):
         found = standing(scores)
@@ -99,13 +100,13 @@ def test_the_intervals_of_the_best_hold_although_it_was_picked(arms, gap):
             pair.estimate.low <= means[name] - means[first] <= pair.estimate.high
             for name, pair in found.against_first.items()
         )
-    assert binomtest(best_hits, n, LEVEL, alternative="less").pvalue > 0.001, best_hits / n
+    assert within(best_hits, n, LEVEL), best_hits / n
     # Differences of one study share the best's scores: as many independent ones as there are studies are counted.
-    assert binomtest(round(gap_hits / (arms - 1)), n, LEVEL, alternative="less").pvalue > 0.001, gap_hits
+    assert within(round(gap_hits / (arms - 1)), n, LEVEL), gap_hits
 
 
 def test_only_the_best_was_picked():
-    scores = {"a": {1: 2.0, 2: 3.0, 3: 3.5}, "b": {1: 4.0, 2: 5.5, 3: 4.5}, "c": {1: 9.0, 2: 9.5, 3: 8.5}}
+    scores = {"a": {1: 2.0, 2: 3.0, 3: 3.5}, "b": {1: 4.0, 2: 5.5, 3: 4.5}, "c": {1: 9.0, 2: 4.0, 3: 3.5}}
     found = standing(scores)
     assert found.order == ("a", "b", "c")
     assert found.estimates["b"] == estimate(list(scores["b"].values()))
@@ -116,6 +117,14 @@ def test_only_the_best_was_picked():
     assert (gap.estimate.high, gap.sd, gap.p) == (pair.estimate.high, pair.sd, pair.p)
     assert gap.estimate.low < pair.estimate.low
     assert gap.p_holm == all_differences(scores)["a", "b"].p_holm
+
+
+def test_what_is_out_of_reach_widens_nothing():
+    scores = {"a": {1: 2.0, 2: 3.0, 3: 3.5}, "b": {1: 4.0, 2: 5.5, 3: 4.5}, "c": {1: 9.0, 2: 10.1, 3: 10.5}}
+    assert difference("a", "c", scores).p < OUT_OF_REACH
+    found = standing(scores)
+    assert found.estimates["a"] == estimate(list(scores["a"].values()))
+    assert found.against_first["b"].estimate == difference("a", "b", scores).estimate
 
 
 @pytest.mark.parametrize("arms", [2, 3, 5, 8])
