@@ -14,9 +14,9 @@ from scipy.stats import ttest_1samp
 from statsmodels.stats.multitest import multipletests
 
 from harness.report.statistics import ALPHA as _ALPHA
-from harness.report.statistics import OUT_OF_REACH
+from harness.report.statistics import REACH_ALPHA
 
-_SEEDS, _STUDIES = 5, 4000
+_SEEDS, _STUDIES, _CONFIRMATIONS = 5, 4000, 20_000
 _GAPS = (0.5, 1.0, 2.0, 3.0, 5.0, 50.0)  # in standard errors of a mean
 
 
@@ -44,22 +44,21 @@ def layouts(k: int) -> list[np.ndarray]:
     return found
 
 
-def coverage(
-    means: np.ndarray, shared: float, reach: float, rng: np.random.Generator, studies: int = 20_000
-) -> tuple[float, float]:
-    """(the best's own, differences from it): how often the intervals of ``statistics.standing`` hold.
+def holds(scores: np.ndarray, means: np.ndarray, reach: float = REACH_ALPHA) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the intervals of ``statistics.standing`` hold, for many confirmations at once.
 
     Args:
-        means: true means, in standard errors of a mean of so many seeds.
-        shared: correlation of the scores of two configurations on a seed.
-        reach: the level below which a paired t-test puts a configuration out of the best's reach.
+        scores: shape (confirmations, k, seeds).
+        means: true means, shape (k,).
+        reach: the level below which a paired t-test puts a configuration out of the best's reach; 0: none is.
+
+    Returns:
+        The best's own, shape (confirmations,), and those of the differences from it, (confirmations, k - 1).
     """
-    k, one, seeds = len(means), np.arange(studies), _SEEDS
-    noise = shared**0.5 * rng.normal(size=(studies, 1, seeds)) + (1 - shared) ** 0.5 * rng.normal(
-        size=(studies, k, seeds)
-    )
-    scores = means[None, :, None] + seeds**0.5 * noise
+    (studies, k, seeds), one = scores.shape, np.arange(len(scores))
     first = scores.mean(2).argmin(1)
+    others = np.ones((studies, k), bool)
+    others[one, first] = False
 
     def error(values: np.ndarray) -> np.ndarray:
         return np.asarray(values.std(-1, ddof=1) / seeds**0.5)
@@ -68,17 +67,30 @@ def coverage(
         return np.asarray(student_t.isf(share, seeds - 1))
 
     own = scores[one, first]
-    gaps = scores - own[:, None]
-    others = np.ones((studies, k), bool)
-    others[one, first] = False
-    away = np.where(others, gaps.mean(2) / np.where(others, error(gaps), 1.0), np.inf)
-    wide = critical(_ALPHA / np.maximum(2, 1 + (away < critical(reach / 2)).sum(1)))
-    plain = critical(_ALPHA / 2)
-    miss = own.mean(1) - means[first]
-    held = (miss <= plain * error(own)) & (miss >= -wide * error(own))
-    miss = gaps.mean(2) - (means[None] - means[first][:, None])
-    apart = (miss <= wide[:, None] * error(gaps)) & (miss >= -plain * error(gaps))
-    return float(held.mean()), float(apart[others].mean())
+    gaps = (scores - own[:, None])[others].reshape(studies, k - 1, seeds)
+    true_gaps = (means[None] - means[first][:, None])[others].reshape(studies, k - 1)
+    reached = (gaps.mean(2) <= critical(reach / 2) * error(gaps)).sum(1)
+    plain, wide = critical(_ALPHA / 2), critical(_ALPHA / np.maximum(2, 1 + reached))
+    above, gaps_above = own.mean(1) - means[first], gaps.mean(2) - true_gaps
+    return (
+        (-wide * error(own) <= above) & (above <= plain * error(own)),
+        (-plain * error(gaps) <= gaps_above) & (gaps_above <= wide[:, None] * error(gaps)),
+    )
+
+
+def coverage(means: np.ndarray, shared: float, reach: float, rng: np.random.Generator) -> tuple[float, float]:
+    """(the best's own, differences from it): how often intervals hold.
+
+    Args:
+        means: true means, in standard errors of a mean of ``_SEEDS`` scores.
+        shared: correlation of the scores of two configurations on a seed.
+        reach: as in :func:`holds`.
+    """
+    common = rng.normal(size=(_CONFIRMATIONS, 1, _SEEDS))
+    alone = rng.normal(size=(_CONFIRMATIONS, len(means), _SEEDS))
+    noise = shared**0.5 * common + (1 - shared) ** 0.5 * alone
+    own, gaps = holds(means[None, :, None] + _SEEDS**0.5 * noise, means, reach)
+    return float(own.mean()), float(gaps.mean())
 
 
 def main() -> None:
@@ -89,13 +101,21 @@ def main() -> None:
     for arms in (2, 3, 5, 8):
         alone, together = false_differences(arms, rng)
         print(f"| {arms} | {100 * alone:.1f} | {100 * together:.1f} |")
-    print("\nhow often intervals hold, in %: least and most over layouts and correlations of 0 and 0.5\n")
-    print("| configurations | out of reach below | the best's own | differences from it |\n|---:|---:|---:|---:|")
+    print("\nhow often intervals hold, in %: least and most over layouts of means\n")
+    print("| configurations | correlation | out of reach below | the best's own | differences from it |")
+    print("|---:|---:|---:|---:|---:|")
     for arms in (2, 3, 5, 6, 8, 10):
-        for reach in (0.05, OUT_OF_REACH, 0.01):
-            found = np.array([coverage(means, shared, reach, rng) for means in layouts(arms) for shared in (0.0, 0.5)])
+        for correlations, reach in (
+            ((0.0, 0.5), 0.0),
+            *(((0.0, 0.5), p) for p in (0.05, REACH_ALPHA, 0.01)),
+            ((0.9,), REACH_ALPHA),
+        ):
+            found = np.array([coverage(means, c, reach, rng) for means in layouts(arms) for c in correlations])
             (own_low, pair_low), (own_high, pair_high) = 100 * found.min(0), 100 * found.max(0)
-            print(f"| {arms} | {reach:g} | {own_low:.1f} to {own_high:.1f} | {pair_low:.1f} to {pair_high:.1f} |")
+            said = " and ".join(f"{c:g}" for c in correlations)
+            print(
+                f"| {arms} | {said} | {reach:g} | {own_low:.1f} to {own_high:.1f} | {pair_low:.1f} to {pair_high:.1f} |"
+            )
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ LEVEL = 0.95
 ALPHA = 1 - LEVEL
 # The power that plans aim at (Cohen 1988, section 2.4).
 WANTED_POWER = 0.8
-# Whom a paired t-test tells from the first at this level could hardly have been picked instead of it.
-OUT_OF_REACH = 0.03
+# Whom a paired t-test tells from the first at this level is out of reach of being picked in its place.
+REACH_ALPHA = 0.03
 
 # Scores of one configuration by training seed.
 Scores = Mapping[int, float]
@@ -93,14 +93,15 @@ def standing(scores: Mapping[str, Scores]) -> Standing:
     plain = {name: estimate(list(values.values())) for name, values in scores.items()}
     order = tuple(sorted(plain, key=lambda name: (plain[name].mean, name)))
     first, pairs = order[0], all_differences(scores)
-    reached = [name for name in order[1:] if not ((pair := pairs.get((first, name))) and pair.p < OUT_OF_REACH)]
-    share = ALPHA / max(2, 1 + len(reached))
-    against = {}
-    for name in order[1:]:
-        if pair := pairs.get((first, name)):
-            lower = _tested(_gaps(first, name, scores), LEVEL, below=share)[0]
-            against[name] = replace(pair, estimate=lower)
-    plain[first] = _tested(list(scores[first].values()), LEVEL, above=share)[0]
+    against = {name: pair for name in order[1:] if (pair := pairs.get((first, name)))}
+    reached = [name for name in order[1:] if name not in against or against[name].p >= REACH_ALPHA]
+    if len(reached) > 1:
+        wide = 1 - 2 * ALPHA / (1 + len(reached))
+        own = estimate(list(scores[first].values()), wide)
+        plain[first] = replace(plain[first], high=own.high)
+        for name, pair in against.items():
+            gap = estimate(_gaps(first, name, scores), wide)
+            against[name] = replace(pair, estimate=replace(pair.estimate, low=gap.low))
     return Standing(order=order, estimates=plain, against_first=against)
 
 
@@ -109,18 +110,15 @@ def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
     return _tested(values, level)[0]
 
 
-def _tested(
-    values: Sequence[float], level: float, *, below: float | None = None, above: float | None = None
-) -> tuple[Estimate, float]:
-    """(estimate, p of the one-sample t-test against 0); how often a bound may fail on its side: half of 1 - level."""
+def _tested(values: Sequence[float], level: float) -> tuple[Estimate, float]:
+    """(estimate, p of the one-sample t-test against 0)."""
     mean, n = statistics.fmean(values), len(values)
     if n < 2:
         return Estimate(mean=mean, low=None, high=None, n=n), 1.0
     if len(set(values)) == 1:  # nothing to divide by: equal values are all the evidence there is
         return Estimate(mean=mean, low=mean, high=mean, n=n), float(mean == 0)
     found = DescrStatsW(values)
-    low = float(found.tconfint_mean(1 - level if below is None else 2 * below)[0])
-    high = float(found.tconfint_mean(1 - level if above is None else 2 * above)[1])
+    low, high = map(float, found.tconfint_mean(1 - level))
     return Estimate(mean=mean, low=low, high=high, n=n), float(found.ttest_mean(0.0)[1])
 
 
