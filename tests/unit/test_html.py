@@ -71,6 +71,7 @@ def test_an_image_that_is_not_the_reports_is_named_instead(folder, source):
     assert f"<em>Figure: no image {source}</em>" in text
 
 
-def test_the_committed_page_is_that_of_the_committed_report():
-    page = ROOT / "reports" / "mnist32" / "report.md"
-    assert page.with_suffix(".html").read_text() == page_to_html(page.read_text(), page.parent, title="mnist32")
+@pytest.mark.parametrize("study", ["mnist32", "mnist32_pareto"])
+def test_the_committed_page_is_that_of_the_committed_report(study):
+    page = ROOT / "reports" / study / "report.md"
+    assert page.with_suffix(".html").read_text() == page_to_html(page.read_text(), page.parent, title=study)
