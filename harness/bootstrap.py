@@ -52,12 +52,22 @@ def ensure(verb: str) -> Path:
         venv.create(VENV, with_pip=True, symlinks=True)
     sys.stderr.write("installing (torch with CUDA libraries is several GB; the first time takes minutes)\n")
     target = f"{ROOT}[{extra}]" if extra else str(ROOT)
-    command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-compile"]
     done = subprocess.run([*command, "-c", str(ROOT / "constraints.txt"), "-e", target], check=False)
     if done.returncode:
         _fail("installing failed: see pip's message above. Is the package index reachable, and the disk not full?", 1)
+    _compile(python)
     stamps[extra].write_text(stamp(extra))
     return python
+
+
+def _compile(python: Path) -> None:
+    """Byte code of the packages and of the harness, on all cores, where pip takes one; no package's own tests.
+
+    What is left without is compiled when it is imported, so a file that does not compile is not an error here.
+    """
+    command = [str(python), "-m", "compileall", "-qq", "-j", "0", "-x", "site-packages/.*/tests?/"]
+    subprocess.run([*command, str(VENV / "lib"), str(ROOT / "harness")], check=False)
 
 
 def _fail(message: str, code: int) -> None:
