@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from harness.scoring.reference import reference_images
@@ -78,5 +77,7 @@ def copying(of_samples: Tensor, of_real: Tensor) -> Copying:
         of_samples: distance of each sample to its nearest training image, shape (N,).
         of_real: distance of each real image to its nearest other training image, shape (M,).
     """
+    from scipy.stats import mannwhitneyu  # a second of imports, which only an audit needs
+
     found = mannwhitneyu(of_real.numpy(), of_samples.numpy(), alternative="greater")
     return Copying(probability=float(found.statistic) / (len(of_samples) * len(of_real)), p=float(found.pvalue))
