@@ -14,6 +14,7 @@ from harness.report.ranking import rank
 from harness.study.records import StudyRecord, TrialRecord
 
 _RESAMPLED, _FEWEST = 500, 8
+_ROWS = 256  # of weights at once: as many columns as there are trials, in the cache
 _LOW, _HIGH = 5.0, 95.0  # per cent
 
 
@@ -47,11 +48,10 @@ def outlook(record: StudyRecord, more: int) -> Outlook | None:
     scores = _finished(record)
     pruned = _pruned(record)
     values = np.array([*scores, *[max(scores)] * pruned])
-    expected = expected_best(values)
-    rng = np.random.default_rng(0)
-    drawn = [expected_best(rng.choice(values, len(values))) for _ in range(_RESAMPLED)]
-    low, high = np.percentile(drawn, [_LOW, _HIGH], axis=0)
-    n = len(values)
+    n, rng = len(values), np.random.default_rng(0)
+    drawn = [rng.choice(values, n) for _ in range(_RESAMPLED)]
+    expected, *resampled = expected_best([values, *drawn])
+    low, high = np.percentile(resampled, [_LOW, _HIGH], axis=0)
     fewer = max(1, round(n * n / (n + more)))
     return Outlook(
         expected=tuple(expected.tolist()),
@@ -115,23 +115,25 @@ def _finished(record: StudyRecord) -> list[float]:
     return [float(t.value or 0.0) for t in rank(record, top=len(record.trials)).trials if _searched(t)]
 
 
-def expected_best(values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean of the lowest of k values drawn from n without replacement, for k = 1 … n, shape (n,).
+def expected_best(samples: Sequence[Sequence[float]] | Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """The mean of the lowest of k values drawn from a sample of n without replacement, for k = 1 … n.
 
-    The i-th lowest is the lowest of a draw with probability C(n - i, k - 1) / C(n, k). Unbiased for every k up to n,
-    which drawing with replacement (Dodge et al. 2019, "Show Your Work") is not (Tang et al. 2020, "Showing Your Work
-    Doesn't Always Work").
+    Takes and returns shape (samples, n). The i-th lowest is the lowest of a draw with probability
+    C(n - i, k - 1) / C(n, k). Unbiased for every k up to n, which drawing with replacement (Dodge et al. 2019, "Show
+    Your Work") is not (Tang et al. 2020, "Showing Your Work Doesn't Always Work").
     """
-    ordered = np.sort(np.asarray(values, dtype=float))
+    ordered = np.sort(np.asarray(samples, dtype=float)).T
     n = len(ordered)
-    i, k = np.arange(1, n + 1)[None, :], np.arange(1, n + 1)[:, None]
-    possible = n - i >= k - 1
-    left = np.where(possible, n - i - (k - 1), 0)
-    chosen = gammaln(n - i + 1) - gammaln(k) - gammaln(left + 1)
-    all_draws = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
-    weights = np.where(possible, np.exp(chosen - all_draws), 0.0)
-    found: NDArray[np.float64] = weights @ ordered
-    return found
+    log_factorial = gammaln(np.arange(n + 1) + 1)
+    i, found = np.arange(1, n + 1)[None, :], np.empty_like(ordered)
+    for start in range(0, n, _ROWS):
+        k = np.arange(start + 1, min(start + _ROWS, n) + 1)[:, None]
+        left = n - i - (k - 1)
+        chosen = log_factorial[n - i] - log_factorial[k - 1] - log_factorial[np.maximum(left, 0)]
+        all_draws = log_factorial[n] - log_factorial[k] - log_factorial[n - k]
+        weights = np.where(left >= 0, np.exp(chosen - all_draws), 0.0)
+        found[start : start + _ROWS] = weights @ ordered
+    return found.T
 
 
 def new_best_probability(n: int, more: int) -> float:

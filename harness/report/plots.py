@@ -152,7 +152,8 @@ def rung_curves(rungs: pd.DataFrame, best: int | None, metric: str) -> Figure:
                   zorder=3 if is_best else 2)  # fmt: skip
     handles = [Line2D([], [], color=c, marker="o", label=n) for n, c in
                (("best trial", _ORANGE), ("finished", _BLUE), ("pruned", _GREY))]  # fmt: skip
-    axis.legend(handles=handles, frameon=True)
+    # Not the best place, which is looked for among all lines, for seconds: scores fall, so this one is free.
+    axis.legend(handles=handles, frameon=True, loc="upper right")
     axis.set_ylim(0, float(rungs["score"].quantile(0.95)) * 1.15 if len(rungs) else 1)
     axis.set(xlabel="real images shown (kimg)", ylabel=wrapped(f"{metric_label(metric)} (lower is better)"))
     return figure

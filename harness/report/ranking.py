@@ -24,7 +24,7 @@ def rank(record: StudyRecord, *, top: int) -> Leaderboard:
     by_age = [str(t.attrs.get("protocol_hash", "")) for t in record.trials if t.state == "COMPLETE"]
     chosen = max(set(hashes), key=lambda h: (hashes.count(h), by_age[::-1].index(h) * -1)) if hashes else ""
     ranked = [trial for trial in record.complete if str(trial.attrs.get("protocol_hash", "")) == chosen]
-    left_out = tuple(trial.number for trial in record.complete if trial not in ranked)
+    left_out = tuple(t.number for t in record.complete if str(t.attrs.get("protocol_hash", "")) != chosen)
     return Leaderboard(tuple(ranked[:top]), chosen, left_out)
 
 

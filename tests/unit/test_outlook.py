@@ -27,17 +27,26 @@ VALUES = st.lists(st.floats(-1e3, 1e3, allow_nan=False), min_size=1, max_size=8)
 
 @given(VALUES)
 def test_the_expected_best_is_the_mean_over_every_draw(values):
-    found = expected_best(values)
+    found = expected_best([values])[0]
     for k in range(1, len(values) + 1):
         assert found[k - 1] == pytest.approx(np.mean([min(drawn) for drawn in combinations(values, k)]), abs=1e-9)
 
 
 @given(st.lists(st.floats(-1e3, 1e3, allow_nan=False), min_size=2, max_size=300))
 def test_it_only_falls_and_ends_at_the_best(values):
-    found = expected_best(values)
+    found = expected_best([values])[0]
     assert (np.diff(found) <= 1e-9 * 1e3).all()
     assert found[-1] == pytest.approx(min(values), abs=1e-6)
     assert found[0] == pytest.approx(np.mean(values), abs=1e-6)
+
+
+def test_the_expected_best_of_many_values_is_the_closed_form():
+    """Of k of the numbers 1 to n: (n + 1) / (k + 1). Samples are independent of each other."""
+    n = 3000
+    first, second = expected_best([np.arange(n, 0.0, -1), 7.0 - np.arange(1.0, n + 1)])
+    k = np.arange(1, n + 1)
+    assert first == pytest.approx((n + 1) / (k + 1), rel=1e-9)
+    assert second == pytest.approx(7.0 - (n + 1) * k / (k + 1), rel=1e-9)
 
 
 def test_the_probability_of_a_new_best_is_how_often_there_is_one():
