@@ -87,23 +87,18 @@ def test_equal_configurations_are_ties(arms):
     assert binomtest(wrong, n, ALPHA, alternative="greater").pvalue > 0.001, wrong / n
 
 
-@pytest.mark.parametrize(("arms", "gap"), [(2, 0.0), (3, 0.0), (5, 0.0), (5, 1.5), (5, 50.0)])
+@pytest.mark.parametrize(("arms", "gap"), [(2, 0.0), (3, 0.0), (5, 0.0), (5, 1.5), (5, 50.0), (6, 0.0), (6, 1.5)])
 def test_the_intervals_of_the_best_hold_although_it_was_picked(arms, gap):
-    """In 95 of 100, give or take 2, whether all are equal, near or far apart; of equals plain ones would in 89."""
-    n, best_hits, gap_hits = 900 if arms > 2 else 1200, 0, 0
-    means = {f"arm-{i}": 70.0 + gap * i for i in range(arms)}
-    for scores in studies(n, means, training_sd=2.0, shared_sd=1.0, seed=arms):
-        found = standing(scores)
-        first = found.order[0]
-        own = found.estimates[first]
-        best_hits += own.low <= means[first] <= own.high
-        gap_hits += sum(
-            pair.estimate.low <= means[name] - means[first] <= pair.estimate.high
-            for name, pair in found.against_first.items()
-        )
-    assert within(best_hits, n, LEVEL), best_hits / n
+    """In 95 of 100, give or take 2, whether all are equal, near or far apart; of equals plain ones would in 89.
+
+    Simulated; that the intervals are the report's, one by one, is ``test_simulated_intervals_are_those_of_the_report``.
+    """
+    n, rng, means = 20_000, np.random.default_rng(arms), 70.0 + gap * np.arange(arms)
+    shared, alone = rng.normal(0, 1.0, (n, 1, len(SEEDS))), rng.normal(0, 2.0, (n, arms, len(SEEDS)))
+    own, gaps = holds(means[None, :, None] + shared + alone, means)
+    assert within(int(own.sum()), n, LEVEL), own.mean()
     # Differences of one study share the best's scores: as many independent ones as there are studies are counted.
-    assert within(round(gap_hits / (arms - 1)), n, LEVEL), gap_hits
+    assert within(round(gaps.mean() * n), n, LEVEL), gaps.mean()
 
 
 def test_only_the_best_was_picked():
@@ -132,7 +127,7 @@ def test_what_is_out_of_reach_widens_nothing():
 def test_simulated_intervals_are_those_of_the_report(spread):
     """Of six configurations, equal, near and apart: the same intervals miss the same true means."""
     means = spread * np.arange(6.0)
-    scores = means[None, :, None] + np.random.default_rng(3).normal(0, 2, (60, 6, 4))
+    scores = means[None, :, None] + np.random.default_rng(3).normal(0, 2, (100, 6, 4))
     own, gaps = holds(scores, means)
     found_own, found_gaps = [], []
     for study in scores:
