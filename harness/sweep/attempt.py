@@ -145,18 +145,19 @@ class Attempt:
         return time.monotonic() - self._saved > every_s
 
     def rung(self, kimg: float, name: str, value: float) -> None:
-        """Remember a rung's score and log it."""
+        """Remember a rung's score and log it, with what is pending."""
         self.fence()
         step = round(kimg * 1000)
         self.rungs[step] = value
-        self.tracker.log(self.run_id, [Point(name, value, step)])
+        self._pending.append(Point(name, value, step))
+        self._log_pending()
 
     def watch(self, kimg: float, name: str, value: float) -> None:
-        """Remember a sign of the samples' diversity and log it, where it is a number."""
+        """Remember a sign of the samples' diversity, where it is a number; it is logged with the next rung or flush."""
         if math.isfinite(value):
             step = round(kimg * 1000)
             self.watched.setdefault(step, {})[name] = round(value, 4)
-            self.tracker.log(self.run_id, [Point(name, round(value, 4), step)])
+            self._pending.append(Point(name, round(value, 4), step))
 
     def grid(self, event: Snapshot, kimg: float, *, final: bool, n: int = GRID_IMAGES, seed: int | None = None) -> None:
         """Images from the same z at every rung (or of a seed), as a PNG in the folder and in the tracker.
@@ -183,8 +184,7 @@ class Attempt:
 
     def flush(self) -> None:
         """Log the pending points and write the curve beside the checkpoints."""
-        self.tracker.log(self.run_id, self._pending)
-        self._pending.clear()
+        self._log_pending()
         atomic.write_text(self.folder / CURVE_FILE, json.dumps(self.curve))
 
     def end(self, state: str, scores: Mapping[str, float], tags: Mapping[str, str]) -> None:
@@ -202,6 +202,10 @@ class Attempt:
                 for result in sorted(self.folder.iterdir()):
                     if result.suffix in (".png", ".json", ".safetensors"):
                         self._to_share(result, keep=0)
+
+    def _log_pending(self) -> None:
+        self.tracker.log(self.run_id, self._pending)
+        self._pending.clear()
 
     def _queue(self, row: Mapping[str, float]) -> None:
         step = round(row["kimg"] * 1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from threading import Event, Thread
+from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -42,7 +43,7 @@ class Lease:
             Fenced: the trial is not RUNNING any more.
             StorageLost: the database does not answer.
         """
-        state = self.study._storage.get_trial(self.trial_id).state
+        state = storage_of(self.study).trial_state(self.trial_id)
         if state != TrialState.RUNNING:
             raise Fenced(f"was declared dead meanwhile (it is {state.name}); this attempt publishes nothing more")
 
@@ -67,6 +68,12 @@ def beat(study: optuna.Study, trial_id: int) -> None:
     """One sign of life. During an outage there is none: whoever waits it out is silent for less than is deadly."""
     with suppress(StorageInternalError, DBAPIError):
         storage_of(study).record_heartbeat(trial_id)
+
+
+def set_user_attrs(trial: optuna.Trial, **attrs: Any) -> None:
+    """As ``trial.set_user_attr`` for each, in one transaction: all of them are there, or none."""
+    storage_of(trial.study).set_trial_user_attrs(trial._trial_id, attrs)
+    trial._cached_frozen_trial.user_attrs.update(attrs)
 
 
 def storage_of(study: optuna.Study) -> PatientStorage:

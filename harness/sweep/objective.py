@@ -25,7 +25,7 @@ from harness.study.scoring import sampling_seeds
 from harness.study.spec import StudySpec
 from harness.study.suggest import suggest
 from harness.sweep.attempt import Attempt
-from harness.sweep.lease import Lease
+from harness.sweep.lease import Lease, set_user_attrs
 from harness.sweep.processes import cuda_graphs
 from harness.sweep.search import images
 from harness.sweep.share import Share
@@ -114,8 +114,7 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> l
             env.publish({"number": trial.number, "kimg": event.kimg, "images_per_s": event.images_per_s})
             continue
         attempt.save(event)
-        trial.set_user_attr("saved_kimg", event.kimg)
-        trial.set_user_attr("saved_s", round(time.perf_counter() - started, 2))
+        set_user_attrs(trial, saved_kimg=event.kimg, saved_s=round(time.perf_counter() - started, 2))
         if event.kimg > attempt.resumed_kimg:
             env.publish({"number": trial.number, "saved": event.kimg})
         if env.stop():
@@ -127,8 +126,8 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> l
         if spec.has_rungs:
             scores = checked(env.rung(event.generator, hp, all_metrics=False))
             score = scores.values[env.rung.objective]
-            attempt.rung(event.mark, env.rung.objective, score)
             attempt.watch(event.mark, "feature_variance", scores.spread)
+            attempt.rung(event.mark, env.rung.objective, score)
             report(trial, score, images(event.mark), attempt)
             env.publish({"number": trial.number, "kimg": event.kimg, "rung": score})
         decides = event.mark in spec.budget.rungs and "recipe" not in trial.user_attrs
@@ -159,12 +158,15 @@ def conclude(trial: optuna.Trial, event: Snapshot, spec: StudySpec, env: Env, at
     scores = checked(env.final(event.generator, attempt.hp, all_metrics=True))
     values = [scores.values[env.final.objective], *resampled(event.generator, attempt.hp, spec, env)]
     attempt.publish(event)
-    trial.set_user_attr("watched", {str(step): values for step, values in sorted(attempt.watched.items())})
-    trial.set_user_attr("scores", scores.values)
-    trial.set_user_attr("unavailable", scores.unavailable)
-    trial.set_user_attr("protocol_hash", scores.protocol_hash)
-    trial.set_user_attr("score_s", round(scores.seconds, 2))
-    trial.set_user_attr("samplings", values)
+    set_user_attrs(
+        trial,
+        watched={str(step): values for step, values in sorted(attempt.watched.items())},
+        scores=scores.values,
+        unavailable=scores.unavailable,
+        protocol_hash=scores.protocol_hash,
+        score_s=round(scores.seconds, 2),
+        samplings=values,
+    )
     found = {"score": statistics.fmean(values), "seconds": round(attempt.trained_s(), 2)}
     names = spec.objectives or ("score",)
     return [found[name] if name in found else scores.values[env.final.protocol.metric(name)] for name in names]
@@ -220,10 +222,13 @@ def open_attempt(trial: optuna.Trial, hp: HParams, seed: int, spec: StudySpec, e
     )
     if isinstance(env.tracker, Courier):
         env.tracker.guard(attempt.run_id, lease.check_now)
-    trial.set_user_attr("hparams", hp.to_dict())
-    trial.set_user_attr("seed", seed)
-    trial.set_user_attr("folder", str(folder.relative_to(env.home.root)))
-    trial.set_user_attr("resumed_kimg", attempt.resumed_kimg)
+    set_user_attrs(
+        trial,
+        hparams=hp.to_dict(),
+        seed=seed,
+        folder=str(folder.relative_to(env.home.root)),
+        resumed_kimg=attempt.resumed_kimg,
+    )
     shown = trial.params or {"preset": trial.user_attrs.get("preset", "")}
     env.publish({"number": trial.number, "state": "RUNNING", "kimg": attempt.resumed_kimg, "params": shown})
     return attempt

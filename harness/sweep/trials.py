@@ -72,7 +72,7 @@ class Trials:
         Args:
             crashed: whether a dead worker's trial counts as having crashed it.
         """
-        return self._locked(lambda: self._heal(crashed))
+        return self._locked(lambda: self._heal(crashed)[0])
 
     def end(self, trial: optuna.Trial, state: TrialState, values: float | Sequence[float] | None, reason: str) -> None:
         """Tell a trial's end state, once; an interrupted one is queued again.
@@ -113,8 +113,9 @@ class Trials:
         return list(self.study._storage.get_trial(trial._trial_id).system_attrs.get("retry_history", []))
 
     def _ask(self, target: int) -> optuna.Trial | None:
-        self._heal(crashed=True)
-        trials = self.study.get_trials(deepcopy=False)
+        healed, trials = self._heal(crashed=True)
+        if healed:
+            trials = self.study.get_trials(deepcopy=False)
         if sum(trial.state in (*FINISHED, TrialState.RUNNING) for trial in trials) >= target:
             return None
         if self.spec.plan and not any(trial.state == TrialState.WAITING for trial in trials):
@@ -141,10 +142,13 @@ class Trials:
                     return trial._trial_id
         return self.study._storage.create_new_trial(self.study._study_id)
 
-    def _heal(self, crashed: bool) -> list[str]:
+    def _heal(self, crashed: bool) -> tuple[list[str], list[FrozenTrial]]:
+        """(what was done, the trials as they were after the dead ones had been failed)."""
         done: list[str] = []
-        stale = set(self.storage._get_stale_trial_ids(self.study._study_id))
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        trials = self.study.get_trials(deepcopy=False)
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        stale = set(self.storage._get_stale_trial_ids(self.study._study_id)) if running else set()
+        for trial in running:
             gone = is_gone(trial.user_attrs.get("worker"), one_machine=self.one_machine)
             if gone is None:
                 gone = trial._trial_id in stale
@@ -157,10 +161,11 @@ class Trials:
                 self.study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
                 self.study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
                 done.append(f"trial {trial.number}: {reason}")
-        return done + self._queue_abandoned()
+        if done:
+            trials = self.study.get_trials(deepcopy=False)
+        return done + self._queue_abandoned(trials), trials
 
-    def _queue_abandoned(self) -> list[str]:
-        trials = self.study.get_trials(deepcopy=False)
+    def _queue_abandoned(self, trials: list[FrozenTrial]) -> list[str]:
         continued = {trial.user_attrs.get("retry_of") for trial in trials}
         return [
             f"trial {trial.number}: queued to continue"
@@ -195,15 +200,15 @@ class Trials:
 
     def _end(self, trial: optuna.Trial, state: TrialState, values: float | Sequence[float] | None, reason: str) -> None:
         storage = self.study._storage
-        found = storage.get_trial(trial._trial_id)
-        if not found.state.is_finished():
+        if not self.storage.trial_state(trial._trial_id).is_finished():
             storage.set_trial_user_attr(trial._trial_id, "reason", reason)
             self.study.tell(trial, values, state=state)
+        else:
             found = storage.get_trial(trial._trial_id)
-        elif found.state != state or found.user_attrs.get("reason") != reason:
-            raise Fenced(f"was declared dead meanwhile: {found.user_attrs.get('reason', found.state.name)}")
+            if found.state != state or found.user_attrs.get("reason") != reason:
+                raise Fenced(f"was declared dead meanwhile: {found.user_attrs.get('reason', found.state.name)}")
         if reason.startswith(INTERRUPTED) and not self._is_continued(trial.number):
-            self._requeue(found)
+            self._requeue(storage.get_trial(trial._trial_id))
 
     def _is_continued(self, number: int) -> bool:
         return any(other.user_attrs.get("retry_of") == number for other in self.study.get_trials(deepcopy=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from harness.tracking.tracker import RunInfo, Tracker
 
 _EVERY_S = 1.0
 _LONGEST_PAUSE_S = 30.0
+# Seconds between questions whether a run that has nothing to send may still be sent: until then it is kept from others.
+_ASK_EVERY_S = 10.0
 
 
 class Courier(Spool):
@@ -30,6 +33,8 @@ class Courier(Spool):
         self._mine: list[str] = []
         self._guards: dict[str, Callable[[], None]] = {}
         self._runs: dict[str, str] = {}
+        # By run: its journal's size when all of it had been sent, and when that was.
+        self._sent: dict[str, tuple[int, float]] = {}
         self._tracker: Tracker | None = None
         self._away = False
         self._refused: set[str] = set()
@@ -81,7 +86,12 @@ class Courier(Spool):
         taken = True
         for key in list(self._mine):
             delivery = Delivery(journal_path(self.folder, key))
-            if not delivery.path.is_file():
+            try:
+                size = delivery.path.stat().st_size
+            except FileNotFoundError:
+                continue
+            sent_size, sent_at = self._sent.get(key, (-1, 0.0))
+            if size == sent_size and time.monotonic() - sent_at < _ASK_EVERY_S:
                 continue
             guard = self._guards.get(key)
             try:
@@ -95,6 +105,7 @@ class Courier(Spool):
             try:
                 self._tracker = self._tracker or self.connect()
                 ended = delivery.send(self._tracker)
+                self._sent[key] = (size, time.monotonic())
                 self._runs[key] = delivery.run_id or self._runs.get(key, "")
             except Refused as error:
                 if key not in self._refused:
@@ -113,10 +124,12 @@ class Courier(Spool):
                 self.say("MLflow takes it again; what was kept is being sent")
             if ended:
                 self._mine.remove(key)
+                self._sent.pop(key)
         return taken
 
     def _let_go(self, key: str) -> None:
         self._mine.remove(key)
+        self._sent.pop(key, None)
         self._guards.pop(key, None)
         if key in self._owned:
             self._owned.pop(key).release()

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,9 @@ _PARENT_TAG = "mlflow.parentRunId"
 _NOTE_TAG = "mlflow.note.content"
 # MLflow's limits per call, and of one tag's value (longer is refused or cut).
 _METRICS_PER_CALL, _PARAMS_PER_CALL, _NOTE_CHARACTERS = 1000, 100, 7900
+
+# What MLflow makes of an image's key and step.
+_IMAGE = re.compile(r"images/(?P<name>.+)\+step\+(?P<step>\d+)\+.*\.webp")
 
 T = TypeVar("T")
 
@@ -155,7 +159,9 @@ class MlflowTracker:
 
     def __init__(self, client: MlflowClient, experiment_id: str, parent_id: str | None = None) -> None:
         self.client, self.experiment_id, self.parent_id = client, experiment_id, parent_id
-        self._logged: set[tuple[str, str, int]] = set()
+        # What is in MLflow already, by run and until it ends: names and steps of points, and of images.
+        self._logged: defaultdict[str, set[tuple[str, int]]] = defaultdict(set)
+        self._images: dict[str, set[tuple[str, int]]] = {}
 
     def start(self, info: RunInfo) -> str:
         tags = {KEY_TAG: info.key, **info.tags}
@@ -165,6 +171,7 @@ class MlflowTracker:
         if run_id is None:
             run = self.client.create_run(self.experiment_id, tags=tags, run_name=info.name)
             run_id = str(run.info.run_id)
+            self._images[run_id] = set()
         else:
             self._remember(run_id)
             self.client.update_run(run_id, status="RUNNING")
@@ -180,21 +187,22 @@ class MlflowTracker:
         # The same value at the same time is one point to MLflow, however often it is sent.
         now = int(time.time() * 1000) if at_ms is None else at_ms
         # MLflow keeps a second point at the same step, so repeats are dropped here.
-        fresh = {(run_id, point.name, point.step): point for point in finite(points)}
-        new = {key: point for key, point in fresh.items() if key not in self._logged}
+        fresh = {(point.name, point.step): point for point in finite(points)}
+        new = {key: point for key, point in fresh.items() if key not in self._logged[run_id]}
         metrics = [Metric(point.name, point.value, now, point.step) for point in new.values()]
         for part in _parts(metrics, _METRICS_PER_CALL):
             self.client.log_batch(run_id, metrics=part)
-        self._logged |= new.keys()
+        self._logged[run_id] |= new.keys()
 
     def image(self, run_id: str, name: str, step: int, path: Path) -> None:
-        marker = f"images/{name}+step+{step}+"
-        # The small copy is written last: with it the image is there.
-        if not any(
-            item.path.startswith(marker) and item.path.endswith(".webp")
-            for item in self.client.list_artifacts(run_id, "images")
-        ):
+        # Asked at most once a run: whoever sends a run's record is alone in it.
+        if run_id not in self._images:
+            # The small copy is written last: with it the image is there.
+            there = (_IMAGE.match(item.path) for item in self.client.list_artifacts(run_id, "images"))
+            self._images[run_id] = {(found["name"], int(found["step"])) for found in there if found}
+        if (name, step) not in self._images[run_id]:
             self.client.log_image(run_id, np.asarray(Image.open(path)), key=name, step=step)
+            self._images[run_id].add((name, step))
 
     def artifact(self, run_id: str, path: Path, folder: str = "") -> None:
         if path.is_dir():
@@ -208,6 +216,8 @@ class MlflowTracker:
         self.log(run_id, [Point(name, value, 0) for name, value in scores.items()], at_ms=began)
         self._tag(run_id, tags)
         self.client.set_terminated(run_id, STATUS[state])
+        self._logged.pop(run_id, None)
+        self._images.pop(run_id, None)
 
     def runs_by_key(self) -> dict[str, tuple[str, str]]:
         found = self._search(f"tags.`{_PARENT_TAG}` = '{self.parent_id}'")
@@ -250,7 +260,7 @@ class MlflowTracker:
     def _remember(self, run_id: str) -> None:
         """The points that an earlier process logged, so that going on does not log them again."""
         for name in self.client.get_run(run_id).data.metrics:
-            self._logged |= {(run_id, name, point.step) for point in self.client.get_metric_history(run_id, name)}
+            self._logged[run_id] |= {(name, point.step) for point in self.client.get_metric_history(run_id, name)}
 
     def _find(self, key: str) -> str | None:
         of_parent = f" and tags.`{_PARENT_TAG}` = '{self.parent_id}'" if self.parent_id else ""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from threading import Event
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import harness.tracking.courier as courier_module
 from harness.errors import Fenced
 from harness.tracking.courier import Courier, Left, send_left
 from harness.tracking.mlflow import MlflowTracker, client_for, new_client, open_experiment
@@ -32,6 +34,13 @@ def write(spool: Spool, tmp_path, steps=range(100, 400, 100)) -> str:
     spool.artifact(run_id, picture, "model")
     spool.end(run_id, "COMPLETE", **END)
     return run_id
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        Event().wait(0.01)
 
 
 def assert_whole(tracker: MemoryTracker) -> None:
@@ -160,6 +169,33 @@ def test_what_is_fenced_sends_nothing(tmp_path):
     courier.close(30)
     assert tracker.runs == {}
     assert [path.name for path in journals(tmp_path / "spool")], "left to whoever reconciles"
+
+
+def test_a_run_with_nothing_left_to_send_is_asked_about_seldom_and_let_go_when_it_is_declared_dead(
+    tmp_path, monkeypatch
+):
+    def fence():
+        asked.append(time.monotonic())
+        if dead:
+            raise Fenced("declared dead")
+
+    asked: list[float] = []
+    dead: list[bool] = []
+    monkeypatch.setattr(courier_module, "_EVERY_S", 0.02)
+    monkeypatch.setattr(courier_module, "_ASK_EVERY_S", 0.5)
+    tracker = MemoryTracker()
+    courier = Courier(tmp_path / "spool", lambda: tracker, pytest.fail)
+    courier.guard("study/0", fence)
+    courier.start(INFO)
+    path = journal_path(tmp_path / "spool", "study/0")
+    wait_until(lambda: len(asked) >= 3)
+    assert asked[2] - asked[1] >= 0.5
+    courier.log("study/0", [Point("loss", 1.0, 1)])
+    wait_until(lambda: tracker.runs["study/0"].points)
+    assert is_owned(path)
+    dead.append(True)
+    wait_until(lambda: not is_owned(path))
+    courier.close(30)
 
 
 @pytest.mark.parametrize("for_good", [False, True])

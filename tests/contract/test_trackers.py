@@ -101,6 +101,38 @@ def test_everything_logged_twice_is_there_once(made, tmp_path: Path):
     assert tracker.runs_by_key()["study/0"] == (run_id, "KILLED")
 
 
+def test_of_a_run_that_ended_nothing_is_kept_in_memory(home, tmp_path):
+    """A worker lives as long as its sweep, and logs hundreds of points a trial."""
+    tracker = Mlflow(home).tracker
+    picture = tmp_path / "grid.png"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture)
+    run_id = tracker.start(INFO)
+    tracker.log(run_id, [Point("loss", 1.5, 10)])
+    tracker.image(run_id, "samples", 10, picture)
+    assert (tracker._logged[run_id], tracker._images[run_id]) == ({("loss", 10)}, {("samples", 10)})
+    tracker.end(run_id, "COMPLETE", scores={"fid500": 9.5}, tags={})
+    assert not tracker._logged
+    assert not tracker._images
+
+
+def test_images_that_an_earlier_process_sent_are_not_sent_again(home, tmp_path, monkeypatch):
+    made = Mlflow(home)
+    picture = tmp_path / "grid.png"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture)
+    run_id = made.tracker.start(INFO)
+    for step in (0, 12000):
+        made.tracker.image(run_id, "samples", step, picture)
+    made.tracker.image(run_id, "final_samples", 0, picture)
+    again = MlflowTracker(made.client, made.tracker.experiment_id, made.parent)
+    assert again.start(INFO) == run_id
+    sent = []
+    monkeypatch.setattr(made.client, "log_image", lambda *_, key, step: sent.append((key, step)))
+    for step in (0, 12000, 24000):
+        again.image(run_id, "samples", step, picture)
+    again.image(run_id, "final_samples", 0, picture)
+    assert sent == [("samples", 24000)]
+
+
 @pytest.mark.parametrize(("state", "status"), [("COMPLETE", "FINISHED"), ("PRUNED", "KILLED"), ("FAIL", "FAILED")])
 def test_states(made, state, status):
     run_id = made.tracker.start(INFO)

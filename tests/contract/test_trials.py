@@ -22,7 +22,7 @@ from harness.study.files import parse_study
 from harness.study.spec import PrunerSpec
 from harness.study.suggest import suggest
 from harness.sweep.database import StudyLock, dead_after, open_storage
-from harness.sweep.lease import Lease
+from harness.sweep.lease import Lease, set_user_attrs, storage_of
 from harness.sweep.processes import this_process
 from harness.sweep.storage import open_study
 from harness.sweep.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, finished_count
@@ -192,12 +192,36 @@ def test_what_was_declared_dead_can_publish_nothing(trials):
         trials.heal()
         with pytest.raises(Fenced):
             lease.check()
-        for publish in (lambda: trial.report(1.0, 1), lambda: trial.set_user_attr("scores", {})):
+        for publish in (
+            lambda: trial.report(1.0, 1),
+            lambda: trial.set_user_attr("scores", {}),
+            lambda: set_user_attrs(trial, scores={}, samplings=[]),
+        ):
             with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
                 publish()
         with pytest.raises(Fenced, match="its worker was killed"):
             trials.end(trial, TrialState.COMPLETE, 1.0, "")
     assert states(trials) == {"FAIL": 1, "WAITING": 1}
+
+
+def test_attributes_are_set_together_or_not_at_all(trials):
+    trial = trials.ask(9)
+    set_user_attrs(trial, saved_kimg=1.0, saved_s=2.0)
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        set_user_attrs(trial, saved_kimg=3.0, saved_s=object())
+    (found,) = trials.study.trials
+    assert (found.user_attrs["saved_kimg"], found.user_attrs["saved_s"]) == (1.0, 2.0)
+    assert trial.user_attrs["saved_kimg"] == 1.0
+
+
+def test_a_trial_that_is_gone_has_no_state(trials):
+    trial = trials.ask(9)
+    storage = storage_of(trials.study)
+    assert storage.trial_state(trial._trial_id) == TrialState.RUNNING
+    trials.end(trial, TrialState.PRUNED, None, "")
+    assert storage.trial_state(trial._trial_id) == TrialState.PRUNED
+    with pytest.raises(KeyError, match="there is no trial with the id 999"):
+        storage.trial_state(999)
 
 
 def test_an_end_that_is_told_twice_happened_once(trials):
@@ -307,12 +331,14 @@ def test_a_storage_outage_is_waited_out_and_a_longer_one_stops_with_its_own_code
     through_an_outage(lambda: suggest(trial, SPEC))
     through_an_outage(lambda: trial.report(1.5, 100))
     through_an_outage(lambda: trial.set_user_attr("a", 1))
+    through_an_outage(lambda: set_user_attrs(trial, b=2, c=3))
+    assert through_an_outage(lambda: storage.trial_state(trial._trial_id)) == TrialState.RUNNING
     through_an_outage(lambda: trials.end(trial, TrialState.COMPLETE, 2.5, ""))
     found = trials.study.trials[trial.number]
     assert (found.state, found.value, found.intermediate_values) == (TrialState.COMPLETE, 2.5, {100: 1.5})
-    assert found.user_attrs["a"] == 1
-    assert sum("does not answer; waiting up to 60 s" in line for line in said) == 5
-    assert sum("is back after" in line for line in said) == 5
+    assert [found.user_attrs[name] for name in "abc"] == [1, 2, 3]
+    assert sum("does not answer; waiting up to 60 s" in line for line in said) == 7
+    assert sum("is back after" in line for line in said) == 7
 
     back = False
     storage.patience.seconds = 0.2
