@@ -77,7 +77,7 @@ class PatientStorage(RDBStorage):
         self.patience.wait_out(call)
 
     def trial_state(self, trial_id: int) -> TrialState:
-        """A trial's state alone, for a twentieth of what reading the whole trial costs.
+        """A trial's state alone, for a quarter of what reading the whole trial takes.
 
         Raises:
             KeyError: there is no such trial.
