@@ -51,7 +51,8 @@ class Degenerate(HarnessError):
 class Env:
     """What a worker has at hand for every trial. ``publish`` tells the supervisor; ``stop`` asks whether to end.
 
-    ``workers`` share this machine with it, of which it is number ``index``; a ``retired`` one takes no more trials.
+    ``workers`` share this machine with it, of which it is number ``index``; a ``retired`` one takes no more
+    trials, number 0 none beside others.
     """
 
     home: Home

@@ -58,13 +58,17 @@ class Trials:
         self.one_machine = url.get_backend_name() == "sqlite"
         self._lock = StudyLock(url, home, f"study-{study.study_name}")
 
-    def ask(self, target: int) -> optuna.Trial | None:
+    def ask(self, target: int, *, alone: bool = False) -> optuna.Trial | None:
         """The next trial, or None where COMPLETE, PRUNED and RUNNING ones make up the target.
 
         Dead workers' trials are failed and queued first. A continued trial goes before all others, so that a sweep
         of one worker does things in the same order whatever was killed.
+
+        Args:
+            target: trials wanted.
+            alone: none either while another trial is RUNNING.
         """
-        return self._locked(lambda: self._ask(target))
+        return self._locked(lambda: self._ask(target, alone))
 
     def heal(self, *, crashed: bool = True) -> list[str]:
         """Fail the trials whose worker is gone, and queue what is to be continued; a line for each thing done.
@@ -112,11 +116,13 @@ class Trials:
         # As RetryHeartbeatStaleTrialCallback.retry_history, which warns that it is experimental.
         return list(self.study._storage.get_trial(trial._trial_id).system_attrs.get("retry_history", []))
 
-    def _ask(self, target: int) -> optuna.Trial | None:
+    def _ask(self, target: int, alone: bool) -> optuna.Trial | None:
         healed, trials = self._heal(crashed=True)
         if healed:
             trials = self.study.get_trials(deepcopy=False)
         if sum(trial.state in (*FINISHED, TrialState.RUNNING) for trial in trials) >= target:
+            return None
+        if alone and any(trial.state == TrialState.RUNNING for trial in trials):
             return None
         if self.spec.plan and not any(trial.state == TrialState.WAITING for trial in trials):
             return None  # nothing is searched: what failed for good is planned again by the next start

@@ -42,9 +42,9 @@ def work(study: optuna.Study, spec: StudySpec, env: Env, target: int | None = No
         DiskFull: a checkpoint could not be written; the trial is continued later.
     """
     failures: list[str] = []
-    while not (env.stop() or env.retired):
+    while not (env.stop() or (env.retired and env.index > 0)):
         wanted = int(study.user_attrs["target"]) if target is None else target
-        trial = env.trials.ask(wanted)
+        trial = env.trials.ask(wanted, alone=env.retired)
         if trial is None:
             if env.trials.is_done(wanted):
                 return
@@ -113,9 +113,9 @@ def _why(error: Exception, trial: optuna.Trial, env: Env) -> str:
     if not _is_oom(error):
         return f"{type(error).__name__}: {text}"
     if env.workers > 1 and not trial.user_attrs.get("oom"):
-        # Beside fewer neighbours it may fit: once more, with this worker gone unless it is the last.
+        # Beside fewer neighbours it may fit: once more, with this worker gone. The first stays, for when others are.
         trial.set_user_attr("oom", True)
-        env.retired = env.index > 0
+        env.retired = True
         return f"{INTERRUPTED}: {OOM} beside {env.workers - 1} other workers; queued again: {text}"
     return f"{OOM}: {text}"
 

@@ -207,6 +207,21 @@ def test_memory_that_runs_out_beside_neighbours_is_tried_once_more_with_one_work
     assert not [trial for trial in to_record(study).trials if trial.state == "WAITING"]
 
 
+def test_the_first_worker_stays_where_memory_ran_out_but_takes_no_trial_beside_others(study, env):
+    import optuna
+
+    neighbours = env.trials.ask(9)
+    env.rung, env.workers = Hungry("fid_mnv2_20"), 2
+    assert one(study, env).reason.startswith("interrupted: oom beside 1 other workers; queued again")
+    env.stop = iter([False, True]).__next__
+    work(study, SPEC, env, 9)
+    assert [trial.state for trial in to_record(study).trials] == ["RUNNING", "FAIL", "WAITING"]
+    study.tell(neighbours, state=optuna.trial.TrialState.FAIL)
+    env.rung, env.stop = Objective("fid_mnv2_20"), lambda: False
+    work(study, SPEC, env, 1)
+    assert [trial.state for trial in to_record(study).trials] == ["FAIL", "FAIL", "COMPLETE"]
+
+
 def test_a_damaged_checkpoint_is_set_aside_named_and_the_one_before_it_used(env, study):
     said = []
     env.publish = lambda event: said.append(event)
