@@ -96,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="groups, with commas: " + ", ".join(GROUPS))
+    parser.add_argument("--rows", default="", help="only rows whose name has this in it")
     parser.add_argument("--full", action="store_true", help="also rows that take many minutes")
     parser.add_argument("--photos", type=Path, help="a folder of JPEG files; made ones where it is left out")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
@@ -129,6 +130,7 @@ def main() -> None:
         chosen = [
             row for row in rows(home, arguments.photos, Path(folder))
             if (not wanted or row.group in wanted) and (arguments.full or not row.full_only)
+            and any(arguments.rows in name for name in row.names())
         ]  # fmt: skip
         if not HAS_BF16:
             print("This processor has no instructions for bfloat16: its rows are left out.\n")

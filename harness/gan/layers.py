@@ -1,19 +1,22 @@
 """Layers that are matrix products, wholly or in part, where general convolution kernels leave a processor idle.
 
-That is where a map is one pixel or has one or three channels, and in the weights' gradient where maps are small and
-have many. These layers are their PyTorch bases in parameters, names and results (up to rounding); only the way there
-differs. All but those of one pixel are so on the CPU alone. What each gains: docs/performance.md.
+That is where a map is one pixel or has one or three channels, and where maps are small and have many: there the
+weights' gradient is a product, and with AMX the maps are. These layers are their PyTorch bases in parameters, names and
+results (up to rounding); only the way there differs. All but those of one pixel are so on the CPU alone. What each
+gains: docs/performance.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from harness.gan.precision import has_amx
 
 # Products of about so many bytes are made and added up at a time: they stay in a core's cache.
 _CHUNK_BYTES = 2**21
@@ -59,6 +62,27 @@ class FromImage(nn.Conv2d):
         return maps
 
 
+class ToMaps(nn.Unflatten):
+    """A linear layer's outputs to maps that lie in memory as the convolutions after it want them."""
+
+    def forward(self, units: Tensor) -> Tensor:
+        maps_NCHW: Tensor = super().forward(units)
+        return maps_NCHW.contiguous(memory_format=torch.channels_last) if maps_NCHW.device.type == "cpu" else maps_NCHW
+
+
+class FromMaps(nn.Flatten):
+    """Maps to a linear layer's inputs; the gradient of the maps lies in memory as they do.
+
+    PyTorch's activations take three to five times as long where the two differ.
+    """
+
+    def forward(self, maps_NCHW: Tensor) -> Tensor:
+        if maps_NCHW.device.type == "cpu":
+            maps_NCHW = _ChannelsLastGradient.apply(maps_NCHW)
+        units: Tensor = super().forward(maps_NCHW)
+        return units
+
+
 class Down(nn.Conv2d):
     """A convolution inside the discriminator."""
 
@@ -77,7 +101,7 @@ def with_library_layers(network: nn.Module) -> nn.Module:
     """The same network and parameters with PyTorch's own layers in place of these: what they are compared with."""
     for module in network.modules():
         kind: Any = type(module)
-        if kind in (Projection, ToImage, ToLogit, FromImage, Down, Up):
+        if kind in (Projection, ToImage, ToLogit, FromImage, ToMaps, FromMaps, Down, Up):
             (base,) = kind.__bases__
             module.__class__ = base
     return network
@@ -86,31 +110,58 @@ def with_library_layers(network: nn.Module) -> nn.Module:
 def _convolution(
     layer: Down | Up, library: Callable[[Tensor], Tensor], maps_NCHW: Tensor, *, transposed: bool
 ) -> Tensor:
-    """The library's result, and its gradients but for the weights' where a product is sooner."""
-    if maps_NCHW.device.type != "cpu" or not layer.weight.requires_grad or not torch.is_grad_enabled():
+    """The library's result and gradients, or products where they are sooner."""
+    if maps_NCHW.device.type != "cpu":
         return library(maps_NCHW)
     x, weight = _operands(maps_NCHW, layer.weight)
     stride = 1 if transposed else layer.stride[0]
     rows = len(x) * (x.shape[2] // stride) * (x.shape[3] // stride)
-    if not _product_is_sooner(weight, len(x), rows):
+    doubles = (layer.kernel_size[0], layer.stride[0], layer.padding[0]) == (4, 2, 1)
+    learns = layer.weight.requires_grad and torch.is_grad_enabled()
+    products = _sooner(weight, len(x), rows, doubles=doubles, learns=learns)
+    if not any(products):
         return library(maps_NCHW)
     bias = layer.bias if layer.bias is None else layer.bias.to(weight.dtype)
     places = [list(pair) for pair in (layer.stride, layer.padding, layer.output_padding)]
-    maps: Tensor = _Convolution.apply(x, weight, bias, places, transposed)
+    maps: Tensor = _Convolution.apply(x, weight, bias, places, transposed, products)
     return maps
 
 
-def _product_is_sooner(weight: Tensor, images: int, rows: int) -> bool:
-    """Whether the weights' gradient is, of layers whose smaller maps have so many pixels together.
+class _Products(NamedTuple):
+    """What of a layer is a matrix product: the way from the larger maps to the smaller, the way back, and the
+    weights' gradient. A transposed convolution goes back first."""
+
+    down: bool
+    up: bool
+    weights: bool
+
+
+def _sooner(weight: Tensor, images: int, rows: int, *, doubles: bool, learns: bool) -> _Products:
+    """What is sooner as a product, of layers whose smaller maps have so many pixels together.
 
     Measured for 4x4 and 5x5 kernels of stride 2, batches of 16 to 128, maps of 4 and 8 px, 16 to 1024 channels, on one
-    thread of an AMD EPYC: 1.3 to 3.3 times as fast in float32 where this says so, 1.1 to 6 times in bfloat16; elsewhere
-    mostly slower (docs/performance.md).
+    thread of an AMD EPYC: the weights' gradient is 1.3 to 3.3 times as fast in float32 where this says so, 1.1 to 6
+    times in bfloat16; elsewhere mostly slower. The maps in bfloat16 with AMX, on two threads of an Intel Xeon, batches
+    of 64 and 128: 1.3 to 3 times as fast; where the patches are there for the weights' gradient, both together 1.5 to
+    2.5 times (docs/performance.md).
+
+    Args:
+        weight: (channels of the smaller maps, of the larger, k, k), in the type that is used.
+        images: in the batch.
+        rows: images times pixels of a smaller map.
+        doubles: whether the larger map has exactly twice the side: kernel 4, stride 2, padding 1.
+        learns: whether the weights' gradient is wanted.
     """
     channels, pixels = weight.shape[0], rows // images
-    if weight.dtype == torch.bfloat16:
-        return (pixels <= 16 and channels >= 128) or (pixels <= 64 and channels >= 512)
-    return pixels <= 16 and (channels >= 512 or (channels >= 128 and rows <= 256))
+    if weight.dtype != torch.bfloat16:
+        weights = pixels <= 16 and (channels >= 512 or (channels >= 128 and rows <= 256))
+        return _Products(down=False, up=False, weights=weights and learns)
+    if not has_amx():
+        weights = (pixels <= 16 and channels >= 128) or (pixels <= 64 and channels >= 512)
+        return _Products(down=False, up=False, weights=weights and learns)
+    weights = learns and ((pixels <= 16 and channels >= 128) or (pixels <= 64 and channels >= 256))
+    down = weights or (pixels <= 16 and channels >= 512)
+    return _Products(down=down, up=doubles and pixels <= 16 and channels >= 256, weights=weights)
 
 
 def _plus(maps_NCHW: Tensor, bias: Tensor | None) -> Tensor:
@@ -190,48 +241,114 @@ class _Downsampling(torch.autograd.Function):
 
 
 class _Convolution(torch.autograd.Function):
-    """The library's convolution, transposed or not; the gradient of its weights is one matrix product.
+    """A convolution, transposed or not, of which some parts are matrix products and the others the library's.
 
-    The weights are (S, L, k, k) for S channels of the smaller maps and L of the larger ones, whichever way they lead.
-    Their gradient is that of every pixel of the smaller maps times the patch of the larger ones that belongs to it.
+    The weights are (S, L, k, k) for S channels of the smaller maps and L of the larger ones, whichever way they lead. A
+    pixel of the smaller maps is the product of the weights and the patch of the larger ones that belongs to it; the
+    weights' gradient is that of all pixels and their patches.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, places: list[list[int]], transposed: bool
+        ctx: Any,
+        x_NCHW: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        places: list[list[int]],
+        transposed: bool,
+        products: _Products,
     ) -> Tensor:
-        ctx.save_for_backward(x_NCHW, weight)
-        ctx.places, ctx.transposed = places, transposed
+        ctx.places, ctx.transposed, ctx.products = places, transposed, products
         stride, padding, output_padding = places
-        return torch.convolution(x_NCHW, weight, bias, stride, padding, [1, 1], transposed, output_padding, 1)
+        patches = None
+        if transposed and products.up:
+            maps = _plus(_wide_up(x_NCHW, weight), bias)
+        elif not transposed and products.down:
+            height, width = ((n + 2 * padding[0] - weight.shape[2]) // stride[0] + 1 for n in x_NCHW.shape[2:])
+            patches = _patches(x_NCHW, weight.shape[2], stride[0], padding[0], torch.Size((height, width)))
+            maps = _plus(_from_patches(patches, weight, len(x_NCHW), height), bias)
+        else:
+            maps = torch.convolution(x_NCHW, weight, bias, stride, padding, [1, 1], transposed, output_padding, 1)
+        ctx.save_for_backward(x_NCHW, weight, patches if products.weights else None)
+        return maps
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        x_NCHW, weight = ctx.saved_tensors
+        x_NCHW, weight, patches = ctx.saved_tensors
         stride, padding, output_padding = ctx.places
-        to_x = None
-        if ctx.needs_input_grad[0]:
-            to_x = torch.ops.aten.convolution_backward(
-                gradient, x_NCHW, weight, None, stride, padding, [1, 1], ctx.transposed, output_padding, 1,
-                [True, False, False],
-            )[0]  # fmt: skip
         # Asked for the bias's, oneDNN makes the weights' as well.
         to_bias = gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         small, large = (x_NCHW, gradient) if ctx.transposed else (gradient, x_NCHW)
-        kernel = weight.shape[2]
-        patches = _patches(large, kernel, stride[0], padding[0], small.shape[2:])
-        product = small.permute(0, 2, 3, 1).reshape(-1, small.shape[1]).t() @ patches
-        to_weight = product.view(-1, kernel, kernel, large.shape[1]).permute(0, 3, 1, 2)
-        return to_x, to_weight, to_bias, None, None
+        kernel, learns = weight.shape[2], ctx.needs_input_grad[1]
+        if patches is None and ((learns and ctx.products.weights) or (ctx.transposed and ctx.products.down)):
+            patches = _patches(large, kernel, stride[0], padding[0], small.shape[2:])
+        to_x = to_weight = None
+        if learns and ctx.products.weights:
+            product = small.permute(0, 2, 3, 1).reshape(-1, small.shape[1]).t() @ patches
+            to_weight = product.view(-1, kernel, kernel, large.shape[1]).permute(0, 3, 1, 2)
+        if ctx.needs_input_grad[0] and ctx.transposed and ctx.products.down:
+            to_x = _from_patches(patches, weight, *small.shape[::2])
+        elif ctx.needs_input_grad[0] and not ctx.transposed and ctx.products.up:
+            to_x = _wide_up(gradient, weight)
+        wanted = [ctx.needs_input_grad[0] and to_x is None, learns and to_weight is None, False]
+        if any(wanted):
+            by_library = torch.ops.aten.convolution_backward(
+                gradient, x_NCHW, weight, None, stride, padding, [1, 1], ctx.transposed, output_padding, 1, wanted
+            )
+            to_x, to_weight = (own if own is not None else by_library[i] for i, own in enumerate((to_x, to_weight)))
+        return to_x, to_weight, to_bias, None, None, None
+
+
+def _from_patches(patches: Tensor, weight: Tensor, images: int, height: int) -> Tensor:
+    """The smaller maps, shape (N, S, H, W), of their patches of the larger ones."""
+    channels = weight.shape[0]
+    maps = patches @ weight.permute(0, 2, 3, 1).reshape(channels, -1).t()
+    return maps.view(images, height, -1, channels).permute(0, 3, 1, 2)
+
+
+def _wide_up(maps_NCHW: Tensor, weight: Tensor) -> Tensor:
+    """As :func:`_up`, for many channels: shape (N, L, 2H, 2W).
+
+    The pixels of each parity (r, s) are the product of 2x2 pixels of the smaller maps and as many places of the kernel.
+    """
+    n, _, height, width = maps_NCHW.shape
+    larger = maps_NCHW.new_empty(n, height, 2, width, 2, weight.shape[1])
+    windows = _windows(maps_NCHW, kernel=2, stride=1, before=1, after=(1, 1))
+    for r in (0, 1):
+        for s in (0, 1):
+            patches = windows[:, r : r + height, s : s + width].reshape(n * height * width, -1)
+            matrix = torch.cat([weight[:, :, i, j] for i in (3 - r, 1 - r) for j in (3 - s, 1 - s)])
+            larger[:, :, r, :, s] = (patches @ matrix).view(n, height, width, -1)
+    return larger.view(n, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+
+
+class _ChannelsLastGradient(torch.autograd.Function):
+    """The identity."""
+
+    @staticmethod
+    def forward(ctx: Any, maps_NCHW: Tensor) -> Tensor:
+        return maps_NCHW.view_as(maps_NCHW)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.contiguous(memory_format=torch.channels_last)
 
 
 def _patches(maps_NCHW: Tensor, kernel: int, stride: int, padding: int, places: torch.Size) -> Tensor:
     """The patch at each of (H, W) places, shape (N * H * W, kernel * kernel * C)."""
-    around = (0, 0, padding, padding + kernel, padding, padding + kernel)  # an output's padding may reach beyond
-    maps_NHWC = F.pad(maps_NCHW.permute(0, 2, 3, 1), around)
-    windows = maps_NHWC.unfold(1, kernel, stride)[:, : places[0]].unfold(2, kernel, stride)[:, :, : places[1]]
-    return windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, kernel * kernel * maps_NCHW.shape[1])
+    # An output's padding may reach beyond; what no patch reaches is left out.
+    ends = [(place - 1) * stride + kernel - padding for place in places]
+    after = [end - side for end, side in zip(ends, maps_NCHW.shape[2:], strict=True)]
+    windows = _windows(maps_NCHW, kernel=kernel, stride=stride, before=padding, after=(after[0], after[1]))
+    return windows.reshape(len(maps_NCHW) * places[0] * places[1], -1)
+
+
+def _windows(maps_NCHW: Tensor, *, kernel: int, stride: int, before: int, after: tuple[int, int]) -> Tensor:
+    """All of a padded map, shape (N, H, W, kernel, kernel, C), without copying them."""
+    maps_NHWC = F.pad(maps_NCHW.permute(0, 2, 3, 1), (0, 0, before, after[1], before, after[0]))
+    return maps_NHWC.unfold(1, kernel, stride).unfold(2, kernel, stride).permute(0, 1, 2, 4, 5, 3)
 
 
 def _gradients(

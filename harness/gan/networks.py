@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from harness.gan.layers import Down, FromImage, Projection, ToImage, ToLogit, Up
+from harness.gan.layers import Down, FromImage, FromMaps, Projection, ToImage, ToLogit, ToMaps, Up
 from harness.study.architecture import Layer, discriminator_layers, generator_layers
 from harness.study.hparams import HParams
 
@@ -57,7 +57,7 @@ class Generator(nn.Module):
         layers: list[nn.Module] = []
         if self.linear:
             layers.append(nn.Linear(hp.z_dim, first.outputs * first.size**2, bias=first.bias))
-            layers.append(nn.Unflatten(1, (first.outputs, first.size, first.size)))
+            layers.append(ToMaps(1, (first.outputs, first.size, first.size)))
         else:
             layers.append(Projection(hp.z_dim, first.outputs, first.kernel, bias=first.bias))
         act, slope = hp.activation_g, hp.slope_g
@@ -86,7 +86,7 @@ class Discriminator(nn.Module):
             layers.append(kind(down.inputs, down.outputs, down.kernel, down.stride, down.padding, bias=down.bias))
             layers += _following(down, hp.activation_d, hp.slope_d, hp.bn_eps, hp.bn_momentum)
         if hp.ends == "linear":
-            layers += [nn.Flatten(), nn.Linear(down.outputs * down.size**2, 1)]
+            layers += [FromMaps(), nn.Linear(down.outputs * down.size**2, 1)]
         else:
             layers.append(ToLogit(down.outputs, 1, down.size, bias=hp.conv_bias_d != "never"))
         self.layers = nn.Sequential(*layers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 
 import torch
 
@@ -25,6 +26,12 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
         return nullcontext()
     # On CUDA without the cache of cast weights, which a captured graph must not share with what runs beside it.
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=device.type != "cuda")
+
+
+@cache
+def has_amx() -> bool:
+    """Whether the processor has Intel's matrix unit, which makes products of bfloat16 ten times as fast as float32's."""
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import DataError, Diverged
+from harness.gan.adam import Adam
 from harness.gan.losses import fake_loss, generator_loss, real_loss
 from harness.gan.networks import Discriminator, Generator, build, latent_noise
 from harness.gan.precision import autocast, tensor_cores
@@ -60,8 +61,8 @@ class Run:
         # fused: one pass over all parameters, and the only Adam that can skip a step without a host round trip.
         of_g, of_d = list(self.generator.parameters()), list(self.discriminator.parameters())
         moved = [*of_g, *of_d] if hp.g_step_trains_d else of_g
-        self.opt_g = torch.optim.Adam(moved, hp.lr_g, fused=True, **settings)
-        self.opt_d = torch.optim.Adam(of_d, hp.lr_d, fused=True, **settings)
+        self.opt_g = Adam(moved, hp.lr_g, fused=True, **settings)
+        self.opt_d = Adam(of_d, hp.lr_d, fused=True, **settings)
         self.order_rng = torch.Generator().manual_seed(derive_seed(seed, "order"))
         self.noise_rng = torch.Generator(device).manual_seed(derive_seed(seed, "noise"))
         self.flip_rng = torch.Generator().manual_seed(derive_seed(seed, "flip"))
