@@ -29,11 +29,13 @@ def doctor(home: Home) -> Iterator[tuple[bool, str, str]]:
     yield _import_check()
     import torch
 
+    from harness.gan.precision import has_amx
+
     cuda = torch.cuda.is_available()
     yield True, "CUDA", torch.cuda.get_device_name(0) if cuda else "none; training runs on the CPU"
     cores = usable_cores()
-    amx = bool(torch.cpu._is_amx_tile_supported()) if hasattr(torch.cpu, "_is_amx_tile_supported") else False
-    yield True, "CPU", f"{cores} cores, torch uses {torch.get_num_threads()} threads, AMX {'yes' if amx else 'no'}"
+    amx = "yes" if has_amx() else "no"
+    yield True, "CPU", f"{cores} cores, torch uses {torch.get_num_threads()} threads, AMX {amx}"
     existing = home.root if home.root.exists() else home.root.parent
     free = shutil.disk_usage(existing).free / 1e9
     yield free > 2, "Disk", f"{free:.0f} GB free for {home.root}"

@@ -10,13 +10,13 @@ import torch
 class Adam(torch.optim.Adam):
     """PyTorch's, bit for bit, without its copies of convolutions' gradients on a CPU.
 
-    Its kernel there makes each tensor contiguous, and one in channels-last memory format is not. With its channels
-    named last it is.
+    Its kernel there wants contiguous tensors. In channels-last memory format they are, with their channels named last.
     """
 
     def _init_group(self, group: dict[str, Any], *lists: list[Any]) -> bool:
-        has_complex: bool = super()._init_group(group, *lists)
-        *tensors, _ = lists
-        for each in tensors:
-            each[:] = [t.permute(0, 2, 3, 1) if t.dim() == 4 and t.device.type == "cpu" else t for t in each]
+        has_complex: bool = super()._init_group(group, *lists)  # type: ignore[no-untyped-call]
+        parameters, *tensors, _ = lists
+        last = [p.device.type == "cpu" and p.dim() == 4 and not p.is_contiguous() for p in parameters]
+        for each in (parameters, *tensors):  # one of them is empty
+            each[:] = [t.permute(0, 2, 3, 1) if so else t for t, so in zip(each, last, strict=False)]
         return has_complex

@@ -128,8 +128,7 @@ def _convolution(
 
 
 class _Products(NamedTuple):
-    """What of a layer is a matrix product: the way from the larger maps to the smaller, the way back, and the
-    weights' gradient. A transposed convolution goes back first."""
+    """What of a layer is one: the way from the larger maps to the smaller, the way back, and the weights' gradient."""
 
     down: bool
     up: bool

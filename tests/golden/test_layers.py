@@ -8,7 +8,8 @@ from torch import nn
 
 from benchmarks.baselines import Loop
 from harness.gan import layers
-from harness.gan.layers import Down, FromImage, Projection, ToImage, ToLogit, Up, with_library_layers
+from harness.gan.adam import Adam
+from harness.gan.layers import Down, FromImage, FromMaps, Projection, ToImage, ToLogit, ToMaps, Up, with_library_layers
 from harness.gan.networks import build
 from harness.study.hparams import HParams
 from tests.conftest import CPU
@@ -25,6 +26,7 @@ CASES = {
     "down to small maps": (Down, nn.Conv2d, (6, 128, 4, 2, 1), (3, 6, 8, 6)),
     "down by a kernel of 5": (Down, nn.Conv2d, (6, 128, 5, 2, 2), (3, 6, 8, 8)),
     "down by a kernel of 3, without stride": (Down, nn.Conv2d, (6, 128, 3, 1, 1), (3, 6, 4, 4)),
+    "down, leaving a row and a column out": (Down, nn.Conv2d, (6, 128, 4, 2, 0), (3, 6, 9, 7)),
     "down to large maps": (Down, nn.Conv2d, (6, 5, 4, 2, 1), (3, 6, 16, 16)),
     "up from small maps": (Up, nn.ConvTranspose2d, (128, 6, 4, 2, 1), (3, 128, 4, 3)),
     "up by a kernel of 5": (Up, nn.ConvTranspose2d, (128, 6, 5, 2, 2, 1), (3, 128, 4, 4)),
@@ -41,6 +43,9 @@ def outcome(layer, x, weights, how):
         y = layer(x)
     factor = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
     return y, *torch.autograd.grad((y * factor).sum(), [x, *layer.parameters()])
+
+
+INNER = [case for case, (ours, *_) in CASES.items() if ours in (Down, Up)]
 
 
 @pytest.mark.parametrize("chunk", [layers._CHUNK_BYTES, 1, 3000])
@@ -61,6 +66,61 @@ def test_results_and_gradients_are_pytorchs(case, bias, chunk, monkeypatch):
     assert found[0].is_contiguous(memory_format=torch.channels_last), "no layout that the next layer must change"
 
 
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("products", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (1, 1, 1)])
+@pytest.mark.parametrize("case", INNER)
+def test_whatever_is_a_product_the_result_is_pytorchs(case, products, learns, monkeypatch):
+    """Also where the processor, or the size of the maps, would not have it so."""
+    down, up, weights = map(bool, products)
+    monkeypatch.setattr(
+        layers, "_sooner",
+        lambda *a, doubles, learns: layers._Products(down=down, up=up and doubles, weights=weights and learns),
+    )  # fmt: skip
+    ours, plain, arguments, shape = CASES[case]
+    torch.manual_seed(0)
+    reference = plain(*arguments, dtype=torch.float64)
+    x = torch.randn(shape, dtype=torch.float64)
+    mine = ours(*arguments, dtype=torch.float64)
+    mine.load_state_dict(reference.state_dict())
+    found = []
+    for layer in (mine, reference):
+        layer.requires_grad_(learns).to(memory_format=torch.channels_last)
+        y = layer(input_ := x.clone().requires_grad_())
+        assert torch.equal(layer(x).detach(), y.detach()), "without gradients, the same"
+        factor = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape)
+        found.append([y, *torch.autograd.grad((y * factor).sum(), [input_, *(layer.parameters() if learns else ())])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+# What is a product for (dtype, AMX, channels of the smaller maps, their side, gradients of weights wanted).
+@pytest.mark.parametrize(
+    ("dtype", "amx", "channels", "side", "learns", "expected"),
+    [
+        (torch.float32, True, 512, 4, True, {"weights"}),
+        (torch.float32, True, 512, 4, False, set()),
+        (torch.float32, True, 512, 8, True, set()),
+        (torch.bfloat16, False, 512, 8, True, {"weights"}),
+        (torch.bfloat16, False, 256, 8, True, set()),
+        (torch.bfloat16, False, 512, 4, False, set()),
+        (torch.bfloat16, True, 512, 4, True, {"down", "up", "weights"}),
+        (torch.bfloat16, True, 512, 4, False, {"down", "up"}),
+        (torch.bfloat16, True, 128, 4, True, {"down", "weights"}),
+        (torch.bfloat16, True, 256, 8, True, {"down", "weights"}),
+        (torch.bfloat16, True, 256, 8, False, set()),
+        (torch.bfloat16, True, 512, 16, True, set()),
+    ],
+)
+def test_products_are_made_where_they_were_measured_to_be_sooner(
+    dtype, amx, channels, side, learns, expected, monkeypatch
+):
+    monkeypatch.setattr(layers, "has_amx", lambda: amx)
+    weight = torch.empty(channels, 3, 4, 4, dtype=dtype)
+    found = layers._sooner(weight, 64, 64 * side**2, doubles=True, learns=learns)
+    assert {name for name, chosen in found._asdict().items() if chosen} == expected
+    assert not layers._sooner(weight, 64, 64 * side**2, doubles=False, learns=learns).up
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_autocast_reaches_them(case):
     ours, plain, arguments, shape = CASES[case]
@@ -75,7 +135,44 @@ def test_autocast_reaches_them(case):
         torch.testing.assert_close(one.float(), other, rtol=0.03, atol=0.03 * float(other.detach().abs().max()))
 
 
-@pytest.mark.parametrize("case", [case for case, (ours, *_) in CASES.items() if ours in (Down, Up)])
+def test_linear_layers_take_and_give_maps_that_lie_in_memory_as_convolutions_do():
+    units = torch.randn(3, 5 * 4 * 2, requires_grad=True)
+    maps = ToMaps(1, (5, 4, 2))(units)
+    assert torch.equal(maps, units.view(3, 5, 4, 2))
+    assert maps.is_contiguous(memory_format=torch.channels_last)
+    seen = []
+    maps.register_hook(seen.append)
+    back = FromMaps()(maps)
+    assert torch.equal(back, units)
+    factor = torch.randn(back.shape)
+    (gradient,) = torch.autograd.grad((back * factor).sum(), units)
+    assert torch.equal(gradient, factor)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_adam_is_pytorchs_bit_for_bit_and_copies_no_gradient(memory_format):
+    torch.manual_seed(0)
+    start = [torch.randn(6, 5, 4, 4).contiguous(memory_format=memory_format), torch.randn(6), torch.randn(6, 7)]
+    gradients = [[torch.randn_like(each) for each in start] for _ in range(3)]
+    ended = []
+    for kind in (torch.optim.Adam, Adam):
+        parameters = [nn.Parameter(each.clone()) for each in start]
+        optimizer = kind(parameters, 1e-2, betas=(0.5, 0.9), weight_decay=0.1, fused=True)
+        for each in gradients:
+            for parameter, gradient in zip(parameters, each, strict=True):
+                parameter.grad = gradient.clone()
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                optimizer.step()
+        states = [optimizer.state[parameter][name] for parameter in parameters for name in ("exp_avg", "exp_avg_sq")]
+        ended.append([*parameters, *states])
+    assert "aten::clone" not in {event.key for event in profile.key_averages()}
+    for one, other in zip(*ended, strict=True):
+        assert torch.equal(one, other)
+        assert one.stride() == other.stride()
+
+
+@pytest.mark.parametrize("case", INNER)
 def test_the_weights_gradient_is_a_product_where_maps_are_small_and_many(case, monkeypatch):
     made = []
     monkeypatch.setattr(layers, "_patches", lambda *a, of=layers._patches: made.append(a) or of(*a))
@@ -101,20 +198,23 @@ def test_gradients_are_made_only_where_they_are_wanted():
     assert x.grad is not None and layer.weight.grad is None and layer.bias.grad is None
 
 
+LINEAR = {ToMaps, FromMaps}
+
+
 @pytest.mark.parametrize(
     ("change", "plain"),
     [
-        ({}, set()),
-        ({"kernel_g": 5}, {ToImage}),
-        ({"kernel_d": 3}, {FromImage}),
-        ({"strides_d": "1-2-2"}, {FromImage}),
+        ({}, LINEAR),
+        ({"kernel_g": 5}, {ToImage} | LINEAR),
+        ({"kernel_d": 3}, {FromImage} | LINEAR),
+        ({"strides_d": "1-2-2"}, {FromImage} | LINEAR),
         ({"ends": "linear"}, {Projection, ToLogit}),
     ],
 )
 def test_which_networks_have_them(change, plain):
     networks = build(HParams.from_params({"image_size": 32, "ngf": 4, "ndf": 4, **change}), 0, CPU)
     found = {type(module) for network in networks for module in network.modules()}
-    assert {Projection, ToLogit, ToImage, FromImage, Down, Up} - found == plain
+    assert {Projection, ToLogit, ToImage, FromImage, ToMaps, FromMaps, Down, Up} - found == plain
     kept = {type(layer) for network in map(with_library_layers, networks) for layer in network.layers}
     assert {kind.__module__.partition(".")[0] for kind in kept} == {"torch"}
 
