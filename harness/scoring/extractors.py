@@ -52,6 +52,42 @@ class FoldedInception(_Unloaded):
         self.to(memory_format=torch.channels_last)
 
 
+class ConvReLU(nn.Module):
+    """A convolution and its ReLU; on a CPU as one operation of oneDNN, whose weights are laid out once.
+
+    PyTorch lays them out anew for every batch and reads the maps again for the ReLU; the figures are the same. The
+    operation is the one that ``torch.compile`` makes of the two, without a compiler.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+        self._packed: Tensor | None = None
+        available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        self._fuses = available and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        conv = self.conv
+        if maps.device.type != "cpu" or not self._fuses:
+            return functional.relu(conv(maps), inplace=True)
+        where = [list(pair) for pair in (conv.padding, conv.stride, conv.dilation)]
+        if self._packed is None:
+            self._packed = torch.ops.mkldnn._reorder_convolution_weight(conv.weight, *where, 1, list(maps.shape))
+        both = torch.ops.mkldnn._convolution_pointwise
+        fused: Tensor = both(maps, self._packed, conv.bias, *where, 1, "relu", [], "")
+        return fused
+
+
+def _with_fused_relu(module: nn.Module) -> nn.Module:
+    """The same with :class:`ConvReLU` where torch-fidelity has a convolution, BatchNorm (folded by now) and ReLU."""
+    for name, child in module.named_children():
+        if isinstance(child, BasicConv2d):
+            setattr(module, name, ConvReLU(child.conv))
+        else:
+            _with_fused_relu(child)
+    return module
+
+
 class QuickInception(FoldedInception):
     """For rungs: the pooled features with bfloat16 convolutions; resizing and the last pooling are float32."""
 
@@ -63,7 +99,8 @@ class QuickInception(FoldedInception):
 
     def __init__(self, name: str, features_list: tuple[str, ...], state: dict[str, Tensor]) -> None:
         super().__init__(name, features_list, state)
-        self.trunk = nn.Sequential(*(getattr(self, layer) for layer in self._TRUNK)).to(torch.bfloat16)
+        trunk = nn.Sequential(*(getattr(self, layer) for layer in self._TRUNK)).to(torch.bfloat16)
+        self.trunk = _with_fused_relu(trunk)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         rows, columns = (bilinear_weights(size, self.INPUT_IMAGE_SIZE).to(images.device) for size in images.shape[-2:])

@@ -18,7 +18,7 @@ from harness.errors import HarnessError, SpecDrift, UsageError
 from harness.gan.precision import usual
 from harness.gan.run import Run, Snapshot
 from harness.gan.trainer import Budget, Progress, train
-from harness.scoring.extractors import Extractor, bilinear_weights
+from harness.scoring.extractors import ConvReLU, Extractor, bilinear_weights
 from harness.scoring.sampling import to_uint8
 from harness.study.files import parse_study
 from harness.study.hparams import HParams
@@ -207,6 +207,21 @@ def test_the_resize_as_matrices_is_tensorflow_1s(size):
     expected = interpolate_bilinear_2d_like_tensorflow1x(images, size=(299, 299), align_corners=False)
     weights = bilinear_weights(size, 299)
     torch.testing.assert_close(weights @ images @ weights.T, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(1, 1, 0), (3, 2, 0), ((1, 7), 1, (0, 3))])
+def test_a_convolution_with_its_relu_is_both_one_after_the_other(kernel, stride, padding):
+    """For batches of other sizes, too: the weights are laid out at the first."""
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(16, 32, kernel, stride, padding).to(torch.bfloat16, memory_format=torch.channels_last)
+    fused = ConvReLU(conv)
+    with torch.inference_mode():
+        for images, size in ((8, 17), (3, 17), (1, 9)):
+            maps = torch.randn(images, 16, size, size).to(torch.bfloat16, memory_format=torch.channels_last)
+            found, expected = fused(maps), torch.relu(conv(maps))
+            assert 0 < float((expected == 0).float().mean()) < 1
+            # One unit in the last place of bfloat16, where another algorithm rounds to the other side.
+            torch.testing.assert_close(found, expected, rtol=2**-7, atol=1e-3)
 
 
 def test_quick_inception_is_inception_up_to_rounding(home):
