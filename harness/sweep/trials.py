@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -68,7 +69,8 @@ class Trials:
             target: trials wanted.
             alone: none either while another trial is RUNNING.
         """
-        return self._locked(lambda: self._ask(target, alone))
+        call = uuid.uuid4().hex
+        return self._locked(lambda: self._ask(target, alone, call))
 
     def heal(self, *, crashed: bool = True) -> list[str]:
         """Fail the trials whose worker is gone, and queue what is to be continued; a line for each thing done.
@@ -116,10 +118,13 @@ class Trials:
         # As RetryHeartbeatStaleTrialCallback.retry_history, which warns that it is experimental.
         return list(self.study._storage.get_trial(trial._trial_id).system_attrs.get("retry_history", []))
 
-    def _ask(self, target: int, alone: bool) -> optuna.Trial | None:
+    def _ask(self, target: int, alone: bool, call: str) -> optuna.Trial | None:
         healed, trials = self._heal(crashed=True)
         if healed:
             trials = self.study.get_trials(deepcopy=False)
+        for trial in trials:
+            if trial.user_attrs.get("worker", {}).get("call") == call:  # whose answer was lost
+                return self._asked(trial._trial_id, trial.user_attrs["place"])
         if sum(trial.state in (*FINISHED, TrialState.RUNNING) for trial in trials) >= target:
             return None
         if alone and any(trial.state == TrialState.RUNNING for trial in trials):
@@ -127,17 +132,18 @@ class Trials:
         if self.spec.plan and not any(trial.state == TrialState.WAITING for trial in trials):
             return None  # nothing is searched: what failed for good is planned again by the next start
         places = 1 + max((place for trial in trials if (place := place_of(trial)) is not None), default=-1)
-        storage = self.study._storage
         trial_id = self._take(trials)
-        # Named before anything else: a trial without a worker is one that a lost answer left behind.
-        storage.set_trial_user_attr(trial_id, "worker", this_process())
+        place = self.study._storage.get_trial(trial_id).user_attrs.get("place", places)
         beat(self.study, trial_id)
-        place = storage.get_trial(trial_id).user_attrs.get("place")
-        if place is None:
-            place = places
-            storage.set_trial_user_attr(trial_id, "place", place)
+        # Last, and together: a trial without a worker is one that an outage left behind, and the next attempt fails it.
+        # One with a worker that lives is nobody's to fail.
+        self.storage.set_trial_user_attrs(trial_id, {"worker": {**this_process(), "call": call}, "place": place})
+        return self._asked(trial_id, place)
+
+    def _asked(self, trial_id: int, place: int) -> optuna.Trial:
         # A retry that has yet to be suggested parameters gets those that its place would have got without the kill.
-        view = View(self.study.study_name, storage, sampler=Placed(make_sampler(self.spec, place)))
+        sampler = Placed(make_sampler(self.spec, place))
+        view = View(self.study.study_name, self.study._storage, sampler=sampler)
         return optuna.Trial(view, trial_id)
 
     def _take(self, trials: list[FrozenTrial]) -> int:

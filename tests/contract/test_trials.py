@@ -14,7 +14,8 @@ import optuna
 import pytest
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.exc import OperationalError
 
 from harness.errors import Fenced, SpecDrift, StorageLost
 from harness.home import Home
@@ -102,6 +103,56 @@ def test_a_kill_before_a_trial_has_its_place_leaves_no_gap(trials, tmp_path):
         trials.heal(crashed=False)
     last = trials.ask(99)
     assert (last.number, last.user_attrs["place"]) == (4, 2)
+
+
+def fails_at(storage, at: int):
+    """The at-th statement from now fails, once, as one does whose database is away for a moment."""
+    left = iter(range(at - 1, -1, -1))
+
+    def statement(connection, cursor, statement, *_):
+        if next(left, None) == 0:
+            dbapi = storage.engine.dialect.dbapi
+            error = dbapi.OperationalError("locked")
+            raise OperationalError(statement, {}, error, connection_invalidated=True)
+
+    event.listen(storage.engine, "before_cursor_execute", statement)
+    return lambda: event.remove(storage.engine, "before_cursor_execute", statement)
+
+
+def test_an_outage_while_a_trial_is_taken_leaves_none_that_runs_without_a_worker(trials):
+    """Whichever statement fails: a trial that nobody works on would count as running for as long as the process."""
+    ended = 0
+    for at in range(1, 31):
+        end = fails_at(trials.storage, at)
+        trial = trials.ask(99)
+        end()
+        running = trials.study.get_trials(states=(TrialState.RUNNING,))
+        assert [each.number for each in running] == [trial.number]
+        assert trial.user_attrs["place"] == ended
+        if at % 2:  # what is taken next continues it, or is a new one
+            trial.set_user_attr("worker", GONE)
+            trials.heal(crashed=False)
+        else:
+            trials.end(trial, TrialState.PRUNED, None, "worse than the median")
+            ended += 1
+
+
+def test_a_trial_whose_taking_was_not_answered_is_the_one_that_is_given(trials, monkeypatch):
+    """It is in the database, but the answer was lost: the repetition finds it."""
+    storage, answered = trials.storage, []
+
+    def lost(trial_id, attrs, of=storage.set_trial_user_attrs):
+        of(trial_id, attrs)
+        if not answered:
+            answered.append(trial_id)
+            error = storage.engine.dialect.dbapi.OperationalError("locked")
+            raise OperationalError("UPDATE", {}, error, connection_invalidated=True)
+
+    monkeypatch.setattr(storage, "set_trial_user_attrs", lost)
+    trial = trials.ask(99)
+    assert answered == [trial._trial_id]
+    assert states(trials) == {"RUNNING": 1}
+    assert trials.ask(99).user_attrs["place"] == 1
 
 
 def test_parameters_once_given_stay_whoever_is_killed(trials):
