@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from benchmarks.baselines import Loop
-from harness.gan import layers
+from harness.gan import layers, products
 from harness.gan.adam import Adam
 from harness.gan.layers import Down, FromImage, FromMaps, Projection, ToImage, ToLogit, ToMaps, Up, with_library_layers
 from harness.gan.networks import build
@@ -27,6 +27,8 @@ CASES = {
     "down by a kernel of 5": (Down, nn.Conv2d, (6, 128, 5, 2, 2), (3, 6, 8, 8)),
     "down by a kernel of 3, without stride": (Down, nn.Conv2d, (6, 128, 3, 1, 1), (3, 6, 4, 4)),
     "down, leaving a row and a column out": (Down, nn.Conv2d, (6, 128, 4, 2, 0), (3, 6, 9, 7)),
+    "down from maps of odd sides": (Down, nn.Conv2d, (6, 128, 4, 2, 1), (3, 6, 9, 7)),
+    "up to maps of odd sides": (Up, nn.ConvTranspose2d, (128, 6, 4, 2, 1, 1), (3, 128, 4, 3)),
     "down to large maps": (Down, nn.Conv2d, (6, 5, 4, 2, 1), (3, 6, 16, 16)),
     "up from small maps": (Up, nn.ConvTranspose2d, (128, 6, 4, 2, 1), (3, 128, 4, 3)),
     "up by a kernel of 5": (Up, nn.ConvTranspose2d, (128, 6, 5, 2, 2, 1), (3, 128, 4, 4)),
@@ -48,11 +50,11 @@ def outcome(layer, x, weights, how):
 INNER = [case for case, (ours, *_) in CASES.items() if ours in (Down, Up)]
 
 
-@pytest.mark.parametrize("chunk", [layers._CHUNK_BYTES, 1, 3000])
+@pytest.mark.parametrize("chunk", [products._CHUNK_BYTES, 1, 3000])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_results_and_gradients_are_pytorchs(case, bias, chunk, monkeypatch):
-    monkeypatch.setattr(layers, "_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(products, "_CHUNK_BYTES", chunk)
     ours, plain, arguments, shape = CASES[case]
     torch.manual_seed(0)
     reference = plain(*arguments, bias=bias, dtype=torch.float64)
@@ -67,14 +69,14 @@ def test_results_and_gradients_are_pytorchs(case, bias, chunk, monkeypatch):
 
 
 @pytest.mark.parametrize("learns", [True, False])
-@pytest.mark.parametrize("products", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (1, 1, 1)])
+@pytest.mark.parametrize("chosen", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (1, 1, 1)])
 @pytest.mark.parametrize("case", INNER)
-def test_whatever_is_a_product_the_result_is_pytorchs(case, products, learns, monkeypatch):
+def test_whatever_is_a_product_the_result_is_pytorchs(case, chosen, learns, monkeypatch):
     """Also where the processor, or the size of the maps, would not have it so."""
-    down, up, weights = map(bool, products)
+    down, up, weights = map(bool, chosen)
     monkeypatch.setattr(
-        layers, "_sooner",
-        lambda *a, doubles, learns: layers._Products(down=down, up=up and doubles, weights=weights and learns),
+        layers, "sooner",
+        lambda *a, doubles, learns: products.Products(down=down, up=up and doubles, weights=weights and learns),
     )  # fmt: skip
     ours, plain, arguments, shape = CASES[case]
     torch.manual_seed(0)
@@ -114,11 +116,11 @@ def test_whatever_is_a_product_the_result_is_pytorchs(case, products, learns, mo
 def test_products_are_made_where_they_were_measured_to_be_sooner(
     dtype, amx, channels, side, learns, expected, monkeypatch
 ):
-    monkeypatch.setattr(layers, "has_amx", lambda: amx)
+    monkeypatch.setattr(products, "has_amx", lambda: amx)
     weight = torch.empty(channels, 3, 4, 4, dtype=dtype)
-    found = layers._sooner(weight, 64, 64 * side**2, doubles=True, learns=learns)
+    found = products.sooner(weight, 64, 64 * side**2, doubles=True, learns=learns)
     assert {name for name, chosen in found._asdict().items() if chosen} == expected
-    assert not layers._sooner(weight, 64, 64 * side**2, doubles=False, learns=learns).up
+    assert not products.sooner(weight, 64, 64 * side**2, doubles=False, learns=learns).up
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -175,7 +177,7 @@ def test_adam_is_pytorchs_bit_for_bit_and_copies_no_gradient(memory_format):
 @pytest.mark.parametrize("case", INNER)
 def test_the_weights_gradient_is_a_product_where_maps_are_small_and_many(case, monkeypatch):
     made = []
-    monkeypatch.setattr(layers, "_patches", lambda *a, of=layers._patches: made.append(a) or of(*a))
+    monkeypatch.setattr(products, "_patches", lambda *a, of=products._patches: made.append(a) or of(*a))
     ours, _, arguments, shape = CASES[case]
     layer = ours(*arguments)
     layer(torch.randn(shape)).sum().backward()
