@@ -52,7 +52,7 @@ def audit_study(
     from harness.scoring.scorer import Scorers
     from harness.study.hparams import HParams
     from harness.sweep.attempt import save_png
-    from harness.sweep.processes import exact_arithmetic
+    from harness.sweep.processes import exact_arithmetic, keep_memory
     from harness.sweep.run import choose_device, refuse_other_images, stored_spec
     from harness.sweep.share import bring_results
     from harness.sweep.storage import load_study, to_record
@@ -69,6 +69,7 @@ def audit_study(
     waiting = [trial for trial in chosen if audited(trial, home.root) is None]
     if not waiting:
         return 0
+    keep_memory()
     exact_arithmetic()
     place = torch.device(choose_device(device))
     store = open_store(home, spec.data, source, study=study_name, on_progress=on_images, say=say)

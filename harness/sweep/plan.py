@@ -34,7 +34,7 @@ from harness.sweep.probe import (
     scoring_rate,
     scoring_time,
 )
-from harness.sweep.processes import exact_arithmetic, usable_cores, use_threads
+from harness.sweep.processes import exact_arithmetic, keep_memory, usable_cores, use_threads
 from harness.sweep.run import choose_device, require_images
 from harness.sweep.storage import find_record
 from harness.tracking.spool import LIMIT_MB
@@ -70,6 +70,7 @@ def plan(
     Raises:
         HarnessError: the data are not there, or the device is not.
     """
+    keep_memory()
     exact_arithmetic()
     place = torch.device(choose_device(device))
     if place.type == "cpu":  # what each worker will have

@@ -29,7 +29,7 @@ from harness.study.images import DataSpec
 from harness.study.scoring import ScoreSpec
 from harness.sweep.attempt import Attempt
 from harness.sweep.objective import checked, checkpoint_every_s
-from harness.sweep.processes import cuda_graphs, exact_arithmetic, on_device
+from harness.sweep.processes import cuda_graphs, exact_arithmetic, keep_memory, on_device
 from harness.sweep.provenance import provenance
 from harness.sweep.run import choose_device
 from harness.tracking.courier import Courier
@@ -105,6 +105,7 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
     Raises:
         HarnessError: data, weights, divergence, or a generator that cannot be scored.
     """
+    keep_memory()
     exact_arithmetic()
     place = torch.device(choose_device(device))
     if training.usual_precision:

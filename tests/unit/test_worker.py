@@ -466,3 +466,38 @@ def test_threads_are_torchs_and_those_of_the_linear_algebra(n):
         assert torch.get_num_threads() == n
     finally:
         use_threads(before)
+
+
+_FREED = """
+import ctypes, resource, sys, threading
+from harness.sweep.processes import keep_memory
+
+if sys.argv[1] == "kept":
+    keep_memory()
+c = ctypes.CDLL(None)
+c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    piece = c.malloc(100 << 20)
+    ctypes.memset(piece, 1, 100 << 20)
+    c.free(piece)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+new_pages()
+found = [new_pages()]
+thread = threading.Thread(target=lambda: found.append(new_pages()))
+thread.start()
+thread.join()
+print(*found)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_memory_that_is_freed_stays_with_the_process_and_every_thread_gets_it_again():
+    def new_pages(which: str) -> list[int]:
+        done = subprocess.run([sys.executable, "-c", _FREED, which], capture_output=True, text=True, check=True)
+        return [int(word) for word in done.stdout.split()]
+
+    assert min(new_pages("given back")) > 10, "else there is nothing to keep"
+    assert max(new_pages("kept")) < 10

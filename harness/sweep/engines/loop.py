@@ -54,7 +54,7 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
     from harness.sweep.database import open_storage
     from harness.sweep.objective import Env
     from harness.sweep.outage import grace_s
-    from harness.sweep.processes import exact_arithmetic, on_device, use_threads
+    from harness.sweep.processes import exact_arithmetic, keep_memory, on_device, use_threads
     from harness.sweep.share import Share
     from harness.sweep.trials import Trials
     from harness.sweep.worker import work
@@ -68,6 +68,7 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
         if should_stop():
             raise Interrupted("stopped while scoring; saved")
 
+    keep_memory()
     exact_arithmetic()
     use_threads(job.cores)
     device = torch.device(job.device)
