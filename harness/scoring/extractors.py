@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from harness.scoring.weights import inception_weights, mobilenet_weights, vgg_we
 
 # Images at once: a GPU is filled by many; on a CPU the maps of few images of 299 px stay in its cache.
 _ON_GPU, _ON_CPU = 256, {INCEPTION: 8, MOBILENET: 50, VGG: 8}
+# Batches at once on a CPU at most; each takes about 100 MB.
+_LANES = 8
 
 
 class _Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
@@ -195,6 +198,9 @@ class VGGExtractor(FeatureExtractorVGG16):  # type: ignore[misc]
 class Extractor:
     """A feature extractor with its weights, kept for a worker's life.
 
+    On a CPU threads have batches of their own: in step they would wait for each other after every layer, which takes
+    two a fifth of their time.
+
     Args:
         name: ``inception-v3``, ``mobilenet-v2`` or ``vgg16``.
         home: where weights are kept.
@@ -239,13 +245,29 @@ class Extractor:
         """Features of uint8 images, shape (N, 3, H, W); logits where they are asked for and can be had."""
         wanted = [self.pooled, self.logits] if logits and self.logits else [self.pooled]
         self.module.features_list = wanted
-        with torch.inference_mode():
-            outputs = []
-            for batch in torch.split(images_BCHW, self.batch):
+        batches = torch.split(images_BCHW, self.batch)
+        threads = torch.get_num_threads()
+        lanes = min(len(batches), threads, _LANES) if self.device.type == "cpu" else 1
+        outputs = []
+        if lanes == 1:
+            for batch in batches:
                 self.interrupt()
-                outputs.append(tuple(f.float().cpu() for f in self.module(batch.to(self.device))))
+                outputs.append(self._features(batch))
+        else:
+            pool = ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(threads // lanes,))
+            try:
+                for found in [pool.submit(self._features, batch) for batch in batches]:
+                    self.interrupt()
+                    outputs.append(found.result())
+            finally:
+                pool.shutdown(cancel_futures=True)
+                torch.set_num_threads(threads)  # for threads to come, which begin with what was last said in any
         columns = [torch.cat(parts) for parts in zip(*outputs, strict=True)]
         return Features(pooled=columns[0], logits=columns[1] if len(columns) > 1 else None)
+
+    @torch.inference_mode()
+    def _features(self, batch: Tensor) -> tuple[Tensor, ...]:
+        return tuple(f.float().cpu() for f in self.module(batch.to(self.device)))
 
 
 def placed(module: FeatureExtractorBase, name: str, precision: str, device: torch.device) -> FeatureExtractorBase:

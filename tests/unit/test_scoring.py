@@ -3,13 +3,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import stat
+import threading
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from harness.errors import DataError, WeightsError
+from harness.errors import DataError, Interrupted, WeightsError
 from harness.scoring import weights
 from harness.scoring.extractors import Extractor
 from harness.scoring.fidelity import score
@@ -205,3 +206,62 @@ def test_vgg16_that_is_missing_or_damaged_is_a_sentence(home, tmp_path, monkeypa
     monkeypatch.setenv("HARNESS_VGG16_WEIGHTS", str(tmp_path / "nowhere.pth"))
     with pytest.raises(WeightsError, match="does not exist"):
         weights.vgg_file(home)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_threads_have_batches_of_their_own_and_the_features_keep_their_order(home):
+    extractor = Extractor("mobilenet-v2", home, CPU, lambda text: None)
+    images = torch.from_numpy(blobs(230, 8)).permute(0, 3, 1, 2)
+    forward, by, both = extractor.module.forward, set(), threading.Barrier(2, timeout=60)
+
+    def seen(batch):
+        if threading.current_thread() not in by:
+            by.add(threading.current_thread())
+            both.wait()  # neither takes all batches before the other has begun
+        assert torch.get_num_threads() == 1
+        return forward(batch)
+
+    extractor.module.forward = seen
+    together = extractor(images, logits=True)
+    assert len(by) == 2
+    assert torch.get_num_threads() == 2
+    extractor.module.forward = forward
+    torch.set_num_threads(1)
+    alone = extractor(images, logits=True)
+    torch.testing.assert_close(together.pooled, alone.pooled, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together.logits, alone.logits, rtol=1e-4, atol=1e-4)
+    assert len(torch.unique(alone.pooled, dim=0)) == 230
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_scoring_that_is_given_up_leaves_the_batches_that_nobody_has_begun(home):
+    asked, gone_on = [], threading.Event()
+
+    def interrupt():
+        asked.append(None)
+        if len(asked) == 3:
+            gone_on.set()
+            raise Interrupted("stopped while scoring; saved")
+
+    extractor = Extractor("mobilenet-v2", home, CPU, lambda text: None, interrupt)
+    forward, taken = extractor.module.forward, []
+
+    def counted(batch):
+        taken.append(None)
+        if len(taken) > 2:
+            assert gone_on.wait(60)
+        return forward(batch)
+
+    extractor.module.forward = counted
+    with pytest.raises(Interrupted, match="stopped while scoring"):
+        extractor(torch.zeros(5000, 3, 8, 8, dtype=torch.uint8))
+    assert len(taken) < 100, "of 100 batches"
+    assert torch.get_num_threads() == 2
