@@ -1,4 +1,4 @@
-"""Ours against what people run today, side by side in one process, interleaved; prints a Markdown table.
+"""Ours against what people run today, side by side, interleaved; prints a Markdown table.
 
     make bench                                       (or: python -m benchmarks.bench --rounds 5)
     python -m benchmarks.bench --only step --photos PATH --full
@@ -15,14 +15,14 @@ import os
 import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.rows import GROUPS, HAS_BF16, PRECISIONS, Measured, Row, Timed, rows
+from benchmarks.measured import Measured, timed
+from benchmarks.rows import GROUPS, HAS_BF16, PRECISIONS, Row, rows
 from harness.home import Home
 from harness.sweep.processes import usable_cores
 from harness.sweep.provenance import provenance
@@ -43,13 +43,6 @@ def measure(row: Row, rounds: int) -> dict[str, dict[str, Any]]:
     columns = list(zip(*found, strict=True))
     theirs = [m.value for m in columns[-1]] if baseline is not None else []
     return {name: result(row, column, theirs) for name, column in zip(names, columns, strict=False)}
-
-
-def timed(call: Timed) -> Measured:
-    """What the call measured itself, or the seconds that it took."""
-    started = time.perf_counter()
-    found = call()
-    return found if isinstance(found, Measured) else Measured(value=time.perf_counter() - started)
 
 
 def result(row: Row, ours: Sequence[Measured], theirs: list[float]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from benchmarks.baselines import CPU, Loop, fidelity_call, image_files
 from benchmarks.matrix_conv import ENDS_32PX, LAYERS_64PX, end, layer
+from benchmarks.measured import Measured, Timed, as_worker
 from benchmarks.overhead import overhead
 from harness.gan.fused import FusedRuns
 from harness.gan.networks import build
@@ -34,17 +35,6 @@ from harness.scoring.reference import Reference
 from harness.study.files import load_recipe
 from harness.study.hparams import HParams
 from harness.study.scoring import ScoreSpec
-
-Timed = Callable[[], Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What a row measured itself: a value in the row's unit, and what is said beside it, by name."""
-
-    value: float
-    beside: dict[str, float] = field(default_factory=dict)
-
 
 GROUPS = ("step", "files", "score", "conv", "fused", "memory", "harness", "start")
 # float32 is the same maths as the baselines'. Without instructions for bfloat16 a processor emulates it, several times
@@ -187,7 +177,6 @@ def step(recipe: str, batch: int, steps: int, style: str) -> Iterator[tuple[list
     """Training steps alone, images in memory on both sides; the baseline is float32."""
     hp = system(recipe, batch)
     images = noise_images(hp, 512)
-    runs = [Run(system(recipe, batch, precision), images, 0, CPU) for precision in PRECISIONS]
     loop = Loop(hp, style)
     reals = [images[i * batch : (i + 1) * batch].permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1 for i in range(4)]
 
@@ -195,7 +184,15 @@ def step(recipe: str, batch: int, steps: int, style: str) -> Iterator[tuple[list
         for index in range(steps):
             loop.step(reals[index % len(reals)])
 
-    yield [partial(advance, run, steps) for run in runs], baseline
+    with as_worker(our_steps, recipe, batch, steps) as ours:
+        yield ours, baseline
+
+
+def our_steps(recipe: str, batch: int, steps: int, images: Tensor | None = None) -> list[Timed]:
+    """Steps of a training in each precision, on these images or on noise."""
+    if images is None:
+        images = noise_images(system(recipe, batch), 512)
+    return [partial(advance, Run(system(recipe, batch, precision), images, 0, CPU), steps) for precision in PRECISIONS]
 
 
 def advance(run: Run, steps: int) -> None:
@@ -210,22 +207,26 @@ def from_files(
     recipe: str, n: int, style: str, photos: Path | None, folder: Path
 ) -> Iterator[tuple[list[Timed], Timed]]:
     """An epoch from JPEG files of 178x218, the second one on: ours is prepared by then, theirs has its workers."""
-    from harness.data.store import open_store
-    from harness.study.images import DataSpec
-
     hp = system(recipe, 64)
     files = jpeg_files(photos, n, folder / f"photos-{n}")
-    data = DataSpec(source="folder", image_size=hp.image_size, channels=3)
-    home = Home(folder / f"home-{hp.image_size}")
-    store = open_store(home, data, files / "all", study="bench", on_progress=lambda *_: None, say=lambda _: None)
-    runs = [Run(system(recipe, 64, precision), store.tensor(), 0, CPU) for precision in PRECISIONS]
     loop, loader = Loop(hp, style), image_files(files, hp.image_size, 64, 2)
 
     def baseline() -> None:
         for real, _ in loader:
             loop.step(real)
 
-    yield [partial(advance, run, n // 64) for run in runs], baseline
+    with as_worker(our_epoch, recipe, n, files, Home(folder / f"home-{hp.image_size}")) as ours:
+        yield ours, baseline
+
+
+def our_epoch(recipe: str, n: int, files: Path, home: Home) -> list[Timed]:
+    """An epoch of a training in each precision, on the images as they were prepared."""
+    from harness.data.store import open_store
+    from harness.study.images import DataSpec
+
+    data = DataSpec(source="folder", image_size=system(recipe, 64).image_size, channels=3)
+    store = open_store(home, data, files / "all", study="bench", on_progress=lambda *_: None, say=lambda _: None)
+    return our_steps(recipe, 64, n // 64, store.tensor())
 
 
 def jpeg_files(photos: Path | None, n: int, folder: Path) -> Path:
@@ -249,19 +250,28 @@ def jpeg_files(photos: Path | None, n: int, folder: Path) -> Path:
 def fid(home: Home, samples: int) -> Iterator[tuple[list[Timed], Timed]]:
     """A generator's FID at a rung: ours with the worker's extractor and reference, theirs as a trial would call it."""
     hp, generator, real = scored()
+    state = Extractor("inception-v3", home, CPU, print).weights.state
+    with (
+        as_worker(our_fid, home, samples) as ours,
+        fidelity_call(generator, hp.z_dim, real, state) as call,
+    ):
+        call(min(samples, 100))  # the warm-up, which also fills its cache with the real side
+        yield ours, lambda: call(samples)
+
+
+def our_fid(home: Home, samples: int) -> list[Timed]:
+    """The FID of a generator in each precision, after one of few images."""
+    hp, generator, real = scored()
     calls: list[Timed] = []
-    few = min(samples, 100)
     for precision in PRECISIONS:
         extractor = Extractor("inception-v3", home, CPU, print, precision=precision)
         reference = Reference(extractor(real).pooled)
         if samples > reference.features.shape[1]:
             _ = reference.root  # found once in a worker's life
         ours = partial(score, generator, hp, reference, extractor=extractor, only=("fid",), quick=True)
-        ours(protocol=scoring_protocol(few, precision))  # the warm-up
+        ours(protocol=scoring_protocol(min(samples, 100), precision))
         calls.append(partial(ours, protocol=scoring_protocol(samples, precision)))
-    with fidelity_call(generator, hp.z_dim, real, extractor.weights.state) as call:
-        call(few)  # the warm-up, which also fills its cache with the real side
-        yield calls, lambda: call(samples)
+    return calls
 
 
 @contextmanager
@@ -269,14 +279,23 @@ def first_fid(home: Home, samples: int) -> Iterator[tuple[Timed, Timed]]:
     """The final figure with nothing at hand but the weights."""
     hp, generator, real = scored()
     state = Extractor("inception-v3", home, CPU, print).weights.state
+    with (
+        as_worker(our_first_fid, home, samples) as (ours,),
+        fidelity_call(generator, hp.z_dim, real, state, cached=False) as call,
+    ):
+        yield ours, lambda: call(samples)
+
+
+def our_first_fid(home: Home, samples: int) -> list[Timed]:
+    """The one call that loads weights, looks at the real images and scores."""
+    hp, generator, real = scored()
 
     def ours() -> None:
         extractor = Extractor("inception-v3", home, CPU, print)
         reference = Reference(extractor(real).pooled)
         score(generator, hp, reference, scoring_protocol(samples, "float32"), extractor, only=("fid",))
 
-    with fidelity_call(generator, hp.z_dim, real, state, cached=False) as call:
-        yield ours, lambda: call(samples)
+    return [ours]
 
 
 def scored() -> tuple[HParams, Any, Tensor]:
@@ -311,10 +330,11 @@ def fused(recipe: str, batch: int, members: int) -> Iterator[tuple[Timed, Timed]
 def memory(recipe: str, batch: int) -> Iterator[tuple[Timed, Timed]]:
     """A process that imports, builds and does three steps; its peak (MiB), imports included on both sides."""
     code = (
-        "import sys; from benchmarks.peak import peak_mib;"
+        "import sys; from benchmarks.peak import peak_mib; from harness.sweep.processes import keep_memory;"
         "from benchmarks.rows import CPU, Loop, Run, noise_images, system;"
         "hp = system(sys.argv[2], int(sys.argv[3])); images = noise_images(hp, 512);"
-        "ours = sys.argv[1] == 'ours'; run = Run(hp, images, 0, CPU) if ours else Loop(hp, 'write-up');"
+        "ours = sys.argv[1] == 'ours'; ours and keep_memory();"
+        "run = Run(hp, images, 0, CPU) if ours else Loop(hp, 'write-up');"
         "real = images[: hp.batch_size].permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1;"
         "[run.advance() if ours else run.step(real) for _ in range(3)];"
         "print(peak_mib())"
