@@ -39,7 +39,7 @@ def as_worker(make: Callable[..., Sequence[Timed]], *arguments: object) -> Itera
     """
     context = mp.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, make, arguments))
     process.start()
     theirs.close()
 
