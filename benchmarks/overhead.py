@@ -1,9 +1,10 @@
 """What the harness takes of a trial beside training and scoring: asking, reporting, checkpoints, grids, tracking.
 
-Training and scoring are waited for instead of done, so that they take neither the cores nor the disk. All else is real:
-the study's networks with their checkpoints and grids, the SQLite database, MLflow on SQLite behind the journal.
-What a trial takes above what was waited is the overhead: in time or, where that is more, in the process's CPU time, the
-thread that sends to MLflow included. Finished trials are there before, so that the sampler has a model to ask.
+Training has its time and nothing else: where every worker has a core it steps on for so long, elsewhere it is waited
+for, as it would take the others' cores. (On a core that slept what follows takes up to twice the CPU time.) All else is
+real: the study's networks with their checkpoints and grids, the SQLite database, MLflow on SQLite behind the journal.
+What a trial takes above training is the overhead: in time or, where that is more, in the process's CPU time, the thread
+that sends to MLflow included. Finished trials are there before, so that the sampler has a model to ask.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from harness.home import Home
 from harness.scoring.fidelity import Scores
 from harness.study.files import load_study
 from harness.study.hparams import HParams
-from harness.sweep.processes import use_threads
+from harness.sweep.processes import keep_memory, usable_cores, use_threads
 
 STUDY = "mnist32"
 # Of each worker: the first one imports. One worker alone takes both presets, which the sampler is not asked for.
@@ -32,16 +34,16 @@ _UNCOUNTED = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Overhead:
-    """Of one trial: what was waited for training and scoring; its time and its process's CPU time beside that (s)."""
+    """Of one trial: what training took; its time and its process's CPU time beside that (s)."""
 
-    waited_s: float
+    trained_s: float
     latency_s: float
     cpu_s: float
 
     @property
     def share(self) -> float:
-        """Of what was waited for: of time or, where that is more, of CPU time."""
-        return max(self.latency_s, self.cpu_s) / self.waited_s
+        """Of training's time: in time or, where that is more, in CPU time."""
+        return max(self.latency_s, self.cpu_s) / self.trained_s
 
 
 @dataclass(frozen=True)
@@ -59,37 +61,45 @@ class Waiting:
         return Scores(values={self.objective: 100.0}, protocol_hash=self.protocol.hash)
 
 
-class Waits:
-    """In the place of ``train``: the events of a training of ``seconds``, without the training."""
+class Training:
+    """In the place of ``train``: its events, of a training that takes ``seconds``, in steps or asleep."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.waited, self.cpu = seconds, 0.0, 0.0
+    def __init__(self, seconds: float, *, steps: bool) -> None:
+        self.seconds, self.steps = seconds, steps
+        self.took, self.cpu = 0.0, 0.0
 
     def __call__(self, hp: HParams, images: torch.Tensor, *, budget: Budget, seed: int, **rest: Any) -> Iterator[Any]:
-        began, cpu = time.perf_counter(), time.thread_time()
-        run = Run(hp, images, seed, torch.device("cpu"))
-        run.advance()
-        self.waited += time.perf_counter() - began
-        self.cpu += time.thread_time() - cpu
+        with self._timed():
+            run = Run(hp, images, seed, torch.device("cpu"))
+            run.advance()
         last = total_steps(hp, budget)
         marks = {total_steps(hp, Budget(kimg=mark)): mark for mark in (*budget.snapshots_kimg, budget.kimg)}
         every = max(1, round(1000 / hp.images_per_step))
         stops = sorted({*marks, *range(every, last, every)})
         for step in stops:
-            self._wait(self.seconds / len(stops))
+            with self._timed():
+                self._pass(run, self.seconds / len(stops))
             run.step = step
             yield Progress(step=step, kimg=run.kimg, curve=dict.fromkeys(CURVE_NAMES, 0.5), images_per_s=1.0)
             if step in marks or rest["snapshot_now"]():
                 snapshot: Snapshot = run.snapshot(marks.get(step))
                 yield snapshot
 
-    def _wait(self, seconds: float) -> None:
-        began = time.perf_counter()
-        time.sleep(seconds)
-        self.waited += time.perf_counter() - began
+    def _pass(self, run: Run, seconds: float) -> None:
+        until = time.perf_counter() + seconds
+        while self.steps and time.perf_counter() < until:
+            run.advance()
+        time.sleep(max(0.0, until - time.perf_counter()))
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began, cpu = time.perf_counter(), time.thread_time()
+        yield
+        self.took += time.perf_counter() - began
+        self.cpu += time.thread_time() - cpu
 
 
-def _worker(root: str, trials: int, seconds: float, experiment: str, found: Any) -> None:
+def _worker(root: str, trials: int, training: Training, experiment: str, found: Any) -> None:
     import optuna
 
     from harness.sweep import objective as module
@@ -100,12 +110,12 @@ def _worker(root: str, trials: int, seconds: float, experiment: str, found: Any)
     from harness.tracking.mlflow import MlflowTracker, new_client
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    keep_memory()
     use_threads(1)
     home, spec = Home(Path(root)), load_study(STUDY)
     study = optuna.load_study(study_name=STUDY, storage=open_storage(home))
     courier = Courier(home.spool, lambda: MlflowTracker(new_client(home), experiment, None), print)
-    waits = Waits(seconds)
-    module.train = waits  # type: ignore[assignment, attr-defined]
+    module.train = training  # type: ignore[assignment, attr-defined]
     images = torch.zeros(256, spec.data.image_size, spec.data.image_size, spec.data.channels, dtype=torch.uint8)
     env = module.Env(
         home=home, trials=Trials(study, spec, home), images_NHWC=images, device=torch.device("cpu"), tracker=courier,
@@ -114,14 +124,14 @@ def _worker(root: str, trials: int, seconds: float, experiment: str, found: Any)
         publish=lambda event: None,
     )  # fmt: skip
     for index in range(trials + _UNCOUNTED):
-        began, waited, cpu = time.perf_counter(), waits.waited, time.process_time() - waits.cpu
+        began, trained, cpu = time.perf_counter(), training.took, time.process_time() - training.cpu
         trial = env.trials.ask(10**9)
         assert trial is not None
         run_trial(trial, spec, env)
-        took, waited = time.perf_counter() - began, waits.waited - waited
-        cpu = time.process_time() - waits.cpu - cpu
+        took, trained = time.perf_counter() - began, training.took - trained
+        cpu = time.process_time() - training.cpu - cpu
         if index >= _UNCOUNTED:
-            found.append(Overhead(waited_s=waited, latency_s=took - waited, cpu_s=cpu))
+            found.append(Overhead(trained_s=trained, latency_s=took - trained, cpu_s=cpu))
     courier.close(60)
 
 
@@ -132,16 +142,17 @@ def overhead(home: Home, workers: int, trials: int, seconds: float) -> list[Over
         home: with the study and its finished trials.
         workers: processes at once.
         trials: of each worker, after two that are not counted.
-        seconds: of training and scoring in a trial.
+        seconds: of training in a trial.
     """
     from harness.tracking.mlflow import client_for, open_experiment
 
     experiment = open_experiment(client_for(home), home, STUDY)
+    training = Training(seconds, steps=workers <= usable_cores())
     context = mp.get_context("spawn")
     with context.Manager() as manager:
         found = manager.list()
         processes = [
-            context.Process(target=_worker, args=(str(home.root), trials, seconds, experiment, found))
+            context.Process(target=_worker, args=(str(home.root), trials, training, experiment, found))
             for _ in range(workers)
         ]
         for process in processes:
