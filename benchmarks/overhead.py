@@ -1,7 +1,7 @@
 """What the harness takes of a trial beside training and scoring: asking, reporting, checkpoints, grids, tracking.
 
 Training has its time and nothing else: where every worker has a core it steps on for so long, elsewhere it is waited
-for, as it would take the others' cores. (On a core that slept what follows takes up to twice the CPU time.) All else is
+for, as it would take the others' cores. (On a core that slept, what follows takes more CPU time.) All else is
 real: the study's networks with their checkpoints and grids, the SQLite database, MLflow on SQLite behind the journal.
 What a trial takes above training is the overhead: in time or, where that is more, in the process's CPU time, the thread
 that sends to MLflow included. Finished trials are there before, so that the sampler has a model to ask.
