@@ -82,7 +82,7 @@ def trainings(arguments: argparse.Namespace, home: Home, data: DataSpec, images:
                 if (lr, seed, precision) in done:
                     continue
                 hp = HParams(
-                    image_size=data.image_size, channels=data.channels, ngf=32, ndf=32,
+                    image_size=data.image_size, channels=data.channels, ngf=arguments.width, ndf=arguments.width,
                     batch_size=64, lr_g=lr, lr_d=lr, precision=precision,
                 )  # fmt: skip
                 began = clock()
@@ -190,6 +190,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=ROOT / "runs")
     parser.add_argument("--out", type=Path, help="one line a training")
     parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--width", type=int, default=32, help="channels of the layers next to the image")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--device", choices=tuple(PRECISIONS), default="cpu")
@@ -210,11 +211,11 @@ def main() -> None:
                 parser.error("torch finds no CUDA device: `harness doctor` says why")
             exact_arithmetic()
         home, data, store = opened(arguments)
-        setting = {"size": data.image_size, "kimg": arguments.kimg, "samples": arguments.samples}
+        setting = {"size": data.image_size, "width": arguments.width, "kimg": arguments.kimg, "samples": arguments.samples}
         now = {**setting, "fingerprint": store.fingerprint, **provenance(kind(arguments.device))}
         if arguments.out.is_file():
             then = about(arguments.out)
-            same = ("size", "kimg", "samples", "fingerprint", "git_commit")
+            same = ("size", "width", "kimg", "samples", "fingerprint", "git_commit")
             if other := [f"{key}: {then.get(key)}, not {now[key]}" for key in same if then.get(key) != now[key]]:
                 parser.error(f"{arguments.out.name} was measured otherwise ({'; '.join(other)}): --out names another")
         else:
@@ -228,7 +229,7 @@ def main() -> None:
     if arguments.write:
         of = about(arguments.out)
         head = (
-            f"{of['size']} px, {of['kimg']:g} kimg, FID of {of['samples']:,} images; "
+            f"{of['size']} px, width {of.get('width', 32)}, {of['kimg']:g} kimg, FID of {of['samples']:,} images; "
             f"{of['date']}, commit {of['git_commit']}, {of['cpu'] if arguments.device == 'cpu' else of['device']}:"
         )
         section = "equality" if arguments.device == "cpu" else f"equality-{arguments.device}"
