@@ -1,10 +1,12 @@
 """What does the default search save? Best final score against compute, beside random search with full trials.
 
-    python -m benchmarks.compute run --seeds 5 --workers 2        # hours; finished sweeps are not run again
+    python -m benchmarks.compute run --seeds 5 --workers 2        # hours; sweeps that this commit has finished stay
+    taskset -c 0 python -m benchmarks.compute run --seeds 5 --search default      # one worker, on one core
     python -m benchmarks.compute report                           # prints the table
 
 Sweeps of ``mnist32``: as it is; without its presets; and random search that trains every trial in full. The compute of
-a sweep is what its trials took, scoring included, in seconds of one worker.
+a sweep is what its trials took, scoring included, in seconds of one worker, which are comparable where workers have
+equally many threads.
 """
 
 from __future__ import annotations
@@ -31,21 +33,22 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks" / "results" / "compute-mnist32.jsonl"
 _RESAMPLED = 2000
 SEARCHES = ("default", "default without presets", "random, full trials")
+RANDOM = SEARCHES[-1]
 # In turn, seed by seed: what is compared first, what explains it after.
-_ORDER = (("default", "random, full trials"), ("default without presets",))
+_ORDER = (("default", RANDOM), ("default without presets",))
 
 
-def search(kind: str, seed: int, trials: int) -> StudySpec:
+def search(kind: str, seed: int, workers: int, trials: int, commit: str) -> StudySpec:
     """The study of one sweep, under a name of its own."""
     spec = load_study("mnist32")
     changes: dict[str, Any] = {
-        "name": f"compute-{SEARCHES.index(kind)}-{seed}",
+        "name": f"compute-{SEARCHES.index(kind)}-{seed}-{workers}-{trials}-{commit[:7]}",
         "sampler": spec.sampler.model_copy(update={"seed": 100 + seed}),
         "budget": spec.budget.model_copy(update={"trials": trials}),
     }
     if kind != "default":
         changes["presets"] = ()
-    if kind == "random, full trials":
+    if kind == RANDOM:
         changes["sampler"] = changes["sampler"].model_copy(update={"name": "random"})
         changes["pruner"] = spec.pruner.model_copy(update={"name": "none"})
         changes["budget"] = changes["budget"].model_copy(update={"rungs": ()})
@@ -64,7 +67,7 @@ def course(record: StudyRecord) -> list[tuple[float, float]]:
 
 
 def rows() -> list[dict[str, Any]]:
-    """What was run so far; the first line is about the machine."""
+    """What was run so far, sweeps of several commits and numbers of workers; the first line is about the machine."""
     return [json.loads(line) for line in OUT.read_text().splitlines()[1:]] if OUT.is_file() else []
 
 
@@ -101,32 +104,38 @@ def _shown(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if np.isfinite(value) else "never"
 
 
+def _key(row: dict[str, Any]) -> tuple[str, int, int, str]:
+    return row["search"], row["workers"], row["trials"], row["git_commit"]
+
+
 def table(found: list[dict[str, Any]]) -> str:
-    """Markdown: the end of each search, and the compute at which it is as good as random search at its mean end."""
-    if not any(row["search"] == "random, full trials" for row in found):
+    """Markdown: the end of each search, and the compute at which it is as good as the newest random one at its end."""
+    alike: dict[tuple[str, int, int, str], list[dict[str, Any]]] = {}
+    for row in found:
+        alike.setdefault(_key(row), []).append(row)
+    if not (randoms := [runs for (kind, *_), runs in alike.items() if kind == RANDOM]):
         return "No sweep of random search has been run yet, which is what the others are compared with."
-    by_kind = {kind: [row for row in found if row["search"] == kind] for kind in SEARCHES}
-    ends = {kind: np.array([row["course"][-1] for row in runs]) for kind, runs in by_kind.items() if runs}
-    random = by_kind["random, full trials"]
-    goal = float(ends["random, full trials"][:, 1].mean())
+    random = randoms[-1]
+    goal = float(np.mean([row["course"][-1][1] for row in random]))
     lines = [
         f"Random search with full trials ends at {goal:.1f} on average. As good is a search from the compute on at "
         "which the mean of its sweeps' best scores so far is that; random search itself after its last improvement. "
         "*Never*: not within its sweeps, or not within enough of those that the bootstrap drew.",
         "",
-        "| search | sweeps | compute (s) | best score (95 %) | compute until as good (s) | of random search's (95 %) |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| search | trials | workers | commit | sweeps | compute (s) | best score (95 %) | compute until as good (s) "
+        "| of random search's (95 %) |",
+        "|---|---:|---:|---|---:|---:|---:|---:|---:|",
     ]
-    for kind, runs in by_kind.items():
-        if not runs:
-            continue
-        scores = ends[kind][:, 1]
+    for (kind, workers, trials, commit), runs in alike.items():
+        ends = np.array([row["course"][-1] for row in runs])
+        scores = ends[:, 1]
         half = stats.t.ppf(0.975, len(scores) - 1) * scores.std(ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else 0
         share, low, high = saving(runs, random)
         interval = f"{_shown(share, 2)} ({_shown(low, 2)} to {_shown(high, 2)})"
         lines.append(
-            f"| {kind} | {len(runs)} | {ends[kind][:, 0].mean():.0f} | {scores.mean():.1f} ± {half:.1f} "
-            f"| {_shown(compute_to(runs, goal), 0)} | {'–' if runs is random else interval} |"
+            f"| {kind} | {trials} | {workers} | {commit[:7]} | {len(runs)} | {ends[:, 0].mean():.0f} "
+            f"| {scores.mean():.1f} ± {half:.1f} | {_shown(compute_to(runs, goal), 0)} "
+            f"| {'–' if runs is random else interval} |"
         )
     return "\n".join(lines)
 
@@ -134,7 +143,9 @@ def table(found: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("do", choices=["run", "report"])
+    parser.add_argument("--search", choices=SEARCHES, action="append", help="only these")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--trials", type=int, default=12)
     arguments = parser.parse_args()
@@ -142,20 +153,21 @@ def main() -> None:
         print(table(rows()))
         return
     home = Home.from_environment()
+    about = provenance("cpu")
     if not OUT.is_file():
-        about = {"date": time.strftime("%Y-%m-%d"), "workers": arguments.workers, "trials": arguments.trials}
-        OUT.write_text(json.dumps({**about, **provenance("cpu")}) + "\n")
-    done = {(row["search"], row["seed"]) for row in rows()}
-    wanted = [(kind, seed) for kinds in _ORDER for seed in range(arguments.seeds) for kind in kinds]
-    for kind, seed in wanted:
-        if (kind, seed) in done:
+        OUT.write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), **about}) + "\n")
+    seeds = range(arguments.first, arguments.first + arguments.seeds)
+    same = (arguments.workers, arguments.trials, about["git_commit"])
+    for kind, seed in ((kind, seed) for kinds in _ORDER for seed in seeds for kind in kinds):
+        if kind not in (arguments.search or SEARCHES) or (kind, *same, seed) in {(*_key(r), r["seed"]) for r in rows()}:
             continue
-        spec = search(kind, seed, arguments.trials)
+        spec = search(kind, seed, *same)
         run_sweep(
             spec, home, source=None, trials=None, machines=Machines(workers=arguments.workers), resume_anyway=False,
             on_event=lambda event: None, on_progress=lambda *_: None, stop_level=lambda: 0,
         )  # fmt: skip
-        row: dict[str, Any] = {"search": kind, "seed": seed, "course": course(to_record(load_started(spec.name, home)))}
+        of = dict(zip(("search", "workers", "trials", "git_commit"), (kind, *same), strict=True))
+        row = {**of, "seed": seed, "course": course(to_record(load_started(spec.name, home)))}
         with OUT.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(kind, seed, row["course"][-1], flush=True)

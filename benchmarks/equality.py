@@ -211,7 +211,12 @@ def main() -> None:
                 parser.error("torch finds no CUDA device: `harness doctor` says why")
             exact_arithmetic()
         home, data, store = opened(arguments)
-        setting = {"size": data.image_size, "width": arguments.width, "kimg": arguments.kimg, "samples": arguments.samples}
+        setting = {
+            "size": data.image_size,
+            "width": arguments.width,
+            "kimg": arguments.kimg,
+            "samples": arguments.samples,
+        }
         now = {**setting, "fingerprint": store.fingerprint, **provenance(kind(arguments.device))}
         if arguments.out.is_file():
             then = about(arguments.out)
