@@ -129,13 +129,15 @@ def table(found: list[dict[str, Any]]) -> str:
     for (kind, workers, trials, commit), runs in alike.items():
         ends = np.array([row["course"][-1] for row in runs])
         scores = ends[:, 1]
-        half = stats.t.ppf(0.975, len(scores) - 1) * scores.std(ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else 0
         share, low, high = saving(runs, random)
-        interval = f"{_shown(share, 2)} ({_shown(low, 2)} to {_shown(high, 2)})"
+        shown, of_random = f"{scores.mean():.1f}", _shown(share, 2)
+        if len(runs) > 1:
+            half = stats.t.ppf(0.975, len(scores) - 1) * scores.std(ddof=1) / len(scores) ** 0.5
+            shown += f" ± {half:.1f}"
+            of_random += f" ({_shown(low, 2)} to {_shown(high, 2)})"
         lines.append(
             f"| {kind} | {trials} | {workers} | {commit[:7]} | {len(runs)} | {ends[:, 0].mean():.0f} "
-            f"| {scores.mean():.1f} ± {half:.1f} | {_shown(compute_to(runs, goal), 0)} "
-            f"| {'–' if runs is random else interval} |"
+            f"| {shown} | {_shown(compute_to(runs, goal), 0)} | {'–' if runs is random else of_random} |"
         )
     return "\n".join(lines)
 

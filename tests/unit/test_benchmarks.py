@@ -10,6 +10,8 @@ import torch
 from optuna.pruners import NopPruner, PercentilePruner
 
 from benchmarks.budget import table
+from benchmarks.compute import RANDOM, compute_to, saving
+from benchmarks.compute import table as compute_table
 from benchmarks.gpu import Counted
 from benchmarks.peak import peak_mib
 from benchmarks.pruners import Curve, replay, speeds
@@ -68,3 +70,27 @@ def test_checkouts_are_compared_seed_by_seed():
     assert "| late (abc) | inf | inf | 2.0 | 0.0 |" in table([row("late", 0, None)])
     with pytest.raises(SystemExit, match="different protocols"):
         table([row("before", 0, 70.0), row("after", 0, 60.0, score="kid")])
+
+
+def course(search: str, seed: int, *found: tuple[float, float], commit: str = "abcdefgh") -> dict[str, object]:
+    return {"search": search, "workers": 1, "trials": 2, "git_commit": commit, "seed": seed, "course": found}
+
+
+def test_a_search_is_as_good_from_the_compute_on_at_which_its_sweeps_mean_best_is_the_goal():
+    ours = [course("default", 0, (10, 90.0), (20, 50.0)), course("default", 1, (12, 60.0), (30, 60.0))]
+    random = [course(RANDOM, 0, (40, 99.0), (80, 58.0)), course(RANDOM, 1, (50, 54.0), (90, 54.0))]
+    assert compute_to(ours, 75.0) == 12, "not before both have a score"
+    assert (compute_to(ours, 56.0), compute_to(ours, 54.9)) == (20, float("inf"))
+    share, low, high = saving(ours, random)
+    assert share == 20 / 80, "random search's mean end is 56, there after 80"
+    assert (low, high) == (share, float("inf")), "of draws of the second sweep alone"
+
+
+def test_searches_are_told_apart_by_commit_and_compared_with_the_newest_random_one():
+    early = [course(RANDOM, 0, (10, 20.0), commit="earlier")]
+    rows = [*early, course("default", 0, (10, 40.0)), course(RANDOM, 0, (20, 44.0))]
+    lines = compute_table(rows).splitlines()
+    assert lines[0].startswith("Random search with full trials ends at 44.0 on average.")
+    assert "| default | 2 | 1 | abcdefg | 1 | 10 | 40.0 | 10 | 0.50 |" in lines
+    assert f"| {RANDOM} | 2 | 1 | abcdefg | 1 | 20 | 44.0 | 20 | – |" in lines
+    assert compute_table(rows[1:2]).startswith("No sweep of random search")
