@@ -72,7 +72,7 @@ class SweepView:
 
     @property
     def time_left(self) -> str:
-        """In words, empty where it is not known: a bound while only presets, which nothing prunes, have finished."""
+        """In words, empty where it is not known: a bound while only presets, which are seldom pruned, have finished."""
         left = self.seconds_left()
         if not left:
             return ""
