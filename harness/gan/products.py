@@ -77,7 +77,8 @@ def _up(maps_NCHW: Tensor, weight: Tensor) -> Tensor:
     channels = weight.shape[1]
     matrix = weight.permute(2, 3, 1, 0).reshape(16 * channels, inputs)
     maps_NHWC = maps_NCHW.permute(0, 2, 3, 1)
-    images = maps_NCHW.new_empty(n, height, 2, width, 2, channels)
+    images_NCHW = _empty_maps(maps_NCHW, (n, channels, 2 * height, 2 * width))
+    images = images_NCHW.permute(0, 2, 3, 1).view(n, height, 2, width, 2, channels)
     step = max(1, _CHUNK_BYTES // (16 * channels * height * width * maps_NCHW.element_size()))
     for start in range(0, n, step):
         part = maps_NHWC[start : start + step]
@@ -94,7 +95,7 @@ def _up(maps_NCHW: Tensor, weight: Tensor) -> Tensor:
             for column in (0, 1):
                 parity = sums[1 - row, 1 - column, :, :, row : row + height, column : column + width]
                 images[start : start + k, :, row, :, column] = parity.permute(1, 2, 3, 0)
-    return images.view(n, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+    return images_NCHW
 
 
 class Upsampling(torch.autograd.Function):
@@ -194,8 +195,11 @@ class Convolution(torch.autograd.Function):
 def _from_patches(patches: Tensor, weight: Tensor, images: int, height: int) -> Tensor:
     """The smaller maps, shape (N, S, H, W), of their patches of the larger ones."""
     channels = weight.shape[0]
-    maps = patches @ weight.permute(0, 2, 3, 1).reshape(channels, -1).t()
-    return maps.view(images, height, -1, channels).permute(0, 3, 1, 2)
+    width = len(patches) // (images * height)
+    maps_NCHW = _empty_maps(patches, (images, channels, height, width))
+    pixels = maps_NCHW.permute(0, 2, 3, 1).view(-1, channels)
+    torch.mm(patches, weight.permute(0, 2, 3, 1).reshape(channels, -1).t(), out=pixels)
+    return maps_NCHW
 
 
 def _wide_up(maps_NCHW: Tensor, weight: Tensor) -> Tensor:
@@ -204,14 +208,20 @@ def _wide_up(maps_NCHW: Tensor, weight: Tensor) -> Tensor:
     The pixels of each parity (r, s) are the product of 2x2 pixels of the smaller maps and as many places of the kernel.
     """
     n, _, height, width = maps_NCHW.shape
-    larger = maps_NCHW.new_empty(n, height, 2, width, 2, weight.shape[1])
+    larger_NCHW = _empty_maps(maps_NCHW, (n, weight.shape[1], 2 * height, 2 * width))
+    larger = larger_NCHW.permute(0, 2, 3, 1).view(n, height, 2, width, 2, -1)
     windows = _windows(maps_NCHW, kernel=2, stride=1, before=1, after=(1, 1))
     for r in (0, 1):
         for s in (0, 1):
             patches = windows[:, r : r + height, s : s + width].reshape(n * height * width, -1)
             matrix = torch.cat([weight[:, :, i, j] for i in (3 - r, 1 - r) for j in (3 - s, 1 - s)])
             larger[:, :, r, :, s] = (patches @ matrix).view(n, height, width, -1)
-    return larger.view(n, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+    return larger_NCHW
+
+
+def _empty_maps(like: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """Maps in channels-last memory, and no view of anything, which an activation after a layer could not change."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def _patches(maps_NCHW: Tensor, kernel: int, stride: int, padding: int, places: torch.Size) -> Tensor:

@@ -95,6 +95,23 @@ def test_whatever_is_a_product_the_result_is_pytorchs(case, chosen, learns, monk
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("case", INNER)
+def test_an_activation_may_change_a_products_maps_in_place(case, monkeypatch):
+    every = products.Products(down=True, up=True, weights=True)
+    monkeypatch.setattr(layers, "sooner", lambda *a, doubles, learns: every._replace(up=doubles))
+    ours, plain, arguments, shape = CASES[case]
+    torch.manual_seed(0)
+    reference = plain(*arguments, bias=False, dtype=torch.float64)
+    mine = ours(*arguments, bias=False, dtype=torch.float64)
+    x = torch.randn(shape, dtype=torch.float64)
+    weights = reference.state_dict()
+    then = nn.LeakyReLU(0.2, inplace=True)
+    found = outcome(nn.Sequential(mine, then), x, {f"0.{k}": v for k, v in weights.items()}, torch.enable_grad())
+    expected = outcome(nn.Sequential(reference, then), x, {f"0.{k}": v for k, v in weights.items()}, torch.enable_grad())
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 # What is a product for (dtype, AMX, channels of the smaller maps, their side, gradients of weights wanted).
 @pytest.mark.parametrize(
     ("dtype", "amx", "channels", "side", "learns", "expected"),
