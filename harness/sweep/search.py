@@ -5,18 +5,12 @@ from __future__ import annotations
 import warnings
 
 import optuna
-from optuna.pruners import (
-    BasePruner,
-    HyperbandPruner,
-    MedianPruner,
-    NopPruner,
-    PercentilePruner,
-    SuccessiveHalvingPruner,
-)
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, PercentilePruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from harness.study.hparams import derive_seed
 from harness.study.spec import StudySpec
+from harness.sweep.views import PlacedHyperband
 
 
 def make_sampler(spec: StudySpec, trials_so_far: int) -> BaseSampler:
@@ -32,7 +26,7 @@ def make_sampler(spec: StudySpec, trials_so_far: int) -> BaseSampler:
 
 
 def make_pruner(spec: StudySpec) -> BasePruner:
-    """The pruner; its resource is images shown, as in the reported steps."""
+    """The pruner, asked of a :class:`harness.sweep.views.View`; its resource is images shown, as in reported steps."""
     rungs = spec.budget.rungs
     match spec.pruner.name:
         case "none":
@@ -44,7 +38,7 @@ def make_pruner(spec: StudySpec) -> BasePruner:
         case "successive_halving":
             return SuccessiveHalvingPruner(min_resource=images(rungs[0]), reduction_factor=spec.pruner.reduction_factor)
         case "hyperband":
-            return HyperbandPruner(
+            return PlacedHyperband(
                 min_resource=images(rungs[0]),
                 max_resource=images(spec.budget.kimg),
                 reduction_factor=spec.pruner.reduction_factor,

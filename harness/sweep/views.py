@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import functools
 import json
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.pruners import HyperbandPruner
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -38,8 +39,15 @@ def in_place(trial: FrozenTrial) -> FrozenTrial:
 class View(optuna.Study):
     """The study as samplers and pruners see it: a retry stands for the trial that it continues, under its number.
 
-    Of several objectives the first, the score, is the one that rung scores are of.
+    Of several objectives the first, the score, is the one that rung scores are of. A pruner may look at some trials
+    only: those that are ``among`` them.
     """
+
+    among: Callable[[FrozenTrial], bool] | None = None
+
+    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        found = super().get_trials(deepcopy, states)
+        return found if self.among is None else [trial for trial in found if self.among(trial)]
 
     @property
     def direction(self) -> StudyDirection:
@@ -85,6 +93,16 @@ class Ranked(View):
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
         return [self.seen(trial) for trial in super()._get_trials(deepcopy, states, use_cache)]
+
+
+class PlacedHyperband(HyperbandPruner):
+    """Hyperband whose brackets are of a :class:`View`: Optuna's own are of all attempts, by their own numbers."""
+
+    def _create_bracket_study(self, study: optuna.Study, bracket_id: int) -> optuna.Study:
+        bracket = copy.copy(study)
+        assert isinstance(bracket, View)
+        bracket.among = lambda trial: self._get_bracket_id(study, trial) == bracket_id
+        return bracket
 
 
 def rung_losses(trial: FrozenTrial, step: int | None, *, timed: bool) -> tuple[float, ...] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -191,14 +192,19 @@ def test_a_trial_that_kills_its_worker_every_time_is_given_up_and_one_that_gets_
 @pytest.mark.parametrize("when", ["before the verdict", "after it"])
 @pytest.mark.parametrize("name", ["successive_halving", "hyperband"])
 def test_kills_at_a_rung_change_no_verdict_of_successive_halving(tmp_path, monkeypatch, name, when):
-    """Optuna counts a rung's score wherever a trial has a note of it, also in attempts that failed."""
+    """Optuna counts a rung's score wherever a trial has a note of it, also in attempts that failed.
+
+    Hyperband's brackets go by trials' numbers, and hold a part of the trials each.
+    """
+    scores = [float(score) for score in random.Random(0).sample(range(1000), 30)]
+    scores[2] = 0.0  # kept: it is this one that is killed
 
     def verdicts(kills: int) -> list[bool]:
         home = Home(tmp_path / f"killed-{kills}")
         spec = SPEC.model_copy(update={"pruner": PrunerSpec(name=name, reduction_factor=2)})
         trials = Trials(open_study(spec, home), spec, home)
         found = []
-        for index, score in enumerate((50.0, 45.0, 40.0, 43.0, 30.0, 41.0, 35.0, 42.0, 39.0, 37.0)):
+        for index, score in enumerate(scores):
             trial = trials.ask(99)
             trial.set_user_attr("hparams", suggest(trial, spec).to_dict())
             for _ in range(kills if index == 2 else 0):
@@ -219,7 +225,7 @@ def test_kills_at_a_rung_change_no_verdict_of_successive_halving(tmp_path, monke
     monkeypatch.setattr("harness.sweep.trials.MAX_CRASHES", 9)
     undisturbed = verdicts(0)
     assert any(undisturbed) and not all(undisturbed)
-    assert [verdicts(kills) for kills in (1, 3)] == [undisturbed] * 2
+    assert verdicts(3) == undisturbed
 
 
 def test_a_worker_of_another_machine_is_dead_when_the_database_has_not_heard_of_it(trials):

@@ -107,7 +107,9 @@ def test_an_activation_may_change_a_products_maps_in_place(case, monkeypatch):
     weights = reference.state_dict()
     then = nn.LeakyReLU(0.2, inplace=True)
     found = outcome(nn.Sequential(mine, then), x, {f"0.{k}": v for k, v in weights.items()}, torch.enable_grad())
-    expected = outcome(nn.Sequential(reference, then), x, {f"0.{k}": v for k, v in weights.items()}, torch.enable_grad())
+    expected = outcome(
+        nn.Sequential(reference, then), x, {f"0.{k}": v for k, v in weights.items()}, torch.enable_grad()
+    )
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
