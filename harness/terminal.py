@@ -97,6 +97,8 @@ class SweepView:
             row.rung = event["rung"]
             return f"trial {row.number}: {row.kimg:.1f} kimg, rung score {short(row.rung)}"
         if "state" in event:
+            if (before := self.rows.get(event.get("retry_of", -1))) and before.state == "RUNNING":
+                before.state, before.reason, before.doing = "FAIL", f"continued as trial {row.number}", ""
             row.state, row.value, row.reason = event["state"], event.get("value"), event.get("reason", "")
             return self._state_line(row, event)
         return None

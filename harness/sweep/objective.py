@@ -231,7 +231,8 @@ def open_attempt(trial: optuna.Trial, hp: HParams, seed: int, spec: StudySpec, e
         resumed_kimg=attempt.resumed_kimg,
     )
     shown = trial.params or {"preset": trial.user_attrs.get("preset", "")}
-    env.publish({"number": trial.number, "state": "RUNNING", "kimg": attempt.resumed_kimg, "params": shown})
+    start = {"state": "RUNNING", "kimg": attempt.resumed_kimg, "params": shown}
+    env.publish({"number": trial.number, **start, "retry_of": trial.user_attrs.get("retry_of")})
     return attempt
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import optuna
 
-from harness.errors import TrackingError, without_secrets
+from harness.errors import StorageLost, TrackingError, without_secrets
 from harness.home import Home
 from harness.study.spec import StudySpec
 from harness.sweep.reconcile import reconcile_tracker
@@ -68,6 +68,8 @@ class ParentRun:
         try:
             for line in reconcile_tracker(trials.study, self.children, self.spool):
                 self.say(line)
+        except StorageLost:
+            raise
         except Exception as error:  # whatever the tracking library raises: the next start heals it
             self._away(error)
 

@@ -185,7 +185,7 @@ def _time(
             f"trained {100 * own.trained:.0f} % of a full length on average"
         )
     else:
-        whole = min(target, max(len(named), _never_pruned(spec)))
+        whole = min(target, _never_pruned(spec, len(named)))
         first = Course(trained=spec.budget.rungs[0] / spec.budget.kimg, rungs=1, scored=0)
         found = (
             f"about {_shown(total_s(full))} at most {on} (nothing pruned), {_shown(total_s(first, whole))} at least "
@@ -198,9 +198,14 @@ def _time(
     )
 
 
-def _never_pruned(spec: StudySpec) -> int:
-    """How many trials finish whatever their scores: those that the pruner waits for, or the first to reach a rung."""
-    return max(1, spec.pruner.n_startup_trials) if spec.pruner.name in ("median", "percentile") else 1
+def _never_pruned(spec: StudySpec, baselines: int) -> int:
+    """How many trials finish whatever their scores: baselines, and those that the pruner waits for.
+
+    It waits for finished trials, among them baselines, or lets the first one that it judges at a rung go on.
+    """
+    if spec.pruner.name in ("median", "percentile"):
+        return max(1, baselines, spec.pruner.n_startup_trials)
+    return baselines + 1
 
 
 def started_record(name: str, home: Home) -> StudyRecord | None:

@@ -50,9 +50,10 @@ def is_gone(process: Mapping[str, Any] | None, *, one_machine: bool) -> bool | N
         return True
     except PermissionError:
         pass
+    # What cannot be read, as without a file handle to spare, tells nothing.
     start = _start_of(int(process["pid"]))
     # A killed process is nobody's worker while its parent has yet to notice.
-    return bool(process.get("start", start) != start) or _is_zombie(int(process["pid"]))
+    return bool(start and process.get("start", start) != start) or _is_zombie(int(process["pid"]))
 
 
 def _machine() -> dict[str, str]:

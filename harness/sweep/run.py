@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
 
 from harness.data.store import ImageStore, OnProgress, open_store
-from harness.errors import DataError, UsageError
+from harness.errors import DataError, StorageLost, UsageError
 from harness.home import Home
 from harness.scoring.protocol import objective_name
 from harness.study.spec import StudySpec
@@ -108,12 +109,13 @@ def run_sweep(
     on_event({"record": to_record(study), "target": target})
     if finished_count(study) < target:
         job = worker_job(spec, home, store, study, machines, tags, dataset)
-        try:
+
+        def heal() -> None:
             # Whoever presses Ctrl-C twice kills the workers himself: that is no crash of the trial.
-            _run(job, machines, on_event, stop_level, lambda: parent.heal(everything, crashed=stop_level() < 2))
-        finally:
             parent.heal(everything, crashed=stop_level() < 2)
-            parent.end(study, target)
+
+        with ending_with(heal, lambda: parent.end(study, target)):
+            _run(job, machines, on_event, stop_level, heal)
     else:
         parent.end(study, target)
     finished = finished_count(study)
@@ -161,12 +163,26 @@ def join_sweep(
     heal()
     if finished_count(study) < target:
         job = worker_job(spec, home, store, study, machines, tags, dataset)
-        try:
+        with ending_with(heal):
             run_local(job, on_event=on_event, stop_level=stop_level, on_death=heal)
-        finally:
-            heal()
     finished, target = finished_count(study), int(study.user_attrs["target"])
+    if finished >= target:
+        parent.end(study, target)
     return SweepResult(finished=finished, target=target, interrupted=finished < target)
+
+
+@contextmanager
+def ending_with(*steps: Callable[[], None]) -> Iterator[None]:
+    """Take these steps at the end, whatever happens; but not where the database is lost, for which each would wait."""
+    lost = False
+    try:
+        yield
+    except StorageLost:
+        lost = True
+        raise
+    finally:
+        for step in () if lost else steps:
+            step()
 
 
 def stored_spec(study: optuna.Study) -> StudySpec:

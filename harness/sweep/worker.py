@@ -121,8 +121,10 @@ def _why(error: Exception, trial: optuna.Trial, env: Env) -> str:
 
 
 def _is_oom(error: Exception) -> bool:
+    # Of PyTorch on a CPU, of CUDA, and of cuBLAS and cuDNN.
+    said = ("allocate memory", "out of memory", "ALLOC_FAILED")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and ("allocate memory" in str(error) or "out of memory" in str(error))
+        isinstance(error, RuntimeError) and any(text in str(error) for text in said)
     )
 
 

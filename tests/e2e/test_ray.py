@@ -19,7 +19,7 @@ from harness.home import Home
 from harness.study.files import parse_study
 from harness.study.records import TrialRecord
 from harness.sweep.engines.loop import Event, WorkerJob
-from harness.sweep.engines.ray import run_ray
+from harness.sweep.engines.ray import _Driver, run_ray
 from harness.sweep.reconcile import reconcile
 from harness.sweep.storage import open_study, to_record
 from harness.sweep.trials import Trials, finished_count
@@ -175,6 +175,25 @@ def test_a_stopped_sweep_ends_and_its_trial_is_queued(cluster, sweep, level):
     assert (queued.state, queued.attrs["retry_of"]) == ("WAITING", 0)
     assert finished_count(tiny.study) == tiny.deaths == 0
     assert tiny.doings.count("ready") == 1
+
+
+def test_a_worker_that_loses_the_driver_leaves_its_trial_to_be_continued(cluster, sweep, monkeypatch):
+    tiny = sweep("board", target=1, text=LONG)
+    drivers: list[_Driver] = []
+    follow = _Driver._follow
+    monkeypatch.setattr(_Driver, "_follow", lambda self: (drivers.append(self), follow(self)))
+    # Ray kills tasks whose driver is gone, but not at once.
+    monkeypatch.setattr(_Driver, "_cancel", lambda self, refs: self.ray.wait(refs, num_returns=len(refs)))
+
+    def lose_board(event: Event) -> None:
+        if "images_per_s" in event:
+            drivers[0].ray.kill(drivers[0].board)
+
+    with pytest.raises(SweepError, match="Ray failed: ActorDiedError"):
+        tiny.run(cluster.address, 1, lose_board)
+    first, queued = tiny.trials
+    assert first.reason.startswith("interrupted: stopped at")
+    assert (queued.state, queued.attrs["retry_of"]) == ("WAITING", 0)
 
 
 def test_a_worker_that_always_dies_ends_the_sweep(cluster, sweep, monkeypatch):

@@ -237,6 +237,19 @@ def test_view_lines_and_table():
         assert expected in text
 
 
+def test_a_killed_trial_no_longer_runs_once_it_is_continued():
+    view = SweepView(load_study("mnist32"), target=4)
+    view.update({"number": 0, "state": "RUNNING", "kimg": 0.0, "params": {}, "retry_of": None})
+    view.update({"number": 1, "state": "RUNNING", "kimg": 5.0, "params": {}, "retry_of": 0})
+    assert [(row.state, row.reason) for row in view.rows.values()] == [
+        ("FAIL", "continued as trial 1"),
+        ("RUNNING", ""),
+    ]
+    view.update({"number": 1, "state": "FAIL", "reason": "interrupted"})
+    view.update({"number": 2, "state": "RUNNING", "kimg": 5.0, "params": {}, "retry_of": 1})
+    assert view.rows[1].reason == "interrupted"
+
+
 @pytest.mark.parametrize(
     ("verb", "given"), [("faults", "--seed 1 --kills 2"), ("bench", "--only step"), ("test", "tests/unit -k cli")]
 )

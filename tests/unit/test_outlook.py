@@ -142,6 +142,9 @@ def test_recipes_are_never_pruned_in_either_bound():
     text = time_of(SPEC.model_copy(update={"presets": recipes}))
     least = plan._shown(3 * FULL_S + 5 * FIRST_RUNG_S + 50)
     assert f"{least} at least (all but 3 pruned at the first rung)" in text
+    # Halving compares with what it judged itself: the first that it judges goes on.
+    halving = SPEC.model_copy(update={"pruner": PrunerSpec(name="successive_halving"), "presets": recipes})
+    assert "(all but 4 pruned at the first rung)" in time_of(halving)
 
 
 def test_every_further_sampling_seed_scores_a_finished_trial_again():

@@ -329,6 +329,12 @@ def test_a_later_process_with_the_same_id_is_not_the_worker():
     assert is_gone({**this_process(), "start": "1"}, one_machine=True)
 
 
+def test_a_process_of_which_nothing_can_be_read_is_not_taken_for_dead(monkeypatch):
+    here = this_process()
+    monkeypatch.setattr("harness.sweep.processes._stat", lambda *_: "")
+    assert not is_gone(here, one_machine=True)
+
+
 def test_a_trial_that_ended_before_its_run_began_gets_one(study, env):
     import optuna
 

@@ -111,7 +111,6 @@ class _Worker:
         self.process: BaseProcess = context.Process(target=_worker_main, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
-        self.asked_to_stop = False
 
     def received(self) -> list[Event]:
         """What has come in; empty also where the process died in the middle of a word."""
@@ -122,9 +121,8 @@ class _Worker:
         return found
 
     def stop(self) -> None:
-        """Ask it, once, to stop at the next snapshot."""
-        if not self.asked_to_stop and self.process.pid:
-            self.asked_to_stop = True
+        """Ask it to stop at the next snapshot, which it does not hear before it is ready to."""
+        if self.process.pid:
             with suppress(ProcessLookupError):
                 os.kill(self.process.pid, signal.SIGTERM)
 
@@ -175,7 +173,7 @@ class _Supervisor:
                 continue
             if event.get("doing") == "ready" and not self.prepared:
                 self.prepared = True
-                for index in range(1, self.job.workers):
+                for index in range(1, 1 if self.error or self.stop_level() else self.job.workers):
                     self._start(index)
             if "saved" in event or event.get("state") in ("COMPLETE", "PRUNED"):
                 self.deaths = 0

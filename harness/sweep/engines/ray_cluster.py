@@ -83,8 +83,8 @@ def _reachable(address: str) -> str:
 
 
 def forwarded_environment() -> dict[str, str]:
-    """The variables of this process that workers need, too; among them may be passwords."""
-    return {name: text for name, text in os.environ.items() if name.startswith(_PREFIXES)}
+    """The variables of this process that workers need, too; among them may be passwords. This machine's name is not."""
+    return {n: text for n, text in os.environ.items() if n.startswith(_PREFIXES) and n != "HARNESS_MACHINE"}
 
 
 def first_line(error: BaseException) -> str:

@@ -79,7 +79,8 @@ def worker_task(job: WorkerJob, index: int, board: Any, environment: dict[str, s
     stopped = board.until_stop.remote().future()
 
     def publish(event: Event) -> None:
-        wait(board.publish.remote(index, node, event))
+        with contextlib.suppress(ray.exceptions.RayError):  # then this worker is to stop, as said above
+            wait(board.publish.remote(index, node, event))
 
     try:
         # A task has the CPUs that it reserved and no more, also for the reference statistics.
@@ -89,8 +90,7 @@ def worker_task(job: WorkerJob, index: int, board: Any, environment: dict[str, s
     except Exception as error:
         traceback.print_exc()
         text = f"{type(error).__name__}: {error}"
-        with contextlib.suppress(ray.exceptions.RayError):
-            publish({FAILURE: text, "doing": f"a worker failed: {text}"})
+        publish({FAILURE: text, "doing": f"a worker failed: {text}"})
         # The end of the process is what Ray retries, and what tells everybody that its trial is abandoned.
         os._exit(1)
     return None
