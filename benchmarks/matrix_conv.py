@@ -1,4 +1,4 @@
-"""Convolutions as matrix products, beside oneDNN's: inner layers of a 64 px DCGAN, tried, and the ends of one, used."""
+"""Convolutions as matrix products, beside oneDNN's: inner layers of a 64 px DCGAN, all tried, and the ends of one."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class Scorer:
             return scores
         values, seconds = dict(scores.values), scores.seconds
         for names, (named, extractor, reference) in self.beside.items():
-            protocol = dataclasses.replace(named, seed=self.protocol.seed)
+            protocol = dataclasses.replace(named, seed=self.protocol.seed, batch_norm=self.protocol.batch_norm)
             more = score(generator, hp, reference, protocol, extractor, only=names)
             values |= more.values
             seconds += more.seconds
