@@ -32,9 +32,8 @@ from harness.gan.trainer import Budget, train
 from harness.home import Home
 from harness.scoring.distance import frechet_distance
 from harness.scoring.extractors import Extractor
-from harness.scoring.fidelity import degenerate
 from harness.scoring.reference import Reference, reference_images
-from harness.scoring.sampling import generate, to_uint8
+from harness.scoring.sampling import samples
 from harness.study.hparams import HParams, derive_seed
 from harness.study.images import DataSpec
 from harness.sweep.processes import exact_arithmetic
@@ -99,11 +98,10 @@ def trainings(arguments: argparse.Namespace, home: Home, data: DataSpec, images:
                     continue
                 assert last is not None
                 row[f"train_{unit}"] = round(clock() - began, 2)
-                made = generate(last.generator, hp, arguments.samples, SCORING_SEED, device)
+                made, bad = samples(last.generator, hp, arguments.samples, SCORING_SEED, device)
                 for name, extractor in extractors.items():
                     began = clock()
-                    bad = degenerate(made)
-                    pooled = extractor(to_uint8(made)).pooled
+                    pooled = extractor(made).pooled
                     row["fid"][name] = None if bad else frechet_distance(pooled, references[name], device)
                     row[f"score_{name}_{unit}"] = round(clock() - began, 2)
                 yield row

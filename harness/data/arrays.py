@@ -75,6 +75,8 @@ def read_idx(path: Path) -> np.ndarray:
     if images.ndim != 3 or images.numel() == 0:
         raise ValueError(f"it holds values of shape {tuple(images.shape)}, not images")
     array: np.ndarray = images.numpy()
+    if array.dtype != np.uint8:
+        raise ValueError(f"it holds values of type {array.dtype}, not pixels of one byte")
     return array[..., None]
 
 

@@ -57,9 +57,16 @@ def preparation(data: DataSpec) -> Preparation:
 
 
 def of_mnist(data: DataSpec) -> Material:
-    """The digits that come inside a package."""
+    """The digits that come inside a package.
+
+    Raises:
+        DataError: they are smaller than the target.
+    """
     prep = preparation(data)
     images = mnist_images()
+    height, width = _framed(images[:1]).shape[1:3]
+    if too_small := smaller_than(width, height, prep):
+        raise DataError(f"mnist: {too_small}", "Use a smaller image_size or crop.")
     names = [f"mnist-{index:05d}" for index in range(len(images))]
     divided = split(names, data.held_out)
     place = {name: index for index, name in enumerate(names)}

@@ -63,7 +63,7 @@ def split(names: Iterable[str], share: float | None, partition: Mapping[str, int
 
 def _fraction(name: str) -> float:
     """A number in [0, 1) that depends on the name alone, its folders excluded."""
-    return int.from_bytes(hashlib.sha256(Path(name).name.encode()).digest()[:8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256(Path(name).name.encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
 
 
 def find_partition(root: Path) -> dict[str, int] | None:

@@ -51,7 +51,7 @@ class Run:
                 f"{len(images_NHWC)} images do not fill one batch of {hp.batch_size}",
                 "Lower batch_size or give more images.",
             )
-        self.hp, self.images, self.device = hp, images_NHWC, device
+        self.hp, self.images, self.device, self.seed = hp, images_NHWC, device, seed
         self.generator: Generator
         self.discriminator: Discriminator
         self.generator, self.discriminator = build(hp, derive_seed(seed, "weights"), device)
@@ -256,7 +256,11 @@ class Run:
         self.epoch_rng_state = state["epoch_rng"]
         self.order = self._shuffled()
         self.position = state["position"]
-        self.noise_rng.set_state(state["noise_rng"].cpu())
+        noise = state["noise_rng"].cpu()
+        if len(noise) == len(self.noise_rng.get_state()):
+            self.noise_rng.set_state(noise)
+        else:  # that of another kind of device, which cannot go on here: from here on this one's, of the same seed
+            self.noise_rng.manual_seed(derive_seed(self.seed, "noise", state["step"]))
         self.flip_rng.set_state(state["flip_rng"].cpu())
         self.step = state["step"]
         self.clock.fill_(self.step)

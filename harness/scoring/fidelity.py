@@ -25,7 +25,7 @@ from harness.scoring.diversity import total_variance
 from harness.scoring.extractors import Extractor
 from harness.scoring.protocol import RUNNING, Protocol
 from harness.scoring.reference import Reference
-from harness.scoring.sampling import evaluating, generate, to_uint8, with_batch_statistics
+from harness.scoring.sampling import evaluating, samples, to_uint8, with_batch_statistics
 from harness.study.hparams import HParams
 
 _KEYS = {
@@ -115,8 +115,7 @@ def score(
     started = time.perf_counter()
     if protocol.batch_norm != RUNNING:
         generator = with_batch_statistics(generator)
-    images = generate(generator, hp, protocol.samples, protocol.seed, extractor.device)
-    reason = degenerate(images)
+    images, reason = samples(generator, hp, protocol.samples, protocol.seed, extractor.device)
     if reason:
         values = {protocol.metric(name): math.nan for name in only}
         return Scores(values=values, protocol_hash=protocol.hash, reason=reason, seconds=time.perf_counter() - started)
@@ -124,14 +123,14 @@ def score(
     possible = tuple(name for name in only if name != "is" or has_head)
     spread = math.nan
     if quick:
-        pooled = extractor(to_uint8(images)).pooled
+        pooled = extractor(images).pooled
         spread = total_variance(pooled) / total_variance(reference.features)
         if possible == ("fid",):
             values = {protocol.metric("fid"): frechet_distance(pooled, reference, extractor.device)}
         else:
             values = calculated(pooled, reference, protocol, extractor, possible)
     else:
-        values = calculated(to_uint8(images), reference, protocol, extractor, possible) if possible else {}
+        values = calculated(images, reference, protocol, extractor, possible) if possible else {}
     return Scores(
         values=values,
         unavailable={protocol.metric(name): NO_HEAD for name in only if name not in possible},
@@ -140,15 +139,6 @@ def score(
         seconds=time.perf_counter() - started,
         spread=spread,
     )
-
-
-def degenerate(images_BCHW: Tensor) -> str:
-    """Why these images must not be scored, or an empty string."""
-    if not bool(torch.isfinite(images_BCHW).all()):
-        return "the generator gives non-finite images"
-    if bool((to_uint8(images_BCHW) == to_uint8(images_BCHW[:1])).all()):
-        return "the generator gives one image whatever its input"
-    return ""
 
 
 def calculated(

@@ -65,6 +65,25 @@ def generate(generator: nn.Module, hp: HParams, n: int, seed: int, device: torch
     return torch.cat(batches)
 
 
+def samples(generator: nn.Module, hp: HParams, n: int, seed: int, device: torch.device) -> tuple[Tensor, str]:
+    """The images of :func:`generate` as uint8, shape (n, 3, size, size), and why they must not be scored, or "".
+
+    Non-finite values, and one image whatever the input, would look like any other score once they are bytes. No more
+    than a batch of them is held as float32: 10,000 images of 128 px would be 2 GB.
+    """
+    images = torch.empty(n, hp.channels, hp.image_size, hp.image_size, dtype=torch.uint8)
+    made, alike = 0, True
+    with evaluating(generator), torch.inference_mode():
+        for z in torch.split(scoring_noise(n, hp, seed), BATCH):
+            batch = generator(z.to(device)).float().cpu()
+            if not bool(torch.isfinite(batch).all()):
+                return images, "the generator gives non-finite images"
+            images[made : made + len(batch)] = to_uint8(batch)[:, : hp.channels]
+            alike = alike and bool((images[made : made + len(batch)] == images[:1]).all())
+            made += len(batch)
+    return images.expand(-1, 3, -1, -1), "the generator gives one image whatever its input" if alike else ""
+
+
 def image_grid(images_BCHW: Tensor, columns: int = 8) -> np.ndarray:
     """A sheet of images in [-1, 1] as a uint8 array of shape (H, W, 3)."""
     grid = make_grid(to_uint8(images_BCHW), nrow=columns, padding=1, pad_value=128)

@@ -76,7 +76,7 @@ def parse_study(name: str, text: str, *, shown_as: str) -> StudySpec:
     except ValidationError as error:
         problems += pydantic_problems(error, StudySpec)
     problems += space_problems(raw)
-    if spec is not None:
+    if spec is not None and not problems:  # a network is made of known names and values that they can have
         problems += network_problems(spec)
     if spec is not None and spec.quick is not None:
         try:
@@ -187,12 +187,22 @@ def load_best(path: Path) -> BestConfig:
     if not path.is_file():
         raise NotFoundError(f"no configuration file {path}", "A finished study writes reports/STUDY/best.toml.")
     try:
-        return BestConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        best = BestConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: not valid TOML: {error}") from None
     except ValidationError as error:
         listed = "\n".join(f"  {problem}" for problem in pydantic_problems(error, BestConfig))
         raise SpecError(f"{path}: not a configuration as reports write it\n{listed}") from None
+    hp = HParams.from_params(best.hparams.params())
+    found = [f"hparams: {problem}" for problem in architecture_problems(hp)]
+    for name in ("image_size", "channels"):
+        of_images, of_networks = getattr(best.data, name), getattr(hp, name)
+        if of_images != of_networks:
+            found.append(f"hparams.{name}: found {of_networks}, where data.{name} is {of_images}")
+    if found:
+        listed = "\n".join(f"  {problem}" for problem in found)
+        raise SpecError(f"{path}: no networks for these images\n{listed}")
+    return best
 
 
 def schema_json() -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.study.params import Table
 
@@ -49,3 +49,10 @@ class DataSpec(Table):
         description="Keep a part of the images out of training: the source's own test part where it has one, else this "
         "share, chosen by hash of the file names.",
     )
+
+    @model_validator(mode="after")
+    def _not_enlarged(self) -> Self:
+        sides = self.crop[2:] if isinstance(self.crop, tuple) else (self.crop,) if isinstance(self.crop, int) else ()
+        if any(side < self.image_size for side in sides):
+            raise ValueError(f"crop {self.crop} is smaller than image_size = {self.image_size}; nothing is enlarged")
+        return self

@@ -124,6 +124,12 @@ def _outside_problems(key: str, value: Any, param: Any) -> Iterator[str]:
     numbers = isinstance(value, int | float) and isinstance(low, int | float) and isinstance(high, int | float)
     if numbers and not low <= value <= high:
         yield f"{key}: found {value!r}, outside the searched range {low} to {high}"
+    step = param.get("step")
+    if numbers and isinstance(step, int | float) and step > 0:
+        # As Optuna tells; a value beside the steps would be taken once and refused when the trial is continued.
+        steps = (value - low) / step
+        if abs(steps - round(steps)) >= 1e-8:
+            yield f"{key}: found {value!r}, none of the searched values: {low} and every {step} from there"
 
 
 def _when_problems(key: str, name: str, when: Any, space: Mapping[str, Any]) -> Iterator[str]:

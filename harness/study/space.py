@@ -33,7 +33,8 @@ class _Range(_Param):
             raise ValueError(f"low ({low}) must not exceed high ({high})")
         if log and low <= 0:
             raise ValueError(f"log = true needs low > 0, found {low}")
-        if log and step not in (None, 1):
+        whole = isinstance(self, IntParam)  # whose step is 1 where none is given
+        if log and step != (1 if whole else None):
             raise ValueError("log and step exclude each other")
         return self
 

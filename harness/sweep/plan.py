@@ -77,7 +77,9 @@ def plan(
         use_threads(threads_per_worker(usable_cores(), workers))
     spec, _ = settle(spec, place.type, exact)
     images, n_images, store_bytes, prepare_s = _images(spec, home, source, say)
-    set_bytes = n_images * int(np.prod(images.shape[1:])) if place.type == "cuda" else 0
+    image_bytes = int(np.prod(images.shape[1:]))
+    # What is held beside what is measured: on a GPU the whole set, where it fits; else a final score's images.
+    held_bytes = image_bytes * (n_images if place.type == "cuda" else spec.scoring.final.samples)
     images = images[: max(spec.largest_batch(), _FILES)].to(place)
     yield (
         "images",
@@ -113,7 +115,7 @@ def plan(
         "time",
         _time(spec, measured, scoring, target, place, workers, own_course(spec, started_record(spec.name, home))),
     )
-    peak = peak_bytes(place) + set_bytes  # workers keep the whole set on the GPU where it fits
+    peak = peak_bytes(place) + held_bytes
     where = "GPU memory" if place.type == "cuda" else "memory"
     note = f", {peak * workers / 1e9:,.1f} GB with {workers} workers" if workers > 1 else ""
     yield "memory", f"{peak / 1e9:,.1f} GB of {where} a worker{note} (peak of these measurements)"

@@ -94,8 +94,9 @@ def run_trial(trial: optuna.Trial, spec: StudySpec, env: Env) -> str:
             env.publish({"number": trial.number, "state": "FAIL", "reason": "was declared dead; continued elsewhere"})
             return ""
     _conclude(trial, state, values, reason, error_text, env)
+    # A training and its step, on CUDA a graph with all of its memory, hold on to each other; the next needs the room.
+    gc.collect()
     if OOM in reason and torch.cuda.is_available():
-        gc.collect()  # the error's frames, which held the tensors, are gone by here
         torch.cuda.empty_cache()
     if _DISK_FULL in reason:
         raise DiskFull(

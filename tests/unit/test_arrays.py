@@ -293,6 +293,12 @@ def test_crops_apply_to_sets_too(home, tmp_path):
         open_set(home, "svhn", tmp_path, crop=150)
 
 
+def test_idx_values_of_other_types_are_no_pixels(home, tmp_path):
+    write_idx(tmp_path / "train-images-idx3-ubyte", np.zeros((4, 28, 28), ">f4"), kind=0x0D)
+    with pytest.raises(DataError, match="values of type float32, not pixels of one byte"):
+        open_set(home, "mnist_idx", tmp_path, channels=1)
+
+
 def test_idx_images_of_other_sizes_are_not_framed(home, tmp_path):
     images = pictures(4, 64, 1)
     write_idx(tmp_path / "train-images-idx3-ubyte", images)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -284,6 +285,19 @@ def test_a_share_is_held_out_by_hash_and_does_not_move(home, tmp_path):
     grown = open_folder(home, folder, held_out=0.2)
     assert [value for value in values(grown.held_out()) if value < 100] == held_out
     assert open_folder(home, folder).fingerprint != store.fingerprint
+
+
+def test_a_name_that_is_not_utf8_is_held_out_or_not_as_others(home, tmp_path):
+    folder = numbered(tmp_path / "photos", 20)
+    os.rename(os.fsencode(folder / "000003.png"), os.fsencode(folder) + b"/caf\xe9.png")
+    store = open_folder(home, folder, held_out=0.3)
+    assert sorted(values(store.tensor()) + values(store.held_out())) == list(range(20))
+
+
+def test_packaged_digits_are_not_enlarged(home):
+    data = DataSpec(source="mnist", image_size=64, channels=1)
+    with pytest.raises(DataError, match="mnist: 32x32 px is smaller than 64 px"):
+        open_store(home, data, None, study="digits", on_progress=lambda *_: None, say=lambda _: None)
 
 
 def test_rejected_files_do_not_shift_the_split(home, tmp_path):

@@ -152,6 +152,19 @@ def test_best_toml_is_read_back(root, tmp_path):
     assert best.score == {"metric": "fid500", "value": 40.25, "protocol_hash": "p1"}
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [(("channels = 1", "channels = 3"), "hparams.channels"), (('widths_g = "auto"', 'widths_g = "64"'), "widths_g")],
+)
+def test_a_best_toml_whose_networks_do_not_fit_is_refused(root, tmp_path, change, expected):
+    build_report(FULL, root, tmp_path / "a", {}, "PED-ANOVA")
+    path = tmp_path / "a" / "best.toml"
+    assert change[0] in path.read_text()
+    path.write_text(path.read_text().replace(*change, 1))
+    with pytest.raises(SpecError, match=expected):
+        load_best(path)
+
+
 def test_scores_of_other_protocols_are_not_ranked():
     other = [trial(7, value=1.0, attrs={"protocol_hash": "old"})]
     board = rank(record(*FULL.trials[:3], *other), top=5)

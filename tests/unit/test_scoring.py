@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from harness.errors import DataError, Interrupted, WeightsError
-from harness.scoring import weights
+from harness.scoring import sampling, weights
 from harness.scoring.extractors import Extractor
 from harness.scoring.fidelity import score
 from harness.scoring.protocol import Protocol, make_protocol, metric_name
@@ -96,6 +96,33 @@ def test_generate_keeps_the_mode_and_uses_running_statistics(hp):
     assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
     alone = generate(generator, hp, 1, 1, CPU)
     torch.testing.assert_close(first[:1], alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_samples_are_the_generated_images_as_bytes_a_batch_at_a_time(hp, channels, monkeypatch):
+    from harness.gan.networks import build
+
+    hp = dataclasses.replace(hp, channels=channels)
+    generator, _ = build(hp, 0, CPU)
+    converted = []
+    monkeypatch.setattr(sampling, "to_uint8", lambda images: (converted.append(len(images)), to_uint8(images))[1])
+    found, reason = sampling.samples(generator, hp, 120, 1, CPU)
+    assert (reason, converted) == ("", [50, 50, 20])
+    assert torch.equal(found, to_uint8(generate(generator, hp, 120, 1, CPU)))
+
+
+@pytest.mark.parametrize(("value", "reason"), [(math.nan, "non-finite"), (math.inf, "non-finite"), (0.5, "one image")])
+def test_samples_that_bytes_would_hide_are_told(hp, value, reason):
+    """One image whatever the input, and a value that is not finite in the last batch alone."""
+
+    class Generator(torch.nn.Module):
+        def forward(self, z):
+            images = torch.full((len(z), hp.channels, hp.image_size, hp.image_size), 0.5)
+            if len(z) < sampling.BATCH:
+                images[-1, 0, 0, 0] = value
+            return images
+
+    assert reason in sampling.samples(Generator(), hp, 60, 1, CPU)[1]
 
 
 def test_to_uint8_and_grid():

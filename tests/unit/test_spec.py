@@ -104,6 +104,21 @@ def test_all_mistakes_are_reported_at_once_with_key_found_and_allowed():
         (("lr = 2e-4\n", ""), "presets.0.params: lr is missing, so it would be chosen at random"),
         (("lr = 2e-4\n", "lr = 2e-4\nslope_g = 0.2\n"), "slope_g: is not searched with these other values"),
         (("trials = 4", "trials = true"), "budget.trials: found True"),
+        (("log = true", "log = true\nstep = 1"), "log and step exclude each other"),
+        (("high = 1e-2\nlog = true", "high = 1e-2\nstep = 3e-4"), "lr: found 0.0002, none of the searched values"),
+        (
+            ("choices = [8, 16]", "choices = [8, 16]\n\n[space.momentum]\ntype = 'float'\nlow = 0\nhigh = 1"),
+            "space.momentum: cannot be searched",
+        ),
+        (("lr = 2e-4\n", "lr = 2e-4\nlearning_rate = 1\n"), "learning_rate: is not in the search space"),
+        (
+            ("choices = [8, 16]", "choices = [8, 16]\n\n[space.kernel_g]\ntype = 'categorical'\nchoices = [3, 7]"),
+            "space.kernel_g: found 7",
+        ),
+        (
+            ("image_size = 16", "image_size = 32\ncrop = [0, 0, 40, 20]"),
+            "(0, 0, 40, 20) is smaller than image_size = 32",
+        ),
         (("[budget]", "[quick]\ntrials = 1\nkimg = 1\nrungs = [2]\nsamples = 20\nreference = 20\n[budget]"), "quick: "),
     ],
 )
@@ -113,6 +128,11 @@ def test_single_mistakes(change, expected):
     with pytest.raises(SpecError) as caught:
         parse(text)
     assert expected in caught.value.problem
+
+
+def test_a_preset_may_be_any_value_of_the_steps():
+    stepped = TINY_STUDY.replace("low = 1e-4\nhigh = 1e-2\nlog = true", "low = 1e-5\nhigh = 1e-2\nstep = 1e-5")
+    assert parse(stepped).presets[0].params["lr"] == 2e-4
 
 
 def test_broken_toml_names_file_and_line():

@@ -78,6 +78,15 @@ def test_resuming_at_any_snapshot_is_bit_for_bit_the_uninterrupted_run(hp, image
     assert without_rate(resumed) == tail
 
 
+def test_a_checkpoint_of_another_kind_of_device_goes_on_with_noise_of_its_own(hp, images):
+    """CUDA's generator has a state of 16 bytes, which no other can take."""
+    state = next(event for event in run(hp, images) if isinstance(event, Snapshot)).state
+    state["noise_rng"] = torch.zeros(16, dtype=torch.uint8)
+    first, again = (run(hp, images, resume=state)[-1] for _ in range(2))
+    assert first.step == total_steps(hp, BUDGET)
+    assert_same_state(first.state, again.state)
+
+
 def test_a_snapshot_that_is_asked_for_changes_nothing(hp, images):
     asked = run(hp, images, snapshot_now=lambda: True)
     marks = [event.mark for event in asked if isinstance(event, Snapshot)]

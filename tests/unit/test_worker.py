@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import math
 import subprocess
 import sys
+import weakref
 from datetime import timedelta
 
 import pytest
@@ -14,6 +16,7 @@ import torch
 from threadpoolctl import threadpool_info
 
 from harness.errors import DiskFull, SweepError
+from harness.gan.run import Run
 from harness.home import Home
 from harness.scoring.fidelity import Scores
 from harness.study.files import parse_study
@@ -179,6 +182,24 @@ def test_a_broken_trial_fails_with_its_reason_and_the_sweep_stops_after_three(st
     assert [record.state for record in records] == ["FAIL"] * 3
     assert "fell off the bus" in env.tracker.runs["tiny/0"].tags["error"]
     assert {status for _, status in env.tracker.runs_by_key().values()} == {"FAILED"}
+
+
+def test_nothing_of_a_training_is_left_after_its_trial(study, env, monkeypatch):
+    """It and its step hold on to each other, on CUDA with the memory of a graph."""
+    runs = []
+
+    class Watched(Run):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            runs.append(weakref.ref(self))
+
+    monkeypatch.setattr("harness.gan.trainer.Run", Watched)
+    gc.disable()
+    try:
+        one(study, env)
+        assert [run() for run in runs] == [None]
+    finally:
+        gc.enable()
 
 
 class Hungry(Objective):
