@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from harness.scoring.diversity import Copying, copying, mean_distance, nearest, real_distance
 from harness.scoring.extractors import Extractor
-from harness.scoring.reference import reference_images
 from harness.scoring.sampling import GRID_IMAGES, GRID_SEED, generate, image_grid, to_uint8
 from harness.scoring.scorer import Scorer
 from harness.study.hparams import HParams, derive_seed
@@ -33,7 +32,8 @@ class RealImages:
 
     def __init__(self, images_NHWC: Tensor, extractor: Extractor) -> None:
         self.extractor = extractor
-        self.images = reference_images(images_NHWC, len(images_NHWC))
+        images = images_NHWC.permute(0, 3, 1, 2)  # as they are mapped: all may be more than memory
+        self.images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
         self.features = extractor(self.images).pooled
         self.mean_distance = real_distance(images_NHWC)
         rng = torch.Generator().manual_seed(derive_seed("audit", len(self.images)))
