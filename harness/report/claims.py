@@ -52,7 +52,7 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
     out.mkdir(parents=True, exist_ok=True)
     stored = json.loads(record.attrs["spec"])
     spec = StudySpec.model_validate({**stored, "budget": {**stored["budget"], "trials": len(stored["presets"])}})
-    results = arm_results(record)
+    results, board = arm_results(record), rank(record, top=1)
     assert spec.plan is not None
     judged = []
     for text in spec.plan.claims.values():
@@ -82,7 +82,8 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
         "dataset": record.attrs["dataset"],
         "metric": record.attrs["final_metric"],
         "rung_metric": record.attrs["rung_metric"],
-        "protocol_hash": rank(record, top=1).protocol_hash,
+        "protocol_hash": board.protocol_hash,
+        "left_out": len(board.left_out),
         "worsened": WORSENED,
         "assumed": ASSUMED,
         "assumed_share": ASSUMED_SHARE,

@@ -25,8 +25,8 @@ class ConfirmedArm:
     """One configuration's confirmation.
 
     ``trials`` are the finished trainings by seed, ``n_diverged`` others ended without a score, ``n_open`` are yet to
-    run, ``n_other`` ended under another protocol. ``searched`` is the trial of the search, if it has a score there: a
-    single, selected one.
+    run, ``n_other`` ended under another protocol. ``searched`` is the trial of the search, if it has a score of this
+    protocol there: a single, selected one.
     """
 
     name: str
@@ -140,9 +140,10 @@ def _arm(name: str, trials: list[TrialRecord], protocol_hash: str, search: Study
     overrides = trials[0].attrs["overrides"]
     same = [
         trial
-        for trial in rank(search, top=len(search.trials)).trials
+        for trial in (*rank(search, top=len(search.trials)).trials, *(t for t in search.trials if t.state == "PRUNED"))
         if digest({key: trial.attrs["hparams"].get(key) for key in overrides}) == digest(overrides)
     ]
+    comparable = [t for t in same if t.state == "COMPLETE" and t.attrs.get("protocol_hash") == protocol_hash]
     return ConfirmedArm(
         name=name,
         estimate=estimate([float(done[seed].value or 0.0) for seed in sorted(done)])
@@ -152,7 +153,7 @@ def _arm(name: str, trials: list[TrialRecord], protocol_hash: str, search: Study
         n_diverged=len(diverged),
         n_open=len(planned - set(done) - diverged - other),
         n_other=len(other),
-        searched=same[0] if same else None,
+        searched=comparable[0] if comparable else None,
         published=any("recipe" in trial.attrs or trial.attrs.get("preset") == "paper" for trial in same),
     )
 

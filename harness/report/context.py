@@ -27,6 +27,7 @@ def report_context(
     best = board.trials[0] if board.trials else None
     comparable = rank(record, top=len(record.trials)).trials
     paper = next((t for t in comparable if t.attrs.get("preset") == "paper"), None)
+    pruned = next((t for t in record.trials if t.attrs.get("preset") == "paper" and t.state == "PRUNED"), None)
     final_metric = record.attrs["final_metric"]
     scores = [trial.attrs.get("scores", {}) for trial in board.trials]
     unavailable = board.trials[0].attrs.get("unavailable", {}) if best else {}
@@ -36,6 +37,7 @@ def report_context(
         "description": record.attrs.get("description", ""),
         "best": best,
         "paper": paper if paper is not best else None,
+        "paper_pruned": _at_its_last_rung(pruned, best) if pruned and best else None,
         "grids": grids,
         "dataset": record.attrs["dataset"],
         "size": spec["data"]["image_size"],
@@ -171,3 +173,11 @@ def tradeoff_context(record: StudyRecord) -> dict[str, Any] | None:
         "timed": "seconds" in names,
         "n": len(rank(record, top=len(record.trials)).trials),
     }
+
+
+def _at_its_last_rung(trial: TrialRecord, best: TrialRecord) -> dict[str, float] | None:
+    """A pruned trial's last rung score beside the best trial's there; None where it diverged, or one has none."""
+    step = max(trial.intermediate, default=0)
+    if trial.attrs.get("diverged") or step not in trial.intermediate or step not in best.intermediate:
+        return None
+    return {"kimg": step / 1000, "score": trial.intermediate[step], "best": best.intermediate[step]}

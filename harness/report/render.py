@@ -73,7 +73,9 @@ def build_report(
     context = report_context(record, board, trials, grids, importances, evaluator)
     context["confirmed"] = confirmed_context(found) if found else None
     context["losses_of"] = shown[0][0] if shown else ""
-    context["first_sampling"] = found.best.median_trial.attrs["samplings"][0] if found else None
+    shown_trial = found.best.median_trial if found else board.trials[0] if board.trials else None
+    samplings = shown_trial.attrs.get("samplings", []) if shown_trial else []
+    context["first_sampling"] = samplings[0] if len(samplings) > 1 else None
     context["tradeoff"] = tradeoff_context(record)
     context["health"] = _health(board, found, root, out)
     context |= {"outlook": ahead, "no_outlook": too_few(record), "chance": chance(record, MORE_TRIALS)}

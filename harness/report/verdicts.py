@@ -12,6 +12,7 @@ from scipy.stats import binom, binomtest, chi2, norm, t
 from statsmodels.stats.weightstats import ttost_paired
 
 from harness.report.health import COLLAPSED
+from harness.report.ranking import rank
 from harness.report.statistics import (
     ALPHA,
     LEVEL,
@@ -122,10 +123,14 @@ class Judgement:
 
 
 def arm_results(plan: StudyRecord) -> dict[str, ArmResult]:
-    """The ended trainings of a plan by arm; of a seed that was trained twice the first."""
+    """The ended trainings of a plan by arm; of a seed that was trained twice the first.
+
+    Scores of another protocol than most cannot be compared: those trainings are left out.
+    """
+    other = set(rank(plan, top=1).left_out)
     found: dict[str, dict[int, TrialRecord]] = {}
     for trial in plan.trials:
-        if trial.state in ("COMPLETE", "PRUNED") and "arm" in trial.attrs:
+        if trial.state in ("COMPLETE", "PRUNED") and "arm" in trial.attrs and trial.number not in other:
             by_seed = found.setdefault(str(trial.attrs["arm"]), {})
             by_seed.setdefault(int(trial.attrs["training_seed"]), trial)
     return {arm: ArmResult(trials=trials) for arm, trials in found.items()}

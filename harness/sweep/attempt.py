@@ -22,10 +22,10 @@ from harness.gan.trainer import Progress
 from harness.scoring.diversity import mean_distance
 from harness.scoring.sampling import GRID_IMAGES, GRID_SEED, generate, image_grid
 from harness.study.hparams import HParams, canonical_json, digest
-from harness.sweep.share import SHARE_ERRORS, Share
+from harness.sweep.share import LAST_FILE, Share
 from harness.tracking.tracker import Point, RunInfo, Tracker
 
-CURVE_FILE = "curve.json"
+CURVE_FILE = LAST_FILE
 _KEEP = 2
 
 
@@ -199,7 +199,7 @@ class Attempt:
             for old in self._snapshots()[1:]:
                 old.unlink(missing_ok=True)
             if self.share:
-                for result in sorted(self.folder.iterdir()):
+                for result in sorted(self.folder.iterdir(), key=lambda path: (path.name == LAST_FILE, path.name)):
                     if result.suffix in (".png", ".json", ".safetensors"):
                         self._to_share(result, keep=0)
 
@@ -241,7 +241,7 @@ class Attempt:
             if self.share:
                 try:
                     self.share.fetch(folder)
-                except SHARE_ERRORS as error:
+                except Exception as error:
                     self.say(
                         f"{self.share} cannot be read ({type(error).__name__}); checkpoints of this machine are used"
                     )
@@ -255,7 +255,7 @@ class Attempt:
             return
         try:
             self.share.put(path, keep=keep)
-        except SHARE_ERRORS as error:
+        except Exception as error:
             # This machine has the checkpoint; only another one would have to begin earlier.
             self.say(f"{self.share} cannot be written ({type(error).__name__}); training goes on")
 

@@ -75,10 +75,15 @@ class ParentRun:
 
     def end(self, study: optuna.Study, target: int) -> None:
         """Close the run, with the best score."""
-        finished = finished_count(study) >= target
+        ended = finished_count(study)
         try:
+            # As a step: MLflow shows the last one's, also where more trials were asked for since.
             self.tracker.end(
-                self.run_id, "COMPLETE" if finished else "FAIL", scores=_summary(study) if finished else {}, tags={}
+                self.run_id,
+                "COMPLETE" if ended >= target else "FAIL",
+                scores=_summary(study) if ended >= target else {},
+                tags={},
+                step=ended,
             )
         except Exception as error:
             self._away(error)

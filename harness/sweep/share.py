@@ -15,8 +15,8 @@ from harness.study.records import StudyRecord, TrialRecord
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-# What a file system of fsspec raises where its store is away, full, or refuses.
-SHARE_ERRORS: tuple[type[BaseException], ...] = (OSError, ValueError, RuntimeError, TimeoutError)
+# The file that says that a result's folder is whole: it is copied last.
+LAST_FILE = "curve.json"
 
 
 class Share:
@@ -60,7 +60,7 @@ class Share:
         """Copy a file of an attempt's folder there, whole or not at all; ``keep`` > 0: of its snapshots only so many.
 
         Raises:
-            OSError: the store is away, full, or refuses (also the others of ``SHARE_ERRORS``).
+            Exception: the store is away, full, or refuses; each store's library has classes of its own for that.
         """
         folder = f"{self.root}/{path.parent.name}"
         if _is_local(self.fs):
@@ -75,10 +75,10 @@ class Share:
         """Copy what the share has of an attempt and this machine has not.
 
         Raises:
-            OSError: as :meth:`put`.
+            Exception: as :meth:`put`.
         """
         there = f"{self.root}/{folder.name}"
-        for name in self._names(there, ""):
+        for name in sorted(self._names(there, ""), key=lambda name: (name == LAST_FILE, name)):
             if not (folder / name).exists():
                 atomic.write_bytes(folder / name, self.fs.cat_file(f"{there}/{name}"))
 
@@ -113,9 +113,9 @@ def bring_results(
         return
     for trial in record.complete if trials is None else trials:
         folder = home.root / str(trial.attrs["folder"])
-        if not (folder / "curve.json").exists():
+        if not (folder / LAST_FILE).exists():
             try:
                 share.fetch(folder)
-            except SHARE_ERRORS as error:
+            except Exception as error:
                 say(f"{share} cannot be read ({type(error).__name__}); other machines' files are missing")
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import statistics
 import time
 import traceback
 from threading import Event
@@ -148,6 +149,8 @@ def _conclude(
     attempt = env.attempt
     if attempt is not None:
         scores = {**trial.user_attrs.get("scores", {}), "train_s": attempt.trained_s()}
+        if samplings := trial.user_attrs.get("samplings"):
+            scores[env.final.objective] = statistics.fmean(samplings)  # what ranks it
         tags = {"trial_state": state.name, "reason": reason, "error": error_text[-4000:]}
         try:
             attempt.end(state.name, scores, {name: text for name, text in tags.items() if text})

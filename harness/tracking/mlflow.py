@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,7 +159,7 @@ class MlflowTracker:
     def __init__(self, client: MlflowClient, experiment_id: str, parent_id: str | None = None) -> None:
         self.client, self.experiment_id, self.parent_id = client, experiment_id, parent_id
         # What is in MLflow already, by run and until it ends: names and steps of points, and of images.
-        self._logged: defaultdict[str, set[tuple[str, int]]] = defaultdict(set)
+        self._logged: dict[str, set[tuple[str, int]]] = {}
         self._images: dict[str, set[tuple[str, int]]] = {}
 
     def start(self, info: RunInfo) -> str:
@@ -171,6 +170,7 @@ class MlflowTracker:
         if run_id is None:
             run = self.client.create_run(self.experiment_id, tags=tags, run_name=info.name)
             run_id = str(run.info.run_id)
+            self._logged[run_id] = set()
             self._images[run_id] = set()
         else:
             self._remember(run_id)
@@ -186,6 +186,8 @@ class MlflowTracker:
 
         # The same value at the same time is one point to MLflow, however often it is sent.
         now = int(time.time() * 1000) if at_ms is None else at_ms
+        if run_id not in self._logged:  # whoever goes on with a run's record need not have begun it
+            self._remember(run_id)
         # MLflow keeps a second point at the same step, so repeats are dropped here.
         fresh = {(point.name, point.step): point for point in finite(points)}
         new = {key: point for key, point in fresh.items() if key not in self._logged[run_id]}
@@ -210,10 +212,12 @@ class MlflowTracker:
         else:
             self.client.log_artifact(run_id, str(path), folder or None)
 
-    def end(self, run_id: str, state: str, *, scores: Mapping[str, float], tags: Mapping[str, str]) -> None:
+    def end(
+        self, run_id: str, state: str, *, scores: Mapping[str, float], tags: Mapping[str, str], step: int = 0
+    ) -> None:
         # At the run's own start: whoever ends it again, after a crash or an outage, adds no second point.
         began = int(self.client.get_run(run_id).info.start_time or 0)
-        self.log(run_id, [Point(name, value, 0) for name, value in scores.items()], at_ms=began)
+        self.log(run_id, [Point(name, value, step) for name, value in scores.items()], at_ms=began)
         self._tag(run_id, tags)
         self.client.set_terminated(run_id, STATUS[state])
         self._logged.pop(run_id, None)
@@ -259,8 +263,11 @@ class MlflowTracker:
 
     def _remember(self, run_id: str) -> None:
         """The points that an earlier process logged, so that going on does not log them again."""
-        for name in self.client.get_run(run_id).data.metrics:
-            self._logged[run_id] |= {(name, point.step) for point in self.client.get_metric_history(run_id, name)}
+        self._logged[run_id] = {
+            (name, point.step)
+            for name in self.client.get_run(run_id).data.metrics
+            for point in self.client.get_metric_history(run_id, name)
+        }
 
     def _find(self, key: str) -> str | None:
         of_parent = f" and tags.`{_PARENT_TAG}` = '{self.parent_id}'" if self.parent_id else ""

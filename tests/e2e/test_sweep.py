@@ -185,6 +185,10 @@ def test_again_continues_extends_and_the_report_keeps_its_bytes(project):
     assert sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials) == 6
     points = [json.dumps(trial.params, sort_keys=True) for trial in record.trials]
     assert len(set(points)) == len(points), "no worker repeats another's point"
+    client, parent_id, _ = mlflow_children(project)
+    shown = client.get_run(parent_id).data.metrics
+    assert shown["best_fid_mnv2_24"] == pytest.approx(record.best.value)
+    assert shown["trials_complete"] == len(record.complete)
     assert_mlflow_agrees(project)
 
 

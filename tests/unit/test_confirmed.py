@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from harness.commands.plans import _finalists
 from harness.report.confirmed import confirmation, winners_curse
 from harness.report.render import build_report
 from harness.report.statistics import estimate
@@ -38,7 +39,7 @@ def plan(scores: dict[str, list[float | None]]) -> StudyRecord:
         value = values[index]
         attrs = {
             "arm": preset.arm, "preset": preset.name, "training_seed": preset.seed, "seed": preset.seed,
-            "overrides": preset.overrides, "hparams": ARMS[preset.arm].attrs["hparams"], "protocol_hash": "p2",
+            "overrides": preset.overrides, "hparams": ARMS[preset.arm].attrs["hparams"], "protocol_hash": "p1",
             "folder": "nowhere",
         }  # fmt: skip
         attrs |= {"diverged": True} if value is None else {"samplings": [value - 0.1, value + 0.1]}
@@ -91,6 +92,25 @@ def test_scores_of_another_protocol_are_left_out():
     assert {arm.name: arm.estimate.n for arm in found.ranked} == {"trial-1": 4, "trial-2": 5, "paper": 5}
 
 
+def test_a_search_under_another_protocol_had_promised_nothing_that_compares():
+    older = [dataclasses.replace(t, attrs={**t.attrs, "protocol_hash": "old"}) for t in FULL.trials]
+    found = confirmation(dataclasses.replace(FULL, trials=tuple(older)), plan(GOOD))
+    assert not winners_curse(found)
+    assert [arm.name for arm in found.ranked if arm.published] == ["paper"]
+
+
+def test_a_published_configuration_that_was_pruned_is_confirmed_beside_the_best():
+    paper, *others = FULL.trials
+    search = dataclasses.replace(FULL, trials=(dataclasses.replace(paper, state="PRUNED", value=None), *others))
+    assert list(_finalists(search, 2)) == ["trial-1", "trial-2", "paper"]
+    assert list(_finalists(FULL, 1)) == ["trial-1", "paper"]
+    diverged = dataclasses.replace(paper, state="PRUNED", attrs={**paper.attrs, "diverged": True})
+    assert list(_finalists(dataclasses.replace(FULL, trials=(diverged, *others)), 1)) == ["trial-1"]
+    assert not _finalists(dataclasses.replace(search, trials=search.trials[:1]), 2), "nothing finished"
+    found = confirmation(search, plan(GOOD))
+    assert [(arm.name, arm.searched) for arm in found.ranked if arm.published] == [("paper", None)]
+
+
 def test_nothing_yet_is_no_confirmation_and_one_seed_has_no_interval():
     assert confirmation(FULL, plan({})) is None
     found = confirmation(FULL, plan({name: values[:1] for name, values in GOOD.items()}))
@@ -122,7 +142,7 @@ def test_report_and_best_toml_are_of_the_confirmed_best(tmp_path):
     assert (best.study, best.confirmed.configuration, best.confirmed.mean) == ("mnist32-confirm", "trial-1", 45.0)
     assert best.confirmed.low < 45 < best.confirmed.high
     assert (best.training.seed, best.score["value"]) == (SEEDS[2], 45.0)
-    assert best.confirmed.protocol_hash == "p2"
+    assert best.confirmed.protocol_hash == "p1"
     assert best.confirmed.ties == ("trial-2",)
     again = build_report(FULL, tmp_path / "runs", tmp_path / "out", {}, "PED-ANOVA", plan(GOOD))
     assert again.read_text() == text

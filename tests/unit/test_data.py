@@ -289,7 +289,7 @@ def test_a_share_is_held_out_by_hash_and_does_not_move(home, tmp_path):
 
 def test_a_name_that_is_not_utf8_is_held_out_or_not_as_others(home, tmp_path):
     folder = numbered(tmp_path / "photos", 20)
-    os.rename(os.fsencode(folder / "000003.png"), os.fsencode(folder) + b"/caf\xe9.png")
+    (folder / "000003.png").rename(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))
     store = open_folder(home, folder, held_out=0.3)
     assert sorted(values(store.tensor()) + values(store.held_out())) == list(range(20))
 

@@ -72,6 +72,15 @@ FULL = record(
 )
 
 
+def test_the_papers_settings_are_named_where_they_were_pruned(tmp_path):
+    paper, *others = FULL.trials
+    pruned = record(dataclasses.replace(paper, state="PRUNED", value=None), *others)
+    text = build_report(pruned, tmp_path / "runs", tmp_path / "out", {}, "PED-ANOVA").read_text()
+    said = "= 40.2**. The paper's own settings were pruned at 9 kimg with "
+    assert said in text
+    assert " = 40, against 41 there of the best." in text.partition(said)[2].partition("\n")[0]
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     for item in FULL.trials[:5]:

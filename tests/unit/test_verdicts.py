@@ -9,6 +9,7 @@ from harness.errors import NotFoundError, SpecError
 from harness.report.verdicts import (
     ASSUMED,
     ArmResult,
+    arm_results,
     claim_power,
     divergence_power,
     judge,
@@ -16,7 +17,7 @@ from harness.report.verdicts import (
 )
 from harness.study.claims import Claim, arm_name, claim_names, from_registered, load_claim, registered
 from harness.study.files import load_study
-from harness.study.records import TrialRecord
+from harness.study.records import StudyRecord, TrialRecord
 
 SPEC = load_study("mnist32")
 TREATED = {"leaky": {"activation_g": "leaky_relu"}}
@@ -51,6 +52,21 @@ def verdict(made: Claim, control: ArmResult, **treated: ArmResult) -> str:
 
 
 CONTROL = trained([100.0, 104.0, 96.0, 102.0, 98.0])
+
+
+def test_scores_of_another_protocol_are_left_out_of_an_arm():
+    made = [(seed, "new", 100.0) for seed in range(3)] + [(3, "old", 7.0), (4, "old", None)]
+    trials = tuple(
+        TrialRecord(
+            number=seed, state="PRUNED" if score is None else "COMPLETE", value=1e4 if score is None else score,
+            params={}, intermediate={}, started=None, ended=None,
+            attrs={"arm": "a", "training_seed": seed, "protocol_hash": protocol, "diverged": score is None},
+        )
+        for seed, protocol, score in made
+    )  # fmt: skip
+    found = arm_results(StudyRecord(name="s-claims", attrs={}, trials=trials))["a"]
+    assert found.scores == {0: 100.0, 1: 100.0, 2: 100.0}
+    assert found.unscored == {4}, "that it diverged is true under any protocol"
 
 
 @pytest.mark.parametrize(
