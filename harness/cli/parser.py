@@ -48,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     sweep.add_argument("--dry-run", action="store_true",
                        help="say what would run, with measured time, memory and disk; nothing is written")  # fmt: skip
     sweep.add_argument("--resume-anyway", action="store_true",
-                       help="go on although sampler, pruner, presets or ranges changed")  # fmt: skip
+                       help="go on although sampler, pruner, presets, ranges or versions changed")  # fmt: skip
     sweep.add_argument("--confirm", action="store_true", default=os.environ.get("CONFIRM", "") not in ("", "0"),
                        help="then retrain the best on fresh seeds, as `harness confirm` (CONFIRM=1)")  # fmt: skip
     plan = verb("plan", sweeps.plan, "say what a study would take on this machine, and what more trials would bring")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from harness.cli.plans import confirm_study, machines_of
@@ -15,7 +15,7 @@ from harness.cli.shell import (
     file_progress,
     say,
 )
-from harness.errors import SweepError
+from harness.errors import HarnessError, SweepError
 from harness.home import Home
 
 if TYPE_CHECKING:
@@ -138,5 +138,6 @@ def _report_anyway(study: str, home: Home) -> Iterator[None]:
     try:
         yield
     except SweepError:
-        say(f"report so far: {write_report(study, home, say)}")
+        with suppress(HarnessError):  # it may have come before there was a study
+            say(f"report so far: {write_report(study, home, say)}")
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -109,6 +110,8 @@ def run_sweep(
     on_event({"record": to_record(study), "target": target})
     if finished_count(study) < target:
         job = worker_job(spec, home, store, study, machines, tags, dataset)
+        # A plan has its trainings under whichever protocol most have.
+        job = dataclasses.replace(job, resume_anyway=resume_anyway or spec.plan is not None)
 
         def heal() -> None:
             # Whoever presses Ctrl-C twice kills the workers himself: that is no crash of the trial.

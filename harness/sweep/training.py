@@ -33,7 +33,7 @@ from harness.sweep.processes import cuda_graphs, exact_arithmetic, keep_memory, 
 from harness.sweep.provenance import provenance
 from harness.sweep.run import choose_device
 from harness.tracking.courier import Courier
-from harness.tracking.mlflow import MlflowTracker, client_for, new_client, open_experiment
+from harness.tracking.mlflow import MlflowTracker, answers, client_for, new_client, open_experiment
 from harness.tracking.tracker import RunInfo
 
 # No more grids than this: every checkpoint, picture and MLflow image costs.
@@ -114,8 +114,8 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
     store = open_store(home, training.data, source, study=training.label, on_progress=watch.on_images, say=watch.say)
     training, kimg = _fitted(training, store, watch.say)
     images = on_device(store.tensor(), place)
-    client = client_for(home)
-    experiment = open_experiment(client, home, training.experiment)
+    with answers(home):
+        experiment = open_experiment(client_for(home), home, training.experiment)
     courier = Courier(home.spool, lambda: MlflowTracker(new_client(home), experiment), watch.say)
     watch.say("reference statistics")
     scorer = Scorers(home, store, place, watch.say).scorer(training.scoring)
@@ -235,7 +235,8 @@ def _finish(attempt: Attempt, event: Snapshot, hp: HParams, scorer: Scorer, summ
     }
     atomic.write_text(attempt.folder / SUMMARY_FILE, json.dumps(summary, indent=1) + "\n")
     attempt.tracker.artifact(attempt.run_id, attempt.folder / SUMMARY_FILE)
-    attempt.end("COMPLETE", scores.values, {"protocol_hash": scores.protocol_hash})
+    again = {"reason": ""} if attempt.resumed_kimg else {}  # why it was interrupted before
+    attempt.end("COMPLETE", scores.values, {"protocol_hash": scores.protocol_hash, **again})
     return Outcome(
         folder=attempt.folder, kimg=event.kimg, interrupted=False, scores=scores.values, unavailable=scores.unavailable
     )

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,11 @@ def journal_path(folder: Path, key: str) -> Path:
 
 def journals(folder: Path) -> list[Path]:
     """All journals, the one that was not written to for longest first."""
-    return sorted(folder.glob("*.jsonl"), key=lambda path: (path.stat().st_ctime_ns, path.name))
+    found = []
+    for path in folder.glob("*.jsonl"):
+        with suppress(FileNotFoundError):  # all of it was sent meanwhile
+            found.append((path.stat().st_ctime_ns, path.name, path))
+    return [path for *_, path in sorted(found)]
 
 
 def is_owned(path: Path) -> bool:

@@ -228,6 +228,21 @@ def test_kills_at_a_rung_change_no_verdict_of_successive_halving(tmp_path, monke
     assert verdicts(3) == undisturbed
 
 
+def test_a_study_is_scored_by_the_protocols_of_its_first_worker(trials):
+    mine = {"final": {"samples": 500, "versions": (("torch", "2.15.0"),)}, "rung": {"samples": 250}}
+    other = {"final": {"samples": 500, "versions": (("torch", "2.11.0"),)}, "rung": {"samples": 250}}
+    for _ in range(2):
+        trials.agree_on(mine, anyway=False)
+    with pytest.raises(
+        SpecDrift, match=r"final\.versions: \[\['torch', '2\.11\.0'\]\], not \[\['torch', '2\.15\.0'\]\]"
+    ):
+        trials.agree_on(other, anyway=False)
+    trials.agree_on(mine, anyway=False)
+    trials.agree_on(other, anyway=True)
+    with pytest.raises(SpecDrift):
+        trials.agree_on(mine, anyway=False)
+
+
 def test_a_worker_of_another_machine_is_dead_when_the_database_has_not_heard_of_it(trials):
     trial = trials.ask(9)
     trial.set_user_attr("worker", {**this_process(), "host": "another"})

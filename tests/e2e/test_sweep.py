@@ -18,6 +18,7 @@ import pytest
 from harness.cli import main
 from harness.errors import SweepError, UsageError
 from harness.home import Home
+from harness.study.hparams import digest
 from harness.study.records import StudyRecord
 from harness.sweep.engines.local import apart
 from harness.sweep.run import choose_device
@@ -156,6 +157,7 @@ def test_mlflow_has_what_a_person_looks_for(project):
     assert parent.data.tags["mlflow.note.content"].startswith("# tiny")
     assert "report/report.md" in {item.path for item in client.list_artifacts(parent_id, "report")}
     assert parent.data.metrics["best_fid_mnv2_24"] == pytest.approx(record.best.value)
+    assert digest(record.attrs["protocols"]["final"]) == record.best.attrs["protocol_hash"]
     run = next(run for run in children if run.data.tags["trial"] == str(record.best.number))
     tags = run.data.tags
     for name in ("git_commit", "spec_hash", "protocol_hash", "seed", "versions", "device", "trial_state"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.data.store import ImageStore
@@ -22,7 +22,7 @@ class WorkerJob:
     """All that a worker process is given. Everything in it can be pickled.
 
     ``gpus`` are the CUDA devices that workers are spread over, as CUDA_VISIBLE_DEVICES names them; ``index`` is the
-    worker's number among ``workers`` on its machine.
+    worker's number among ``workers`` on its machine. ``resume_anyway`` lets it score by another protocol than before.
     """
 
     spec: StudySpec
@@ -39,6 +39,7 @@ class WorkerJob:
     workers: int = 1
     index: int = 0
     gpus: tuple[str, ...] = ()
+    resume_anyway: bool = False
 
 
 def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Callable[[], bool]) -> None:
@@ -85,12 +86,15 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
 
     storage = open_storage(job.home, grace=grace_s(), say=say, stop=should_stop)
     study = optuna.load_study(study_name=job.spec.name, storage=storage)
+    trials = Trials(study, job.spec, job.home)
+    protocols = {"final": asdict(final.protocol), "rung": asdict(rung.protocol)}
+    trials.agree_on(protocols, anyway=job.resume_anyway)
     courier = Courier(
         job.home.spool, lambda: MlflowTracker(new_client(job.home), job.experiment_id, job.parent_run), say
     )
     env = Env(
         home=job.home,
-        trials=Trials(study, job.spec, job.home),
+        trials=trials,
         images_NHWC=images,
         device=device,
         tracker=courier,
