@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
-from harness.errors import HarnessError, NotFoundError, UsageError
+from harness.errors import HarnessError, NotFoundError, StorageLost, TrackingError, UsageError
 from harness.home import Home
 from harness.study.files import load_study
 from harness.study.spec import StudySpec
@@ -51,23 +52,24 @@ def started_spec(name: str, home: Home) -> StudySpec:
 
 
 def reconcile(name: str | None, home: Home) -> Iterator[str]:
-    """Heal one study or all; a line for each thing done.
+    """Heal one study, or all of them and what trainings had yet to send; a line for each thing done.
 
     Raises:
         NotFoundError: there is no such study.
         TrackingError: MLflow does not answer; the database was healed all the same.
+        StorageLost: the database was away for too long.
     """
     import optuna
 
-    from harness.errors import TrackingError
     from harness.sweep.database import open_storage
     from harness.sweep.reconcile import reconcile_tracker
     from harness.sweep.run import stored_spec
     from harness.sweep.storage import load_study as load_started
     from harness.sweep.trials import Trials
-    from harness.tracking.mlflow import MlflowTracker, client_for, without_password
+    from harness.tracking.mlflow import MlflowTracker, client_for
 
     storage = open_storage(home)
+    studies: list[optuna.Study] = []
     for found in [name] if name else sorted(optuna.get_all_study_names(storage)):
         try:
             study = load_started(found, home, storage=storage)
@@ -77,17 +79,54 @@ def reconcile(name: str | None, home: Home) -> Iterator[str]:
             if name:
                 raise
             continue
+        studies.append(study)
+    # All of the database first: MLflow may be away.
+    for study in studies:
         for line in Trials(study, stored_spec(study), home).heal():
-            yield f"{found}: {line}"
+            yield f"{study.study_name}: {line}"
+    if not studies and not any(home.spool.glob("*.jsonl")):
+        return
+    client = client_for(home)
+    for study in studies:
         experiment, parent = str(study.user_attrs["mlflow_experiment"]), str(study.user_attrs["mlflow_parent"])
-        client = client_for(home)
-        try:
+        with _refusals(str(client.tracking_uri)):
             done = reconcile_tracker(study, MlflowTracker(client, experiment, parent), home.spool)
-        except Exception as error:
-            problem = without_password(str(error).splitlines()[0], str(client.tracking_uri))
-            raise TrackingError(f"MLflow refused: {problem}", "What was kept stays on disk; try again.") from None
         for line in done:
-            yield f"{found}: {line}"
+            yield f"{study.study_name}: {line}"
+    if name is None:
+        with _refusals(str(client.tracking_uri)):
+            done = _send_trainings(home)
+        yield from done
+
+
+def _send_trainings(home: Home) -> list[str]:
+    """Send what `harness train` had yet to send, of trainings that no process is at; a line for each."""
+    from harness.tracking.courier import send_left
+    from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
+
+    client = client_for(home)
+
+    def tracker_of(key: str) -> MlflowTracker | None:
+        experiment, is_training, _ = key.partition("/training/")
+        return MlflowTracker(client, open_experiment(client, home, experiment)) if is_training else None
+
+    left = send_left(home.spool, tracker_of)
+    return [f"{key}: what was still to be sent to MLflow was sent" for key in left.sent] + [
+        f"{key}: MLflow does not take it ({why}); it is kept, and sent next time" for key, why in left.refused.items()
+    ]
+
+
+@contextmanager
+def _refusals(url: str) -> Iterator[None]:
+    from harness.tracking.mlflow import without_password
+
+    try:
+        yield
+    except StorageLost:
+        raise
+    except Exception as error:
+        problem = without_password((str(error).splitlines() or [type(error).__name__])[0], url)
+        raise TrackingError(f"MLflow refused: {problem}", "What was kept stays on disk; try again.") from None
 
 
 def outlook_lines(name: str, home: Home, more: int) -> Iterator[str]:

@@ -29,7 +29,8 @@ from harness.sweep.search import make_sampler
 from harness.sweep.storage import open_study, to_record
 from harness.sweep.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, finished_count
 from harness.sweep.worker import DIVERGED_VALUE, run_trial, work
-from harness.tracking.tracker import MemoryTracker
+from harness.tracking.spool import Spool
+from harness.tracking.tracker import MemoryTracker, Point, RunInfo
 from tests.conftest import CPU, TINY_STUDY, blobs
 
 SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
@@ -275,6 +276,23 @@ def test_reconciling_all_studies_passes_over_those_that_never_ran(home):
     for name, problem in (("a-first", "a-first"), ("b-second", "killed before its first trial")):
         with pytest.raises(NotFoundError, match=problem):
             list(reconcile_studies(name, home))
+
+
+def test_reconciling_all_sends_what_trainings_had_yet_to_send(home):
+    from harness.commands.studies import reconcile as reconcile_studies
+    from harness.tracking.mlflow import client_for
+
+    spool = Spool(home.spool, lambda text: None)
+    info = RunInfo(key="faces/training/abc/10", name="faces to 10 kimg", params={}, tags={})
+    spool.log(run_id := spool.start(info), [Point("loss_d", 1.5, 1000)])
+    spool.end(run_id, "COMPLETE", scores={"fid20": 9.0}, tags={})
+    del spool  # the process that wrote it is gone
+    assert list(reconcile_studies(None, home)) == [f"{info.key}: what was still to be sent to MLflow was sent"]
+    client = client_for(home)
+    experiment = client.get_experiment_by_name("faces")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss_d": 1.5, "fid20": 9.0})
+    assert list(reconcile_studies(None, home)) == []
 
 
 def test_time_is_that_of_all_attempts_and_not_of_the_days_between_them(study, env):
