@@ -5,8 +5,9 @@
     python -m benchmarks.compute report                           # prints the table
 
 Sweeps of ``mnist32``: as it is; without its presets; and random search that trains every trial in full. The compute of
-a sweep is what its trials took, scoring included, in seconds of one worker, which are comparable where workers have
-equally many threads.
+a sweep is what its trials took, scoring included, in seconds of one worker. For searches that run at another time, or
+with other workers, some of random search's first trials are run once more (``--search "random, full trials" --trials
+4``): they tell how much slower that is.
 """
 
 from __future__ import annotations
@@ -108,25 +109,42 @@ def _key(row: dict[str, Any]) -> tuple[str, int, int, str]:
     return row["search"], row["workers"], row["trials"], row["git_commit"]
 
 
+def slowness(again: list[dict[str, Any]], random: list[dict[str, Any]]) -> float:
+    """How many times as long random search's first trials took when they were run once more, of the same seeds."""
+    before = {row["seed"]: row["course"] for row in random}
+    pairs = [(row["course"][-1][0], before[row["seed"]][len(row["course"]) - 1][0]) for row in again]
+    return sum(later for later, _ in pairs) / sum(first for _, first in pairs)
+
+
 def table(found: list[dict[str, Any]]) -> str:
-    """Markdown: the end of each search, and the compute at which it is as good as the newest random one at its end."""
+    """Markdown: the end of each search, and the compute at which it is as good as random search at its end."""
     alike: dict[tuple[str, int, int, str], list[dict[str, Any]]] = {}
     for row in found:
         alike.setdefault(_key(row), []).append(row)
-    if not (randoms := [runs for (kind, *_), runs in alike.items() if kind == RANDOM]):
+    randoms = {key: runs for key, runs in alike.items() if key[0] == RANDOM}
+    if not randoms:
         return "No sweep of random search has been run yet, which is what the others are compared with."
-    random = randoms[-1]
+    whole = max(randoms, key=lambda key: sum(len(row["course"]) for row in randoms[key]))
+    random = randoms[whole]
     goal = float(np.mean([row["course"][-1][1] for row in random]))
     lines = [
         f"Random search with full trials ends at {goal:.1f} on average. As good is a search from the compute on at "
         "which the mean of its sweeps' best scores so far is that; random search itself after its last improvement. "
-        "*Never*: not within its sweeps, or not within enough of those that the bootstrap drew.",
+        "*Never*: not within its sweeps, or not within enough of those that the bootstrap drew. Compute is in seconds "
+        "of random search's sweeps: *slower* is how many times as long its first trials took when they were run once more "
+        "as the search was, and by that its seconds are divided.",
         "",
-        "| search | trials | workers | commit | sweeps | compute (s) | best score (95 %) | compute until as good (s) "
+        "| search | trials | workers | commit | sweeps | slower | compute (s) | best score (95 %) | until as good (s) "
         "| of random search's (95 %) |",
-        "|---|---:|---:|---|---:|---:|---:|---:|---:|",
+        "|---|---:|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for (kind, workers, trials, commit), runs in alike.items():
+    for key, measured in alike.items():
+        if key in randoms and key != whole:
+            continue
+        kind, workers, trials, commit = key
+        again = [row for other, rows in randoms.items() if (other[1], other[3]) == (workers, commit) for row in rows]
+        factor = slowness(again, random) if again else 1.0
+        runs = [{**row, "course": [(spent / factor, best) for spent, best in row["course"]]} for row in measured]
         ends = np.array([row["course"][-1] for row in runs])
         scores = ends[:, 1]
         share, low, high = saving(runs, random)
@@ -136,8 +154,8 @@ def table(found: list[dict[str, Any]]) -> str:
             shown += f" ± {half:.1f}"
             of_random += f" ({_shown(low, 2)} to {_shown(high, 2)})"
         lines.append(
-            f"| {kind} | {trials} | {workers} | {commit[:7]} | {len(runs)} | {ends[:, 0].mean():.0f} "
-            f"| {shown} | {_shown(compute_to(runs, goal), 0)} | {'–' if runs is random else of_random} |"
+            f"| {kind} | {trials} | {workers} | {commit[:7]} | {len(runs)} | {factor:.2f} | {ends[:, 0].mean():.0f} "
+            f"| {shown} | {_shown(compute_to(runs, goal), 0)} | {'–' if key == whole else of_random} |"
         )
     return "\n".join(lines)
 
