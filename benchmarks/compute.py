@@ -131,8 +131,8 @@ def table(found: list[dict[str, Any]]) -> str:
         f"Random search with full trials ends at {goal:.1f} on average. As good is a search from the compute on at "
         "which the mean of its sweeps' best scores so far is that; random search itself after its last improvement. "
         "*Never*: not within its sweeps, or not within enough of those that the bootstrap drew. Compute is in seconds "
-        "of random search's sweeps: *slower* is how many times as long its first trials took when they were run once more "
-        "as the search was, and by that its seconds are divided.",
+        "of random search's sweeps: *slower* is how many times as long its first trials took when they were run once "
+        "more as the search was, and by that its seconds are divided.",
         "",
         "| search | trials | workers | commit | sweeps | slower | compute (s) | best score (95 %) | until as good (s) "
         "| of random search's (95 %) |",
