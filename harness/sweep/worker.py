@@ -13,7 +13,15 @@ import optuna
 import torch
 from optuna.trial import TrialState
 
-from harness.errors import DiskFull, Diverged, Fenced, Interrupted, StorageLost, SweepError
+from harness.errors import (
+    DiskFull,
+    Diverged,
+    Fenced,
+    Interrupted,
+    StorageLost,
+    SweepError,
+    without_secrets,
+)
 from harness.study.spec import StudySpec
 from harness.sweep.lease import Lease
 from harness.sweep.objective import Degenerate, Env, objective, report
@@ -85,7 +93,7 @@ def run_trial(trial: optuna.Trial, spec: StudySpec, env: Env) -> str:
                 raise
             except Exception as error:
                 state, reason = TrialState.FAIL, _why(error, trial, env)
-                error_text = traceback.format_exc()
+                error_text = without_secrets(traceback.format_exc())
             trial.set_user_attr("elapsed_s", round(time.perf_counter() - started, 2))
             lease.ending = True
             env.trials.end(trial, state, values, reason)
@@ -109,7 +117,7 @@ def run_trial(trial: optuna.Trial, spec: StudySpec, env: Env) -> str:
 def _why(error: Exception, trial: optuna.Trial, env: Env) -> str:
     """A failed trial's reason. Where memory or disk ran out, it is worth another attempt."""
     lines = str(error).strip().splitlines()
-    text = lines[0] if lines else type(error).__name__
+    text = without_secrets(lines[0]) if lines else type(error).__name__
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{INTERRUPTED}: {_DISK_FULL}: {text}"
     if not _is_oom(error):

@@ -203,6 +203,18 @@ def test_nothing_of_a_training_is_left_after_its_trial(study, env, monkeypatch):
         gc.enable()
 
 
+def test_a_reason_and_its_traceback_hold_no_password(study, env):
+    class Refused(Objective):
+        def __call__(self, generator, hp, *, all_metrics):
+            raise RuntimeError("postgresql://anna:hunter2@db/scores refused it")
+
+    env.rung = Refused("fid_mnv2_20")
+    assert one(study, env).reason == "RuntimeError: postgresql://db/scores refused it"
+    error = env.tracker.runs["tiny/0"].tags["error"]
+    assert "postgresql://db/scores" in error
+    assert "hunter2" not in error
+
+
 class Hungry(Objective):
     """A scorer that really asks for more memory than there is."""
 
