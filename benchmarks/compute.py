@@ -25,8 +25,9 @@ from harness.home import Home
 from harness.study.files import load_study
 from harness.study.records import StudyRecord
 from harness.study.spec import StudySpec
+from harness.sweep.machines import Machines
 from harness.sweep.provenance import provenance
-from harness.sweep.run import Machines, run_sweep
+from harness.sweep.run import run_sweep
 from harness.sweep.storage import load_study as load_started
 from harness.sweep.storage import to_record
 
@@ -113,7 +114,7 @@ def slowness(again: list[dict[str, Any]], random: list[dict[str, Any]]) -> float
     """How many times as long random search's first trials took when they were run once more, of the same seeds."""
     before = {row["seed"]: row["course"] for row in random}
     pairs = [(row["course"][-1][0], before[row["seed"]][len(row["course"]) - 1][0]) for row in again]
-    return sum(later for later, _ in pairs) / sum(first for _, first in pairs)
+    return float(sum(later for later, _ in pairs) / sum(first for _, first in pairs))
 
 
 def table(found: list[dict[str, Any]]) -> str:

@@ -10,7 +10,8 @@ from harness.home import Home
 
 if TYPE_CHECKING:
     from harness.study.spec import StudySpec
-    from harness.sweep.run import Machines, SweepResult
+    from harness.sweep.machines import Machines
+    from harness.sweep.run import SweepResult
 
 
 def confirm(arguments: argparse.Namespace) -> int:
@@ -101,7 +102,7 @@ def conclude(result: SweepResult, text: str) -> int:
 
 def machines_of(arguments: argparse.Namespace) -> Machines:
     """Where it runs, as the arguments say."""
-    from harness.sweep.run import Machines
+    from harness.sweep.machines import Machines
 
     return Machines(
         workers=arguments.workers,

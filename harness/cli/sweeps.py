@@ -62,7 +62,8 @@ def sweep(arguments: argparse.Namespace) -> int:
 
 def worker(arguments: argparse.Namespace) -> int:
     from harness.commands.studies import started_spec
-    from harness.sweep.run import Machines, join_sweep
+    from harness.sweep.machines import Machines
+    from harness.sweep.run import join_sweep
     from harness.terminal import SweepView
 
     home = Home.from_environment()

@@ -52,8 +52,9 @@ def audit_study(
     from harness.scoring.scorer import Scorers
     from harness.study.hparams import HParams
     from harness.sweep.attempt import save_png
+    from harness.sweep.machines import choose_device
     from harness.sweep.processes import exact_arithmetic, keep_memory
-    from harness.sweep.run import choose_device, refuse_other_images, stored_spec
+    from harness.sweep.run import refuse_other_images, stored_spec
     from harness.sweep.share import bring_results
     from harness.sweep.storage import load_study, to_record
 

@@ -20,6 +20,7 @@ from harness.home import Home
 from harness.study.records import StudyRecord
 from harness.study.spec import StudySpec
 from harness.sweep.engines.local import threads_per_worker
+from harness.sweep.machines import choose_device
 from harness.sweep.precision import settle
 from harness.sweep.probe import (
     WIDTHS,
@@ -35,7 +36,7 @@ from harness.sweep.probe import (
     scoring_time,
 )
 from harness.sweep.processes import exact_arithmetic, keep_memory, usable_cores, use_threads
-from harness.sweep.run import choose_device, require_images
+from harness.sweep.run import require_images
 from harness.sweep.storage import find_record
 from harness.tracking.spool import LIMIT_MB
 

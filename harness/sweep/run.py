@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,17 +11,18 @@ from pathlib import Path
 import optuna
 
 from harness.data.store import ImageStore, OnProgress, open_store
-from harness.errors import DataError, StorageLost, UsageError
+from harness.errors import DataError, StorageLost
 from harness.home import Home
 from harness.scoring.protocol import objective_name
 from harness.study.spec import StudySpec
 from harness.sweep.database import open_storage
 from harness.sweep.engines.local import apart, make_ready, run_local, threads_per_worker
 from harness.sweep.engines.loop import Event, WorkerJob
+from harness.sweep.machines import Machines, choose_device
 from harness.sweep.outage import grace_s
 from harness.sweep.parent import ParentRun
 from harness.sweep.precision import adopt, settle
-from harness.sweep.processes import cuda_is_available, usable_cores, visible_gpus
+from harness.sweep.processes import usable_cores, visible_gpus
 from harness.sweep.provenance import provenance
 from harness.sweep.storage import load_study, open_study, to_record
 from harness.sweep.trials import Trials, finished_count
@@ -36,17 +36,6 @@ class SweepResult:
     finished: int
     target: int
     interrupted: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machines:
-    """Where a sweep runs. ``engine`` is ``local`` or ``ray``; ``address`` and ``gpus_per_worker`` are Ray's."""
-
-    workers: int = 1
-    device: str = "auto"
-    engine: str = "local"
-    address: str | None = None
-    gpus_per_worker: float = 1.0
 
 
 def run_sweep(
@@ -109,9 +98,9 @@ def run_sweep(
     parent.note(study)
     on_event({"record": to_record(study), "target": target})
     if finished_count(study) < target:
-        job = worker_job(spec, home, store, study, machines, tags, dataset)
         # A plan has its trainings under whichever protocol most have.
-        job = dataclasses.replace(job, resume_anyway=resume_anyway or spec.plan is not None)
+        anyway = resume_anyway or spec.plan is not None
+        job = worker_job(spec, home, store, study, machines, tags, dataset, resume_anyway=anyway)
 
         def heal() -> None:
             # Whoever presses Ctrl-C twice kills the workers himself: that is no crash of the trial.
@@ -203,6 +192,8 @@ def worker_job(
     machines: Machines,
     tags: dict[str, str],
     dataset: dict[str, str],
+    *,
+    resume_anyway: bool = False,
 ) -> WorkerJob:
     """What each worker of this machine is given."""
     device, cores = choose_device(machines.device), usable_cores()
@@ -220,6 +211,7 @@ def worker_job(
         uid=str(study.user_attrs["uid"]),
         workers=machines.workers,
         gpus=apart(visible_gpus) if device == "cuda" else (),
+        resume_anyway=resume_anyway,
     )
 
 
@@ -244,22 +236,6 @@ def _run(
         stop_level=stop_level,
         on_death=on_death,
     )
-
-
-def choose_device(wanted: str) -> str:
-    """``auto`` becomes ``cuda`` where there is one.
-
-    Raises:
-        UsageError: an unknown device, or CUDA where there is none.
-    """
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"DEVICE={wanted!r} is not known", "Use auto, cpu or cuda.")
-    if wanted == "cpu":
-        return wanted
-    available = apart(cuda_is_available)
-    if wanted == "cuda" and not available:
-        raise UsageError("DEVICE=cuda, but torch finds no CUDA device", "`harness doctor` shows why; or use cpu.")
-    return "cuda" if available else "cpu"
 
 
 def require_images(spec: StudySpec, n: int, n_held_out: int) -> None:

@@ -28,10 +28,10 @@ from harness.study.hparams import HParams, digest
 from harness.study.images import DataSpec
 from harness.study.scoring import ScoreSpec
 from harness.sweep.attempt import Attempt
+from harness.sweep.machines import choose_device
 from harness.sweep.objective import checked, checkpoint_every_s
 from harness.sweep.processes import cuda_graphs, exact_arithmetic, keep_memory, on_device
 from harness.sweep.provenance import provenance
-from harness.sweep.run import choose_device
 from harness.tracking.courier import Courier
 from harness.tracking.mlflow import MlflowTracker, answers, client_for, new_client, open_experiment
 from harness.tracking.tracker import RunInfo

@@ -21,7 +21,7 @@ from harness.home import Home
 from harness.study.hparams import digest
 from harness.study.records import StudyRecord
 from harness.sweep.engines.local import apart
-from harness.sweep.run import choose_device
+from harness.sweep.machines import choose_device
 from harness.sweep.storage import load_study, to_record
 from harness.tracking.tracker import STATUS
 from tests.conftest import ROOT, TINY_STUDY, blob_files, sharing_weights
