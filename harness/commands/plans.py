@@ -67,17 +67,17 @@ def _finalists(record: StudyRecord, top: int) -> dict[str, HParams]:
     from harness.report.ranking import objectives, pareto_front, rank
 
     ranked = list(rank(record, top=len(record.trials)).trials)
-    finished = len(ranked)
     if len(objectives(record)) > 1:
         best = pareto_front(record)
         ranked = [*best, *(trial for trial in ranked if trial not in best)]
-    chosen: dict[str, TrialRecord] = {}
+    if not ranked:
+        return {}
     # What was published is trained in full here, also where the search found it too poor for that.
     pruned = [trial for trial in record.trials if trial.state == "PRUNED" and not trial.attrs.get("diverged")]
-    for place, trial in enumerate([*ranked, *pruned] if ranked else []):
-        published = "recipe" in trial.attrs or trial.attrs.get("preset") == "paper"
-        if place < min(top, finished) or published:
-            chosen.setdefault(digest(dict(trial.attrs["hparams"])), trial)
+    published = [trial for trial in (*ranked[top:], *pruned) if trial.published]
+    chosen: dict[str, TrialRecord] = {}
+    for trial in (*ranked[:top], *published):
+        chosen.setdefault(digest(dict(trial.attrs["hparams"])), trial)
     return {
         str(trial.attrs.get("preset", f"trial-{trial.number}")): HParams.from_params(trial.attrs["hparams"])
         for trial in chosen.values()

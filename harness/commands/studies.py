@@ -62,11 +62,11 @@ def reconcile(name: str | None, home: Home) -> Iterator[str]:
     import optuna
 
     from harness.sweep.database import open_storage
-    from harness.sweep.reconcile import reconcile_tracker
+    from harness.sweep.reconcile import reconcile_tracker, reconcile_trainings
     from harness.sweep.run import stored_spec
     from harness.sweep.storage import load_study as load_started
     from harness.sweep.trials import Trials
-    from harness.tracking.mlflow import MlflowTracker, client_for
+    from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
 
     storage = open_storage(home)
     studies: list[optuna.Study] = []
@@ -95,25 +95,10 @@ def reconcile(name: str | None, home: Home) -> Iterator[str]:
             yield f"{study.study_name}: {line}"
     if name is None:
         with _refusals(str(client.tracking_uri)):
-            done = _send_trainings(home)
+            done = reconcile_trainings(
+                home.spool, lambda experiment: MlflowTracker(client, open_experiment(client, home, experiment))
+            )
         yield from done
-
-
-def _send_trainings(home: Home) -> list[str]:
-    """Send what `harness train` had yet to send, of trainings that no process is at; a line for each."""
-    from harness.tracking.courier import send_left
-    from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
-
-    client = client_for(home)
-
-    def tracker_of(key: str) -> MlflowTracker | None:
-        experiment, is_training, _ = key.partition("/training/")
-        return MlflowTracker(client, open_experiment(client, home, experiment)) if is_training else None
-
-    left = send_left(home.spool, tracker_of)
-    return [f"{key}: what was still to be sent to MLflow was sent" for key in left.sent] + [
-        f"{key}: MLflow does not take it ({why}); it is kept, and sent next time" for key, why in left.refused.items()
-    ]
 
 
 @contextmanager

@@ -154,7 +154,7 @@ def _arm(name: str, trials: list[TrialRecord], protocol_hash: str, search: Study
         n_open=len(planned - set(done) - diverged - other),
         n_other=len(other),
         searched=comparable[0] if comparable else None,
-        published=any("recipe" in trial.attrs or trial.attrs.get("preset") == "paper" for trial in same),
+        published=any(trial.published for trial in same),
     )
 
 

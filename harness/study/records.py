@@ -35,6 +35,11 @@ class TrialRecord:
         return max(0.0, (self.ended - self.started).total_seconds()) if self.started and self.ended else 0.0
 
     @property
+    def published(self) -> bool:
+        """Whether its settings are somebody's published ones: a recipe's, or the paper's."""
+        return "recipe" in self.attrs or self.attrs.get("preset") == "paper"
+
+    @property
     def reason(self) -> str:
         return str(self.attrs.get("reason", ""))
 

@@ -22,10 +22,9 @@ from harness.gan.trainer import Progress
 from harness.scoring.diversity import mean_distance
 from harness.scoring.sampling import GRID_IMAGES, GRID_SEED, generate, image_grid
 from harness.study.hparams import HParams, canonical_json, digest
-from harness.sweep.share import LAST_FILE, Share
+from harness.sweep.share import CURVE_FILE, Share, in_order
 from harness.tracking.tracker import Point, RunInfo, Tracker
 
-CURVE_FILE = LAST_FILE
 _KEEP = 2
 
 
@@ -199,7 +198,7 @@ class Attempt:
             for old in self._snapshots()[1:]:
                 old.unlink(missing_ok=True)
             if self.share:
-                for result in sorted(self.folder.iterdir(), key=lambda path: (path.name == LAST_FILE, path.name)):
+                for result in sorted(self.folder.iterdir(), key=lambda path: in_order(path.name)):
                     if result.suffix in (".png", ".json", ".safetensors"):
                         self._to_share(result, keep=0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,7 @@ def reconcile_tracker(study: optuna.Study, tracker: Tracker, spool: Path | None 
     if spool is not None:
         mine = f"{study.study_name}/"
         left = send_left(spool, lambda key: tracker if _is_trial(key, mine) else None)
-        done += [f"{key}: what was still to be sent to MLflow was sent" for key in left.sent]
-        done += [
-            f"{key}: MLflow does not take it ({why}); it is kept, and sent next time"
-            for key, why in left.refused.items()
-        ]
+        done += left.lines
     done += [f"{key}: had two MLflow runs; the one with less in it was deleted" for key in tracker.drop_doubles()]
     runs = tracker.runs_by_key()
     ended = set()
@@ -64,6 +60,24 @@ def reconcile_tracker(study: optuna.Study, tracker: Tracker, spool: Path | None 
         if delivery.key() in ended:  # closed above; nothing more will be written to it
             delivery.remove()
     return done
+
+
+def reconcile_trainings(spool: Path, tracker_of: Callable[[str], Tracker]) -> list[str]:
+    """Send what `harness train` had yet to send, of trainings that no process is at; a line for each.
+
+    Args:
+        spool: folder of the journals.
+        tracker_of: the tracker of an experiment, by name.
+
+    Raises:
+        Exception: whatever the tracker raises.
+    """
+
+    def tracker(key: str) -> Tracker | None:
+        experiment, is_training, _ = key.partition("/training/")
+        return tracker_of(experiment) if is_training else None
+
+    return send_left(spool, tracker).lines
 
 
 def _is_trial(key: str, prefix: str) -> bool:

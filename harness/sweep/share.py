@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 # The file that says that a result's folder is whole: it is copied last.
-LAST_FILE = "curve.json"
+CURVE_FILE = "curve.json"
+
+
+def in_order(name: str) -> tuple[bool, str]:
+    """Sorts the names of a folder's files as they are copied."""
+    return name == CURVE_FILE, name
 
 
 class Share:
@@ -78,7 +83,7 @@ class Share:
             Exception: as :meth:`put`.
         """
         there = f"{self.root}/{folder.name}"
-        for name in sorted(self._names(there, ""), key=lambda name: (name == LAST_FILE, name)):
+        for name in sorted(self._names(there, ""), key=in_order):
             if not (folder / name).exists():
                 atomic.write_bytes(folder / name, self.fs.cat_file(f"{there}/{name}"))
 
@@ -113,7 +118,7 @@ def bring_results(
         return
     for trial in record.complete if trials is None else trials:
         folder = home.root / str(trial.attrs["folder"])
-        if not (folder / LAST_FILE).exists():
+        if not (folder / CURVE_FILE).exists():
             try:
                 share.fetch(folder)
             except Exception as error:

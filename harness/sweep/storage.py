@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
@@ -18,6 +18,7 @@ from harness.study.records import StudyRecord, TrialRecord
 from harness.study.spec import Preset, StudySpec
 from harness.sweep.address import database_url, shown
 from harness.sweep.database import PatientStorage, StudyLock, open_storage
+from harness.sweep.lease import storage_of
 from harness.sweep.precision import adopt
 from harness.sweep.trials import can_continue
 
@@ -147,8 +148,55 @@ def _refuse_drift(spec: StudySpec, stored: dict[str, Any], resume_anyway: bool) 
     raise SpecDrift(f"study {spec.name} was started with another file:\n{listed}", hint)
 
 
+def _refuse_other_protocols(
+    name: str, known: Mapping[str, Mapping[str, Any]], mine: Mapping[str, Mapping[str, Any]]
+) -> None:
+    others = [
+        f"{kind}.{key}: {mine[kind].get(key)}, not {value}"
+        for kind, protocol in known.items()
+        for key, value in protocol.items()
+        if mine[kind].get(key) != value
+    ]
+    if others:
+        raise SpecDrift(
+            f"this machine would score study {name} by another protocol, and no score of its could be compared "
+            f"({'; '.join(others)})",
+            "Install what the study was started with (constraints.txt names it). On the machine that started it "
+            "--resume-anyway goes on; the report then ranks only trials of the protocol that most have.",
+        )
+
+
 def _is_new_claim(change: Change) -> bool:
     return change.key.startswith("plan.claims.") and change.old is None
+
+
+def agree_on_protocols(
+    study: optuna.Study, home: Home, protocols: Mapping[str, Mapping[str, Any]], *, resume_anyway: bool
+) -> None:
+    """Score by these protocols from now on: those of a study are its first worker's.
+
+    Args:
+        study: on a :class:`harness.sweep.database.PatientStorage`.
+        home: where the lock is, with SQLite.
+        protocols: by kind of score, ``final`` and ``rung``: all that its meaning depends on.
+        resume_anyway: where the study has others, it has these from now on. A report ranks those of most trials.
+
+    Raises:
+        SpecDrift: the study has others.
+    """
+    patience = storage_of(study).patience
+    lock = StudyLock(patience.url, home, f"study-{study.study_name}")
+    mine = json.loads(json.dumps(protocols))  # as the database gives them back
+
+    def agree(repeated: bool) -> None:
+        with lock.held(), patience.suspended():
+            known = study.user_attrs.get("protocols", mine)
+            if not resume_anyway:
+                _refuse_other_protocols(study.study_name, known, mine)
+            if "protocols" not in study.user_attrs or known != mine:
+                study.set_user_attr("protocols", mine)
+
+    patience.wait_out(agree)
 
 
 def to_record(study: optuna.Study) -> StudyRecord:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -13,7 +12,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from harness.errors import Fenced, SpecDrift
+from harness.errors import Fenced
 from harness.home import Home
 from harness.study.spec import StudySpec
 from harness.sweep.database import StudyLock
@@ -73,18 +72,6 @@ class Trials:
         call = uuid.uuid4().hex
         return self._locked(lambda: self._ask(target, alone, call))
 
-    def agree_on(self, protocols: Mapping[str, Mapping[str, Any]], *, anyway: bool) -> None:
-        """Score by these protocols, which the first worker's are the study's.
-
-        Args:
-            protocols: by kind of score, ``final`` and ``rung``: all that its meaning depends on.
-            anyway: where others were the study's, these are from now on. A report ranks those of most trials.
-
-        Raises:
-            SpecDrift: the study has others.
-        """
-        self._locked(lambda: self._agree_on(json.loads(json.dumps(protocols)), anyway))
-
     def heal(self, *, crashed: bool = True) -> list[str]:
         """Fail the trials whose worker is gone, and queue what is to be continued; a line for each thing done.
 
@@ -130,24 +117,6 @@ class Trials:
         """Numbers of the trials that this one continues, the first first."""
         # As RetryHeartbeatStaleTrialCallback.retry_history, which warns that it is experimental.
         return list(self.study._storage.get_trial(trial._trial_id).system_attrs.get("retry_history", []))
-
-    def _agree_on(self, mine: dict[str, dict[str, Any]], anyway: bool) -> None:
-        known = self.study.user_attrs.get("protocols")
-        others = [
-            f"{kind}.{key}: {mine[kind].get(key)}, not {value}"
-            for kind, protocol in (known or {}).items()
-            for key, value in protocol.items()
-            if mine[kind].get(key) != value
-        ]
-        if others and not anyway:
-            raise SpecDrift(
-                f"this machine would score study {self.study.study_name} by another protocol, and no score of its "
-                f"could be compared ({'; '.join(others)})",
-                "Install what the study was started with (constraints.txt names it). On the machine that started it "
-                "--resume-anyway goes on; the report then ranks only trials of the protocol that most have.",
-            )
-        if mine != known:
-            self.study.set_user_attr("protocols", mine)
 
     def _ask(self, target: int, alone: bool, call: str) -> optuna.Trial | None:
         healed, trials = self._heal(crashed=True)

@@ -149,6 +149,13 @@ class Left:
     torn: list[Delivery] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def lines(self) -> list[str]:
+        """What was done, for people."""
+        sent = [f"{key}: what was still to be sent to MLflow was sent" for key in self.sent]
+        kept = "it is kept, and sent next time"
+        return sent + [f"{key}: MLflow does not take it ({why}); {kept}" for key, why in self.refused.items()]
+
 
 def send_left(folder: Path, tracker_of: Callable[[str], Tracker | None]) -> Left:
     """Send what dead processes left.

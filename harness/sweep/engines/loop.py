@@ -57,6 +57,7 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
     from harness.sweep.outage import grace_s
     from harness.sweep.processes import exact_arithmetic, keep_memory, on_device, use_threads
     from harness.sweep.share import Share
+    from harness.sweep.storage import agree_on_protocols
     from harness.sweep.trials import Trials
     from harness.sweep.worker import work
     from harness.tracking.courier import Courier
@@ -86,15 +87,14 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
 
     storage = open_storage(job.home, grace=grace_s(), say=say, stop=should_stop)
     study = optuna.load_study(study_name=job.spec.name, storage=storage)
-    trials = Trials(study, job.spec, job.home)
     protocols = {"final": asdict(final.protocol), "rung": asdict(rung.protocol)}
-    trials.agree_on(protocols, anyway=job.resume_anyway)
+    agree_on_protocols(study, job.home, protocols, resume_anyway=job.resume_anyway)
     courier = Courier(
         job.home.spool, lambda: MlflowTracker(new_client(job.home), job.experiment_id, job.parent_run), say
     )
     env = Env(
         home=job.home,
-        trials=trials,
+        trials=Trials(study, job.spec, job.home),
         images_NHWC=images,
         device=device,
         tracker=courier,
