@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import itertools
 import json
 import multiprocessing as mp
@@ -43,7 +44,7 @@ from harness.home import Home
 from harness.scoring.distance import frechet_distance
 from harness.scoring.extractors import Extractor
 from harness.scoring.reference import Reference
-from harness.scoring.sampling import generate, to_uint8
+from harness.scoring.sampling import samples
 from harness.sweep.processes import exact_arithmetic
 from harness.sweep.provenance import provenance
 
@@ -177,7 +178,8 @@ def streams(recipe: str, batch: int, precision: str, members: int) -> dict[str, 
 def _trial(recipe: str, batch: int, precision: str, ready: Any, seconds: float, counts: Any) -> None:
     exact_arithmetic()
     (run,) = trainings(recipe, batch, precision, 1)
-    capture(run)
+    if reason := capture(run):
+        raise RuntimeError(f"no graph: {reason}")
     for _ in range(20):
         run.advance()
     torch.cuda.synchronize()
@@ -233,7 +235,7 @@ def at_once(
     return {"processes": processes, "steps": total, "trials_per_hour_of_1000_kimg": 3600 * kimg_per_s / 1000}
 
 
-def fid(home: Home, samples: int, precision: str) -> dict[str, Any]:
+def fid(home: Home, n: int, precision: str) -> dict[str, Any]:
     """Seconds to generate, featurise and compare; the real side is at hand."""
     device = torch.device("cuda")
     hp = system("udacity32", 64)
@@ -242,10 +244,11 @@ def fid(home: Home, samples: int, precision: str) -> dict[str, Any]:
     reference = Reference(extractor(noise_images(hp, 5000).permute(0, 3, 1, 2).contiguous()).pooled)
     frechet_distance(reference.features, reference, device)
     began = time.perf_counter()
-    pooled = extractor(to_uint8(generate(generator, hp, samples, 0, device))).pooled
+    made, _ = samples(generator, hp, n, 0, device)
+    pooled = extractor(made).pooled
     features_s = time.perf_counter() - began
     frechet_distance(pooled, reference, device)
-    return {"samples": samples, "seconds": time.perf_counter() - began, "features_s": features_s}
+    return {"samples": n, "seconds": time.perf_counter() - began, "features_s": features_s}
 
 
 def gains(rows: dict[str, dict[str, Any]]) -> list[str]:
@@ -277,8 +280,8 @@ def jobs(home: Home) -> dict[str, Callable[[], dict[str, Any]]]:
     for processes in (4, 8, 16):
         name = f"{processes} processes with MPS, {what}"
         found[name] = partial(at_once, recipe, _BATCH, precision, processes, mps=True)
-    for precision, samples in itertools.product(("float32", "bf16"), (_SAMPLES, 5 * _SAMPLES)):
-        found[f"FID {samples:,}, {precision}"] = partial(fid, home, samples, precision)
+    for precision, n in itertools.product(("float32", "bf16"), (_SAMPLES, 5 * _SAMPLES)):
+        found[f"FID {n:,}, {precision}"] = partial(fid, home, n, precision)
     return found
 
 
@@ -307,6 +310,9 @@ def main() -> int:
             rows[name] = job()
         except (RuntimeError, OSError, HarnessError) as error:
             rows[name] = {"failed": str(error).splitlines()[0]}
+        # A training and its graph hold on to each other, and on to memory that the next row's would miss.
+        gc.collect()
+        torch.cuda.empty_cache()
         print(f"{time.monotonic() - began:5.0f} s  {name}: {rows[name]}", flush=True)
         path.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")  # a lost machine keeps its rows
     for name, row in rows.items():

@@ -51,8 +51,9 @@ class Home:
     def references(self) -> Path:
         return self.root / "references"
 
-    def trial_dir(self, study: str, number: int) -> Path:
-        return self.within("trials", study, f"{number:05d}")
+    def trial_dir(self, study: str, uid: str, number: int) -> Path:
+        """Of one study by its ``uid``: a study that was begun anew goes on with nothing of the one before it."""
+        return self.within("trials", study, uid[:8], f"{number:05d}")
 
     def training_dir(self, name: str) -> Path:
         return self.within("trainings", name)

@@ -62,10 +62,14 @@ class Feed:
         self.run.next_batch = self.next  # type: ignore[method-assign]
 
 
-def can_be_captured(run: Run) -> bool:
-    """Whether all batches have one size and all images are where the step runs."""
+def obstacle(run: Run) -> str:
+    """Why its steps cannot be a graph; empty where they can."""
     place = next(run.generator.parameters()).device  # with its number, which the run's may lack
-    return place.type == "cuda" and run.images.device == place and run.hp.last_batch == "drop"
+    if place.type != "cuda":
+        return "it is not on CUDA"
+    if run.images.device != place:
+        return "the images are not on the device: they take more than a third of its free memory"
+    return "" if run.hp.last_batch == "drop" else "batches are not all of one size"
 
 
 def capture(stepping: Stepping) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.gan.graph import can_be_captured, capture
+from harness.gan.graph import capture, obstacle
 from harness.gan.run import Run, Snapshot, smallest_batch
 from harness.study.hparams import HParams
 
@@ -95,8 +95,8 @@ def train(
     run = Run(hp, images_NHWC, seed, device)
     if resume is not None:
         run.load(resume)
-    if graph and can_be_captured(run):
-        reason = capture(run)
+    if graph and device.type == "cuda":
+        reason = obstacle(run) or capture(run)
         if reason:
             warnings.warn(f"training without a CUDA graph: {reason}", stacklevel=2)
     last = total_steps(hp, budget)

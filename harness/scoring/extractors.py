@@ -23,7 +23,7 @@ from harness.scoring.reference import Features
 from harness.scoring.weights import inception_weights, mobilenet_weights, vgg_weights
 
 # Images at once: a GPU is filled by many; on a CPU the maps of few images of 299 px stay in its cache.
-_ON_GPU, _ON_CPU = 256, {INCEPTION: 8, MOBILENET: 50, VGG: 8}
+ON_GPU, _ON_CPU = 256, {INCEPTION: 8, MOBILENET: 50, VGG: 8}
 # Batches at once on a CPU at most; each takes about 100 MB.
 _LANES = 8
 
@@ -238,7 +238,7 @@ class Extractor:
             self.pooled, self.logits = "1280", "logits"
             self.module = MobileNetExtractor(MOBILENET, (self.pooled,), self.weights.state)
             self.resize = f"none; logits: antialiased bilinear to {MobileNetExtractor.LOGITS_SIZE} px"
-        self.batch = _ON_GPU if device.type == "cuda" else _ON_CPU[name]
+        self.batch = ON_GPU if device.type == "cuda" else _ON_CPU[name]
         placed(self.module, name, precision, device)
 
     def __call__(self, images_BCHW: Tensor, *, logits: bool = False) -> Features:

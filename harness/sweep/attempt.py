@@ -197,10 +197,21 @@ class Attempt:
         if state in ("COMPLETE", "PRUNED"):
             for old in self._snapshots()[1:]:
                 old.unlink(missing_ok=True)
-            if self.share:
-                for result in sorted(self.folder.iterdir(), key=lambda path: in_order(path.name)):
-                    if result.suffix in (".png", ".json", ".safetensors"):
-                        self._to_share(result, keep=0)
+        if state == "PRUNED":
+            self.hand_over()
+
+    def hand_over(self) -> None:
+        """Copy what was made to the share. Of a finished training before the database has its score: none is lost.
+
+        Raises:
+            OSError: the curve cannot be written on this machine.
+        """
+        if self.share is None:
+            return
+        self.flush()
+        for result in sorted(self.folder.iterdir(), key=lambda path: in_order(path.name)):
+            if result.suffix in (".png", ".json", ".safetensors"):
+                self._to_share(result, keep=0)
 
     def _log_pending(self) -> None:
         self.tracker.log(self.run_id, self._pending)

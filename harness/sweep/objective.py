@@ -51,8 +51,8 @@ class Degenerate(HarnessError):
 class Env:
     """What a worker has at hand for every trial. ``publish`` tells the supervisor; ``stop`` asks whether to end.
 
-    ``workers`` share this machine with it, of which it is number ``index``; a ``retired`` one takes no more
-    trials, number 0 none beside others.
+    ``workers`` share this machine's memory with it, of which it is number ``index``, and ``sharing`` of them its GPU's,
+    itself included; a ``retired`` one takes no more trials, number 0 none beside others.
     """
 
     home: Home
@@ -69,6 +69,7 @@ class Env:
     checkpoint_s: float = field(default_factory=checkpoint_every_s)
     share: Share | None = None
     workers: int = 1
+    sharing: int = 1
     index: int = 0
     retired: bool = False
     attempt: Attempt | None = field(default=None)
@@ -159,6 +160,7 @@ def conclude(trial: optuna.Trial, event: Snapshot, spec: StudySpec, env: Env, at
     scores = checked(env.final(event.generator, attempt.hp, all_metrics=True))
     values = [scores.values[env.final.objective], *resampled(event.generator, attempt.hp, spec, env)]
     attempt.publish(event)
+    attempt.hand_over()
     set_user_attrs(
         trial,
         watched={str(step): values for step, values in sorted(attempt.watched.items())},
@@ -188,8 +190,9 @@ def resampled(generator: nn.Module, hp: HParams, spec: StudySpec, env: Env) -> l
 
 def open_attempt(trial: optuna.Trial, hp: HParams, seed: int, spec: StudySpec, env: Env, lease: Lease) -> Attempt:
     """Name the attempt in the database, then open its folder and its run."""
-    folder = env.home.trial_dir(spec.name, trial.number)
-    earlier = [env.home.trial_dir(spec.name, number) for number in env.trials.history(trial)]
+    uid = str(trial.study.user_attrs["uid"])
+    folder = env.home.trial_dir(spec.name, uid, trial.number)
+    earlier = [env.home.trial_dir(spec.name, uid, number) for number in env.trials.history(trial)]
     info = RunInfo(
         key=trial_key(spec.name, trial.number),
         name=f"trial {trial.number}",

@@ -6,7 +6,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +35,12 @@ from harness.sweep.probe import (
     scoring_rate,
     scoring_time,
 )
-from harness.sweep.processes import exact_arithmetic, keep_memory, usable_cores, use_threads
+from harness.sweep.processes import exact_arithmetic, fits_on, keep_memory, usable_cores, use_threads, visible_gpus
 from harness.sweep.run import require_images
+from harness.sweep.search import images as images_shown
+from harness.sweep.search import make_pruner, study_in_memory
 from harness.sweep.storage import find_record
+from harness.sweep.views import PlacedHyperband
 from harness.tracking.spool import LIMIT_MB
 
 # Files decoded to find out how fast that goes.
@@ -79,9 +82,11 @@ def plan(
     spec, _ = settle(spec, place.type, exact)
     images, n_images, store_bytes, prepare_s = _images(spec, home, source, say)
     image_bytes = int(np.prod(images.shape[1:]))
-    # What is held beside what is measured: on a GPU the whole set, where it fits; else a final score's images.
-    held_bytes = image_bytes * (n_images if place.type == "cuda" else spec.scoring.final.samples)
-    images = images[: max(spec.largest_batch(), _FILES)].to(place)
+    images = images[: max(spec.largest_batch(), _FILES)]
+    # What is held beside what is measured: on a GPU the whole set, where it fits; on a CPU a final score's images.
+    held_bytes = image_bytes * spec.scoring.final.samples if place.type == "cpu" else 0
+    if place.type == "cuda" and fits_on(image_bytes * n_images, place):
+        held_bytes, images = image_bytes * n_images, images.to(place)
     yield (
         "images",
         f"{n_images:,} of {spec.data.image_size} px"
@@ -114,15 +119,19 @@ def plan(
     target = trials or spec.budget.trials
     yield (
         "time",
-        _time(spec, measured, scoring, target, place, workers, own_course(spec, started_record(spec.name, home))),
+        _time(spec, measured, scoring, target, place, workers, own_course(spec, find_record(spec.name, home))),
     )
     peak = peak_bytes(place) + held_bytes
     where = "GPU memory" if place.type == "cuda" else "memory"
-    note = f", {peak * workers / 1e9:,.1f} GB with {workers} workers" if workers > 1 else ""
+    n_places = len(visible_gpus()) if place.type == "cuda" else 1
+    together = -(-workers // n_places)
+    note = f", {peak * together / 1e9:,.1f} GB with {together} workers" if together > 1 else ""
     yield "memory", f"{peak / 1e9:,.1f} GB of {where} a worker{note} (peak of these measurements)"
     yield "disk", _disk(spec, home, measured, store_bytes, grid_bytes(images), target)
     threads = torch.get_num_threads()
-    share = f", {threads} thread{'s' * (threads != 1)} each" if place.type == "cpu" else ", which share the device"
+    share = f", {threads} thread{'s' * (threads != 1)} each"
+    if place.type == "cuda":
+        share = f" on {n_places} GPUs" if n_places > 1 else ", which share the device"
     yield "cores", f"{usable_cores()}, {place.type}; {workers} worker{'s' * (workers != 1)}{share}"
 
 
@@ -163,36 +172,37 @@ def _time(
     baselines = {m.name: m.s_per_kimg * spec.budget.kimg for m in measured if m.baseline}
     searched = [m.s_per_kimg * spec.budget.kimg for m in measured if not m.baseline]
     typical = statistics.mean(searched or list(baselines.values()))
-    named = [p.name for p in spec.presets if p.recipe][:target]
+    named = [p.name for p in spec.presets[:target] if p.recipe]
     # Each was measured with a worker's threads; more workers than cores, or several on one GPU, are no sooner.
-    at_once = min(workers, usable_cores(), target) if place.type == "cpu" else 1
+    at_once = min(workers, usable_cores() if place.type == "cpu" else len(visible_gpus()), target)
     full = Course(trained=1, rungs=len(spec.budget.marks) * spec.has_rungs, scored=1)
 
     def trial_s(course: Course, training_s: float) -> float:
         return course.trained * training_s + course.rungs * scoring.rung_s + course.scored * final_s
 
-    def total_s(course: Course, whole: int = 0) -> float:
-        """Recipes, and others up to ``whole`` trials, run in full, the rest takes this course."""
+    def total_s(courses: Sequence[Course]) -> float:
+        """Recipes run in full, each of the others takes its course."""
         recipes = sum(trial_s(full, baselines.get(name, typical)) for name in named)
-        rest = target - len(named)
-        in_full = min(rest, max(0, whole - len(named)))
-        searching = in_full * trial_s(full, typical) + (rest - in_full) * trial_s(course, typical)
+        searching = sum(trial_s(course, typical) for course in courses)
         return (recipes + searching) / at_once + scoring.references_s
 
     on = f"on this {place.type}{f', {at_once} trials at once' if at_once > 1 else ''}"
+    others = target - len(named)
     if not spec.budget.rungs or spec.pruner.name == "none":
-        found = f"about {_shown(total_s(full))} {on}, nothing is pruned"
+        found = f"about {_shown(total_s([full] * others))} {on}, nothing is pruned"
     elif own is not None:
         found = (
-            f"about {_shown(total_s(own))} {on}, if pruning goes on as so far: its trials, recipes aside, "
+            f"about {_shown(total_s([own] * others))} {on}, if pruning goes on as so far: its trials, recipes aside, "
             f"trained {100 * own.trained:.0f} % of a full length on average"
         )
     else:
-        whole = min(target, _never_pruned(spec, len(named)))
-        first = Course(trained=spec.budget.rungs[0] / spec.budget.kimg, rungs=1, scored=0)
+        rungs = soonest_rungs(spec, target)
+        least = [full if rung is None else _course_to(rung, spec) for rung in rungs]
+        whole = len(named) + rungs.count(None)
+        first = "the first rung of their bracket" if spec.pruner.name == "hyperband" else "the first rung"
         found = (
-            f"about {_shown(total_s(full))} at most {on} (nothing pruned), {_shown(total_s(first, whole))} at least "
-            f"(all but {whole} pruned at the first rung)"
+            f"about {_shown(total_s([full] * others))} at most {on} (nothing pruned), "
+            f"{_shown(total_s(least))} at least (all but {whole} pruned at {first})"
         )
     scored = full.rungs * scoring.rung_s + final_s
     return (
@@ -201,21 +211,32 @@ def _time(
     )
 
 
-def _never_pruned(spec: StudySpec, baselines: int) -> int:
-    """How many trials finish whatever their scores: baselines, and those that the pruner waits for.
+def soonest_rungs(spec: StudySpec, target: int) -> list[float | None]:
+    """Where each of a sweep's trials, recipes aside, ends at the soonest (kimg); None: it finishes whatever its score.
 
-    It waits for finished trials, among them baselines, or lets the first one that it judges at a rung go on.
+    The pruner waits for finished trials, among them recipes, or lets the first one that it judges at a rung go on.
+    Hyperband does so in each bracket, and of a bracket that begins behind the last rung it prunes nothing.
     """
+    rungs = spec.budget.rungs
+    recipes = [place for place, preset in enumerate(spec.presets[:target]) if preset.recipe]
+    places = [place for place in range(target) if place not in recipes]
     if spec.pruner.name in ("median", "percentile"):
-        return max(1, baselines, spec.pruner.n_startup_trials)
-    return baselines + 1
+        waited_for = max(1, spec.pruner.n_startup_trials) - len(recipes)
+        return [None if count < waited_for else rungs[0] for count in range(len(places))]
+    pruner, study = make_pruner(spec), study_in_memory(spec.name)
+    found: list[float | None] = []
+    begun: set[int] = set()
+    for place in places:
+        first = pruner.first_rung(study, place) if isinstance(pruner, PlacedHyperband) else images_shown(rungs[0])
+        rung = next((rung for rung in rungs if images_shown(rung) >= first), None)
+        found.append(rung if first in begun else None)
+        begun.add(first)
+    return found
 
 
-def started_record(name: str, home: Home) -> StudyRecord | None:
-    """A study's record, if it was started; no database is created in looking for it."""
-    if not os.environ.get("HARNESS_STORAGE") and not (home.root / "optuna.db").is_file():
-        return None
-    return find_record(name, home)
+def _course_to(rung: float, spec: StudySpec) -> Course:
+    scored = sum(mark <= rung for mark in spec.budget.marks)
+    return Course(trained=rung / spec.budget.kimg, rungs=scored, scored=0)
 
 
 def own_course(spec: StudySpec, record: StudyRecord | None) -> Course | None:

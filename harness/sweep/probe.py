@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import resource
@@ -13,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import optuna
 import torch
+from optuna.samplers import RandomSampler
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.errors import Diverged
 from harness.gan.networks import Discriminator, Generator, build
@@ -25,7 +26,7 @@ from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress, train
 from harness.home import Home
 from harness.scoring.distance import frechet_distance
-from harness.scoring.extractors import Extractor, placed, untrained_module
+from harness.scoring.extractors import ON_GPU, Extractor, placed, untrained_module
 from harness.scoring.fidelity import calculated, versions
 from harness.scoring.protocol import INCEPTION, MOBILENET, make_protocol
 from harness.scoring.reference import Reference
@@ -36,6 +37,8 @@ from harness.study.hparams import HParams
 from harness.study.scoring import ScoreSpec
 from harness.study.spec import StudySpec
 from harness.study.suggest import suggest
+from harness.sweep.processes import cuda_graphs
+from harness.sweep.search import study_in_memory
 
 # Steps of one configuration: the first warms up and is not counted.
 _STEPS = 4
@@ -79,10 +82,7 @@ class ScoringTime:
 def configurations(spec: StudySpec, images: Tensor, place: torch.device) -> Iterator[Measured]:
     """Presets, and random draws from the space, as long as there is time."""
     started = time.perf_counter()
-    quiet = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=spec.sampler.seed))
-    optuna.logging.set_verbosity(quiet)
+    study = study_in_memory(sampler=RandomSampler(seed=spec.sampler.seed))
     drawn = [(f"random {index + 1}", suggest(study.ask(), spec), False) for index in range(_DRAWN)]
     presets = [(p.name, spec.hparams(p.params, p.overrides), p.recipe is not None) for p in spec.presets]
     # In turn, so that both kinds are among the measured ones where time runs out.
@@ -92,6 +92,8 @@ def configurations(spec: StudySpec, images: Tensor, place: torch.device) -> Iter
         if time.perf_counter() - started > _ENOUGH_S:
             return
         found = _training(hp, images, place)
+        # A training and its step, on CUDA a graph, hold on to each other: no worker has several at once.
+        gc.collect()
         if found:
             rate, snapshot = found
             yield Measured(
@@ -112,7 +114,7 @@ def _training(hp: HParams, images: Tensor, place: torch.device) -> tuple[float, 
     step_kimg = hp.images_per_step / 1000
     budget = Budget(kimg=_STEPS * step_kimg, progress_kimg=step_kimg)
     try:
-        events = list(train(hp, images, budget=budget, seed=0, device=place))
+        events = list(train(hp, images, budget=budget, seed=0, device=place, graph=cuda_graphs()))
     except Diverged:
         return None
     rate = statistics.median([event.images_per_s for event in events if isinstance(event, Progress)][1:])
@@ -150,13 +152,9 @@ def kind(score: ScoreSpec) -> tuple[str, str]:
 
 
 def scoring_rate(name: str, precision: str, size: int, place: torch.device) -> float:
+    """Images a second, on a GPU in a worker's batches."""
     module = placed(untrained_module(name, precision), name, precision, place)
-    batch = torch.zeros(BATCH, 3, size, size, dtype=torch.uint8, device=place)
-    with torch.inference_mode():
-        module(batch[:2])
-        started = time.perf_counter()
-        float(module(batch)[0].sum())  # reading a value waits for the device
-    return BATCH / (time.perf_counter() - started)
+    return 1 / _s_per_image(module, size, place)
 
 
 class _Untrained(Extractor):
@@ -217,10 +215,16 @@ def _algebra_s(score: ScoreSpec, place: torch.device, *, all_metrics: bool) -> f
 def _logits_s(size: int, place: torch.device) -> float:
     module = untrained_module(MOBILENET).to(place)
     module.features_list = ["logits"]
-    batch = torch.zeros(BATCH, 3, size, size, dtype=torch.uint8, device=place)
+    return _s_per_image(module, size, place)
+
+
+def _s_per_image(module: nn.Module, size: int, place: torch.device) -> float:
+    batch = torch.zeros(ON_GPU if place.type == "cuda" else BATCH, 3, size, size, dtype=torch.uint8, device=place)
+    # A GPU's libraries choose their algorithms by the shape.
+    first = batch if place.type == "cuda" else batch[:2]
     with torch.inference_mode():
-        module(batch[:2])
-        return _seconds(lambda: float(module(batch)[0].sum())) / BATCH
+        float(module(first)[0].sum())  # reading a value waits for the device
+        return _seconds(lambda: float(module(batch)[0].sum())) / len(batch)
 
 
 def _seconds(act: Callable[[], Any]) -> float:
@@ -245,7 +249,7 @@ def grid_bytes(images_NHWC: Tensor) -> int:
 
 def peak_bytes(place: torch.device) -> int:
     if place.type == "cuda":
-        return int(torch.cuda.max_memory_allocated())
+        return int(torch.cuda.max_memory_reserved())  # graphs hold some that nothing else can have
     peak: Any = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak) * (1 if sys.platform == "darwin" else 1024)
 

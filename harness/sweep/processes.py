@@ -149,9 +149,13 @@ def on_device(images: Tensor, device: torch.device) -> Tensor:
 
     The trainer takes batches from either; on the GPU no batch waits for the bus.
     """
-    if device.type != "cuda":
-        return images
+    fits = device.type == "cuda" and fits_on(images.numel() * images.element_size(), device)
+    return images.to(device) if fits else images
+
+
+def fits_on(n_bytes: int, device: torch.device) -> bool:
+    """Whether so many bytes of images are kept on a GPU."""
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)
-    return images.to(device) if images.numel() * images.element_size() < free / 3 else images
+    return n_bytes < free / 3

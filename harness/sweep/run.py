@@ -16,7 +16,7 @@ from harness.home import Home
 from harness.scoring.protocol import objective_name
 from harness.study.spec import StudySpec
 from harness.sweep.database import open_storage
-from harness.sweep.engines.local import apart, make_ready, run_local, threads_per_worker
+from harness.sweep.engines.local import apart, forked, make_ready, run_local, threads_per_worker
 from harness.sweep.engines.loop import Event, WorkerJob
 from harness.sweep.machines import Machines, choose_device
 from harness.sweep.outage import grace_s
@@ -24,7 +24,7 @@ from harness.sweep.parent import ParentRun
 from harness.sweep.precision import adopt, settle
 from harness.sweep.processes import usable_cores, visible_gpus
 from harness.sweep.provenance import provenance
-from harness.sweep.storage import load_study, open_study, to_record
+from harness.sweep.storage import load_study, open_study, stored_spec, to_record
 from harness.sweep.trials import Trials, finished_count
 from harness.tracking.mlflow import client_for
 
@@ -51,7 +51,7 @@ def run_sweep(
     on_progress: OnProgress,
     stop_level: Callable[[], int],
 ) -> SweepResult:
-    """Run or continue a study until ``trials`` (or the file's number) are COMPLETE or PRUNED.
+    """Run or continue a study until ``trials`` are COMPLETE or PRUNED; None: the file's number, or what it once was.
 
     Raises:
         HarnessError: anything that a person must see: data, weights, drift, workers that die.
@@ -65,12 +65,11 @@ def run_sweep(
         say("preparing workers")
         make_ready()
         client_for(home)  # whose imports take as long as the workers', meanwhile
-        spec, said = apart(settle, spec, choose_device(machines.device), exact)
+        spec, said = forked(settle, spec, choose_device(machines.device), exact)
         for text in said:
             say(text)
         return spec
 
-    target = trials or spec.budget.trials
     if machines.device != "auto":  # which is never refused: asking can wait until the images are there
         choose_device(machines.device)
     store = open_store(home, spec.data, source, study=spec.name, on_progress=on_progress, say=say)
@@ -84,6 +83,8 @@ def run_sweep(
         settle=settled,
     )
     spec = adopt(spec, json.loads(study.user_attrs["spec"]))
+    # Who only says "go on" goes on to what was wanted last.
+    target = trials or max(spec.budget.trials, int(study.user_attrs.get("target", 0)))
     dataset = {"name": spec.data.source, "fingerprint": store.fingerprint, "source": spec.data.source}
     refuse_other_images(study, dataset)
     if machines.engine == "local" and finished_count(study) < target:
@@ -175,13 +176,6 @@ def ending_with(*steps: Callable[[], None]) -> Iterator[None]:
     finally:
         for step in () if lost else steps:
             step()
-
-
-def stored_spec(study: optuna.Study) -> StudySpec:
-    """The study file as the database has it."""
-    stored = json.loads(study.user_attrs["spec"])
-    budget = {**stored["budget"], "trials": int(study.user_attrs["target"])}
-    return StudySpec.model_validate({**stored, "budget": budget})
 
 
 def worker_job(

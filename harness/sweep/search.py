@@ -27,7 +27,9 @@ def make_sampler(spec: StudySpec, trials_so_far: int) -> BaseSampler:
 
 def make_pruner(spec: StudySpec) -> BasePruner:
     """The pruner, asked of a :class:`harness.sweep.views.View`; its resource is images shown, as in reported steps."""
-    rungs = spec.budget.rungs
+    factor = spec.pruner.reduction_factor
+    # Optuna's rungs are multiples of the first: rounded up, it would put them behind those that are reported.
+    first = max(1, min(images(mark) // factor**place for place, mark in enumerate(spec.budget.marks)))
     match spec.pruner.name:
         case "none":
             return NopPruner()
@@ -36,13 +38,23 @@ def make_pruner(spec: StudySpec) -> BasePruner:
         case "percentile":
             return PercentilePruner(spec.pruner.percentile, n_startup_trials=spec.pruner.n_startup_trials)
         case "successive_halving":
-            return SuccessiveHalvingPruner(min_resource=images(rungs[0]), reduction_factor=spec.pruner.reduction_factor)
+            return SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
         case "hyperband":
             return PlacedHyperband(
-                min_resource=images(rungs[0]),
+                min_resource=first,
                 max_resource=images(spec.budget.kimg),
-                reduction_factor=spec.pruner.reduction_factor,
+                reduction_factor=factor,
             )
+
+
+def study_in_memory(name: str | None = None, sampler: BaseSampler | None = None) -> optuna.Study:
+    """A study that no database has, made without a word on the terminal."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        return optuna.create_study(study_name=name, sampler=sampler)
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def images(kimg: float) -> int:

@@ -37,7 +37,8 @@ def training_gain(hp: HParams, device: torch.device) -> float:
         return 0.0
     hp = dataclasses.replace(hp, batch_size=min(hp.batch_size, _IMAGES), n_dis=1)
     shape = (_IMAGES, hp.image_size, hp.image_size, hp.channels)
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    # On the device, as trainings have them: elsewhere their steps would be no graph, and bound by the host.
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8)).to(device)
     try:
         before, quick = (_steps(dataclasses.replace(hp, precision=p), images, device) for p in (usual(device), BF16))
         return _gain(before, quick, device)

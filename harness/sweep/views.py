@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution
 from optuna.pruners import HyperbandPruner
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from harness.study.objectives import dominated_share
 
@@ -103,6 +103,14 @@ class PlacedHyperband(HyperbandPruner):
         assert isinstance(bracket, View)
         bracket.among = lambda trial: self._get_bracket_id(study, trial) == bracket_id
         return bracket
+
+    def first_rung(self, study: optuna.Study, place: int) -> int:
+        """Images after which the trial of this place is judged first: where its bracket begins, the last at the end."""
+        if not self._pruners:
+            self._try_initialization(study)
+        trial = create_trial(state=TrialState.RUNNING)
+        trial.number = place
+        return int(self._min_resource * self._reduction_factor ** self._get_bracket_id(study, trial))
 
 
 def rung_losses(trial: FrozenTrial, step: int | None, *, timed: bool) -> tuple[float, ...] | None:

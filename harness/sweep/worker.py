@@ -73,6 +73,7 @@ def run_trial(trial: optuna.Trial, spec: StudySpec, env: Env) -> str:
 
     Raises:
         StorageLost: the database was away for longer than the grace period; the trial is continued later.
+        AcceleratorError: the device is lost to this process, which must end.
     """
     env.attempt = None
     started = time.perf_counter()
@@ -92,6 +93,8 @@ def run_trial(trial: optuna.Trial, spec: StudySpec, env: Env) -> str:
             except (Fenced, StorageLost, optuna.exceptions.UpdateFinishedTrialError):
                 raise
             except Exception as error:
+                if isinstance(error, torch.AcceleratorError) and not _is_oom(error):
+                    raise  # the device will do nothing more for this process: another one continues the trial
                 state, reason = TrialState.FAIL, _why(error, trial, env)
                 error_text = without_secrets(traceback.format_exc())
             trial.set_user_attr("elapsed_s", round(time.perf_counter() - started, 2))
@@ -122,20 +125,29 @@ def _why(error: Exception, trial: optuna.Trial, env: Env) -> str:
         return f"{INTERRUPTED}: {_DISK_FULL}: {text}"
     if not _is_oom(error):
         return f"{type(error).__name__}: {text}"
-    if env.workers > 1 and not trial.user_attrs.get("oom"):
+    # A GPU's memory is shared with the workers on it, the machine's with all.
+    on_gpu = env.device.type == "cuda" and not _is_oom_of_host(error)
+    others = (env.sharing if on_gpu else env.workers) - 1
+    if others and not trial.user_attrs.get("oom"):
         # Beside fewer neighbours it may fit: once more, with this worker gone. The first stays, for when others are.
         trial.set_user_attr("oom", True)
         env.retired = True
-        return f"{INTERRUPTED}: {OOM} beside {env.workers - 1} other workers; queued again: {text}"
+        return f"{INTERRUPTED}: {OOM} beside {others} other workers; queued again: {text}"
     return f"{OOM}: {text}"
 
 
 def _is_oom(error: Exception) -> bool:
-    # Of PyTorch on a CPU, of CUDA, and of cuBLAS and cuDNN.
-    said = ("allocate memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in said)
+    # Of CUDA, and of cuBLAS and cuDNN.
+    said = ("out of memory", "ALLOC_FAILED")
+    return (
+        _is_oom_of_host(error)
+        or isinstance(error, torch.OutOfMemoryError)
+        or (isinstance(error, RuntimeError) and any(text in str(error) for text in said))
     )
+
+
+def _is_oom_of_host(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
 def teach_divergence(trial: optuna.Trial, problem: Diverged | Degenerate, env: Env) -> None:

@@ -8,13 +8,19 @@ import pytest
 import torch
 
 from harness.errors import Diverged
+from harness.gan import trainer
+from harness.gan.checkpoint import load_checkpoint, save_checkpoint
 from harness.gan.fused import FusedRuns
-from harness.gan.graph import can_be_captured, capture
+from harness.gan.graph import capture, obstacle
+from harness.gan.networks import build
 from harness.gan.run import Run, Snapshot
 from harness.gan.trainer import Budget, Progress, train
 from harness.scoring.extractors import Extractor
+from harness.study.hparams import HParams
+from harness.sweep import speed
 from harness.sweep.processes import exact_arithmetic
-from tests.conftest import CPU
+from tests.conftest import CPU, blob_files, sharing_weights
+from tests.e2e.test_sweep import Project
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 CUDA = torch.device("cuda")
@@ -26,7 +32,10 @@ def run(hp, images, device, **arguments):
 
 
 def test_same_seed_starts_from_the_cpus_weights_and_trains_alike(hp, images):
-    """Noise differs between devices, so only statistics can be compared."""
+    """Noise differs between devices, so of the training only statistics can be compared."""
+    for on_cuda, on_cpu in zip(build(hp, 0, CUDA), build(hp, 0, CPU), strict=True):
+        for name, value in on_cpu.state_dict().items():
+            assert torch.equal(on_cuda.state_dict()[name].cpu(), value), name
     curves = [[e.curve["loss_d"] for e in run(hp, images, d) if isinstance(e, Progress)] for d in (CUDA, CPU)]
     assert sum(curves[0]) == pytest.approx(sum(curves[1]), rel=0.25)
 
@@ -52,7 +61,7 @@ def test_a_graph_plays_the_step_that_it_captured(hp, images, change):
     exact_arithmetic()
     hp, images = dataclasses.replace(hp, **change), images.to(CUDA)
     eager, graphed = Run(hp, images, 0, CUDA), Run(hp, images, 0, CUDA)
-    assert can_be_captured(graphed)
+    assert obstacle(graphed) == ""
     assert capture(graphed) == ""
     assert graphed.play != graphed.play_eagerly
     for _ in range(len(images) // hp.batch_size + 3):
@@ -68,6 +77,57 @@ def test_a_graph_plays_the_step_that_it_captured(hp, images, change):
     eager.advance()
     graphed.advance()
     assert torch.equal(eager.snapshot(None).state["noise_rng"], graphed.snapshot(None).state["noise_rng"])
+    graphed.load(left)  # where it was before, into the tensors that the graph holds on to
+    graphed.advance()
+    eager.load(left)
+    eager.advance()
+    for name, value in eager.discriminator.state_dict().items():
+        torch.testing.assert_close(graphed.discriminator.state_dict()[name], value, rtol=1e-2, atol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize(("away", "change", "reason"), [
+    (True, {}, "the images are not on the device"),
+    (False, {"last_batch": "match"}, "batches are not all of one size"),
+])  # fmt: skip
+def test_a_training_without_a_graph_says_why(hp, images, away, change, reason):
+    hp = dataclasses.replace(hp, **change)
+    with pytest.warns(UserWarning, match=f"without a CUDA graph: {reason}"):
+        events = list(train(hp, images if away else images.to(CUDA), budget=BUDGET, seed=0, device=CUDA))
+    assert events[-1].kimg == pytest.approx(BUDGET.kimg, rel=0.2)
+
+
+@pytest.mark.parametrize(("first", "then"), [(CPU, CUDA), (CUDA, CPU)], ids=["to CUDA", "to the CPU"])
+def test_a_checkpoint_goes_on_on_another_kind_of_device(hp, images, tmp_path, first, then):
+    half = next(event for event in run(hp, images, first) if isinstance(event, Snapshot))
+    save_checkpoint(tmp_path / "half.pt", half.state)
+    state = load_checkpoint(tmp_path / "half.pt", then)
+    last = [event for event in run(hp, images, then, resume=state) if isinstance(event, Snapshot)][-1]
+    whole = [event for event in run(hp, images, first) if isinstance(event, Snapshot)][-1]
+    assert (last.step, last.state["position"]) == (whole.step, whole.state["position"])
+    assert all(torch.isfinite(value).all() for value in last.state["generator"].values())
+
+
+def test_bfloat16_is_timed_as_trainings_step(monkeypatch):
+    """As graphs: operation by operation, small networks wait for the host in either precision."""
+    captured = []
+
+    def watched(stepping, of=trainer.capture):
+        captured.append(of(stepping))
+        return captured[-1]
+
+    monkeypatch.setattr(trainer, "capture", watched)
+    assert speed.training_gain(HParams(image_size=32, ngf=32, ndf=32), CUDA) > 0
+    assert captured == ["", ""]
+
+
+def test_a_sweep_with_two_forked_workers_trains_on_cuda(tmp_path, weights_home):
+    images = blob_files(tmp_path / "images", 40)
+    project = Project(tmp_path, sharing_weights(tmp_path, weights_home), images)
+    project.run("sweep", DEVICE="cuda", WORKERS="2", TRIALS="4")
+    record = project.record()
+    assert {trial.state for trial in record.trials} <= {"COMPLETE", "PRUNED"}
+    assert record.complete
+    assert record.attrs["environment"]["device"] == "cuda"
 
 
 def test_a_graph_finds_divergence_and_says_when(hp, images):

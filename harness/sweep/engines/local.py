@@ -38,14 +38,24 @@ def make_ready() -> None:
 def apart(function: Callable[..., T], *arguments: object) -> T:
     """What a function gives in a process forked from the one that has done a worker's imports.
 
-    So a supervisor neither spends seconds on importing torch nor holds memory of a GPU. Where nothing is forked, or
-    torch is imported here already, the function is called here.
+    So a supervisor spends no seconds on importing torch. Where nothing is forked, or torch is imported here already,
+    the function is called here.
 
     Raises:
         HarnessError: the function's own.
         SweepError: the process died.
     """
-    if not _FORKS or "torch" in sys.modules:
+    return function(*arguments) if "torch" in sys.modules else forked(function, *arguments)
+
+
+def forked(function: Callable[..., T], *arguments: object) -> T:
+    """As :func:`apart`, whatever is imported here: for what takes memory of a GPU, which this process would keep.
+
+    Raises:
+        HarnessError: the function's own.
+        SweepError: the process died.
+    """
+    if not _FORKS:
         return function(*arguments)
     make_ready()
     context = mp.get_context("forkserver")

@@ -22,7 +22,8 @@ class WorkerJob:
     """All that a worker process is given. Everything in it can be pickled.
 
     ``gpus`` are the CUDA devices that workers are spread over, as CUDA_VISIBLE_DEVICES names them; ``index`` is the
-    worker's number among ``workers`` on its machine. ``resume_anyway`` lets it score by another protocol than before.
+    worker's number among ``workers`` on its machine. ``own_gpu``: Ray gave it a whole one. ``resume_anyway`` lets it
+    score by another protocol than before.
     """
 
     spec: StudySpec
@@ -39,7 +40,14 @@ class WorkerJob:
     workers: int = 1
     index: int = 0
     gpus: tuple[str, ...] = ()
+    own_gpu: bool = False
     resume_anyway: bool = False
+
+    @property
+    def sharing(self) -> int:
+        """How many workers are on this one's GPU, itself included."""
+        n_gpus = len(self.gpus) or 1
+        return 1 if self.own_gpu else len(range(self.index % n_gpus, self.workers, n_gpus))
 
 
 def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Callable[[], bool]) -> None:
@@ -106,6 +114,7 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
         publish=publish,
         share=Share.from_environment(job.spec.name, job.uid),
         workers=job.workers,
+        sharing=job.sharing,
         index=job.index,
     )
     try:

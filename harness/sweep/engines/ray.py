@@ -6,6 +6,7 @@ addresses. The driver runs on one of the nodes; without it the sweep ends, as ev
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections import Counter
@@ -58,6 +59,7 @@ def run_ray(
         connect(ray, address, max(job.cores, job.threads))
     try:
         gpus = gpus_per_worker if job.device.startswith("cuda") else 0.0
+        job = dataclasses.replace(job, own_gpu=gpus >= 1)
         _Driver(ray, job, on_event, stop_level, on_death).run(workers, gpus)
     except ray.exceptions.RayError as error:
         raise _ray_failed(error) from None

@@ -34,7 +34,8 @@ def import_ray() -> Any:
         import ray.util.scheduling_strategies
     except ImportError:
         raise UsageError(
-            "the engine ray needs the package ray, which is not installed", "pip install 'dcgan-sweep-harness[ray]'"
+            "the engine ray needs the package ray, which is not installed",
+            "`.venv/bin/pip install -c constraints.txt -e '.[ray]'`",
         ) from None
     # Else Ray prints each lost worker's fate over the sweep's table, whatever log_to_driver says.
     ray._private.worker._worker_logs_enabled = False
