@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -34,7 +35,7 @@ def python_of(environment: Path) -> Path:
 def ensure(verb: str) -> Path:
     """Create and fill ``.venv`` unless it is there and up to date; return its Python.
 
-    Exits with pip's code and a sentence where installing fails.
+    Exits with a sentence where that fails.
     """
     extra = "dev" if verb in _DEV_VERBS else ""
     python = python_of(VENV)
@@ -47,9 +48,13 @@ def ensure(verb: str) -> Path:
         return python
     if sys.version_info < (3, 11):  # noqa: UP036 - the first to be run, by whatever Python make finds
         _fail(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Try: make PYTHON=python3.12 …", 2)
-    if not python.exists():
+    if not python.exists() or not any(VENV.glob("lib/python*/site-packages/pip")):  # or it was killed in between
         sys.stderr.write("creating .venv\n")
-        venv.create(VENV, with_pip=True, symlinks=True)
+        try:
+            venv.create(VENV, with_pip=True, symlinks=True)
+        except subprocess.CalledProcessError:
+            shutil.rmtree(VENV, ignore_errors=True)
+            _fail("this Python has no ensurepip. On Debian and Ubuntu: apt install python3-venv", 1)
     sys.stderr.write("installing (torch with CUDA libraries is several GB; the first time takes minutes)\n")
     target = f"{ROOT}[{extra}]" if extra else str(ROOT)
     command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-compile"]

@@ -108,7 +108,7 @@ class SweepView:
             shown = ", ".join(f"{name}={short(value)}" for name, value in event.get("params", {}).items())
             resumed = f", continues at {row.kimg:.1f} kimg" if row.kimg else ""
             return f"trial {row.number} starts{resumed}: {shown}"
-        score = f", score {row.value:.2f}" if row.value is not None else ""
+        score = f", score {scored(row.value)}" if row.value is not None else ""
         why = f" ({row.reason})" if row.reason else ""
         eta = f", {self.time_left}" if self.time_left else ""
         return f"trial {row.number} {row.state}{score}{why}; {self.finished} of {self.target} finished{eta}"
@@ -128,10 +128,12 @@ class SweepView:
                 ProgressBar(total=self.spec.budget.kimg, completed=row.kimg, width=16) if running else "",
                 f"{row.rate:,.0f}" if running and row.rate else "",
                 "" if row.rung is None else short(row.rung),
-                Text("" if row.value is None else f"{row.value:.2f}", style="bold green" if best else ""),
+                Text("" if row.value is None else scored(row.value), style="bold green" if best else ""),
                 "best" if best else row.doing or row.reason[:48],
             )
-        best_text = f"best {self.best.value:.2f} (trial {self.best.number})" if self.best else "no score yet"
+        best_text = "no score yet"
+        if self.best is not None and self.best.value is not None:
+            best_text = f"best {scored(self.best.value)} (trial {self.best.number})"
         status = [f"{self.finished} of {self.target} trials finished", best_text]
         status.append(self.time_left or self.doing)
         return Group(Text(f"study {self.spec.name}: ", style="bold") + Text(" · ".join(status)), table)
@@ -140,6 +142,11 @@ class SweepView:
 def short(value: object) -> str:
     """A parameter's value in a few characters."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def scored(value: float) -> str:
+    """A score: FID is of tens, KID of hundredths."""
+    return f"{value:.2f}" if value >= 10 else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:

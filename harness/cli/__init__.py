@@ -6,12 +6,15 @@ import os
 import sys
 
 from harness.cli.parser import make_parser
-from harness.cli.shell import INTERRUPTED
+from harness.cli.shell import INTERRUPTED, PIPE_CLOSED
 from harness.errors import HarnessError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; return the exit code: 0, 1 for a failure, 2 for wrong usage, 130 for an interruption."""
+    """Run one verb; return the exit code.
+
+    0, 1 for a failure, 2 for wrong usage, 130 for an interruption, 141 where nobody reads what is printed.
+    """
     parser = make_parser()
     arguments, others = parser.parse_known_args(argv)
     if others and "rest" not in arguments:
@@ -34,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # `harness studies | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return PIPE_CLOSED
     except OSError as error:  # no space, no permission, a file where a folder is needed
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -18,7 +18,7 @@ the usual way:
   less reports/mnist32/report.md               the best configurations
   make sweep STUDY=celeba32 DATA=/path/celeba  your images, from a folder or a zip
 
-everything that a run writes is under runs/ (HARNESS_HOME); sweeps can be stopped and started again at any time
+a run writes to runs/ (HARNESS_HOME), reports to reports/; sweeps can be stopped and started again at any time
 """
 
 
@@ -81,8 +81,8 @@ def make_parser() -> argparse.ArgumentParser:
     _machine_arguments(claims)
     audit = verb("audit", plans.audit, "look for collapse, copied training images, BatchNorm gaps in the best trials")
     _study_argument(audit)
-    audit.add_argument("--top", type=_positive(int), default=_env_number("TOP") or 3,
-                       help="how many of the best trials (TOP, default 3)")  # fmt: skip
+    audit.add_argument("--top", type=_positive(int), default=_env_number("TOP") or 5,
+                       help="how many of the best trials (TOP, default 5: those of the report)")  # fmt: skip
     _data_argument(audit)
     _device_argument(audit)
     worker = verb("worker", sweeps.worker, "join a study that was started elsewhere, through the same database")
@@ -92,7 +92,8 @@ def make_parser() -> argparse.ArgumentParser:
     worker.add_argument("--workers", type=_positive(int), default=_env_number("WORKERS") or 1,
                         help="processes of this machine (WORKERS, default 1)")  # fmt: skip
     reconcile = verb("reconcile", sweeps.reconcile, "heal what crashes and outages left behind, and say what was done")
-    reconcile.add_argument("study", nargs="?", help="a started study; without it all of them")
+    reconcile.add_argument("study", nargs="?", default=_env_text("STUDY"),
+                           help="a started study (STUDY); without it all of them")  # fmt: skip
     train = verb("train", verbs.train, "train a recipe, or a configuration such as a report's best.toml, and score it")
     what = train.add_mutually_exclusive_group()
     what.add_argument("--recipe", help="a published system: see `harness recipes` (RECIPE)")

@@ -7,10 +7,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 DEFAULT_STUDY = "mnist32"
-INTERRUPTED = 130
+# As a shell has them for SIGINT and SIGPIPE.
+INTERRUPTED, PIPE_CLOSED = 130, 141
 # Without a terminal a long training prints a line this often (seconds).
 _LINE_EVERY_S = 5.0
 
@@ -48,6 +50,13 @@ class StopSignals:
             raise KeyboardInterrupt
 
 
+def _say_if_heard(line: str | None) -> None:
+    """A sweep does not end because nobody listens any more, as where ``| tee log`` was killed."""
+    if line:
+        with suppress(BrokenPipeError):
+            say(line)
+
+
 class display:  # noqa: N801 - used like a function
     """A live table on a terminal, plain lines elsewhere."""
 
@@ -57,7 +66,7 @@ class display:  # noqa: N801 - used like a function
 
     def __enter__(self) -> Callable[[str | None], None]:
         if not sys.stdout.isatty():
-            return lambda line: say(line) if line else None
+            return _say_if_heard
         from rich.live import Live
 
         self.live = Live(get_renderable=self.view.render, refresh_per_second=4, transient=False)

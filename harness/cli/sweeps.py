@@ -15,7 +15,7 @@ from harness.cli.shell import (
     file_progress,
     say,
 )
-from harness.errors import HarnessError, SweepError
+from harness.errors import SweepError
 from harness.home import Home
 
 if TYPE_CHECKING:
@@ -139,6 +139,6 @@ def _report_anyway(study: str, home: Home) -> Iterator[None]:
     try:
         yield
     except SweepError:
-        with suppress(HarnessError):  # it may have come before there was a study
+        with suppress(Exception):  # it may have come before there was a study, and is what must be seen
             say(f"report so far: {write_report(study, home, say)}")
         raise

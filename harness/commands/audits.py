@@ -54,9 +54,9 @@ def audit_study(
     from harness.sweep.attempt import save_png
     from harness.sweep.machines import choose_device
     from harness.sweep.processes import exact_arithmetic, keep_memory
-    from harness.sweep.run import refuse_other_images, stored_spec
+    from harness.sweep.run import refuse_other_images
     from harness.sweep.share import bring_results
-    from harness.sweep.storage import load_study, to_record
+    from harness.sweep.storage import load_study, stored_spec, to_record
 
     study = load_study(study_name, home)
     spec, record = stored_spec(study), to_record(study)

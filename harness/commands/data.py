@@ -20,14 +20,10 @@ Say = Callable[[str], None]
 
 def started_spec(study_name: str, home: Home) -> StudySpec:
     """The specification that a started study runs by, quick ones included."""
-    import json
-
     from harness.sweep.storage import load_study as load_started
+    from harness.sweep.storage import stored_spec
 
-    study = load_started(study_name, home)
-    content = json.loads(study.user_attrs["spec"])
-    content["budget"]["trials"] = study.user_attrs["target"]
-    return StudySpec.model_validate({**content, "name": study_name})
+    return stored_spec(load_started(study_name, home))
 
 
 def export_reference(study_name: str, home: Home, source: Path | None, out: Path, say: Say) -> str:

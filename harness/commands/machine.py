@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness import atomic
-from harness.errors import HarnessError, without_secrets
+from harness.errors import HarnessError, UsageError, without_secrets
 from harness.home import Home
 
 Say = Callable[[str], None]
@@ -26,7 +26,10 @@ def doctor(home: Home) -> Iterator[tuple[bool, str, str]]:
     from harness.sweep.processes import usable_cores
 
     yield sys.version_info >= (3, 11), "Python", platform.python_version()
-    yield _import_check()
+    found = _import_check()
+    yield found
+    if not found[0]:
+        return
     import torch
 
     from harness.gan.precision import has_amx
@@ -104,7 +107,13 @@ def export_weights(home: Home, out: Path, say: Say) -> str:
 
 
 def clean(root: Path) -> list[str]:
-    """Remove what tools left behind. Runs, reports, weights and ``.venv`` stay."""
+    """Remove what tools left behind. Runs, reports, weights and ``.venv`` stay.
+
+    Raises:
+        UsageError: it is no clone: an installed package has its neighbours' files beside it.
+    """
+    if not (root / "pyproject.toml").is_file():
+        raise UsageError(f"{root} is no clone of the harness", "`harness clean` is for clones.")
     removed = []
     names = (".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".import_linter_cache", "build", "dist")
     for path in [root / name for name in names] + [

@@ -36,8 +36,7 @@ def confirm_spec(study: str, home: Home, *, top: int, seeds: int, samplings: int
         NotFoundError: the study was not started, or has no finished trial.
         UsageError: it is a plan itself, or its name is too long.
     """
-    from harness.sweep.run import stored_spec
-    from harness.sweep.storage import load_study, to_record
+    from harness.sweep.storage import load_study, stored_spec, to_record
 
     started = load_study(study, home)
     spec, record = stored_spec(started), to_record(started)
@@ -57,6 +56,7 @@ def confirm_spec(study: str, home: Home, *, top: int, seeds: int, samplings: int
             seeds=fresh_seeds(spec.sampler.seed, "confirm", seeds, taken),
             sampling_seeds=samplings,
             known=known_presets(f"{study}-confirm", home),
+            uid=str(record.attrs["uid"]),
         )
     except ValueError as error:
         raise UsageError(f"{study} cannot be confirmed: {error}") from None
@@ -120,10 +120,15 @@ def claims_spec(
     final |= {"samples": samples, "reference": samples} if samples else {}
     final |= {"extractor": extractor} if extractor else {}
     chosen = [load_claim(name) for name in names or claim_names()]
+    if not chosen:
+        raise NotFoundError("there is no claim in search_spaces/claims/", "docs/claims.md says what such a file has.")
     arms = {arm_name(hp): hp for claim in chosen for hp in claim.arms(spec).values()}
     n_seeds = seeds or max(claim.seeds for claim in chosen)
     known = find_record(f"{spec.name}-claims", home)
-    plan: dict[str, Any] = json.loads(known.attrs["spec"])["plan"] if known else {"claims": {}, "rule": RULE}
+    plan: dict[str, Any] | None = {"claims": {}, "rule": RULE}
+    if known and (plan := json.loads(known.attrs["spec"]).get("plan")) is None:
+        raise UsageError(f"{known.name} is a search", f"Copy {spec.name}'s file to a new name, and test them on that.")
+    assert plan is not None
     asked = {claim.name: registered(claim.model_copy(update={"seeds": n_seeds})) for claim in chosen}
     try:
         base = StudySpec.model_validate(

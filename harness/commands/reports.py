@@ -84,9 +84,11 @@ def write_claims_report(plan_name: str, home: Home, say: Callable[[str], None], 
     """
     from harness.report.claims import build_claims_report
     from harness.sweep.share import bring_results
-    from harness.sweep.storage import load_study, to_record
+    from harness.sweep.storage import load_study, stored_spec, to_record
 
-    record = to_record(load_study(plan_name, home))
+    study = load_study(plan_name, home)
+    stored_spec(study)  # or a sentence why it cannot be read
+    record = to_record(study)
     bring_results(record, home, say)
     out = Path("reports") / f"claims-{plan_name.removesuffix('-claims')}"
     with FileLock(home.root / f".report-{plan_name}.lock"):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from harness.errors import HarnessError, NotFoundError, StorageLost, TrackingError, UsageError
+from harness.errors import HarnessError, NotFoundError, StorageError, StorageLost, TrackingError, UsageError
 from harness.home import Home
 from harness.study.files import load_study
 from harness.study.spec import StudySpec
@@ -45,8 +45,8 @@ def started_spec(name: str, home: Home) -> StudySpec:
     Raises:
         NotFoundError: it was not started.
     """
-    from harness.sweep.run import stored_spec
     from harness.sweep.storage import load_study as load_started
+    from harness.sweep.storage import stored_spec
 
     return stored_spec(load_started(name, home))
 
@@ -56,6 +56,7 @@ def reconcile(name: str | None, home: Home) -> Iterator[str]:
 
     Raises:
         NotFoundError: there is no such study.
+        StorageError: a harness that knows other keys wrote it; of all studies it is only said.
         TrackingError: MLflow does not answer; the database was healed all the same.
         StorageLost: the database was away for too long.
     """
@@ -63,8 +64,8 @@ def reconcile(name: str | None, home: Home) -> Iterator[str]:
 
     from harness.sweep.database import open_storage
     from harness.sweep.reconcile import reconcile_tracker, reconcile_trainings
-    from harness.sweep.run import stored_spec
     from harness.sweep.storage import load_study as load_started
+    from harness.sweep.storage import stored_spec
     from harness.sweep.trials import Trials
     from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
 
@@ -82,7 +83,14 @@ def reconcile(name: str | None, home: Home) -> Iterator[str]:
         studies.append(study)
     # All of the database first: MLflow may be away.
     for study in studies:
-        for line in Trials(study, stored_spec(study), home).heal():
+        try:
+            spec = stored_spec(study)
+        except StorageError as error:  # of another version, which keeps no other study from being healed
+            if name or isinstance(error, StorageLost):
+                raise
+            yield error.problem
+            continue
+        for line in Trials(study, spec, home).heal():
             yield f"{study.study_name}: {line}"
     if not studies and not any(home.spool.glob("*.jsonl")):
         return
@@ -118,9 +126,9 @@ def outlook_lines(name: str, home: Home, more: int) -> Iterator[str]:
     """What the rest of a started study takes, and what more trials would bring, if it has enough of them."""
     from harness.report.markdown import duration
     from harness.report.outlook import chance, in_words, outlook, too_few
-    from harness.sweep.plan import started_record
+    from harness.sweep.storage import find_record
 
-    record = started_record(name, home)
+    record = find_record(name, home)
     ended = [record.seconds(t) for t in record.trials if t.state in ("COMPLETE", "PRUNED")] if record else []
     if record and len(ended) >= _FEWEST_ENDED:
         each, left = sum(ended) / len(ended), max(0, int(record.attrs["target"]) - len(ended))
@@ -156,14 +164,15 @@ def with_budget(spec: StudySpec, *, quick: bool, trials: int | None, kimg: float
         spec = spec.quickened() if quick else spec
     except ValueError as error:
         raise UsageError(f"study {spec.name} cannot be run with --quick: {error}") from None
-    if kimg is None:
+    if kimg is None and trials is None:
         return spec
-    whole = spec.budget.kimg
-    rungs = tuple(kimg if rung == whole else rung * kimg / whole for rung in spec.budget.rungs)
+    whole, rungs = spec.budget.kimg, spec.budget.rungs
+    if kimg is None or kimg == whole:
+        kimg = whole
+    else:
+        rungs = tuple(kimg if rung == whole else rung * kimg / whole for rung in rungs)
     try:
-        budget = type(spec.budget).model_validate(
-            {**spec.budget.model_dump(), "kimg": kimg, "rungs": rungs, "trials": trials or spec.budget.trials}
-        )
+        budget = {**spec.budget.model_dump(), "kimg": kimg, "rungs": rungs, "trials": trials or spec.budget.trials}
+        return StudySpec.model_validate({**spec.model_dump(), "budget": budget})
     except ValueError as error:
         raise UsageError(f"--kimg {kimg} makes no budget: {error}") from None
-    return spec.model_copy(update={"budget": budget})

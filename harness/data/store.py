@@ -22,7 +22,7 @@ from harness.data.archive import printable
 from harness.data.downloads import celeba_folder
 from harness.data.material import Material, of_array_set, of_files, of_mnist
 from harness.data.sources import CELEBA_HELP
-from harness.errors import DataError
+from harness.errors import DataError, UsageError
 from harness.home import Home
 from harness.study.hparams import digest
 from harness.study.images import DataSpec
@@ -162,8 +162,14 @@ def find_material(
 
     Raises:
         DataError: they are not there.
+        UsageError: images were given for a study that brings its own.
     """
     if data.source == "mnist":
+        if source is not None:
+            raise UsageError(
+                f"study {study} trains on the digits that come with it: {source} would not be used",
+                'Leave DATA away, or name a study with your images: source = "folder" in its [data].',
+            )
         return of_mnist(data)
     if data.source in arrays.SETS:
         if source is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -92,8 +93,12 @@ def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
 
     Args:
         search: the study.
-        plan: ``STUDY-confirm``. Its trials of another protocol than most are left out.
+        plan: ``STUDY-confirm``. Its trials of another protocol than most are left out; so are all where it is of a
+            search that this one was begun anew after.
     """
+    of = json.loads(plan.attrs.get("spec", "{}")).get("plan", {}).get("uid")
+    if of not in (None, search.attrs.get("uid")):
+        return None
     board = rank(plan, top=len(plan.trials))
     if not board.trials:
         return None

@@ -72,6 +72,12 @@ def _measured(row: Health) -> dict[str, float | None]:
     return {label: getattr(row, name) for name, label in _HEALTH.items()}
 
 
+# What :func:`report_diff` compares.
+_KEYS = {
+    "study", "uid", "metric", "protocol_hash", "target", "finished", "ranked", "spec", "environment", "fingerprint",
+}  # fmt: skip
+
+
 def read_facts(path: Path) -> dict[str, Any]:
     """The facts of a report, by its folder or by a file in it.
 
@@ -81,6 +87,8 @@ def read_facts(path: Path) -> dict[str, Any]:
     folder = path.parent if path.is_file() else path
     try:
         found: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not found.keys() >= _KEYS:
+            raise ValueError("it is not one")
         return found
     except (OSError, ValueError) as error:
         raise NotFoundError(

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from harness.report.confirmed import Confirmation
-from harness.report.markdown import metric_label, objective_label
+from harness.report.markdown import metric_label, number, objective_label
 from harness.report.outlook import Outlook
 from harness.study.params import label as param_label
 
@@ -144,9 +144,9 @@ def importance(values: Mapping[str, float], evaluator: str) -> Figure:
 def rung_curves(rungs: pd.DataFrame, best: int | None, metric: str) -> Figure:
     """Every trial's rung scores by kimg, the best one highlighted."""
     figure, (axis,) = new_figure()
-    for number, rows in rungs.groupby("number"):
+    for trial, rows in rungs.groupby("number"):
         colour = _STATE_COLOURS[str(rows["state"].iloc[0])]
-        is_best = number == best
+        is_best = trial == best
         axis.plot(rows["kimg"], rows["score"], marker="o", markersize=4, linewidth=2.4 if is_best else 1,
                   color=_ORANGE if is_best else colour, alpha=1 if is_best else 0.6,
                   zorder=3 if is_best else 2)  # fmt: skip
@@ -164,7 +164,7 @@ def placement(trials: pd.DataFrame, first_rung: pd.Series, metric: str) -> Figur
     frame = trials.assign(score=trials["number"].map(first_rung)).dropna(subset=["score"])
     mean = frame.pivot_table(index="bn", columns="activation_g", values="score", aggfunc="mean")
     count = frame.pivot_table(index="bn", columns="activation_g", values="score", aggfunc="count").fillna(0)
-    labels = mean.map(lambda v: "" if pd.isna(v) else f"{v:.0f}") + count.map(lambda n: f"\nn = {n:.0f}" if n else "")
+    labels = mean.map(lambda v: "" if pd.isna(v) else number(v)) + count.map(lambda n: f"\nn = {n:.0f}" if n else "")
     figure, (axis,) = new_figure(height=0.62 * len(mean) + 1.3)
     sns.heatmap(
         mean, annot=labels, fmt="", cmap="crest", ax=axis, cbar_kws={"label": wrapped(f"mean {metric_label(metric)}")}

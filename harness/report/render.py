@@ -70,6 +70,8 @@ def build_report(
     grids = _copy_grids(shown, root, out)
     if board.trials:
         atomic.write_text(out / "best.toml", best_toml(record, board.trials[0], found))
+    else:
+        (out / "best.toml").unlink(missing_ok=True)  # an earlier study's, which `harness train` would take
     context = report_context(record, board, trials, grids, importances, evaluator)
     context["confirmed"] = confirmed_context(found) if found else None
     context["losses_of"] = shown[0][0] if shown else ""
@@ -108,9 +110,11 @@ def _figures(
             made["losses"] = plots.to_png(plots.losses(curve))
     if len(rungs):
         made["rungs"] = plots.to_png(plots.rung_curves(rungs, best.number if best else None, rung_metric))
-        if {"bn", "activation_g"} <= set(trials.columns):
-            first = rungs[rungs["kimg"] == rungs["kimg"].min()].set_index("number")["score"]
-            made["placement"] = plots.to_png(plots.placement(trials, first, rung_metric))
+        first = rungs[rungs["kimg"] == rungs["kimg"].min()].set_index("number")["score"]
+        placed = trials[trials["number"].isin(first.index)]
+        # Recipes are scored as well, and have no searched parameters.
+        if {"bn", "activation_g"} <= set(placed.columns) and len(placed.dropna(subset=["bn", "activation_g"])):
+            made["placement"] = plots.to_png(plots.placement(placed, first, rung_metric))
     if importances:
         made["importance"] = plots.to_png(plots.importance(importances, evaluator))
     return made

@@ -53,7 +53,7 @@ class Claim(Table):
         Raises:
             SpecError: an arm makes no network at the study's image size, or equals the control.
         """
-        fixed = {"precision": "float32", **spec.base_params(), **self.base.params()}
+        fixed = {**spec.base_params(), "precision": "float32", **self.base.params()}
         named = {"control": self.control, **self.treated}
         made = {name: HParams.from_params(fixed, params.params()) for name, params in named.items()}
         found = [f"  {name}: {problem}" for name, hp in made.items() for problem in architecture_problems(hp)]

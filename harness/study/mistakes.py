@@ -85,11 +85,14 @@ def _preset_problems(presets: Any, space: Mapping[str, Any]) -> Iterator[str]:
         params = preset.get("params") if isinstance(preset, dict) else None
         if not isinstance(params, dict):
             continue
-        if preset.get("name") in names:
-            yield f"presets.{index}.name: {preset['name']!r} is used twice"
-        names.add(str(preset.get("name")))
+        name = str(preset.get("name"))
+        if name in names:
+            yield f"presets.{index}.name: {name!r} is used twice"
+        names.add(name)
         if "recipe" in preset:
             continue  # complete in itself
+        for key in [key for key in ("overrides", "own_images", "arm", "seed") if key in preset]:
+            yield f"presets.{index}.{key}: is the harness's own; a preset has name and params, or recipe and variant"
         for name, param in space.items():
             when = param.get("when") if isinstance(param, dict) else None
             active = is_active(when, params) if isinstance(when, dict) else True

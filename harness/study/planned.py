@@ -21,6 +21,7 @@ def planned_study(
     claims: Mapping[str, str] | None = None,
     rule: str | None = None,
     known: Sequence[Preset] = (),
+    uid: str | None = None,
 ) -> StudySpec:
     """The study ``BASE-KIND`` with the base's images, budget and final scoring, and a preset for each arm and seed.
 
@@ -36,6 +37,7 @@ def planned_study(
         claims: what the plan is to decide, by name.
         rule: how it is decided.
         known: presets of an earlier start; they stay.
+        uid: of the search that is confirmed.
 
     Raises:
         ValueError: the name is too long.
@@ -63,7 +65,7 @@ def planned_study(
             "presets": tuple(presets.values()),
             "quick": None,
             "objectives": None,
-            "plan": Plan(kind=kind, study=base.name, claims=dict(claims or {}), rule=rule),
+            "plan": Plan(kind=kind, study=base.name, uid=uid, claims=dict(claims or {}), rule=rule),
         }
     )
 

@@ -94,6 +94,7 @@ class Plan(Table):
 
     kind: Literal["confirm", "claims"]
     study: str = Field(pattern=NAME_PATTERN, description="The study whose images, budget and scoring it has.")
+    uid: str | None = Field(None, description="Of the started search that is confirmed: not of one begun anew.")
     claims: dict[str, str] = Field(
         default_factory=dict, description="What was fixed before any training: each claim's file as canonical JSON."
     )
@@ -129,7 +130,7 @@ class StudySpec(Table):
             if len(rungs) < 2:
                 raise ValueError(f"pruner {self.pruner.name} needs at least one rung in budget.rungs")
             for low, high in pairwise(rungs):
-                if high < low * factor:
+                if high < low * factor * (1 - 1e-9):  # 33 / 9 is less than three times 33 / 27, by rounding
                     raise ValueError(
                         f"pruner {self.pruner.name} needs rungs at least reduction_factor = {factor} times apart, "
                         f"found {low} and {high}"

@@ -36,7 +36,7 @@ def database_url(home: Home) -> URL:
         except ImportError:
             raise UsageError(
                 "HARNESS_STORAGE names PostgreSQL, but psycopg is not installed",
-                "`pip install 'dcgan-sweep-harness[postgresql]'`, or `pip install 'psycopg[binary]'`.",
+                "`.venv/bin/pip install -c constraints.txt -e '.[postgresql]'`, or `pip install 'psycopg[binary]'`.",
             ) from None
     return url
 

@@ -12,13 +12,15 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
-from harness.errors import StorageLost
+from harness.errors import StorageError, StorageLost
 from harness.home import seconds_from_environment
 from harness.sweep.address import blotted, shown
 
 _LONGEST_PAUSE_S = 2.0
 # Errors of SQLite that pass by themselves or when somebody makes room; every other one of its kind does not.
 _SQLITE_OUTAGES = ("locked", "busy", "disk is full", "disk I/O error")
+# Of SQLite and of PostgreSQL: who may not write, now or ever.
+_FORBIDDEN = ("readonly database", "read-only transaction", "permission denied")
 # What PostgreSQL says to those whom waiting does not help.
 _REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
 
@@ -62,12 +64,18 @@ class Patience:
 
         Raises:
             StorageLost: the outage lasted longer than the grace period, or ``stop()`` said so during one.
+            StorageError: the database may be read, not written.
         """
         began, pause, repeated = 0.0, 0.05, False
         while True:
             try:
                 result = call(repeated)
             except (StorageInternalError, DBAPIError) as error:
+                if is_forbidden(error):
+                    raise StorageError(
+                        f"{shown(self.url)} cannot be written: {self._first_line(error)}",
+                        "Let this user write it: the file and its folder, or the tables of a server.",
+                    ) from None
                 if not is_outage(error) or getattr(self._impatient, "now", False):
                     raise
                 now = time.monotonic()
@@ -93,10 +101,16 @@ class Patience:
         return blotted(str(getattr(cause, "orig", None) or cause).strip().splitlines()[0], self.url)
 
 
+def is_forbidden(error: BaseException) -> bool:
+    """Whether the database refused to be written."""
+    cause = _of_database(error)
+    return cause is not None and any(text in str(cause.orig) for text in _FORBIDDEN)
+
+
 def is_outage(error: BaseException) -> bool:
     """Whether the database was away, locked or full: what time can heal. Not: a wrong address, statement or value."""
-    cause = error if isinstance(error, DBAPIError) else error.__cause__
-    if not isinstance(cause, DBAPIError):
+    cause = _of_database(error)
+    if cause is None:
         return False
     message = str(cause.orig)
     if type(cause.orig).__module__ == "sqlite3":
@@ -104,3 +118,8 @@ def is_outage(error: BaseException) -> bool:
     if any(text in message for text in _REFUSALS):
         return False
     return cause.connection_invalidated or isinstance(cause, OperationalError | InterfaceError)
+
+
+def _of_database(error: BaseException) -> DBAPIError | None:
+    cause = error if isinstance(error, DBAPIError) else error.__cause__
+    return cause if isinstance(cause, DBAPIError) else None

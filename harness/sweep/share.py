@@ -54,7 +54,7 @@ class Share:
             raise UsageError(
                 f"HARNESS_CHECKPOINTS={without_secrets(url)} cannot be used: {str(error).splitlines()[0]}",
                 "Use a folder that all machines share, or a URL such as s3://bucket/prefix "
-                "(`pip install 'dcgan-sweep-harness[s3]'`).",
+                "(`.venv/bin/pip install -c constraints.txt -e '.[s3]'`).",
             ) from None
         return cls(fs, f"{root.rstrip('/')}/{study}-{uid[:8]}", without_secrets(url))
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
+from pydantic import ValidationError
 
-from harness.errors import NotFoundError, SpecDrift
+from harness.errors import NotFoundError, SpecDrift, StorageError
 from harness.home import Home
 from harness.study.drift import Change, changes
+from harness.study.mistakes import pydantic_problems
 from harness.study.objectives import directions
 from harness.study.records import StudyRecord, TrialRecord
 from harness.study.spec import Preset, StudySpec
@@ -101,6 +104,11 @@ def load_study(name: str, home: Home, *, storage: PatientStorage | None = None) 
     Raises:
         NotFoundError: there is none of this name.
     """
+    if storage is None and _is_absent(home):
+        raise NotFoundError(
+            f"no study {name!r} has been started in {shown(database_url(home))}",
+            f"There is no database yet. Start it with `make sweep STUDY={name}`.",
+        )
     storage = storage or open_storage(home)
     names = optuna.get_all_study_names(storage)
     if name not in names:
@@ -114,8 +122,29 @@ def load_study(name: str, home: Home, *, storage: PatientStorage | None = None) 
     return study
 
 
+def stored_spec(study: optuna.Study) -> StudySpec:
+    """The study file as the database has it.
+
+    Raises:
+        StorageError: a harness that knows other keys wrote it.
+    """
+    stored = json.loads(study.user_attrs["spec"])
+    budget = {**stored["budget"], "trials": int(study.user_attrs["target"])}
+    try:
+        return StudySpec.model_validate({**stored, "budget": budget})
+    except ValidationError as error:
+        found = "; ".join(pydantic_problems(error, StudySpec))
+        versions = study.user_attrs.get("environment", {}).get("versions", "another version")
+        raise StorageError(
+            f"study {study.study_name} was started by another version of the harness ({found})",
+            f"Install what it was started with: {versions}.",
+        ) from None
+
+
 def find_study(name: str, home: Home) -> optuna.Study | None:
     """A study that may not have been created."""
+    if _is_absent(home):
+        return None
     storage = open_storage(home)
     try:
         return optuna.load_study(storage=storage, study_name=name)
@@ -129,10 +158,16 @@ def find_record(name: str, home: Home) -> StudyRecord | None:
     return to_record(study) if study is not None and "final_metric" in study.user_attrs else None
 
 
+def _is_absent(home: Home) -> bool:
+    """Whether there is no database, which whoever only reads does not create."""
+    url = database_url(home)
+    return url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file()
+
+
 def _refuse_drift(spec: StudySpec, stored: dict[str, Any], resume_anyway: bool) -> None:
     drift = changes(stored, spec.identity())
     if spec.plan:  # it grows by arms, seeds and claims, and keeps what it has
-        drift = [change for change in drift if change.key != "presets" and not _is_new_claim(change)]
+        drift = [change for change in drift if change.key != "presets" and not _is_new_to_plan(change)]
     unsound = [change for change in drift if not change.sound]
     if not drift or (resume_anyway and not unsound):
         return
@@ -141,6 +176,8 @@ def _refuse_drift(spec: StudySpec, stored: dict[str, Any], resume_anyway: bool) 
     if spec.plan:
         copy = f"copy search_spaces/{spec.plan.study}.toml to a new name and use that"
         hint = f"Trainings would not be comparable. Leave claims and budget as they were, or {copy}."
+        if any(change.key == "plan.uid" for change in drift):
+            hint = f"The search was begun anew since, and {spec.name} is of the one before: {copy}."
     elif unsound:
         hint = f"Trials before and after would not be comparable ({unsound[0].key}): {copy}."
     else:
@@ -166,8 +203,8 @@ def _refuse_other_protocols(
         )
 
 
-def _is_new_claim(change: Change) -> bool:
-    return change.key.startswith("plan.claims.") and change.old is None
+def _is_new_to_plan(change: Change) -> bool:
+    return change.key.startswith(("plan.claims.", "plan.uid")) and change.old is None
 
 
 def agree_on_protocols(

@@ -125,7 +125,8 @@ class Trials:
         for trial in trials:
             if trial.user_attrs.get("worker", {}).get("call") == call:  # whose answer was lost
                 return self._asked(trial._trial_id, trial.user_attrs["place"])
-        if sum(trial.state in (*FINISHED, TrialState.RUNNING) for trial in trials) >= target:
+        # A plan is done when nothing of it waits: somebody may have asked for fewer trainings meanwhile.
+        if not self.spec.plan and sum(t.state in (*FINISHED, TrialState.RUNNING) for t in trials) >= target:
             return None
         if alone and any(trial.state == TrialState.RUNNING for trial in trials):
             return None
