@@ -82,6 +82,25 @@ def test_a_plan_grows_by_arms_and_seeds_and_keeps_what_it_has(database, home):
     assert len(trials.study.get_trials()) == 7
 
 
+def test_what_somebody_asked_for_is_trained_though_another_asked_for_less_meanwhile(database, home):
+    trials = opened(home, planned())
+    for _ in range(3):
+        taken = trials.ask(2)
+        trials.end(taken, TrialState.COMPLETE, 1.0, "")
+    assert not trials.is_done(2)
+    trials.end(trials.ask(2), TrialState.COMPLETE, 1.0, "")
+    assert trials.ask(2) is None and trials.is_done(2)
+
+
+def test_a_plan_of_a_search_that_was_begun_anew_is_refused(database, home):
+    arms = {"a": SPEC.hparams({"lr": 1e-3})}
+    opened(home, planned_study(SPEC, "confirm", arms=arms, seeds=(5,)))  # by a harness that did not write it down
+    opened(home, planned_study(SPEC, "confirm", arms=arms, seeds=(5,), uid="first"))
+    with pytest.raises(SpecDrift, match="plan.uid: was 'first', is 'second'") as refused:
+        opened(home, planned_study(SPEC, "confirm", arms=arms, seeds=(5,), uid="second"))
+    assert refused.value.hint.startswith("The search was begun anew since")
+
+
 def test_another_budget_and_a_claim_that_changed_are_refused(database, home):
     opened(home, planned(claims={"one": "{}"}))
     with pytest.raises(SpecDrift, match="plan.claims.one"):

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import OperationalError
 
-from harness.errors import Fenced, SpecDrift, StorageLost
+from harness.errors import Fenced, SpecDrift, StorageError, StorageLost
 from harness.home import Home
 from harness.study.files import parse_study
 from harness.study.spec import PrunerSpec
@@ -136,6 +136,23 @@ def test_an_outage_while_a_trial_is_taken_leaves_none_that_runs_without_a_worker
         else:
             trials.end(trial, TrialState.PRUNED, None, "worse than the median")
             ended += 1
+
+
+def test_a_database_that_may_only_be_read_is_refused_in_one_sentence(trials, database):
+    only_reading = "PRAGMA query_only = ON"
+    if database == "postgresql":
+        only_reading = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
+
+    @event.listens_for(trials.storage.engine, "connect")
+    def connected(connection, _):
+        connection.execute(only_reading)
+        connection.commit()
+
+    trials.storage.scoped_session.remove()
+    trials.storage.engine.dispose()
+    assert states(trials) == {"WAITING": 1}, "what is there can be read"
+    with pytest.raises(StorageError, match=r"(optuna\.db|postgresql database .*) cannot be written: .*read-?only"):
+        trials.ask(9)
 
 
 def test_a_trial_whose_taking_was_not_answered_is_the_one_that_is_given(trials, monkeypatch):

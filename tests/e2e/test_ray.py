@@ -239,7 +239,7 @@ def test_without_ray_the_error_says_how_to_get_it(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     error = refused("auto")
     assert "needs the package ray" in error.problem
-    assert error.hint == "pip install 'dcgan-sweep-harness[ray]'"
+    assert error.hint == "`.venv/bin/pip install -c constraints.txt -e '.[ray]'`"
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "auto", "ray://127.0.0.1:{port}", "nonsense"])

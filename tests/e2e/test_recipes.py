@@ -111,6 +111,8 @@ def test_a_recipe_trains_for_its_epochs_and_leaves_everything(project):
     done = project.run("generate", "--training", folder.name, "-n", "20", "--images", "fakes")
     assert f"20 images of training {folder.name} (seed 2020)" in done
     assert len(list((project.folder / "fakes").glob("*.png"))) == 20
+    again = project.run("generate", "--training", folder.name, "-n", "10", "--images", "fakes", code=2)
+    assert "fakes is not empty" in again
     page = project.folder / re.search(r"report: (\S+)", output)[1]
     text = page.read_text()
     assert f"**fid_mnv2_20 = {number(summary['scores']['fid_mnv2_20'])}**" in text

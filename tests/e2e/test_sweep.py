@@ -20,7 +20,7 @@ from harness.errors import SweepError, UsageError
 from harness.home import Home
 from harness.study.hparams import digest
 from harness.study.records import StudyRecord
-from harness.sweep.engines.local import apart
+from harness.sweep.engines.local import apart, forked
 from harness.sweep.machines import choose_device
 from harness.sweep.storage import load_study, to_record
 from harness.tracking.tracker import STATUS
@@ -183,6 +183,7 @@ def test_again_continues_extends_and_the_report_keeps_its_bytes(project):
     assert len(project.record().trials) == 4
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert "6 of 6 trials finished" in project.run("sweep", TRIALS="6", WORKERS="2")
+    assert "6 of 6 trials finished" in project.run("sweep"), "what was wanted last is not said again"
     record = project.record()
     assert sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials) == 6
     points = [json.dumps(trial.params, sort_keys=True) for trial in record.trials]
@@ -313,6 +314,7 @@ def test_ctrl_c_loses_nothing(tmp_path, weights_home, image_folder):
 
 def test_what_needs_torch_is_asked_of_a_process_that_has_it(project, monkeypatch):
     assert project.first_output.endswith("False\n"), "the supervisor imported torch"
+    assert apart(os.getpid) == os.getpid() != forked(os.getpid), "torch is imported here"
     monkeypatch.delitem(sys.modules, "torch")
     monkeypatch.setenv("HARNESS_MACHINE", "elsewhere")
     assert apart(os.getpid) != os.getpid()

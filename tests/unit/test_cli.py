@@ -12,11 +12,18 @@ import pytest
 
 from harness import bootstrap
 from harness.cli import main
-from harness.cli.shell import StopSignals
+from harness.cli.shell import StopSignals, display
 from harness.commands import machine
+from harness.commands.plans import claims_spec
 from harness.commands.studies import with_budget
-from harness.errors import CheckpointError, DataError, Diverged, HarnessError, SpecError
+from harness.errors import CheckpointError, DataError, Diverged, HarnessError, NotFoundError, SpecError, UsageError
+from harness.home import Home
+from harness.report.facts import read_facts
 from harness.study.files import load_study
+from harness.study.spec import StudySpec
+from harness.sweep.search import images, make_pruner
+from harness.sweep.storage import find_record, open_study
+from harness.sweep.storage import load_study as load_started
 from harness.terminal import SweepView
 from tests.conftest import ROOT
 
@@ -148,6 +155,23 @@ def test_the_environment_is_refreshed_when_its_inputs_change(tmp_path, monkeypat
     assert bootstrap.stamp("") != before
 
 
+def test_a_python_without_pip_is_named_and_leaves_nothing_that_is_taken_for_an_environment(
+    tmp_path, monkeypatch, capsys
+):
+    def create(where, **_):
+        (where / "lib").mkdir()
+        raise subprocess.CalledProcessError(1, ["python", "-m", "ensurepip"])
+
+    monkeypatch.setattr(bootstrap, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(bootstrap.venv, "create", create)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)  # by one that was killed before it had pip
+    (tmp_path / ".venv" / "bin" / "python").touch()
+    with pytest.raises(SystemExit) as ended:
+        bootstrap.ensure("sweep")
+    assert ended.value.code == 1 and "apt install python3-venv" in capsys.readouterr().err
+    assert not (tmp_path / ".venv").exists()
+
+
 def test_only_the_command_line_prints():
     for path in (ROOT / "harness").rglob("*.py"):
         calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
@@ -201,6 +225,23 @@ def test_budget_of_the_command_line():
     assert with_budget(spec, quick=False, trials=None, kimg=None) is spec
 
 
+def test_a_length_of_the_command_line_makes_a_study_whose_every_rung_can_prune():
+    spec = load_study("celeba32")
+    for kimg in range(1, 300):
+        scaled = with_budget(spec, quick=False, trials=None, kimg=kimg)
+        assert StudySpec.model_validate(scaled.model_dump()) == scaled, "as it is read back from the database"
+        pruner = make_pruner(scaled)
+        pruner._try_initialization(None)
+        assert pruner._n_brackets == 4, kimg
+        judged = [pruner._min_resource * 3**place for place in range(3)]
+        assert all(asked <= images(rung) for asked, rung in zip(judged, scaled.budget.rungs, strict=True)), kimg
+
+
+def test_a_number_of_trials_is_the_budgets():
+    spec = with_budget(load_study("celeba32"), quick=False, trials=7, kimg=None)
+    assert (spec.budget.trials, spec.identity()) == (7, load_study("celeba32").identity())
+
+
 @pytest.mark.parametrize("kimg", [0.1, 1.7, 9.3, 31.4159])
 def test_a_rung_at_the_end_stays_there_whatever_the_length(kimg):
     spec = load_study("celeba32")
@@ -216,6 +257,8 @@ def test_view_lines_and_table():
     spec = load_study("mnist32")
     view = SweepView(spec, target=4)
     assert view.update({"doing": "opening MLflow"}) == "opening MLflow"
+    assert ", score 0.0312;" in view.update({"number": 9, "state": "COMPLETE", "value": 0.0312}), "KID"
+    view = SweepView(spec, target=4)
     start = view.update({"number": 0, "state": "RUNNING", "kimg": 0.0, "params": {"lr_g": 2e-4}})
     assert start == "trial 0 starts: lr_g=0.0002"
     assert view.update({"number": 0, "kimg": 3.0, "images_per_s": 1234.0}) is None
@@ -293,8 +336,51 @@ def test_clean_keeps_runs_and_reports(tmp_path):
 
     for name in ("runs", "reports", ".venv", ".pytest_cache", "harness/__pycache__"):
         (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(UsageError, match="is no clone"):
+        clean(tmp_path)
+    (tmp_path / "pyproject.toml").touch()
     assert sorted(clean(tmp_path)) == [".pytest_cache", "harness/__pycache__"]
-    assert sorted(p.name for p in Path(tmp_path).iterdir()) == [".venv", "harness", "reports", "runs"]
+    assert sorted(p.name for p in Path(tmp_path).iterdir()) == [".venv", "harness", "pyproject.toml", "reports", "runs"]
+
+
+def test_whoever_only_asks_creates_no_database(monkeypatch, tmp_path):
+    monkeypatch.delenv("HARNESS_STORAGE", raising=False)
+    home = Home(tmp_path / "runs")
+    with pytest.raises(NotFoundError, match="no study 'tiny' has been started in .*optuna.db"):
+        load_started("tiny", home)
+    assert find_record("tiny", home) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_leaves_is_told_by_the_exit_code_and_ends_no_sweep(monkeypatch):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "harness", "studies"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "HARNESS_NO_VENV": "1"},
+    )  # fmt: skip
+    process.stdout.close()
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (141, b"")
+
+    def closed(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    with display(SweepView(load_study("mnist32"))) as show:
+        show("trial 0 starts")
+
+
+def test_facts_are_a_reports_and_no_other_files(tmp_path):
+    for content in ("[]", '{"ranked": []}', "{"):
+        (tmp_path / "report.json").write_text(content)
+        with pytest.raises(NotFoundError, match="no report.json of a study's report"):
+            read_facts(tmp_path)
+
+
+def test_claims_are_not_tested_in_the_place_of_a_search(home):
+    search = load_study("mnist32").model_copy(update={"name": "mnist32-claims"})
+    open_study(search, home).set_user_attr("final_metric", "fid500")
+    with pytest.raises(UsageError, match="mnist32-claims is a search"):
+        claims_spec("mnist32", ["slope"], home)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,16 @@ GOOD = {
 }
 
 
+def test_a_search_that_was_begun_anew_is_not_confirmed_by_what_confirmed_the_one_before():
+    of_uid = PLAN_SPEC.plan.model_copy(update={"uid": "first"})
+    spec = PLAN_SPEC.model_copy(update={"plan": of_uid})
+    confirmed = plan(GOOD)
+    confirmed = dataclasses.replace(confirmed, attrs={**confirmed.attrs, "spec": json.dumps(spec.identity())})
+    for uid, there in (("first", True), ("second", False)):
+        search = dataclasses.replace(FULL, attrs={**FULL.attrs, "uid": uid})
+        assert (confirmation(search, confirmed) is not None) == there
+
+
 def test_the_mean_over_fresh_seeds_ranks_and_what_cannot_be_told_is_a_tie():
     found = confirmation(FULL, plan(GOOD))
     assert [arm.name for arm in found.ranked] == ["trial-1", "trial-2", "paper"]

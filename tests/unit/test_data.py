@@ -14,7 +14,7 @@ from harness.data import store as store_module
 from harness.data.decode import Preparation, Rejected, decode
 from harness.data.sources import list_images, mnist_images
 from harness.data.store import open_store
-from harness.errors import DataError
+from harness.errors import DataError, UsageError
 from harness.home import Home
 from harness.study.images import DataSpec
 from tests.conftest import blobs
@@ -246,6 +246,12 @@ def test_mnist_store(home):
     assert images.shape == (5000, 32, 32, 1)
     assert int(images[:, :2].max()) == 0, "28 px digits are centred, not resized"
     assert np.array_equal(images[7, 2:30, 2:30, 0].numpy(), mnist_images()[7])
+
+
+def test_images_given_to_a_study_that_brings_its_own_are_refused_and_not_passed_over(home, mixed_folder):
+    spec = DataSpec(source="mnist", image_size=32, channels=1)
+    with pytest.raises(UsageError, match=f"study mnist32 trains on the digits .*: {mixed_folder} would not be used"):
+        open_store(home, spec, mixed_folder, study="mnist32", on_progress=lambda *_: None, say=print)
 
 
 @pytest.mark.celeba

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.trial import TrialState
 
 from harness.commands import studies
 from harness.gan.checkpoint import save_checkpoint
@@ -19,6 +20,9 @@ from harness.study.files import parse_study
 from harness.study.scoring import ScoreSpec, ScoringSpec
 from harness.study.spec import Preset, PrunerSpec
 from harness.sweep import plan, probe
+from harness.sweep.search import images
+from harness.sweep.storage import find_record, open_study
+from harness.sweep.trials import Trials
 from tests.conftest import CPU, TINY_STUDY
 from tests.unit.test_report import record, trial
 
@@ -137,6 +141,26 @@ def test_without_trials_of_its_own_a_study_has_both_bounds_of_pruning():
     assert time_of(unpruned).startswith(f"about {plan._shown(8 * FULL_S + 50)} on this cpu, nothing is pruned")
 
 
+@pytest.mark.parametrize("pruner", ["hyperband", "successive_halving", "median", "percentile"])
+def test_the_least_is_what_is_trained_where_each_trial_is_worse_than_all_before_it(tmp_path, pruner):
+    budget = SPEC.budget.model_copy(update={"kimg": 2.7, "rungs": (0.1, 0.3, 0.9)})
+    spec = SPEC.model_copy(update={"budget": budget, "pruner": PrunerSpec(name=pruner, n_startup_trials=2)})
+    home = Home(tmp_path / "runs")
+    trials = Trials(open_study(spec, home), spec, home)
+    ended: list[float | None] = []
+    for value in range(30):
+        found, pruned_at = trials.ask(99), None
+        for rung in budget.rungs:
+            found.report(float(value), images(rung))
+            if trials.should_prune(found):
+                pruned_at = rung
+                break
+        trials.end(found, TrialState.PRUNED if pruned_at else TrialState.COMPLETE, None if pruned_at else value, "")
+        ended.append(pruned_at)
+    assert plan.soonest_rungs(spec, 30) == ended
+    assert len(set(ended)) == (4 if pruner == "hyperband" else 2)
+
+
 def test_recipes_are_never_pruned_in_either_bound():
     recipes = tuple(Preset(name=f"r{i}", params={}, overrides={}, recipe="r") for i in range(3))
     text = time_of(SPEC.model_copy(update={"presets": recipes}))
@@ -172,7 +196,7 @@ def test_a_started_studys_own_trials_say_what_pruning_saves():
 
 def test_looking_for_a_study_that_was_not_started_creates_no_database(monkeypatch, tmp_path):
     monkeypatch.delenv("HARNESS_STORAGE", raising=False)
-    assert plan.started_record("tiny", Home(tmp_path / "runs")) is None
+    assert find_record("tiny", Home(tmp_path / "runs")) is None
     assert not list(tmp_path.iterdir())
 
 
@@ -210,7 +234,7 @@ def test_a_started_studys_own_trials_say_how_long_the_rest_takes(monkeypatch):
     ]
     started = record(*ended)
     started = dataclasses.replace(started, attrs={**started.attrs, "target": 10})
-    monkeypatch.setattr("harness.sweep.plan.started_record", lambda name, home: started)
+    monkeypatch.setattr("harness.sweep.storage.find_record", lambda name, home: started)
     first, *_ = studies.outlook_lines("tiny", Home(Path("nowhere")), 20)
     assert first.startswith(
         "so far: 3 trials, pruned ones included, took 100 s each; the 7 that are left take 11.7 min"

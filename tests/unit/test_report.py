@@ -134,10 +134,20 @@ def test_figures_have_a_light_background_of_their_own(root, tmp_path):
 
 
 def test_a_study_without_a_finished_trial_has_a_report(root, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "best.toml").write_text("# of an earlier study")
     for study in (record(), record(FULL.trials[3], FULL.trials[5])):
         path = build_report(study, root, tmp_path / "out", {}, "PED-ANOVA")
         assert "No trial has finished yet" in path.read_text()
         assert not (tmp_path / "out" / "best.toml").exists()
+
+
+def test_a_study_of_which_only_a_recipe_has_a_rung_score_has_a_report(tmp_path):
+    attrs = {"recipe": "svhn32", "variant": "as_coded", "preset": "svhn32"}
+    recipe = dataclasses.replace(trial(0, value=60.0, attrs=attrs), params={})
+    begun = trial(1, "RUNNING", intermediate={}, ended=None)
+    build_report(record(recipe, begun), tmp_path / "runs", tmp_path / "out", {}, "PED-ANOVA")
+    assert (tmp_path / "out" / "rungs.png").is_file() and not (tmp_path / "out" / "placement.png").exists()
 
 
 def test_a_trial_without_files_still_has_a_report(tmp_path):

@@ -656,8 +656,10 @@ def test_a_training_is_only_ever_found_by_its_plain_name(home, tmp_path, name):
 @pytest.mark.parametrize("name", sorted({*OTHER_NAMES} - {"-rf"}))
 def test_paths_made_from_names_stay_in_the_home_folder(tmp_path, name):
     home = Home(tmp_path / "runs")
-    assert home.trial_dir("svhn32-quick", 7) == home.root / "trials" / "svhn32-quick" / "00007"
-    for make_path in (home.within, home.training_dir, lambda part: home.trial_dir(part, 1)):
+    assert home.trial_dir("svhn32", "0123456789abcdef", 7) == home.root / "trials" / "svhn32" / "01234567" / "00007"
+    with pytest.raises(UsageError):
+        home.trial_dir("svhn32", "../../..", 7)
+    for make_path in (home.within, home.training_dir, lambda part: home.trial_dir(part, "0", 1)):
         with pytest.raises(UsageError):
             make_path(name)
     home.root.mkdir()

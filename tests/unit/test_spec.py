@@ -89,6 +89,9 @@ def test_all_mistakes_are_reported_at_once_with_key_found_and_allowed():
         (('when = { activation_g = "leaky_relu" }', 'when = { bn = "all" }'), "is not a searched parameter"),
         (('name = "median"', 'name = "hyperband"\nreduction_factor = 9'), "at least reduction_factor = 9 times apart"),
         (("rungs = [0.1]", "rungs = [0.2, 0.1]"), "rungs must rise"),
+        (('name = "paper"', 'name = "paper"\nseed = 3'), "presets.0.seed: is the harness's own"),
+        (('name = "paper"', 'name = "paper"\noverrides = { lr_gg = 1 }'), "presets.0.overrides: is the harness's own"),
+        (('name = "paper"', 'name = ["paper"]'), "presets.0.name: found ['paper']"),
         (
             ("choices = [8, 16]", "choices = [8.0, 16.0]"),
             "space.batch_size: found 8.0; input should be a valid integer",

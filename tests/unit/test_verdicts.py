@@ -191,6 +191,15 @@ def test_every_claim_builds_on_every_study_of_32_px_and_most_share_their_control
         assert len({arm_name(hp) for hp in arms}) <= len(claim_names()) + 4 < len(arms)
 
 
+def test_claims_are_tested_in_float32_whatever_their_study_trains_in():
+    spec = load_study("mnist32")
+    half = spec.model_copy(update={"fixed": spec.fixed.model_copy(update={"precision": "bf16"})})
+    assert half.hparams({}).precision == "bf16"
+    claim = load_claim("slope")
+    assert claim.arms(half) == claim.arms(spec)
+    assert {hp.precision for hp in claim.arms(half).values()} == {"float32"}
+
+
 @pytest.mark.parametrize("name", claim_names())
 def test_a_claim_is_kept_whole(name):
     found = load_claim(name)

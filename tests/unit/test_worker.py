@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import errno
 import gc
+import json
 import math
+import re
 import subprocess
 import sys
 import weakref
 from datetime import timedelta
 
+import optuna
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from threadpoolctl import threadpool_info
 
 from harness.errors import DiskFull, SweepError
@@ -22,13 +26,15 @@ from harness.scoring.fidelity import Scores
 from harness.study.files import parse_study
 from harness.study.spec import Preset
 from harness.study.suggest import suggest
+from harness.sweep.engines.loop import WorkerJob
 from harness.sweep.objective import Env
 from harness.sweep.processes import is_gone, this_process, use_threads
 from harness.sweep.reconcile import reconcile
 from harness.sweep.search import make_sampler
+from harness.sweep.share import Share
 from harness.sweep.storage import open_study, to_record
 from harness.sweep.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, finished_count
-from harness.sweep.worker import DIVERGED_VALUE, run_trial, work
+from harness.sweep.worker import DIVERGED_VALUE, _why, run_trial, work
 from harness.tracking.spool import Spool
 from harness.tracking.tracker import MemoryTracker, Point, RunInfo
 from tests.conftest import CPU, TINY_STUDY, blobs
@@ -241,6 +247,43 @@ def test_memory_that_runs_out_beside_neighbours_is_tried_once_more_with_one_work
     assert not [trial for trial in to_record(study).trials if trial.state == "WAITING"]
 
 
+def test_a_gpus_memory_is_shared_with_the_workers_on_it_and_the_machines_with_all(env):
+    env.workers, env.sharing, env.device = 4, 1, torch.device("cuda")
+    trial = env.trials.ask(9)
+    of_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert _why(of_gpu, trial, env).startswith("oom: CUDA out of memory")
+    assert not env.retired
+    of_host = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    assert _why(of_host, trial, env).startswith("interrupted: oom beside 3 other workers; queued again")
+    assert env.retired
+
+
+def test_workers_are_spread_over_the_gpus_and_know_who_is_on_theirs():
+    unused = dict.fromkeys(field.name for field in dataclasses.fields(WorkerJob))
+
+    def sharing(workers: int, gpus: int, *, own_gpu: bool = False) -> list[int]:
+        names = tuple(map(str, range(gpus)))
+        about = {**unused, "workers": workers, "gpus": names, "own_gpu": own_gpu}
+        return [WorkerJob(**{**about, "index": index}).sharing for index in range(workers)]
+
+    assert sharing(4, 4) == [1, 1, 1, 1]
+    assert sharing(5, 2) == [3, 2, 3, 2, 3]
+    assert sharing(3, 0) == [3, 3, 3]
+    assert sharing(2, 0, own_gpu=True) == [1, 1]
+
+
+class Lost(Objective):
+    def __call__(self, generator, hp, *, all_metrics):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+def test_a_device_that_is_lost_ends_the_worker_and_not_the_trial(study, env):
+    env.rung = Lost("fid_mnv2_20")
+    with pytest.raises(torch.AcceleratorError):
+        one(study, env)
+    assert to_record(study).trials[0].state == "RUNNING", "until whoever asks next finds its process dead"
+
+
 def test_the_first_worker_stays_where_memory_ran_out_but_takes_no_trial_beside_others(study, env):
     import optuna
 
@@ -262,7 +305,7 @@ def test_a_damaged_checkpoint_is_set_aside_named_and_the_one_before_it_used(env,
     env.checkpoint_s = 0.0
     env.stop = lambda: sum("images_per_s" in event for event in said) >= 4
     assert one(study, env).state == "FAIL"
-    folder = env.home.trial_dir("tiny", 0)
+    folder = env.home.root / to_record(study).trials[0].attrs["folder"]
     older, newest = sorted(folder.glob("snapshot-*.pt"))
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
@@ -290,6 +333,22 @@ def test_reconciling_all_studies_passes_over_those_that_never_ran(home):
             list(reconcile_studies(name, home))
 
 
+def test_a_study_of_a_harness_that_knows_other_keys_is_refused_by_them_and_keeps_no_other_from_being_healed(home):
+    from harness.commands.studies import reconcile as reconcile_studies
+    from harness.errors import StorageError
+
+    study = open_study(SPEC, home)
+    newer = {**SPEC.identity(), "budget": {**SPEC.identity()["budget"], "minutes": 5}}
+    attrs = {"final_metric": "fid20", "mlflow_parent": "p", "mlflow_experiment": "0", "target": 3}
+    for name, value in {**attrs, "spec": json.dumps(newer), "environment": {"versions": "harness 9.9"}}.items():
+        study.set_user_attr(name, value)
+    said = r"study tiny was started by another version .* \(budget.minutes: unknown key; allowed: kimg, rungs, trials\)"
+    with pytest.raises(StorageError, match=said) as refused:
+        list(reconcile_studies("tiny", home))
+    assert refused.value.hint == "Install what it was started with: harness 9.9."
+    assert re.match(said, next(reconcile_studies(None, home)))
+
+
 def test_reconciling_all_sends_what_trainings_had_yet_to_send(home):
     from harness.commands.studies import reconcile as reconcile_studies
     from harness.tracking.mlflow import client_for
@@ -309,7 +368,7 @@ def test_reconciling_all_sends_what_trainings_had_yet_to_send(home):
 
 def test_time_is_that_of_all_attempts_and_not_of_the_days_between_them(study, env):
     env.checkpoint_s = 0.0
-    env.stop = lambda: bool(list(env.home.trial_dir("tiny", 0).glob("snapshot-*.pt")))
+    env.stop = lambda: bool(list(env.home.root.glob("trials/tiny/*/00000/snapshot-*.pt")))
     first = one(study, env)
     assert first.state == "FAIL" and first.attrs["saved_s"] > 0
     killed = dataclasses.replace(
@@ -322,6 +381,31 @@ def test_time_is_that_of_all_attempts_and_not_of_the_days_between_them(study, en
     record = to_record(study)
     assert record.seconds(record.trials[1]) == pytest.approx(sum(trial.seconds for trial in record.trials))
     assert record.trials[0].seconds > 0
+
+
+def test_a_study_begun_anew_trains_anew_beside_the_folders_of_the_one_before(study, env):
+    before = one(study, env)
+    optuna.delete_study(study_name="tiny", storage=study._storage)
+    anew = make_env(env.home)
+    record = one(anew.trials.study, anew)
+    assert (record.number, record.attrs["hparams"], record.attrs["seed"]) == (
+        0, before.attrs["hparams"], before.attrs["seed"]
+    )  # fmt: skip
+    assert record.attrs["folder"] != before.attrs["folder"]
+    assert record.attrs["resumed_kimg"] == 0
+
+
+def test_results_are_on_the_share_before_the_database_has_the_score(study, env, tmp_path, monkeypatch):
+    env.share = Share(LocalFileSystem(), str(tmp_path / "share"), "folder")
+    end, seen = env.trials.end, []
+
+    def ending(*arguments):
+        seen.extend(path.name for path in (tmp_path / "share" / "00000").iterdir())
+        end(*arguments)
+
+    monkeypatch.setattr(env.trials, "end", ending)
+    folder = env.home.root / one(study, env).attrs["folder"]
+    assert {path.name for path in folder.iterdir()} <= set(seen)
 
 
 def test_a_disk_that_stays_full_ends_in_one_sentence(study, env, monkeypatch):
