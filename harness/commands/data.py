@@ -10,7 +10,6 @@ from harness.errors import DataError, NotFoundError, UsageError
 from harness.home import Home
 from harness.study.files import load_recipe, load_study, recipe_hparams
 from harness.study.images import DataSpec
-from harness.study.spec import StudySpec
 
 if TYPE_CHECKING:
     from harness.data.store import ImageStore
@@ -18,16 +17,9 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
-def started_spec(study_name: str, home: Home) -> StudySpec:
-    """The specification that a started study runs by, quick ones included."""
-    from harness.sweep.storage import load_study as load_started
-    from harness.sweep.storage import stored_spec
-
-    return stored_spec(load_started(study_name, home))
-
-
 def export_reference(study_name: str, home: Home, source: Path | None, out: Path, say: Say) -> str:
     """Write the real images that a study's final scores compare with as PNG files."""
+    from harness.commands.studies import started_spec
     from harness.data.store import open_store
     from harness.scoring.reference import reference_images
     from harness.scoring.scorer import split_images
@@ -39,12 +31,21 @@ def export_reference(study_name: str, home: Home, source: Path | None, out: Path
     found = load_started(study_name, home).user_attrs["dataset"]["fingerprint"]
     if store.fingerprint != found:
         raise DataError("these are not the images that the study was run on", "Give the same DATA.")
-    if out.is_dir() and any(out.iterdir()):
-        raise UsageError(f"{out} is not empty", "What is in it would be mixed with the images: name another folder.")
+    refuse_to_mix(out)
     images = reference_images(split_images(store, spec.scoring.final), spec.scoring.final.reference)
     for index, pixels in enumerate(images.permute(0, 2, 3, 1).numpy()):
         save_png(out / f"{index:06d}.png", pixels)
     return f"{len(images)} real images in {out}"
+
+
+def refuse_to_mix(out: Path) -> None:
+    """Images that are written into a folder are all that is in it.
+
+    Raises:
+        UsageError: something is.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"{out} is not empty", "What is in it would be mixed with the images: name another folder.")
 
 
 def wanted_data(study: str, recipe: str | None, variant: str | None) -> tuple[str, DataSpec]:

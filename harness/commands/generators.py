@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import NotFoundError, UsageError
+from harness.commands.data import refuse_to_mix
+from harness.errors import NotFoundError
 from harness.home import Home
 from harness.study.hparams import HParams
 
@@ -101,8 +102,8 @@ def generate_images(
         scored_with = json.loads(record.attrs["spec"])["scoring"]["final"]["seed"]
         what = f"trial {chosen.number}" + (f" ({chosen.attrs['preset']})" if "arm" in chosen.attrs else "")
     seed = scored_with if seed is None else seed
-    if folder is not None and folder.is_dir() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty", "What is in it would be mixed with the images: name another folder.")
+    if folder is not None:
+        refuse_to_mix(folder)
     images = generate(generator, hp, n, seed, torch.device("cpu"))
     where = []
     if folder is not None:

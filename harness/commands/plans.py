@@ -125,10 +125,11 @@ def claims_spec(
     arms = {arm_name(hp): hp for claim in chosen for hp in claim.arms(spec).values()}
     n_seeds = seeds or max(claim.seeds for claim in chosen)
     known = find_record(f"{spec.name}-claims", home)
-    plan: dict[str, Any] | None = {"claims": {}, "rule": RULE}
-    if known and (plan := json.loads(known.attrs["spec"]).get("plan")) is None:
-        raise UsageError(f"{known.name} is a search", f"Copy {spec.name}'s file to a new name, and test them on that.")
-    assert plan is not None
+    plan: dict[str, Any] | None
+    plan = json.loads(known.attrs["spec"]).get("plan") if known else {"claims": {}, "rule": RULE}
+    if plan is None:
+        name = f"{spec.name}-claims"
+        raise UsageError(f"{name} is a search", f"Copy {spec.name}'s file to a new name, and test them on that.")
     asked = {claim.name: registered(claim.model_copy(update={"seeds": n_seeds})) for claim in chosen}
     try:
         base = StudySpec.model_validate(
