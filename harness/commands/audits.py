@@ -86,7 +86,8 @@ def audit_study(
     real = RealImages(store.tensor(), scorers.extractor(MOBILENET))
     for trial in waiting:
         say(f"auditing {name_of(trial)}")
-        folder, hp = home.root / str(trial.attrs["folder"]), HParams.from_params(trial.attrs["hparams"])
+        folder = home.root / str(trial.attrs["folder"])
+        hp = HParams.from_stored(trial.attrs["hparams"], f"{name_of(trial)} of {study_name}")
         found = audit(import_generator(folder, hp, place), hp, scorer, real)
         save_png(folder / PAIRS_FILE, found.pairs)
         stated = {**found.to_dict(), "protocol_hash": scorer.protocol.hash}

@@ -68,7 +68,7 @@ def trained_generator(
             raise NotFoundError(f"study {study_name} has no trial {trial} that was started")
         chosen = numbered[0]
         bring_results(record, home, say, [chosen])
-    hp = HParams.from_params(chosen.attrs["hparams"])
+    hp = HParams.from_stored(chosen.attrs["hparams"], f"trial {chosen.number} of {study_name}")
     generator = import_generator(home.root / str(chosen.attrs["folder"]), hp, torch.device("cpu"))
     return generator, hp, chosen, record
 
@@ -132,5 +132,5 @@ def published_generator(training: str, home: Home) -> tuple[Any, HParams, int]:
         raise NotFoundError(f"no finished training {training!r}", f"There are: {', '.join(done) or 'none'}.")
     folder = home.training_dir(training)
     summary = json.loads((folder / SUMMARY_FILE).read_text())
-    hp = HParams.from_params(summary["hparams"])
+    hp = HParams.from_stored(summary["hparams"], f"training {training}")
     return import_generator(folder, hp, torch.device("cpu")), hp, int(summary["scoring"]["seed"])

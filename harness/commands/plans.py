@@ -79,8 +79,9 @@ def _finalists(record: StudyRecord, top: int) -> dict[str, HParams]:
     for trial in (*ranked[:top], *published):
         chosen.setdefault(digest(dict(trial.attrs["hparams"])), trial)
     return {
-        str(trial.attrs.get("preset", f"trial-{trial.number}")): HParams.from_params(trial.attrs["hparams"])
+        name: HParams.from_stored(trial.attrs["hparams"], f"{name} of {record.name}")
         for trial in chosen.values()
+        for name in [str(trial.attrs.get("preset", f"trial-{trial.number}"))]
     }
 
 

@@ -64,14 +64,15 @@ def reconcile(name: str | None, home: Home) -> Iterator[str]:
 
     from harness.sweep.database import open_storage
     from harness.sweep.reconcile import reconcile_tracker, reconcile_trainings
+    from harness.sweep.storage import is_absent, stored_spec
     from harness.sweep.storage import load_study as load_started
-    from harness.sweep.storage import stored_spec
     from harness.sweep.trials import Trials
     from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
 
-    storage = open_storage(home)
+    storage = None if is_absent(home) else open_storage(home)
     studies: list[optuna.Study] = []
-    for found in [name] if name else sorted(optuna.get_all_study_names(storage)):
+    names = sorted(optuna.get_all_study_names(storage)) if storage else []
+    for found in [name] if name else names:
         try:
             study = load_started(found, home, storage=storage)
             if "mlflow_parent" not in study.user_attrs:

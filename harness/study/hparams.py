@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harness.errors import StorageError
+
 # One name that sets a parameter of both networks.
 ALIASES: dict[str, tuple[str, ...]] = {
     "lr": ("lr_g", "lr_d"),
@@ -98,6 +100,21 @@ class HParams:
         for layer in layers:
             merged |= expand(layer)
         return cls(**merged)
+
+    @classmethod
+    def from_stored(cls, params: Mapping[str, Any], where: str) -> HParams:
+        """What :meth:`to_dict` gave, perhaps long ago.
+
+        Raises:
+            StorageError: a harness that has other parameters wrote it; ``where`` names what it is of.
+        """
+        if unknown := sorted(set(params) - set(FIELDS)):
+            raise StorageError(
+                f"{where} was trained by another version of the harness, with what this one does not have: "
+                f"{', '.join(unknown)}",
+                "Install the version that the report names under Environment.",
+            )
+        return cls(**params)
 
     @property
     def images_per_step(self) -> int:

@@ -104,7 +104,7 @@ def load_study(name: str, home: Home, *, storage: PatientStorage | None = None) 
     Raises:
         NotFoundError: there is none of this name.
     """
-    if storage is None and _is_absent(home):
+    if storage is None and is_absent(home):
         raise NotFoundError(
             f"no study {name!r} has been started in {shown(database_url(home))}",
             f"There is no database yet. Start it with `make sweep STUDY={name}`.",
@@ -143,7 +143,7 @@ def stored_spec(study: optuna.Study) -> StudySpec:
 
 def find_study(name: str, home: Home) -> optuna.Study | None:
     """A study that may not have been created."""
-    if _is_absent(home):
+    if is_absent(home):
         return None
     storage = open_storage(home)
     try:
@@ -158,7 +158,7 @@ def find_record(name: str, home: Home) -> StudyRecord | None:
     return to_record(study) if study is not None and "final_metric" in study.user_attrs else None
 
 
-def _is_absent(home: Home) -> bool:
+def is_absent(home: Home) -> bool:
     """Whether there is no database, which whoever only reads does not create."""
     url = database_url(home)
     return url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import os
 import re
 import subprocess
@@ -14,16 +15,28 @@ from harness import bootstrap
 from harness.cli import main
 from harness.cli.shell import StopSignals, display
 from harness.commands import machine
+from harness.commands.generators import published_generator
 from harness.commands.plans import claims_spec
-from harness.commands.studies import with_budget
-from harness.errors import CheckpointError, DataError, Diverged, HarnessError, NotFoundError, SpecError, UsageError
+from harness.commands.studies import reconcile, with_budget
+from harness.errors import (
+    CheckpointError,
+    DataError,
+    Diverged,
+    HarnessError,
+    NotFoundError,
+    SpecError,
+    StorageError,
+    UsageError,
+)
 from harness.home import Home
 from harness.report.facts import read_facts
 from harness.study.files import load_study
+from harness.study.hparams import HParams
 from harness.study.spec import StudySpec
 from harness.sweep.search import images, make_pruner
 from harness.sweep.storage import find_record, open_study
 from harness.sweep.storage import load_study as load_started
+from harness.sweep.training import SUMMARY_FILE
 from harness.terminal import SweepView
 from tests.conftest import ROOT
 
@@ -349,7 +362,18 @@ def test_whoever_only_asks_creates_no_database(monkeypatch, tmp_path):
     with pytest.raises(NotFoundError, match="no study 'tiny' has been started in .*optuna.db"):
         load_started("tiny", home)
     assert find_record("tiny", home) is None
+    assert list(reconcile(None, home)) == []
     assert not list(tmp_path.iterdir())
+
+
+def test_a_generator_with_parameters_of_another_version_is_not_sampled(tmp_path):
+    home = Home(tmp_path)
+    folder = home.training_dir("old")
+    folder.mkdir(parents=True)
+    hparams = {**HParams().to_dict(), "spectral_norm": True}
+    (folder / SUMMARY_FILE).write_text(json.dumps({"hparams": hparams, "scoring": {"seed": 0}}))
+    with pytest.raises(StorageError, match="training old was trained by another version .*: spectral_norm"):
+        published_generator("old", home)
 
 
 def test_a_reader_that_leaves_is_told_by_the_exit_code_and_ends_no_sweep(monkeypatch):
