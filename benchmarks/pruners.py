@@ -5,14 +5,16 @@
     python -m benchmarks.pruners mnist32 --curves benchmarks/results/rungs-mnist32.jsonl     # those of benchmarks.rungs
 
 Each replay draws ``--trials`` of the recorded configurations in random order. Cost: kimg trained, and trials that
-reach the final score; seconds are training, rungs and final scores together, at the recorded median speeds. Regret:
-final score of the best one that was not pruned, less that of the best one drawn. Those that diverged are drawn as
-others are. ``--seconds`` asks another question of the same replays: the best final score that is there after so long.
+reach the final score; seconds are training, rungs and final scores together, at the recorded median speeds; *ended* is
+when the last trial was done. Regret: final score of the best one that was not pruned, less that of the best one drawn.
+Those that diverged are drawn as others are. ``--seconds`` asks another question of the same replays: the best final
+score that is there after so long. With ``--workers`` there are several trials at once, each as quick as one alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
 import math
 import random
@@ -20,6 +22,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import optuna
@@ -36,6 +39,7 @@ from scipy.stats import spearmanr
 from benchmarks.rungs import rows
 from harness.home import Home
 from harness.sweep.storage import load_study, to_record
+from harness.sweep.views import AbreastPercentile, View
 from harness.sweep.worker import DIVERGED_VALUE
 
 RUNGS = (
@@ -96,6 +100,7 @@ def candidates(rungs: tuple[int, ...], kimg: float) -> dict[str, Callable[[], Ba
         "best third, 2 startup": lambda: PercentilePruner(33.3, n_startup_trials=2),
         "best quarter, 2 startup": lambda: PercentilePruner(25.0, n_startup_trials=2),
         "best quarter, 1 startup": lambda: PercentilePruner(25.0, n_startup_trials=1),
+        "best quarter, 1 startup or running": lambda: AbreastPercentile(25.0, n_startup_trials=1),
     }
     for factor in (2, 3):
         if all(b >= a * factor for a, b in zip(rungs, (*rungs[1:], kimg), strict=True)):
@@ -125,12 +130,13 @@ def speeds(curves: list[Curve]) -> Speeds:
 class Replay:
     """What a pruner would have spent, and the final scores that it would have let be.
 
-    ``finals`` are (seconds since the first trial began, final score).
+    ``finals`` are (seconds since the first trial began, final score), ``ended`` when the last trial did.
     """
 
     kimg: float = 0.0
     rungs: int = 0
     finals: list[tuple[float, float]] = field(default_factory=list)
+    ended: float = 0.0
 
     def seconds(self, took: Speeds, kimg: float) -> float:
         return self.kimg / kimg * took.train + self.rungs * took.rung + len(self.finals) * took.final
@@ -141,24 +147,47 @@ class Replay:
 
 
 def replay(
-    curves: list[Curve], pruner: BasePruner, rungs: tuple[int, ...], kimg: float, name: str, took: Speeds
+    curves: list[Curve],
+    pruner: BasePruner,
+    rungs: tuple[int, ...],
+    kimg: float,
+    name: str,
+    took: Speeds,
+    workers: int = 1,
 ) -> Replay:
     # Hyperband draws its brackets from the study's name.
-    study = optuna.create_study(study_name=name, pruner=pruner, sampler=optuna.samplers.RandomSampler(seed=0))
-    done = Replay()
-    for curve in curves:
-        trial = study.ask()
-        for rung in rungs:
-            trial.report(curve.rungs[rung * 1000], rung * 1000)
-            done.rungs += 1
-            if trial.should_prune():
-                done.kimg += rung
-                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-                break
-        else:
+    stored = optuna.create_study(study_name=name)
+    study = View(name, stored._storage, sampler=optuna.samplers.RandomSampler(seed=0), pruner=pruner)
+    lasts = [(after - before) / kimg * took.train for before, after in pairwise((0, *rungs, kimg))]
+    done, drawn = Replay(), iter(curves)
+    # What comes next of each worker: (when, its trial's number, the trial, its curve, how many rungs it has behind it).
+    coming: list[tuple[float, int, optuna.Trial, Curve, int]] = []
+
+    def begin(now: float) -> None:
+        if curve := next(drawn, None):
+            trial = study.ask()
+            heapq.heappush(coming, (now + lasts[0] + took.rung, trial.number, trial, curve, 0))
+
+    for _ in range(workers):
+        begin(0.0)
+    while coming:
+        now, number, trial, curve, behind = heapq.heappop(coming)
+        if behind == len(rungs):
             done.kimg += kimg
-            done.finals.append((done.seconds(took, kimg) + took.final, curve.final))
+            done.finals.append((now, curve.final))
             study.tell(trial, curve.final)
+        else:
+            mark = rungs[behind]
+            trial.report(curve.rungs[mark * 1000], mark * 1000)
+            done.rungs += 1
+            if not trial.should_prune():
+                scored = took.rung if behind + 1 < len(rungs) else took.final
+                heapq.heappush(coming, (now + lasts[behind + 1] + scored, number, trial, curve, behind + 1))
+                continue
+            done.kimg += mark
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        done.ended = now
+        begin(now)
     return done
 
 
@@ -169,6 +198,8 @@ def main() -> None:
     parser.add_argument("--protocol", default="FID, MobileNetV2, 250", help="of the file's rung scores")
     parser.add_argument("--trials", type=int, default=14)
     parser.add_argument("--replays", type=int, default=300)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--rungs", type=lambda text: tuple(map(int, text.split(","))), help="only these, as in 12,24")
     parser.add_argument("--seconds", type=float, help="shows the best final score that is there after so many, too")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -188,9 +219,12 @@ def main() -> None:
     )
     within = arguments.seconds
     timed = (f" best in {within:g} s, mean |", "---:|") if within else ("", "")
-    print(f"| rungs (kimg) | pruner | kimg trained | finished | seconds | regret, mean | regret, 90 % |{timed[0]}")
-    print(f"|---|---|---:|---:|---:|---:|---:|{timed[1]}")
-    usable = [rungs for rungs in RUNGS if all(rung * 1000 in steps for rung in rungs)]
+    print(
+        f"| rungs (kimg) | pruner | kimg trained | finished | seconds | ended | regret, mean | regret, 90 % |{timed[0]}"
+    )
+    print(f"|---|---|---:|---:|---:|---:|---:|---:|{timed[1]}")
+    tried = (arguments.rungs,) if arguments.rungs else RUNGS
+    usable = [rungs for rungs in tried if all(rung * 1000 in steps for rung in rungs)]
     for rungs in usable:
         for name, make in {**({"none": NopPruner} if rungs == usable[0] else {}), **candidates(rungs, kimg)}.items():
             rng = random.Random(0)
@@ -198,17 +232,19 @@ def main() -> None:
             for number in range(arguments.replays):
                 drawn = rng.sample(done, len(done))
                 few = drawn[: arguments.trials]
-                replays.append(replay(few, make(), rungs, kimg, f"replay-{number}", took))
+                again = partial(replay, name=f"replay-{number}", took=took, workers=arguments.workers)
+                replays.append(again(few, make(), rungs, kimg))
                 regrets.append(replays[-1].best() - min(curve.final for curve in few))
                 if within:
-                    in_time.append(replay(drawn, make(), rungs, kimg, f"replay-{number}", took).best(within))
+                    in_time.append(again(drawn, make(), rungs, kimg).best(within))
             trained = statistics.mean(each.kimg for each in replays)
             finished = statistics.mean(len(each.finals) for each in replays)
             seconds = statistics.mean(each.seconds(took, kimg) for each in replays)
+            ended = statistics.mean(each.ended for each in replays)
             ninety = statistics.quantiles(regrets, n=10)[-1]
             print(
-                f"| {', '.join(map(str, rungs))} | {name} | {trained:.0f} | {finished:.1f} | {seconds:.0f} | "
-                f"{statistics.mean(regrets):.1f} | {ninety:.1f} |"
+                f"| {', '.join(map(str, rungs))} | {name} | {trained:.0f} | {finished:.1f} | {seconds:.0f} "
+                f"| {ended:.0f} | {statistics.mean(regrets):.1f} | {ninety:.1f} |"
                 + (f" {statistics.mean(in_time):.1f} |" if within else "")
             )
 

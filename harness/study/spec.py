@@ -55,7 +55,11 @@ class PrunerSpec(Table):
     """Optuna's pruner, asked at each rung."""
 
     name: Literal["none", "median", "percentile", "successive_halving", "hyperband"] = "median"
-    n_startup_trials: int = Field(4, ge=0, description="median, percentile: finished trials before any is pruned.")
+    n_startup_trials: int = Field(
+        4,
+        ge=0,
+        description="median, percentile: none is pruned at a rung before so many others came there or finished.",
+    )
     percentile: float = Field(
         25.0, gt=0, lt=100, description="percentile: a trial goes on where it is among this best share of them (%)."
     )

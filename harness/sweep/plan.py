@@ -214,7 +214,7 @@ def _time(
 def soonest_rungs(spec: StudySpec, target: int) -> list[float | None]:
     """Where each of a sweep's trials, recipes aside, ends at the soonest (kimg); None: it finishes whatever its score.
 
-    The pruner waits for finished trials, among them recipes, or lets the first one that it judges at a rung go on.
+    The pruner waits for others to come as far, recipes among them, or lets the first that it judges at a rung go on.
     Hyperband does so in each bracket, and of a bracket that begins behind the last rung it prunes nothing.
     """
     rungs = spec.budget.rungs

@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 
 import optuna
-from optuna.pruners import BasePruner, MedianPruner, NopPruner, PercentilePruner, SuccessiveHalvingPruner
+from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from harness.study.hparams import derive_seed
 from harness.study.spec import StudySpec
-from harness.sweep.views import PlacedHyperband
+from harness.sweep.views import AbreastPercentile, PlacedHyperband
 
 
 def make_sampler(spec: StudySpec, trials_so_far: int) -> BaseSampler:
@@ -34,9 +34,9 @@ def make_pruner(spec: StudySpec) -> BasePruner:
         case "none":
             return NopPruner()
         case "median":
-            return MedianPruner(n_startup_trials=spec.pruner.n_startup_trials)
+            return AbreastPercentile(50, n_startup_trials=spec.pruner.n_startup_trials)
         case "percentile":
-            return PercentilePruner(spec.pruner.percentile, n_startup_trials=spec.pruner.n_startup_trials)
+            return AbreastPercentile(spec.pruner.percentile, n_startup_trials=spec.pruner.n_startup_trials)
         case "successive_halving":
             return SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
         case "hyperband":

@@ -10,7 +10,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.pruners import HyperbandPruner
+from optuna.pruners import HyperbandPruner, PercentilePruner
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -40,13 +40,19 @@ class View(optuna.Study):
     """The study as samplers and pruners see it: a retry stands for the trial that it continues, under its number.
 
     Of several objectives the first, the score, is the one that rung scores are of. A pruner may look at some trials
-    only: those that are ``among`` them.
+    only, those that are ``among`` them; and is given, beside those that it asks for, the running ones that were scored
+    where the ``judged`` one was scored last.
     """
 
     among: Callable[[FrozenTrial], bool] | None = None
+    judged: FrozenTrial | None = None
 
     def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
         found = super().get_trials(deepcopy, states)
+        if self.judged is not None:
+            own, step = self.judged.number, self.judged.last_step
+            running = super().get_trials(deepcopy, (TrialState.RUNNING,))
+            found += [trial for trial in running if trial.number != own and step in trial.intermediate_values]
         return found if self.among is None else [trial for trial in found if self.among(trial)]
 
     @property
@@ -93,6 +99,19 @@ class Ranked(View):
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
         return [self.seen(trial) for trial in super()._get_trials(deepcopy, states, use_cache)]
+
+
+class AbreastPercentile(PercentilePruner):
+    """The percentile of the finished trials and of those that still run and were scored at the same rung.
+
+    Optuna's waits for trials that finished: as many workers as there are train all that they begin with in full.
+    """
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        seen = copy.copy(study)
+        assert isinstance(seen, View)
+        seen.judged = trial
+        return super().prune(seen, trial)
 
 
 class PlacedHyperband(HyperbandPruner):

@@ -95,6 +95,27 @@ def test_one_objective_alone_is_pruned_by_its_score(database, tmp_path):
     assert alone.should_prune(worst)
 
 
+@pytest.mark.parametrize("objectives", ["", 'objectives = ["score", "recall"]\n'])
+def test_a_trial_is_judged_beside_those_that_still_run(database, tmp_path, objectives):
+    """Of trials that begin together none has finished when the first come to a rung."""
+    text = (objectives + TINY_STUDY).replace('name = "median"\nn_startup', 'name = "percentile"\nn_startup')
+    spec = parse_study("tiny", text, shown_as="tiny.toml")
+    trials = Trials(open_study(spec, home := Home(tmp_path / "runs")), spec, home)
+    good, fair, late, bad = (trials.ask(9) for _ in range(4))
+    for trial in (good, fair, late, bad):
+        suggest(trial, spec)
+    for trial, score in ((good, 10.0), (fair, 11.0)):
+        report(trial, score, 100, Timed(1))
+        assert not trials.should_prune(trial), "two others must have come as far: n_startup_trials"
+    report(bad, 99.0, 100, Timed(1))
+    assert trials.should_prune(bad)
+    assert not trials.should_prune(good)
+    report(fair, 9.0, 200, Timed(2))
+    assert not trials.should_prune(fair), "none other has come to this rung"
+    report(late, 9.5, 100, Timed(1))
+    assert not trials.should_prune(late), "the best of four at its rung"
+
+
 @pytest.mark.parametrize("pruner", ["median", "percentile", "successive_halving", "none"])
 def test_every_pruner_and_tpe_go_on_with_pruned_trials_among_them(database, tmp_path, pruner):
     text = f'objectives = ["score", "seconds"]\n{TINY_STUDY}'.replace('name = "median"', f'name = "{pruner}"')

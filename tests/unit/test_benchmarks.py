@@ -15,6 +15,7 @@ from benchmarks.compute import table as compute_table
 from benchmarks.gpu import Counted
 from benchmarks.peak import peak_mib
 from benchmarks.pruners import Curve, replay, speeds
+from harness.sweep.views import AbreastPercentile
 from tests.conftest import ROOT
 
 
@@ -53,6 +54,16 @@ def test_a_replay_counts_training_rungs_and_finals_and_what_is_there_in_time():
     pruned = replay(curves, PercentilePruner(25.0, n_startup_trials=1), (10,), 20.0, "pruned", took)
     assert (pruned.kimg, pruned.rungs, pruned.best()) == (50.0, 3, 70.0)
     assert pruned.seconds(took, 20.0) == pytest.approx(50 + 3 + 2 * 50)
+
+
+def test_several_workers_begin_together_and_are_judged_beside_what_still_runs():
+    curves = [curve(3.0, 90.0), curve(9.0, 70.0), curve(2.0, 40.0)]
+    took = speeds(curves)
+    waiting = replay(curves, PercentilePruner(25.0, n_startup_trials=1), (10,), 20.0, "waiting", took, workers=2)
+    assert waiting.finals == [(71.0, 90.0), (71.0, 70.0), (142.0, 40.0)]
+    abreast = replay(curves, AbreastPercentile(25.0, n_startup_trials=1), (10,), 20.0, "abreast", took, workers=2)
+    assert abreast.finals == [(71.0, 90.0), (82.0, 40.0)], "the second ends after 11 s, and the third begins then"
+    assert (abreast.kimg, abreast.ended) == (50.0, 82.0)
 
 
 def row(checkout: str, seed: int, best: float | None, score: str = "fid") -> dict[str, object]:
