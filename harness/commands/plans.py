@@ -78,10 +78,9 @@ def _finalists(record: StudyRecord, top: int) -> dict[str, HParams]:
     chosen: dict[str, TrialRecord] = {}
     for trial in (*ranked[:top], *published):
         chosen.setdefault(digest(dict(trial.attrs["hparams"])), trial)
+    named = {str(trial.attrs.get("preset", f"trial-{trial.number}")): trial for trial in chosen.values()}
     return {
-        name: HParams.from_stored(trial.attrs["hparams"], f"{name} of {record.name}")
-        for trial in chosen.values()
-        for name in [str(trial.attrs.get("preset", f"trial-{trial.number}"))]
+        name: HParams.from_stored(trial.attrs["hparams"], f"{name} of {record.name}") for name, trial in named.items()
     }
 
 
