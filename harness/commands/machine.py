@@ -126,13 +126,12 @@ def clean(root: Path) -> list[str]:
 
 
 def test_processes(arguments: Sequence[str]) -> list[str]:
-    """pytest-xdist's arguments: a process for each core, up to four, whole files each; none where they are given."""
+    """pytest-xdist's arguments: a process for each core, up to four; none where they are given."""
     from harness.sweep.processes import usable_cores
 
     n = min(4, usable_cores())
     given = any(argument.startswith(("-n", "--numprocesses", "--pdb")) for argument in arguments)
-    # In the order of the folders, so that the long files come first and the short ones fill up.
-    return [] if given or n == 1 else ["-n", str(n), "--dist", "loadfile", "--no-loadscope-reorder"]
+    return [] if given or n == 1 else ["-n", str(n)]
 
 
 @contextmanager
