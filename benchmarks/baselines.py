@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from harness.gan.layers import with_library_layers
+from harness.gan.fast.layers import with_library_layers
+from harness.gan.hparams import HParams
 from harness.gan.networks import build
-from harness.study.hparams import HParams
 
 CPU = torch.device("cpu")
 

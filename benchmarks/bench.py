@@ -24,8 +24,8 @@ import torch
 from benchmarks.measured import Measured, timed
 from benchmarks.rows import GROUPS, HAS_BF16, PRECISIONS, Row, rows
 from harness.home import Home
-from harness.sweep.processes import usable_cores
-from harness.sweep.provenance import provenance
+from harness.machine.processes import usable_cores
+from harness.machine.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -26,9 +26,9 @@ from scipy import stats
 
 from harness.errors import NotFoundError
 from harness.home import Home
-from harness.study.records import StudyRecord
-from harness.sweep.provenance import cpu_name
-from harness.sweep.storage import load_study, to_record
+from harness.machine.provenance import cpu_name
+from harness.store.records import StudyRecord
+from harness.store.studies import load_study, to_record
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks" / "results" / "budget-mnist32.jsonl"

@@ -22,14 +22,14 @@ import numpy as np
 from scipy import stats
 
 from harness.home import Home
-from harness.study.files import load_study
-from harness.study.records import StudyRecord
-from harness.study.spec import StudySpec
-from harness.sweep.machines import Machines
-from harness.sweep.provenance import provenance
+from harness.machine.devices import Machines
+from harness.machine.provenance import provenance
+from harness.spec.files import load_study
+from harness.spec.study import StudySpec
+from harness.store.records import StudyRecord
+from harness.store.studies import load_study as load_started
+from harness.store.studies import to_record
 from harness.sweep.run import run_sweep
-from harness.sweep.storage import load_study as load_started
-from harness.sweep.storage import to_record
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks" / "results" / "compute-mnist32.jsonl"

@@ -26,18 +26,18 @@ from torch import Tensor
 
 from harness.data.store import ImageStore, open_store
 from harness.errors import Diverged
-from harness.gan.precision import BF16, FLOAT32, TF32
+from harness.gan.fast.precision import BF16, FLOAT32, TF32
+from harness.gan.hparams import HParams, derive_seed
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, train
 from harness.home import Home
+from harness.machine.processes import exact_arithmetic
+from harness.machine.provenance import provenance
 from harness.scoring.distance import frechet_distance
 from harness.scoring.extractors import Extractor
 from harness.scoring.reference import Reference, reference_images
 from harness.scoring.sampling import samples
-from harness.study.hparams import HParams, derive_seed
-from harness.study.images import DataSpec
-from harness.sweep.processes import exact_arithmetic
-from harness.sweep.provenance import provenance
+from harness.spec.images import DataSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"

@@ -34,19 +34,19 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.baselines import Loop
+from benchmarks.fused import FusedRuns
 from benchmarks.rows import SYSTEMS, noise_images, system
 from harness.errors import HarnessError
-from harness.gan.fused import FusedRuns
-from harness.gan.graph import capture
+from harness.gan.fast.graph import capture
 from harness.gan.networks import build
 from harness.gan.run import Run
 from harness.home import Home
+from harness.machine.processes import exact_arithmetic
+from harness.machine.provenance import provenance
 from harness.scoring.distance import frechet_distance
 from harness.scoring.extractors import Extractor
 from harness.scoring.reference import Reference
 from harness.scoring.sampling import samples
-from harness.sweep.processes import exact_arithmetic
-from harness.sweep.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 # Dense peaks of an H100 or H200 SXM (FLOP/s) and of its memory (bytes/s), NVIDIA's data sheets.

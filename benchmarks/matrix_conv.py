@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.gan.layers import FromImage, Projection, ToImage, ToLogit
+from harness.gan.fast.layers import FromImage, Projection, ToImage, ToLogit
 
 # Inputs, map size, outputs of the discriminator's layers; the generator's are the same ones backwards.
 LAYERS_64PX = ((64, 32, 128), (128, 16, 256), (256, 8, 512))

@@ -11,7 +11,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from harness.sweep.processes import exact_arithmetic, keep_memory, usable_cores, use_threads
+from harness.machine.processes import exact_arithmetic, keep_memory, usable_cores, use_threads
 
 Timed = Callable[[], Any]
 

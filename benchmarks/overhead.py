@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
+from harness.gan.hparams import HParams
 from harness.gan.run import CURVE_NAMES, Run, Snapshot
 from harness.gan.trainer import Budget, Progress, total_steps
 from harness.home import Home
+from harness.machine.processes import keep_memory, usable_cores, use_threads
 from harness.scoring.fidelity import Scores
-from harness.study.files import load_study
-from harness.study.hparams import HParams
-from harness.sweep.processes import keep_memory, usable_cores, use_threads
+from harness.spec.files import load_study
 
 STUDY = "mnist32"
 # Of each worker: the first one imports. One worker alone takes both presets, which the sampler is not asked for.
@@ -102,9 +102,9 @@ class Training:
 def _worker(root: str, trials: int, training: Training, experiment: str, found: Any) -> None:
     import optuna
 
+    from harness.store.database import open_storage
+    from harness.store.trials import Trials
     from harness.sweep import objective as module
-    from harness.sweep.database import open_storage
-    from harness.sweep.trials import Trials
     from harness.sweep.worker import run_trial
     from harness.tracking.courier import Courier
     from harness.tracking.mlflow import MlflowTracker, new_client

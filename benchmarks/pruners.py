@@ -38,8 +38,8 @@ from scipy.stats import spearmanr
 
 from benchmarks.rungs import rows
 from harness.home import Home
-from harness.sweep.storage import load_study, to_record
-from harness.sweep.views import AbreastPercentile, View
+from harness.store.studies import load_study, to_record
+from harness.store.views import AbreastPercentile, View
 from harness.sweep.worker import DIVERGED_VALUE
 
 RUNGS = (

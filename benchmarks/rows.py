@@ -20,10 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.baselines import CPU, Loop, fidelity_call, image_files
+from benchmarks.fused import FusedRuns
 from benchmarks.matrix_conv import ENDS_32PX, LAYERS_64PX, end, layer
 from benchmarks.measured import Measured, Timed, as_worker
 from benchmarks.overhead import overhead
-from harness.gan.fused import FusedRuns
+from harness.gan.hparams import HParams
 from harness.gan.networks import build
 from harness.gan.run import Run
 from harness.home import Home
@@ -32,9 +33,8 @@ from harness.scoring.extractors import Extractor
 from harness.scoring.fidelity import score, versions
 from harness.scoring.protocol import Protocol, make_protocol, objective_name
 from harness.scoring.reference import Reference
-from harness.study.files import load_recipe
-from harness.study.hparams import HParams
-from harness.study.scoring import ScoreSpec
+from harness.spec.files import load_recipe
+from harness.spec.scoring import ScoreSpec
 
 GROUPS = ("step", "files", "score", "conv", "fused", "memory", "harness", "start")
 # float32 is the same maths as the baselines'. Without instructions for bfloat16 a processor emulates it, several times
@@ -222,7 +222,7 @@ def from_files(
 def our_epoch(recipe: str, n: int, files: Path, home: Home) -> list[Timed]:
     """An epoch of a training in each precision, on the images as they were prepared."""
     from harness.data.store import open_store
-    from harness.study.images import DataSpec
+    from harness.spec.images import DataSpec
 
     data = DataSpec(source="folder", image_size=system(recipe, 64).image_size, channels=3)
     store = open_store(home, data, files / "all", study="bench", on_progress=lambda *_: None, say=lambda _: None)
@@ -330,7 +330,7 @@ def fused(recipe: str, batch: int, members: int) -> Iterator[tuple[Timed, Timed]
 def memory(recipe: str, batch: int) -> Iterator[tuple[Timed, Timed]]:
     """A process that imports, builds and does three steps; its peak (MiB), imports included on both sides."""
     code = (
-        "import sys; from benchmarks.peak import peak_mib; from harness.sweep.processes import keep_memory;"
+        "import sys; from benchmarks.peak import peak_mib; from harness.machine.processes import keep_memory;"
         "from benchmarks.rows import CPU, Loop, Run, noise_images, system;"
         "hp = system(sys.argv[2], int(sys.argv[3])); images = noise_images(hp, 512);"
         "ours = sys.argv[1] == 'ours'; ours and keep_memory();"
@@ -437,10 +437,10 @@ def finished_study(folder: Path, n: int) -> tuple[Any, Home]:
     import optuna
     from optuna.trial import TrialState, create_trial
 
-    from harness.study.files import load_study
-    from harness.study.suggest import suggest
-    from harness.sweep.storage import open_study
-    from harness.sweep.trials import Trials
+    from harness.spec.files import load_study
+    from harness.spec.suggest import suggest
+    from harness.store.studies import open_study
+    from harness.store.trials import Trials
 
     spec, home = load_study("mnist32"), Home(folder / f"trials-{n}")
     study = open_study(spec, home)
@@ -482,7 +482,7 @@ def suggestion(folder: Path, n: int) -> Iterator[tuple[Timed, None]]:
     """Ask and suggest, with the sampler's model of n finished trials."""
     from optuna.trial import TrialState
 
-    from harness.study.suggest import suggest
+    from harness.spec.suggest import suggest
 
     trials, _ = finished_study(folder, n)
 
@@ -504,8 +504,8 @@ def report(folder: Path, n: int) -> Iterator[tuple[Timed, None]]:
     code = (
         "import sys, time; from pathlib import Path; from benchmarks.peak import peak_mib; began = time.perf_counter();"
         "from harness.home import Home; from harness.report.render import build_report;"
-        "from harness.sweep.analysis import EVALUATOR, importances;"
-        "from harness.sweep.storage import load_study, to_record;"
+        "from harness.store.importance import EVALUATOR, importances;"
+        "from harness.store.studies import load_study, to_record;"
         "home = Home(Path(sys.argv[1])); study = load_study('mnist32', home);"
         "build_report(to_record(study), home.root, Path(sys.argv[2]), importances(study), EVALUATOR);"
         "print(time.perf_counter() - began, peak_mib())"

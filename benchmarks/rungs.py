@@ -28,17 +28,17 @@ from benchmarks.baselines import CPU
 from harness.commands.studies import with_budget
 from harness.data.store import open_store
 from harness.errors import Diverged
+from harness.gan.hparams import derive_seed
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, train
 from harness.home import Home
+from harness.machine.processes import use_threads
+from harness.machine.provenance import provenance
 from harness.scoring.scorer import Scorers
-from harness.study.files import load_study
-from harness.study.hparams import derive_seed
-from harness.study.scoring import ScoreSpec
-from harness.study.spec import StudySpec
-from harness.study.suggest import suggest
-from harness.sweep.processes import use_threads
-from harness.sweep.provenance import provenance
+from harness.spec.files import load_study
+from harness.spec.scoring import ScoreSpec
+from harness.spec.study import StudySpec
+from harness.spec.suggest import suggest
 from harness.sweep.worker import DIVERGED_VALUE
 
 ROOT = Path(__file__).resolve().parents[1]

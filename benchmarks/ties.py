@@ -13,8 +13,8 @@ from scipy.stats import t as student_t
 from scipy.stats import ttest_1samp
 from statsmodels.stats.multitest import multipletests
 
-from harness.report.statistics import ALPHA as _ALPHA
-from harness.report.statistics import REACH_ALPHA
+from harness.findings.statistics import ALPHA as _ALPHA
+from harness.findings.statistics import REACH_ALPHA
 
 _SEEDS, _STUDIES, _CONFIRMATIONS = 5, 4000, 20_000
 _GAPS = (0.5, 1.0, 2.0, 3.0, 5.0, 50.0)  # in standard errors of a mean

@@ -24,9 +24,9 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from harness.gan.hparams import HParams  # noqa: E402
 from harness.home import Home  # noqa: E402
-from harness.study.hparams import HParams  # noqa: E402
-from harness.sweep.processes import use_threads  # noqa: E402
+from harness.machine.processes import use_threads  # noqa: E402
 
 if OWN_CORES:
     # A plugin of pytest may have imported NumPy before: its threads are as many as the machine's cores then, and would

@@ -9,8 +9,8 @@ from harness.cli.shell import INTERRUPTED, StopSignals, TrainingProgress, displa
 from harness.home import Home
 
 if TYPE_CHECKING:
-    from harness.study.spec import StudySpec
-    from harness.sweep.machines import Machines
+    from harness.machine.devices import Machines
+    from harness.spec.study import StudySpec
     from harness.sweep.run import SweepResult
 
 
@@ -73,8 +73,8 @@ def audit(arguments: argparse.Namespace) -> None:
 
 def run_plan(spec: StudySpec, home: Home, arguments: argparse.Namespace) -> SweepResult:
     """Train what a plan lacks."""
+    from harness.cli.live import SweepView
     from harness.sweep.run import run_sweep
-    from harness.terminal import SweepView
 
     view = SweepView(spec)
     with StopSignals() as stop, display(view) as show:
@@ -102,7 +102,7 @@ def conclude(result: SweepResult, text: str) -> int:
 
 def machines_of(arguments: argparse.Namespace) -> Machines:
     """Where it runs, as the arguments say."""
-    from harness.sweep.machines import Machines
+    from harness.machine.devices import Machines
 
     return Machines(
         workers=arguments.workers,

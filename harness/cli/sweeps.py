@@ -19,15 +19,15 @@ from harness.errors import SweepError
 from harness.home import Home
 
 if TYPE_CHECKING:
-    from harness.study.spec import StudySpec
+    from harness.spec.study import StudySpec
 
 
 def sweep(arguments: argparse.Namespace) -> int:
+    from harness.cli.live import SweepView
     from harness.commands.reports import write_report
     from harness.commands.studies import with_budget
-    from harness.study.files import load_study
+    from harness.spec.files import load_study
     from harness.sweep.run import run_sweep
-    from harness.terminal import SweepView
 
     spec = with_budget(load_study(arguments.study), quick=arguments.quick, trials=arguments.trials, kimg=arguments.kimg)
     home = Home.from_environment()
@@ -61,10 +61,10 @@ def sweep(arguments: argparse.Namespace) -> int:
 
 
 def worker(arguments: argparse.Namespace) -> int:
+    from harness.cli.live import SweepView
     from harness.commands.studies import started_spec
-    from harness.sweep.machines import Machines
+    from harness.machine.devices import Machines
     from harness.sweep.run import join_sweep
-    from harness.terminal import SweepView
 
     home = Home.from_environment()
     view = SweepView(started_spec(arguments.study, home))
@@ -96,7 +96,7 @@ def reconcile(arguments: argparse.Namespace) -> None:
 def plan(arguments: argparse.Namespace) -> int:
     """What a sweep would take on this machine, and what more trials of a started one would bring."""
     from harness.commands.studies import outlook_lines, with_budget
-    from harness.study.files import load_study
+    from harness.spec.files import load_study
 
     spec = with_budget(load_study(arguments.study), quick=arguments.quick, trials=arguments.trials, kimg=arguments.kimg)
     home = Home.from_environment()
@@ -116,7 +116,7 @@ def _dry_run(spec: StudySpec, home: Home, arguments: argparse.Namespace) -> int:
 
 
 def _measure(spec: StudySpec, home: Home, arguments: argparse.Namespace) -> None:
-    from harness.sweep.plan import plan
+    from harness.forecast.plan import plan
 
     for what, finding in plan(
         spec,

@@ -139,7 +139,7 @@ def studies(arguments: argparse.Namespace) -> None:
 
 
 def schema(arguments: argparse.Namespace) -> None:
-    from harness.study.files import schema_json
+    from harness.spec.files import schema_json
 
     say(schema_json())
 

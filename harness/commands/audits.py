@@ -10,9 +10,9 @@ from harness import atomic
 from harness.commands.generators import confirmed_best
 from harness.data.store import OnProgress
 from harness.errors import DataError, NotFoundError
+from harness.findings.health import AUDIT_FILE, PAIRS_FILE, audited
 from harness.home import Home
-from harness.report.health import AUDIT_FILE, PAIRS_FILE, audited
-from harness.study.records import TrialRecord
+from harness.store.records import TrialRecord
 
 
 def audit_study(
@@ -45,18 +45,18 @@ def audit_study(
     import torch
 
     from harness.data.store import open_store
-    from harness.gan.checkpoint import import_generator
-    from harness.report.ranking import rank
+    from harness.findings.ranking import rank
+    from harness.gan.hparams import HParams
+    from harness.machine.devices import choose_device
+    from harness.machine.processes import exact_arithmetic, keep_memory
     from harness.scoring.audit import RealImages, audit
     from harness.scoring.protocol import MOBILENET
     from harness.scoring.scorer import Scorers
-    from harness.study.hparams import HParams
-    from harness.sweep.attempt import save_png
-    from harness.sweep.machines import choose_device
-    from harness.sweep.processes import exact_arithmetic, keep_memory
+    from harness.store.studies import load_study, stored_spec, to_record
     from harness.sweep.run import refuse_other_images
-    from harness.sweep.share import bring_results
-    from harness.sweep.storage import load_study, stored_spec, to_record
+    from harness.training.attempt import save_png
+    from harness.training.checkpoint import import_generator
+    from harness.training.share import bring_results
 
     study = load_study(study_name, home)
     spec, record = stored_spec(study), to_record(study)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from harness.errors import DataError, NotFoundError, UsageError
 from harness.home import Home
-from harness.study.files import load_recipe, load_study, recipe_hparams
-from harness.study.images import DataSpec
+from harness.spec.files import load_recipe, load_study, recipe_hparams
+from harness.spec.images import DataSpec
 
 if TYPE_CHECKING:
     from harness.data.store import ImageStore
@@ -23,8 +23,8 @@ def export_reference(study_name: str, home: Home, source: Path | None, out: Path
     from harness.data.store import open_store
     from harness.scoring.reference import reference_images
     from harness.scoring.scorer import split_images
-    from harness.sweep.attempt import save_png
-    from harness.sweep.storage import load_study as load_started
+    from harness.store.studies import load_study as load_started
+    from harness.training.attempt import save_png
 
     spec = started_spec(study_name, home)
     store = open_store(home, spec.data, source, study=study_name, on_progress=lambda *_: None, say=say)
@@ -120,7 +120,7 @@ def contact_sheet(store: ImageStore, n: int, out: Path) -> str:
     import torch
 
     from harness.scoring.sampling import image_grid
-    from harness.sweep.attempt import save_png
+    from harness.training.attempt import save_png
 
     images = store.tensor()
     n = min(n, len(images))

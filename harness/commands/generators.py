@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.commands.data import refuse_to_mix
 from harness.errors import NotFoundError
+from harness.gan.hparams import HParams
 from harness.home import Home
-from harness.study.hparams import HParams
 
 if TYPE_CHECKING:
-    from harness.study.records import StudyRecord, TrialRecord
+    from harness.store.records import StudyRecord, TrialRecord
 
 
 def confirmed_best(record: StudyRecord, home: Home, say: Callable[[str], None]) -> TrialRecord | None:
@@ -21,9 +21,9 @@ def confirmed_best(record: StudyRecord, home: Home, say: Callable[[str], None]) 
 
     None where the study was not confirmed.
     """
-    from harness.report.confirmed import confirmation
-    from harness.sweep.share import bring_results
-    from harness.sweep.storage import find_record
+    from harness.findings.confirmation import confirmation
+    from harness.store.studies import find_record
+    from harness.training.share import bring_results
 
     plan = find_record(f"{record.name}-confirm", home)
     if plan is None:
@@ -45,11 +45,11 @@ def trained_generator(
     """
     import torch
 
-    from harness.gan.checkpoint import import_generator
-    from harness.report.ranking import rank
-    from harness.sweep.share import bring_results
-    from harness.sweep.storage import load_study as load_started
-    from harness.sweep.storage import to_record
+    from harness.findings.ranking import rank
+    from harness.store.studies import load_study as load_started
+    from harness.store.studies import to_record
+    from harness.training.checkpoint import import_generator
+    from harness.training.share import bring_results
 
     record = to_record(load_started(study_name, home))
     if trial is None and (confirmed := confirmed_best(record, home, say)):
@@ -92,7 +92,7 @@ def generate_images(
     import torch
 
     from harness.scoring.sampling import generate, image_grid, to_uint8
-    from harness.sweep.attempt import save_png
+    from harness.training.attempt import save_png
 
     if training is not None:
         generator, hp, scored_with = published_generator(training, home)
@@ -124,8 +124,8 @@ def published_generator(training: str, home: Home) -> tuple[Any, HParams, int]:
     """
     import torch
 
-    from harness.gan.checkpoint import import_generator
     from harness.sweep.training import SUMMARY_FILE
+    from harness.training.checkpoint import import_generator
 
     done = sorted(path.parent.name for path in home.within("trainings").glob(f"*/{SUMMARY_FILE}"))
     if training not in done:

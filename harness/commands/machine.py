@@ -23,7 +23,7 @@ def doctor(home: Home) -> Iterator[tuple[bool, str, str]]:
     """(fine, what, finding) of everything that a sweep needs."""
     import platform
 
-    from harness.sweep.processes import usable_cores
+    from harness.machine.processes import usable_cores
 
     yield sys.version_info >= (3, 11), "Python", platform.python_version()
     found = _import_check()
@@ -32,7 +32,7 @@ def doctor(home: Home) -> Iterator[tuple[bool, str, str]]:
         return
     import torch
 
-    from harness.gan.precision import has_amx
+    from harness.gan.fast.precision import has_amx
 
     cuda = torch.cuda.is_available()
     yield True, "CUDA", torch.cuda.get_device_name(0) if cuda else "none; training runs on the CPU"
@@ -45,8 +45,8 @@ def doctor(home: Home) -> Iterator[tuple[bool, str, str]]:
     for name, finding in weights_in_use(home, lambda _: None):
         yield not finding.startswith("error"), name, finding
     try:
-        from harness.sweep.address import database_url, shown
-        from harness.sweep.database import open_storage
+        from harness.store.address import database_url, shown
+        from harness.store.database import open_storage
         from harness.tracking.mlflow import client_for, tracking_url
 
         open_storage(home)
@@ -127,7 +127,7 @@ def clean(root: Path) -> list[str]:
 
 def test_processes(arguments: Sequence[str]) -> list[str]:
     """pytest-xdist's arguments: a process for each core, up to four; none where they are given."""
-    from harness.sweep.processes import usable_cores
+    from harness.machine.processes import usable_cores
 
     n = min(4, usable_cores())
     given = any(argument.startswith(("-n", "--numprocesses", "--pdb")) for argument in arguments)

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import NotFoundError, UsageError
+from harness.gan.hparams import HParams, digest
 from harness.home import Home
-from harness.study.files import load_study as load_study_file
-from harness.study.hparams import HParams, digest
-from harness.study.planned import fresh_seeds, planned_study
-from harness.study.scoring import ScoreSpec
-from harness.study.spec import Preset, StudySpec
+from harness.spec.files import load_study as load_study_file
+from harness.spec.planned import fresh_seeds, planned_study
+from harness.spec.scoring import ScoreSpec
+from harness.spec.study import Preset, StudySpec
 
 if TYPE_CHECKING:
-    from harness.study.records import StudyRecord, TrialRecord
+    from harness.store.records import StudyRecord, TrialRecord
 
 # Where in a training claims' curves have points, as shares of its length, and images generated for each.
 _CLAIM_RUNGS = (1 / 3, 2 / 3)
@@ -36,7 +36,7 @@ def confirm_spec(study: str, home: Home, *, top: int, seeds: int, samplings: int
         NotFoundError: the study was not started, or has no finished trial.
         UsageError: it is a plan itself, or its name is too long.
     """
-    from harness.sweep.storage import load_study, stored_spec, to_record
+    from harness.store.studies import load_study, stored_spec, to_record
 
     started = load_study(study, home)
     spec, record = stored_spec(started), to_record(started)
@@ -64,7 +64,7 @@ def confirm_spec(study: str, home: Home, *, top: int, seeds: int, samplings: int
 
 def _finalists(record: StudyRecord, top: int) -> dict[str, HParams]:
     """The best configurations and every published one by name, those of the front first; equal ones once."""
-    from harness.report.ranking import objectives, pareto_front, rank
+    from harness.findings.ranking import objectives, pareto_front, rank
 
     ranked = list(rank(record, top=len(record.trials)).trials)
     if len(objectives(record)) > 1:
@@ -109,9 +109,9 @@ def claims_spec(
         HarnessError: there is no such study or claim, or a claim cannot be tested on it.
         UsageError: a number that makes no budget, or a name that is too long.
     """
-    from harness.report.verdicts import RULE
-    from harness.study.claims import arm_name, claim_names, load_claim, registered
-    from harness.sweep.storage import find_record
+    from harness.findings.verdicts import RULE
+    from harness.spec.claims import arm_name, claim_names, load_claim, registered
+    from harness.store.studies import find_record
 
     spec = load_study_file(study)
     budget = {**spec.budget.model_dump(), "kimg": kimg or spec.budget.kimg}
@@ -153,7 +153,7 @@ def claims_spec(
 
 def known_presets(name: str, home: Home) -> tuple[Preset, ...]:
     """The presets of a plan that was started before; none if it was not."""
-    from harness.sweep.storage import find_study
+    from harness.store.studies import find_study
 
     found = find_study(name, home)
     if found is None or "spec" not in found.user_attrs:

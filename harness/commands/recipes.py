@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.study.architecture import discriminator_layers, generator_layers
-from harness.study.files import load_recipe, recipe_names
-from harness.study.hparams import HParams
-from harness.study.recipes import Recipe
+from harness.gan.architecture import discriminator_layers, generator_layers
+from harness.gan.hparams import HParams
+from harness.spec.files import load_recipe, recipe_names
+from harness.spec.recipes import Recipe
 
 _INTRO = """# Recipes
 

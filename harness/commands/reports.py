@@ -14,7 +14,7 @@ from harness.errors import without_secrets
 from harness.home import Home
 
 if TYPE_CHECKING:
-    from harness.study.records import StudyRecord
+    from harness.store.records import StudyRecord
 
 
 def write_report(study_name: str, home: Home, say: Callable[[str], None]) -> Path:
@@ -28,10 +28,10 @@ def write_report(study_name: str, home: Home, say: Callable[[str], None]) -> Pat
         say: told where something could not be had.
     """
     from harness.report.render import build_report
-    from harness.sweep.analysis import EVALUATOR, importances
-    from harness.sweep.share import bring_results
-    from harness.sweep.storage import find_record, to_record
-    from harness.sweep.storage import load_study as load_started
+    from harness.store.importance import EVALUATOR, importances
+    from harness.store.studies import find_record, to_record
+    from harness.store.studies import load_study as load_started
+    from harness.training.share import bring_results
 
     study = load_started(study_name, home)
     record = to_record(study)
@@ -61,7 +61,7 @@ def write_comparison(names: Sequence[str], home: Home) -> Path:
     """
     from harness.errors import UsageError
     from harness.report.compare import build_comparison
-    from harness.sweep.storage import find_record, load_study, to_record
+    from harness.store.studies import find_record, load_study, to_record
 
     if len(set(names)) < len(names):
         raise UsageError("a study is named twice", "Name each once.")
@@ -83,8 +83,8 @@ def write_claims_report(plan_name: str, home: Home, say: Callable[[str], None], 
         images: whether samples are shown.
     """
     from harness.report.claims import build_claims_report
-    from harness.sweep.share import bring_results
-    from harness.sweep.storage import load_study, stored_spec, to_record
+    from harness.store.studies import load_study, stored_spec, to_record
+    from harness.training.share import bring_results
 
     study = load_study(plan_name, home)
     stored_spec(study)  # or a sentence why it cannot be read

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from harness.errors import HarnessError, NotFoundError, StorageError, StorageLost, TrackingError, UsageError
 from harness.home import Home
-from harness.study.files import load_study
-from harness.study.spec import StudySpec
+from harness.spec.files import load_study
+from harness.spec.study import StudySpec
 
 # Trials that must have ended before their own time says how long others take.
 _FEWEST_ENDED = 3
@@ -17,14 +17,14 @@ _FEWEST_ENDED = 3
 
 def studies_table(home: Home) -> Iterator[tuple[str, str, str]]:
     """(name, state, description) of every study file and of every started study."""
-    from harness.study.files import study_names
+    from harness.spec.files import study_names
 
     started: dict[str, int] = {}
     if os.environ.get("HARNESS_STORAGE") or (home.root / "optuna.db").is_file():
         import optuna
 
-        from harness.sweep.database import open_storage
-        from harness.sweep.trials import finished_count
+        from harness.store.database import open_storage
+        from harness.store.trials import finished_count
 
         storage = open_storage(home)
         for name in optuna.get_all_study_names(storage):
@@ -45,8 +45,8 @@ def started_spec(name: str, home: Home) -> StudySpec:
     Raises:
         NotFoundError: it was not started.
     """
-    from harness.sweep.storage import load_study as load_started
-    from harness.sweep.storage import stored_spec
+    from harness.store.studies import load_study as load_started
+    from harness.store.studies import stored_spec
 
     return stored_spec(load_started(name, home))
 
@@ -62,11 +62,11 @@ def reconcile(name: str | None, home: Home) -> Iterator[str]:
     """
     import optuna
 
-    from harness.sweep.database import open_storage
+    from harness.store.database import open_storage
+    from harness.store.studies import is_absent, stored_spec
+    from harness.store.studies import load_study as load_started
+    from harness.store.trials import Trials
     from harness.sweep.reconcile import reconcile_tracker, reconcile_trainings
-    from harness.sweep.storage import is_absent, stored_spec
-    from harness.sweep.storage import load_study as load_started
-    from harness.sweep.trials import Trials
     from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
 
     storage = None if is_absent(home) else open_storage(home)
@@ -125,9 +125,9 @@ def _refusals(url: str) -> Iterator[None]:
 
 def outlook_lines(name: str, home: Home, more: int) -> Iterator[str]:
     """What the rest of a started study takes, and what more trials would bring, if it has enough of them."""
-    from harness.report.markdown import duration
-    from harness.report.outlook import chance, in_words, outlook, too_few
-    from harness.sweep.storage import find_record
+    from harness.findings.outlook import chance, in_words, outlook, too_few
+    from harness.store.studies import find_record
+    from harness.text import duration
 
     record = find_record(name, home)
     ended = [record.seconds(t) for t in record.trials if t.state in ("COMPLETE", "PRUNED")] if record else []

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import UsageError
+from harness.gan.hparams import HParams
 from harness.home import Home
-from harness.study.files import load_best, load_recipe, recipe_hparams
-from harness.study.hparams import HParams
-from harness.study.scoring import ScoreSpec
+from harness.spec.files import load_best, load_recipe, recipe_hparams
+from harness.spec.scoring import ScoreSpec
 
 if TYPE_CHECKING:
     from harness.sweep.training import Outcome, Training, Watch

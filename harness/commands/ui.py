@@ -42,7 +42,7 @@ def ui_links(home: Home, port: int) -> Iterator[tuple[str, str]]:
     """(study, address of its trials as a ranked table with charts) of every study that was started."""
     import optuna
 
-    from harness.sweep.database import open_storage
+    from harness.store.database import open_storage
     from harness.tracking.mlflow import client_for, runs_page
 
     client, storage = client_for(home), open_storage(home)

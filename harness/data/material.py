@@ -19,8 +19,8 @@ from harness.data.decode import Preparation, decode_chunk, fit, smaller_than
 from harness.data.sources import Listing, list_images, mnist_images
 from harness.data.split import Split, find_partition, split
 from harness.errors import DataError
-from harness.study.hparams import digest
-from harness.study.images import DataSpec
+from harness.gan.hparams import digest
+from harness.spec.images import DataSpec
 
 _CHUNK = 200
 # (name, pixels or None, note or reason) of one image.

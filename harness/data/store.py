@@ -23,9 +23,9 @@ from harness.data.downloads import celeba_folder
 from harness.data.material import Material, of_array_set, of_files, of_mnist
 from harness.data.sources import CELEBA_HELP
 from harness.errors import DataError, UsageError
+from harness.gan.hparams import digest
 from harness.home import Home
-from harness.study.hparams import digest
-from harness.study.images import DataSpec
+from harness.spec.images import DataSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,7 +1,7 @@
 """Generator and discriminator of Radford et al. (2016), and of what people made of them, for images of 16 to 256 px.
 
 ``z`` becomes a small map, and stride-2 transposed convolutions double it up to the image (section 3 and figure 1); the
-discriminator mirrors it. What each layer is follows from the configuration: :mod:`harness.study.architecture`.
+discriminator mirrors it. What each layer is follows from the configuration: :mod:`harness.gan.architecture`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from harness.gan.layers import Down, FromImage, FromMaps, Projection, ToImage, ToLogit, ToMaps, Up
-from harness.study.architecture import Layer, discriminator_layers, generator_layers
-from harness.study.hparams import HParams
+from harness.gan.architecture import Layer, discriminator_layers, generator_layers
+from harness.gan.fast.layers import Down, FromImage, FromMaps, Projection, ToImage, ToLogit, ToMaps, Up
+from harness.gan.hparams import HParams
 
 
 def latent_noise(shape: tuple[int, ...], law: str, generator: torch.Generator) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import DataError, Diverged
-from harness.gan.adam import Adam
+from harness.gan.fast.adam import Adam
+from harness.gan.fast.precision import autocast, tensor_cores
+from harness.gan.hparams import HParams, derive_seed
 from harness.gan.losses import fake_loss, generator_loss, real_loss
 from harness.gan.networks import Discriminator, Generator, build, latent_noise
-from harness.gan.precision import autocast, tensor_cores
-from harness.study.hparams import HParams, derive_seed
 
 # The columns of the statistics window, each a mean over the window's steps.
 CURVE_NAMES = ("loss_d", "loss_g", "logit_real", "logit_fake", "grad_norm_d", "grad_norm_g")

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.gan.graph import capture, obstacle
+from harness.gan.fast.graph import capture, obstacle
+from harness.gan.hparams import HParams
 from harness.gan.run import Run, Snapshot, smallest_batch
-from harness.study.hparams import HParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 import tomli_w
 
-from harness.report.confirmed import Confirmation
-from harness.report.statistics import LEVEL
-from harness.study.records import StudyRecord, TrialRecord
+from harness.findings.confirmation import Confirmation
+from harness.findings.statistics import LEVEL
+from harness.store.records import StudyRecord, TrialRecord
 
 
 def best_toml(record: StudyRecord, best: TrialRecord, found: Confirmation | None = None) -> str:

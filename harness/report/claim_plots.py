@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from harness.report.markdown import metric_label
+from harness.findings.verdicts import Judgement
 from harness.report.plots import new_figure, wrapped
-from harness.report.verdicts import Judgement
+from harness.text import metric_label
 
 _COLOURS = {"supported": "#2f855a", "refuted": "#c53030", "undecided": "#718096"}
 _TICKS = (-50, -25, 0, 25, 50, 100, 200, 400)

@@ -13,13 +13,9 @@ import pandas as pd
 from PIL import Image
 
 from harness import atomic
-from harness.report import plots
-from harness.report.claim_plots import curves, effects
-from harness.report.health import COLLAPSED
-from harness.report.html import write_html
-from harness.report.markdown import duration, environment, squeeze
-from harness.report.ranking import rank
-from harness.report.verdicts import (
+from harness.findings.health import COLLAPSED
+from harness.findings.ranking import rank
+from harness.findings.verdicts import (
     ASSUMED,
     ASSUMED_SHARE,
     RULE,
@@ -30,9 +26,14 @@ from harness.report.verdicts import (
     arm_results,
     judge,
 )
-from harness.study.claims import claim_names, from_registered
-from harness.study.records import StudyRecord
-from harness.study.spec import StudySpec
+from harness.report import plots
+from harness.report.claim_plots import curves, effects
+from harness.report.html import write_html
+from harness.report.markdown import environment, squeeze
+from harness.spec.claims import claim_names, from_registered
+from harness.spec.study import StudySpec
+from harness.store.records import StudyRecord
+from harness.text import duration
 
 _ROWS_SHOWN = 3  # of a sample grid
 

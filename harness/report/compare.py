@@ -11,13 +11,14 @@ from typing import Any
 import pandas as pd
 
 from harness import atomic
+from harness.findings.confirmation import Confirmation, confirmation
+from harness.findings.ranking import Leaderboard, rank
 from harness.report import plots
-from harness.report.confirmed import Confirmation, confirmation
 from harness.report.html import write_html
-from harness.report.markdown import duration, environment, number, squeeze
-from harness.report.ranking import Leaderboard, rank
-from harness.study.drift import changes
-from harness.study.records import StudyRecord
+from harness.report.markdown import environment, squeeze
+from harness.spec.drift import changes
+from harness.store.records import StudyRecord
+from harness.text import duration, number
 
 _SHOWN_DIFFERENCES = 40
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from harness.report.markdown import duration, number, objective_label
-from harness.report.ranking import Leaderboard, objectives, pareto_front, rank
-from harness.study.hparams import ALIASES
-from harness.study.params import meaning
-from harness.study.records import StudyRecord, TrialRecord
+from harness.findings.ranking import Leaderboard, objectives, pareto_front, rank
+from harness.gan.hparams import ALIASES
+from harness.spec.params import meaning
+from harness.store.records import StudyRecord, TrialRecord
+from harness.text import duration, number, objective_label
 
 
 def report_context(

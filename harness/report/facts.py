@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import NotFoundError, UsageError
-from harness.report.confirmed import Confirmation, confirmed_context
-from harness.report.health import Health
-from harness.report.markdown import number
-from harness.report.ranking import rank
-from harness.study.drift import changes
-from harness.study.records import StudyRecord
+from harness.findings.confirmation import Confirmation, confirmed_context
+from harness.findings.health import Health
+from harness.findings.ranking import rank
+from harness.spec.drift import changes
+from harness.store.records import StudyRecord
+from harness.text import number
 
 FACTS_FILE = "report.json"
 # What is known of a training's health, in words.

@@ -1,63 +1,10 @@
-"""Markdown for people: numbers, durations, the template environment."""
+"""Markdown for people: the template environment."""
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
 from jinja2 import Environment, StrictUndefined
 
-
-def number(value: Any) -> str:
-    """A number as a person writes it; other values as they are."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "–" if value is None else str(value)
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.1f}".removesuffix(".0") if abs(value) >= 10 else f"{value:.3g}"
-
-
-_METRIC = re.compile(r"(fid|kid|is|precision|recall)_?(inception|mnv2|vgg16)?_?(\d+k?)(_bf16)?")
-_METRICS = {"fid": "FID", "kid": "KID", "is": "Inception Score", "precision": "precision", "recall": "recall"}
-_FEATURES = {"inception": "Inception", "mnv2": "MobileNetV2", "vgg16": "VGG16"}
-
-
-def metric_label(name: str) -> str:
-    """A metric's full name in words: ``fid_mnv2_250`` is FID of 250 images by MobileNetV2's features."""
-    found = _METRIC.fullmatch(name)
-    if found is None:
-        return name
-    metric, features, count, quick = found.groups()
-    images = f"{int(count.removesuffix('k')) * (1000 if count.endswith('k') else 1):,}"
-    by = f" by {_FEATURES[features]}'s features" if features else ""
-    return f"{_METRICS[metric]} of {images} images{by}{' in bf16' if quick else ''}"
-
-
-def heading(name: str) -> str:
-    """A metric's name at the head of a column: ``fid_mnv2_250`` is FID, MobileNetV2; how many images, the text says."""
-    found = _METRIC.fullmatch(name)
-    if found is None:
-        return name
-    metric, features, _, quick = found.groups()
-    by = f", {_FEATURES[features]}" if features else ""
-    return f"{_METRICS[metric]}{by}{', bf16' if quick else ''}"
-
-
-def objective_label(name: str, metric: str) -> str:
-    """What an objective measures, with its unit and which way is better."""
-    prc = metric_label(metric).partition(" of ")[2]
-    return {
-        "score": f"{metric_label(metric)} (lower is better)",
-        "seconds": "training time (s, lower is better)",
-        "precision": f"precision of {prc} (higher is better)",
-        "recall": f"recall of {prc} (higher is better)",
-    }[name]
-
-
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+from harness.text import heading, metric_label, number
 
 
 def environment() -> Environment:

@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from harness.report.confirmed import Confirmation
-from harness.report.markdown import metric_label, number, objective_label
-from harness.report.outlook import Outlook
-from harness.study.params import label as param_label
+from harness.findings.confirmation import Confirmation
+from harness.findings.outlook import Outlook
+from harness.spec.params import label as param_label
+from harness.text import metric_label, number, objective_label
 
 _BLUE, _ORANGE, _GREY, _RED = "#2b6cb0", "#dd6b20", "#a0aec0", "#c53030"
 _STATE_COLOURS = {"COMPLETE": _BLUE, "PRUNED": _GREY, "FAIL": _RED, "RUNNING": _ORANGE}

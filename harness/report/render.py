@@ -10,18 +10,19 @@ from typing import Any
 import pandas as pd
 
 from harness import atomic
+from harness.findings.confirmation import Confirmation, confirmation, confirmed_context
+from harness.findings.frames import curve_frame, rungs_frame, trials_frame
+from harness.findings.health import PAIRS_FILE, health, health_context
+from harness.findings.outlook import chance, outlook, too_few
+from harness.findings.ranking import Leaderboard, objectives, pareto_front, rank
 from harness.report import plots
 from harness.report.best import best_toml
-from harness.report.confirmed import Confirmation, confirmation, confirmed_context
 from harness.report.context import report_context, tradeoff_context
 from harness.report.facts import FACTS_FILE, facts
-from harness.report.frames import curve_frame, rungs_frame, trials_frame
-from harness.report.health import PAIRS_FILE, health, health_context
 from harness.report.html import write_html
-from harness.report.markdown import environment, number, squeeze
-from harness.report.outlook import chance, outlook, too_few
-from harness.report.ranking import Leaderboard, objectives, pareto_front, rank
-from harness.study.records import StudyRecord, TrialRecord
+from harness.report.markdown import environment, squeeze
+from harness.store.records import StudyRecord, TrialRecord
+from harness.text import number
 
 TOP = 5
 _GRIDS = 3

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from harness import atomic
+from harness.findings.frames import curve_frame
+from harness.gan.hparams import HParams
 from harness.report import plots
-from harness.report.frames import curve_frame
 from harness.report.html import write_html
-from harness.report.markdown import environment, number, squeeze
-from harness.study.hparams import HParams
+from harness.report.markdown import environment, squeeze
+from harness.text import number
 
 # Sample grids shown: the first, some between, the last.
 _SHOWN = 4

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harness.gan.hparams import HParams, derive_seed
 from harness.scoring.diversity import Copying, copying, mean_distance, nearest, real_distance
 from harness.scoring.extractors import Extractor
 from harness.scoring.sampling import GRID_IMAGES, GRID_SEED, generate, image_grid, to_uint8
 from harness.scoring.scorer import Scorer
-from harness.study.hparams import HParams, derive_seed
 
 # Samples, and real images, whose nearest training images are compared.
 _COMPARED = 500

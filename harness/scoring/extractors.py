@@ -16,7 +16,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
 from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
-from harness.gan.precision import BF16, FLOAT32
+from harness.gan.fast.precision import BF16, FLOAT32
 from harness.home import Home
 from harness.scoring.protocol import INCEPTION, MOBILENET, VGG
 from harness.scoring.reference import Features

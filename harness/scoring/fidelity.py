@@ -19,6 +19,7 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL
 from torch_fidelity.metrics import calculate_metrics
 from torch_fidelity.registry import register_feature_extractor
 
+from harness.gan.hparams import HParams
 from harness.gan.networks import Generator, from_uniform
 from harness.scoring.distance import frechet_distance
 from harness.scoring.diversity import total_variance
@@ -26,7 +27,6 @@ from harness.scoring.extractors import Extractor
 from harness.scoring.protocol import RUNNING, Protocol
 from harness.scoring.reference import Reference
 from harness.scoring.sampling import evaluating, samples, to_uint8, with_batch_statistics
-from harness.study.hparams import HParams
 
 _KEYS = {
     "fid": KEY_METRIC_FID,

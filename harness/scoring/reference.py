@@ -16,9 +16,9 @@ from torch import Tensor
 
 from harness import atomic
 from harness.errors import DataError
+from harness.gan.hparams import derive_seed, digest
 from harness.home import Home
 from harness.scoring.protocol import Protocol
-from harness.study.hparams import derive_seed, digest
 
 
 @dataclass(frozen=True, slots=True)

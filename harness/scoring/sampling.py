@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
+from harness.gan.hparams import HParams
 from harness.gan.networks import from_uniform
-from harness.study.hparams import HParams
 
 BATCH = 50
 GRID_SEED = 0

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.data.store import ImageStore
-from harness.gan.precision import FLOAT32
+from harness.gan.fast.precision import FLOAT32
+from harness.gan.hparams import HParams
 from harness.home import Home
 from harness.scoring.extractors import Extractor
 from harness.scoring.fidelity import ALL, Scores, score, versions
@@ -18,8 +19,7 @@ from harness.scoring.protocol import INCEPTION, MOBILENET, VGG, Protocol, make_p
 from harness.scoring.reference import Reference, load_reference
 from harness.scoring.sampling import BATCH
 from harness.scoring.weights import VGG_URL, vgg_file
-from harness.study.hparams import HParams
-from harness.study.scoring import ScoreSpec
+from harness.spec.scoring import ScoreSpec
 
 _PUBLISHED_PRC = ("precision", "recall")
 

@@ -13,25 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import HarnessError, Interrupted
+from harness.gan.architecture import problems
+from harness.gan.hparams import HParams, derive_seed
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress, train
 from harness.home import Home, seconds_from_environment
+from harness.machine.processes import cuda_graphs
 from harness.scoring.diversity import real_distance
 from harness.scoring.fidelity import Scores
 from harness.scoring.scorer import Scorer
-from harness.study.architecture import problems
-from harness.study.hparams import HParams, derive_seed
-from harness.study.scoring import sampling_seeds
-from harness.study.spec import StudySpec
-from harness.study.suggest import suggest
-from harness.sweep.attempt import Attempt
-from harness.sweep.lease import Lease, set_user_attrs
-from harness.sweep.processes import cuda_graphs
-from harness.sweep.search import images
-from harness.sweep.share import Share
-from harness.sweep.trials import Trials, trial_key
+from harness.spec.scoring import sampling_seeds
+from harness.spec.study import StudySpec
+from harness.spec.suggest import suggest
+from harness.store.lease import Lease, set_user_attrs
+from harness.store.samplers import images
+from harness.store.trials import Trials, trial_key
 from harness.tracking.courier import Courier
 from harness.tracking.tracker import RunInfo, Tracker
+from harness.training.attempt import Attempt
+from harness.training.share import Share
 
 
 def checkpoint_every_s() -> float:

@@ -10,9 +10,9 @@ import optuna
 
 from harness.errors import StorageLost, TrackingError, without_secrets
 from harness.home import Home
-from harness.study.spec import StudySpec
+from harness.spec.study import StudySpec
+from harness.store.trials import Trials, finished_count
 from harness.sweep.reconcile import reconcile_tracker
-from harness.sweep.trials import Trials, finished_count
 from harness.tracking.mlflow import MlflowTracker, answers, client_for, new_client, open_experiment
 from harness.tracking.tracker import RunInfo
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from harness.errors import UsageError
+from harness.gan.hparams import HParams
+from harness.machine.processes import exact_arithmetic
 from harness.scoring.protocol import INCEPTION
-from harness.study.hparams import HParams
-from harness.study.spec import StudySpec
-from harness.sweep.processes import exact_arithmetic
+from harness.spec.precision import with_precision
+from harness.spec.study import StudySpec
 
 # bfloat16 must be sooner by this factor: less may be noise.
 PAYS = 1.1
@@ -39,10 +37,10 @@ def settle(spec: StudySpec, device: str, exact: bool) -> tuple[StudySpec, list[s
     if not (exact or of_training or of_rungs):
         return spec, []
     # What takes seconds to import is imported where a study is started, and not with every command.
-    from harness.gan.precision import BF16, FLOAT32, usual
+    from harness.gan.fast.precision import BF16, FLOAT32, usual
 
     if exact:
-        return _with(spec, training=FLOAT32, rung=FLOAT32), []
+        return with_precision(spec, training=FLOAT32, rung=FLOAT32), []
     import torch
 
     from harness.sweep import speed
@@ -58,33 +56,9 @@ def settle(spec: StudySpec, device: str, exact: bool) -> tuple[StudySpec, list[s
     if of_rungs:
         quick = spec.scoring.rung.extractor == INCEPTION and speed.scoring_gain(spec.data.image_size, place) >= PAYS
         rung = BF16 if quick else FLOAT32
-    return _with(spec, training=training, rung=rung), said
-
-
-def adopt(spec: StudySpec, stored: Mapping[str, Any]) -> StudySpec:
-    """The study with the precisions that its file leaves open as they were when it was started.
-
-    Args:
-        spec: as the file has it.
-        stored: the :meth:`StudySpec.identity` in the database.
-    """
-    training, rung = stored["fixed"].get("precision"), stored["scoring"]["rung"].get("precision")
-    return _with(
-        spec,
-        training=training if spec.fixed.precision is None else None,
-        rung=rung if spec.scoring.rung.precision is None else None,
-    )
+    return with_precision(spec, training=training, rung=rung), said
 
 
 def _typical(spec: StudySpec) -> HParams:
     """One configuration of the space: of each parameter that is always searched, its first or lowest value."""
     return spec.hparams({name: param.examples[0] for name, param in spec.space.items() if not param.when})
-
-
-def _with(spec: StudySpec, *, training: str | None, rung: str | None) -> StudySpec:
-    fixed, scoring = spec.fixed, spec.scoring
-    if training is not None and "precision" not in spec.space:
-        fixed = fixed.model_copy(update={"precision": training})
-    if rung is not None:
-        scoring = scoring.model_copy(update={"rung": scoring.rung.model_copy(update={"precision": rung})})
-    return spec.model_copy(update={"fixed": fixed, "scoring": scoring})

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from harness.sweep.trials import Trials, trial_key
+from harness.store.trials import Trials, trial_key
 from harness.tracking.courier import Left, send_left
 from harness.tracking.tracker import STATUS, RunInfo, Tracker
 

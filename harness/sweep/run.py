@@ -13,19 +13,21 @@ import optuna
 from harness.data.store import ImageStore, OnProgress, open_store
 from harness.errors import DataError, StorageLost
 from harness.home import Home
+from harness.machine.devices import Machines, choose_device
+from harness.machine.forks import apart, forked, make_ready
+from harness.machine.processes import usable_cores, visible_gpus
+from harness.machine.provenance import provenance
 from harness.scoring.protocol import objective_name
-from harness.study.spec import StudySpec
-from harness.sweep.database import open_storage
-from harness.sweep.engines.local import apart, forked, make_ready, run_local, threads_per_worker
+from harness.spec.precision import adopt
+from harness.spec.study import StudySpec
+from harness.store.database import open_storage
+from harness.store.outage import grace_s
+from harness.store.studies import load_study, open_study, stored_spec, to_record
+from harness.store.trials import Trials, finished_count
+from harness.sweep.engines.local import run_local, threads_per_worker
 from harness.sweep.engines.loop import Event, WorkerJob
-from harness.sweep.machines import Machines, choose_device
-from harness.sweep.outage import grace_s
 from harness.sweep.parent import ParentRun
-from harness.sweep.precision import adopt, settle
-from harness.sweep.processes import usable_cores, visible_gpus
-from harness.sweep.provenance import provenance
-from harness.sweep.storage import load_study, open_study, stored_spec, to_record
-from harness.sweep.trials import Trials, finished_count
+from harness.sweep.precision import settle
 from harness.tracking.mlflow import client_for
 
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from harness.errors import Diverged
-from harness.gan.precision import BF16, FLOAT32, usual
+from harness.gan.architecture import problems
+from harness.gan.fast.precision import BF16, FLOAT32, usual
+from harness.gan.hparams import HParams
 from harness.gan.trainer import Budget, Progress, train
+from harness.machine.processes import cuda_graphs
 from harness.scoring.extractors import placed, untrained_module
 from harness.scoring.protocol import INCEPTION
-from harness.study.architecture import problems
-from harness.study.hparams import HParams
-from harness.sweep.processes import cuda_graphs
 
 # How long each pair is timed (s), and a batch that shows it.
 _TIMED_S, _IMAGES = 0.6, 32

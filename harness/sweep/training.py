@@ -17,24 +17,24 @@ from torch import Tensor
 from harness import atomic
 from harness.data.store import ImageStore, OnProgress, open_store
 from harness.errors import DataError, UsageError
-from harness.gan.precision import usual
+from harness.gan.fast.precision import usual
+from harness.gan.hparams import HParams, digest
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress, epoch_kimg, train
 from harness.home import Home
+from harness.machine.devices import choose_device
+from harness.machine.processes import cuda_graphs, exact_arithmetic, keep_memory, on_device
+from harness.machine.provenance import provenance
 from harness.scoring.diversity import real_distance
 from harness.scoring.sampling import GRID_IMAGES
 from harness.scoring.scorer import Scorer, Scorers, split_images
-from harness.study.hparams import HParams, digest
-from harness.study.images import DataSpec
-from harness.study.scoring import ScoreSpec
-from harness.sweep.attempt import Attempt
-from harness.sweep.machines import choose_device
+from harness.spec.images import DataSpec
+from harness.spec.scoring import ScoreSpec
 from harness.sweep.objective import checked, checkpoint_every_s
-from harness.sweep.processes import cuda_graphs, exact_arithmetic, keep_memory, on_device
-from harness.sweep.provenance import provenance
 from harness.tracking.courier import Courier
 from harness.tracking.mlflow import MlflowTracker, answers, client_for, new_client, open_experiment
 from harness.tracking.tracker import RunInfo
+from harness.training.attempt import Attempt
 
 # No more grids than this: every checkpoint, picture and MLflow image costs.
 _MOST_GRIDS = 100

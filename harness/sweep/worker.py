@@ -22,11 +22,11 @@ from harness.errors import (
     SweepError,
     without_secrets,
 )
-from harness.study.spec import StudySpec
-from harness.sweep.lease import Lease
+from harness.spec.study import StudySpec
+from harness.store.lease import Lease
+from harness.store.samplers import images
+from harness.store.trials import INTERRUPTED, OOM
 from harness.sweep.objective import Degenerate, Env, objective, report
-from harness.sweep.search import images
-from harness.sweep.trials import INTERRUPTED, OOM
 
 # What a trial that diverged teaches the sampler: worse than any real score, and finite.
 DIVERGED_VALUE = 1e4

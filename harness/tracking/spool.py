@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from harness import atomic
-from harness.study.hparams import digest
+from harness.gan.hparams import digest
 from harness.tracking.tracker import Point, RunInfo, Tracker, finite
 
 # Journals together may take this much of the disk (MB) before curve points are kept in the trials' folders only.

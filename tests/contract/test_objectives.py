@@ -8,13 +8,13 @@ import pytest
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from harness.findings.ranking import pareto_front
 from harness.home import Home
-from harness.report.ranking import pareto_front
-from harness.study.files import parse_study
-from harness.study.suggest import suggest
+from harness.spec.files import parse_study
+from harness.spec.suggest import suggest
+from harness.store.studies import open_study, to_record
+from harness.store.trials import Trials
 from harness.sweep.objective import report
-from harness.sweep.storage import open_study, to_record
-from harness.sweep.trials import Trials
 from tests.conftest import TINY_STUDY
 
 SPEC = parse_study("tiny", 'objectives = ["score", "seconds", "recall"]\n' + TINY_STUDY, shown_as="tiny.toml")

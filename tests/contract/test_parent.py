@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from harness.errors import TrackingError
-from harness.study.files import parse_study
+from harness.spec.files import parse_study
+from harness.store.studies import open_study
 from harness.sweep.parent import ParentRun
-from harness.sweep.storage import open_study
 from tests.conftest import TINY_STUDY
 from tests.servers import Gateway
 

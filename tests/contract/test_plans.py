@@ -8,12 +8,12 @@ import pytest
 from optuna.trial import TrialState
 
 from harness.errors import SpecDrift
+from harness.gan.hparams import HParams
 from harness.home import Home
-from harness.study.hparams import HParams
-from harness.study.planned import planned_study
-from harness.sweep.processes import this_process
-from harness.sweep.storage import open_study
-from harness.sweep.trials import KILLED, Trials
+from harness.machine.processes import this_process
+from harness.spec.planned import planned_study
+from harness.store.studies import open_study
+from harness.store.trials import KILLED, Trials
 from tests.contract.test_trials import SPEC
 
 GONE = {**this_process(), "start": "1"}

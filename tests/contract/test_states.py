@@ -17,13 +17,13 @@ from sqlalchemy.exc import OperationalError
 
 from harness.errors import Fenced, StorageLost
 from harness.home import Home
-from harness.study.files import parse_study
-from harness.study.suggest import suggest
-from harness.sweep.database import open_storage
-from harness.sweep.processes import this_process
+from harness.machine.processes import this_process
+from harness.spec.files import parse_study
+from harness.spec.suggest import suggest
+from harness.store.database import open_storage
+from harness.store.studies import open_study
+from harness.store.trials import MAX_CRASHES, Trials, finished_count, trial_key
 from harness.sweep.reconcile import reconcile
-from harness.sweep.storage import open_study
-from harness.sweep.trials import MAX_CRASHES, Trials, finished_count, trial_key
 from harness.tracking.tracker import STATUS, MemoryTracker, RunInfo
 from tests.conftest import TINY_STUDY
 

@@ -20,14 +20,14 @@ from sqlalchemy.exc import OperationalError
 
 from harness.errors import Fenced, SpecDrift, StorageError, StorageLost
 from harness.home import Home
-from harness.study.files import parse_study
-from harness.study.spec import PrunerSpec
-from harness.study.suggest import suggest
-from harness.sweep.database import StudyLock, dead_after, open_storage
-from harness.sweep.lease import Lease, set_user_attrs, storage_of
-from harness.sweep.processes import this_process
-from harness.sweep.storage import agree_on_protocols, open_study
-from harness.sweep.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, finished_count
+from harness.machine.processes import this_process
+from harness.spec.files import parse_study
+from harness.spec.study import PrunerSpec
+from harness.spec.suggest import suggest
+from harness.store.database import StudyLock, dead_after, open_storage
+from harness.store.lease import Lease, set_user_attrs, storage_of
+from harness.store.studies import agree_on_protocols, open_study
+from harness.store.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, finished_count
 from tests.conftest import TINY_STUDY
 
 SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
@@ -239,7 +239,7 @@ def test_kills_at_a_rung_change_no_verdict_of_successive_halving(tmp_path, monke
             trials.end(trial, TrialState.PRUNED if pruned else TrialState.COMPLETE, None if pruned else score, "")
         return found
 
-    monkeypatch.setattr("harness.sweep.trials.MAX_CRASHES", 9)
+    monkeypatch.setattr("harness.store.trials.MAX_CRASHES", 9)
     undisturbed = verdicts(0)
     assert any(undisturbed) and not all(undisturbed)
     assert [verdicts(kills) for kills in (1, 3)] == [undisturbed] * 2
@@ -341,7 +341,7 @@ def test_two_files_under_one_name_are_refused(trials, tmp_path):
 def test_a_lock_is_held_by_one_and_let_go_by_the_dead(trials, tmp_path):
     code = (
         "import sys; from pathlib import Path; from harness.home import Home;"
-        "from harness.sweep.address import database_url; from harness.sweep.database import StudyLock;"
+        "from harness.store.address import database_url; from harness.store.database import StudyLock;"
         "home = Home(Path(sys.argv[1])); lock = StudyLock(database_url(home), home, 'x').held();"
         "lock.__enter__(); print('held', flush=True); sys.stdin.read()"
     )

@@ -11,8 +11,8 @@ import pytest
 
 from harness.commands.audits import audit_study
 from harness.errors import DataError
+from harness.findings.ranking import pareto_front
 from harness.home import Home
-from harness.report.ranking import pareto_front
 from harness.tracking.mlflow import client_for
 from tests.conftest import blob_files, sharing_weights
 from tests.e2e.test_sweep import Here, Project, wait_for

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.home import Home
-from harness.sweep.storage import load_study, to_record
+from harness.store.studies import load_study, to_record
 from tests.conftest import blob_files, sharing_weights
 from tests.e2e.test_sweep import Here, Project, wait_for
 from tests.faults.checks import QUICK

@@ -16,13 +16,13 @@ import pytest
 from harness.data.store import open_store
 from harness.errors import SweepError, UsageError, WeightsError
 from harness.home import Home
-from harness.study.files import parse_study
-from harness.study.records import TrialRecord
+from harness.spec.files import parse_study
+from harness.store.records import TrialRecord
+from harness.store.studies import open_study, to_record
+from harness.store.trials import Trials, finished_count
 from harness.sweep.engines.loop import Event, WorkerJob
 from harness.sweep.engines.ray import _Driver, run_ray
 from harness.sweep.reconcile import reconcile
-from harness.sweep.storage import open_study, to_record
-from harness.sweep.trials import Trials, finished_count
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
 from harness.tracking.tracker import RunInfo
 from tests.conftest import TINY_STUDY, blob_files, sharing_weights

@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.gan.checkpoint import import_generator
+from harness.gan.hparams import HParams
 from harness.home import Home
-from harness.report.markdown import number
-from harness.study.hparams import HParams
+from harness.text import number
+from harness.training.checkpoint import import_generator
 from tests.conftest import ROOT, TINY_STUDY, blob_files, sharing_weights
 from tests.e2e.test_sweep import Here, Project, assert_mlflow_agrees, wait_for
 from tests.faults.checks import QUICK

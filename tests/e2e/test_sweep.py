@@ -17,12 +17,12 @@ import pytest
 
 from harness.cli import main
 from harness.errors import SweepError, UsageError
+from harness.gan.hparams import digest
 from harness.home import Home
-from harness.study.hparams import digest
-from harness.study.records import StudyRecord
-from harness.sweep.engines.local import apart, forked
-from harness.sweep.machines import choose_device
-from harness.sweep.storage import load_study, to_record
+from harness.machine.devices import choose_device
+from harness.machine.forks import apart, forked
+from harness.store.records import StudyRecord
+from harness.store.studies import load_study, to_record
 from harness.tracking.tracker import STATUS
 from tests.conftest import ROOT, TINY_STUDY, blob_files, sharing_weights
 from tests.faults.checks import QUICK

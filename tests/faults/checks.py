@@ -16,8 +16,8 @@ from mlflow.entities import Run
 
 from harness.gan.run import CURVE_NAMES
 from harness.home import Home
-from harness.study.records import StudyRecord, TrialRecord
-from harness.sweep.storage import load_study, to_record
+from harness.store.records import StudyRecord, TrialRecord
+from harness.store.studies import load_study, to_record
 from harness.tracking.mlflow import client_for
 from harness.tracking.tracker import STATUS
 from tests.conftest import TINY_STUDY

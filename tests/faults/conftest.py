@@ -18,8 +18,8 @@ STUDY = QUICK.replace("kimg = 0.4", "kimg = 0.8").replace("rungs = [0.1]", "rung
 STEP = "harness.gan.run:Run._update"
 SCORE = "harness.scoring.scorer:Scorer.__call__"
 CHECKPOINT = "os:fsync@save_checkpoint"
-ASK = "harness.sweep.trials:Trials.ask"
-TELL = "harness.sweep.trials:Trials.end"
+ASK = "harness.store.trials:Trials.ask"
+TELL = "harness.store.trials:Trials.end"
 RUNG = "optuna.trial:Trial.report"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.sweep.processes import usable_cores
+from harness.machine.processes import usable_cores
 from tests.conftest import ROOT
 
 PAGE = ROOT / "docs" / "reliability.md"

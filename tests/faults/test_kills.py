@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from harness.sweep.trials import KILLED
+from harness.store.trials import KILLED
 from tests.e2e.test_sweep import finish
 from tests.faults.barrier import Barrier
 from tests.faults.checks import Fault, check_all, outcome

@@ -13,7 +13,7 @@ from threading import Event, Thread
 
 import pytest
 
-from harness.sweep.trials import MAX_CRASHES
+from harness.store.trials import MAX_CRASHES
 from tests.faults.checks import Fault, check_all, outcome
 from tests.faults.conftest import STUDY
 from tests.faults.options import KILLS, SEED, TRIALS, long_only

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 
+from benchmarks.fused import FusedRuns
 from harness.errors import Diverged, UsageError
-from harness.gan.fused import FusedRuns
 from harness.gan.run import Run
 from tests.conftest import CPU, blobs
 

@@ -7,11 +7,21 @@ import torch
 from torch import nn
 
 from benchmarks.baselines import Loop
-from harness.gan import layers, products
-from harness.gan.adam import Adam
-from harness.gan.layers import Down, FromImage, FromMaps, Projection, ToImage, ToLogit, ToMaps, Up, with_library_layers
+from harness.gan.fast import layers, products
+from harness.gan.fast.adam import Adam
+from harness.gan.fast.layers import (
+    Down,
+    FromImage,
+    FromMaps,
+    Projection,
+    ToImage,
+    ToLogit,
+    ToMaps,
+    Up,
+    with_library_layers,
+)
+from harness.gan.hparams import HParams
 from harness.gan.networks import build
-from harness.study.hparams import HParams
 from tests.conftest import CPU
 
 # (ours, PyTorch's, arguments, input shape)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from harness.gan.layers import with_library_layers
+from harness.gan.fast.layers import with_library_layers
+from harness.gan.hparams import HParams
 from harness.gan.losses import fake_loss, generator_loss, real_loss
 from harness.gan.networks import Discriminator, Generator, build, pure
-from harness.study.hparams import HParams
 from tests.conftest import CPU
 
 
@@ -155,9 +155,9 @@ def test_losses_stay_finite_for_huge_logits():
 
 def test_training_equals_a_plain_loop():
     """Three steps of the trainer against the loop of a tutorial: same images, same noise, BCE-with-logits, Adam."""
+    from harness.gan.hparams import derive_seed
     from harness.gan.networks import latent_noise
     from harness.gan.run import Run
-    from harness.study.hparams import derive_seed
     from tests.conftest import blobs
 
     hp = HParams(image_size=16, channels=1, ngf=4, ndf=4, z_dim=8, batch_size=8, label_smoothing=0.1)

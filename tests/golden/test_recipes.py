@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harness.gan.layers import with_library_layers
+from harness.gan.architecture import discriminator_layers, generator_layers
+from harness.gan.fast.layers import with_library_layers
+from harness.gan.hparams import derive_seed
 from harness.gan.networks import Discriminator, Generator, build, latent_noise
 from harness.gan.run import Run
-from harness.study.architecture import discriminator_layers, generator_layers
-from harness.study.files import load_recipe, recipe_names
-from harness.study.hparams import derive_seed
+from harness.spec.files import load_recipe, recipe_names
 from tests.conftest import CPU, blobs
 
 ALL = [(name, variant) for name in recipe_names() for variant in load_recipe(name).variants]

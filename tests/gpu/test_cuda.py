@@ -7,18 +7,18 @@ import dataclasses
 import pytest
 import torch
 
+from benchmarks.fused import FusedRuns
 from harness.errors import Diverged
 from harness.gan import trainer
-from harness.gan.checkpoint import load_checkpoint, save_checkpoint
-from harness.gan.fused import FusedRuns
-from harness.gan.graph import capture, obstacle
+from harness.gan.fast.graph import capture, obstacle
+from harness.gan.hparams import HParams
 from harness.gan.networks import build
 from harness.gan.run import Run, Snapshot
 from harness.gan.trainer import Budget, Progress, train
+from harness.machine.processes import exact_arithmetic
 from harness.scoring.extractors import Extractor
-from harness.study.hparams import HParams
 from harness.sweep import speed
-from harness.sweep.processes import exact_arithmetic
+from harness.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import CPU, blob_files, sharing_weights
 from tests.e2e.test_sweep import Project
 

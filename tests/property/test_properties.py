@@ -10,17 +10,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from harness.gan.checkpoint import load_checkpoint, save_checkpoint
+from harness.gan.hparams import HParams, canonical_json, derive_seed
 from harness.gan.losses import fake_loss, generator_loss, real_loss
 from harness.scoring.distance import frechet_distance
 from harness.scoring.reference import Reference
-from harness.study.drift import changes
-from harness.study.files import load_study
-from harness.study.hparams import HParams, canonical_json, derive_seed
-from harness.study.spec import FixedParams
-from harness.study.suggest import suggest
+from harness.spec.drift import changes
+from harness.spec.files import load_study
+from harness.spec.study import FixedParams
+from harness.spec.suggest import suggest
 from harness.sweep.engines.local import threads_per_worker
 from harness.tracking.tracker import Point, finite
+from harness.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import CPU
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

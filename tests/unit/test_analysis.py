@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import optuna
 
-from harness.sweep.analysis import importances
+from harness.store.importance import importances
 
 
 def study_of(n: int) -> optuna.Study:

@@ -10,12 +10,12 @@ import torch
 
 from harness import atomic
 from harness.errors import CheckpointError
-from harness.gan.checkpoint import export_generator, import_generator, load_checkpoint, save_checkpoint
 from harness.gan.networks import build
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, train
-from harness.sweep.attempt import Attempt
 from harness.tracking.tracker import MemoryTracker, RunInfo
+from harness.training.attempt import Attempt
+from harness.training.checkpoint import export_generator, import_generator, load_checkpoint, save_checkpoint
 from tests.conftest import CPU
 
 STATE = {"step": 3, "weights": {"a": torch.arange(5.0)}, "extra": "{}"}

@@ -13,6 +13,7 @@ import pytest
 
 from harness import bootstrap
 from harness.cli import main
+from harness.cli.live import SweepView
 from harness.cli.shell import StopSignals, display
 from harness.commands import machine
 from harness.commands.generators import published_generator
@@ -28,16 +29,15 @@ from harness.errors import (
     StorageError,
     UsageError,
 )
+from harness.gan.hparams import HParams
 from harness.home import Home
 from harness.report.facts import read_facts
-from harness.study.files import load_study
-from harness.study.hparams import HParams
-from harness.study.spec import StudySpec
-from harness.sweep.search import images, make_pruner
-from harness.sweep.storage import find_record, open_study
-from harness.sweep.storage import load_study as load_started
+from harness.spec.files import load_study
+from harness.spec.study import StudySpec
+from harness.store.samplers import images, make_pruner
+from harness.store.studies import find_record, open_study
+from harness.store.studies import load_study as load_started
 from harness.sweep.training import SUMMARY_FILE
-from harness.terminal import SweepView
 from tests.conftest import ROOT
 
 VERBS = [
@@ -412,7 +412,7 @@ def test_claims_are_not_tested_in_the_place_of_a_search(home):
     [(1, [], None), (2, [], "2"), (64, ["tests/unit"], "4"), (8, ["-n", "3"], None), (8, ["--pdb"], None)],
 )
 def test_tests_use_up_to_four_cores_unless_told_otherwise(monkeypatch, cores, given, processes):
-    monkeypatch.setattr("harness.sweep.processes.usable_cores", lambda: cores)
+    monkeypatch.setattr("harness.machine.processes.usable_cores", lambda: cores)
     found = machine.test_processes(given)
     assert (found[found.index("-n") + 1] if found else None) == processes
 

@@ -9,11 +9,11 @@ import pytest
 
 from harness.cli import main
 from harness.errors import NotFoundError, UsageError
+from harness.findings.confirmation import confirmation
+from harness.findings.health import Health
 from harness.report.compare import build_comparison
-from harness.report.confirmed import confirmation
 from harness.report.facts import facts, read_facts, report_diff
-from harness.report.health import Health
-from harness.study.records import StudyRecord
+from harness.store.records import StudyRecord
 from tests.unit.test_confirmed import GOOD, plan
 from tests.unit.test_report import FULL, record, trial
 

@@ -8,13 +8,13 @@ import json
 import pytest
 
 from harness.commands.plans import _finalists
-from harness.report.confirmed import confirmation, winners_curse
+from harness.findings.confirmation import confirmation, winners_curse
+from harness.findings.statistics import estimate
+from harness.gan.hparams import HParams
 from harness.report.render import build_report
-from harness.report.statistics import estimate
-from harness.study.files import load_best
-from harness.study.hparams import HParams
-from harness.study.planned import fresh_seeds, planned_study
-from harness.study.records import StudyRecord, TrialRecord
+from harness.spec.files import load_best
+from harness.spec.planned import fresh_seeds, planned_study
+from harness.store.records import StudyRecord, TrialRecord
 from tests.unit.test_report import FULL, SPEC, START
 
 ARMS = {"trial-1": FULL.trials[1], "trial-2": FULL.trials[2], "paper": FULL.trials[0]}

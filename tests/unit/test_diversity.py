@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import nn
 
+from harness.findings.health import Health, health, health_context, loss_floor
+from harness.gan.hparams import HParams
 from harness.gan.networks import build
-from harness.report.health import Health, health, health_context, loss_floor
 from harness.scoring import diversity
 from harness.scoring.audit import RealImages, audit
 from harness.scoring.diversity import copying, mean_distance, nearest, real_distance, total_variance
 from harness.scoring.extractors import Extractor
 from harness.scoring.sampling import generate, to_uint8, with_batch_statistics
 from harness.scoring.scorer import Scorers
-from harness.study.hparams import HParams
-from harness.study.images import DataSpec
-from harness.study.records import TrialRecord
-from harness.study.scoring import ScoreSpec
+from harness.spec.images import DataSpec
+from harness.spec.scoring import ScoreSpec
+from harness.store.records import TrialRecord
 from tests.conftest import CPU, blob_files, blobs
 
 HP = HParams(image_size=16, channels=1, ngf=4, ndf=4, z_dim=8, bn="paper")

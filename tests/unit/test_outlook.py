@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from harness.commands import studies
-from harness.gan.checkpoint import save_checkpoint
+from harness.findings.outlook import chance, expected_best, in_words, new_best_probability, outlook, too_few
+from harness.forecast import plan, probe
 from harness.home import Home
-from harness.report.outlook import chance, expected_best, in_words, new_best_probability, outlook, too_few
-from harness.study.files import parse_study
-from harness.study.scoring import ScoreSpec, ScoringSpec
-from harness.study.spec import Preset, PrunerSpec
-from harness.sweep import plan, probe
-from harness.sweep.search import images
-from harness.sweep.storage import find_record, open_study
-from harness.sweep.trials import Trials
+from harness.spec.files import parse_study
+from harness.spec.scoring import ScoreSpec, ScoringSpec
+from harness.spec.study import Preset, PrunerSpec
+from harness.store.samplers import images
+from harness.store.studies import find_record, open_study
+from harness.store.trials import Trials
+from harness.training.checkpoint import save_checkpoint
 from tests.conftest import CPU, TINY_STUDY
 from tests.unit.test_report import record, trial
 
@@ -234,7 +234,7 @@ def test_a_started_studys_own_trials_say_how_long_the_rest_takes(monkeypatch):
     ]
     started = record(*ended)
     started = dataclasses.replace(started, attrs={**started.attrs, "target": 10})
-    monkeypatch.setattr("harness.sweep.storage.find_record", lambda name, home: started)
+    monkeypatch.setattr("harness.store.studies.find_record", lambda name, home: started)
     first, *_ = studies.outlook_lines("tiny", Home(Path("nowhere")), 20)
     assert first.startswith(
         "so far: 3 trials, pruned ones included, took 100 s each; the 7 that are left take 11.7 min"

@@ -15,16 +15,17 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 
 from harness.commands.trainings import recipe_training
 from harness.errors import HarnessError, SpecDrift, UsageError
-from harness.gan.precision import usual
+from harness.gan.fast.precision import usual
+from harness.gan.hparams import HParams
 from harness.gan.run import Run, Snapshot
 from harness.gan.trainer import Budget, Progress, train
 from harness.scoring.extractors import ConvReLU, Extractor, bilinear_weights
 from harness.scoring.sampling import to_uint8
-from harness.study.files import parse_study
-from harness.study.hparams import HParams
+from harness.spec.files import parse_study
+from harness.spec.precision import adopt
+from harness.store.studies import open_study
 from harness.sweep import speed
-from harness.sweep.precision import PAYS, adopt, settle
-from harness.sweep.storage import open_study
+from harness.sweep.precision import PAYS, settle
 from tests.conftest import CPU, TINY_STUDY, blobs
 
 BF16 = {"precision": "bf16"}
@@ -80,7 +81,7 @@ HAS_AVX512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 def test_without_its_instructions_bfloat16_is_not_chosen(cap):
     """oneDNN's own cap stands for a machine that has none, and is timed; there it is two to eight times slower."""
     code = (
-        "import torch; from harness.study.hparams import HParams; from harness.sweep import speed;"
+        "import torch; from harness.gan.hparams import HParams; from harness.sweep import speed;"
         "speed.emulates = lambda device: False;"
         "print(speed.training_gain(HParams(image_size=32, ngf=32, ndf=32, batch_size=8), torch.device('cpu')))"
     )

@@ -9,9 +9,9 @@ import pytest
 
 from harness.commands.recipes import recipe_page, recipes_markdown, recipes_table
 from harness.errors import NotFoundError, SpecError
-from harness.study.architecture import problems
-from harness.study.files import load_recipe, load_study, parse_study, recipe_hparams, recipe_names, spaces_dir
-from harness.study.hparams import HParams
+from harness.gan.architecture import problems
+from harness.gan.hparams import HParams
+from harness.spec.files import load_recipe, load_study, parse_study, recipe_hparams, recipe_names, spaces_dir
 from tests.conftest import ROOT, TINY_STUDY
 
 PUBLISHED = {"udacity32", "udacity32_wide", "svhn32", "celeba32_deep", "celeba64", "celeba128", "paper64", "pytorch64"}

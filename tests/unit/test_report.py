@@ -12,14 +12,14 @@ from PIL import Image
 
 from harness.commands.studies import with_budget
 from harness.errors import SpecError
+from harness.findings.frames import trials_frame
+from harness.findings.ranking import rank
+from harness.gan.hparams import HParams
 from harness.report.context import report_context
-from harness.report.frames import trials_frame
-from harness.report.markdown import heading, metric_label
-from harness.report.ranking import rank
 from harness.report.render import build_report
-from harness.study.files import load_best, load_study
-from harness.study.hparams import HParams
-from harness.study.records import StudyRecord, TrialRecord
+from harness.spec.files import load_best, load_study
+from harness.store.records import StudyRecord, TrialRecord
+from harness.text import heading, metric_label
 
 # A budget of its own: what the default study takes may change.
 SPEC = with_budget(load_study("mnist32"), quick=False, trials=None, kimg=27.0)

@@ -41,16 +41,16 @@ from harness.data.sources import list_images
 from harness.data.split import find_partition
 from harness.data.store import ImageStore, open_store
 from harness.errors import CheckpointError, DataError, HarnessError, NotFoundError, SpecError, UsageError, WeightsError
-from harness.gan.checkpoint import load_checkpoint, save_checkpoint
 from harness.home import Home
+from harness.machine.provenance import provenance
 from harness.scoring import weights
 from harness.scoring.extractors import inception_shapes
-from harness.study.files import load_best, load_recipe, load_study
-from harness.study.images import DataSpec
-from harness.sweep.attempt import Attempt
-from harness.sweep.provenance import provenance
+from harness.spec.files import load_best, load_recipe, load_study
+from harness.spec.images import DataSpec
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
 from harness.tracking.tracker import MemoryTracker, RunInfo
+from harness.training.attempt import Attempt
+from harness.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import CPU, ROOT, TINY_STUDY
 from tests.unit.test_arrays import open_set
 from tests.unit.test_cli import make

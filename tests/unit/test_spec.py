@@ -8,11 +8,11 @@ import pytest
 
 from harness.commands.studies import resolved
 from harness.errors import NotFoundError, SpecDrift, SpecError
+from harness.gan.hparams import ALIASES, FIELDS, HParams
 from harness.home import Home
-from harness.study.drift import changes
-from harness.study.files import load_study, parse_study, schema_json, study_names
-from harness.study.hparams import ALIASES, FIELDS, HParams
-from harness.study.params import SEARCHABLE, FixedParams
+from harness.spec.drift import changes
+from harness.spec.files import load_study, parse_study, schema_json, study_names
+from harness.spec.params import SEARCHABLE, FixedParams
 from tests.conftest import TINY_STUDY
 
 
@@ -181,7 +181,7 @@ def test_drift_says_what_changed_and_whether_going_on_is_sound():
 
 
 def test_started_study_refuses_drift(tmp_path: Path):
-    from harness.sweep.storage import open_study
+    from harness.store.studies import open_study
 
     home = Home(tmp_path)
     open_study(parse(TINY_STUDY), home)

@@ -12,7 +12,7 @@ from scipy.integrate import quad
 from scipy.stats import binomtest
 
 from benchmarks.ties import holds
-from harness.report.statistics import (
+from harness.findings.statistics import (
     ALPHA,
     LEVEL,
     REACH_ALPHA,

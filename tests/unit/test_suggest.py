@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import optuna
 
-from harness.study.files import load_study
-from harness.study.suggest import suggest
-from harness.sweep.search import make_sampler
+from harness.spec.files import load_study
+from harness.spec.suggest import suggest
+from harness.store.samplers import make_sampler
 
 
 def test_conditional_parameters_are_asked_only_where_active():

@@ -7,10 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.errors import DataError, Diverged
-from harness.gan.checkpoint import load_checkpoint, save_checkpoint
-from harness.gan.graph import Feed
+from harness.gan.fast.graph import Feed
 from harness.gan.run import Run, Snapshot
 from harness.gan.trainer import Budget, Progress, epoch_kimg, total_steps, train
+from harness.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import CPU
 
 BUDGET = Budget(kimg=0.64, snapshots_kimg=(0.2, 0.41), progress_kimg=0.1)

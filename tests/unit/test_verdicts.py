@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from harness.errors import NotFoundError, SpecError
-from harness.report.verdicts import (
+from harness.findings.verdicts import (
     ASSUMED,
     ArmResult,
     arm_results,
@@ -15,9 +15,9 @@ from harness.report.verdicts import (
     judge,
     seeds_needed,
 )
-from harness.study.claims import Claim, arm_name, claim_names, from_registered, load_claim, registered
-from harness.study.files import load_study
-from harness.study.records import StudyRecord, TrialRecord
+from harness.spec.claims import Claim, arm_name, claim_names, from_registered, load_claim, registered
+from harness.spec.files import load_study
+from harness.store.records import StudyRecord, TrialRecord
 
 SPEC = load_study("mnist32")
 TREATED = {"leaky": {"activation_g": "leaky_relu"}}

@@ -22,21 +22,21 @@ from threadpoolctl import threadpool_info
 from harness.errors import DiskFull, SweepError
 from harness.gan.run import Run
 from harness.home import Home
+from harness.machine.processes import is_gone, this_process, use_threads
 from harness.scoring.fidelity import Scores
-from harness.study.files import parse_study
-from harness.study.spec import Preset
-from harness.study.suggest import suggest
+from harness.spec.files import parse_study
+from harness.spec.study import Preset
+from harness.spec.suggest import suggest
+from harness.store.samplers import make_sampler
+from harness.store.studies import open_study, to_record
+from harness.store.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, finished_count
 from harness.sweep.engines.loop import WorkerJob
 from harness.sweep.objective import Env
-from harness.sweep.processes import is_gone, this_process, use_threads
 from harness.sweep.reconcile import reconcile
-from harness.sweep.search import make_sampler
-from harness.sweep.share import Share
-from harness.sweep.storage import open_study, to_record
-from harness.sweep.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, finished_count
 from harness.sweep.worker import DIVERGED_VALUE, _why, run_trial, work
 from harness.tracking.spool import Spool
 from harness.tracking.tracker import MemoryTracker, Point, RunInfo
+from harness.training.share import Share
 from tests.conftest import CPU, TINY_STUDY, blobs
 
 SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
@@ -321,7 +321,7 @@ def test_a_damaged_checkpoint_is_set_aside_named_and_the_one_before_it_used(env,
 def test_reconciling_all_studies_passes_over_those_that_never_ran(home):
     from harness.commands.studies import reconcile as reconcile_studies
     from harness.errors import NotFoundError
-    from harness.sweep.storage import open_study
+    from harness.store.studies import open_study
 
     never = SPEC.model_copy(update={"name": "a-first"})
     open_study(never, home)
@@ -415,8 +415,8 @@ def test_a_disk_that_stays_full_ends_in_one_sentence(study, env, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     env.checkpoint_s = 0.0
-    monkeypatch.setattr("harness.sweep.attempt.save_checkpoint", full)
-    monkeypatch.setattr("harness.sweep.attempt.Attempt.flush", full)
+    monkeypatch.setattr("harness.training.attempt.save_checkpoint", full)
+    monkeypatch.setattr("harness.training.attempt.Attempt.flush", full)
     with pytest.raises(DiskFull, match="Free some space"):
         one(study, env)
     states = [(trial.state, trial.reason) for trial in to_record(study).trials]
@@ -433,7 +433,7 @@ def dead_pid() -> int:
 def test_a_killed_workers_trial_is_failed_queued_and_its_run_closed(study, env):
     import socket
 
-    from harness.study.suggest import suggest
+    from harness.spec.suggest import suggest
     from harness.tracking.tracker import RunInfo
 
     for crash in range(1, MAX_CRASHES + 1):
@@ -466,7 +466,7 @@ def test_a_later_process_with_the_same_id_is_not_the_worker():
 
 def test_a_process_of_which_nothing_can_be_read_is_not_taken_for_dead(monkeypatch):
     here = this_process()
-    monkeypatch.setattr("harness.sweep.processes._stat", lambda *_: "")
+    monkeypatch.setattr("harness.machine.processes._stat", lambda *_: "")
     assert not is_gone(here, one_machine=True)
 
 
@@ -611,7 +611,7 @@ def test_threads_are_torchs_and_those_of_the_linear_algebra(n):
 
 _FREED = """
 import ctypes, resource, sys, threading
-from harness.sweep.processes import keep_memory
+from harness.machine.processes import keep_memory
 
 if sys.argv[1] == "kept":
     keep_memory()

@@ -7,81 +7,19 @@ import multiprocessing as mp
 import os
 import select
 import signal
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
-from typing import TypeVar, cast
 
 from harness.errors import HarnessError, SweepError
+from harness.machine.forks import FORKS, adopt_environment, make_ready
 from harness.sweep.engines.loop import Event, WorkerJob, run_worker
 
 # Workers that may die one after the other without any trial getting further.
 _MAX_DEATHS = 10
 _POLL_S = 0.2
-# Where forking is sound, workers come from a process that has done their imports (nursery.py).
-_FORKS = sys.platform == "linux"
-
-T = TypeVar("T")
-
-
-def make_ready() -> None:
-    """Begin what takes a worker's process seconds, the imports, while the sweep is still being prepared."""
-    if _FORKS:
-        forkserver.set_forkserver_preload(["harness.sweep.engines.nursery"])
-        forkserver.ensure_running()
-
-
-def apart(function: Callable[..., T], *arguments: object) -> T:
-    """What a function gives in a process forked from the one that has done a worker's imports.
-
-    So a supervisor spends no seconds on importing torch. Where nothing is forked, or torch is imported here already,
-    the function is called here.
-
-    Raises:
-        HarnessError: the function's own.
-        SweepError: the process died.
-    """
-    return function(*arguments) if "torch" in sys.modules else forked(function, *arguments)
-
-
-def forked(function: Callable[..., T], *arguments: object) -> T:
-    """As :func:`apart`, whatever is imported here: for what takes memory of a GPU, which this process would keep.
-
-    Raises:
-        HarnessError: the function's own.
-        SweepError: the process died.
-    """
-    if not _FORKS:
-        return function(*arguments)
-    make_ready()
-    context = mp.get_context("forkserver")
-    answer, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(theirs, dict(os.environ), function, arguments), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        found = answer.recv()
-    except EOFError:
-        found = SweepError("a process that was asked about this machine died", "Out of memory? Start again.")
-    process.join()
-    answer.close()
-    if isinstance(found, HarnessError):
-        raise found
-    return cast(T, found)
-
-
-def _answer(
-    answer: Connection, environment: Mapping[str, str], function: Callable[..., object], arguments: tuple[object, ...]
-) -> None:
-    _adopt(environment)
-    try:
-        answer.send(function(*arguments))
-    except HarnessError as error:
-        answer.send(error)
 
 
 def run_local(
@@ -115,7 +53,7 @@ class _Worker:
         self.job = job
         make_ready()
         context: ForkServerContext | SpawnContext
-        context = mp.get_context("forkserver") if _FORKS else mp.get_context("spawn")
+        context = mp.get_context("forkserver") if FORKS else mp.get_context("spawn")
         self.events, theirs = context.Pipe(duplex=False)
         arguments = (job, theirs, dict(os.environ))
         self.process: BaseProcess = context.Process(target=_worker_main, args=arguments, daemon=True)
@@ -213,7 +151,7 @@ class _Supervisor:
 
 
 def _worker_main(job: WorkerJob, events: Connection, environment: Mapping[str, str]) -> None:
-    _adopt(environment)
+    adopt_environment(environment)
     if job.gpus:
         # Before CUDA looks for them; workers beyond the number of GPUs share them.
         os.environ["CUDA_VISIBLE_DEVICES"] = job.gpus[job.index % len(job.gpus)]
@@ -241,12 +179,6 @@ def _worker_main(job: WorkerJob, events: Connection, environment: Mapping[str, s
     except HarnessError as error:
         publish({"error": error})
     events.close()
-
-
-def _adopt(environment: Mapping[str, str]) -> None:
-    # What this process was forked from may have been started in another one.
-    os.environ.clear()
-    os.environ.update(environment)
 
 
 def threads_per_worker(cores: int, workers: int) -> int:

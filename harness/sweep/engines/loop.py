@@ -10,7 +10,7 @@ from typing import Any
 from harness.data.store import ImageStore
 from harness.errors import Interrupted
 from harness.home import Home
-from harness.study.spec import StudySpec
+from harness.spec.study import StudySpec
 
 Event = dict[str, Any]
 # Seconds for sending what MLflow has yet to get: at the end of the work, and where the machine is to be given back.
@@ -59,17 +59,17 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
     import optuna
     import torch
 
+    from harness.machine.processes import exact_arithmetic, keep_memory, on_device, use_threads
     from harness.scoring.scorer import Scorers
-    from harness.sweep.database import open_storage
+    from harness.store.database import open_storage
+    from harness.store.outage import grace_s
+    from harness.store.studies import agree_on_protocols
+    from harness.store.trials import Trials
     from harness.sweep.objective import Env
-    from harness.sweep.outage import grace_s
-    from harness.sweep.processes import exact_arithmetic, keep_memory, on_device, use_threads
-    from harness.sweep.share import Share
-    from harness.sweep.storage import agree_on_protocols
-    from harness.sweep.trials import Trials
     from harness.sweep.worker import work
     from harness.tracking.courier import Courier
     from harness.tracking.mlflow import MlflowTracker, new_client
+    from harness.training.share import Share
 
     def say(text: str) -> None:
         publish({"doing": text})

@@ -1,0 +1,1 @@
+"""Numbers from records: ranking, statistics, confirmation, verdicts, outlook, health."""

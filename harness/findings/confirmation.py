@@ -1,0 +1,237 @@
+"""The confirmed leaderboard: configurations by their mean over fresh training seeds; what the data can tell apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from harness.findings.ranking import rank
+from harness.findings.statistics import (
+    Difference,
+    Estimate,
+    VarianceSplit,
+    detectable,
+    estimate,
+    standing,
+    variance_split,
+)
+from harness.gan.hparams import digest
+from harness.store.records import StudyRecord, TrialRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmedArm:
+    """One configuration's confirmation.
+
+    ``trials`` are the finished trainings by seed, ``n_diverged`` others ended without a score, ``n_open`` are yet to
+    run, ``n_other`` ended under another protocol. ``searched`` is the trial of the search, if it has a score of this
+    protocol there: a single, selected one.
+    """
+
+    name: str
+    estimate: Estimate
+    trials: Mapping[int, TrialRecord]
+    n_diverged: int
+    n_open: int
+    n_other: int
+    searched: TrialRecord | None
+    published: bool
+
+    @property
+    def scores(self) -> dict[int, float]:
+        return {seed: float(trial.value or 0.0) for seed, trial in self.trials.items()}
+
+    @property
+    def median_trial(self) -> TrialRecord:
+        """The training whose score is the median; of an even number the better one of the middle two."""
+        ordered = sorted(self.trials.values(), key=lambda trial: (trial.value, trial.number))
+        return ordered[(len(ordered) - 1) // 2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirmation:
+    """What a confirmation found.
+
+    ``ranked`` have no diverged training, the best mean first; ``unsound`` have one, or nothing yet. ``differences``
+    are those from the best, ``splits`` the sources of chance of each where they can be told.
+    """
+
+    study: str
+    metric: str
+    protocol_hash: str
+    n_seeds: int
+    n_samplings: int
+    ranked: tuple[ConfirmedArm, ...]
+    unsound: tuple[ConfirmedArm, ...]
+    differences: Mapping[str, Difference]
+    splits: Mapping[str, VarianceSplit]
+
+    @property
+    def best(self) -> ConfirmedArm:
+        return self.ranked[0]
+
+    def against_best(self, arm: ConfirmedArm) -> Difference | None:
+        """How much worse than the best it is, on the seeds that both have."""
+        return self.differences.get(arm.name)
+
+    @property
+    def ties(self) -> list[ConfirmedArm]:
+        """Those that the data cannot tell from the best."""
+        return [arm for arm in self.ranked[1:] if (gap := self.against_best(arm)) is None or gap.tie]
+
+    @property
+    def detectable(self) -> float | None:
+        """The difference from the best that is told in at least 8 of 10 repeats, by the runner-up's spread."""
+        pair = self.against_best(self.ranked[1]) if len(self.ranked) > 1 else None
+        return detectable(pair.sd, pair.estimate.n, len(self.ranked)) if pair else None
+
+
+def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
+    """The confirmation of a study, from both records; None while no configuration has a score.
+
+    Args:
+        search: the study.
+        plan: ``STUDY-confirm``. Its trials of another protocol than most are left out; so are all where it is of a
+            search that this one was begun anew after.
+    """
+    of = json.loads(plan.attrs.get("spec", "{}")).get("plan", {}).get("uid")
+    if of not in (None, search.attrs.get("uid")):
+        return None
+    board = rank(plan, top=len(plan.trials))
+    if not board.trials:
+        return None
+    by_arm: dict[str, list[TrialRecord]] = {}
+    for trial in plan.trials:
+        by_arm.setdefault(str(trial.attrs.get("arm", "")), []).append(trial)
+    arms = [_arm(name, trials, board.protocol_hash, search) for name, trials in by_arm.items() if name]
+    by_name = {arm.name: arm for arm in arms if arm.trials and not arm.n_diverged}
+    if not by_name:
+        return None
+    found = standing({name: arm.scores for name, arm in by_name.items()})
+    sound = [replace(by_name[name], estimate=found.estimates[name]) for name in found.order]
+    return Confirmation(
+        study=plan.name,
+        metric=str(plan.attrs["final_metric"]),
+        protocol_hash=board.protocol_hash,
+        n_seeds=max(len(arm.trials) + arm.n_diverged + arm.n_open for arm in arms),
+        n_samplings=max(len(trial.attrs["samplings"]) for arm in sound for trial in arm.trials.values()),
+        ranked=tuple(sound),
+        unsound=tuple(arm for arm in arms if arm.name not in by_name),
+        differences=found.against_first,
+        splits=_splits(sound),
+    )
+
+
+def _splits(arms: Iterable[ConfirmedArm]) -> dict[str, VarianceSplit]:
+    """By configuration: a bad one varies in other ways than a good one."""
+    found = {
+        arm.name: variance_split({(arm.name, seed): trial.attrs["samplings"] for seed, trial in arm.trials.items()})
+        for arm in arms
+    }
+    return {name: split for name, split in found.items() if split}
+
+
+def _arm(name: str, trials: list[TrialRecord], protocol_hash: str, search: StudyRecord) -> ConfirmedArm:
+    done = {
+        int(trial.attrs["training_seed"]): trial
+        for trial in trials
+        if trial.state == "COMPLETE" and trial.attrs.get("protocol_hash") == protocol_hash
+    }
+    diverged = {int(trial.attrs["training_seed"]) for trial in trials if trial.attrs.get("diverged")}
+    other = {int(t.attrs["training_seed"]) for t in trials if t.state == "COMPLETE"} - set(done)
+    planned = {int(trial.attrs["training_seed"]) for trial in trials}
+    overrides = trials[0].attrs["overrides"]
+    same = [
+        trial
+        for trial in (*rank(search, top=len(search.trials)).trials, *(t for t in search.trials if t.state == "PRUNED"))
+        if digest({key: trial.attrs["hparams"].get(key) for key in overrides}) == digest(overrides)
+    ]
+    comparable = [t for t in same if t.state == "COMPLETE" and t.attrs.get("protocol_hash") == protocol_hash]
+    return ConfirmedArm(
+        name=name,
+        estimate=estimate([float(done[seed].value or 0.0) for seed in sorted(done)])
+        if done
+        else Estimate(mean=float("nan"), low=None, high=None, n=0),
+        trials=done,
+        n_diverged=len(diverged),
+        n_open=len(planned - set(done) - diverged - other),
+        n_other=len(other),
+        searched=comparable[0] if comparable else None,
+        published=any(trial.published for trial in same),
+    )
+
+
+def winners_curse(found: Confirmation) -> dict[str, tuple[float, float]]:
+    """By configuration: (its score in the search, its confirmed mean less that score)."""
+    return {
+        arm.name: (arm.searched.value, arm.estimate.mean - arm.searched.value)
+        for arm in found.ranked
+        if arm.searched is not None and arm.searched.value is not None
+    }
+
+
+def confirmed_context(found: Confirmation) -> dict[str, Any]:
+    """What the template shows of a confirmation."""
+    curse = winners_curse(found)
+    everyone = (*found.ranked, *found.unsound)
+    rows = []
+    for place, arm in enumerate(found.ranked, start=1):
+        versus = found.against_best(arm)
+        rows.append(
+            {
+                "place": place,
+                "name": arm.name,
+                "published": arm.published,
+                "estimate": arm.estimate,
+                "versus": versus,
+                "verdict": "best" if place == 1 else "not told" if versus is None else "tie" if versus.tie else "worse",
+                "searched": curse.get(arm.name, (None, None))[0],
+                "gap": curse.get(arm.name, (None, None))[1],
+                "n_open": arm.n_open,
+            }
+        )
+    return {
+        "rows": rows,
+        "study": found.study,
+        "metric": found.metric,
+        "protocol_hash": found.protocol_hash,
+        "n_seeds": found.n_seeds,
+        "n_samplings": found.n_samplings,
+        "unsound": found.unsound,
+        "splits": found.splits,
+        "detectable": found.detectable,
+        "best": found.best,
+        "leader": _leader(found),
+        "ties": [arm.name for arm in found.ties],
+        "recipe": _best_published(found),
+        "strict": any(
+            gap.estimate.low is not None and gap.estimate.low > 0 and gap.tie for gap in found.differences.values()
+        ),
+        "other": sum(arm.n_other for arm in everyone),
+        "open": sum(arm.n_open for arm in everyone),
+    }
+
+
+def _leader(found: Confirmation) -> dict[str, Any] | None:
+    """The search's own best and what became of it."""
+    curse = winners_curse(found)
+    if not curse:
+        return None
+    name, (searched, gap) = min(curse.items(), key=lambda item: item[1][0])
+    return {"name": name, "searched": searched, "gap": gap}
+
+
+def _best_published(found: Confirmation) -> dict[str, Any] | None:
+    published = [arm for arm in found.ranked if arm.published]
+    if not published:
+        return None
+    best, recipe = (next(iter(arm.trials.values())).attrs["hparams"] for arm in (found.best, published[0]))
+    return {
+        "name": published[0].name,
+        "arm": published[0],
+        "versus": found.against_best(published[0]),
+        "batch": recipe["batch_size"],
+        "best_batch": best["batch_size"],
+    }

@@ -1,0 +1,121 @@
+"""The health of finished trainings: diversity, the discriminator's loss floor, and what an audit found."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.findings.frames import curve_frame
+from harness.store.records import TrialRecord
+from harness.text import number
+
+AUDIT_FILE, PAIRS_FILE = "audit.json", "nearest.png"
+# Samples that are less than half as far from each other as real images are have lost modes, or shapes.
+COLLAPSED = 0.5
+# The discriminator has won where its loss is within so much (nats) of the least that its labels allow.
+WON = 0.05
+# A gap between running and batch statistics that is more than this share of the score is worth a word.
+GAP = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """What is known of a trial's samples; None where it was not measured.
+
+    ``distance``, ``variance``: of samples, as a share of real images'; by pixels at a fixed z, and by features.
+    ``won``: share of the training's second half in which the discriminator's loss was at its floor.
+    ``batch_score``: the score with BatchNorm's batch statistics, beside ``score`` with running ones.
+    ``nearer``: probability that a sample is nearer to a training image than another real image is.
+    """
+
+    name: str
+    distance: float | None
+    variance: float | None
+    won: float | None
+    score: float | None
+    batch_score: float | None
+    nearer: float | None
+    memorises: bool
+
+    @property
+    def findings(self) -> list[str]:
+        """What is wrong, in words; empty where nothing was found."""
+        found = []
+        collapsed = self.distance is not None and self.distance < COLLAPSED
+        if collapsed:
+            found.append(f"**collapsed**: samples are {number(self.distance)} times as far apart as real images")
+        if self.won is not None and self.won > 0.5:
+            found.append(f"the discriminator had won for {100 * self.won:.0f} % of the second half")
+        if self.score and self.batch_score is not None and abs(self.batch_score - self.score) > GAP * self.score:
+            scores = f"{number(self.score)} with running ones, {number(self.batch_score)} with those of each batch"
+            found.append(f"the score depends on BatchNorm's statistics: {scores}")
+        if self.memorises and self.nearer is not None:
+            near = (
+                "samples are nearer to training images than other real images are with a probability of "
+                f"{100 * self.nearer:.0f} % (50 % is chance, 100 % all copies)"
+            )
+            # A nearly blank image is near to many others.
+            found.append(
+                f"{near}; alike as they are, they need be no copies" if collapsed else f"**memorises**: {near}"
+            )
+        return found
+
+
+def health(name: str, trial: TrialRecord, root: Path) -> Health:
+    """What the database and a trial's folder say of its samples."""
+    watched = trial.attrs.get("watched", {})
+    last = watched[max(watched, key=int)] if watched else {}
+    audit = audited(trial, root) or {}
+    return Health(
+        name=name,
+        distance=last.get("sample_distance", audit.get("sample_distance")),
+        variance=last.get("feature_variance"),
+        won=_won(trial, root),
+        score=audit.get("score"),
+        batch_score=audit.get("batch_score"),
+        nearer=audit.get("copying", {}).get("probability"),
+        memorises=bool(audit.get("copying", {}).get("memorises")),
+    )
+
+
+def audited(trial: TrialRecord, root: Path) -> dict[str, Any] | None:
+    """What ``harness audit`` found of a trial, under the protocol that it was scored with; None if it did not."""
+    try:
+        found: dict[str, Any] = json.loads((root / str(trial.attrs["folder"]) / AUDIT_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return found if found.get("protocol_hash") == trial.attrs.get("protocol_hash") else None
+
+
+def loss_floor(hparams: dict[str, Any]) -> float:
+    """The least loss (nats) of a discriminator that is right about everything: the entropy of its smoothed labels."""
+    smoothing, factor = float(hparams["label_smoothing"]), float(hparams["d_loss_factor"])
+    parts = [share for share in (smoothing, 1 - smoothing) if share > 0]
+    return factor * -sum(share * math.log(share) for share in parts)
+
+
+def _won(trial: TrialRecord, root: Path) -> float | None:
+    curve = curve_frame(root / str(trial.attrs["folder"]) / "curve.json")
+    if not len(curve):
+        return None
+    half = curve[curve["kimg"] > curve["kimg"].max() / 2]["loss_d"]
+    floor = loss_floor(trial.attrs["hparams"]) + WON * float(trial.attrs["hparams"]["d_loss_factor"])
+    return float((half < floor).mean())
+
+
+def health_context(rows: Sequence[Health]) -> dict[str, Any] | None:
+    """What the report's template needs; None where nothing is known of any."""
+    known = [row for row in rows if row.distance is not None or row.score is not None]
+    if not known:
+        return None
+    return {
+        "rows": known,
+        "findings": [f"{row.name}: {text}" for row in known for text in row.findings],
+        "audited": [row for row in known if row.batch_score is not None],
+        "collapsed": COLLAPSED,
+        "won": WON,
+    }

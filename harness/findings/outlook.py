@@ -1,0 +1,145 @@
+"""What more trials would likely bring, from those that a study has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaln
+
+from harness.findings.ranking import rank
+from harness.store.records import StudyRecord, TrialRecord
+from harness.text import metric_label
+
+_RESAMPLED, _FEWEST = 500, 8
+_ROWS = 256  # of weights at once: as many columns as there are trials, in the cache
+_LOW, _HIGH = 5.0, 95.0  # per cent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """The best score after k trials, as resampling a study's own trials expects it.
+
+    ``expected[k - 1]`` is the mean of the best of k of its n trials; from ``low`` to ``high`` is its bootstrap interval
+    (90 %). ``probability`` is that ``more`` trials hold a new best. ``gain`` is how much the expected best fell from
+    ``fewer`` trials to n, which are by the same factor more as n + ``more`` will be.
+    """
+
+    expected: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    more: int
+    probability: float
+    fewer: int
+    gain: float
+
+
+def outlook(record: StudyRecord, more: int) -> Outlook | None:
+    """The outlook of a study; None where :func:`too_few` says why.
+
+    Final scores under one protocol count, and pruned trials as the worst of them: that is what they were pruned for.
+    Presets, published recipes among them, are no draws from the search space and are left out. Trials are taken as
+    exchangeable: a sampler that learns does better than that, so that this is a cautious figure.
+    """
+    if too_few(record):
+        return None
+    scores = _finished(record)
+    pruned = _pruned(record)
+    values = np.array([*scores, *[max(scores)] * pruned])
+    n, rng = len(values), np.random.default_rng(0)
+    drawn = [rng.choice(values, n) for _ in range(_RESAMPLED)]
+    expected, *resampled = expected_best([values, *drawn])
+    low, high = np.percentile(resampled, [_LOW, _HIGH], axis=0)
+    fewer = max(1, round(n * n / (n + more)))
+    return Outlook(
+        expected=tuple(expected.tolist()),
+        low=tuple(low.tolist()),
+        high=tuple(high.tolist()),
+        more=more,
+        probability=new_best_probability(n, more),
+        fewer=fewer,
+        gain=float(expected[fewer - 1] - expected[-1]),
+    )
+
+
+def too_few(record: StudyRecord | None) -> str:
+    """Why a study has no outlook, in words; empty where it has one."""
+    found = len(_finished(record)) if record else 0
+    if found >= _FEWEST:
+        return ""
+    return (
+        f"too few finished trials: {_FEWEST} with a final score of the same protocol are needed, presets and pruned "
+        f"ones not counted, and there {'is' if found == 1 else 'are'} {found or 'none'}"
+    )
+
+
+def chance(record: StudyRecord | None, more: int) -> str:
+    """What can be said without an outlook: how likely a new best is, in words; empty where no searched trial ended."""
+    n = len(_finished(record)) + _pruned(record) if record else 0
+    if not n:
+        return ""
+    return (
+        f"{more} more trials drawn alike hold a better one than the {n} searched so far with a probability of "
+        f"{100 * new_best_probability(n, more):.0f} % ({more}/({n} + {more})), if none that was pruned would have been "
+        "the best; how much better is not known"
+    )
+
+
+def in_words(found: Outlook, metric: str) -> list[str]:
+    """What an outlook says, a sentence a line."""
+    n = len(found.expected)
+    shown = sorted({1, *(round(n * share) for share in (0.25, 0.5, 0.75)), n})
+    curve = ", ".join(f"{found.expected[k - 1]:.4g} of {k}" for k in shown)
+    return [
+        f"the best {metric_label(metric)} to expect of so many of the {n} searched trials (presets left out, pruned "
+        f"ones as the worst finished one): {curve}",
+        f"{found.more} more trials drawn alike hold a new best with a probability of {100 * found.probability:.0f} %, "
+        f"whatever the scores: {found.more}/({n} + {found.more})",
+        f"how much better it would be is not known; from {found.fewer} trials to {n}, by the same factor more, the "
+        f"expected best fell by {found.gain:.3g}",
+    ]
+
+
+def _searched(trial: TrialRecord) -> bool:
+    return "preset" not in trial.attrs and "recipe" not in trial.attrs
+
+
+def _pruned(record: StudyRecord) -> int:
+    return sum(trial.state == "PRUNED" and _searched(trial) for trial in record.trials)
+
+
+def _finished(record: StudyRecord) -> list[float]:
+    """Final scores of what the sampler drew, under the leaderboard's protocol."""
+    return [float(t.value or 0.0) for t in rank(record, top=len(record.trials)).trials if _searched(t)]
+
+
+def expected_best(samples: Sequence[Sequence[float]] | Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """The mean of the lowest of k values drawn from a sample of n without replacement, for k = 1 … n.
+
+    Takes and returns shape (samples, n). The i-th lowest is the lowest of a draw with probability
+    C(n - i, k - 1) / C(n, k). Unbiased for every k up to n, which drawing with replacement (Dodge et al. 2019, "Show
+    Your Work") is not (Tang et al. 2020, "Showing Your Work Doesn't Always Work").
+    """
+    ordered = np.sort(np.asarray(samples, dtype=float)).T
+    n = len(ordered)
+    log_factorial = gammaln(np.arange(n + 1) + 1)
+    i, found = np.arange(1, n + 1)[None, :], np.empty_like(ordered)
+    for start in range(0, n, _ROWS):
+        k = np.arange(start + 1, min(start + _ROWS, n) + 1)[:, None]
+        left = n - i - (k - 1)
+        chosen = log_factorial[n - i] - log_factorial[k - 1] - log_factorial[np.maximum(left, 0)]
+        all_draws = log_factorial[n] - log_factorial[k] - log_factorial[n - k]
+        weights = np.where(left >= 0, np.exp(chosen - all_draws), 0.0)
+        found[start : start + _ROWS] = weights @ ordered
+    return found.T
+
+
+def new_best_probability(n: int, more: int) -> float:
+    """How likely the best of n + more exchangeable trials is among the later ones.
+
+    Distribution-free: each is the best with the same probability, whatever the scores are. It says nothing about by
+    how much a new best would be better.
+    """
+    return more / (n + more)

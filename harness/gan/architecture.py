@@ -1,0 +1,127 @@
+"""The layers of both networks, as plain values worked out from a configuration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from harness.gan.hparams import HParams
+
+# What each placement of BatchNorm normalises, beside the hidden layers of the network that it names.
+_IN_G = ("generator", "paper", "hidden", "input", "inner", "all")
+_IN_D = ("discriminator", "paper", "hidden", "input", "inner", "all")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One convolution (or the generator's projection of z) with what follows it.
+
+    ``size`` is the side of the map that comes out (px). ``order`` lists what follows: ``bn`` and ``act``.
+    """
+
+    inputs: int
+    outputs: int
+    size: int
+    kernel: int
+    stride: int
+    padding: int
+    output_padding: int
+    bias: bool
+    order: tuple[str, ...]
+
+
+def generator_layers(hp: HParams) -> list[Layer]:
+    """The projection of z, then one layer a doubling; the last one's tanh is not listed.
+
+    Raises:
+        ValueError: the widths do not fit the image.
+    """
+    steps = _halvings(hp)
+    widths = _numbers(hp.widths_g) or [hp.ngf * 2**step for step in reversed(range(steps))]
+    if len(widths) != steps:
+        raise ValueError(
+            f"widths_g has {len(widths)} widths, but {steps} are needed from {hp.base_size} px to {hp.image_size} px"
+        )
+    for name in ("act_before_bn", "repeat_activation"):
+        if getattr(hp, name) >= steps:
+            raise ValueError(f"{name} is {getattr(hp, name)}, but only {steps - 1} doublings have an activation")
+    inside = hp.bn in _IN_G
+    projected = inside and hp.bn != "hidden"
+    order = (*("bn",) * projected, *("act",) * hp.projection_activation)
+    bias = {"auto": not projected, "never": hp.ends == "linear", "always": True}[hp.conv_bias_g]
+    layers = [
+        Layer(
+            inputs=hp.z_dim, outputs=widths[0], size=hp.base_size, kernel=hp.base_size, stride=1, padding=0,
+            output_padding=0, bias=bias, order=order,
+        )
+    ]  # fmt: skip
+    padding, output_padding = {3: (1, 1), 4: (1, 0), 5: (2, 1)}[hp.kernel_g]
+    for step, (width, wider) in enumerate(zip([*widths[1:], hp.channels], widths, strict=True), start=1):
+        last = step == steps
+        normalised = hp.bn == "all" if last else inside
+        order = ("bn",) * normalised
+        if not last:
+            order = ("act", *order) if step <= hp.act_before_bn else (*order, "act")
+            order += ("act",) * (step == hp.repeat_activation)
+        layers.append(
+            Layer(
+                inputs=wider, outputs=width, size=hp.base_size * 2**step, kernel=hp.kernel_g, stride=2,
+                padding=padding, output_padding=output_padding, order=order,
+                bias={"auto": not normalised, "never": False, "always": True}[hp.conv_bias_g],
+            )
+        )  # fmt: skip
+    return layers
+
+
+def discriminator_layers(hp: HParams) -> list[Layer]:
+    """The convolutions; the last map goes into one logit.
+
+    Raises:
+        ValueError: widths, strides and depth contradict each other, or leave no map.
+    """
+    widths, strides = _numbers(hp.widths_d), _numbers(hp.strides_d)
+    depth = hp.depth_d or len(widths) or len(strides) or _halvings(hp)
+    widths = widths or [hp.ndf * 2**step for step in range(depth)]
+    strides = strides or [2] * depth
+    for name, found in (("widths_d", widths), ("strides_d", strides)):
+        if len(found) != depth:
+            raise ValueError(f"{name} has {len(found)} entries for a discriminator of {depth} convolutions")
+    padding = 0 if hp.padding_d == "valid" else {3: 1, 4: 1, 5: 2}[hp.kernel_d]
+    layers: list[Layer] = []
+    size, narrower = hp.image_size, hp.channels
+    for step, (width, stride) in enumerate(zip(widths, strides, strict=True), start=1):
+        size = (size + 2 * padding - hp.kernel_d) // stride + 1
+        if size < 1:
+            raise ValueError(f"the discriminator's convolution {step} of {depth} has no pixels left to see")
+        first, last = step == 1, step == depth
+        normalised = hp.bn in ("input", "all") if first else hp.bn in _IN_D and not (last and hp.bn == "inner")
+        layers.append(
+            Layer(
+                inputs=narrower, outputs=width, size=size, kernel=hp.kernel_d, stride=stride, padding=padding,
+                output_padding=0, bias={"auto": not normalised, "never": False, "always": True}[hp.conv_bias_d],
+                order=(*("bn",) * normalised, *("act",) * (hp.last_activation_d or not last)),
+            )
+        )  # fmt: skip
+        narrower = width
+    return layers
+
+
+def problems(hp: HParams) -> list[str]:
+    """Why no network can be built, one sentence each; empty where both can."""
+    found = []
+    for layers in (generator_layers, discriminator_layers):
+        try:
+            layers(hp)
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
+def _halvings(hp: HParams) -> int:
+    """Stride-2 steps between the image and the smallest map."""
+    return int(math.log2(hp.image_size // hp.base_size))
+
+
+def _numbers(text: str) -> list[int]:
+    """``512-256`` as [512, 256]; ``auto`` as nothing."""
+    return [] if text == "auto" else [int(part) for part in text.split("-")]

@@ -1,0 +1,1 @@
+"""The machine underneath: processes, devices, threads, provenance."""

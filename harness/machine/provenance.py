@@ -1,0 +1,57 @@
+"""What a result was made with: code, libraries, machine. Plain strings, free of secrets and of user names."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from harness import __version__
+from harness.machine.processes import usable_cores
+
+_LIBRARIES = ("torch", "torchvision", "torch-fidelity", "optuna", "mlflow", "numpy")
+
+
+def git_commit() -> str:
+    """The commit of the code in use, with ``-dirty`` where it is changed; ``unknown`` outside a clone."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        # Reports are written by runs; they do not change what the code does.
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "harness", "search_spaces")
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return f"{commit}{'-dirty' if changed else ''}" if commit else "unknown"
+
+
+def cpu_name() -> str:
+    """The processor's model name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def provenance(device_name: str) -> dict[str, str]:
+    """Tags that every run of a sweep carries."""
+    libraries = {"harness": __version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):  # mlflow may be there as mlflow-skinny
+            libraries[name] = version(name)
+    tags = {"versions": ", ".join(f"{name} {number}" for name, number in libraries.items())}
+    tags["git_commit"] = git_commit()
+    tags["device"] = device_name
+    tags["cpu"] = cpu_name()
+    tags["cores"] = str(usable_cores())
+    return tags

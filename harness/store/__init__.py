@@ -1,0 +1,1 @@
+"""The Optuna database: connection, leases, the life of trials, typed records, samplers and pruners."""

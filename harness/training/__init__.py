@@ -1,0 +1,1 @@
+"""One training on disk: its folder, checkpoints, curve and share."""

@@ -1,0 +1,126 @@
+"""Checkpoints where workers of several machines find them: a shared folder or an object store, by fsspec URL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import atomic
+from harness.errors import UsageError, without_secrets
+from harness.home import Home
+from harness.store.records import StudyRecord, TrialRecord
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+# The file that says that a result's folder is whole: it is copied last.
+CURVE_FILE = "curve.json"
+
+
+def in_order(name: str) -> tuple[bool, str]:
+    """Sorts the names of a folder's files as they are copied."""
+    return name == CURVE_FILE, name
+
+
+class Share:
+    """A study's part of ``HARNESS_CHECKPOINTS``: one folder an attempt, as in the home folder.
+
+    Args:
+        fs: the file system.
+        root: the study's folder on it.
+        name: for messages: no user, no password.
+    """
+
+    def __init__(self, fs: AbstractFileSystem, root: str, name: str) -> None:
+        self.fs, self.root, self.name = fs, root.rstrip("/"), name
+
+    @classmethod
+    def from_environment(cls, study: str, uid: str) -> Share | None:
+        """The share of a study, or None where none is set. Credentials come from the store's own variables.
+
+        Raises:
+            UsageError: an address that no installed file system understands.
+        """
+        url = os.environ.get("HARNESS_CHECKPOINTS")
+        if not url:
+            return None
+        import fsspec
+
+        try:
+            fs, root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise UsageError(
+                f"HARNESS_CHECKPOINTS={without_secrets(url)} cannot be used: {str(error).splitlines()[0]}",
+                "Use a folder that all machines share, or a URL such as s3://bucket/prefix "
+                "(`.venv/bin/pip install -c constraints.txt -e '.[s3]'`).",
+            ) from None
+        return cls(fs, f"{root.rstrip('/')}/{study}-{uid[:8]}", without_secrets(url))
+
+    def __str__(self) -> str:
+        return f"the share {self.name}"
+
+    def put(self, path: Path, *, keep: int) -> None:
+        """Copy a file of an attempt's folder there, whole or not at all; ``keep`` > 0: of its snapshots only so many.
+
+        Raises:
+            Exception: the store is away, full, or refuses; each store's library has classes of its own for that.
+        """
+        folder = f"{self.root}/{path.parent.name}"
+        if _is_local(self.fs):
+            atomic.write_bytes(Path(folder) / path.name, path.read_bytes())
+        else:
+            self.fs.pipe_file(f"{folder}/{path.name}", path.read_bytes())  # an object appears whole
+        if keep:
+            for old in self._names(folder, "snapshot-")[:-keep]:
+                self.fs.rm_file(f"{folder}/{old}")
+
+    def fetch(self, folder: Path) -> None:
+        """Copy what the share has of an attempt and this machine has not.
+
+        Raises:
+            Exception: as :meth:`put`.
+        """
+        there = f"{self.root}/{folder.name}"
+        for name in sorted(self._names(there, ""), key=in_order):
+            if not (folder / name).exists():
+                atomic.write_bytes(folder / name, self.fs.cat_file(f"{there}/{name}"))
+
+    def _names(self, folder: str, prefix: str) -> list[str]:
+        self.fs.invalidate_cache()
+        try:
+            listed: list[Any] = self.fs.ls(folder, detail=False)
+        except FileNotFoundError:
+            return []
+        names = (str(path).rstrip("/").rsplit("/", 1)[-1] for path in listed)
+        # A name from a store is no path: whoever can write there must not reach other folders here.
+        return sorted(n for n in names if n.startswith(prefix) and not n.startswith(".") and "\\" not in n)
+
+
+def _is_local(fs: AbstractFileSystem) -> bool:
+    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+
+
+def bring_results(
+    record: StudyRecord, home: Home, say: Callable[[str], None], trials: Sequence[TrialRecord] | None = None
+) -> None:
+    """Fetch what other machines' trials left on the share, where this machine has no folder of them.
+
+    Args:
+        record: the study.
+        home: where their folders belong.
+        say: told where the share cannot be read.
+        trials: which ones; all finished ones if None.
+    """
+    share = Share.from_environment(record.name, str(record.attrs["uid"]))
+    if share is None:
+        return
+    for trial in record.complete if trials is None else trials:
+        folder = home.root / str(trial.attrs["folder"])
+        if not (folder / CURVE_FILE).exists():
+            try:
+                share.fetch(folder)
+            except Exception as error:
+                say(f"{share} cannot be read ({type(error).__name__}); other machines' files are missing")
+                return
