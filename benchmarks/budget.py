@@ -77,7 +77,7 @@ def sweep(checkout: Path, home: Home, study: str, seed: int, seconds: float) -> 
     return {
         "seed": seed,
         "seconds": seconds,
-        "score": " ".join(str(json.loads(record.attrs["spec"])["scoring"]["final"][key]) for key in _SCORE),
+        "score": " ".join(str(record.attrs.spec["scoring"]["final"][key]) for key in _SCORE),
         "finals": finals,
         "pruned": sum(trial.state == "PRUNED" for trial in ended),
         "best": min(finals.values(), default=None),

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import json
 import math
 import random
 import statistics
@@ -65,11 +64,11 @@ def from_study(name: str) -> tuple[list[Curve], float]:
     record = to_record(load_study(name, Home.from_environment()))
     curves, marks = [], {mark for trial in record.complete for mark in trial.intermediate}
     for trial in record.complete:
-        score_s = float(trial.attrs["score_s"]) if "score_s" in trial.attrs else None
+        score_s = trial.attrs.score_s
         train_s = None if score_s is None else trial.seconds - score_s
         rungs = {mark: trial.intermediate.get(mark, DIVERGED_VALUE) for mark in marks}
         curves.append(Curve(rungs=rungs, final=float(trial.value or 0.0), train_s=train_s, score_s=score_s))
-    return curves, float(json.loads(record.attrs["spec"])["budget"]["kimg"])
+    return curves, float(record.attrs.spec["budget"]["kimg"])
 
 
 def from_file(path: Path, protocol: str) -> tuple[list[Curve], float]:

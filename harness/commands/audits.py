@@ -77,7 +77,7 @@ def audit_study(
     refuse_other_images(study, {"fingerprint": store.fingerprint})
     scorers = Scorers(home, store, place, say)
     scorer = scorers.scorer(spec.scoring.final)
-    if others := [name_of(trial) for trial in waiting if trial.attrs["protocol_hash"] != scorer.protocol.hash]:
+    if others := [name_of(trial) for trial in waiting if trial.attrs.protocol_hash != scorer.protocol.hash]:
         raise DataError(
             f"{', '.join(others)}: scored under another protocol than this machine's ({scorer.protocol.hash})",
             "Weights or versions of torch and torch-fidelity differ: audit where the study ran, or with what it used.",
@@ -86,8 +86,8 @@ def audit_study(
     real = RealImages(store.tensor(), scorers.extractor(MOBILENET))
     for trial in waiting:
         say(f"auditing {name_of(trial)}")
-        folder = home.root / str(trial.attrs["folder"])
-        hp = HParams.from_stored(trial.attrs["hparams"], f"{name_of(trial)} of {study_name}")
+        folder = home.root / trial.attrs.folder
+        hp = HParams.from_stored(trial.attrs.hparams, f"{name_of(trial)} of {study_name}")
         found = audit(import_generator(folder, hp, place), hp, scorer, real)
         save_png(folder / PAIRS_FILE, found.pairs)
         stated = {**found.to_dict(), "protocol_hash": scorer.protocol.hash}
@@ -97,4 +97,4 @@ def audit_study(
 
 def name_of(trial: TrialRecord) -> str:
     """A trial's name for people; of a plan the configuration's and its seed's."""
-    return str(trial.attrs["preset"]) if "arm" in trial.attrs else f"trial {trial.number}"
+    return trial.attrs.preset if trial.attrs.arm else f"trial {trial.number}"

@@ -10,6 +10,7 @@ from harness.errors import DataError, NotFoundError, UsageError
 from harness.home import Home
 from harness.spec.files import load_recipe, load_study, recipe_hparams
 from harness.spec.images import DataSpec
+from harness.store.attrs import StudyAttrs
 
 if TYPE_CHECKING:
     from harness.data.store import ImageStore
@@ -28,7 +29,7 @@ def export_reference(study_name: str, home: Home, source: Path | None, out: Path
 
     spec = started_spec(study_name, home)
     store = open_store(home, spec.data, source, study=study_name, on_progress=lambda *_: None, say=say)
-    found = load_started(study_name, home).user_attrs["dataset"]["fingerprint"]
+    found = StudyAttrs.parse(load_started(study_name, home).user_attrs).dataset["fingerprint"]
     if store.fingerprint != found:
         raise DataError("these are not the images that the study was run on", "Give the same DATA.")
     refuse_to_mix(out)

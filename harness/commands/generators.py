@@ -64,12 +64,12 @@ def trained_generator(
         bring_results(record, home, say, [chosen])
     else:
         numbered = [item for item in record.trials if item.number == trial]
-        if not numbered or "folder" not in numbered[0].attrs:
+        if not numbered or not numbered[0].attrs.folder:
             raise NotFoundError(f"study {study_name} has no trial {trial} that was started")
         chosen = numbered[0]
         bring_results(record, home, say, [chosen])
-    hp = HParams.from_stored(chosen.attrs["hparams"], f"trial {chosen.number} of {study_name}")
-    generator = import_generator(home.root / str(chosen.attrs["folder"]), hp, torch.device("cpu"))
+    hp = HParams.from_stored(chosen.attrs.hparams, f"trial {chosen.number} of {study_name}")
+    generator = import_generator(home.root / chosen.attrs.folder, hp, torch.device("cpu"))
     return generator, hp, chosen, record
 
 
@@ -99,8 +99,8 @@ def generate_images(
         what = f"training {training}"
     else:
         generator, hp, chosen, record = trained_generator(study_name, trial, home, say)
-        scored_with = json.loads(record.attrs["spec"])["scoring"]["final"]["seed"]
-        what = f"trial {chosen.number}" + (f" ({chosen.attrs['preset']})" if "arm" in chosen.attrs else "")
+        scored_with = record.attrs.spec["scoring"]["final"]["seed"]
+        what = f"trial {chosen.number}" + (f" ({chosen.attrs.preset})" if chosen.attrs.arm else "")
     seed = scored_with if seed is None else seed
     if folder is not None:
         refuse_to_mix(folder)

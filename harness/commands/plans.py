@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from harness.spec.files import load_study as load_study_file
 from harness.spec.planned import fresh_seeds, planned_study
 from harness.spec.scoring import ScoreSpec
 from harness.spec.study import Preset, StudySpec
+from harness.store.attrs import StudyAttrs
 
 if TYPE_CHECKING:
     from harness.store.records import StudyRecord, TrialRecord
@@ -47,7 +47,7 @@ def confirm_spec(study: str, home: Home, *, top: int, seeds: int, samplings: int
         raise NotFoundError(
             f"study {study} has no finished trial to confirm", f"`make sweep STUDY={study}` goes on with it."
         )
-    taken = {int(trial.attrs["seed"]) for trial in record.trials if "seed" in trial.attrs}
+    taken = {trial.attrs.seed for trial in record.trials if trial.attrs.seed is not None}
     try:
         return planned_study(
             spec,
@@ -56,7 +56,7 @@ def confirm_spec(study: str, home: Home, *, top: int, seeds: int, samplings: int
             seeds=fresh_seeds(spec.sampler.seed, "confirm", seeds, taken),
             sampling_seeds=samplings,
             known=known_presets(f"{study}-confirm", home),
-            uid=str(record.attrs["uid"]),
+            uid=record.attrs.uid,
         )
     except ValueError as error:
         raise UsageError(f"{study} cannot be confirmed: {error}") from None
@@ -73,15 +73,13 @@ def _finalists(record: StudyRecord, top: int) -> dict[str, HParams]:
     if not ranked:
         return {}
     # What was published is trained in full here, also where the search found it too poor for that.
-    pruned = [trial for trial in record.trials if trial.state == "PRUNED" and not trial.attrs.get("diverged")]
+    pruned = [trial for trial in record.trials if trial.state == "PRUNED" and not trial.attrs.diverged]
     published = [trial for trial in (*ranked[top:], *pruned) if trial.published]
     chosen: dict[str, TrialRecord] = {}
     for trial in (*ranked[:top], *published):
-        chosen.setdefault(digest(dict(trial.attrs["hparams"])), trial)
-    named = {str(trial.attrs.get("preset", f"trial-{trial.number}")): trial for trial in chosen.values()}
-    return {
-        name: HParams.from_stored(trial.attrs["hparams"], f"{name} of {record.name}") for name, trial in named.items()
-    }
+        chosen.setdefault(digest(dict(trial.attrs.hparams)), trial)
+    named = {str(trial.attrs.preset or f"trial-{trial.number}"): trial for trial in chosen.values()}
+    return {name: HParams.from_stored(trial.attrs.hparams, f"{name} of {record.name}") for name, trial in named.items()}
 
 
 def claims_spec(
@@ -126,7 +124,7 @@ def claims_spec(
     n_seeds = seeds or max(claim.seeds for claim in chosen)
     known = find_record(f"{spec.name}-claims", home)
     plan: dict[str, Any] | None
-    plan = json.loads(known.attrs["spec"]).get("plan") if known else {"claims": {}, "rule": RULE}
+    plan = known.attrs.spec.get("plan") if known else {"claims": {}, "rule": RULE}
     if plan is None:
         name = f"{spec.name}-claims"
         raise UsageError(f"{name} is a search", f"Copy {spec.name}'s file to a new name, and test them on that.")
@@ -156,6 +154,5 @@ def known_presets(name: str, home: Home) -> tuple[Preset, ...]:
     from harness.store.studies import find_study
 
     found = find_study(name, home)
-    if found is None or "spec" not in found.user_attrs:
-        return ()
-    return tuple(Preset.model_validate(preset) for preset in json.loads(found.user_attrs["spec"])["presets"])
+    spec = StudyAttrs.parse(found.user_attrs).spec if found else {}
+    return tuple(Preset.model_validate(preset) for preset in spec.get("presets", ()))

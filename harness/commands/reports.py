@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +34,7 @@ def write_report(study_name: str, home: Home, say: Callable[[str], None]) -> Pat
 
     study = load_started(study_name, home)
     record = to_record(study)
-    plan_of = json.loads(record.attrs["spec"]).get("plan")
+    plan_of = record.attrs.spec.get("plan")
     if plan_of and plan_of["kind"] == "claims":
         return write_claims_report(study_name, home, say, images=True)
     if plan_of:
@@ -67,7 +66,7 @@ def write_comparison(names: Sequence[str], home: Home) -> Path:
         raise UsageError("a study is named twice", "Name each once.")
     records = [to_record(load_study(name, home)) for name in names]
     for record in records:
-        if json.loads(record.attrs["spec"]).get("plan"):
+        if record.attrs.spec.get("plan"):
             raise UsageError(f"{record.name} is no search", "Its study's own report shows it.")
     out = Path("reports") / f"compare-{'-'.join(names)}"
     return build_comparison([(record, find_record(f"{record.name}-confirm", home)) for record in records], out)
@@ -103,8 +102,8 @@ def _hang(record: StudyRecord, out: Path, path: Path, home: Home, say: Callable[
     from harness.tracking.mlflow import MlflowTracker, client_for
 
     try:
-        tracker = MlflowTracker(client_for(home), str(record.attrs["mlflow_experiment"]))
-        parent = str(record.attrs["mlflow_parent"])
+        tracker = MlflowTracker(client_for(home), record.attrs.mlflow_experiment)
+        parent = record.attrs.mlflow_parent
         tracker.artifact(parent, out, "report")
         tracker.describe(parent, path.read_text(), images_in="report")
     except Exception as error:  # whatever the tracking library raises: the report is written

@@ -10,6 +10,7 @@ from harness.errors import HarnessError, NotFoundError, StorageError, StorageLos
 from harness.home import Home
 from harness.spec.files import load_study
 from harness.spec.study import StudySpec
+from harness.store.attrs import StudyAttrs
 
 # Trials that must have ended before their own time says how long others take.
 _FEWEST_ENDED = 3
@@ -75,7 +76,7 @@ def reconcile(name: str | None, home: Home) -> Iterator[str]:
     for found in [name] if name else names:
         try:
             study = load_started(found, home, storage=storage)
-            if "mlflow_parent" not in study.user_attrs:
+            if not StudyAttrs.parse(study.user_attrs).mlflow_parent:
                 raise NotFoundError(f"study {found} was created, and killed before its first trial", "Run it again.")
         except NotFoundError:
             if name:
@@ -97,9 +98,11 @@ def reconcile(name: str | None, home: Home) -> Iterator[str]:
         return
     client = client_for(home)
     for study in studies:
-        experiment, parent = str(study.user_attrs["mlflow_experiment"]), str(study.user_attrs["mlflow_parent"])
+        attrs = StudyAttrs.parse(study.user_attrs)
         with _refusals(str(client.tracking_uri)):
-            done = reconcile_tracker(study, MlflowTracker(client, experiment, parent), home.spool)
+            done = reconcile_tracker(
+                study, MlflowTracker(client, attrs.mlflow_experiment, attrs.mlflow_parent), home.spool
+            )
         for line in done:
             yield f"{study.study_name}: {line}"
     if name is None:
@@ -132,7 +135,7 @@ def outlook_lines(name: str, home: Home, more: int) -> Iterator[str]:
     record = find_record(name, home)
     ended = [record.seconds(t) for t in record.trials if t.state in ("COMPLETE", "PRUNED")] if record else []
     if record and len(ended) >= _FEWEST_ENDED:
-        each, left = sum(ended) / len(ended), max(0, int(record.attrs["target"]) - len(ended))
+        each, left = sum(ended) / len(ended), max(0, record.attrs.target - len(ended))
         rest = f"the {left} that are left take {duration(each * left)} of a worker's time" if left else "none is left"
         yield f"so far: {len(ended)} trials, pruned ones included, took {duration(each)} each; {rest}"
     found = outlook(record, more) if record else None
@@ -141,7 +144,7 @@ def outlook_lines(name: str, home: Home, more: int) -> Iterator[str]:
         if said := chance(record, more):
             yield said
         return
-    yield from in_words(found, record.attrs["final_metric"])
+    yield from in_words(found, record.attrs.final_metric)
 
 
 def resolved(spec: StudySpec) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from harness.errors import UsageError
 from harness.home import Home
+from harness.store.attrs import StudyAttrs
 
 
 def ui_command(home: Home, port: int) -> list[str]:
@@ -48,6 +49,6 @@ def ui_links(home: Home, port: int) -> Iterator[tuple[str, str]]:
     client, storage = client_for(home), open_storage(home)
     for name in sorted(optuna.get_all_study_names(storage)):
         experiment = client.get_experiment_by_name(name)
-        metric = optuna.load_study(storage=storage, study_name=name).user_attrs.get("final_metric")
+        metric = StudyAttrs.parse(optuna.load_study(storage=storage, study_name=name).user_attrs).final_metric
         if experiment and metric:
             yield name, f"http://127.0.0.1:{port}{runs_page(experiment.experiment_id, str(metric))}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,15 +95,15 @@ def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
         plan: ``STUDY-confirm``. Its trials of another protocol than most are left out; so are all where it is of a
             search that this one was begun anew after.
     """
-    of = json.loads(plan.attrs.get("spec", "{}")).get("plan", {}).get("uid")
-    if of not in (None, search.attrs.get("uid")):
+    of = plan.attrs.spec.get("plan", {}).get("uid")
+    if of not in (None, search.attrs.uid):
         return None
     board = rank(plan, top=len(plan.trials))
     if not board.trials:
         return None
     by_arm: dict[str, list[TrialRecord]] = {}
     for trial in plan.trials:
-        by_arm.setdefault(str(trial.attrs.get("arm", "")), []).append(trial)
+        by_arm.setdefault(trial.attrs.arm, []).append(trial)
     arms = [_arm(name, trials, board.protocol_hash, search) for name, trials in by_arm.items() if name]
     by_name = {arm.name: arm for arm in arms if arm.trials and not arm.n_diverged}
     if not by_name:
@@ -113,10 +112,10 @@ def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
     sound = [replace(by_name[name], estimate=found.estimates[name]) for name in found.order]
     return Confirmation(
         study=plan.name,
-        metric=str(plan.attrs["final_metric"]),
+        metric=plan.attrs.final_metric,
         protocol_hash=board.protocol_hash,
         n_seeds=max(len(arm.trials) + arm.n_diverged + arm.n_open for arm in arms),
-        n_samplings=max(len(trial.attrs["samplings"]) for arm in sound for trial in arm.trials.values()),
+        n_samplings=max(len(trial.attrs.samplings) for arm in sound for trial in arm.trials.values()),
         ranked=tuple(sound),
         unsound=tuple(arm for arm in arms if arm.name not in by_name),
         differences=found.against_first,
@@ -127,7 +126,7 @@ def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
 def _splits(arms: Iterable[ConfirmedArm]) -> dict[str, VarianceSplit]:
     """By configuration: a bad one varies in other ways than a good one."""
     found = {
-        arm.name: variance_split({(arm.name, seed): trial.attrs["samplings"] for seed, trial in arm.trials.items()})
+        arm.name: variance_split({(arm.name, seed): trial.attrs.samplings for seed, trial in arm.trials.items()})
         for arm in arms
     }
     return {name: split for name, split in found.items() if split}
@@ -135,20 +134,20 @@ def _splits(arms: Iterable[ConfirmedArm]) -> dict[str, VarianceSplit]:
 
 def _arm(name: str, trials: list[TrialRecord], protocol_hash: str, search: StudyRecord) -> ConfirmedArm:
     done = {
-        int(trial.attrs["training_seed"]): trial
+        trial.training_seed: trial
         for trial in trials
-        if trial.state == "COMPLETE" and trial.attrs.get("protocol_hash") == protocol_hash
+        if trial.state == "COMPLETE" and trial.attrs.protocol_hash == protocol_hash
     }
-    diverged = {int(trial.attrs["training_seed"]) for trial in trials if trial.attrs.get("diverged")}
-    other = {int(t.attrs["training_seed"]) for t in trials if t.state == "COMPLETE"} - set(done)
-    planned = {int(trial.attrs["training_seed"]) for trial in trials}
-    overrides = trials[0].attrs["overrides"]
+    diverged = {trial.training_seed for trial in trials if trial.attrs.diverged}
+    other = {t.training_seed for t in trials if t.state == "COMPLETE"} - set(done)
+    planned = {trial.training_seed for trial in trials}
+    overrides = trials[0].attrs.overrides or {}
     same = [
         trial
         for trial in (*rank(search, top=len(search.trials)).trials, *(t for t in search.trials if t.state == "PRUNED"))
-        if digest({key: trial.attrs["hparams"].get(key) for key in overrides}) == digest(overrides)
+        if digest({key: trial.attrs.hparams.get(key) for key in overrides}) == digest(overrides)
     ]
-    comparable = [t for t in same if t.state == "COMPLETE" and t.attrs.get("protocol_hash") == protocol_hash]
+    comparable = [t for t in same if t.state == "COMPLETE" and t.attrs.protocol_hash == protocol_hash]
     return ConfirmedArm(
         name=name,
         estimate=estimate([float(done[seed].value or 0.0) for seed in sorted(done)])
@@ -227,7 +226,7 @@ def _best_published(found: Confirmation) -> dict[str, Any] | None:
     published = [arm for arm in found.ranked if arm.published]
     if not published:
         return None
-    best, recipe = (next(iter(arm.trials.values())).attrs["hparams"] for arm in (found.best, published[0]))
+    best, recipe = (next(iter(arm.trials.values())).attrs.hparams for arm in (found.best, published[0]))
     return {
         "name": published[0].name,
         "arm": published[0],

@@ -22,11 +22,11 @@ def trials_frame(record: StudyRecord) -> pd.DataFrame:
             "number": trial.number,
             "state": trial.state,
             "value": trial.value if trial.number in comparable else None,
-            "kimg": _last_kimg(trial.intermediate, trial.attrs.get("diverged", False)),
+            "kimg": _last_kimg(trial.intermediate, trial.attrs.diverged),
             "seconds": trial.seconds,
-            "score_s": float(trial.attrs.get("score_s", 0.0)),
-            "diverged": bool(trial.attrs.get("diverged", False)),
-            "preset": trial.attrs.get("preset", ""),
+            "score_s": trial.attrs.score_s or 0.0,
+            "diverged": trial.attrs.diverged,
+            "preset": trial.attrs.preset,
             "reason": trial.reason,
             **trial.params,
         }
@@ -41,7 +41,7 @@ def rungs_frame(record: StudyRecord) -> pd.DataFrame:
     rows = []
     for trial in record.trials:
         steps = list(trial.intermediate.items())
-        if trial.attrs.get("diverged") and steps:
+        if trial.attrs.diverged and steps:
             steps = steps[:-1]
         rows += [{"number": trial.number, "kimg": s / 1000, "score": v, "state": trial.state} for s, v in steps]
     return pd.DataFrame(rows, columns=["number", "kimg", "score", "state"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,8 @@ class Health:
 
 def health(name: str, trial: TrialRecord, root: Path) -> Health:
     """What the database and a trial's folder say of its samples."""
-    watched = trial.attrs.get("watched", {})
-    last = watched[max(watched, key=int)] if watched else {}
+    watched = trial.attrs.watched
+    last = watched[max(watched)] if watched else {}
     audit = audited(trial, root) or {}
     return Health(
         name=name,
@@ -85,13 +85,13 @@ def health(name: str, trial: TrialRecord, root: Path) -> Health:
 def audited(trial: TrialRecord, root: Path) -> dict[str, Any] | None:
     """What ``harness audit`` found of a trial, under the protocol that it was scored with; None if it did not."""
     try:
-        found: dict[str, Any] = json.loads((root / str(trial.attrs["folder"]) / AUDIT_FILE).read_text())
+        found: dict[str, Any] = json.loads((root / trial.attrs.folder / AUDIT_FILE).read_text())
     except (OSError, ValueError):
         return None
-    return found if found.get("protocol_hash") == trial.attrs.get("protocol_hash") else None
+    return found if found.get("protocol_hash") == trial.attrs.protocol_hash else None
 
 
-def loss_floor(hparams: dict[str, Any]) -> float:
+def loss_floor(hparams: Mapping[str, Any]) -> float:
     """The least loss (nats) of a discriminator that is right about everything: the entropy of its smoothed labels."""
     smoothing, factor = float(hparams["label_smoothing"]), float(hparams["d_loss_factor"])
     parts = [share for share in (smoothing, 1 - smoothing) if share > 0]
@@ -99,11 +99,11 @@ def loss_floor(hparams: dict[str, Any]) -> float:
 
 
 def _won(trial: TrialRecord, root: Path) -> float | None:
-    curve = curve_frame(root / str(trial.attrs["folder"]) / "curve.json")
+    curve = curve_frame(root / trial.attrs.folder / "curve.json")
     if not len(curve):
         return None
     half = curve[curve["kimg"] > curve["kimg"].max() / 2]["loss_d"]
-    floor = loss_floor(trial.attrs["hparams"]) + WON * float(trial.attrs["hparams"]["d_loss_factor"])
+    floor = loss_floor(trial.attrs.hparams) + WON * float(trial.attrs.hparams["d_loss_factor"])
     return float((half < floor).mean())
 
 

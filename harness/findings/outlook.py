@@ -103,7 +103,7 @@ def in_words(found: Outlook, metric: str) -> list[str]:
 
 
 def _searched(trial: TrialRecord) -> bool:
-    return "preset" not in trial.attrs and "recipe" not in trial.attrs
+    return not trial.attrs.preset and not trial.attrs.recipe
 
 
 def _pruned(record: StudyRecord) -> int:

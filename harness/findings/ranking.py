@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from harness.spec.objectives import Objective, as_losses, front
@@ -20,17 +19,17 @@ class Leaderboard:
 
 def rank(record: StudyRecord, *, top: int) -> Leaderboard:
     """The best ``top`` trials under the protocol of most finished trials (the newest one where two are as common)."""
-    hashes = [str(trial.attrs.get("protocol_hash", "")) for trial in record.complete]
-    by_age = [str(t.attrs.get("protocol_hash", "")) for t in record.trials if t.state == "COMPLETE"]
+    hashes = [trial.attrs.protocol_hash for trial in record.complete]
+    by_age = [t.attrs.protocol_hash for t in record.trials if t.state == "COMPLETE"]
     chosen = max(set(hashes), key=lambda h: (hashes.count(h), by_age[::-1].index(h) * -1)) if hashes else ""
-    ranked = [trial for trial in record.complete if str(trial.attrs.get("protocol_hash", "")) == chosen]
-    left_out = tuple(t.number for t in record.complete if str(t.attrs.get("protocol_hash", "")) != chosen)
+    ranked = [trial for trial in record.complete if trial.attrs.protocol_hash == chosen]
+    left_out = tuple(t.number for t in record.complete if t.attrs.protocol_hash != chosen)
     return Leaderboard(tuple(ranked[:top]), chosen, left_out)
 
 
 def objectives(record: StudyRecord) -> tuple[Objective, ...]:
     """What the study searches for; the score alone, unless its file says more."""
-    return tuple(json.loads(record.attrs["spec"]).get("objectives") or ("score",))
+    return tuple(record.attrs.spec.get("objectives") or ("score",))
 
 
 def pareto_front(record: StudyRecord) -> list[TrialRecord]:

@@ -55,11 +55,11 @@ class ArmResult:
     @property
     def diverged(self) -> set[int]:
         """Seeds whose training ended without a score, got worse by the factor ``WORSENED``, or lost its diversity."""
-        return {seed for seed, trial in self.trials.items() if trial.attrs.get("diverged") or _came_apart(trial)}
+        return {seed for seed, trial in self.trials.items() if trial.attrs.diverged or _came_apart(trial)}
 
     @property
     def unscored(self) -> set[int]:
-        return {seed for seed, trial in self.trials.items() if trial.attrs.get("diverged")}
+        return {seed for seed, trial in self.trials.items() if trial.attrs.diverged}
 
     @property
     def estimate(self) -> Estimate | None:
@@ -130,9 +130,9 @@ def arm_results(plan: StudyRecord) -> dict[str, ArmResult]:
     other = set(rank(plan, top=1).left_out)
     found: dict[str, dict[int, TrialRecord]] = {}
     for trial in plan.trials:
-        if trial.state in ("COMPLETE", "PRUNED") and "arm" in trial.attrs and trial.number not in other:
-            by_seed = found.setdefault(str(trial.attrs["arm"]), {})
-            by_seed.setdefault(int(trial.attrs["training_seed"]), trial)
+        if trial.state in ("COMPLETE", "PRUNED") and trial.attrs.arm and trial.number not in other:
+            by_seed = found.setdefault(trial.attrs.arm, {})
+            by_seed.setdefault(trial.training_seed, trial)
     return {arm: ArmResult(trials=trials) for arm, trials in found.items()}
 
 
@@ -275,7 +275,7 @@ def _equivalent(control: ArmResult, treated: ArmResult, margin: float) -> bool:
 
 
 def _came_apart(trial: TrialRecord) -> bool:
-    watched = {int(step): values for step, values in trial.attrs.get("watched", {}).items()}
+    watched = trial.attrs.watched
     diverse = {step: watched.get(step, {}).get("sample_distance", 1.0) >= COLLAPSED for step in trial.intermediate}
     *before, last = sorted(trial.intermediate) or [0]
     sound = [trial.intermediate[step] for step in before if diverse[step]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import time
@@ -241,12 +240,12 @@ def _course_to(rung: float, spec: StudySpec) -> Course:
 
 def own_course(spec: StudySpec, record: StudyRecord | None) -> Course | None:
     """The mean course of the trials that can be pruned; None with fewer than three that ended, or another budget."""
-    if record is None or json.loads(record.attrs["spec"])["budget"]["kimg"] != spec.budget.kimg:
+    if record is None or record.attrs.spec["budget"]["kimg"] != spec.budget.kimg:
         return None
     ended = [
         (trial.state == "COMPLETE", max(trial.intermediate, default=0) / 1000)
         for trial in record.trials
-        if trial.state in ("COMPLETE", "PRUNED") and "recipe" not in trial.attrs
+        if trial.state in ("COMPLETE", "PRUNED") and not trial.attrs.recipe
     ]
     if len(ended) < _FEWEST_ENDED:
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import tomli_w
@@ -14,19 +13,19 @@ from harness.store.records import StudyRecord, TrialRecord
 
 def best_toml(record: StudyRecord, best: TrialRecord, found: Confirmation | None = None) -> str:
     """The confirmed best with its interval, and the training of its median seed; else the search's best trial."""
-    spec = json.loads(record.attrs["spec"])
+    spec = record.attrs.spec
     chosen = found.best.median_trial if found else best
     tables = {
         "study": found.study if found else record.name,
         "trial": chosen.number,
-        "hparams": dict(chosen.attrs["hparams"]),
-        "data": {**spec["data"], "fingerprint": record.attrs["dataset"]["fingerprint"]},
-        "training": {"seed": chosen.attrs["seed"], "kimg": spec["budget"]["kimg"]},
+        "hparams": dict(chosen.attrs.hparams),
+        "data": {**spec["data"], "fingerprint": record.attrs.dataset["fingerprint"]},
+        "training": {"seed": chosen.attrs.seed, "kimg": spec["budget"]["kimg"]},
         "scoring": spec["scoring"]["final"],
         "score": {
-            "metric": record.attrs["final_metric"],
+            "metric": record.attrs.final_metric,
             "value": chosen.value,
-            "protocol_hash": chosen.attrs["protocol_hash"],
+            "protocol_hash": chosen.attrs.protocol_hash,
         },
     }
     if found:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -51,7 +50,7 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
         The path of ``report.md``.
     """
     out.mkdir(parents=True, exist_ok=True)
-    stored = json.loads(record.attrs["spec"])
+    stored = record.attrs.spec
     spec = StudySpec.model_validate({**stored, "budget": {**stored["budget"], "trials": len(stored["presets"])}})
     results, board = arm_results(record), rank(record, top=1)
     assert spec.plan is not None
@@ -70,7 +69,7 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
         frame = _curve_frame(found)
         if len(frame):
             name = f"{found.claim.name}.png"
-            atomic.write_bytes(out / name, plots.to_png(curves(frame, str(record.attrs["rung_metric"]))))
+            atomic.write_bytes(out / name, plots.to_png(curves(frame, record.attrs.rung_metric)))
             figures[found.claim.name] = name
     context = {
         "study": spec.plan.study,
@@ -80,15 +79,15 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
         "figures": figures,
         "images": images,
         "spec": spec,
-        "dataset": record.attrs["dataset"],
-        "metric": record.attrs["final_metric"],
-        "rung_metric": record.attrs["rung_metric"],
+        "dataset": record.attrs.dataset,
+        "metric": record.attrs.final_metric,
+        "rung_metric": record.attrs.rung_metric,
         "protocol_hash": board.protocol_hash,
         "left_out": len(board.left_out),
         "worsened": WORSENED,
         "assumed": ASSUMED,
         "assumed_share": ASSUMED_SHARE,
-        "passes": 1000 * spec.budget.kimg / record.attrs["dataset"]["images"],
+        "passes": 1000 * spec.budget.kimg / record.attrs.dataset["images"],
         "later_rule": spec.plan.rule != RULE,
         "claims_named": "" if set(spec.plan.claims) >= set(claim_names()) else " ".join(sorted(spec.plan.claims)),
         "seeds": max(found.claim.seeds for found in judged),
@@ -98,7 +97,7 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
         "time": duration(sum(trial.seconds for trial in record.trials)),
         "n_comparisons": sum(len(found.comparisons) for found in judged),
         "data_option": "" if spec.data.source == "mnist" else " --data PATH",
-        "environment": sorted((k, v) for k, v in record.attrs.get("environment", {}).items() if k != "study"),
+        "environment": sorted((k, v) for k, v in record.attrs.environment.items() if k != "study"),
     }
     template = files("harness.report").joinpath("templates/claims.md.j2").read_text(encoding="utf-8")
     atomic.write_text(out / "report.md", squeeze(environment().from_string(template).render(context)))
@@ -168,7 +167,7 @@ def _curve_frame(found: Judgement) -> pd.DataFrame:
         {"arm": name, "seed": seed, "kimg": step / 1000, "score": value}
         for name, result in arms.items()
         for seed, trial in result.trials.items()
-        for step, value in _valid(trial.intermediate, trial.attrs.get("diverged", False))
+        for step, value in _valid(trial.intermediate, trial.attrs.diverged)
     ]
     return pd.DataFrame(rows, columns=["arm", "seed", "kimg", "score"])
 
@@ -188,9 +187,9 @@ def _samples(found: Judgement, root: Path, out: Path) -> list[dict[str, str]]:
         if not done:
             continue
         trial = result.trials[done[(len(done) - 1) // 2][1]]
-        grids = sorted((root / str(trial.attrs["folder"])).glob("grid-*.png"))
+        grids = sorted((root / trial.attrs.folder).glob("grid-*.png"))
         if grids:
-            file = f"{trial.attrs['arm']}.png"
+            file = f"{trial.attrs.arm}.png"
             atomic.write_bytes(out / file, _top_rows(grids[-1]))
             shown.append({"title": name, "file": file})
     return shown

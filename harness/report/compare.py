@@ -67,15 +67,15 @@ def _entry(record: StudyRecord, found: Confirmation | None) -> dict[str, Any]:
     best = board.trials[0] if board.trials else None
     return {
         "name": record.name,
-        "metric": record.attrs["final_metric"],
+        "metric": record.attrs.final_metric,
         "protocol": board.protocol_hash,
         "best": best,
         "finished": sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials),
-        "target": record.attrs["target"],
+        "target": record.attrs.target,
         "time": duration(sum(trial.seconds for trial in record.trials)),
         "confirmed": found,
-        "n_samplings": _spec(record)["scoring"].get("sampling_seeds") or 1,
-        "environment": record.attrs.get("environment", {}),
+        "n_samplings": record.attrs.spec["scoring"].get("sampling_seeds") or 1,
+        "environment": record.attrs.environment,
     }
 
 
@@ -136,7 +136,7 @@ def _spent(record: StudyRecord, protocol: str) -> pd.DataFrame:
     ended = [trial for trial in record.trials if trial.ended is not None]
     for trial in sorted(ended, key=lambda trial: (trial.ended, trial.number)):
         hours += trial.seconds / 3600
-        if trial.state == "COMPLETE" and trial.value is not None and trial.attrs.get("protocol_hash") == protocol:
+        if trial.state == "COMPLETE" and trial.value is not None and trial.attrs.protocol_hash == protocol:
             best = min(best, trial.value)
         if best < float("inf"):
             rows.append({"study": record.name, "hours": hours, "best": best})
@@ -149,12 +149,12 @@ def _reasons(first: StudyRecord, others: Sequence[StudyRecord]) -> list[str]:
     for other in others:
         found = [
             f"{change.key} is {number(change.old)} in {first.name}, {number(change.new)} in {other.name}"
-            for change in changes(_spec(first)["scoring"]["final"], _spec(other)["scoring"]["final"])
+            for change in changes(first.attrs.spec["scoring"]["final"], other.attrs.spec["scoring"]["final"])
         ]
-        prints = [record.attrs["dataset"]["fingerprint"][:12] for record in (first, other)]
+        prints = [record.attrs.dataset["fingerprint"][:12] for record in (first, other)]
         if prints[0] != prints[1]:
             found.append(f"the images are others ({prints[0]} and {prints[1]})")
-        versions = [record.attrs.get("environment", {}).get("versions", "") for record in (first, other)]
+        versions = [record.attrs.environment.get("versions", "") for record in (first, other)]
         if versions[0] != versions[1]:
             found.append("the libraries' versions differ")
         reasons += found
@@ -162,7 +162,7 @@ def _reasons(first: StudyRecord, others: Sequence[StudyRecord]) -> list[str]:
 
 
 def _differences(first: StudyRecord, other: StudyRecord) -> dict[str, Any]:
-    found = changes(_spec(first), _spec(other))
+    found = changes(first.attrs.spec, other.attrs.spec)
     rows = [
         {"key": change.key, "old": _short(change.old), "new": _short(change.new)}
         for change in found
@@ -170,11 +170,6 @@ def _differences(first: StudyRecord, other: StudyRecord) -> dict[str, Any]:
     ]
     more = max(0, len(rows) - _SHOWN_DIFFERENCES)
     return {"name": other.name, "first": first.name, "rows": rows[:_SHOWN_DIFFERENCES], "more": more}
-
-
-def _spec(record: StudyRecord) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(record.attrs["spec"])
-    return found
 
 
 def _short(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,28 +22,28 @@ def report_context(
     importances: Mapping[str, float],
     evaluator: str,
 ) -> dict[str, Any]:
-    spec = json.loads(record.attrs["spec"])
+    spec = record.attrs.spec
     best = board.trials[0] if board.trials else None
     comparable = rank(record, top=len(record.trials)).trials
-    paper = next((t for t in comparable if t.attrs.get("preset") == "paper"), None)
-    pruned = next((t for t in record.trials if t.attrs.get("preset") == "paper" and t.state == "PRUNED"), None)
-    final_metric = record.attrs["final_metric"]
-    scores = [trial.attrs.get("scores", {}) for trial in board.trials]
-    unavailable = board.trials[0].attrs.get("unavailable", {}) if best else {}
+    paper = next((t for t in comparable if t.attrs.preset == "paper"), None)
+    pruned = next((t for t in record.trials if t.attrs.preset == "paper" and t.state == "PRUNED"), None)
+    final_metric = record.attrs.final_metric
+    scores = [trial.attrs.scores for trial in board.trials]
+    unavailable = board.trials[0].attrs.unavailable if best else {}
     states = trials["state"] if len(trials) else pd.Series(dtype=str)
     return {
         "name": record.name,
-        "description": record.attrs.get("description", ""),
+        "description": record.attrs.description,
         "best": best,
         "paper": paper if paper is not best else None,
         "paper_pruned": _at_its_last_rung(pruned, best) if pruned and best else None,
         "grids": grids,
-        "dataset": record.attrs["dataset"],
+        "dataset": record.attrs.dataset,
         "size": spec["data"]["image_size"],
         "channels": spec["data"]["channels"],
         "kimg": spec["budget"]["kimg"],
         "rungs": ", ".join(number(rung) for rung in spec["budget"]["rungs"]) or "no",
-        "target": record.attrs["target"],
+        "target": record.attrs.target,
         "n_finished": int(states.isin(["COMPLETE", "PRUNED"]).sum()),
         "final": spec["scoring"]["final"],
         "meaning": {"fid": "FID, the Fréchet distance", "kid": "KID, the kernel distance"}[
@@ -53,7 +52,7 @@ def report_context(
         "kid_subset": min(1000, spec["scoring"]["final"]["samples"], spec["scoring"]["final"]["reference"]),
         "data_option": "" if spec["data"]["source"] == "mnist" else " --data PATH",
         "final_metric": final_metric,
-        "rung_metric": record.attrs["rung_metric"],
+        "rung_metric": record.attrs.rung_metric,
         "protocol_hash": board.protocol_hash,
         "arithmetic": {
             "training": "what each trial searched"
@@ -75,29 +74,29 @@ def report_context(
         "first_rung": spec["budget"]["rungs"][0] if spec["budget"]["rungs"] else spec["budget"]["kimg"],
         "ended": _ended(trials),
         "time": _time(trials),
-        "environment": sorted((k, v) for k, v in record.attrs.get("environment", {}).items() if k != "study"),
+        "environment": sorted((k, v) for k, v in record.attrs.environment.items() if k != "study"),
     }
 
 
 def _baselines(record: StudyRecord, best: TrialRecord | None) -> list[dict[str, Any]]:
     """A row for each published recipe that was tried, best first; those without a score last, with the reason."""
     rows = []
-    continued = {trial.attrs.get("retry_of") for trial in record.trials}
+    continued = {trial.attrs.retry_of for trial in record.trials}
     for trial in record.trials:
-        if "recipe" not in trial.attrs or trial.state == "WAITING" or trial.number in continued:
+        if not trial.attrs.recipe or trial.state == "WAITING" or trial.number in continued:
             continue
-        ranked = best is not None and trial.attrs.get("protocol_hash") == best.attrs.get("protocol_hash")
+        ranked = best is not None and trial.attrs.protocol_hash == best.attrs.protocol_hash
         value = trial.value if trial.state == "COMPLETE" and ranked else None
         rows.append(
             {
                 "number": trial.number,
-                "recipe": trial.attrs["recipe"],
-                "variant": trial.attrs["variant"],
+                "recipe": trial.attrs.recipe,
+                "variant": trial.attrs.variant,
                 "value": value,
                 "gain": value - best.value if value is not None and best and best.value is not None else None,
                 "seconds": record.seconds(trial),
-                "batch": trial.attrs.get("hparams", {}).get("batch_size"),
-                "own_images": trial.attrs.get("own_images", ""),
+                "batch": trial.attrs.hparams.get("batch_size"),
+                "own_images": trial.attrs.own_images,
                 "end": "" if value is not None else trial.reason or trial.state.lower(),
             }
         )
@@ -105,12 +104,12 @@ def _baselines(record: StudyRecord, best: TrialRecord | None) -> list[dict[str, 
 
 
 def _board_row(trial: TrialRecord, seconds: float, spec: Mapping[str, Any]) -> dict[str, Any]:
-    preset = trial.attrs.get("preset")
+    preset = trial.attrs.preset
     return {
         "number": trial.number,
         "preset": f" ({preset})" if preset else "",
         "value": trial.value,
-        "scores": trial.attrs.get("scores", {}),
+        "scores": trial.attrs.scores,
         "kimg": spec["budget"]["kimg"],
         "seconds": seconds,
         "params": trial.params or _of_recipe(trial, spec),
@@ -119,7 +118,7 @@ def _board_row(trial: TrialRecord, seconds: float, spec: Mapping[str, Any]) -> d
 
 def _of_recipe(trial: TrialRecord, spec: Mapping[str, Any]) -> dict[str, Any]:
     """A baseline's values of what the others search; it was not asked for any."""
-    hparams = trial.attrs.get("hparams", {})
+    hparams = trial.attrs.hparams
     return {name: hparams[ALIASES.get(name, (name,))[0]] for name in spec["space"] if hparams}
 
 
@@ -166,9 +165,9 @@ def tradeoff_context(record: StudyRecord) -> dict[str, Any] | None:
     names = objectives(record)
     if len(names) == 1:
         return None
-    best, spec = pareto_front(record), json.loads(record.attrs["spec"])
+    best, spec = pareto_front(record), record.attrs.spec
     return {
-        "names": [objective_label(name, record.attrs["final_metric"]) for name in names],
+        "names": [objective_label(name, record.attrs.final_metric) for name in names],
         "rows": [{**_board_row(trial, record.seconds(trial), spec), "values": trial.values} for trial in best],
         "timed": "seconds" in names,
         "n": len(rank(record, top=len(record.trials)).trials),
@@ -178,6 +177,6 @@ def tradeoff_context(record: StudyRecord) -> dict[str, Any] | None:
 def _at_its_last_rung(trial: TrialRecord, best: TrialRecord) -> dict[str, float] | None:
     """A pruned trial's last rung score beside the best trial's there; None where it diverged, or one has none."""
     step = max(trial.intermediate, default=0)
-    if trial.attrs.get("diverged") or step not in trial.intermediate or step not in best.intermediate:
+    if trial.attrs.diverged or step not in trial.intermediate or step not in best.intermediate:
         return None
     return {"kimg": step / 1000, "score": trial.intermediate[step], "best": best.intermediate[step]}

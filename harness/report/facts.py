@@ -32,13 +32,13 @@ def facts(record: StudyRecord, found: Confirmation | None, watched: Sequence[Hea
     board = rank(record, top=len(record.trials))
     stated = {
         "study": record.name,
-        "uid": record.attrs.get("uid", ""),
-        "metric": record.attrs["final_metric"],
+        "uid": record.attrs.uid,
+        "metric": record.attrs.final_metric,
         "protocol_hash": board.protocol_hash,
-        "target": record.attrs["target"],
+        "target": record.attrs.target,
         "finished": sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials),
         "ranked": [
-            {"trial": trial.number, "value": trial.value, "hparams": trial.attrs["hparams"]} for trial in board.trials
+            {"trial": trial.number, "value": trial.value, "hparams": trial.attrs.hparams} for trial in board.trials
         ],
         "ended": {
             str(t.number): {"state": t.state, "reason": t.reason}
@@ -47,9 +47,9 @@ def facts(record: StudyRecord, found: Confirmation | None, watched: Sequence[Hea
         },
         "confirmed": _confirmed(found) if found else None,
         "health": {row.name: {"findings": row.findings, "measured": _measured(row)} for row in watched},
-        "spec": json.loads(record.attrs["spec"]),
-        "environment": record.attrs.get("environment", {}),
-        "fingerprint": record.attrs["dataset"]["fingerprint"],
+        "spec": record.attrs.spec,
+        "environment": record.attrs.environment,
+        "fingerprint": record.attrs.dataset["fingerprint"],
     }
     return json.dumps(stated, indent=1, sort_keys=True) + "\n"
 

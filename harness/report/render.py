@@ -61,7 +61,7 @@ def build_report(
         figures["confirmed"] = plots.to_png(plots.confirmed(found))
     ahead = outlook(record, MORE_TRIALS)
     if ahead:
-        figures["outlook"] = plots.to_png(plots.best_after(ahead, record.attrs["final_metric"]))
+        figures["outlook"] = plots.to_png(plots.best_after(ahead, record.attrs.final_metric))
     figures |= _tradeoffs(record, trials)
     for name in ("confirmed", "outlook", "tradeoff", "history", "rungs", "losses", "importance", "placement"):
         if name in figures:
@@ -77,7 +77,7 @@ def build_report(
     context["confirmed"] = confirmed_context(found) if found else None
     context["losses_of"] = shown[0][0] if shown else ""
     shown_trial = found.best.median_trial if found else board.trials[0] if board.trials else None
-    samplings = shown_trial.attrs.get("samplings", []) if shown_trial else []
+    samplings = shown_trial.attrs.samplings if shown_trial else []
     context["first_sampling"] = samplings[0] if len(samplings) > 1 else None
     context["tradeoff"] = tradeoff_context(record)
     context["health"] = _health(board, found, root, out)
@@ -102,11 +102,11 @@ def _figures(
 ) -> dict[str, bytes]:
     made: dict[str, bytes] = {}
     best = board.trials[0] if board.trials else None
-    rung_metric = record.attrs["rung_metric"]
+    rung_metric = record.attrs.rung_metric
     if best:
-        made["history"] = plots.to_png(plots.history(trials, record.attrs["final_metric"]))
+        made["history"] = plots.to_png(plots.history(trials, record.attrs.final_metric))
     if leader:
-        curve = curve_frame(root / leader.attrs["folder"] / "curve.json")
+        curve = curve_frame(root / leader.attrs.folder / "curve.json")
         if len(curve):
             made["losses"] = plots.to_png(plots.losses(curve))
     if len(rungs):
@@ -128,7 +128,7 @@ def _tradeoffs(record: StudyRecord, trials: pd.DataFrame) -> dict[str, bytes]:
         return {}
     frame = pd.DataFrame([{"number": trial.number, **dict(zip(names, trial.values, strict=True))} for trial in ranked])
     best = {trial.number for trial in pareto_front(record)}
-    return {"tradeoff": plots.to_png(plots.tradeoff(frame, names, best, record.attrs["final_metric"]))}
+    return {"tradeoff": plots.to_png(plots.tradeoff(frame, names, best, record.attrs.final_metric))}
 
 
 def _health(board: Leaderboard, found: Confirmation | None, root: Path, out: Path) -> dict[str, Any] | None:
@@ -139,7 +139,7 @@ def _health(board: Leaderboard, found: Confirmation | None, root: Path, out: Pat
     context = health_context([health(name, trial, root) for name, trial in rows])
     (out / PAIRS_FILE).unlink(missing_ok=True)
     for name, trial in rows[:1]:
-        picture = root / str(trial.attrs["folder"]) / PAIRS_FILE
+        picture = root / trial.attrs.folder / PAIRS_FILE
         if context and picture.is_file():
             atomic.write_bytes(out / PAIRS_FILE, picture.read_bytes())
             context |= {"pairs": PAIRS_FILE, "pairs_of": name}
@@ -159,7 +159,7 @@ def _copy_grids(shown: list[tuple[str, TrialRecord]], root: Path, out: Path) -> 
         old.unlink()
     grids = []
     for place, (name, trial) in enumerate(shown, start=1):
-        found = sorted((root / trial.attrs["folder"]).glob("grid-*.png"))
+        found = sorted((root / trial.attrs.folder).glob("grid-*.png"))
         if found:
             file = f"grid-{place}.png"
             atomic.write_bytes(out / file, found[-1].read_bytes())

@@ -6,6 +6,8 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
 
+from harness.store.attrs import TrialAttrs
+
 EVALUATOR = "PED-ANOVA"
 _FEWEST = 8
 
@@ -19,7 +21,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
     scored = [
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        if trial.intermediate_values and "recipe" not in trial.user_attrs  # a baseline is made otherwise
+        if trial.intermediate_values and not TrialAttrs.parse(trial.user_attrs).recipe  # a baseline is made otherwise
     ]
     if len(scored) < _FEWEST:
         return {}

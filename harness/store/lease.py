@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from threading import Event, Thread
-from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -12,6 +11,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import DBAPIError
 
 from harness.errors import Fenced
+from harness.store.attrs import TrialAttrs
 from harness.store.database import HEARTBEAT_S, PatientStorage
 
 
@@ -70,10 +70,11 @@ def beat(study: optuna.Study, trial_id: int) -> None:
         storage_of(study).record_heartbeat(trial_id)
 
 
-def set_user_attrs(trial: optuna.Trial, **attrs: Any) -> None:
-    """As ``trial.set_user_attr`` for each, in one transaction: all of them are there, or none."""
-    storage_of(trial.study).set_trial_user_attrs(trial._trial_id, attrs)
-    trial._cached_frozen_trial.user_attrs.update(attrs)
+def write_attrs(trial: optuna.Trial, attrs: TrialAttrs) -> None:
+    """As ``trial.set_user_attr`` for each that differs from its default, in one transaction: all are there, or none."""
+    stored = attrs.stored()
+    storage_of(trial.study).set_trial_user_attrs(trial._trial_id, stored)
+    trial._cached_frozen_trial.user_attrs.update(stored)
 
 
 def storage_of(study: optuna.Study) -> PatientStorage:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from harness.store.attrs import StudyAttrs, TrialAttrs
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
@@ -21,27 +23,38 @@ class TrialRecord:
     values: tuple[float, ...] = ()
     params: Mapping[str, Any]
     intermediate: Mapping[int, float]
-    attrs: Mapping[str, Any]
+    attrs: TrialAttrs
     started: datetime | None
     ended: datetime | None
 
     @property
     def seconds(self) -> float:
         """Seconds to the end by the worker's stopwatch, of a killed one to its last checkpoint; 0 while unfinished."""
-        if "elapsed_s" in self.attrs:
-            return float(self.attrs["elapsed_s"])
+        if self.attrs.elapsed_s is not None:
+            return self.attrs.elapsed_s
         if self.state == "FAIL":  # it ended when it was found dead, which may be days later
-            return float(self.attrs.get("saved_s", 0.0))
+            return self.attrs.saved_s
         return max(0.0, (self.ended - self.started).total_seconds()) if self.started and self.ended else 0.0
 
     @property
     def published(self) -> bool:
         """Whether its settings are somebody's published ones: a recipe's, or the paper's."""
-        return "recipe" in self.attrs or self.attrs.get("preset") == "paper"
+        return bool(self.attrs.recipe) or self.attrs.preset == "paper"
+
+    @property
+    def root(self) -> int:
+        """Number of the first of the attempts that it is one of."""
+        return self.number if self.attrs.root is None else self.attrs.root
+
+    @property
+    def training_seed(self) -> int:
+        """Of a fixed study's trial."""
+        assert self.attrs.training_seed is not None
+        return self.attrs.training_seed
 
     @property
     def reason(self) -> str:
-        return str(self.attrs.get("reason", ""))
+        return self.attrs.reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +62,7 @@ class StudyRecord:
     """A study with its trials in order of number."""
 
     name: str
-    attrs: Mapping[str, Any]
+    attrs: StudyAttrs
     trials: tuple[TrialRecord, ...]
 
     @property
@@ -60,8 +73,7 @@ class StudyRecord:
 
     def attempts(self, trial: TrialRecord) -> list[TrialRecord]:
         """The trial with those that it continues, and those that continue it."""
-        root = trial.attrs.get("root", trial.number)
-        return [other for other in self.trials if other.attrs.get("root", other.number) == root]
+        return [other for other in self.trials if other.root == trial.root]
 
     def seconds(self, trial: TrialRecord) -> float:
         """Of all its attempts."""

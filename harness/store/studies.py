@@ -20,6 +20,7 @@ from harness.spec.objectives import directions
 from harness.spec.precision import adopt
 from harness.spec.study import Preset, StudySpec
 from harness.store.address import database_url, shown
+from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.database import PatientStorage, StudyLock, open_storage
 from harness.store.lease import storage_of
 from harness.store.records import StudyRecord, TrialRecord
@@ -66,36 +67,50 @@ def _created(
         directions=directions(spec.objectives or ("score",)),
         load_if_exists=True,
     )
-    stored = study.user_attrs.get("spec")
-    if stored is None:
-        spec = settle(spec)
+    known = StudyAttrs.parse(study.user_attrs)
+    if known.spec:
+        spec = adopt(spec, known.spec)
+        _refuse_drift(spec, known.spec, resume_anyway)
     else:
-        spec = adopt(spec, json.loads(stored))
-        _refuse_drift(spec, json.loads(stored), resume_anyway)
-    study.set_user_attr("spec", json.dumps(spec.identity()))
-    study.set_user_attr("spec_hash", spec.spec_hash)
-    study.set_user_attr("description", spec.description)
-    if "uid" not in study.user_attrs:
-        study.set_user_attr("uid", uuid.uuid4().hex)
+        spec = settle(spec)
+    write_study_attrs(
+        study,
+        StudyAttrs(
+            spec=spec.identity(),
+            spec_hash=spec.spec_hash,
+            description=spec.description,
+            uid=known.uid or uuid.uuid4().hex,
+        ),
+    )
     trials = study.get_trials(deepcopy=False)
     if spec.plan:  # an arm that failed for good is planned again
         trials = [trial for trial in trials if trial.state != TrialState.FAIL or can_continue(trial)]
-    known = {trial.user_attrs.get("preset") for trial in trials}
+    enqueued = {TrialAttrs.parse(trial.user_attrs).preset for trial in trials}
     for preset in spec.presets:
-        if preset.name not in known:
-            study.enqueue_trial(preset.params, user_attrs=preset_attrs(preset))
+        if preset.name not in enqueued:
+            study.enqueue_trial(preset.params, user_attrs=preset_attrs(preset).stored())
     return study
 
 
-def preset_attrs(preset: Preset) -> dict[str, Any]:
+def preset_attrs(preset: Preset) -> TrialAttrs:
     """What a preset's trial carries along: a recipe's trial is a baseline with values of its own."""
-    attrs: dict[str, Any] = {"preset": preset.name}
-    if preset.recipe:
-        attrs |= {"recipe": preset.recipe, "variant": preset.variant, "overrides": preset.overrides}
-        attrs |= {"own_images": preset.own_images or ""}
-    if preset.arm:
-        attrs |= {"arm": preset.arm, "training_seed": preset.seed, "overrides": preset.overrides}
-    return attrs
+    return TrialAttrs(
+        preset=preset.name,
+        recipe=preset.recipe or "",
+        variant=preset.variant or "",
+        own_images=preset.own_images or "",
+        overrides=preset.overrides,
+        arm=preset.arm or "",
+        training_seed=preset.seed,
+    )
+
+
+def write_study_attrs(study: optuna.Study, attrs: StudyAttrs) -> None:
+    """Write each attribute that differs from its default and from what is there."""
+    known = study.user_attrs
+    for name, value in attrs.stored().items():
+        if name not in known or known[name] != value:
+            study.set_user_attr(name, value)
 
 
 def load_study(name: str, home: Home, *, storage: PatientStorage | None = None) -> optuna.Study:
@@ -117,7 +132,7 @@ def load_study(name: str, home: Home, *, storage: PatientStorage | None = None) 
             f"Started are: {', '.join(sorted(names)) or 'none'}. Start it with `make sweep STUDY={name}`.",
         )
     study = optuna.load_study(storage=storage, study_name=name)
-    if "final_metric" not in study.user_attrs:
+    if not StudyAttrs.parse(study.user_attrs).final_metric:
         raise NotFoundError(f"study {name} was created, but never ran", f"`make sweep STUDY={name}` starts it.")
     return study
 
@@ -128,13 +143,13 @@ def stored_spec(study: optuna.Study) -> StudySpec:
     Raises:
         StorageError: a harness that knows other keys wrote it.
     """
-    stored = json.loads(study.user_attrs["spec"])
-    budget = {**stored["budget"], "trials": int(study.user_attrs["target"])}
+    attrs = StudyAttrs.parse(study.user_attrs)
+    budget = {**attrs.spec["budget"], "trials": attrs.target}
     try:
-        return StudySpec.model_validate({**stored, "budget": budget})
+        return StudySpec.model_validate({**attrs.spec, "budget": budget})
     except ValidationError as error:
         found = "; ".join(pydantic_problems(error, StudySpec))
-        versions = study.user_attrs.get("environment", {}).get("versions", "another version")
+        versions = attrs.environment.get("versions", "another version")
         raise StorageError(
             f"study {study.study_name} was started by another version of the harness ({found})",
             f"Install what it was started with: {versions}.",
@@ -155,7 +170,7 @@ def find_study(name: str, home: Home) -> optuna.Study | None:
 def find_record(name: str, home: Home) -> StudyRecord | None:
     """A study as plain values; None where it never ran."""
     study = find_study(name, home)
-    return to_record(study) if study is not None and "final_metric" in study.user_attrs else None
+    return to_record(study) if study is not None and StudyAttrs.parse(study.user_attrs).final_metric else None
 
 
 def is_absent(home: Home) -> bool:
@@ -164,7 +179,7 @@ def is_absent(home: Home) -> bool:
     return url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file()
 
 
-def _refuse_drift(spec: StudySpec, stored: dict[str, Any], resume_anyway: bool) -> None:
+def _refuse_drift(spec: StudySpec, stored: Mapping[str, Any], resume_anyway: bool) -> None:
     drift = changes(stored, spec.identity())
     if spec.plan:  # it grows by arms, seeds and claims, and keeps what it has
         drift = [change for change in drift if change.key != "presets" and not _is_new_to_plan(change)]
@@ -227,11 +242,10 @@ def agree_on_protocols(
 
     def agree(repeated: bool) -> None:
         with lock.held(), patience.suspended():
-            known = study.user_attrs.get("protocols", mine)
-            if not resume_anyway:
+            known = StudyAttrs.parse(study.user_attrs).protocols
+            if known and not resume_anyway:
                 _refuse_other_protocols(study.study_name, known, mine)
-            if "protocols" not in study.user_attrs or known != mine:
-                study.set_user_attr("protocols", mine)
+            write_study_attrs(study, StudyAttrs(protocols=mine))
 
     patience.wait_out(agree)
 
@@ -246,10 +260,10 @@ def to_record(study: optuna.Study) -> StudyRecord:
             values=tuple(trial.values or ()),
             params=dict(trial.params),
             intermediate=dict(sorted(trial.intermediate_values.items())),
-            attrs=dict(trial.user_attrs),
+            attrs=TrialAttrs.parse(trial.user_attrs),
             started=trial.datetime_start,
             ended=trial.datetime_complete,
         )
         for trial in study.get_trials(deepcopy=False)
     )
-    return StudyRecord(name=study.study_name, attrs=dict(study.user_attrs), trials=trials)
+    return StudyRecord(name=study.study_name, attrs=StudyAttrs.parse(study.user_attrs), trials=trials)

@@ -16,6 +16,7 @@ from harness.errors import Fenced
 from harness.home import Home
 from harness.machine.processes import is_gone, this_process
 from harness.spec.study import StudySpec
+from harness.store.attrs import TrialAttrs, position_of, retry_of
 from harness.store.database import StudyLock
 from harness.store.lease import beat, storage_of
 from harness.store.samplers import make_pruner, make_sampler
@@ -34,7 +35,7 @@ _KEPT = (
     "own_images",
     "arm",
     "training_seed",
-    "place",
+    "position",
     "oom",
     "hparams",
     "kept_at",
@@ -110,7 +111,7 @@ class Trials:
             ranked.step = own.last_step
             pruned = bool(ranked.pruner.prune(ranked, ranked.seen(own)))
         if not pruned:
-            storage.set_trial_user_attr(trial._trial_id, "kept_at", own.last_step)
+            self._write(trial._trial_id, TrialAttrs(kept_at=own.last_step))
         return pruned
 
     def history(self, trial: optuna.Trial) -> list[int]:
@@ -123,8 +124,9 @@ class Trials:
         if healed:
             trials = self.study.get_trials(deepcopy=False)
         for trial in trials:
-            if trial.user_attrs.get("worker", {}).get("call") == call:  # whose answer was lost
-                return self._asked(trial._trial_id, trial.user_attrs["place"])
+            attrs = TrialAttrs.parse(trial.user_attrs)
+            if attrs.worker and attrs.worker.get("call") == call and attrs.position is not None:
+                return self._asked(trial._trial_id, attrs.position)  # the answer was lost
         # A plan is done when nothing of it waits: somebody may have asked for fewer trainings meanwhile.
         if not self.spec.plan and sum(t.state in (*FINISHED, TrialState.RUNNING) for t in trials) >= target:
             return None
@@ -134,12 +136,13 @@ class Trials:
             return None  # nothing is searched: what failed for good is planned again by the next start
         places = 1 + max((place for trial in trials if (place := place_of(trial)) is not None), default=-1)
         trial_id = self._take(trials)
-        place = self.study._storage.get_trial(trial_id).user_attrs.get("place", places)
+        position = position_of(self.study._storage.get_trial(trial_id).user_attrs)
+        position = places if position is None else position
         beat(self.study, trial_id)
         # Last, and together: a trial without a worker is one that an outage left behind, and the next attempt fails it.
         # One with a worker that lives is nobody's to fail.
-        self.storage.set_trial_user_attrs(trial_id, {"worker": {**this_process(), "call": call}, "place": place})
-        return self._asked(trial_id, place)
+        self._write(trial_id, TrialAttrs(worker={**this_process(), "call": call}, position=position))
+        return self._asked(trial_id, position)
 
     def _asked(self, trial_id: int, place: int) -> optuna.Trial:
         # A retry that has yet to be suggested parameters gets those that its place would have got without the kill.
@@ -149,7 +152,7 @@ class Trials:
 
     def _take(self, trials: list[FrozenTrial]) -> int:
         waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
-        for trial in sorted(waiting, key=lambda trial: ("retry_of" not in trial.user_attrs, trial.number)):
+        for trial in sorted(waiting, key=lambda trial: (retry_of(trial.user_attrs) is None, trial.number)):
             with suppress(UpdateFinishedTrialError):
                 if self.study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
                     return trial._trial_id
@@ -162,7 +165,7 @@ class Trials:
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         stale = set(self.storage._get_stale_trial_ids(self.study._study_id)) if running else set()
         for trial in running:
-            gone = is_gone(trial.user_attrs.get("worker"), one_machine=self.one_machine)
+            gone = is_gone(TrialAttrs.parse(trial.user_attrs).worker, one_machine=self.one_machine)
             if gone is None:
                 gone = trial._trial_id in stale
             if not gone:
@@ -171,7 +174,7 @@ class Trials:
             if crashed and crashes(trial) >= MAX_CRASHES:
                 reason = GIVEN_UP
             with suppress(UpdateFinishedTrialError):
-                self.study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+                self._write(trial._trial_id, TrialAttrs(reason=reason))
                 self.study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
                 done.append(f"trial {trial.number}: {reason}")
         if done:
@@ -179,7 +182,7 @@ class Trials:
         return done + self._queue_abandoned(trials), trials
 
     def _queue_abandoned(self, trials: list[FrozenTrial]) -> list[str]:
-        continued = {trial.user_attrs.get("retry_of") for trial in trials}
+        continued = {retry_of(trial.user_attrs) for trial in trials}
         return [
             f"trial {trial.number}: queued to continue"
             for trial in trials
@@ -188,24 +191,27 @@ class Trials:
 
     def _requeue(self, trial: FrozenTrial) -> bool:
         """Queue a killed or interrupted trial as Optuna's own retry does, with the same parameters."""
-        reason = str(trial.user_attrs.get("reason", ""))
         if not can_continue(trial):
             return False
-        attrs = {name: trial.user_attrs[name] for name in _KEPT if name in trial.user_attrs}
-        attrs |= {"retry_of": trial.number, "root": int(trial.user_attrs.get("root", trial.number))}
-        attrs["crashes"] = crashes(trial) if reason.startswith(KILLED) else 0
+        attrs = TrialAttrs.parse(trial.user_attrs)
+        retried = TrialAttrs(
+            **{name: getattr(attrs, name) for name in _KEPT},
+            retry_of=trial.number,
+            root=trial.number if attrs.root is None else attrs.root,
+            crashes=crashes(trial) if attrs.reason.startswith(KILLED) else 0,
+        )
         # The keys of optuna.storages.RetryHeartbeatStaleTrialCallback; a pruner's notes stay with the trial.
         notes = {"failed_trial": trial.number, "retry_history": [], **_decided(trial)}
         notes["retry_history"] = [*notes["retry_history"], trial.number]
         # Killed while parameters were suggested: all are suggested anew, as the sampler draws them one after the other.
-        whole = "hparams" in trial.user_attrs
+        whole = bool(attrs.hparams)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             retry = create_trial(
                 state=TrialState.WAITING,
                 params=trial.params if whole else {},
                 distributions=trial.distributions if whole else {},
-                user_attrs=attrs,
+                user_attrs=retried.stored(),
                 system_attrs=notes,
             )
         self.study.add_trial(retry)
@@ -214,17 +220,21 @@ class Trials:
     def _end(self, trial: optuna.Trial, state: TrialState, values: float | Sequence[float] | None, reason: str) -> None:
         storage = self.study._storage
         if not self.storage.trial_state(trial._trial_id).is_finished():
-            storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+            self._write(trial._trial_id, TrialAttrs(reason=reason))
             self.study.tell(trial, values, state=state)
         else:
             found = storage.get_trial(trial._trial_id)
-            if found.state != state or found.user_attrs.get("reason") != reason:
-                raise Fenced(f"was declared dead meanwhile: {found.user_attrs.get('reason', found.state.name)}")
+            ended = TrialAttrs.parse(found.user_attrs).reason
+            if found.state != state or ended != reason:
+                raise Fenced(f"was declared dead meanwhile: {ended or found.state.name}")
         if reason.startswith(INTERRUPTED) and not self._is_continued(trial.number):
             self._requeue(storage.get_trial(trial._trial_id))
 
     def _is_continued(self, number: int) -> bool:
-        return any(other.user_attrs.get("retry_of") == number for other in self.study.get_trials(deepcopy=False))
+        return any(retry_of(other.user_attrs) == number for other in self.study.get_trials(deepcopy=False))
+
+    def _write(self, trial_id: int, attrs: TrialAttrs) -> None:
+        self.storage.set_trial_user_attrs(trial_id, attrs.stored())
 
     def _locked(self, action: Callable[[], R]) -> R:
         """Do it under the lock; during an outage let go, wait, and do it again as a whole."""
@@ -244,22 +254,20 @@ def trial_key(study: str, number: int) -> str:
 
 def can_continue(trial: FrozenTrial) -> bool:
     """Whether a failed trial is one that another attempt continues."""
-    reason = str(trial.user_attrs.get("reason", ""))
+    reason = TrialAttrs.parse(trial.user_attrs).reason
     return trial.state == TrialState.FAIL and reason != GIVEN_UP and reason.startswith((KILLED, INTERRUPTED))
 
 
 def crashes(trial: FrozenTrial) -> int:
     """How often in a row this trial's workers died without getting further, the present attempt's included."""
-    attrs = trial.user_attrs
-    if float(attrs.get("saved_kimg", 0.0)) > float(attrs.get("resumed_kimg", 0.0)):
-        return 1
-    return int(attrs.get("crashes", 0)) + 1
+    attrs = TrialAttrs.parse(trial.user_attrs)
+    return 1 if attrs.saved_kimg > attrs.resumed_kimg else attrs.crashes + 1
 
 
 def _decided(trial: FrozenTrial) -> dict[str, Any]:
     """System attributes without successive halving's notes on a rung at which a kill came before the verdict."""
     step = trial.last_step
-    if step is None or step == trial.user_attrs.get("kept_at"):
+    if step is None or step == TrialAttrs.parse(trial.user_attrs).kept_at:
         return trial.system_attrs
     score = trial.intermediate_values[step]
     return {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 from collections.abc import Callable, Container
 from typing import Any
 
@@ -16,15 +15,15 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from harness.spec.objectives import dominated_share
+from harness.store.attrs import StudyAttrs, TrialAttrs, position_of, retry_of
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def place_of(trial: FrozenTrial) -> int | None:
     """None where it has none yet, or was killed before it was given one."""
-    if "place" not in trial.user_attrs and trial.state not in FINISHED:
-        return None
-    return int(trial.user_attrs.get("place", trial.number))
+    position = position_of(trial.user_attrs)
+    return trial.number if position is None and trial.state in FINISHED else position
 
 
 def in_place(trial: FrozenTrial) -> FrozenTrial:
@@ -66,7 +65,7 @@ class View(optuna.Study):
         if any(trial.state == TrialState.FAIL for trial in found):
             # Successive halving counts the rungs of failed trials, too: those of an attempt are its continuation's.
             every = found if states is None else super()._get_trials(deepcopy=False)
-            continued = {trial.user_attrs.get("retry_of") for trial in every}
+            continued = {retry_of(trial.user_attrs) for trial in every}
             found = [trial for trial in found if trial.number not in continued]
         return [in_place(trial) for trial in found]
 
@@ -83,7 +82,7 @@ class Ranked(View):
     @functools.cached_property
     def timed(self) -> bool:
         """Whether seconds are an objective."""
-        return "seconds" in json.loads(self.user_attrs["spec"])["objectives"]
+        return "seconds" in StudyAttrs.parse(self.user_attrs).spec["objectives"]
 
     def seen(self, trial: FrozenTrial) -> FrozenTrial:
         shown = copy.copy(trial)
@@ -135,10 +134,10 @@ class PlacedHyperband(HyperbandPruner):
 def rung_losses(trial: FrozenTrial, step: int | None, *, timed: bool) -> tuple[float, ...] | None:
     """The score of a trial at a rung, with ``timed`` the seconds trained too; None where it was not scored there."""
     score = trial.intermediate_values.get(step) if step is not None else None
-    if score is None or not timed:
+    if score is None or step is None or not timed:
         return None if score is None else (score,)
-    seconds = trial.user_attrs.get("rung_seconds", {}).get(str(step))
-    return None if seconds is None else (score, float(seconds))
+    seconds = TrialAttrs.parse(trial.user_attrs).rung_seconds.get(step)
+    return None if seconds is None else (score, seconds)
 
 
 class Placed(BaseSampler):

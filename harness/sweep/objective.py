@@ -25,7 +25,8 @@ from harness.scoring.scorer import Scorer
 from harness.spec.scoring import sampling_seeds
 from harness.spec.study import StudySpec
 from harness.spec.suggest import suggest
-from harness.store.lease import Lease, set_user_attrs
+from harness.store.attrs import StudyAttrs, TrialAttrs
+from harness.store.lease import Lease, write_attrs
 from harness.store.samplers import images
 from harness.store.trials import Trials, trial_key
 from harness.tracking.courier import Courier
@@ -91,8 +92,8 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> l
         StorageLost: the database was away for too long; a checkpoint is written.
     """
     started = time.perf_counter()
-    overrides = trial.user_attrs.get("overrides")
-    hp = spec.hparams({}, overrides) if overrides else suggest(trial, spec)
+    attrs = TrialAttrs.parse(trial.user_attrs)
+    hp = spec.hparams({}, attrs.overrides) if attrs.overrides else suggest(trial, spec)
     seed = training_seed(trial, spec)
     attempt = env.attempt = open_attempt(trial, hp, seed, spec, env, lease)
     if impossible := problems(hp):
@@ -116,7 +117,7 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> l
             env.publish({"number": trial.number, "kimg": event.kimg, "images_per_s": event.images_per_s})
             continue
         attempt.save(event)
-        set_user_attrs(trial, saved_kimg=event.kimg, saved_s=round(time.perf_counter() - started, 2))
+        write_attrs(trial, TrialAttrs(saved_kimg=event.kimg, saved_s=round(time.perf_counter() - started, 2)))
         if event.kimg > attempt.resumed_kimg:
             env.publish({"number": trial.number, "saved": event.kimg})
         if env.stop():
@@ -132,7 +133,7 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> l
             attempt.rung(event.mark, env.rung.objective, score)
             report(trial, score, images(event.mark), attempt)
             env.publish({"number": trial.number, "kimg": event.kimg, "rung": score})
-        decides = event.mark in spec.budget.rungs and "recipe" not in trial.user_attrs
+        decides = event.mark in spec.budget.rungs and not attrs.recipe
         if decides and env.trials.should_prune(trial):
             raise optuna.TrialPruned(f"{env.rung.objective} {score:.4g} at {event.mark:g} kimg")
         if event.mark < spec.budget.kimg:
@@ -144,13 +145,13 @@ def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> l
 def report(trial: optuna.Trial, score: float, step: int, attempt: Attempt | None = None) -> None:
     """Tell the database a rung's score and the samples' diversity; of several objectives, the seconds too."""
     if attempt is not None and attempt.watched:
-        trial.set_user_attr("watched", {str(step): values for step, values in sorted(attempt.watched.items())})
+        write_attrs(trial, TrialAttrs(watched=attempt.watched))
     if len(trial.study.directions) == 1:
         trial.report(score, step)
         return
     if attempt is not None:
-        seconds = {**trial.user_attrs.get("rung_seconds", {}), str(step): round(attempt.trained_s(step / 1000), 2)}
-        trial.set_user_attr("rung_seconds", seconds)
+        before = TrialAttrs.parse(trial.user_attrs).rung_seconds
+        write_attrs(trial, TrialAttrs(rung_seconds={**before, step: round(attempt.trained_s(step / 1000), 2)}))
     # As Trial.report, which refuses several objectives.
     trial.storage.set_trial_intermediate_value(trial._trial_id, step, score)
 
@@ -161,15 +162,15 @@ def conclude(trial: optuna.Trial, event: Snapshot, spec: StudySpec, env: Env, at
     values = [scores.values[env.final.objective], *resampled(event.generator, attempt.hp, spec, env)]
     attempt.publish(event)
     attempt.hand_over()
-    set_user_attrs(
-        trial,
-        watched={str(step): values for step, values in sorted(attempt.watched.items())},
+    attrs = TrialAttrs(
+        watched=attempt.watched,
         scores=scores.values,
         unavailable=scores.unavailable,
         protocol_hash=scores.protocol_hash,
         score_s=round(scores.seconds, 2),
         samplings=values,
     )
+    write_attrs(trial, attrs)
     found = {"score": statistics.fmean(values), "seconds": round(attempt.trained_s(), 2)}
     names = spec.objectives or ("score",)
     return [found[name] if name in found else scores.values[env.final.protocol.metric(name)] for name in names]
@@ -177,8 +178,11 @@ def conclude(trial: optuna.Trial, event: Snapshot, spec: StudySpec, env: Env, at
 
 def training_seed(trial: optuna.Trial, spec: StudySpec) -> int:
     """The seed that a plan gives a trial, or the one of its place in the search."""
-    given = trial.user_attrs.get("training_seed")
-    return derive_seed(spec.sampler.seed, "trial", int(trial.user_attrs["place"])) if given is None else int(given)
+    attrs = TrialAttrs.parse(trial.user_attrs)
+    if attrs.training_seed is not None:
+        return attrs.training_seed
+    assert attrs.position is not None
+    return derive_seed(spec.sampler.seed, "trial", attrs.position)
 
 
 def resampled(generator: nn.Module, hp: HParams, spec: StudySpec, env: Env) -> list[float]:
@@ -190,7 +194,7 @@ def resampled(generator: nn.Module, hp: HParams, spec: StudySpec, env: Env) -> l
 
 def open_attempt(trial: optuna.Trial, hp: HParams, seed: int, spec: StudySpec, env: Env, lease: Lease) -> Attempt:
     """Name the attempt in the database, then open its folder and its run."""
-    uid = str(trial.study.user_attrs["uid"])
+    attrs, uid = TrialAttrs.parse(trial.user_attrs), StudyAttrs.parse(trial.study.user_attrs).uid
     folder = env.home.trial_dir(spec.name, uid, trial.number)
     earlier = [env.home.trial_dir(spec.name, uid, number) for number in env.trials.history(trial)]
     info = RunInfo(
@@ -203,7 +207,7 @@ def open_attempt(trial: optuna.Trial, hp: HParams, seed: int, spec: StudySpec, e
             "trial": str(trial.number),
             "trial_state": "RUNNING",
             "seed": str(seed),
-            **{name: str(trial.user_attrs[name]) for name in ("preset", "arm") if name in trial.user_attrs},
+            **{name: value for name, value in (("preset", attrs.preset), ("arm", attrs.arm)) if value},
             "protocol_hash": env.final.protocol.hash,
             "rung_protocol_hash": env.rung.protocol.hash,
         },
@@ -226,16 +230,16 @@ def open_attempt(trial: optuna.Trial, hp: HParams, seed: int, spec: StudySpec, e
     )
     if isinstance(env.tracker, Courier):
         env.tracker.guard(attempt.run_id, lease.check_now)
-    set_user_attrs(
-        trial,
+    opened = TrialAttrs(
         hparams=hp.to_dict(),
         seed=seed,
         folder=str(folder.relative_to(env.home.root)),
         resumed_kimg=attempt.resumed_kimg,
     )
-    shown = trial.params or {"preset": trial.user_attrs.get("preset", "")}
+    write_attrs(trial, opened)
+    shown = trial.params or {"preset": attrs.preset}
     start = {"state": "RUNNING", "kimg": attempt.resumed_kimg, "params": shown}
-    env.publish({"number": trial.number, **start, "retry_of": trial.user_attrs.get("retry_of")})
+    env.publish({"number": trial.number, **start, "retry_of": attrs.retry_of})
     return attempt
 
 

@@ -11,6 +11,8 @@ import optuna
 from harness.errors import StorageLost, TrackingError, without_secrets
 from harness.home import Home
 from harness.spec.study import StudySpec
+from harness.store.attrs import StudyAttrs, TrialAttrs
+from harness.store.studies import write_study_attrs
 from harness.store.trials import Trials, finished_count
 from harness.sweep.reconcile import reconcile_tracker
 from harness.tracking.mlflow import MlflowTracker, answers, client_for, new_client, open_experiment
@@ -36,7 +38,7 @@ class ParentRun:
         try:
             client = client_for(home)
             info = RunInfo(
-                key=f"{spec.name}/sweep/{study.user_attrs['uid']}",
+                key=f"{spec.name}/sweep/{StudyAttrs.parse(study.user_attrs).uid}",
                 name=f"sweep {spec.name}",
                 params={},
                 tags={**tags, "role": "sweep"},
@@ -45,7 +47,7 @@ class ParentRun:
                 tracker = MlflowTracker(client, open_experiment(client, home, spec.name, spec.description))
                 return cls(tracker, tracker.start(info), home.spool, say)
         except TrackingError as error:
-            if "mlflow_parent" not in study.user_attrs:
+            if not StudyAttrs.parse(study.user_attrs).mlflow_parent:
                 raise
             say(f"{error.problem}; the sweep goes on, and MLflow gets everything when it is back")
             return cls.known(study, spec, home, say)
@@ -53,13 +55,13 @@ class ParentRun:
     @classmethod
     def known(cls, study: optuna.Study, spec: StudySpec, home: Home, say: Callable[[str], None]) -> ParentRun:
         """Of a study that was started before; MLflow is not asked."""
-        tracker = MlflowTracker(new_client(home), str(study.user_attrs["mlflow_experiment"]))
-        return cls(tracker, str(study.user_attrs["mlflow_parent"]), home.spool, say)
+        attrs = StudyAttrs.parse(study.user_attrs)
+        return cls(MlflowTracker(new_client(home), attrs.mlflow_experiment), attrs.mlflow_parent, home.spool, say)
 
     def note(self, study: optuna.Study) -> None:
         """Write down where the study's runs are."""
-        study.set_user_attr("mlflow_parent", self.run_id)
-        study.set_user_attr("mlflow_experiment", self.tracker.experiment_id)
+        where = StudyAttrs(mlflow_parent=self.run_id, mlflow_experiment=self.tracker.experiment_id)
+        write_study_attrs(study, where)
 
     def heal(self, trials: Trials, *, crashed: bool) -> None:
         """Heal the database, then MLflow as far as it answers."""
@@ -101,7 +103,7 @@ def _summary(study: optuna.Study) -> dict[str, float]:
     if not done:
         return {}
     # Only scores of one protocol can be compared: that of most trials, as in the report.
-    hashes = [str(trial.user_attrs.get("protocol_hash", "")) for trial in done]
+    hashes = [TrialAttrs.parse(trial.user_attrs).protocol_hash for trial in done]
     (chosen, _), *_ = Counter(reversed(hashes)).most_common(1)
     best = min(float(trial.values[0]) for trial, own in zip(done, hashes, strict=True) if own == chosen)
-    return {f"best_{study.user_attrs['final_metric']}": best, "trials_complete": float(len(done))}
+    return {f"best_{StudyAttrs.parse(study.user_attrs).final_metric}": best, "trials_complete": float(len(done))}

@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
+from harness.store.attrs import TrialAttrs
 from harness.store.trials import Trials, trial_key
 from harness.tracking.courier import Left, send_left
 from harness.tracking.tracker import STATUS, RunInfo, Tracker
@@ -53,8 +54,8 @@ def reconcile_tracker(study: optuna.Study, tracker: Tracker, spool: Path | None 
         if status == STATUS[state]:
             continue
         run_id = run_id or tracker.start(_late_run(key, trial))
-        tags = {"trial_state": state, "reason": str(trial.user_attrs.get("reason", ""))}
-        tracker.end(run_id, state, scores=trial.user_attrs.get("scores", {}), tags=tags)
+        attrs = TrialAttrs.parse(trial.user_attrs)
+        tracker.end(run_id, state, scores=attrs.scores, tags={"trial_state": state, "reason": attrs.reason})
         done.append(f"trial {trial.number}: its MLflow run was closed as {state}")
     for delivery in left.torn:
         if delivery.key() in ended:  # closed above; nothing more will be written to it
@@ -86,7 +87,7 @@ def _is_trial(key: str, prefix: str) -> bool:
 
 def _late_run(key: str, trial: FrozenTrial) -> RunInfo:
     """The run of a trial that ended before it could open one."""
-    params: Mapping[str, Any] = trial.user_attrs.get("hparams", trial.params)
+    params: Mapping[str, Any] = TrialAttrs.parse(trial.user_attrs).hparams or trial.params
     return RunInfo(
         key=key, name=f"trial {trial.number}", params=params, tags={"role": "trial", "trial": str(trial.number)}
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +19,10 @@ from harness.machine.provenance import provenance
 from harness.scoring.protocol import objective_name
 from harness.spec.precision import adopt
 from harness.spec.study import StudySpec
+from harness.store.attrs import StudyAttrs
 from harness.store.database import open_storage
 from harness.store.outage import grace_s
-from harness.store.studies import load_study, open_study, stored_spec, to_record
+from harness.store.studies import load_study, open_study, stored_spec, to_record, write_study_attrs
 from harness.store.trials import Trials, finished_count
 from harness.sweep.engines.local import run_local, threads_per_worker
 from harness.sweep.engines.loop import Event, WorkerJob
@@ -84,9 +84,10 @@ def run_sweep(
         storage=storage,
         settle=settled,
     )
-    spec = adopt(spec, json.loads(study.user_attrs["spec"]))
+    attrs = StudyAttrs.parse(study.user_attrs)
+    spec = adopt(spec, attrs.spec)
     # Who only says "go on" goes on to what was wanted last.
-    target = trials or max(spec.budget.trials, int(study.user_attrs.get("target", 0)))
+    target = trials or max(spec.budget.trials, attrs.target)
     dataset = {"name": spec.data.source, "fingerprint": store.fingerprint, "source": spec.data.source}
     refuse_other_images(study, dataset)
     if machines.engine == "local" and finished_count(study) < target:
@@ -147,7 +148,7 @@ def join_sweep(
     dataset = {"name": spec.data.source, "fingerprint": store.fingerprint, "source": spec.data.source}
     refuse_other_images(study, dataset)
     tags = {**provenance(device), "study": name, "spec_hash": spec.spec_hash}
-    target = int(study.user_attrs["target"])
+    target = StudyAttrs.parse(study.user_attrs).target
     on_event({"record": to_record(study), "target": target})
     everything = Trials(study, spec, home)
     parent = ParentRun.known(study, spec, home, say)
@@ -160,7 +161,7 @@ def join_sweep(
         job = worker_job(spec, home, store, study, machines, tags, dataset)
         with ending_with(heal):
             run_local(job, on_event=on_event, stop_level=stop_level, on_death=heal)
-    finished, target = finished_count(study), int(study.user_attrs["target"])
+    finished, target = finished_count(study), StudyAttrs.parse(study.user_attrs).target
     if finished >= target:
         parent.end(study, target)
     return SweepResult(finished=finished, target=target, interrupted=finished < target)
@@ -193,6 +194,7 @@ def worker_job(
 ) -> WorkerJob:
     """What each worker of this machine is given."""
     device, cores = choose_device(machines.device), usable_cores()
+    attrs = StudyAttrs.parse(study.user_attrs)
     return WorkerJob(
         spec=spec,
         home=home,
@@ -202,9 +204,9 @@ def worker_job(
         cores=cores,
         tags=tags,
         dataset=dataset,
-        experiment_id=str(study.user_attrs["mlflow_experiment"]),
-        parent_run=str(study.user_attrs["mlflow_parent"]),
-        uid=str(study.user_attrs["uid"]),
+        experiment_id=attrs.mlflow_experiment,
+        parent_run=attrs.mlflow_parent,
+        uid=attrs.uid,
         workers=machines.workers,
         gpus=apart(visible_gpus) if device == "cuda" else (),
         resume_anyway=resume_anyway,
@@ -262,7 +264,7 @@ def refuse_other_images(study: optuna.Study, dataset: dict[str, str]) -> None:
     Raises:
         DataError: they are others.
     """
-    before = study.user_attrs.get("dataset")
+    before = StudyAttrs.parse(study.user_attrs).dataset
     if before and before["fingerprint"] != dataset["fingerprint"]:
         raise DataError(
             f"study {study.study_name} was started on other images "
@@ -280,9 +282,12 @@ def _describe(
     target: int,
     tags: dict[str, str],
 ) -> None:
-    study.set_user_attr("dataset", {**dataset, "images": n_images})
-    study.set_user_attr("target", target)
-    if "environment" not in study.user_attrs or finished_count(study) < target:
-        study.set_user_attr("environment", tags)
-    study.set_user_attr("final_metric", objective_name(spec.scoring.final))
-    study.set_user_attr("rung_metric", objective_name(spec.scoring.rung))
+    known = StudyAttrs.parse(study.user_attrs).environment
+    described = StudyAttrs(
+        dataset={**dataset, "images": n_images},
+        target=target,
+        environment=known if known and finished_count(study) >= target else tags,
+        final_metric=objective_name(spec.scoring.final),
+        rung_metric=objective_name(spec.scoring.rung),
+    )
+    write_study_attrs(study, described)

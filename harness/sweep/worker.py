@@ -23,7 +23,8 @@ from harness.errors import (
     without_secrets,
 )
 from harness.spec.study import StudySpec
-from harness.store.lease import Lease
+from harness.store.attrs import StudyAttrs, TrialAttrs
+from harness.store.lease import Lease, write_attrs
 from harness.store.samplers import images
 from harness.store.trials import INTERRUPTED, OOM
 from harness.sweep.objective import Degenerate, Env, objective, report
@@ -52,7 +53,7 @@ def work(study: optuna.Study, spec: StudySpec, env: Env, target: int | None = No
     """
     failures: list[str] = []
     while not (env.stop() or (env.retired and env.index > 0)):
-        wanted = int(study.user_attrs["target"]) if target is None else target
+        wanted = StudyAttrs.parse(study.user_attrs).target if target is None else target
         trial = env.trials.ask(wanted, alone=env.retired)
         if trial is None:
             if env.trials.is_done(wanted):
@@ -97,7 +98,7 @@ def run_trial(trial: optuna.Trial, spec: StudySpec, env: Env) -> str:
                     raise  # the device will do nothing more for this process: another one continues the trial
                 state, reason = TrialState.FAIL, _why(error, trial, env)
                 error_text = without_secrets(traceback.format_exc())
-            trial.set_user_attr("elapsed_s", round(time.perf_counter() - started, 2))
+            write_attrs(trial, TrialAttrs(elapsed_s=round(time.perf_counter() - started, 2)))
             lease.ending = True
             env.trials.end(trial, state, values, reason)
         except (Fenced, optuna.exceptions.UpdateFinishedTrialError):
@@ -128,9 +129,9 @@ def _why(error: Exception, trial: optuna.Trial, env: Env) -> str:
     # A GPU's memory is shared with the workers on it, the machine's with all.
     on_gpu = env.device.type == "cuda" and not _is_oom_of_host(error)
     others = (env.sharing if on_gpu else env.workers) - 1
-    if others and not trial.user_attrs.get("oom"):
+    if others and not TrialAttrs.parse(trial.user_attrs).oom:
         # Beside fewer neighbours it may fit: once more, with this worker gone. The first stays, for when others are.
-        trial.set_user_attr("oom", True)
+        write_attrs(trial, TrialAttrs(oom=True))
         env.retired = True
         return f"{INTERRUPTED}: {OOM} beside {others} other workers; queued again: {text}"
     return f"{OOM}: {text}"
@@ -155,9 +156,9 @@ def teach_divergence(trial: optuna.Trial, problem: Diverged | Degenerate, env: E
     kimg = env.attempt.curve[-1]["kimg"] if env.attempt and env.attempt.curve else 0.0
     step = images(kimg) + 1
     if isinstance(problem, Diverged):
-        trial.set_user_attr("diverged_step", problem.step)
-        step = problem.step * int(trial.user_attrs["hparams"]["batch_size"] * trial.user_attrs["hparams"]["n_dis"])
-    trial.set_user_attr("diverged", True)
+        hparams = TrialAttrs.parse(trial.user_attrs).hparams
+        step = problem.step * int(hparams["batch_size"] * hparams["n_dis"])
+    write_attrs(trial, TrialAttrs(diverged=True, diverged_step=getattr(problem, "step", None)))
     report(trial, DIVERGED_VALUE, step)
     trial.set_constraint("diverged", 1.0)
 
@@ -168,9 +169,10 @@ def _conclude(
     """After the database, which is the truth, tell the tracker and the supervisor."""
     attempt = env.attempt
     if attempt is not None:
-        scores = {**trial.user_attrs.get("scores", {}), "train_s": attempt.trained_s()}
-        if samplings := trial.user_attrs.get("samplings"):
-            scores[env.final.objective] = statistics.fmean(samplings)  # what ranks it
+        attrs = TrialAttrs.parse(trial.user_attrs)
+        scores = {**attrs.scores, "train_s": attempt.trained_s()}
+        if attrs.samplings:
+            scores[env.final.objective] = statistics.fmean(attrs.samplings)  # what ranks it
         tags = {"trial_state": state.name, "reason": reason, "error": error_text[-4000:]}
         try:
             attempt.end(state.name, scores, {name: text for name, text in tags.items() if text})

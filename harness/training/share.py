@@ -113,11 +113,11 @@ def bring_results(
         say: told where the share cannot be read.
         trials: which ones; all finished ones if None.
     """
-    share = Share.from_environment(record.name, str(record.attrs["uid"]))
+    share = Share.from_environment(record.name, record.attrs.uid)
     if share is None:
         return
     for trial in record.complete if trials is None else trials:
-        folder = home.root / str(trial.attrs["folder"])
+        folder = home.root / trial.attrs.folder
         if not (folder / CURVE_FILE).exists():
             try:
                 share.fetch(folder)

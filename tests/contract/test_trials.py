@@ -24,8 +24,9 @@ from harness.machine.processes import this_process
 from harness.spec.files import parse_study
 from harness.spec.study import PrunerSpec
 from harness.spec.suggest import suggest
+from harness.store.attrs import TrialAttrs
 from harness.store.database import StudyLock, dead_after, open_storage
-from harness.store.lease import Lease, set_user_attrs, storage_of
+from harness.store.lease import Lease, storage_of, write_attrs
 from harness.store.studies import agree_on_protocols, open_study
 from harness.store.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, finished_count
 from tests.conftest import TINY_STUDY
@@ -287,7 +288,7 @@ def test_what_was_declared_dead_can_publish_nothing(trials):
         for publish in (
             lambda: trial.report(1.0, 1),
             lambda: trial.set_user_attr("scores", {}),
-            lambda: set_user_attrs(trial, scores={}, samplings=[]),
+            lambda: write_attrs(trial, TrialAttrs(scores={"fid20": 1.0}, samplings=[1.0])),
         ):
             with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
                 publish()
@@ -298,9 +299,9 @@ def test_what_was_declared_dead_can_publish_nothing(trials):
 
 def test_attributes_are_set_together_or_not_at_all(trials):
     trial = trials.ask(9)
-    set_user_attrs(trial, saved_kimg=1.0, saved_s=2.0)
+    write_attrs(trial, TrialAttrs(saved_kimg=1.0, saved_s=2.0))
     with pytest.raises(TypeError, match="not JSON serializable"):
-        set_user_attrs(trial, saved_kimg=3.0, saved_s=object())
+        write_attrs(trial, TrialAttrs(saved_kimg=3.0, saved_s=object()))
     (found,) = trials.study.trials
     assert (found.user_attrs["saved_kimg"], found.user_attrs["saved_s"]) == (1.0, 2.0)
     assert trial.user_attrs["saved_kimg"] == 1.0
@@ -423,12 +424,12 @@ def test_a_storage_outage_is_waited_out_and_a_longer_one_stops_with_its_own_code
     through_an_outage(lambda: suggest(trial, SPEC))
     through_an_outage(lambda: trial.report(1.5, 100))
     through_an_outage(lambda: trial.set_user_attr("a", 1))
-    through_an_outage(lambda: set_user_attrs(trial, b=2, c=3))
+    through_an_outage(lambda: write_attrs(trial, TrialAttrs(saved_kimg=2.0, saved_s=3.0)))
     assert through_an_outage(lambda: storage.trial_state(trial._trial_id)) == TrialState.RUNNING
     through_an_outage(lambda: trials.end(trial, TrialState.COMPLETE, 2.5, ""))
     found = trials.study.trials[trial.number]
     assert (found.state, found.value, found.intermediate_values) == (TrialState.COMPLETE, 2.5, {100: 1.5})
-    assert [found.user_attrs[name] for name in "abc"] == [1, 2, 3]
+    assert [found.user_attrs[name] for name in ("a", "saved_kimg", "saved_s")] == [1, 2, 3]
     assert sum("does not answer; waiting up to 60 s" in line for line in said) == 7
     assert sum("is back after" in line for line in said) == 7
 

@@ -65,9 +65,9 @@ def test_another_machine_joins_and_continues_what_the_first_was_made_to_give_up(
     for name in ("HARNESS_STORAGE", "MLFLOW_TRACKING_URI"):
         monkeypatch.setenv(name, environment[name])
     record = second.record()
-    retry = next(trial for trial in record.trials if trial.attrs.get("retry_of") == 0)
-    assert retry.attrs["resumed_kimg"] >= 0.5
-    assert (record.trials[0].attrs["worker"]["host"], retry.attrs["worker"]["host"]) == ("first", "second")
+    retry = next(trial for trial in record.trials if trial.attrs.retry_of == 0)
+    assert retry.attrs.resumed_kimg >= 0.5
+    assert (record.trials[0].attrs.worker["host"], retry.attrs.worker["host"]) == ("first", "second")
     first.run("sweep")
     report = (first.folder / "reports" / "tiny" / "report.md").read_text()
     assert f"trial {record.best.number} with FID of 24 images by MobileNetV2's features" in report

@@ -49,18 +49,18 @@ def test_every_objective_has_its_value_though_everything_was_killed(project):
     assert sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials) == 4
     for trial in finished:
         score, seconds, recall = trial.values
-        assert score == trial.attrs["scores"]["fid_mnv2_24"]
-        assert recall == trial.attrs["scores"]["recall_mnv2_24"]
+        assert score == trial.attrs.scores["fid_mnv2_24"]
+        assert recall == trial.attrs.scores["recall_mnv2_24"]
         assert 0 <= recall <= 1
-        curve = json.loads((project.home.root / trial.attrs["folder"] / "curve.json").read_text())
+        curve = json.loads((project.home.root / trial.attrs.folder / "curve.json").read_text())
         kimg = [0.0, *(row["kimg"] for row in curve)]
         spent = sum(
             1000 * (row["kimg"] - before) / row["images_per_s"] for before, row in zip(kimg, curve, strict=False)
         )
         assert seconds == pytest.approx(spent, abs=0.01)
-        assert list(trial.attrs["rung_seconds"]) == ["100", "400"]
-        assert trial.attrs["rung_seconds"]["400"] == pytest.approx(seconds, abs=0.02)
-        assert set(trial.attrs["watched"]["400"]) == {"sample_distance", "feature_variance"}
+        assert list(trial.attrs.rung_seconds) == [100, 400]
+        assert trial.attrs.rung_seconds[400] == pytest.approx(seconds, abs=0.02)
+        assert set(trial.attrs.watched[400]) == {"sample_distance", "feature_variance"}
 
 
 def test_the_report_has_the_front_and_mlflow_the_seconds_and_the_watch(project):
@@ -74,7 +74,7 @@ def test_the_report_has_the_front_and_mlflow_the_seconds_and_the_watch(project):
     assert (project.folder / "reports" / "tiny" / "tradeoff.png").is_file()
     assert "objectives" in json.loads((project.folder / "reports" / "tiny" / "report.json").read_text())["spec"]
     client = client_for(project.home)
-    runs = client.search_runs([record.attrs["mlflow_experiment"]], "tags.trial_state = 'COMPLETE'")
+    runs = client.search_runs([record.attrs.mlflow_experiment], "tags.trial_state = 'COMPLETE'")
     assert runs
     for run in runs:
         assert run.data.metrics["train_s"] > 0
@@ -91,7 +91,7 @@ def test_the_best_trials_are_audited_once_and_the_report_says_what_was_found(pro
     assert f"| trial {best.number} |" in section
     assert "![Samples and their nearest training images](nearest.png)" in section
     assert (project.folder / "reports" / "tiny" / "nearest.png").is_file()
-    folder = project.home.root / best.attrs["folder"]
+    folder = project.home.root / best.attrs.folder
     found = json.loads((folder / "audit.json").read_text())
     assert found["score"] == pytest.approx(best.value, rel=1e-5)
     assert found["batch_score"] > 0

@@ -56,7 +56,7 @@ def record(project: Project, name: str):
 def assert_each_training_ended_once(project: Project, name: str, count: int) -> None:
     trials = record(project, name).trials
     assert not [trial for trial in trials if trial.state in ("WAITING", "RUNNING")]
-    done = Counter(trial.attrs["preset"] for trial in trials if trial.state in ("COMPLETE", "PRUNED"))
+    done = Counter(trial.attrs.preset for trial in trials if trial.state in ("COMPLETE", "PRUNED"))
     assert len(done) == count
     assert set(done.values()) == {1}
 
@@ -72,17 +72,17 @@ def test_a_sweep_is_confirmed_though_everything_was_killed(project):
     output = project.run("confirm")
     assert "its worker was killed" in output
     plan = record(project, "tiny-confirm")
-    arms = {trial.attrs["arm"] for trial in plan.trials}
+    arms = {trial.attrs.arm for trial in plan.trials}
     assert "paper" in arms
     assert f"{2 * len(arms)} of {2 * len(arms)} trainings finished" in output
     assert_each_training_ended_once(project, "tiny-confirm", 2 * len(arms))
-    searched = {trial.attrs["seed"] for trial in record(project, "tiny").trials if "seed" in trial.attrs}
-    assert not searched & {trial.attrs["seed"] for trial in plan.complete}
-    assert {len(trial.attrs["samplings"]) for trial in plan.complete} == {2}
+    searched = {trial.attrs.seed for trial in record(project, "tiny").trials if trial.attrs.seed is not None}
+    assert not searched & {trial.attrs.seed for trial in plan.complete}
+    assert {len(trial.attrs.samplings) for trial in plan.complete} == {2}
     project.run("confirm", HARNESS_HOME=str(calm.root), HARNESS_CHECKPOINTS=str(project.folder / "calm-share"))
     undisturbed = to_record(load_study("tiny-confirm", calm))
-    assert {t.attrs["preset"]: t.attrs["samplings"] for t in plan.complete} == {
-        t.attrs["preset"]: t.attrs["samplings"] for t in undisturbed.complete
+    assert {t.attrs.preset: t.attrs.samplings for t in plan.complete} == {
+        t.attrs.preset: t.attrs.samplings for t in undisturbed.complete
     }, "what was killed and gone on with has other scores than what was not"
     project.run("report", "tiny")
     report = project.folder / "reports" / "tiny"
@@ -90,7 +90,7 @@ def test_a_sweep_is_confirmed_though_everything_was_killed(project):
     assert json.loads((report / "report.json").read_text())["confirmed"]
     best = tomllib.loads((report / "best.toml").read_text())
     assert best["study"] == "tiny-confirm"
-    assert best["confirmed"]["training_seeds"] == sorted({trial.attrs["seed"] for trial in plan.complete})
+    assert best["confirmed"]["training_seeds"] == sorted({trial.attrs.seed for trial in plan.complete})
     shown = project.run("generate", "--study", "tiny", "--best", "-n", "16", "--out", "grid.png")
     assert f"16 images of trial {best['trial']} ({best['confirmed']['configuration']}-seed-" in shown
 

@@ -134,7 +134,7 @@ def test_a_lost_node_is_survived(cluster, sweep, adopting, capfd):
             (node,) = [node for node in cluster.worker_nodes if node.node_id == event["node"]]
             lost.append(node.node_id)
             # A machine takes its processes along; here they would outlive it for a moment.
-            worker = tiny.trials[0].attrs["worker"]["pid"]
+            worker = tiny.trials[0].attrs.worker["pid"]
             os.kill(worker, signal.SIGSTOP)
             cluster.remove_node(node, allow_graceful=False)
             os.kill(worker, signal.SIGKILL)
@@ -143,7 +143,7 @@ def test_a_lost_node_is_survived(cluster, sweep, adopting, capfd):
     tiny.run(cluster.address, 1, lose_node)
     ends = [(trial.state, trial.reason) for trial in tiny.trials]
     assert ends == [("FAIL", "its worker was killed"), ("COMPLETE", "")]
-    assert tiny.trials[1].attrs["retry_of"] == 0
+    assert tiny.trials[1].attrs.retry_of == 0
     assert tiny.deaths == 1
     (start,) = [event for event in tiny.events if event.get("state") == "RUNNING" and event["number"] == 1]
     assert start["node"] not in lost
@@ -161,7 +161,7 @@ def test_a_stopped_sweep_ends_and_its_trial_is_queued(cluster, sweep, level):
 
     def stop(event: Event) -> None:
         if "images_per_s" in event and not tiny.level:
-            running.append(os.pidfd_open(tiny.trials[0].attrs["worker"]["pid"]))
+            running.append(os.pidfd_open(tiny.trials[0].attrs.worker["pid"]))
             tiny.level = level
 
     tiny.run(cluster.address, 2, stop)
@@ -172,7 +172,7 @@ def test_a_stopped_sweep_ends_and_its_trial_is_queued(cluster, sweep, level):
     first, queued = tiny.trials
     assert first.state == "FAIL"
     assert first.reason.startswith("interrupted: stopped at" if level == 1 else "interrupted: its worker was killed")
-    assert (queued.state, queued.attrs["retry_of"]) == ("WAITING", 0)
+    assert (queued.state, queued.attrs.retry_of) == ("WAITING", 0)
     assert finished_count(tiny.study) == tiny.deaths == 0
     assert tiny.doings.count("ready") == 1
 
@@ -193,7 +193,7 @@ def test_a_worker_that_loses_the_driver_leaves_its_trial_to_be_continued(cluster
         tiny.run(cluster.address, 1, lose_board)
     first, queued = tiny.trials
     assert first.reason.startswith("interrupted: stopped at")
-    assert (queued.state, queued.attrs["retry_of"]) == ("WAITING", 0)
+    assert (queued.state, queued.attrs.retry_of) == ("WAITING", 0)
 
 
 def test_a_worker_that_always_dies_ends_the_sweep(cluster, sweep, monkeypatch):

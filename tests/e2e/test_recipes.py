@@ -222,13 +222,13 @@ def test_recipes_are_baselines_of_a_study_and_stand_beside_the_best(project):
     study_with_baselines(project)
     project.run("sweep", TRIALS="5")
     record = project.record()
-    baselines = {t.attrs["variant"]: t for t in record.trials if t.attrs.get("recipe") == "tiny_gan"}
+    baselines = {t.attrs.variant: t for t in record.trials if t.attrs.recipe == "tiny_gan"}
     assert set(baselines) == {"as_coded", "as_written"}
     assert all(trial.state == "COMPLETE" for trial in baselines.values()), "never pruned"
-    assert baselines["as_coded"].attrs["hparams"]["real_range"] == "unit"
-    assert all(trial.attrs["hparams"]["ends"] == "linear" for trial in baselines.values())
-    others = [trial for trial in record.trials if "recipe" not in trial.attrs]
-    assert all(trial.attrs["hparams"]["ends"] == "conv" for trial in others)
+    assert baselines["as_coded"].attrs.hparams["real_range"] == "unit"
+    assert all(trial.attrs.hparams["ends"] == "linear" for trial in baselines.values())
+    others = [trial for trial in record.trials if not trial.attrs.recipe]
+    assert all(trial.attrs.hparams["ends"] == "conv" for trial in others)
     assert_mlflow_agrees(project)
     report = (project.folder / "reports" / "tiny" / "report.md").read_text()
     section = report[report.index("## Against the published recipes") :]

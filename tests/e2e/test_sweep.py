@@ -104,7 +104,7 @@ def mlflow_children(project: Project):
     client = client_for(project.home)
     experiment = client.get_experiment_by_name("tiny")
     runs = client.search_runs([experiment.experiment_id], run_view_type=ViewType.ALL, max_results=1000)
-    parent = project.record().attrs["mlflow_parent"]
+    parent = project.record().attrs.mlflow_parent
     return client, parent, [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent]
 
 
@@ -119,20 +119,18 @@ def assert_mlflow_agrees(project: Project) -> None:
         run = by_trial[trial.number]
         assert run.info.status == STATUS[trial.state]
         assert run.data.tags["trial_state"] == trial.state
-        assert run.data.params == {name: str(value) for name, value in trial.attrs["hparams"].items()}
-        if not trial.attrs.get("diverged"):
-            curve = (
-                client.get_metric_history(run.info.run_id, record.attrs["rung_metric"]) if trial.intermediate else []
-            )
+        assert run.data.params == {name: str(value) for name, value in trial.attrs.hparams.items()}
+        if not trial.attrs.diverged:
+            curve = client.get_metric_history(run.info.run_id, record.attrs.rung_metric) if trial.intermediate else []
             assert {point.step: point.value for point in curve} == pytest.approx(dict(trial.intermediate))
         if trial.state == "COMPLETE":
-            assert run.data.metrics[record.attrs["final_metric"]] == pytest.approx(trial.value)
+            assert run.data.metrics[record.attrs.final_metric] == pytest.approx(trial.value)
 
 
 def test_sweep_reaches_its_budget_and_everything_agrees(project):
     record = project.record()
     assert sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials) == 4
-    assert record.trials[0].attrs["preset"] == "paper"
+    assert record.trials[0].attrs.preset == "paper"
     assert_mlflow_agrees(project)
     report = (project.folder / "reports" / "tiny" / "report.md").read_text()
     assert f"trial {record.best.number} with FID of 24 images by MobileNetV2's features" in report
@@ -157,7 +155,7 @@ def test_mlflow_has_what_a_person_looks_for(project):
     assert parent.data.tags["mlflow.note.content"].startswith("# tiny")
     assert "report/report.md" in {item.path for item in client.list_artifacts(parent_id, "report")}
     assert parent.data.metrics["best_fid_mnv2_24"] == pytest.approx(record.best.value)
-    assert digest(record.attrs["protocols"]["final"]) == record.best.attrs["protocol_hash"]
+    assert digest(record.attrs.protocols["final"]) == record.best.attrs.protocol_hash
     run = next(run for run in children if run.data.tags["trial"] == str(record.best.number))
     tags = run.data.tags
     for name in ("git_commit", "spec_hash", "protocol_hash", "seed", "versions", "device", "trial_state"):
@@ -166,7 +164,7 @@ def test_mlflow_has_what_a_person_looks_for(project):
     assert [point.step for point in curve] == sorted({point.step for point in curve})
     assert curve[-1].step == 400
     (dataset,) = run.inputs.dataset_inputs
-    assert dataset.dataset.digest == record.attrs["dataset"]["fingerprint"][:12]
+    assert dataset.dataset.digest == record.attrs.dataset["fingerprint"][:12]
     artifacts = {item.path for folder in ("", "model", "checkpoint", "images")
                  for item in client.list_artifacts(run.info.run_id, folder or None)}  # fmt: skip
     assert {"curve.json", "hparams.json", "model/generator.safetensors", "model/hparams.json"} <= artifacts
@@ -305,8 +303,8 @@ def test_ctrl_c_loses_nothing(tmp_path, weights_home, image_folder):
         assert_mlflow_agrees(project)
     assert "2 of 2 trials finished" in project.run("sweep", TRIALS="2")
     record = project.record()
-    chain = [trial for trial in record.trials if trial.attrs.get("retry_of") is not None]
-    assert [trial.attrs["retry_of"] for trial in chain] == [0, 1]
+    chain = [trial for trial in record.trials if trial.attrs.retry_of is not None]
+    assert [trial.attrs.retry_of for trial in chain] == [0, 1]
     assert all(trial.params == record.trials[0].params for trial in chain)
     assert {trial.state for trial in record.trials[2:]} <= {"COMPLETE", "PRUNED"}
     assert_mlflow_agrees(project)

@@ -32,15 +32,15 @@ def finished(record: StudyRecord) -> list[TrialRecord]:
 
 def curve(home: Home, trial: TrialRecord) -> list[dict[str, float]]:
     """A trial's curve without its speeds."""
-    rows = json.loads((home.root / trial.attrs["folder"] / "curve.json").read_text())
+    rows = json.loads((home.root / trial.attrs.folder / "curve.json").read_text())
     return [{name: value for name, value in row.items() if name != "images_per_s"} for row in rows]
 
 
 def outcome(home: Home, record: StudyRecord) -> dict[int, Any]:
     """By place: parameters, state, score, rung scores and curve of every trial that the budget counts."""
     return {
-        trial.attrs["place"]: (
-            dict(trial.params), trial.state, trial.value, dict(trial.intermediate), trial.attrs.get("scores"),
+        trial.attrs.position: (
+            dict(trial.params), trial.state, trial.value, dict(trial.intermediate), trial.attrs.scores,
             curve(home, trial),
         )
         for trial in finished(record)
@@ -53,7 +53,7 @@ def check_all(home: Home, study: str, target: int, fault: Fault | None = None) -
     Where a fault is named, what is missing and doubled is written into the table before it is asserted to be nothing.
     """
     record = to_record(load_study(study, home))
-    places = Counter(trial.attrs["place"] for trial in finished(record))
+    places = Counter(trial.attrs.position for trial in finished(record))
     runs, points = _wrong_runs(home, record), _wrong_points(home, record)
     if fault:
         fault.write(lost=target - len(places), doubled=places.total() - len(places) + len(runs), points=len(points))
@@ -61,7 +61,7 @@ def check_all(home: Home, study: str, target: int, fault: Fault | None = None) -
     assert len(finished(record)) == target
     assert max(places.values()) == 1, places
     assert all(trial.reason for trial in record.trials if trial.state == "FAIL")
-    retried = Counter(trial.attrs["retry_of"] for trial in record.trials if "retry_of" in trial.attrs)
+    retried = Counter(trial.attrs.retry_of for trial in record.trials if trial.attrs.retry_of is not None)
     assert max(retried.values(), default=1) == 1, retried
     assert record.best is None or math.isfinite(record.best.value)
     assert runs == []
@@ -88,9 +88,9 @@ class Fault:
 
 def _children(home: Home, record: StudyRecord) -> tuple[MlflowClient, list[Run]]:
     client = client_for(home)
-    parent = record.attrs["mlflow_parent"]
+    parent = record.attrs.mlflow_parent
     query = f"tags.`mlflow.parentRunId` = '{parent}'"
-    return client, list(client.search_runs([record.attrs["mlflow_experiment"]], query, max_results=1000))
+    return client, list(client.search_runs([record.attrs.mlflow_experiment], query, max_results=1000))
 
 
 def _wrong_runs(home: Home, record: StudyRecord) -> list[str]:
@@ -125,14 +125,14 @@ def _wrong_points(home: Home, record: StudyRecord) -> list[str]:
             trained = {round(row["kimg"] * 1000): row[name] for row in curve(home, trial)}
             found += [f"trial {trial.number}: {name} at {step}" for step, _ in logged.items() ^ trained.items()]
         # Of several sampling seeds the trial has the mean, its metric is the first's.
-        samplings = trial.attrs["samplings"] if trial.state == "COMPLETE" else []
-        rungs = {point.step: point.value for point in points.get(record.attrs["rung_metric"], [])}
+        samplings = trial.attrs.samplings if trial.state == "COMPLETE" else []
+        rungs = {point.step: point.value for point in points.get(record.attrs.rung_metric, [])}
         # A plan without rungs has one protocol: what is logged under its name is the final score, at 0.
-        one_protocol = record.attrs["rung_metric"] == record.attrs["final_metric"]
+        one_protocol = record.attrs.rung_metric == record.attrs.final_metric
         expected = {**trial.intermediate, **({0: samplings[0]} if one_protocol and samplings else {})}
-        if not trial.attrs.get("diverged"):
+        if not trial.attrs.diverged:
             found += [f"trial {trial.number}: rung at {step}" for step, _ in rungs.items() ^ expected.items()]
-        if samplings and run.data.metrics.get(record.attrs["final_metric"]) != samplings[0]:
+        if samplings and run.data.metrics.get(record.attrs.final_metric) != samplings[0]:
             found.append(f"trial {trial.number}: final score")
         if samplings and trial.value != statistics.fmean(samplings):
             found.append(f"trial {trial.number}: its score is not its samplings' mean")

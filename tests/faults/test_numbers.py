@@ -30,14 +30,14 @@ def test_numbers_that_are_none_are_never_the_best(bench):
     record = check_all(
         project.home, "tiny", 4, Fault(name="NaN in a gradient, a loss, generated images; no memory", times=4)
     )
-    bad = [trial for trial in record.trials if trial.attrs.get("diverged")]
+    bad = [trial for trial in record.trials if trial.attrs.diverged]
     assert len(bad) == 3, output
     assert all(trial.state == "PRUNED" and DIVERGED_VALUE in trial.intermediate.values() for trial in bad)
     assert [trial.reason[:5] for trial in record.trials if trial.state == "FAIL"] == ["oom: "]
     best = record.best
     assert best is not None
     assert math.isfinite(best.value)
-    assert not best.attrs.get("diverged")
+    assert not best.attrs.diverged
     text = (project.folder / "reports" / "tiny" / "report.md").read_text()
     assert "diverged" in text
     assert "nan" not in text.lower()

@@ -68,8 +68,8 @@ def test_a_plan_killed_at_every_stage(bench, command, writes):
     )  # fmt: skip
     record = check_all(project.home, study, len(finished(undisturbed)), fault)
     assert outcome(project.home, record) == wanted
-    assert {t.attrs["place"]: t.attrs["samplings"] for t in record.complete} == {
-        t.attrs["place"]: t.attrs["samplings"] for t in undisturbed.complete
+    assert {t.attrs.position: t.attrs.samplings for t in record.complete} == {
+        t.attrs.position: t.attrs.samplings for t in undisturbed.complete
     }
 
 
@@ -83,7 +83,7 @@ def test_an_audit_killed_between_two_trainings(bench):
     assert process.returncode == -signal.SIGKILL
     assert "1 trainings audited" in project.run("audit", TOP="2")
     for trial in to_record(load_study("tiny", calm)).complete:
-        folder = str(trial.attrs["folder"])
+        folder = trial.attrs.folder
         here, there = (json.loads((home.root / folder / "audit.json").read_text()) for home in (project.home, calm))
         assert here == there
         assert len(list((project.home.root / folder).glob("*.png"))) == len(list((calm.root / folder).glob("*.png")))

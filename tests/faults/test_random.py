@@ -36,14 +36,14 @@ def workers_of(pid: int) -> list[int]:
 def is_at_its_last(project) -> bool:
     """Whether the running trial is given up, as it should be, if its worker is killed now, before it got further."""
     attrs = project.record().trials[-1].attrs
-    further = attrs.get("saved_kimg", 0.0) > attrs.get("resumed_kimg", 0.0)
-    return attrs.get("crashes", 0) == MAX_CRASHES - 1 and not further
+    further = attrs.saved_kimg > attrs.resumed_kimg
+    return attrs.crashes == MAX_CRASHES - 1 and not further
 
 
 def best_of(project, record) -> tuple[int, str]:
     """(the best trial's place, the configuration that the report publishes)."""
     published = tomllib.loads((project.folder / "reports" / "tiny" / "best.toml").read_text())
-    return record.best.attrs["place"], json.dumps(published["hparams"], sort_keys=True)
+    return record.best.attrs.position, json.dumps(published["hparams"], sort_keys=True)
 
 
 @long_only

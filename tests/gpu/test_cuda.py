@@ -127,7 +127,7 @@ def test_a_sweep_with_two_forked_workers_trains_on_cuda(tmp_path, weights_home):
     record = project.record()
     assert {trial.state for trial in record.trials} <= {"COMPLETE", "PRUNED"}
     assert record.complete
-    assert record.attrs["environment"]["device"] == "cuda"
+    assert record.attrs.environment["device"] == "cuda"
 
 
 def test_a_graph_finds_divergence_and_says_when(hp, images):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 
@@ -19,10 +20,10 @@ from tests.unit.test_report import FULL, record, trial
 
 
 def named(name: str, base=FULL, **scoring):
-    spec = json.loads(base.attrs["spec"])
+    spec = copy.deepcopy(base.attrs.spec)
     spec["name"] = name
     spec["scoring"]["final"] |= scoring
-    return dataclasses.replace(base, name=name, attrs={**base.attrs, "spec": json.dumps(spec)})
+    return dataclasses.replace(base, name=name, attrs=dataclasses.replace(base.attrs, spec=spec))
 
 
 def diff(old, new):
@@ -31,9 +32,9 @@ def diff(old, new):
 
 def test_studies_of_one_protocol_are_ranked_and_their_differences_listed(tmp_path):
     other = named("other", record(trial(0, value=33.0), trial(1, value=44.0)))
-    spec = json.loads(other.attrs["spec"])
+    spec = copy.deepcopy(other.attrs.spec)
     spec["sampler"]["name"] = "random"
-    other = dataclasses.replace(other, attrs={**other.attrs, "spec": json.dumps(spec)})
+    other = dataclasses.replace(other, attrs=dataclasses.replace(other.attrs, spec=spec))
     path = build_comparison([(FULL, plan(GOOD)), (other, None)], tmp_path)
     text = path.read_text()
     assert "**other has the best single score of the search**: trial 0 with fid500 = 33" in text
@@ -80,7 +81,9 @@ def test_where_all_are_confirmed_confirmed_means_rank_and_not_the_lucky_score(tm
 
 def test_confirmations_of_different_protocols_rank_nothing(tmp_path):
     found = plan(GOOD)
-    changed = tuple(dataclasses.replace(t, attrs={**t.attrs, "protocol_hash": "p3"}) for t in found.trials)
+    changed = tuple(
+        dataclasses.replace(t, attrs=dataclasses.replace(t.attrs, protocol_hash="p3")) for t in found.trials
+    )
     other = named("other", record(trial(0, value=33.0)))
     text = build_comparison([(FULL, found), (other, dataclasses.replace(found, trials=changed))], tmp_path).read_text()
     assert "**other has the best single score of the search**" in text
@@ -90,9 +93,9 @@ def test_confirmations_of_different_protocols_rank_nothing(tmp_path):
 def test_scores_that_are_means_of_more_samplings_are_told(tmp_path):
     other = named("other", record(trial(0, value=33.0)))
     assert "samplings" not in build_comparison([(FULL, None), (other, None)], tmp_path).read_text()
-    spec = json.loads(other.attrs["spec"])
+    spec = copy.deepcopy(other.attrs.spec)
     spec["scoring"]["sampling_seeds"] = 3
-    other = dataclasses.replace(other, attrs={**other.attrs, "spec": json.dumps(spec)})
+    other = dataclasses.replace(other, attrs=dataclasses.replace(other.attrs, spec=spec))
     text = build_comparison([(FULL, None), (other, None)], tmp_path).read_text()
     assert "Not all of these scores compare" not in text, "the protocol is the same"
     assert "scores in the search: 1 in mnist32, 3 in other" in text

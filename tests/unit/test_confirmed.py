@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import pytest
 
@@ -14,6 +13,7 @@ from harness.gan.hparams import HParams
 from harness.report.render import build_report
 from harness.spec.files import load_best
 from harness.spec.planned import fresh_seeds, planned_study
+from harness.store.attrs import TrialAttrs
 from harness.store.records import StudyRecord, TrialRecord
 from tests.unit.test_report import FULL, SPEC, START
 
@@ -22,7 +22,7 @@ SEEDS = fresh_seeds(SPEC.sampler.seed, "confirm", 5, {7})
 PLAN_SPEC = planned_study(
     SPEC,
     "confirm",
-    arms={name: HParams.from_params(trial.attrs["hparams"]) for name, trial in ARMS.items()},
+    arms={name: HParams.from_params(trial.attrs.hparams) for name, trial in ARMS.items()},
     seeds=SEEDS,
     sampling_seeds=2,
 )
@@ -39,16 +39,16 @@ def plan(scores: dict[str, list[float | None]]) -> StudyRecord:
         value = values[index]
         attrs = {
             "arm": preset.arm, "preset": preset.name, "training_seed": preset.seed, "seed": preset.seed,
-            "overrides": preset.overrides, "hparams": ARMS[preset.arm].attrs["hparams"], "protocol_hash": "p1",
+            "overrides": preset.overrides, "hparams": ARMS[preset.arm].attrs.hparams, "protocol_hash": "p1",
             "folder": "nowhere",
         }  # fmt: skip
         attrs |= {"diverged": True} if value is None else {"samplings": [value - 0.1, value + 0.1]}
         trials.append(
             TrialRecord(number=len(trials), state="PRUNED" if value is None else "COMPLETE",
-                        value=1e4 if value is None else value, params={}, intermediate={}, attrs=attrs,
+                        value=1e4 if value is None else value, params={}, intermediate={}, attrs=TrialAttrs.parse(attrs),
                         started=START, ended=START)
         )  # fmt: skip
-    attrs = {**FULL.attrs, "spec": json.dumps(PLAN_SPEC.identity()), "target": 15}
+    attrs = dataclasses.replace(FULL.attrs, spec=PLAN_SPEC.identity(), target=15)
     return StudyRecord(name="mnist32-confirm", attrs=attrs, trials=tuple(trials))
 
 
@@ -63,9 +63,9 @@ def test_a_search_that_was_begun_anew_is_not_confirmed_by_what_confirmed_the_one
     of_uid = PLAN_SPEC.plan.model_copy(update={"uid": "first"})
     spec = PLAN_SPEC.model_copy(update={"plan": of_uid})
     confirmed = plan(GOOD)
-    confirmed = dataclasses.replace(confirmed, attrs={**confirmed.attrs, "spec": json.dumps(spec.identity())})
+    confirmed = dataclasses.replace(confirmed, attrs=dataclasses.replace(confirmed.attrs, spec=spec.identity()))
     for uid, there in (("first", True), ("second", False)):
-        search = dataclasses.replace(FULL, attrs={**FULL.attrs, "uid": uid})
+        search = dataclasses.replace(FULL, attrs=dataclasses.replace(FULL.attrs, uid=uid))
         assert (confirmation(search, confirmed) is not None) == there
 
 
@@ -97,13 +97,13 @@ def test_a_configuration_with_a_diverged_training_is_not_ranked():
 
 def test_scores_of_another_protocol_are_left_out():
     made = plan(GOOD)
-    other = dataclasses.replace(made.trials[0], attrs={**made.trials[0].attrs, "protocol_hash": "old"})
+    other = dataclasses.replace(made.trials[0], attrs=dataclasses.replace(made.trials[0].attrs, protocol_hash="old"))
     found = confirmation(FULL, dataclasses.replace(made, trials=(other, *made.trials[1:])))
     assert {arm.name: arm.estimate.n for arm in found.ranked} == {"trial-1": 4, "trial-2": 5, "paper": 5}
 
 
 def test_a_search_under_another_protocol_had_promised_nothing_that_compares():
-    older = [dataclasses.replace(t, attrs={**t.attrs, "protocol_hash": "old"}) for t in FULL.trials]
+    older = [dataclasses.replace(t, attrs=dataclasses.replace(t.attrs, protocol_hash="old")) for t in FULL.trials]
     found = confirmation(dataclasses.replace(FULL, trials=tuple(older)), plan(GOOD))
     assert not winners_curse(found)
     assert [arm.name for arm in found.ranked if arm.published] == ["paper"]
@@ -114,7 +114,7 @@ def test_a_published_configuration_that_was_pruned_is_confirmed_beside_the_best(
     search = dataclasses.replace(FULL, trials=(dataclasses.replace(paper, state="PRUNED", value=None), *others))
     assert list(_finalists(search, 2)) == ["trial-1", "trial-2", "paper"]
     assert list(_finalists(FULL, 1)) == ["trial-1", "paper"]
-    diverged = dataclasses.replace(paper, state="PRUNED", attrs={**paper.attrs, "diverged": True})
+    diverged = dataclasses.replace(paper, state="PRUNED", attrs=dataclasses.replace(paper.attrs, diverged=True))
     assert list(_finalists(dataclasses.replace(FULL, trials=(diverged, *others)), 1)) == ["trial-1"]
     assert not _finalists(dataclasses.replace(search, trials=search.trials[:1]), 2), "nothing finished"
     found = confirmation(search, plan(GOOD))
@@ -163,7 +163,7 @@ def test_unfinished_and_diverged_ones_are_said(tmp_path):
     made = plan(scores)
     waiting = dataclasses.replace(
         made.trials[0], number=99, state="WAITING", value=None,
-        attrs={**made.trials[0].attrs, "training_seed": SEEDS[4], "samplings": []},
+        attrs=dataclasses.replace(made.trials[0].attrs, training_seed=SEEDS[4], samplings=[]),
     )  # fmt: skip
     text = build_report(
         FULL, tmp_path, tmp_path / "out", {}, "x", dataclasses.replace(made, trials=(*made.trials, waiting))

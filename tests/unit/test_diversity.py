@@ -22,6 +22,7 @@ from harness.scoring.sampling import generate, to_uint8, with_batch_statistics
 from harness.scoring.scorer import Scorers
 from harness.spec.images import DataSpec
 from harness.spec.scoring import ScoreSpec
+from harness.store.attrs import TrialAttrs
 from harness.store.records import TrialRecord
 from tests.conftest import CPU, blob_files, blobs
 
@@ -153,7 +154,7 @@ def trial(folder, **attrs) -> TrialRecord:
     hparams = {"label_smoothing": 0.1, "d_loss_factor": 1.0}
     return TrialRecord(
         number=3, state="COMPLETE", value=50.0, params={}, intermediate={}, started=None, ended=None,
-        attrs={"hparams": hparams, "folder": folder, "protocol_hash": "p", **attrs},
+        attrs=TrialAttrs(hparams=hparams, folder=folder, protocol_hash="p", **attrs),
     )  # fmt: skip
 
 

@@ -230,10 +230,11 @@ def test_a_score_is_timed_with_its_algebra(tmp_path):
 
 def test_a_started_studys_own_trials_say_how_long_the_rest_takes(monkeypatch):
     ended = [
-        dataclasses.replace(trial(i, value=50.0 + i), attrs={**trial(i).attrs, "elapsed_s": 100.0}) for i in range(3)
+        dataclasses.replace(trial(i, value=50.0 + i), attrs=dataclasses.replace(trial(i).attrs, elapsed_s=100.0))
+        for i in range(3)
     ]
     started = record(*ended)
-    started = dataclasses.replace(started, attrs={**started.attrs, "target": 10})
+    started = dataclasses.replace(started, attrs=dataclasses.replace(started.attrs, target=10))
     monkeypatch.setattr("harness.store.studies.find_record", lambda name, home: started)
     first, *_ = studies.outlook_lines("tiny", Home(Path("nowhere")), 20)
     assert first.startswith(

@@ -18,6 +18,7 @@ from harness.gan.hparams import HParams
 from harness.report.context import report_context
 from harness.report.render import build_report
 from harness.spec.files import load_best, load_study
+from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.records import StudyRecord, TrialRecord
 from harness.text import heading, metric_label
 
@@ -41,7 +42,7 @@ def trial(number: int, state: str = "COMPLETE", value: float | None = None, **ch
     }
     made = TrialRecord(
         number=number, state=state, value=value, params=params, intermediate={3000: 50.0 + number, 9000: 40.0 + number},
-        attrs=attrs, started=START, ended=START + timedelta(seconds=20 + number),
+        attrs=TrialAttrs.parse(attrs), started=START, ended=START + timedelta(seconds=20 + number),
     )  # fmt: skip
     return dataclasses.replace(made, **changes)
 
@@ -56,7 +57,7 @@ def record(*trials: TrialRecord) -> StudyRecord:
         "final_metric": "fid500",
         "rung_metric": "fid_mnv2_250",
     }
-    return StudyRecord(name="mnist32", attrs=attrs, trials=trials)
+    return StudyRecord(name="mnist32", attrs=StudyAttrs.parse(attrs), trials=trials)
 
 
 FULL = record(
@@ -84,7 +85,7 @@ def test_the_papers_settings_are_named_where_they_were_pruned(tmp_path):
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     for item in FULL.trials[:5]:
-        folder = tmp_path / "runs" / item.attrs["folder"]
+        folder = tmp_path / "runs" / item.attrs.folder
         folder.mkdir(parents=True)
         pixels = np.full((32, 32, 3), item.number * 20, np.uint8)
         Image.fromarray(pixels).save(folder / "grid-000027000.png")
@@ -160,7 +161,7 @@ def test_best_toml_is_read_back(root, tmp_path):
     build_report(FULL, root, tmp_path / "a", {}, "PED-ANOVA")
     path = tmp_path / "a" / "best.toml"
     best = load_best(path)
-    assert HParams.from_params(best.hparams.params()).to_dict() == FULL.trials[1].attrs["hparams"]
+    assert HParams.from_params(best.hparams.params()).to_dict() == FULL.trials[1].attrs.hparams
     assert (best.training.seed, best.training.kimg) == (7, 27.0)
     with pytest.raises(SpecError, match="hparams.image_size") as caught:
         path.write_text(
@@ -193,7 +194,7 @@ def test_scores_of_other_protocols_are_not_ranked():
 
 def test_scores_of_other_protocols_are_in_no_figure_and_no_comparison():
     old = {"protocol_hash": "old", "preset": "paper"}
-    trials = [dataclasses.replace(t, attrs={**t.attrs, "preset": ""}) for t in FULL.trials[:3]]
+    trials = [dataclasses.replace(t, attrs=dataclasses.replace(t.attrs, preset="")) for t in FULL.trials[:3]]
     mixed = record(*trials, trial(7, value=1.0, attrs=old))
     values = trials_frame(mixed).set_index("number")["value"]
     assert values.min() == 40.25

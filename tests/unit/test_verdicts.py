@@ -17,6 +17,7 @@ from harness.findings.verdicts import (
 )
 from harness.spec.claims import Claim, arm_name, claim_names, from_registered, load_claim, registered
 from harness.spec.files import load_study
+from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.records import StudyRecord, TrialRecord
 
 SPEC = load_study("mnist32")
@@ -37,7 +38,7 @@ def trained(scores: list[float | None], curve=(9.0, 5.0, 4.0), distances=()) -> 
         trials={
             seed: TrialRecord(
                 number=seed, state="PRUNED" if score is None else "COMPLETE", value=1e4 if score is None else score,
-                params={}, intermediate=dict(enumerate(curve)), attrs={**attrs, "diverged": score is None},
+                params={}, intermediate=dict(enumerate(curve)), attrs=TrialAttrs.parse({**attrs, "diverged": score is None}),
                 started=None, ended=None,
             )
             for seed, score in enumerate(scores)
@@ -60,11 +61,11 @@ def test_scores_of_another_protocol_are_left_out_of_an_arm():
         TrialRecord(
             number=seed, state="PRUNED" if score is None else "COMPLETE", value=1e4 if score is None else score,
             params={}, intermediate={}, started=None, ended=None,
-            attrs={"arm": "a", "training_seed": seed, "protocol_hash": protocol, "diverged": score is None},
+            attrs=TrialAttrs(arm="a", training_seed=seed, protocol_hash=protocol, diverged=score is None),
         )
         for seed, protocol, score in made
     )  # fmt: skip
-    found = arm_results(StudyRecord(name="s-claims", attrs={}, trials=trials))["a"]
+    found = arm_results(StudyRecord(name="s-claims", attrs=StudyAttrs(), trials=trials))["a"]
     assert found.scores == {0: 100.0, 1: 100.0, 2: 100.0}
     assert found.unscored == {4}, "that it diverged is true under any protocol"
 
