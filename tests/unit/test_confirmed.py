@@ -45,7 +45,8 @@ def plan(scores: dict[str, list[float | None]]) -> StudyRecord:
         attrs |= {"diverged": True} if value is None else {"samplings": [value - 0.1, value + 0.1]}
         trials.append(
             TrialRecord(number=len(trials), state="PRUNED" if value is None else "COMPLETE",
-                        value=1e4 if value is None else value, params={}, intermediate={}, attrs=TrialAttrs.parse(attrs),
+                        value=1e4 if value is None else value, params={}, intermediate={},
+                        attrs=TrialAttrs.parse(attrs),
                         started=START, ended=START)
         )  # fmt: skip
     attrs = dataclasses.replace(FULL.attrs, spec=PLAN_SPEC.identity(), target=15)

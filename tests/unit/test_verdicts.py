@@ -38,7 +38,8 @@ def trained(scores: list[float | None], curve=(9.0, 5.0, 4.0), distances=()) -> 
         trials={
             seed: TrialRecord(
                 number=seed, state="PRUNED" if score is None else "COMPLETE", value=1e4 if score is None else score,
-                params={}, intermediate=dict(enumerate(curve)), attrs=TrialAttrs.parse({**attrs, "diverged": score is None}),
+                params={}, intermediate=dict(enumerate(curve)),
+                attrs=TrialAttrs.parse({**attrs, "diverged": score is None}),
                 started=None, ended=None,
             )
             for seed, score in enumerate(scores)
