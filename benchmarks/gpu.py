@@ -1,7 +1,7 @@
 """The GPU path, measured: ``python -m benchmarks.gpu`` takes under 8 minutes and writes JSON.
 
 Rows: steps per second of the write-ups' loop, of ours operation by operation, and of ours as one CUDA graph, beside the
-roofline of the operations that ran; several trainings on one GPU, fused, as graphs on streams of one process, and as
+roofline of the operations that ran; several trainings on one GPU, as graphs on streams of one process, and as
 processes with and without MPS; seconds of an FID of 10,000 and 50,000 images.
 """
 
@@ -34,7 +34,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.baselines import Loop
-from benchmarks.fused import FusedRuns
 from benchmarks.rows import SYSTEMS, noise_images, system
 from harness.errors import HarnessError
 from harness.gan.fast.graph import capture
@@ -151,15 +150,6 @@ def trainings(recipe: str, batch: int, precision: str, members: int) -> list[Run
     return [Run(hp, images, seed, device) for seed in range(members)]
 
 
-def fused(recipe: str, batch: int, precision: str, members: int) -> dict[str, Any]:
-    """Steps per second, all members together, of trainings that step as one."""
-    together = FusedRuns(trainings(recipe, batch, precision, members))
-    row: dict[str, Any] = {"members": members, "eager": members * rate(together.advance)}
-    row["not_captured"] = capture(together)
-    row["steps"] = members * rate(together.advance)
-    return row
-
-
 def streams(recipe: str, batch: int, precision: str, members: int) -> dict[str, Any]:
     """Steps per second, all members together, of graphs on streams of their own in one process."""
     runs = trainings(recipe, batch, precision, members)
@@ -270,8 +260,6 @@ def jobs(home: Home) -> dict[str, Callable[[], dict[str, Any]]]:
     for recipe, precision in AT_ONCE:
         what = f"{recipe}, batch {_BATCH}, {precision}"
         for members in (4, 8, 16):
-            if system(recipe, _BATCH).ends == "conv":  # no others can be fused
-                found[f"{members} fused, {what}"] = partial(fused, recipe, _BATCH, precision, members)
             found[f"{members} on streams, {what}"] = partial(streams, recipe, _BATCH, precision, members)
     recipe, precision = AT_ONCE[0]
     what = f"{recipe}, batch {_BATCH}, {precision}"

@@ -20,7 +20,6 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.baselines import CPU, Loop, fidelity_call, image_files
-from benchmarks.fused import FusedRuns
 from benchmarks.matrix_conv import ENDS_32PX, LAYERS_64PX, end, layer
 from benchmarks.measured import Measured, Timed, as_worker
 from benchmarks.overhead import overhead
@@ -36,7 +35,7 @@ from harness.scoring.reference import Reference
 from harness.spec.files import load_recipe
 from harness.spec.scoring import ScoreSpec
 
-GROUPS = ("step", "files", "score", "conv", "fused", "memory", "harness", "start")
+GROUPS = ("step", "files", "score", "conv", "memory", "harness", "start")
 # float32 is the same maths as the baselines'. Without instructions for bfloat16 a processor emulates it, several times
 # slower, and the harness never chooses it there: it is not timed.
 HAS_BF16 = bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
@@ -114,10 +113,6 @@ def rows(home: Home, photos: Path | None, folder: Path) -> list[Row]:
         for precision, dtype in PRECISIONS.items():
             name = f"{which}, batch 64, {precision}, as matrix products, against oneDNN"
             found.append(Row(group="conv", name=name, make=partial(end, which, dtype)))
-    found.append(
-        Row(group="fused", name="a step of 4 trainings fused, pytorch64, batch 64, against one after the other",
-            make=partial(fused, "pytorch64", 64, 4))
-    )  # fmt: skip
     found.append(
         Row(group="memory", name="peak memory of training, pytorch64, batch 128, against the write-ups' loop",
             make=partial(memory, "pytorch64", 128), unit="MiB", rounds=1, warm_up=False)
@@ -309,21 +304,6 @@ def scoring_protocol(samples: int, precision: str) -> Protocol:
     """Inception's FID against 1,000 real images."""
     spec = ScoreSpec(samples=samples, reference=1000, precision=precision)
     return make_protocol(spec, weights_sha256="0", fingerprint="0", split_rule="none", resize="", versions=versions())
-
-
-@contextmanager
-def fused(recipe: str, batch: int, members: int) -> Iterator[tuple[Timed, Timed]]:
-    """Trainings of other seeds that step together, and one after the other."""
-    hp = system(recipe, batch)
-    images = noise_images(hp, 512)
-    alone, others = ([Run(hp, images, seed, CPU) for seed in range(members)] for _ in range(2))
-    together = FusedRuns(others)
-
-    def baseline() -> None:
-        for run in alone:
-            run.advance()
-
-    yield together.advance, baseline
 
 
 @contextmanager

@@ -7,7 +7,6 @@ discriminator mirrors it. What each layer is follows from the configuration: :mo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -144,17 +143,3 @@ def build(hp: HParams, seed: int, device: torch.device) -> tuple[Generator, Disc
         initialise(network, hp, rng)
         network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return networks
-
-
-def pure(network: nn.Module) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
-    """The network as a function of (state, input), without state of its own.
-
-    ``state`` maps the names of ``network.state_dict()`` to tensors. BatchNorm in training mode updates its running
-    statistics in the tensors that it is given.
-    """
-
-    def apply(state: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        output: Tensor = torch.func.functional_call(network, dict(state), (x,))
-        return output
-
-    return apply

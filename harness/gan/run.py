@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import DataError, Diverged
+from harness.gan.batches import BatchSource, ShuffledBatches
 from harness.gan.fast.adam import Adam
 from harness.gan.fast.precision import autocast, tensor_cores
 from harness.gan.hparams import HParams, derive_seed
@@ -37,11 +38,6 @@ class Snapshot:
     state: dict[str, Any] = field(repr=False)
 
 
-def smallest_batch(hp: HParams) -> int:
-    """The smallest last batch that is used: BatchNorm cannot normalise a single image of one pixel."""
-    return hp.batch_size if hp.last_batch == "drop" else 2
-
-
 class Run:
     """The state of one training, and one step of it. Arguments are those of :func:`harness.gan.trainer.train`."""
 
@@ -63,24 +59,17 @@ class Run:
         moved = [*of_g, *of_d] if hp.g_step_trains_d else of_g
         self.opt_g = Adam(moved, hp.lr_g, fused=True, **settings)
         self.opt_d = Adam(of_d, hp.lr_d, fused=True, **settings)
-        self.order_rng = torch.Generator().manual_seed(derive_seed(seed, "order"))
         self.noise_rng = torch.Generator(device).manual_seed(derive_seed(seed, "noise"))
-        self.flip_rng = torch.Generator().manual_seed(derive_seed(seed, "flip"))
-        self.epoch_rng_state = self.order_rng.get_state()
-        self.order = self._shuffled()
-        self.position = 0
+        self.shuffled = ShuffledBatches(hp, len(images_NHWC), seed, images_device=images_NHWC.device, device=device)
+        # A CUDA graph's step reads its batches from buffers that are filled from the shuffled ones.
+        self.batches: BatchSource = self.shuffled
         self.step = 0
         self.window = torch.zeros(len(CURVE_NAMES), device=device)
         self.window_steps = 0
         # The step, on the device; and per network, the first step with a non-finite gradient, 0 while there is none.
         self.clock = torch.zeros((), device=device)
         self.bad_step = {name: torch.zeros((), device=device) for name in ("discriminator", "generator")}
-        self.play: Callable[[], None] = self.play_eagerly
-
-    @property
-    def members(self) -> Sequence[Run]:
-        """Of fused runs there are several."""
-        return [self]
+        self.replay: Callable[[], None] | None = None
 
     @property
     def kimg(self) -> float:
@@ -90,7 +79,10 @@ class Run:
         """One generator update with its ``n_dis`` discriminator updates. No value is read back to the host."""
         self.step += 1
         self.window_steps += 1
-        self.play()
+        if self.replay is not None:
+            self.replay()
+        else:
+            self.play_eagerly()
 
     def play_eagerly(self) -> None:
         """The step with the next batch, operation by operation."""
@@ -158,24 +150,7 @@ class Run:
 
     def draw_real(self) -> Tensor:
         """The next real batch, shape (N, C, H, W), scaled, on the device."""
-        return self.pixels(*self.next_batch())
-
-    def next_batch(self) -> tuple[Tensor, Tensor | None]:
-        """(which images come next, which of them are mirrored), on the images' device and on the training's."""
-        batch = self.hp.batch_size
-        if self.position + smallest_batch(self.hp) > len(self.order):
-            if self.hp.reshuffle:
-                self.epoch_rng_state = self.order_rng.get_state()
-                self.order = self._shuffled()
-            self.position = 0
-        index = self.order[self.position : self.position + batch]
-        self.position += len(index)
-        flipped = torch.rand(len(index), generator=self.flip_rng) < 0.5 if self.hp.flip else None
-        return index, _moved(flipped, self.device) if flipped is not None else None
-
-    def _shuffled(self) -> Tensor:
-        # Drawn on the CPU, so that a seed means one order on every device; moved once an epoch.
-        return _moved(torch.randperm(len(self.images), generator=self.order_rng), self.images.device)
+        return self.pixels(*self.batches.next_batch())
 
     def pixels(self, index: Tensor, flipped: Tensor | None) -> Tensor:
         """These images, shape (N, C, H, W), scaled, on the device."""
@@ -234,10 +209,8 @@ class Run:
             "average": self.average.state_dict() if self.average is not None else None,
             "opt_g": self.opt_g.state_dict(),
             "opt_d": self.opt_d.state_dict(),
-            "epoch_rng": self.epoch_rng_state,
-            "position": self.position,
+            **self.shuffled.state(),
             "noise_rng": self.noise_rng.get_state(),
-            "flip_rng": self.flip_rng.get_state(),
             "window": self.window,
             "window_steps": self.window_steps,
         }
@@ -252,16 +225,12 @@ class Run:
             self.average.load_state_dict(state["average"])
         _load_adam(self.opt_g, state["opt_g"])
         _load_adam(self.opt_d, state["opt_d"])
-        self.order_rng.set_state(state["epoch_rng"])
-        self.epoch_rng_state = state["epoch_rng"]
-        self.order = self._shuffled()
-        self.position = state["position"]
+        self.shuffled.load(state)
         noise = state["noise_rng"].cpu()
         if len(noise) == len(self.noise_rng.get_state()):
             self.noise_rng.set_state(noise)
         else:  # that of another kind of device, which cannot go on here: from here on this one's, of the same seed
             self.noise_rng.manual_seed(derive_seed(self.seed, "noise", state["step"]))
-        self.flip_rng.set_state(state["flip_rng"].cpu())
         self.step = state["step"]
         self.clock.fill_(self.step)
         for flag in self.bad_step.values():
@@ -270,13 +239,8 @@ class Run:
         self.window_steps = state["window_steps"]
 
 
-def _moved(drawn: Tensor, device: torch.device) -> Tensor:
-    """To a device without waiting for it: only what is pinned is copied beside the work that is under way."""
-    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn
-
-
 def _copied(value: Any) -> Any:
-    """A deep copy, of what a tensor shows alone: a part of a fused one does not bring all of it along."""
+    """A deep copy; a tensor's memory beyond what it shows stays behind."""
     if isinstance(value, dict):
         return {name: _copied(each) for name, each in value.items()}
     if isinstance(value, list):

@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks.fused import FusedRuns
 from harness.errors import Diverged
 from harness.gan import trainer
 from harness.gan.fast.graph import capture, obstacle
@@ -63,7 +62,7 @@ def test_a_graph_plays_the_step_that_it_captured(hp, images, change):
     eager, graphed = Run(hp, images, 0, CUDA), Run(hp, images, 0, CUDA)
     assert obstacle(graphed) == ""
     assert capture(graphed) == ""
-    assert graphed.play != graphed.play_eagerly
+    assert graphed.replay is not None
     for _ in range(len(images) // hp.batch_size + 3):
         eager.advance()
         graphed.advance()
@@ -143,43 +142,15 @@ def test_a_graph_finds_divergence_and_says_when(hp, images):
     assert caught.value.step == 2
 
 
-def members(hp, images):
-    """Two of their own rates and seeds."""
-    rates = [{"lr_g": 2e-4, "beta1": 0.5}, {"lr_g": 1e-3, "beta1": 0.0}]
-    return [Run(dataclasses.replace(hp, **own), images, seed, CUDA) for seed, own in enumerate(rates)]
-
-
-@pytest.mark.parametrize("graph", [False, True])
-def test_fused_members_train_as_they_do_alone(hp, images, graph):
-    exact_arithmetic()
-    hp, images = dataclasses.replace(hp, flip=True), images.to(CUDA)
-    alone, fused = members(hp, images), members(hp, images)
-    together = FusedRuns(fused)
-    if graph:
-        assert capture(together) == ""
-        assert together.play != together.play_eagerly
-    for _ in range(5):
-        together.advance()
-        for run_ in alone:
-            run_.advance()
-    for mine, theirs in zip(fused, alone, strict=True):
-        assert torch.equal(mine.noise_rng.get_state(), theirs.noise_rng.get_state())
-        torch.testing.assert_close(mine.window, theirs.window, rtol=1e-2, atol=1e-2)
-        for name, value in theirs.generator.state_dict().items():
-            torch.testing.assert_close(mine.generator.state_dict()[name], value, rtol=1e-2, atol=1e-3, msg=name)
-
-
 @pytest.mark.parametrize(
     "change", [{}, {"flip": True, "n_dis": 2, "ema": 0.9, "d_step": "split"}, {"precision": "bf16"}]
 )
 def test_no_step_waits_for_the_device(hp, images, change):
-    """Eagerly, as a graph, and fused: more than an epoch without a synchronisation."""
+    """Eagerly and as a graph: more than an epoch without a synchronisation."""
     hp, images = dataclasses.replace(hp, **change), images.to(CUDA)
     graphed = Run(hp, images, 0, CUDA)
     assert capture(graphed) == ""
     stepping = [Run(hp, images, 0, CUDA), graphed]
-    if not change:
-        stepping.append(FusedRuns(members(hp, images)))
     torch.cuda.set_sync_debug_mode("error")
     try:
         for each in stepping:

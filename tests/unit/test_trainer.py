@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.errors import DataError, Diverged
-from harness.gan.fast.graph import Feed
+from harness.gan.fast.graph import BufferedBatches
 from harness.gan.run import Run, Snapshot
 from harness.gan.trainer import Budget, Progress, epoch_kimg, total_steps, train
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
@@ -240,13 +240,14 @@ def test_a_step_that_is_fed_from_buffers_is_the_same_step(hp, images, change):
     """As a CUDA graph is fed; over the end of an epoch, and given back."""
     hp = dataclasses.replace(hp, **change)
     plain, fed = Run(hp, images[:40], 0, CPU), Run(hp, images[:40], 0, CPU)
-    feed = Feed(fed)
-    fed.play = lambda: (feed.fill(), fed.play_eagerly())
+    source, buffers = fed.batches, BufferedBatches(fed)
+    fed.batches = buffers
+    fed.replay = lambda: (buffers.fill(), fed.play_eagerly())
     for _ in range(7):
         plain.advance()
         fed.advance()
-    feed.remove()
-    fed.play = fed.play_eagerly
+    fed.batches = source
+    fed.replay = None
     plain.advance()
     fed.advance()
     assert_same_state(plain.snapshot(None).state, fed.snapshot(None).state)
