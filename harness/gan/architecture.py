@@ -88,7 +88,8 @@ def discriminator_layers(hp: HParams) -> list[Layer]:
             raise ValueError(f"{name} has {len(found)} entries for a discriminator of {depth} convolutions")
     padding = 0 if hp.padding_d == "valid" else {3: 1, 4: 1, 5: 2}[hp.kernel_d]
     layers: list[Layer] = []
-    size, narrower = hp.image_size, hp.channels
+    size: int = hp.image_size
+    narrower: int = hp.channels
     for step, (width, stride) in enumerate(zip(widths, strides, strict=True), start=1):
         size = (size + 2 * padding - hp.kernel_d) // stride + 1
         if size < 1:

@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from typing import Final
 
 import torch
 
-FLOAT32, TF32, BF16 = "float32", "tf32", "bf16"
+from harness.gan.hparams import Precision
+
+FLOAT32: Final = "float32"
+TF32: Final = "tf32"
+BF16: Final = "bf16"
 
 
-def usual(device: torch.device) -> str:
+def usual(device: torch.device) -> Precision:
     """Of trainings where nobody named one: on CUDA that is TF32 (docs/decisions/0010-tf32-on-cuda.md)."""
     return TF32 if device.type == "cuda" else FLOAT32
 
