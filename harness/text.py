@@ -1,8 +1,10 @@
-"""Numbers, metrics and durations in words."""
+"""Numbers, metrics and durations in words, and the name that a mistyped one was probably meant to be."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 
@@ -56,3 +58,8 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that is most like a mistyped one; empty where none is."""
+    return next(iter(get_close_matches(name[:100], known, n=1)), "")
