@@ -24,8 +24,8 @@ from scipy import stats
 from harness.home import Home
 from harness.machine.devices import Machines
 from harness.machine.provenance import provenance
-from harness.spec.files import load_study
-from harness.spec.study import StudySpec
+from harness.spec.files import load_study_file
+from harness.spec.resolved import ResolvedStudy as StudySpec
 from harness.store.records import StudyRecord
 from harness.store.studies import load_study as load_started
 from harness.store.studies import to_record
@@ -42,7 +42,7 @@ _ORDER = (("default", RANDOM), ("default without presets",))
 
 def search(kind: str, seed: int, workers: int, trials: int, commit: str) -> StudySpec:
     """The study of one sweep, under a name of its own."""
-    spec = load_study("mnist32")
+    spec = load_study_file("mnist32")
     changes: dict[str, Any] = {
         "name": f"compute-{SEARCHES.index(kind)}-{seed}-{workers}-{trials}-{commit[:7]}",
         "sampler": spec.sampler.model_copy(update={"seed": 100 + seed}),

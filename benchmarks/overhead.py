@@ -25,7 +25,7 @@ from harness.gan.trainer import Budget, Progress, total_steps
 from harness.home import Home
 from harness.machine.processes import keep_memory, usable_cores, use_threads
 from harness.scoring.fidelity import Scores
-from harness.spec.files import load_study
+from harness.spec.files import load_study_file
 
 STUDY = "mnist32"
 # Of each worker: the first one imports. One worker alone takes both presets, which the sampler is not asked for.
@@ -112,7 +112,7 @@ def _worker(root: str, trials: int, training: Training, experiment: str, found: 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     keep_memory()
     use_threads(1)
-    home, spec = Home(Path(root)), load_study(STUDY)
+    home, spec = Home(Path(root)), load_study_file(STUDY)
     study = optuna.load_study(study_name=STUDY, storage=open_storage(home))
     courier = Courier(home.spool, lambda: MlflowTracker(new_client(home), experiment, None), print)
     module.train = training  # type: ignore[assignment, attr-defined]

@@ -417,12 +417,12 @@ def finished_study(folder: Path, n: int) -> tuple[Any, Home]:
     import optuna
     from optuna.trial import TrialState, create_trial
 
-    from harness.spec.files import load_study
+    from harness.spec.files import load_study_file
     from harness.spec.suggest import suggest
     from harness.store.studies import open_study
     from harness.store.trials import Trials
 
-    spec, home = load_study("mnist32"), Home(folder / f"trials-{n}")
+    spec, home = load_study_file("mnist32"), Home(folder / f"trials-{n}")
     study = open_study(spec, home)
     trials = Trials(study, spec, home)
     if len(study.trials) >= n:

@@ -35,9 +35,9 @@ from harness.home import Home
 from harness.machine.processes import use_threads
 from harness.machine.provenance import provenance
 from harness.scoring.scorer import Scorers
-from harness.spec.files import load_study
+from harness.spec.files import load_study_file
+from harness.spec.resolved import ResolvedStudy as StudySpec
 from harness.spec.scoring import ScoreSpec
-from harness.spec.study import StudySpec
 from harness.spec.suggest import suggest
 from harness.sweep.worker import DIVERGED_VALUE
 
@@ -64,7 +64,7 @@ def protocols(spec: StudySpec) -> dict[str, tuple[ScoreSpec, int]]:
 def recordings(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row a configuration: scores by protocol and kimg, seconds, and the final score."""
     spec, home = (
-        with_budget(load_study(arguments.study), quick=False, trials=None, kimg=arguments.kimg),
+        with_budget(load_study_file(arguments.study), quick=False, trials=None, kimg=arguments.kimg),
         Home.from_environment(),
     )
     store = open_store(home, spec.data, arguments.photos, study=spec.name, on_progress=lambda *_: None, say=print)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _USER = re.compile(r"(\w+://)\S*@")
 _SECRET = re.compile(
@@ -43,7 +44,17 @@ class UsageError(HarnessError):
 
 
 class SpecError(UsageError):
-    """A study file with mistakes; the message lists all of them."""
+    """A file, or a study made in Python, with mistakes; the message lists all of them.
+
+    Args:
+        problem: what has mistakes.
+        hint: what to do next.
+        mistakes: a sentence each.
+    """
+
+    def __init__(self, problem: str, hint: str = "", mistakes: Sequence[str] = ()) -> None:
+        self.mistakes = tuple(mistakes)
+        super().__init__("\n".join((problem, *(f"  {mistake}" for mistake in mistakes))), hint)
 
 
 class SpecDrift(UsageError):

@@ -63,3 +63,9 @@ def duration(seconds: float) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that is most like a mistyped one; empty where none is."""
     return next(iter(get_close_matches(name[:100], known, n=1)), "")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence on an unknown name: the nearest one as a question; empty where none is like it."""
+    guess = nearest(name, known)
+    return f"; did you mean {guess}?" if guess else ""

@@ -10,7 +10,7 @@ from harness.home import Home
 
 if TYPE_CHECKING:
     from harness.machine.devices import Machines
-    from harness.spec.study import StudySpec
+    from harness.spec.resolved import ResolvedStudy as StudySpec
     from harness.sweep.run import SweepResult
 
 

@@ -19,17 +19,19 @@ from harness.errors import SweepError
 from harness.home import Home
 
 if TYPE_CHECKING:
-    from harness.spec.study import StudySpec
+    from harness.spec.resolved import ResolvedStudy as StudySpec
 
 
 def sweep(arguments: argparse.Namespace) -> int:
     from harness.cli.live import SweepView
     from harness.commands.reports import write_report
     from harness.commands.studies import with_budget
-    from harness.spec.files import load_study
+    from harness.spec.files import load_study_file
     from harness.sweep.run import run_sweep
 
-    spec = with_budget(load_study(arguments.study), quick=arguments.quick, trials=arguments.trials, kimg=arguments.kimg)
+    spec = with_budget(
+        load_study_file(arguments.study), quick=arguments.quick, trials=arguments.trials, kimg=arguments.kimg
+    )
     home = Home.from_environment()
     if arguments.dry_run:
         return _dry_run(spec, home, arguments)
@@ -96,9 +98,11 @@ def reconcile(arguments: argparse.Namespace) -> None:
 def plan(arguments: argparse.Namespace) -> int:
     """What a sweep would take on this machine, and what more trials of a started one would bring."""
     from harness.commands.studies import outlook_lines, with_budget
-    from harness.spec.files import load_study
+    from harness.spec.files import load_study_file
 
-    spec = with_budget(load_study(arguments.study), quick=arguments.quick, trials=arguments.trials, kimg=arguments.kimg)
+    spec = with_budget(
+        load_study_file(arguments.study), quick=arguments.quick, trials=arguments.trials, kimg=arguments.kimg
+    )
     home = Home.from_environment()
     _measure(spec, home, arguments)
     for line in outlook_lines(spec.name, home, arguments.more):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import DataError, NotFoundError, UsageError
 from harness.home import Home
-from harness.spec.files import load_recipe, load_study, recipe_hparams
+from harness.spec.files import load_recipe, load_study_file, recipe_hparams
 from harness.spec.images import DataSpec
 from harness.store.attrs import StudyAttrs
 
@@ -52,7 +52,7 @@ def refuse_to_mix(out: Path) -> None:
 def wanted_data(study: str, recipe: str | None, variant: str | None) -> tuple[str, DataSpec]:
     """(name, images) of a study file, or of a recipe's variant."""
     if recipe is None:
-        spec = load_study(study)
+        spec = load_study_file(study)
         return spec.name, spec.data
     loaded = load_recipe(recipe)
     variant = variant or loaded.default_variant

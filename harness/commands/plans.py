@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import NotFoundError, UsageError
 from harness.gan.hparams import HParams, digest
 from harness.home import Home
-from harness.spec.files import load_study as load_study_file
-from harness.spec.planned import fresh_seeds, planned_study
+from harness.spec.files import load_study_file
+from harness.spec.fixed_study import fixed_study, fresh_seeds
+from harness.spec.resolved import ResolvedPreset as Preset
+from harness.spec.resolved import ResolvedStudy as StudySpec
 from harness.spec.scoring import ScoreSpec
-from harness.spec.study import Preset, StudySpec
 from harness.store.attrs import StudyAttrs
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def confirm_spec(study: str, home: Home, *, top: int, seeds: int, samplings: int
         )
     taken = {trial.attrs.seed for trial in record.trials if trial.attrs.seed is not None}
     try:
-        return planned_study(
+        return fixed_study(
             spec,
             "confirm",
             arms=arms,
@@ -134,7 +135,7 @@ def claims_spec(
             {**spec.model_dump(), "budget": budget, "scoring": {**spec.scoring.model_dump(), "final": final},
              "pruner": {"name": "none"}, "fixed": {**spec.fixed.model_dump(), "precision": "float32"}}
         )  # fmt: skip
-        return planned_study(
+        return fixed_study(
             base,
             "claims",
             arms=arms,

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from harness.errors import HarnessError, NotFoundError, StorageError, StorageLost, TrackingError, UsageError
 from harness.home import Home
-from harness.spec.files import load_study
-from harness.spec.study import StudySpec
+from harness.spec.files import load_study_file
+from harness.spec.resolved import ResolvedStudy as StudySpec
 from harness.store.attrs import StudyAttrs
 
 # Trials that must have ended before their own time says how long others take.
@@ -32,7 +32,7 @@ def studies_table(home: Home) -> Iterator[tuple[str, str, str]]:
             started[name] = finished_count(optuna.load_study(storage=storage, study_name=name))
     for name in sorted({*study_names(), *started}):
         try:
-            spec: StudySpec | None = load_study(name)
+            spec: StudySpec | None = load_study_file(name)
         except HarnessError as error:
             spec, note = None, error.problem.splitlines()[0]
         budget = f" of {spec.budget.trials}" if spec else ""

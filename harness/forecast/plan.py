@@ -31,7 +31,7 @@ from harness.forecast.probe import (
 from harness.home import Home
 from harness.machine.devices import choose_device
 from harness.machine.processes import exact_arithmetic, fits_on, keep_memory, usable_cores, use_threads, visible_gpus
-from harness.spec.study import StudySpec
+from harness.spec.resolved import ResolvedStudy as StudySpec
 from harness.store.records import StudyRecord
 from harness.store.samplers import images as images_shown
 from harness.store.samplers import make_pruner, study_in_memory

@@ -35,8 +35,8 @@ from harness.scoring.protocol import INCEPTION, MOBILENET, make_protocol
 from harness.scoring.reference import Reference
 from harness.scoring.sampling import BATCH, GRID_IMAGES, generate, image_grid
 from harness.scoring.weights import OFFICIAL_NAME, vgg_file
+from harness.spec.resolved import ResolvedStudy as StudySpec
 from harness.spec.scoring import ScoreSpec
-from harness.spec.study import StudySpec
 from harness.spec.suggest import suggest
 from harness.store.samplers import study_in_memory
 

@@ -22,14 +22,17 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 
 
+ImageSize = Literal[16, 32, 64, 128, 256]
+Channels = Literal[1, 3]
 Positive = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]  # from 0, always below 1
 Kernel = Literal[3, 4, 5]
 Activation = Literal["relu", "leaky_relu"]
 Bias = Literal["auto", "never", "always"]
 Precision = Literal["float32", "tf32", "bf16"]
-# Widths: numbers joined by hyphens, or "auto".
-Widths = Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,3}(-[1-9][0-9]{0,3}){0,7})$")]
+WIDTHS_PATTERN = r"^(auto|[1-9][0-9]{0,3}(-[1-9][0-9]{0,3}){0,7})$"
+STRIDES_PATTERN = r"^(auto|[12](-[12]){0,7})$"
+Widths = Annotated[str, Field(pattern=WIDTHS_PATTERN)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +45,8 @@ class HParams:
     ``harness schema`` prints it; an instance made in Python is not checked.
     """
 
-    image_size: Annotated[Literal[16, 32, 64, 128, 256], Field(description="Side of the square images (px).")] = 32
-    channels: Annotated[Literal[1, 3], Field(description="1 for grey, 3 for colour.")] = 3
+    image_size: Annotated[ImageSize, Field(description="Side of the square images (px).")] = 32
+    channels: Annotated[Channels, Field(description="1 for grey, 3 for colour.")] = 3
     z_dim: Annotated[int, Field(ge=1, le=4096, description="Size of the latent vector z (elements).")] = 100
     latent: Annotated[
         Literal["normal", "uniform", "truncated_normal"],
@@ -64,9 +67,7 @@ class HParams:
     ] = "auto"
     strides_d: Annotated[
         str,
-        Field(
-            pattern=r"^(auto|[12](-[12]){0,7})$", description="Strides of the discriminator's convolutions; auto: 2."
-        ),
+        Field(pattern=STRIDES_PATTERN, description="Strides of the discriminator's convolutions; auto: 2."),
     ] = "auto"
     depth_d: Annotated[
         int, Field(ge=0, le=8, description="The discriminator's convolutions; 0: as many as reach base_size.")

@@ -30,7 +30,7 @@ from harness.report.claim_plots import curves, effects
 from harness.report.html import write_html
 from harness.report.markdown import environment, squeeze
 from harness.spec.claims import claim_names, from_registered
-from harness.spec.study import StudySpec
+from harness.spec.resolved import ResolvedStudy as StudySpec
 from harness.store.records import StudyRecord
 from harness.text import duration
 

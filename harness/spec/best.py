@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
+from harness.gan.hparams import Channels, ImageSize
 from harness.spec.images import DataSpec
-from harness.spec.params import FixedParams, Scalar, Table
+from harness.spec.params import NAME_PATTERN, FixedParams, Int, Kimg, Scalar, Table
 from harness.spec.scoring import ScoreSpec
-from harness.spec.study import NAME_PATTERN
 
 
 class BestParams(FixedParams):
     """The hyperparameters of one configuration, image size and channels included."""
 
-    image_size: Literal[16, 32, 64, 128, 256]
-    channels: Literal[1, 3]
+    image_size: ImageSize
+    channels: Channels
 
 
 class BestData(DataSpec):
@@ -28,14 +26,15 @@ class BestData(DataSpec):
 class BestTraining(Table):
     """How a configuration was trained."""
 
-    seed: int = Field(ge=0, strict=True)
-    kimg: float = Field(gt=0, allow_inf_nan=False)
+    seed: Int = Field(ge=0)
+    kimg: Kimg
 
 
 class BestConfirmed(Table):
-    """How sure the configuration is: its mean over training seeds, and what could not be told from it.
+    """The configuration's mean score over training seeds, and the configurations that tie with it.
 
-    The interval allows for its having been picked as the best: it covers the true mean about as often as ``level``.
+    The interval is widened because the configuration was picked as the best of several: it covers the true mean with
+    probability ``level``.
     """
 
     configuration: str

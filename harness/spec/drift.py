@@ -1,4 +1,4 @@
-"""What changed between the study that was started and the file of today, and whether going on is sound."""
+"""What changed between the study that was started and the file of today, and whether the study may continue."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Change:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """The differences between two :meth:`StudySpec.identity` values, leaf by leaf."""
+    """The differences between two :meth:`ResolvedStudy.identity` values, leaf by leaf."""
     return [Change(".".join(path), a, b, _is_sound(path)) for path, a, b in _leaves(old, new, ())]
 
 

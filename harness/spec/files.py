@@ -1,12 +1,9 @@
-"""Reading the files of search_spaces/: studies, recipes, and a report's best.toml."""
+"""The files of search_spaces/ and a report's best.toml as typed values; a study with its recipes filled in."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,111 +13,103 @@ from harness.errors import HarnessError, NotFoundError, SpecError
 from harness.gan.architecture import problems as architecture_problems
 from harness.gan.hparams import HParams
 from harness.spec.best import BestConfig
-from harness.spec.mistakes import network_problems, pydantic_problems, space_problems, table
+from harness.spec.mistakes import pydantic_problems, refuse
 from harness.spec.recipes import Recipe
-from harness.spec.study import NAME_PATTERN, StudySpec
+from harness.spec.resolved import ResolvedStudy
+from harness.spec.space_mistakes import table
+from harness.spec.study import HINT, StudySpec
+from harness.spec.toml import find, load, names, parse, read
+from harness.text import did_you_mean
 
 _DATA_DEFAULTS = {"channels": 3, "crop": "square", "resample": "bicubic"}
 
 
-def spaces_dir() -> Path:
-    """``search_spaces/`` of the current folder, else the one beside the package (an editable install)."""
-    if chosen := os.environ.get("HARNESS_SEARCH_SPACES"):
-        return Path(chosen)
-    here = Path("search_spaces")
-    return here if here.is_dir() else Path(__file__).resolve().parents[2] / "search_spaces"
-
-
 def study_names() -> list[str]:
     """The names of the study files there are."""
-    return sorted(path.stem for path in spaces_dir().glob("*.toml"))
+    return names("study")
 
 
-def load_study(name: str) -> StudySpec:
+def load_study_file(name: str) -> ResolvedStudy:
     """The study ``search_spaces/<name>.toml``; ``name`` may also be the path of a .toml file.
 
     Raises:
         NotFoundError: there is no such file.
         SpecError: the file has mistakes; the message lists all of them.
     """
-    path = Path(name) if name.endswith(".toml") else spaces_dir() / f"{name}.toml"
-    if not (path.is_file() if name.endswith(".toml") else name in study_names()):
-        raise NotFoundError(
-            f"no study {name!r} in {spaces_dir()}/", f"There are: {', '.join(study_names()) or 'none'}."
-        )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})", "Save it as UTF-8.") from None
-    return parse_study(path.stem, text, shown_as=str(path))
+    given = Path(name)
+    path = given if name.endswith(".toml") and given.is_file() else find("study", name)
+    return parse_study(path.stem, read(path), shown_as=str(path))
 
 
-def parse_study(name: str, text: str, *, shown_as: str) -> StudySpec:
+def parse_study(name: str, text: str, *, shown_as: str) -> ResolvedStudy:
     """A study from the text of its file.
 
     Raises:
         SpecError: the text has mistakes; the message lists all of them.
     """
+    raw = parse(text, shown_as)
+    mistakes = ["name: the study is named after its file; remove this key"] if "name" in raw else []
+    return _resolved({**raw, "name": name}, shown_as, mistakes)
+
+
+def resolve(spec: StudySpec) -> ResolvedStudy:
+    """A study made in Python, with its recipes filled in.
+
+    Raises:
+        SpecError: a recipe does not exist or does not fit, or a configuration makes no network.
+    """
+    return _resolved(spec.model_dump(mode="json", exclude_unset=True), f"study {spec.name}", [])
+
+
+def _resolved(content: Mapping[str, Any], shown_as: str, mistakes: list[str]) -> ResolvedStudy:
+    presets, unfit = _with_recipes(content)
+    mistakes += unfit
+    study: ResolvedStudy | None = None
     try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{shown_as}: not valid TOML: {error}", "See https://toml.io for the syntax.") from None
-    problems: list[str] = []
-    spec: StudySpec | None = None
-    if "name" in raw:
-        problems.append("name: the study is named after its file; remove this key")
-    raw, recipe_problems = _with_recipes(raw)
-    problems += recipe_problems
-    try:
-        spec = StudySpec.model_validate({**raw, "name": name})
-    except ValidationError as error:
-        problems += pydantic_problems(error, StudySpec)
-    problems += space_problems(raw)
-    if spec is not None and not problems:  # a network is made of known names and values that they can have
-        problems += network_problems(spec)
-    if spec is not None and spec.quick is not None:
+        StudySpec.model_validate(content)
+        study = ResolvedStudy.model_validate({**content, "presets": presets})
+    except SpecError as error:
+        mistakes += error.mistakes
+    except ValidationError as error:  # of what a recipe filled in
+        mistakes += pydantic_problems(error, ResolvedStudy)
+    preset_names = [preset.name for preset in study.presets] if study else []
+    mistakes += [f"presets: {name!r} is there twice" for name in {*preset_names} if preset_names.count(name) > 1]
+    if study is not None and not mistakes:  # a network is made of known names and values that they can have
+        mistakes += _network_problems(study)
+    if study is not None and study.quick is not None:
         try:
-            spec.quickened()
+            study.quickened()
         except ValidationError as error:
-            problems += [f"quick: {problem}" for problem in pydantic_problems(error, StudySpec)]
-    if problems or spec is None:
-        listed = "\n".join(f"  {problem}" for problem in problems)
-        raise SpecError(
-            f"{shown_as}: {len(problems)} mistake{'s' * (len(problems) != 1)}\n{listed}",
-            "`harness schema` prints everything that is allowed.",
-        )
-    return spec
+            mistakes += [f"quick: {problem}" for problem in pydantic_problems(error, ResolvedStudy)]
+    refuse(shown_as, mistakes, HINT)
+    assert study is not None
+    return study
 
 
-def _with_recipes(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The file with every preset that names a recipe filled in from it, and what stands against that."""
+def _with_recipes(content: Mapping[str, Any]) -> tuple[list[Any], list[str]]:
+    """A study's presets with every recipe filled in, and the recipes that do not fit."""
     presets, problems = [], []
-    listed = raw.get("presets")
+    listed = content.get("presets")
     for index, preset in enumerate(listed if isinstance(listed, list) else []):
         if not isinstance(preset, dict) or "recipe" not in preset:
             presets.append(preset)
             continue
         try:
-            presets.append(_baseline(preset, raw))
-        except (HarnessError, ValueError) as error:
+            presets.append(_baseline(preset, table(content, "data")))
+        except HarnessError as error:
             problems.append(f"presets.{index}: {str(error).splitlines()[0]}")
-    return ({**raw, "presets": presets} if "presets" in raw else raw), problems
+    return presets, problems
 
 
-def _baseline(preset: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
-    if others := sorted({*preset} - {"recipe", "variant"}):
-        raise ValueError(f"{', '.join(others)} cannot be given beside recipe")
+def _baseline(preset: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     recipe = load_recipe(str(preset["recipe"]))
-    variant = str(preset.get("variant", recipe.default_variant))
+    variant = str(preset.get("variant") or recipe.default_variant)
     wanted = recipe_hparams(recipe, variant).to_dict()
-    data = table(raw, "data")
-    if recipe.data.image_size != data.get("image_size"):
-        raise ValueError(
-            f"recipe {recipe.name} is for {recipe.data.image_size} px, this study for {data.get('image_size')} px"
-        )
+    size = data.get("image_size")
+    if recipe.data.image_size != size:
+        raise SpecError(f"recipe {recipe.name} is for {recipe.data.image_size} px, this study for {size} px")
     own = recipe.images_of(variant).model_dump(mode="json", exclude_none=True)
     other = {key: value for key, value in own.items() if data.get(key, _DATA_DEFAULTS.get(key)) != value}
-    note = ", ".join(f"{key} {value}" for key, value in other.items())
     del wanted["image_size"], wanted["channels"]  # the study's
     if recipe.hparams.precision is None and recipe.variants[variant].hparams.precision is None:
         del wanted["precision"]  # as the trials that it is compared with
@@ -130,8 +119,31 @@ def _baseline(preset: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, An
         "overrides": wanted,
         "recipe": recipe.name,
         "variant": variant,
-        "own_images": note,
+        "own_images": ", ".join(f"{key} {value}" for key, value in other.items()),
     }
+
+
+def _network_problems(study: ResolvedStudy) -> Iterator[str]:
+    """Architectures that cannot be built: of the fixed values, of every single choice, and of every preset."""
+    for problem in architecture_problems(study.hparams({})):
+        yield f"fixed: {problem}"
+        return
+    for name, param in study.space.items():
+        given = {key: wanted[0] if isinstance(wanted, list) else wanted for key, wanted in param.when.items()}
+        for value in param.examples:
+            # A value may need one of another parameter: refused only where it fits none of their single values.
+            refused = architecture_problems(study.hparams({**given, name: value}))
+            pairs = (
+                {**given, other: choice, name: value}
+                for other, other_param in study.space.items()
+                if other != name and other not in given
+                for choice in other_param.examples
+            )
+            if refused and all(architecture_problems(study.hparams(params)) for params in pairs):
+                yield f"space.{name}: {value!r} makes no network: {refused[0]}"
+    for preset in study.presets:
+        for problem in architecture_problems(study.hparams(preset.params, preset.overrides)):
+            yield f"presets {preset.name}: {problem}"
 
 
 def recipe_hparams(recipe: Recipe, variant: str) -> HParams:
@@ -142,14 +154,15 @@ def recipe_hparams(recipe: Recipe, variant: str) -> HParams:
     """
     if variant not in recipe.variants:
         raise NotFoundError(
-            f"recipe {recipe.name} has no variant {variant!r}", f"There are: {', '.join(recipe.variants)}."
+            f"recipe {recipe.name} has no variant {variant!r}{did_you_mean(variant, recipe.variants)}",
+            f"There are: {', '.join(recipe.variants)}.",
         )
     return recipe.configuration(variant)
 
 
 def recipe_names() -> list[str]:
     """The names of the recipes there are."""
-    return sorted(path.stem for path in (spaces_dir() / "recipes").glob("*.toml"))
+    return names("recipe")
 
 
 def load_recipe(name: str) -> Recipe:
@@ -159,22 +172,11 @@ def load_recipe(name: str) -> Recipe:
         NotFoundError: there is no such file.
         SpecError: the file has mistakes; the message lists all of them.
     """
-    folder = spaces_dir() / "recipes"
-    path = folder / f"{name}.toml"
-    if not re.fullmatch(NAME_PATTERN, name) or not path.is_file():
-        raise NotFoundError(f"no recipe {name!r} in {folder}/", f"There are: {', '.join(recipe_names()) or 'none'}.")
-    try:
-        recipe = Recipe.model_validate({**tomllib.loads(path.read_text(encoding="utf-8")), "name": name})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: not valid TOML: {error}") from None
-    except ValidationError as error:
-        listed = "\n".join(f"  {problem}" for problem in pydantic_problems(error, Recipe))
-        raise SpecError(f"{path}: mistakes\n{listed}") from None
-    found = [f"  {v}: {p}" for v in recipe.variants for p in architecture_problems(recipe.configuration(v))]
-    if found:
-        listed = "\n".join(found)
-        raise SpecError(f"{path}: mistakes\n{listed}")
-    return recipe
+    return load(find("recipe", name), Recipe, _recipe_problems, name=name)
+
+
+def _recipe_problems(recipe: Recipe) -> list[str]:
+    return [f"{v}: {p}" for v in recipe.variants for p in architecture_problems(recipe.configuration(v))]
 
 
 def load_best(path: Path) -> BestConfig:
@@ -186,23 +188,17 @@ def load_best(path: Path) -> BestConfig:
     """
     if not path.is_file():
         raise NotFoundError(f"no configuration file {path}", "A finished study writes reports/STUDY/best.toml.")
-    try:
-        best = BestConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: not valid TOML: {error}") from None
-    except ValidationError as error:
-        listed = "\n".join(f"  {problem}" for problem in pydantic_problems(error, BestConfig))
-        raise SpecError(f"{path}: not a configuration as reports write it\n{listed}") from None
+    return load(path, BestConfig, _best_problems)
+
+
+def _best_problems(best: BestConfig) -> Iterator[str]:
     hp = HParams.from_params(best.hparams.params())
-    found = [f"hparams: {problem}" for problem in architecture_problems(hp)]
+    for problem in architecture_problems(hp):
+        yield f"hparams: {problem}"
     for name in ("image_size", "channels"):
         of_images, of_networks = getattr(best.data, name), getattr(hp, name)
         if of_images != of_networks:
-            found.append(f"hparams.{name}: found {of_networks}, where data.{name} is {of_images}")
-    if found:
-        listed = "\n".join(f"  {problem}" for problem in found)
-        raise SpecError(f"{path}: no networks for these images\n{listed}")
-    return best
+            yield f"hparams.{name}: found {of_networks}, where data.{name} is {of_images}"
 
 
 def schema_json() -> str:
@@ -210,5 +206,6 @@ def schema_json() -> str:
     schema = StudySpec.model_json_schema()
     schema["properties"].pop("name")
     schema["required"].remove("name")
+    schema["description"] = "A study file. Its name is the file's."
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return json.dumps(schema, indent=2)

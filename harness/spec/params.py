@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, create_model
 
 from harness.gan.hparams import ALIASES, FIELDS, HParams, Precision, expand
 
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+FUNCTION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
 Scalar = bool | int | float | str
 # What TOML knows apart: "8" and 8.0 are not whole numbers, "true" is not a truth value.
 Bool = Annotated[bool, Strict()]

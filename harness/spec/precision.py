@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.spec.study import StudySpec
+from harness.spec.resolved import ResolvedStudy
 
 
-def adopt(spec: StudySpec, stored: Mapping[str, Any]) -> StudySpec:
+def with_stored_precision(spec: ResolvedStudy, stored: Mapping[str, Any]) -> ResolvedStudy:
     """The study with the precisions that its file leaves open as they were when it was started.
 
     Args:
@@ -23,7 +23,8 @@ def adopt(spec: StudySpec, stored: Mapping[str, Any]) -> StudySpec:
     )
 
 
-def with_precision(spec: StudySpec, *, training: str | None, rung: str | None) -> StudySpec:
+def with_precision(spec: ResolvedStudy, *, training: str | None, rung: str | None) -> ResolvedStudy:
+    """The study with these precisions; None leaves one as it is, and a searched one is not fixed."""
     fixed, scoring = spec.fixed, spec.scoring
     if training is not None and "precision" not in spec.space:
         fixed = fixed.model_copy(update={"precision": training})

@@ -8,17 +8,16 @@ from pydantic import Field, model_validator
 
 from harness.gan.hparams import FIELDS, HParams
 from harness.spec.images import Crop, DataSpec
-from harness.spec.params import FixedParams, Table
+from harness.spec.params import NAME_PATTERN, FixedParams, Float, Int, Table
 from harness.spec.scoring import ScoreSpec
-from harness.spec.study import NAME_PATTERN
 
 
 class RecipeTraining(Table):
     """How long the authors trained, and what they looked at."""
 
-    epochs: float = Field(gt=0, allow_inf_nan=False, description="Passes over the data.")
-    seed: int = Field(0, ge=0, description="Seed of weights, order and noise.")
-    grid_images: int = Field(64, ge=1, le=400, description="Images of the grid that is drawn after each epoch.")
+    epochs: Float = Field(gt=0, le=1e6, description="Passes over the data.")
+    seed: Int = Field(0, ge=0, description="Seed of weights, order and noise.")
+    grid_images: Int = Field(64, ge=1, le=400, description="Images of the grid that is drawn after each epoch.")
 
 
 class VariantData(Table):
@@ -32,7 +31,7 @@ class Variant(Table):
 
     note: str
     data: VariantData = Field(default_factory=VariantData)
-    hparams: FixedParams = Field(default_factory=FixedParams, description="Beside those that all variants share.")
+    hparams: FixedParams = Field(default_factory=FixedParams, description="Added to those that all variants share.")
     grid_z: Literal["fixed", "fresh"] = Field("fixed", description="Whether every grid is drawn from the same z.")
 
 

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from harness.gan.hparams import derive_seed
-from harness.spec.params import Table
+from harness.spec.params import Int, Table
 
 
 class ScoreSpec(Table):
@@ -19,12 +19,12 @@ class ScoreSpec(Table):
         description="Feature extractor. inception-v3 gives the published FID; mobilenet-v2 is quick, "
         "and its scores carry mnv2 in their names.",
     )
-    samples: int = Field(ge=20, le=1_000_000, description="Generated images.")
-    reference: int = Field(ge=20, le=1_000_000, description="Real images compared with; the first of a fixed shuffle.")
+    samples: Int = Field(ge=20, le=1_000_000, description="Generated images.")
+    reference: Int = Field(ge=20, le=1_000_000, description="Real images compared with; the first of a fixed shuffle.")
     split: Literal["train", "held_out"] | None = Field(
         None, description="Which real images it compares with: those trained on (unless given), or those held out."
     )
-    seed: int = Field(2020, ge=0, lt=2**32, description="Seed of the noise that is sampled from.")
+    seed: Int = Field(2020, ge=0, lt=2**32, description="Seed of the noise that is sampled from.")
     precision: Literal["float32", "bf16"] | None = Field(
         None,
         description="Arithmetic of Inception's convolutions. bf16 is for rungs, where it is chosen once, when the "
@@ -43,12 +43,12 @@ class ScoringSpec(Table):
 
     final: ScoreSpec
     rung: ScoreSpec
-    sampling_seeds: int | None = Field(
+    sampling_seeds: Int | None = Field(
         None,
         ge=1,
         le=100,
-        description="Score a finished generator with so many seeds of noise, final.seed the first; the value is their "
-        "mean. One unless given; `harness confirm` has its own number.",
+        description="Number of noise seeds that a finished generator is scored with, final.seed the first; the value "
+        "is the mean of their scores. One unless given; `harness confirm` has its own number.",
     )
 
     @model_validator(mode="after")

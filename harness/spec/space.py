@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from harness.spec.params import Scalar, Table
+from harness.spec.params import Bool, Float, Int, Scalar, Table
 
 
 def is_active(when: Mapping[str, Scalar | list[Scalar]], params: Mapping[str, Any]) -> bool:
@@ -19,7 +19,7 @@ def is_active(when: Mapping[str, Scalar | list[Scalar]], params: Mapping[str, An
 
 
 class _Param(Table):
-    when: dict[str, Scalar | list[Scalar]] = Field(
+    when: dict[str, Scalar | Annotated[list[Scalar], Field(min_length=1)]] = Field(
         default_factory=dict,
         description="Search this parameter only where others have the given value (or one of a list).",
     )
@@ -43,10 +43,10 @@ class FloatParam(_Range):
     """Optuna's suggest_float."""
 
     type: Literal["float"]
-    low: float = Field(allow_inf_nan=False)
-    high: float = Field(allow_inf_nan=False)
-    log: bool = False
-    step: float | None = Field(None, gt=0)
+    low: Float
+    high: Float
+    log: Bool = False
+    step: Float | None = Field(None, gt=0)
 
     @property
     def examples(self) -> tuple[Scalar, ...]:
@@ -57,10 +57,10 @@ class IntParam(_Range):
     """Optuna's suggest_int."""
 
     type: Literal["int"]
-    low: int
-    high: int
-    log: bool = False
-    step: int = Field(1, ge=1)
+    low: Int
+    high: Int
+    log: Bool = False
+    step: Int = Field(1, ge=1)
 
     @property
     def examples(self) -> tuple[Scalar, ...]:

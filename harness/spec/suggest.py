@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from harness.gan.hparams import HParams
+from harness.spec.resolved import ResolvedStudy
 from harness.spec.space import CategoricalParam, FloatParam, IntParam, is_active
-from harness.spec.study import StudySpec
 
 
 class Suggests(Protocol):
@@ -19,7 +19,7 @@ class Suggests(Protocol):
     def suggest_categorical(self, name: str, choices: Any) -> Any: ...
 
 
-def suggest(trial: Suggests, spec: StudySpec) -> HParams:
+def suggest(trial: Suggests, spec: ResolvedStudy) -> HParams:
     """Ask the trial for every active parameter, unconditional ones first, and merge them over the fixed ones."""
     params: dict[str, Any] = {}
     for conditional in (False, True):

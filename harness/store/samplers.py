@@ -9,7 +9,7 @@ from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from harness.gan.hparams import derive_seed
-from harness.spec.study import StudySpec
+from harness.spec.resolved import ResolvedStudy as StudySpec
 from harness.store.views import AbreastPercentile, PlacedHyperband
 
 

@@ -17,8 +17,9 @@ from harness.home import Home
 from harness.spec.drift import Change, changes
 from harness.spec.mistakes import pydantic_problems
 from harness.spec.objectives import directions
-from harness.spec.precision import adopt
-from harness.spec.study import Preset, StudySpec
+from harness.spec.precision import with_stored_precision
+from harness.spec.resolved import ResolvedPreset as Preset
+from harness.spec.resolved import ResolvedStudy as StudySpec
 from harness.store.address import database_url, shown
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.database import PatientStorage, StudyLock, open_storage
@@ -69,7 +70,7 @@ def _created(
     )
     known = StudyAttrs.parse(study.user_attrs)
     if known.spec:
-        spec = adopt(spec, known.spec)
+        spec = with_stored_precision(spec, known.spec)
         _refuse_drift(spec, known.spec, resume_anyway)
     else:
         spec = settle(spec)

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from harness.errors import Fenced
 from harness.home import Home
 from harness.machine.processes import is_gone, this_process
-from harness.spec.study import StudySpec
+from harness.spec.resolved import ResolvedStudy as StudySpec
 from harness.store.attrs import TrialAttrs, position_of, retry_of
 from harness.store.database import StudyLock
 from harness.store.lease import beat, storage_of

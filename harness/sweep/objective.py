@@ -22,8 +22,8 @@ from harness.machine.processes import cuda_graphs
 from harness.scoring.diversity import real_distance
 from harness.scoring.fidelity import Scores
 from harness.scoring.scorer import Scorer
+from harness.spec.resolved import ResolvedStudy as StudySpec
 from harness.spec.scoring import sampling_seeds
-from harness.spec.study import StudySpec
 from harness.spec.suggest import suggest
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.lease import Lease, write_attrs

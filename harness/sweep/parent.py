@@ -10,7 +10,7 @@ import optuna
 
 from harness.errors import StorageLost, TrackingError, without_secrets
 from harness.home import Home
-from harness.spec.study import StudySpec
+from harness.spec.resolved import ResolvedStudy as StudySpec
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.studies import write_study_attrs
 from harness.store.trials import Trials, finished_count

@@ -7,7 +7,7 @@ from harness.gan.hparams import HParams
 from harness.machine.processes import exact_arithmetic
 from harness.scoring.protocol import INCEPTION
 from harness.spec.precision import with_precision
-from harness.spec.study import StudySpec
+from harness.spec.resolved import ResolvedStudy as StudySpec
 
 # bfloat16 must be sooner by this factor: less may be noise.
 PAYS = 1.1

@@ -17,8 +17,8 @@ from harness.machine.forks import apart, forked, make_ready
 from harness.machine.processes import usable_cores, visible_gpus
 from harness.machine.provenance import provenance
 from harness.scoring.protocol import objective_name
-from harness.spec.precision import adopt
-from harness.spec.study import StudySpec
+from harness.spec.precision import with_stored_precision
+from harness.spec.resolved import ResolvedStudy as StudySpec
 from harness.store.attrs import StudyAttrs
 from harness.store.database import open_storage
 from harness.store.outage import grace_s
@@ -85,7 +85,7 @@ def run_sweep(
         settle=settled,
     )
     attrs = StudyAttrs.parse(study.user_attrs)
-    spec = adopt(spec, attrs.spec)
+    spec = with_stored_precision(spec, attrs.spec)
     # Who only says "go on" goes on to what was wanted last.
     target = trials or max(spec.budget.trials, attrs.target)
     dataset = {"name": spec.data.source, "fingerprint": store.fingerprint, "source": spec.data.source}

@@ -22,7 +22,7 @@ from harness.errors import (
     SweepError,
     without_secrets,
 )
-from harness.spec.study import StudySpec
+from harness.spec.resolved import ResolvedStudy as StudySpec
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.lease import Lease, write_attrs
 from harness.store.samplers import images

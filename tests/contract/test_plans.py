@@ -11,7 +11,7 @@ from harness.errors import SpecDrift
 from harness.gan.hparams import HParams
 from harness.home import Home
 from harness.machine.processes import this_process
-from harness.spec.planned import planned_study
+from harness.spec.fixed_study import fixed_study
 from harness.store.studies import open_study
 from harness.store.trials import KILLED, Trials
 from tests.contract.test_trials import SPEC
@@ -21,7 +21,7 @@ ARMS = {"a": SPEC.hparams({"lr": 1e-3}), "b": SPEC.hparams({"lr": 2e-3})}
 
 
 def planned(arms: dict[str, HParams] = ARMS, seeds=(5, 6), **changes):
-    return planned_study(SPEC, "claims", arms=arms, seeds=seeds, **changes)
+    return fixed_study(SPEC, "claims", arms=arms, seeds=seeds, **changes)
 
 
 def opened(home: Home, spec=None) -> Trials:
@@ -94,10 +94,10 @@ def test_what_somebody_asked_for_is_trained_though_another_asked_for_less_meanwh
 
 def test_a_plan_of_a_search_that_was_begun_anew_is_refused(database, home):
     arms = {"a": SPEC.hparams({"lr": 1e-3})}
-    opened(home, planned_study(SPEC, "confirm", arms=arms, seeds=(5,)))  # by a harness that did not write it down
-    opened(home, planned_study(SPEC, "confirm", arms=arms, seeds=(5,), uid="first"))
+    opened(home, fixed_study(SPEC, "confirm", arms=arms, seeds=(5,)))  # by a harness that did not write it down
+    opened(home, fixed_study(SPEC, "confirm", arms=arms, seeds=(5,), uid="first"))
     with pytest.raises(SpecDrift, match="plan.uid: was 'first', is 'second'") as refused:
-        opened(home, planned_study(SPEC, "confirm", arms=arms, seeds=(5,), uid="second"))
+        opened(home, fixed_study(SPEC, "confirm", arms=arms, seeds=(5,), uid="second"))
     assert refused.value.hint.startswith("The search was begun anew since")
 
 
@@ -107,4 +107,4 @@ def test_another_budget_and_a_claim_that_changed_are_refused(database, home):
         opened(home, planned(claims={"one": '{"says":"same"}'}))
     longer = SPEC.model_copy(update={"budget": SPEC.budget.model_copy(update={"kimg": 0.8})})
     with pytest.raises(SpecDrift, match=r"budget\.kimg: was 0\.4, is 0\.8"):
-        opened(home, planned_study(longer, "claims", arms=ARMS, seeds=(5, 6), claims={"one": "{}"}))
+        opened(home, fixed_study(longer, "claims", arms=ARMS, seeds=(5, 6), claims={"one": "{}"}))

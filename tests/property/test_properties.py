@@ -15,8 +15,8 @@ from harness.gan.losses import fake_loss, generator_loss, real_loss
 from harness.scoring.distance import frechet_distance
 from harness.scoring.reference import Reference
 from harness.spec.drift import changes
-from harness.spec.files import load_study
-from harness.spec.study import FixedParams
+from harness.spec.files import load_study_file
+from harness.spec.params import FixedParams
 from harness.spec.suggest import suggest
 from harness.sweep.engines.local import threads_per_worker
 from harness.tracking.tracker import Point, finite
@@ -57,7 +57,7 @@ def test_derived_seeds_are_in_range_and_depend_on_their_parts(seed, name):
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10_000), st.sampled_from(["mnist32", "celeba32"]))
 def test_every_suggestion_is_a_valid_configuration(seed, name):
-    spec = load_study(name)
+    spec = load_study_file(name)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     hp = suggest(study.ask(), spec)
     params = {key: value for key, value in hp.to_dict().items() if key in FixedParams.model_fields}

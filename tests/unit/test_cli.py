@@ -32,8 +32,8 @@ from harness.errors import (
 from harness.gan.hparams import HParams
 from harness.home import Home
 from harness.report.facts import read_facts
-from harness.spec.files import load_study
-from harness.spec.study import StudySpec
+from harness.spec.files import load_study_file
+from harness.spec.resolved import ResolvedStudy as StudySpec
 from harness.store.samplers import images, make_pruner
 from harness.store.studies import find_record, open_study
 from harness.store.studies import load_study as load_started
@@ -227,7 +227,7 @@ def test_stop_signals_count_up():
 
 
 def test_budget_of_the_command_line():
-    spec = load_study("celeba32")
+    spec = load_study_file("celeba32")
     short = with_budget(spec, quick=True, trials=3, kimg=3)
     assert (short.name, short.budget.kimg, short.budget.rungs, short.budget.trials) == (
         "celeba32-quick",
@@ -239,7 +239,7 @@ def test_budget_of_the_command_line():
 
 
 def test_a_length_of_the_command_line_makes_a_study_whose_every_rung_can_prune():
-    spec = load_study("celeba32")
+    spec = load_study_file("celeba32")
     for kimg in range(1, 300):
         scaled = with_budget(spec, quick=False, trials=None, kimg=kimg)
         assert StudySpec.model_validate(scaled.model_dump()) == scaled, "as it is read back from the database"
@@ -251,13 +251,13 @@ def test_a_length_of_the_command_line_makes_a_study_whose_every_rung_can_prune()
 
 
 def test_a_number_of_trials_is_the_budgets():
-    spec = with_budget(load_study("celeba32"), quick=False, trials=7, kimg=None)
-    assert (spec.budget.trials, spec.identity()) == (7, load_study("celeba32").identity())
+    spec = with_budget(load_study_file("celeba32"), quick=False, trials=7, kimg=None)
+    assert (spec.budget.trials, spec.identity()) == (7, load_study_file("celeba32").identity())
 
 
 @pytest.mark.parametrize("kimg", [0.1, 1.7, 9.3, 31.4159])
 def test_a_rung_at_the_end_stays_there_whatever_the_length(kimg):
-    spec = load_study("celeba32")
+    spec = load_study_file("celeba32")
     at_the_end = spec.budget.model_copy(update={"rungs": (spec.budget.kimg / 3, spec.budget.kimg)})
     budget = with_budget(spec.model_copy(update={"budget": at_the_end}), quick=False, trials=None, kimg=kimg).budget
     assert budget.rungs[-1] == budget.kimg == kimg
@@ -267,7 +267,7 @@ def test_a_rung_at_the_end_stays_there_whatever_the_length(kimg):
 def test_view_lines_and_table():
     from rich.console import Console
 
-    spec = load_study("mnist32")
+    spec = load_study_file("mnist32")
     view = SweepView(spec, target=4)
     assert view.update({"doing": "opening MLflow"}) == "opening MLflow"
     assert ", score 0.0312;" in view.update({"number": 9, "state": "COMPLETE", "value": 0.0312}), "KID"
@@ -294,7 +294,7 @@ def test_view_lines_and_table():
 
 
 def test_a_killed_trial_no_longer_runs_once_it_is_continued():
-    view = SweepView(load_study("mnist32"), target=4)
+    view = SweepView(load_study_file("mnist32"), target=4)
     view.update({"number": 0, "state": "RUNNING", "kimg": 0.0, "params": {}, "retry_of": None})
     view.update({"number": 1, "state": "RUNNING", "kimg": 5.0, "params": {}, "retry_of": 0})
     assert [(row.state, row.reason) for row in view.rows.values()] == [
@@ -327,7 +327,7 @@ def test_an_option_that_no_verb_knows_is_refused(capsys):
 def test_the_time_left_counts_running_trials_as_half_done_and_is_a_bound_until_one_was_searched(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    view = SweepView(load_study("mnist32"), target=10, started=now[0])
+    view = SweepView(load_study_file("mnist32"), target=10, started=now[0])
     for number in (0, 1):
         view.update({"number": number, "state": "RUNNING", "params": {"preset": "paper"}})
     assert view.time_left == ""
@@ -389,7 +389,7 @@ def test_a_reader_that_leaves_is_told_by_the_exit_code_and_ends_no_sweep(monkeyp
         raise BrokenPipeError
 
     monkeypatch.setattr("builtins.print", closed)
-    with display(SweepView(load_study("mnist32"))) as show:
+    with display(SweepView(load_study_file("mnist32"))) as show:
         show("trial 0 starts")
 
 
@@ -401,7 +401,7 @@ def test_facts_are_a_reports_and_no_other_files(tmp_path):
 
 
 def test_claims_are_not_tested_in_the_place_of_a_search(home):
-    search = load_study("mnist32").model_copy(update={"name": "mnist32-claims"})
+    search = load_study_file("mnist32").model_copy(update={"name": "mnist32-claims"})
     open_study(search, home).set_user_attr("final_metric", "fid500")
     with pytest.raises(UsageError, match="mnist32-claims is a search"):
         claims_spec("mnist32", ["slope"], home)

@@ -12,14 +12,14 @@ from harness.findings.statistics import estimate
 from harness.gan.hparams import HParams
 from harness.report.render import build_report
 from harness.spec.files import load_best
-from harness.spec.planned import fresh_seeds, planned_study
+from harness.spec.fixed_study import fixed_study, fresh_seeds
 from harness.store.attrs import TrialAttrs
 from harness.store.records import StudyRecord, TrialRecord
 from tests.unit.test_report import FULL, SPEC, START
 
 ARMS = {"trial-1": FULL.trials[1], "trial-2": FULL.trials[2], "paper": FULL.trials[0]}
 SEEDS = fresh_seeds(SPEC.sampler.seed, "confirm", 5, {7})
-PLAN_SPEC = planned_study(
+PLAN_SPEC = fixed_study(
     SPEC,
     "confirm",
     arms={name: HParams.from_params(trial.attrs.hparams) for name, trial in ARMS.items()},

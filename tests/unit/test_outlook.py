@@ -17,8 +17,9 @@ from harness.findings.outlook import chance, expected_best, in_words, new_best_p
 from harness.forecast import plan, probe
 from harness.home import Home
 from harness.spec.files import parse_study
+from harness.spec.resolved import ResolvedPreset as Preset
 from harness.spec.scoring import ScoreSpec, ScoringSpec
-from harness.spec.study import Preset, PrunerSpec
+from harness.spec.study import PrunerSpec
 from harness.store.samplers import images
 from harness.store.studies import find_record, open_study
 from harness.store.trials import Trials

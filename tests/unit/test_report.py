@@ -17,13 +17,13 @@ from harness.findings.ranking import rank
 from harness.gan.hparams import HParams
 from harness.report.context import report_context
 from harness.report.render import build_report
-from harness.spec.files import load_best, load_study
+from harness.spec.files import load_best, load_study_file
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.records import StudyRecord, TrialRecord
 from harness.text import heading, metric_label
 
 # A budget of its own: what the default study takes may change.
-SPEC = with_budget(load_study("mnist32"), quick=False, trials=None, kimg=27.0)
+SPEC = with_budget(load_study_file("mnist32"), quick=False, trials=None, kimg=27.0)
 START = datetime(2026, 1, 1)
 
 

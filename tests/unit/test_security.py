@@ -45,7 +45,7 @@ from harness.home import Home
 from harness.machine.provenance import provenance
 from harness.scoring import weights
 from harness.scoring.extractors import inception_shapes
-from harness.spec.files import load_best, load_recipe, load_study
+from harness.spec.files import load_best, load_recipe, load_study_file
 from harness.spec.images import DataSpec
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
 from harness.tracking.tracker import MemoryTracker, RunInfo
@@ -611,9 +611,9 @@ def spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", OTHER_NAMES)
 def test_a_study_is_only_ever_found_by_its_plain_name(spaces, name):
-    assert load_study("tiny").name == "tiny"
+    assert load_study_file("tiny").name == "tiny"
     with pytest.raises(NotFoundError, match="There are: tiny"):
-        load_study(name)
+        load_study_file(name)
 
 
 @pytest.mark.parametrize("name", OTHER_NAMES)
@@ -627,11 +627,11 @@ def test_a_recipe_is_only_ever_found_by_its_plain_name(spaces, name):
 def test_names_inside_files_are_held_to_the_pattern_too(spaces, name):
     (spaces / f"{name}.toml").write_text(TINY_STUDY)
     with pytest.raises(SpecError, match="name: found .*pattern"):
-        load_study(name)
+        load_study_file(name)
     (spaces / f"{name}.toml").unlink()
     (spaces / "preset.toml").write_text(TINY_STUDY + f'\n[[presets]]\nrecipe = "../{name}"\n')
     with pytest.raises(SpecError, match=re.escape(f"no recipe '../{name}'")):
-        load_study("preset")
+        load_study_file("preset")
     recipe = (spaces / "recipes" / "tiny.toml").read_text().replace("variants.as_published", f'variants."../{name}"')
     (spaces / "recipes" / "variant.toml").write_text(recipe)
     with pytest.raises(SpecError, match="variants.*pattern"):

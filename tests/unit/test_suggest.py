@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import optuna
 
-from harness.spec.files import load_study
+from harness.spec.files import load_study_file
 from harness.spec.suggest import suggest
 from harness.store.samplers import make_sampler
 
 
 def test_conditional_parameters_are_asked_only_where_active():
-    spec = load_study("mnist32")
+    spec = load_study_file("mnist32")
     study = optuna.create_study(sampler=make_sampler(spec, 0))
     seen = set()
     for _ in range(30):
@@ -24,7 +24,7 @@ def test_conditional_parameters_are_asked_only_where_active():
 
 
 def test_a_restart_repeats_no_point():
-    spec = load_study("mnist32")
+    spec = load_study_file("mnist32")
     points = []
     for started in range(6):
         study = optuna.create_study(sampler=make_sampler(spec, started))

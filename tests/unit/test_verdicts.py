@@ -16,11 +16,11 @@ from harness.findings.verdicts import (
     seeds_needed,
 )
 from harness.spec.claims import Claim, arm_name, claim_names, from_registered, load_claim, registered
-from harness.spec.files import load_study
+from harness.spec.files import load_study_file
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.records import StudyRecord, TrialRecord
 
-SPEC = load_study("mnist32")
+SPEC = load_study_file("mnist32")
 TREATED = {"leaky": {"activation_g": "leaky_relu"}}
 
 
@@ -189,12 +189,12 @@ def test_power_of_claims_rises_with_seeds_falls_with_arms_and_says_how_many_are_
 def test_every_claim_builds_on_every_study_of_32_px_and_most_share_their_control():
     assert len(claim_names()) >= 15
     for study in ("mnist32", "celeba32", "svhn32"):
-        arms = [hp for name in claim_names() for hp in load_claim(name).arms(load_study(study)).values()]
+        arms = [hp for name in claim_names() for hp in load_claim(name).arms(load_study_file(study)).values()]
         assert len({arm_name(hp) for hp in arms}) <= len(claim_names()) + 4 < len(arms)
 
 
 def test_claims_are_tested_in_float32_whatever_their_study_trains_in():
-    spec = load_study("mnist32")
+    spec = load_study_file("mnist32")
     half = spec.model_copy(update={"fixed": spec.fixed.model_copy(update={"precision": "bf16"})})
     assert half.hparams({}).precision == "bf16"
     claim = load_claim("slope")
@@ -215,7 +215,7 @@ def test_a_claim_is_kept_whole(name):
     [
         ('says = "nicer"', "says: found 'nicer'; input should be 'better', 'worse', 'same' or 'diverges'"),
         ("relevant = 0", "relevant: found 0; input should be greater than 0"),
-        ("relevanz = 1", "relevanz: unknown key; allowed:"),
+        ("relevanz = 1", "relevanz: unknown key; did you mean relevant?"),
         ("[treated.leaky]\nactivation = 1", "treated.leaky.activation: unknown key"),
         ("[treated.leaky]\nactivation_g = 'relu'", "leaky: is the control"),
         ("[treated.leaky]\nwidths_g = '8'", "leaky: "),

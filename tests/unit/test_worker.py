@@ -25,7 +25,7 @@ from harness.home import Home
 from harness.machine.processes import is_gone, this_process, use_threads
 from harness.scoring.fidelity import Scores
 from harness.spec.files import parse_study
-from harness.spec.study import Preset
+from harness.spec.resolved import ResolvedPreset as Preset
 from harness.spec.suggest import suggest
 from harness.store.samplers import make_sampler
 from harness.store.studies import open_study, to_record

@@ -1,4 +1,4 @@
-"""Plans: studies without a search. Every trial trains a given configuration (an arm) with a given seed."""
+"""Fixed studies: they have no search, every trial trains a given configuration (an arm) with a given seed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from harness.gan.hparams import HParams, derive_seed
+from harness.spec.resolved import FixedStudy, ResolvedPreset, ResolvedStudy
 from harness.spec.scoring import ScoreSpec
-from harness.spec.study import Plan, Preset, StudySpec
 
 
-def planned_study(
-    base: StudySpec,
+def fixed_study(
+    base: ResolvedStudy,
     kind: Literal["confirm", "claims"],
     *,
     arms: Mapping[str, HParams],
@@ -20,22 +20,22 @@ def planned_study(
     rung: ScoreSpec | None = None,
     claims: Mapping[str, str] | None = None,
     rule: str | None = None,
-    known: Sequence[Preset] = (),
+    known: Sequence[ResolvedPreset] = (),
     uid: str | None = None,
-) -> StudySpec:
+) -> ResolvedStudy:
     """The study ``BASE-KIND`` with the base's images, budget and final scoring, and a preset for each arm and seed.
 
     All arms take the first seed before any takes the second, so that what is interrupted is balanced.
 
     Args:
-        base: a study, its precisions settled.
-        kind: what the plan is for.
+        base: a study with its precisions resolved.
+        kind: what the study is for.
         arms: name to configuration.
         seeds: of the trainings, the same for every arm: their scores are paired.
         sampling_seeds: how often each generator is scored.
-        rung: how trainings are scored at the base's rungs, too; None: only at their end. None is ever pruned.
-        claims: what the plan is to decide, by name.
-        rule: how it is decided.
+        rung: how trainings are scored at the base's rungs; None: they are scored at their end only. None is pruned.
+        claims: what it is to decide, by name.
+        rule: how claims are judged.
         known: presets of an earlier start; they stay.
         uid: of the search that is confirmed.
 
@@ -54,9 +54,9 @@ def planned_study(
             overrides = hp.to_dict()
             del overrides["image_size"], overrides["channels"]  # the study's
             name = f"{arm}-seed-{index}"
-            presets.setdefault(name, Preset(name=name, params={}, overrides=overrides, arm=arm, seed=seed))
+            presets.setdefault(name, ResolvedPreset(name=name, params={}, overrides=overrides, arm=arm, seed=seed))
     content["budget"]["trials"] = len(presets)
-    return StudySpec.model_validate(
+    return ResolvedStudy.model_validate(
         {
             **content,
             "name": f"{base.name}-{kind}",
@@ -65,13 +65,13 @@ def planned_study(
             "presets": tuple(presets.values()),
             "quick": None,
             "objectives": None,
-            "plan": Plan(kind=kind, study=base.name, uid=uid, claims=dict(claims or {}), rule=rule),
+            "plan": FixedStudy(kind=kind, study=base.name, uid=uid, claims=dict(claims or {}), rule=rule),
         }
     )
 
 
 def fresh_seeds(study_seed: int, kind: str, n: int, taken: set[int]) -> list[int]:
-    """The first n training seeds of a plan, none of them in ``taken``."""
+    """The first n training seeds of a fixed study, none of them in ``taken``."""
     seeds: list[int] = []
     index = 0
     while len(seeds) < n:

@@ -1,0 +1,96 @@
+"""What a study is in the database: its identity must never change, or no started study could be continued.
+
+The hashes were recorded before StudySpec was split into what a person writes and what the harness resolves. A study
+whose file changes gets a new one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+
+from harness.commands.plans import claims_spec
+from harness.gan.hparams import HParams, digest
+from harness.home import Home
+from harness.spec.files import load_recipe, load_study_file, parse_study
+from harness.spec.fixed_study import fixed_study
+from harness.spec.resolved import ResolvedStudy
+from tests.conftest import TINY_STUDY
+
+STUDIES = {
+    "celeba128": "ee799c24a62e1ed0",
+    "celeba128-quick": "b1415e54db58f6d5",
+    "celeba32": "717b8126bdd05ed0",
+    "celeba32-quick": "8f576b2125ee39cf",
+    "celeba32_small": "15c333c3adb4d626",
+    "celeba32_small-quick": "4ccb63f90e2c4849",
+    "celeba64": "4a80014b77b6be31",
+    "celeba64-quick": "edee25ca26f6a1c3",
+    "cifar10_32": "304f01c809983785",
+    "cifar10_32-quick": "4f60d252d27b515a",
+    "mnist32": "6be1813b86886752",
+    "mnist32_pareto": "b4bcae976aece3d1",
+    "svhn32": "97015274a4728dcc",
+    "svhn32-quick": "05963ca41ae11195",
+}
+RECIPES = {
+    ("celeba128", "as_coded"): "2d6485dc7973bb9d",
+    ("celeba32_deep", "as_coded"): "75537e36d77b3431",
+    ("celeba64", "as_coded"): "497e5dc3e0e3c061",
+    ("paper64", "as_coded"): "b978a93ebc83dd5d",
+    ("pytorch64", "as_published"): "871e0043027f9883",
+    ("svhn32", "as_coded"): "7c516dce1150dfc7",
+    ("udacity32", "as_coded"): "81b045cbef1f3a50",
+    ("udacity32_wide", "as_coded"): "7320a72aff2d4709",
+}
+
+
+def stored(study: ResolvedStudy) -> ResolvedStudy:
+    """As it comes back from the database."""
+    content = json.loads(json.dumps(study.identity()))
+    return ResolvedStudy.model_validate({**content, "budget": {**content["budget"], "trials": study.budget.trials}})
+
+
+@pytest.mark.parametrize("name", sorted(STUDIES))
+def test_the_identity_of_every_shipped_study(name):
+    study = load_study_file(name.removesuffix("-quick"))
+    study = study.quickened() if name.endswith("-quick") else study
+    assert study.spec_hash == STUDIES[name]
+    assert stored(study).identity() == study.identity()
+
+
+def test_the_identity_of_a_confirmation():
+    search = load_study_file("mnist32")
+    small_batch, paper = (search.hparams(preset.params) for preset in search.presets)
+    arms = {"paper": paper, "trial-3": small_batch}
+    study = fixed_study(search, "confirm", arms=arms, seeds=(11, 22), sampling_seeds=3, uid="u1")
+    assert study.spec_hash == "41e876c1fceaf65c"
+    assert stored(study).identity() == study.identity()
+
+
+def test_the_identity_of_claims(tmp_path: Path):
+    study = claims_spec("mnist32", [], Home(tmp_path))
+    assert study.spec_hash == "d304a64a5c86bd9c"
+    assert stored(study).identity() == study.identity()
+
+
+def test_own_networks_are_part_of_the_identity_and_only_where_there_are_some():
+    plain = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
+    own = parse_study("tiny", f'network = "nets.residual:build"\n{TINY_STUDY}', shown_as="tiny.toml")
+    assert "network" not in plain.identity()
+    assert own.identity() == {**plain.identity(), "network": "nets.residual:build"}
+
+
+def test_the_default_configuration_and_the_published_ones():
+    assert digest(HParams().to_dict()) == "ffbcb85f4789bc02"
+    assert {key: digest(load_recipe(key[0]).configuration(key[1]).to_dict()) for key in RECIPES} == RECIPES
+    hp = HParams(lr_g=1e-3)
+    assert pickle.loads(pickle.dumps(hp)) == hp == dataclasses.replace(HParams(), lr_g=1e-3)
+    assert tuple(hp.to_dict())[:3] == ("image_size", "channels", "z_dim")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        hp.lr_g = 1.0
+    assert not hasattr(hp, "__dict__")
