@@ -41,168 +41,127 @@ class HParams:
 
     Recipe ``paper64`` is Radford et al. (2016): kernels of 5, z uniform, twice as wide, fresh noise for the generator.
 
-    This is the only declaration of a hyperparameter. Files are validated by it (:mod:`harness.spec.params`), and
-    ``harness schema`` prints it; an instance made in Python is not checked.
+    Each hyperparameter is declared here only: type, limits, meaning, default. Files are validated by it
+    (:mod:`harness.spec.params`), and ``harness schema`` prints it; an instance made in Python is not checked.
     """
 
-    image_size: Annotated[ImageSize, Field(description="Side of the square images (px).")] = 32
-    channels: Annotated[Channels, Field(description="1 for grey, 3 for colour.")] = 3
-    z_dim: Annotated[int, Field(ge=1, le=4096, description="Size of the latent vector z (elements).")] = 100
+    image_size: Annotated[ImageSize, "Side of the square images (px)."] = 32
+    channels: Annotated[Channels, "1 for grey, 3 for colour."] = 3
+    z_dim: Annotated[int, Field(ge=1, le=4096), "Size of the latent vector z (elements)."] = 100
     latent: Annotated[
         Literal["normal", "uniform", "truncated_normal"],
-        Field(description="Law of z. normal: N(0, 1); uniform: U(-1, 1); truncated_normal: N(0, 1) within [-1, 1]."),
+        "Law of z. normal: N(0, 1); uniform: U(-1, 1); truncated_normal: N(0, 1) within [-1, 1].",
     ] = "normal"
     # Architecture
-    ngf: Annotated[int, Field(ge=1, le=1024, description="Width of the generator's last hidden layer (channels).")] = 64
-    ndf: Annotated[int, Field(ge=1, le=1024, description="Width of the discriminator's first layer (channels).")] = 64
+    ngf: Annotated[int, Field(ge=1, le=1024), "Width of the generator's last hidden layer (channels)."] = 64
+    ndf: Annotated[int, Field(ge=1, le=1024), "Width of the discriminator's first layer (channels)."] = 64
     widths_g: Annotated[
         Widths,
-        Field(
-            description="Widths of the generator's projection and hidden layers, such as 512-256-128; "
-            "auto: doubling towards z from ngf."
-        ),
+        "Widths of the generator's projection and hidden layers, such as 512-256-128; auto: doubling towards z from "
+        "ngf.",
     ] = "auto"
-    widths_d: Annotated[
-        Widths, Field(description="Widths of the discriminator's convolutions; auto: doubling from ndf.")
-    ] = "auto"
+    widths_d: Annotated[Widths, "Widths of the discriminator's convolutions; auto: doubling from ndf."] = "auto"
     strides_d: Annotated[
-        str,
-        Field(pattern=STRIDES_PATTERN, description="Strides of the discriminator's convolutions; auto: 2."),
+        str, Field(pattern=STRIDES_PATTERN), "Strides of the discriminator's convolutions; auto: 2."
     ] = "auto"
-    depth_d: Annotated[
-        int, Field(ge=0, le=8, description="The discriminator's convolutions; 0: as many as reach base_size.")
-    ] = 0
-    base_size: Annotated[Literal[2, 4], Field(description="Side of the map that z is projected to (px).")] = 4
+    depth_d: Annotated[int, Field(ge=0, le=8), "The discriminator's convolutions; 0: as many as reach base_size."] = 0
+    base_size: Annotated[Literal[2, 4], "Side of the map that z is projected to (px)."] = 4
     ends: Annotated[
         Literal["conv", "linear"],
-        Field(
-            description="What projects z and what gives the logit: convolutions over the whole map, or linear layers."
-        ),
+        "What projects z and what gives the logit: convolutions over the whole map, or linear layers.",
     ] = "conv"
-    kernel_g: Annotated[Kernel, Field(description="Side of the generator's kernels (px).")] = 4
-    kernel_d: Annotated[Kernel, Field(description="Side of the discriminator's kernels (px).")] = 4
+    kernel_g: Annotated[Kernel, "Side of the generator's kernels (px)."] = 4
+    kernel_d: Annotated[Kernel, "Side of the discriminator's kernels (px)."] = 4
     padding_d: Annotated[
         Literal["same", "valid"],
-        Field(description="Padding of the discriminator's convolutions. same: stride 2 halves the map; valid: none."),
+        "Padding of the discriminator's convolutions. same: stride 2 halves the map; valid: none.",
     ] = "same"
     bn: Annotated[
         Literal["none", "generator", "discriminator", "paper", "hidden", "input", "inner", "all"],
-        Field(
-            description="BatchNorm placement. paper: everywhere but the generator's output and the discriminator's "
-            "first layer; generator, discriminator: only in that network; hidden: as paper, but not after the "
-            "projection of z; input: as paper, and in the discriminator's first layer; inner: as paper, but not in the "
-            "discriminator's last convolution; all: everywhere, output and first layer included."
-        ),
+        "BatchNorm placement. paper: everywhere but the generator's output and the discriminator's first layer; "
+        "generator, discriminator: only in that network; hidden: as paper, but not after the projection of z; input: "
+        "as paper, and in the discriminator's first layer; inner: as paper, but not in the discriminator's last "
+        "convolution; all: everywhere, output and first layer included.",
     ] = "paper"
     bn_momentum: Annotated[
-        Positive, Field(description="Weight of the newest batch in BatchNorm's running statistics (PyTorch's sense).")
+        Positive, "Weight of the newest batch in BatchNorm's running statistics (PyTorch's sense)."
     ] = 0.1
     bn_momentum_projection: Annotated[
-        float,
-        Field(ge=0, le=1, description="The same, of the BatchNorm after the projection of z; 0: as bn_momentum."),
+        float, Field(ge=0, le=1), "The same, of the BatchNorm after the projection of z; 0: as bn_momentum."
     ] = 0.0
-    bn_eps: Annotated[float, Field(gt=0, le=0.1, description="BatchNorm's epsilon.")] = 1e-5
-    activation_g: Annotated[Activation, Field(description="Hidden activation, generator.")] = "relu"
-    activation_d: Annotated[Activation, Field(description="Hidden activation, discriminator.")] = "leaky_relu"
-    slope_g: Annotated[Share, Field(description="Negative slope of the generator's leaky_relu.")] = 0.2
-    slope_d: Annotated[Share, Field(description="Negative slope of the discriminator's leaky_relu.")] = 0.2
-    projection_activation: Annotated[bool, Field(description="Whether the projection of z is activated.")] = True
+    bn_eps: Annotated[float, Field(gt=0, le=0.1), "BatchNorm's epsilon."] = 1e-5
+    activation_g: Annotated[Activation, "Hidden activation, generator."] = "relu"
+    activation_d: Annotated[Activation, "Hidden activation, discriminator."] = "leaky_relu"
+    slope_g: Annotated[Share, "Negative slope of the generator's leaky_relu."] = 0.2
+    slope_d: Annotated[Share, "Negative slope of the discriminator's leaky_relu."] = 0.2
+    projection_activation: Annotated[bool, "Whether the projection of z is activated."] = True
     act_before_bn: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=8,
-            description="In this many first doublings of the generator, activation comes before BatchNorm.",
-        ),
+        int, Field(ge=0, le=8), "In this many first doublings of the generator, activation comes before BatchNorm."
     ] = 0
     repeat_activation: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=8,
-            description="The generator's doubling (1 is the first) that ends in a second activation; 0: none.",
-        ),
+        int, Field(ge=0, le=8), "The generator's doubling (1 is the first) that ends in a second activation; 0: none."
     ] = 0
-    last_activation_d: Annotated[
-        bool, Field(description="Whether the discriminator's last convolution is activated.")
-    ] = True
-    conv_bias_g: Annotated[
-        Bias, Field(description="Biases of the generator's convolutions. auto: only where no BatchNorm follows.")
-    ] = "auto"
+    last_activation_d: Annotated[bool, "Whether the discriminator's last convolution is activated."] = True
+    conv_bias_g: Annotated[Bias, "Biases of the generator's convolutions. auto: only where no BatchNorm follows."] = (
+        "auto"
+    )
     conv_bias_d: Annotated[
-        Bias, Field(description="Biases of the discriminator's convolutions. Linear layers keep theirs with never.")
+        Bias, "Biases of the discriminator's convolutions. Linear layers keep theirs with never."
     ] = "auto"
     init: Annotated[
         Literal["normal", "normal_weights", "default", "linear_fan_in", "glorot"],
-        Field(
-            description="Initial weights. normal: N(0, init_std), BatchNorm N(1, init_std); normal_weights: BatchNorm "
-            "1; default: PyTorch's own (Kaiming uniform); linear_fan_in: linear layers N(0, 1/sqrt(inputs)), "
-            "convolutions default; glorot: Glorot uniform."
-        ),
+        "Initial weights. normal: N(0, init_std), BatchNorm N(1, init_std); normal_weights: BatchNorm 1; default: "
+        "PyTorch's own (Kaiming uniform); linear_fan_in: linear layers N(0, 1/sqrt(inputs)), convolutions default; "
+        "glorot: Glorot uniform.",
     ] = "normal"
-    init_std: Annotated[Positive, Field(description="Standard deviation of normal initial weights.")] = 0.02
+    init_std: Annotated[Positive, "Standard deviation of normal initial weights."] = 0.02
     bias_init: Annotated[
-        Literal["zero", "default"],
-        Field(description="Initial biases where init sets the weights: 0, or left as PyTorch draws them."),
+        Literal["zero", "default"], "Initial biases where init sets the weights: 0, or left as PyTorch draws them."
     ] = "zero"
     # Images
     real_range: Annotated[
         Literal["symmetric", "unit"],
-        Field(description="Range that real images are scaled to. symmetric: [-1, 1], as tanh gives; unit: [0, 1]."),
+        "Range that real images are scaled to. symmetric: [-1, 1], as tanh gives; unit: [0, 1].",
     ] = "symmetric"
-    flip: Annotated[bool, Field(description="Flip real images left to right, each with probability 1/2.")] = False
-    reshuffle: Annotated[bool, Field(description="Whether each epoch has an order of its own.")] = True
+    flip: Annotated[bool, "Flip real images left to right, each with probability 1/2."] = False
+    reshuffle: Annotated[bool, "Whether each epoch has an order of its own."] = True
     last_batch: Annotated[
         Literal["drop", "match", "full"],
-        Field(
-            description="An epoch's last, smaller batch. drop: left out; match: used, with as many fakes; "
-            "full: used, with a full batch of fakes. A rest of one image is left out."
-        ),
+        "An epoch's last, smaller batch. drop: left out; match: used, with as many fakes; full: used, with a full "
+        "batch of fakes. A rest of one image is left out.",
     ] = "drop"
     # Optimisation
-    batch_size: Annotated[int, Field(ge=2, le=4096, description="Real images per discriminator update.")] = 128
-    lr_g: Annotated[Positive, Field(description="Adam's learning rate, generator.")] = 2e-4
-    lr_d: Annotated[Positive, Field(description="Adam's learning rate, discriminator.")] = 2e-4
-    beta1: Annotated[Share, Field(description="Adam's first-moment decay, both networks.")] = 0.5
-    beta2: Annotated[Share, Field(description="Adam's second-moment decay, both networks.")] = 0.999
-    adam_eps: Annotated[float, Field(gt=0, le=0.1, description="Adam's epsilon, both networks.")] = 1e-8
-    weight_decay: Annotated[
-        Share, Field(description="L2 penalty added to the gradients of every parameter, both networks.")
-    ] = 0.0
+    batch_size: Annotated[int, Field(ge=2, le=4096), "Real images per discriminator update."] = 128
+    lr_g: Annotated[Positive, "Adam's learning rate, generator."] = 2e-4
+    lr_d: Annotated[Positive, "Adam's learning rate, discriminator."] = 2e-4
+    beta1: Annotated[Share, "Adam's first-moment decay, both networks."] = 0.5
+    beta2: Annotated[Share, "Adam's second-moment decay, both networks."] = 0.999
+    adam_eps: Annotated[float, Field(gt=0, le=0.1), "Adam's epsilon, both networks."] = 1e-8
+    weight_decay: Annotated[Share, "L2 penalty added to the gradients of every parameter, both networks."] = 0.0
     label_smoothing: Annotated[
-        float, Field(ge=0, lt=0.5, description="One-sided label smoothing: real images get the label 1 minus this.")
+        float, Field(ge=0, lt=0.5), "One-sided label smoothing: real images get the label 1 minus this."
     ] = 0.0
-    d_loss_factor: Annotated[
-        Positive, Field(description="Factor of the discriminator's loss; 0.5 is the mean of its two halves.")
-    ] = 1.0
+    d_loss_factor: Annotated[Positive, "Factor of the discriminator's loss; 0.5 is the mean of its two halves."] = 1.0
     d_step: Annotated[
         Literal["joint", "split"],
-        Field(
-            description="The discriminator's update. joint: one on real and fake; split: one on real, then one on fake."
-        ),
+        "The discriminator's update. joint: one on real and fake; split: one on real, then one on fake.",
     ] = "joint"
     d_fakes: Annotated[
         Literal["train", "inference"],
-        Field(
-            description="BatchNorm of the generator when it makes the discriminator's fakes: of the batch, or running."
-        ),
+        "BatchNorm of the generator when it makes the discriminator's fakes: of the batch, or running.",
     ] = "train"
     g_noise: Annotated[
-        Literal["reuse", "fresh"],
-        Field(description="z of the generator's update: that of the discriminator's fakes, or a new one."),
+        Literal["reuse", "fresh"], "z of the generator's update: that of the discriminator's fakes, or a new one."
     ] = "reuse"
     g_step_trains_d: Annotated[
-        bool,
-        Field(description="A bug: the generator's update, with its learning rate, also moves the discriminator."),
+        bool, "A bug: the generator's update, with its learning rate, also moves the discriminator."
     ] = False
-    n_dis: Annotated[int, Field(ge=1, le=20, description="Discriminator updates per generator update.")] = 1
-    ema: Annotated[Share, Field(description="Decay of the generator's moving average per step; 0 turns it off.")] = 0.0
+    n_dis: Annotated[int, Field(ge=1, le=20), "Discriminator updates per generator update."] = 1
+    ema: Annotated[Share, "Decay of the generator's moving average per step; 0 turns it off."] = 0.0
     precision: Annotated[
         Precision,
-        Field(
-            description="Arithmetic of training. bf16: convolutions and linear layers in bfloat16, all else in "
-            "float32; tf32: CUDA's TF32. Unless given it is tf32 on CUDA, else float32."
-        ),
+        "Arithmetic of training. bf16: convolutions and linear layers in bfloat16, all else in float32; tf32: CUDA's "
+        "TF32. Unless given it is tf32 on CUDA, else float32.",
     ] = "float32"
 
     def to_dict(self) -> dict[str, Any]:

@@ -43,9 +43,8 @@ SEARCHABLE: tuple[str, ...] = (*(name for name in FIELDS if name not in _OF_IMAG
 def _field(name: str) -> tuple[Any, None]:
     """A hyperparameter's field in a file's model: as HParams declares it, but optional."""
     targets = ALIASES.get(name, (name,))
-    kind, *limits = get_args(_DECLARED[targets[0]])
-    if name in ALIASES:
-        limits.append(Field(description=f"{' and '.join(targets)}."))
+    kind, *limits, meant = get_args(_DECLARED[targets[0]])
+    limits.append(Field(description=f"{' and '.join(targets)}." if name in ALIASES else meant))
     if name != "precision":  # which the device decides where no file does
         limits.append(Field(json_schema_extra={"default": getattr(_DEFAULTS, targets[0])}))
     return Annotated[kind | None, *limits], None
