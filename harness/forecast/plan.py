@@ -38,7 +38,7 @@ from harness.store.samplers import make_pruner, study_in_memory
 from harness.store.studies import find_record
 from harness.store.views import PlacedHyperband
 from harness.sweep.engines.local import threads_per_worker
-from harness.sweep.precision import settle
+from harness.sweep.precision import resolve_precision
 from harness.sweep.run import require_images
 from harness.tracking.spool import LIMIT_MB
 
@@ -78,7 +78,7 @@ def plan(
     place = torch.device(choose_device(device))
     if place.type == "cpu":  # what each worker will have
         use_threads(threads_per_worker(usable_cores(), workers))
-    spec, _ = settle(spec, place.type, exact)
+    spec, _ = resolve_precision(spec, place.type, exact)
     images, n_images, store_bytes, prepare_s = _images(spec, home, source, say)
     image_bytes = int(np.prod(images.shape[1:]))
     images = images[: max(spec.largest_batch(), _FILES)]

@@ -9,14 +9,14 @@ from harness.scoring.protocol import INCEPTION
 from harness.spec.precision import with_precision
 from harness.spec.resolved import ResolvedStudy as StudySpec
 
-# bfloat16 must be sooner by this factor: less may be noise.
-PAYS = 1.1
+# bfloat16 must be faster by this factor: a smaller gain may be noise.
+MIN_GAIN = 1.1
 
 
-def settle(spec: StudySpec, device: str, exact: bool) -> tuple[StudySpec, list[str]]:
+def resolve_precision(spec: StudySpec, device: str, exact: bool) -> tuple[StudySpec, list[str]]:
     """The study with every precision that its file leaves open, and what its user should hear of it.
 
-    Rungs are scored in bfloat16 where that is sooner: it changes no order (docs/performance.md). Trainings are float32,
+    Rungs are scored in bfloat16 where that is faster: it changes no order (docs/performance.md). Trainings are float32,
     on CUDA in TF32 (docs/decisions/0010-tf32-on-cuda.md). bfloat16 is only offered.
 
     Args:
@@ -51,10 +51,10 @@ def settle(spec: StudySpec, device: str, exact: bool) -> tuple[StudySpec, list[s
     said: list[str] = []
     if of_training:
         training, gain = usual(place), speed.training_gain(_typical(spec), place)
-        if gain >= PAYS:
-            said.append(f'training in bfloat16 would be {gain:.1f} times sooner here: precision = "bf16" in [fixed]')
+        if gain >= MIN_GAIN:
+            said.append(f'training in bfloat16 would be {gain:.1f} times faster here: precision = "bf16" in [fixed]')
     if of_rungs:
-        quick = spec.scoring.rung.extractor == INCEPTION and speed.scoring_gain(spec.data.image_size, place) >= PAYS
+        quick = spec.scoring.rung.extractor == INCEPTION and speed.scoring_gain(spec.data.image_size, place) >= MIN_GAIN
         rung = BF16 if quick else FLOAT32
     return with_precision(spec, training=training, rung=rung), said
 

@@ -27,7 +27,7 @@ from harness.store.trials import Trials, finished_count
 from harness.sweep.engines.local import run_local, threads_per_worker
 from harness.sweep.engines.loop import Event, WorkerJob
 from harness.sweep.parent import ParentRun
-from harness.sweep.precision import settle
+from harness.sweep.precision import resolve_precision
 from harness.tracking.mlflow import client_for
 
 
@@ -67,7 +67,7 @@ def run_sweep(
         say("preparing workers")
         make_ready()
         client_for(home)  # whose imports take as long as the workers', meanwhile
-        spec, said = forked(settle, spec, choose_device(machines.device), exact)
+        spec, said = forked(resolve_precision, spec, choose_device(machines.device), exact)
         for text in said:
             say(text)
         return spec

@@ -1,4 +1,4 @@
-"""How much sooner bfloat16 is on this machine: in a training step, and in Inception."""
+"""How much faster bfloat16 is on this machine: in a training step, and in Inception."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def emulates(device: torch.device) -> bool:
 
 
 def training_gain(hp: HParams, device: torch.device) -> float:
-    """How many times sooner a training step is in bfloat16 than as usual; 0 where it is not timed."""
+    """How many times faster a training step is in bfloat16 than as usual; 0 where it is not timed."""
     if problems(hp) or emulates(device):
         return 0.0
     hp = dataclasses.replace(hp, batch_size=min(hp.batch_size, _IMAGES), n_dis=1)
@@ -47,7 +47,7 @@ def training_gain(hp: HParams, device: torch.device) -> float:
 
 
 def scoring_gain(size: int, device: torch.device) -> float:
-    """How many times sooner Inception is in bfloat16 on images of this size (px); 0 where it is not timed."""
+    """How many times faster Inception is in bfloat16 on images of this size (px); 0 where it is not timed."""
     if emulates(device):
         return 0.0
     images = torch.zeros(2 if device.type == "cpu" else 64, 3, size, size, dtype=torch.uint8, device=device)

@@ -85,7 +85,7 @@ def test_whatever_is_a_product_the_result_is_pytorchs(case, chosen, learns, monk
     """Also where the processor, or the size of the maps, would not have it so."""
     down, up, weights = map(bool, chosen)
     monkeypatch.setattr(
-        layers, "sooner",
+        layers, "faster_as_matmul",
         lambda *a, doubles, learns: products.Products(down=down, up=up and doubles, weights=weights and learns),
     )  # fmt: skip
     ours, plain, arguments, shape = CASES[case]
@@ -108,7 +108,7 @@ def test_whatever_is_a_product_the_result_is_pytorchs(case, chosen, learns, monk
 @pytest.mark.parametrize("case", INNER)
 def test_an_activation_may_change_a_products_maps_in_place(case, monkeypatch):
     every = products.Products(down=True, up=True, weights=True)
-    monkeypatch.setattr(layers, "sooner", lambda *a, doubles, learns: every._replace(up=doubles))
+    monkeypatch.setattr(layers, "faster_as_matmul", lambda *a, doubles, learns: every._replace(up=doubles))
     ours, plain, arguments, shape = CASES[case]
     torch.manual_seed(0)
     reference = plain(*arguments, bias=False, dtype=torch.float64)
@@ -147,9 +147,9 @@ def test_products_are_made_where_they_were_measured_to_be_sooner(
 ):
     monkeypatch.setattr(products, "has_amx", lambda: amx)
     weight = torch.empty(channels, 3, 4, 4, dtype=dtype)
-    found = products.sooner(weight, 64, 64 * side**2, doubles=True, learns=learns)
+    found = products.faster_as_matmul(weight, 64, 64 * side**2, doubles=True, learns=learns)
     assert {name for name, chosen in found._asdict().items() if chosen} == expected
-    assert not products.sooner(weight, 64, 64 * side**2, doubles=False, learns=learns).up
+    assert not products.faster_as_matmul(weight, 64, 64 * side**2, doubles=False, learns=learns).up
 
 
 @pytest.mark.parametrize("case", CASES)

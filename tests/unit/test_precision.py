@@ -25,7 +25,7 @@ from harness.spec.files import parse_study
 from harness.spec.precision import with_stored_precision
 from harness.store.studies import open_study
 from harness.sweep import speed
-from harness.sweep.precision import PAYS, settle
+from harness.sweep.precision import MIN_GAIN, resolve_precision
 from tests.conftest import CPU, TINY_STUDY, blobs
 
 BF16 = {"precision": "bf16"}
@@ -86,7 +86,7 @@ def test_without_its_instructions_bfloat16_is_not_chosen(cap):
         "print(speed.training_gain(HParams(image_size=32, ngf=32, ndf=32, batch_size=8), torch.device('cpu')))"
     )
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": cap}
-    assert 0 < float(subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)) < PAYS
+    assert 0 < float(subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)) < MIN_GAIN
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_where_bfloat16_is_emulated_nothing_is_timed(monkeypatch, machine, instr
 
 @pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="no AMX here; the test above shows the other way")
 def test_with_amx_bfloat16_is_chosen():
-    assert speed.training_gain(HParams(image_size=32, ngf=64, ndf=64, batch_size=32), CPU) >= PAYS
-    assert speed.scoring_gain(32, CPU) >= PAYS
+    assert speed.training_gain(HParams(image_size=32, ngf=64, ndf=64, batch_size=32), CPU) >= MIN_GAIN
+    assert speed.scoring_gain(32, CPU) >= MIN_GAIN
 
 
 @pytest.mark.parametrize(("gain", "offered"), [(1.5, True), (1.05, False)])
@@ -123,7 +123,7 @@ def test_trainings_are_float32_unless_the_file_asks_and_what_would_be_sooner_is_
     said = []
 
     def settled(spec):
-        found, lines = settle(spec, "cpu", exact=False)
+        found, lines = resolve_precision(spec, "cpu", exact=False)
         said.extend(lines)
         return found
 
@@ -131,16 +131,16 @@ def test_trainings_are_float32_unless_the_file_asks_and_what_would_be_sooner_is_
     stored = json.loads(study.user_attrs["spec"])
     assert stored["fixed"]["precision"] == "float32"
     assert stored["scoring"]["rung"]["precision"] == "float32", "MobileNetV2 has no other"
-    assert any("1.5 times sooner" in line for line in said) == offered
+    assert any("1.5 times faster" in line for line in said) == offered
 
 
 def test_on_cuda_trainings_are_tf32_unless_the_file_asks(monkeypatch):
     monkeypatch.setattr(speed, "training_gain", lambda hp, device: 1.0)
     spec = parse_study("tiny", OPEN, shown_as="tiny.toml")
-    assert settle(spec, "cuda", exact=False)[0].fixed.precision == "tf32"
-    assert settle(spec, "cuda", exact=True)[0].fixed.precision == "float32"
+    assert resolve_precision(spec, "cuda", exact=False)[0].fixed.precision == "tf32"
+    assert resolve_precision(spec, "cuda", exact=True)[0].fixed.precision == "float32"
     asked = parse_study("tiny", OPEN.replace("[fixed]", '[fixed]\nprecision = "float32"'), shown_as="tiny.toml")
-    assert settle(asked, "cuda", exact=False)[0].fixed.precision == "float32"
+    assert resolve_precision(asked, "cuda", exact=False)[0].fixed.precision == "float32"
     assert usual(torch.device("cpu")) == "float32"
     assert recipe_training("svhn32", None).usual_precision
 
@@ -150,7 +150,7 @@ def test_what_a_study_was_started_with_holds_on_every_machine(home, monkeypatch)
     monkeypatch.setattr(speed, "training_gain", lambda hp, device: 1.0)
     for gain in (1.9, 0.9):
         monkeypatch.setattr(speed, "scoring_gain", lambda size, device, gain=gain: gain)
-        study = open_study(spec, home, settle=lambda spec: settle(spec, "cpu", exact=False)[0])
+        study = open_study(spec, home, settle=lambda spec: resolve_precision(spec, "cpu", exact=False)[0])
         stored = json.loads(study.user_attrs["spec"])
         assert stored["scoring"]["rung"]["precision"] == "bf16"
         assert with_stored_precision(spec, stored).scoring.rung.precision == "bf16"
@@ -162,15 +162,15 @@ def test_inception_at_rungs_is_quick_where_that_pays(monkeypatch):
     monkeypatch.setattr(speed, "training_gain", lambda hp, device: 1.0)
     for gain, rung in ((1.9, "bf16"), (0.9, "float32")):
         monkeypatch.setattr(speed, "scoring_gain", lambda size, device, gain=gain: gain)
-        found, _ = settle(spec, "cpu", exact=False)
+        found, _ = resolve_precision(spec, "cpu", exact=False)
         assert (found.scoring.rung.precision, found.scoring.final.precision) == (rung, None)
 
 
 def test_exact_turns_everything_off_and_a_study_that_was_started_otherwise_is_refused(home):
     spec = parse_study("tiny", OPEN.replace("[fixed]", '[fixed]\nprecision = "bf16"'), shown_as="tiny.toml")
-    exact, _ = settle(spec, "cpu", exact=True)
+    exact, _ = resolve_precision(spec, "cpu", exact=True)
     assert (exact.fixed.precision, exact.scoring.rung.precision) == ("float32", "float32")
-    study = open_study(spec, home, settle=lambda spec: settle(spec, "cpu", exact=False)[0])
+    study = open_study(spec, home, settle=lambda spec: resolve_precision(spec, "cpu", exact=False)[0])
     assert spec.hparams({"lr": 1e-3}).precision == "bf16"
     assert json.loads(study.user_attrs["spec"])["fixed"]["precision"] == "bf16"
     with pytest.raises(SpecDrift, match="fixed.precision: was 'bf16', is 'float32'"):
@@ -182,9 +182,9 @@ def test_exact_and_a_search_over_precision_exclude_each_other():
     # The preset, which ends the file, needs one too.
     text = OPEN.replace("[space.batch_size]", searched) + 'precision = "float32"\n'
     spec = parse_study("tiny", text, shown_as="tiny.toml")
-    assert "precision" in settle(spec, "cpu", exact=False)[0].space
+    assert "precision" in resolve_precision(spec, "cpu", exact=False)[0].space
     with pytest.raises(UsageError, match="tiny searches precision, and --exact is float32 throughout"):
-        settle(spec, "cpu", exact=True)
+        resolve_precision(spec, "cpu", exact=True)
 
 
 @pytest.mark.parametrize(

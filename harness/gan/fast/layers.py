@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from harness.gan.fast.products import Convolution, Downsampling, Upsampling, operands, plus, sooner
+from harness.gan.fast.products import Convolution, Downsampling, Upsampling, faster_as_matmul, operands, plus
 
 
 class Projection(nn.ConvTranspose2d):
@@ -107,7 +107,7 @@ def with_library_layers(network: nn.Module) -> nn.Module:
 def _convolution(
     layer: Down | Up, library: Callable[[Tensor], Tensor], maps_NCHW: Tensor, *, transposed: bool
 ) -> Tensor:
-    """The library's result and gradients, or products where they are sooner."""
+    """The library's result and gradients, or products where they are faster."""
     if maps_NCHW.device.type != "cpu":
         return library(maps_NCHW)
     x, weight = operands(maps_NCHW, layer.weight)
@@ -116,7 +116,7 @@ def _convolution(
     even = not any(layer.output_padding) if transposed else not (x.shape[2] % 2 or x.shape[3] % 2)
     doubles = even and (layer.kernel_size[0], layer.stride[0], layer.padding[0]) == (4, 2, 1)
     learns = layer.weight.requires_grad and torch.is_grad_enabled()
-    products = sooner(weight, len(x), rows, doubles=doubles, learns=learns)
+    products = faster_as_matmul(weight, len(x), rows, doubles=doubles, learns=learns)
     if not any(products):
         return library(maps_NCHW)
     bias = layer.bias if layer.bias is None else layer.bias.to(weight.dtype)

@@ -1,4 +1,4 @@
-"""The arithmetic of a training: float32, CUDA's TF32, or bfloat16, which may be sooner and changes nothing else.
+"""The arithmetic of a training: float32, CUDA's TF32, or bfloat16, which may be faster and changes nothing else.
 
 Weights, BatchNorm's statistics, losses and Adam are float32 in each: only convolutions and linear layers, and what
 flows between them, are not.

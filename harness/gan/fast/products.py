@@ -1,4 +1,4 @@
-"""Convolutions as matrix products, wholly or in part, and where these are sooner than the library's kernels.
+"""Convolutions as matrix products, wholly or in part, and where these are faster than the library's kernels.
 
 S and L are the channels of a layer's smaller and larger maps, whichever way it leads. What each product gains:
 docs/performance.md.
@@ -27,8 +27,8 @@ class Products(NamedTuple):
     weights: bool
 
 
-def sooner(weight: Tensor, images: int, rows: int, *, doubles: bool, learns: bool) -> Products:
-    """What is sooner as a product, of layers whose smaller maps have so many pixels together.
+def faster_as_matmul(weight: Tensor, images: int, rows: int, *, doubles: bool, learns: bool) -> Products:
+    """Which passes are faster as matrix products, for layers whose smaller maps have this many pixels in total.
 
     Measured for 4x4 and 5x5 kernels of stride 2, batches of 16 to 128, maps of 4 and 8 px, 16 to 1024 channels, on one
     thread of an AMD EPYC: the weights' gradient is 1.3 to 3.3 times as fast in float32 where this says so, 1.1 to 6
