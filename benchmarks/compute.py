@@ -25,7 +25,7 @@ from harness.home import Home
 from harness.machine.devices import Machines
 from harness.machine.provenance import provenance
 from harness.spec.files import load_study_file
-from harness.spec.resolved import ResolvedStudy as StudySpec
+from harness.spec.resolved import ResolvedStudy
 from harness.store.records import StudyRecord
 from harness.store.studies import load_study as load_started
 from harness.store.studies import to_record
@@ -40,7 +40,7 @@ RANDOM = SEARCHES[-1]
 _ORDER = (("default", RANDOM), ("default without presets",))
 
 
-def search(kind: str, seed: int, workers: int, trials: int, commit: str) -> StudySpec:
+def search(kind: str, seed: int, workers: int, trials: int, commit: str) -> ResolvedStudy:
     """The study of one sweep, under a name of its own."""
     spec = load_study_file("mnist32")
     changes: dict[str, Any] = {

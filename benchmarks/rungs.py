@@ -36,7 +36,7 @@ from harness.machine.processes import use_threads
 from harness.machine.provenance import provenance
 from harness.scoring.scorer import Scorers
 from harness.spec.files import load_study_file
-from harness.spec.resolved import ResolvedStudy as StudySpec
+from harness.spec.resolved import ResolvedStudy
 from harness.spec.scoring import ScoreSpec
 from harness.spec.suggest import suggest
 from harness.sweep.worker import DIVERGED_VALUE
@@ -47,7 +47,7 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 _MARKS = 9
 
 
-def protocols(spec: StudySpec) -> dict[str, tuple[ScoreSpec, int]]:
+def protocols(spec: ResolvedStudy) -> dict[str, tuple[ScoreSpec, int]]:
     """Rung protocols by name, and at which of the marks each scores: Inception, which is dear, at every third."""
     small = {"extractor": "mobilenet-v2", "reference": spec.scoring.rung.reference}
     large = {"extractor": "inception-v3", "reference": spec.scoring.final.reference}

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from harness.spec.resolved import ResolvedStudy as StudySpec
+from harness.spec.resolved import ResolvedStudy
 from harness.store.records import StudyRecord
 
 _DONE = ("COMPLETE", "PRUNED")
@@ -35,7 +35,7 @@ class _Row:
 class SweepView:
     """The state of a sweep as a person sees it; fed with the workers' events."""
 
-    spec: StudySpec
+    spec: ResolvedStudy
     rows: dict[int, _Row] = field(default_factory=dict)
     target: int = 0
     doing: str = "starting"

@@ -10,7 +10,7 @@ from harness.home import Home
 
 if TYPE_CHECKING:
     from harness.machine.devices import Machines
-    from harness.spec.resolved import ResolvedStudy as StudySpec
+    from harness.spec.resolved import ResolvedStudy
     from harness.sweep.run import SweepResult
 
 
@@ -71,7 +71,7 @@ def audit(arguments: argparse.Namespace) -> None:
     say(f"{audited} trainings audited; report: {write_report(arguments.study, home, say)}")
 
 
-def run_plan(spec: StudySpec, home: Home, arguments: argparse.Namespace) -> SweepResult:
+def run_plan(spec: ResolvedStudy, home: Home, arguments: argparse.Namespace) -> SweepResult:
     """Train what a plan lacks."""
     from harness.cli.live import SweepView
     from harness.sweep.run import run_sweep

@@ -19,7 +19,7 @@ from harness.errors import SweepError
 from harness.home import Home
 
 if TYPE_CHECKING:
-    from harness.spec.resolved import ResolvedStudy as StudySpec
+    from harness.spec.resolved import ResolvedStudy
 
 
 def sweep(arguments: argparse.Namespace) -> int:
@@ -110,7 +110,7 @@ def plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _dry_run(spec: StudySpec, home: Home, arguments: argparse.Namespace) -> int:
+def _dry_run(spec: ResolvedStudy, home: Home, arguments: argparse.Namespace) -> int:
     from harness.commands.studies import resolved
 
     say(resolved(spec))
@@ -119,7 +119,7 @@ def _dry_run(spec: StudySpec, home: Home, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(spec: StudySpec, home: Home, arguments: argparse.Namespace) -> None:
+def _measure(spec: ResolvedStudy, home: Home, arguments: argparse.Namespace) -> None:
     from harness.forecast.plan import plan
 
     for what, finding in plan(

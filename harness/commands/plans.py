@@ -10,8 +10,7 @@ from harness.gan.hparams import HParams, digest
 from harness.home import Home
 from harness.spec.files import load_study_file
 from harness.spec.fixed_study import fixed_study, fresh_seeds
-from harness.spec.resolved import ResolvedPreset as Preset
-from harness.spec.resolved import ResolvedStudy as StudySpec
+from harness.spec.resolved import ResolvedPreset, ResolvedStudy
 from harness.spec.scoring import ScoreSpec
 from harness.store.attrs import StudyAttrs
 
@@ -23,7 +22,7 @@ _CLAIM_RUNGS = (1 / 3, 2 / 3)
 _CLAIM_SAMPLES = 250
 
 
-def confirm_spec(study: str, home: Home, *, top: int, seeds: int, samplings: int) -> StudySpec:
+def confirm_spec(study: str, home: Home, *, top: int, seeds: int, samplings: int) -> ResolvedStudy:
     """The plan ``STUDY-confirm``: the best configurations of a search and the published ones, on fresh seeds.
 
     Args:
@@ -92,7 +91,7 @@ def claims_spec(
     samples: int | None = None,
     seeds: int | None = None,
     extractor: str | None = None,
-) -> StudySpec:
+) -> ResolvedStudy:
     """The plan ``STUDY-claims``: the arms of claims on a study's images.
 
     Args:
@@ -131,7 +130,7 @@ def claims_spec(
         raise UsageError(f"{name} is a search", f"Copy {spec.name}'s file to a new name, and test them on that.")
     asked = {claim.name: registered(claim.model_copy(update={"seeds": n_seeds})) for claim in chosen}
     try:
-        base = StudySpec.model_validate(
+        base = ResolvedStudy.model_validate(
             {**spec.model_dump(), "budget": budget, "scoring": {**spec.scoring.model_dump(), "final": final},
              "pruner": {"name": "none"}, "fixed": {**spec.fixed.model_dump(), "precision": "float32"}}
         )  # fmt: skip
@@ -150,10 +149,10 @@ def claims_spec(
         raise UsageError(f"claims cannot be tested on {study} so: {error}") from None
 
 
-def known_presets(name: str, home: Home) -> tuple[Preset, ...]:
+def known_presets(name: str, home: Home) -> tuple[ResolvedPreset, ...]:
     """The presets of a plan that was started before; none if it was not."""
     from harness.store.studies import find_study
 
     found = find_study(name, home)
     spec = StudyAttrs.parse(found.user_attrs).spec if found else {}
-    return tuple(Preset.model_validate(preset) for preset in spec.get("presets", ()))
+    return tuple(ResolvedPreset.model_validate(preset) for preset in spec.get("presets", ()))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from harness.errors import HarnessError, NotFoundError, StorageError, StorageLost, TrackingError, UsageError
 from harness.home import Home
 from harness.spec.files import load_study_file
-from harness.spec.resolved import ResolvedStudy as StudySpec
+from harness.spec.resolved import ResolvedStudy
 from harness.store.attrs import StudyAttrs
 
 # Trials that must have ended before their own time says how long others take.
@@ -32,7 +32,7 @@ def studies_table(home: Home) -> Iterator[tuple[str, str, str]]:
             started[name] = finished_count(optuna.load_study(storage=storage, study_name=name))
     for name in sorted({*study_names(), *started}):
         try:
-            spec: StudySpec | None = load_study_file(name)
+            spec: ResolvedStudy | None = load_study_file(name)
         except HarnessError as error:
             spec, note = None, error.problem.splitlines()[0]
         budget = f" of {spec.budget.trials}" if spec else ""
@@ -40,7 +40,7 @@ def studies_table(home: Home) -> Iterator[tuple[str, str, str]]:
         yield name, state, spec.description if spec else note
 
 
-def started_spec(name: str, home: Home) -> StudySpec:
+def started_spec(name: str, home: Home) -> ResolvedStudy:
     """A started study's file as the database has it.
 
     Raises:
@@ -147,7 +147,7 @@ def outlook_lines(name: str, home: Home, more: int) -> Iterator[str]:
     yield from in_words(found, record.attrs.final_metric)
 
 
-def resolved(spec: StudySpec) -> str:
+def resolved(spec: ResolvedStudy) -> str:
     """A study as it will run, recipes filled in, as TOML: a study file, where no preset is a recipe."""
     import tomli_w
 
@@ -158,7 +158,7 @@ def resolved(spec: StudySpec) -> str:
     return f"# {spec.name}\n{tomli_w.dumps(content)}"
 
 
-def with_budget(spec: StudySpec, *, quick: bool, trials: int | None, kimg: float | None) -> StudySpec:
+def with_budget(spec: ResolvedStudy, *, quick: bool, trials: int | None, kimg: float | None) -> ResolvedStudy:
     """The study with a budget given on the command line; rungs are scaled along with ``kimg``.
 
     Raises:
@@ -177,6 +177,6 @@ def with_budget(spec: StudySpec, *, quick: bool, trials: int | None, kimg: float
         rungs = tuple(kimg if rung == whole else rung * kimg / whole for rung in rungs)
     try:
         budget = {**spec.budget.model_dump(), "kimg": kimg, "rungs": rungs, "trials": trials or spec.budget.trials}
-        return StudySpec.model_validate({**spec.model_dump(), "budget": budget})
+        return ResolvedStudy.model_validate({**spec.model_dump(), "budget": budget})
     except ValueError as error:
         raise UsageError(f"--kimg {kimg} makes no budget: {error}") from None

@@ -31,7 +31,7 @@ from harness.forecast.probe import (
 from harness.home import Home
 from harness.machine.devices import choose_device
 from harness.machine.processes import exact_arithmetic, fits_on, keep_memory, usable_cores, use_threads, visible_gpus
-from harness.spec.resolved import ResolvedStudy as StudySpec
+from harness.spec.resolved import ResolvedStudy
 from harness.store.records import StudyRecord
 from harness.store.samplers import images as images_shown
 from harness.store.samplers import make_pruner, study_in_memory
@@ -58,7 +58,7 @@ class Course:
 
 
 def plan(
-    spec: StudySpec,
+    spec: ResolvedStudy,
     home: Home,
     *,
     source: Path | None,
@@ -135,7 +135,7 @@ def plan(
 
 
 def _images(
-    spec: StudySpec, home: Home, source: Path | None, say: Callable[[str], None]
+    spec: ResolvedStudy, home: Home, source: Path | None, say: Callable[[str], None]
 ) -> tuple[Tensor, int, int, float]:
     """(some images, how many there are, bytes still to be written, seconds to prepare them)."""
     material = find_material(home, spec.data, source, study=spec.name, say=say, may_download=False)
@@ -158,7 +158,7 @@ def _images(
 
 
 def _time(
-    spec: StudySpec,
+    spec: ResolvedStudy,
     measured: list[Measured],
     scoring: ScoringTime,
     target: int,
@@ -210,7 +210,7 @@ def _time(
     )
 
 
-def soonest_rungs(spec: StudySpec, target: int) -> list[float | None]:
+def soonest_rungs(spec: ResolvedStudy, target: int) -> list[float | None]:
     """Where each of a sweep's trials, recipes aside, ends at the soonest (kimg); None: it finishes whatever its score.
 
     The pruner waits for others to come as far, recipes among them, or lets the first that it judges at a rung go on.
@@ -233,12 +233,12 @@ def soonest_rungs(spec: StudySpec, target: int) -> list[float | None]:
     return found
 
 
-def _course_to(rung: float, spec: StudySpec) -> Course:
+def _course_to(rung: float, spec: ResolvedStudy) -> Course:
     scored = sum(mark <= rung for mark in spec.budget.marks)
     return Course(trained=rung / spec.budget.kimg, rungs=scored, scored=0)
 
 
-def own_course(spec: StudySpec, record: StudyRecord | None) -> Course | None:
+def own_course(spec: ResolvedStudy, record: StudyRecord | None) -> Course | None:
     """The mean course of the trials that can be pruned; None with fewer than three that ended, or another budget."""
     if record is None or record.attrs.spec["budget"]["kimg"] != spec.budget.kimg:
         return None
@@ -257,7 +257,7 @@ def own_course(spec: StudySpec, record: StudyRecord | None) -> Course | None:
     )
 
 
-def _disk(spec: StudySpec, home: Home, measured: list[Measured], store_bytes: int, grid: int, target: int) -> str:
+def _disk(spec: ResolvedStudy, home: Home, measured: list[Measured], store_bytes: int, grid: int, target: int) -> str:
     """What is kept of trials that finish, here and in MLflow's artifacts; pruned ones keep less."""
     scores = (spec.scoring.final, spec.scoring.rung)
     references = {(kind(s), s.reference, s.split): 4 * s.reference * WIDTHS[s.extractor] for s in scores}

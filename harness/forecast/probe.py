@@ -35,7 +35,7 @@ from harness.scoring.protocol import INCEPTION, MOBILENET, make_protocol
 from harness.scoring.reference import Reference
 from harness.scoring.sampling import BATCH, GRID_IMAGES, generate, image_grid
 from harness.scoring.weights import OFFICIAL_NAME, vgg_file
-from harness.spec.resolved import ResolvedStudy as StudySpec
+from harness.spec.resolved import ResolvedStudy
 from harness.spec.scoring import ScoreSpec
 from harness.spec.suggest import suggest
 from harness.store.samplers import study_in_memory
@@ -79,7 +79,7 @@ class ScoringTime:
     references_s: float
 
 
-def configurations(spec: StudySpec, images: Tensor, place: torch.device) -> Iterator[Measured]:
+def configurations(spec: ResolvedStudy, images: Tensor, place: torch.device) -> Iterator[Measured]:
     """Presets, and random draws from the space, as long as there is time."""
     started = time.perf_counter()
     study = study_in_memory(sampler=RandomSampler(seed=spec.sampler.seed))
@@ -143,7 +143,7 @@ def _parameters(hp: HParams) -> int:
     return sum(parameter.numel() for network in networks for parameter in network.parameters())
 
 
-def extractors(spec: StudySpec) -> list[tuple[str, str]]:
+def extractors(spec: ResolvedStudy) -> list[tuple[str, str]]:
     return sorted({kind(spec.scoring.final), kind(spec.scoring.rung)})
 
 
@@ -166,7 +166,7 @@ class _Untrained(Extractor):
 
 
 def scoring_time(
-    spec: StudySpec, home: Home, rates: dict[tuple[str, str], float], s_per_sample: float, place: torch.device
+    spec: ResolvedStudy, home: Home, rates: dict[tuple[str, str], float], s_per_sample: float, place: torch.device
 ) -> ScoringTime:
     """Generating, features and algebra, each as measured here."""
     rung, final = spec.scoring.rung, spec.scoring.final
@@ -254,6 +254,6 @@ def peak_bytes(place: torch.device) -> int:
     return int(peak) * (1 if sys.platform == "darwin" else 1024)
 
 
-def has_vgg(spec: StudySpec, home: Home) -> bool:
+def has_vgg(spec: ResolvedStudy, home: Home) -> bool:
     """Whether published precision and recall are computed too; that is not measured here."""
     return spec.scoring.final.extractor == INCEPTION and vgg_file(home) is not None

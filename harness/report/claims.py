@@ -30,7 +30,7 @@ from harness.report.claim_plots import curves, effects
 from harness.report.html import write_html
 from harness.report.markdown import environment, squeeze
 from harness.spec.claims import claim_names, from_registered
-from harness.spec.resolved import ResolvedStudy as StudySpec
+from harness.spec.resolved import ResolvedStudy
 from harness.store.records import StudyRecord
 from harness.text import duration
 
@@ -51,7 +51,7 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
     """
     out.mkdir(parents=True, exist_ok=True)
     stored = record.attrs.spec
-    spec = StudySpec.model_validate({**stored, "budget": {**stored["budget"], "trials": len(stored["presets"])}})
+    spec = ResolvedStudy.model_validate({**stored, "budget": {**stored["budget"], "trials": len(stored["presets"])}})
     results, board = arm_results(record), rank(record, top=1)
     assert spec.plan is not None
     judged = []

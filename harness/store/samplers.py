@@ -9,11 +9,11 @@ from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from harness.gan.hparams import derive_seed
-from harness.spec.resolved import ResolvedStudy as StudySpec
+from harness.spec.resolved import ResolvedStudy
 from harness.store.views import AbreastPercentile, PlacedHyperband
 
 
-def make_sampler(spec: StudySpec, trials_so_far: int) -> BaseSampler:
+def make_sampler(spec: ResolvedStudy, trials_so_far: int) -> BaseSampler:
     """A fresh sampler, seeded from the study's seed and the number of trials, so that a restart repeats no point."""
     seed = derive_seed(spec.sampler.seed, "sampler", trials_so_far)
     if spec.sampler.name == "random":
@@ -25,7 +25,7 @@ def make_sampler(spec: StudySpec, trials_so_far: int) -> BaseSampler:
         return TPESampler(seed=seed, n_startup_trials=spec.sampler.n_startup_trials, multivariate=True, group=baselines)
 
 
-def make_pruner(spec: StudySpec) -> BasePruner:
+def make_pruner(spec: ResolvedStudy) -> BasePruner:
     """The pruner, asked of a :class:`harness.store.views.View`; its resource is images shown, as in reported steps."""
     factor = spec.pruner.reduction_factor
     # Optuna's rungs are multiples of the first: rounded up, it would put them behind those that are reported.

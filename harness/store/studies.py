@@ -18,8 +18,7 @@ from harness.spec.drift import Change, changes
 from harness.spec.mistakes import pydantic_problems
 from harness.spec.objectives import directions
 from harness.spec.precision import with_stored_precision
-from harness.spec.resolved import ResolvedPreset as Preset
-from harness.spec.resolved import ResolvedStudy as StudySpec
+from harness.spec.resolved import ResolvedPreset, ResolvedStudy
 from harness.store.address import database_url, shown
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.database import PatientStorage, StudyLock, open_storage
@@ -29,12 +28,12 @@ from harness.store.trials import can_continue
 
 
 def open_study(
-    spec: StudySpec,
+    spec: ResolvedStudy,
     home: Home,
     *,
     resume_anyway: bool = False,
     storage: PatientStorage | None = None,
-    settle: Callable[[StudySpec], StudySpec] = lambda spec: spec,
+    settle: Callable[[ResolvedStudy], ResolvedStudy] = lambda spec: spec,
 ) -> optuna.Study:
     """The study of a file, created with its presets enqueued, or continued.
 
@@ -60,7 +59,7 @@ def open_study(
 
 
 def _created(
-    spec: StudySpec, storage: PatientStorage, resume_anyway: bool, settle: Callable[[StudySpec], StudySpec]
+    spec: ResolvedStudy, storage: PatientStorage, resume_anyway: bool, settle: Callable[[ResolvedStudy], ResolvedStudy]
 ) -> optuna.Study:
     study = optuna.create_study(
         storage=storage,
@@ -93,7 +92,7 @@ def _created(
     return study
 
 
-def preset_attrs(preset: Preset) -> TrialAttrs:
+def preset_attrs(preset: ResolvedPreset) -> TrialAttrs:
     """What a preset's trial carries along: a recipe's trial is a baseline with values of its own."""
     return TrialAttrs(
         preset=preset.name,
@@ -138,7 +137,7 @@ def load_study(name: str, home: Home, *, storage: PatientStorage | None = None) 
     return study
 
 
-def stored_spec(study: optuna.Study) -> StudySpec:
+def stored_spec(study: optuna.Study) -> ResolvedStudy:
     """The study file as the database has it.
 
     Raises:
@@ -147,9 +146,9 @@ def stored_spec(study: optuna.Study) -> StudySpec:
     attrs = StudyAttrs.parse(study.user_attrs)
     budget = {**attrs.spec["budget"], "trials": attrs.target}
     try:
-        return StudySpec.model_validate({**attrs.spec, "budget": budget})
+        return ResolvedStudy.model_validate({**attrs.spec, "budget": budget})
     except ValidationError as error:
-        found = "; ".join(pydantic_problems(error, StudySpec))
+        found = "; ".join(pydantic_problems(error, ResolvedStudy))
         versions = attrs.environment.get("versions", "another version")
         raise StorageError(
             f"study {study.study_name} was started by another version of the harness ({found})",
@@ -180,7 +179,7 @@ def is_absent(home: Home) -> bool:
     return url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file()
 
 
-def _refuse_drift(spec: StudySpec, stored: Mapping[str, Any], resume_anyway: bool) -> None:
+def _refuse_drift(spec: ResolvedStudy, stored: Mapping[str, Any], resume_anyway: bool) -> None:
     drift = changes(stored, spec.identity())
     if spec.plan:  # it grows by arms, seeds and claims, and keeps what it has
         drift = [change for change in drift if change.key != "presets" and not _is_new_to_plan(change)]

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from harness.errors import Fenced
 from harness.home import Home
 from harness.machine.processes import is_gone, this_process
-from harness.spec.resolved import ResolvedStudy as StudySpec
+from harness.spec.resolved import ResolvedStudy
 from harness.store.attrs import TrialAttrs, position_of, retry_of
 from harness.store.database import StudyLock
 from harness.store.lease import beat, storage_of
@@ -53,7 +53,7 @@ class Trials:
         home: where the lock is, with SQLite.
     """
 
-    def __init__(self, study: optuna.Study, spec: StudySpec, home: Home) -> None:
+    def __init__(self, study: optuna.Study, spec: ResolvedStudy, home: Home) -> None:
         self.study, self.spec = study, spec
         self.storage = storage_of(study)
         url = self.storage.patience.url

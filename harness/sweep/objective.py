@@ -22,7 +22,7 @@ from harness.machine.processes import cuda_graphs
 from harness.scoring.diversity import real_distance
 from harness.scoring.fidelity import Scores
 from harness.scoring.scorer import Scorer
-from harness.spec.resolved import ResolvedStudy as StudySpec
+from harness.spec.resolved import ResolvedStudy
 from harness.spec.scoring import sampling_seeds
 from harness.spec.suggest import suggest
 from harness.store.attrs import StudyAttrs, TrialAttrs
@@ -80,7 +80,7 @@ class Env:
         self.real_distance = real_distance(self.images_NHWC)
 
 
-def objective(trial: optuna.Trial, spec: StudySpec, env: Env, lease: Lease) -> list[float]:
+def objective(trial: optuna.Trial, spec: ResolvedStudy, env: Env, lease: Lease) -> list[float]:
     """Train one configuration and score it; the values are those of the study's objectives, the final score first.
 
     Raises:
@@ -156,7 +156,7 @@ def report(trial: optuna.Trial, score: float, step: int, attempt: Attempt | None
     trial.storage.set_trial_intermediate_value(trial._trial_id, step, score)
 
 
-def conclude(trial: optuna.Trial, event: Snapshot, spec: StudySpec, env: Env, attempt: Attempt) -> list[float]:
+def conclude(trial: optuna.Trial, event: Snapshot, spec: ResolvedStudy, env: Env, attempt: Attempt) -> list[float]:
     """Score the finished generator, publish its weights, keep the scores; the score is the sampling seeds' mean."""
     scores = checked(env.final(event.generator, attempt.hp, all_metrics=True))
     values = [scores.values[env.final.objective], *resampled(event.generator, attempt.hp, spec, env)]
@@ -176,7 +176,7 @@ def conclude(trial: optuna.Trial, event: Snapshot, spec: StudySpec, env: Env, at
     return [found[name] if name in found else scores.values[env.final.protocol.metric(name)] for name in names]
 
 
-def training_seed(trial: optuna.Trial, spec: StudySpec) -> int:
+def training_seed(trial: optuna.Trial, spec: ResolvedStudy) -> int:
     """The seed that a plan gives a trial, or the one of its place in the search."""
     attrs = TrialAttrs.parse(trial.user_attrs)
     if attrs.training_seed is not None:
@@ -185,14 +185,14 @@ def training_seed(trial: optuna.Trial, spec: StudySpec) -> int:
     return derive_seed(spec.sampler.seed, "trial", attrs.position)
 
 
-def resampled(generator: nn.Module, hp: HParams, spec: StudySpec, env: Env) -> list[float]:
+def resampled(generator: nn.Module, hp: HParams, spec: ResolvedStudy, env: Env) -> list[float]:
     """The final score of the same generator with each further sampling seed."""
     seeds = sampling_seeds(spec.scoring)[1:]
     return [checked(env.final.with_seed(seed)(generator, hp, all_metrics=False)).values[env.final.objective]
             for seed in seeds]  # fmt: skip
 
 
-def open_attempt(trial: optuna.Trial, hp: HParams, seed: int, spec: StudySpec, env: Env, lease: Lease) -> Attempt:
+def open_attempt(trial: optuna.Trial, hp: HParams, seed: int, spec: ResolvedStudy, env: Env, lease: Lease) -> Attempt:
     """Name the attempt in the database, then open its folder and its run."""
     attrs, uid = TrialAttrs.parse(trial.user_attrs), StudyAttrs.parse(trial.study.user_attrs).uid
     folder = env.home.trial_dir(spec.name, uid, trial.number)

@@ -10,7 +10,7 @@ import optuna
 
 from harness.errors import StorageLost, TrackingError, without_secrets
 from harness.home import Home
-from harness.spec.resolved import ResolvedStudy as StudySpec
+from harness.spec.resolved import ResolvedStudy
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.studies import write_study_attrs
 from harness.store.trials import Trials, finished_count
@@ -28,7 +28,7 @@ class ParentRun:
 
     @classmethod
     def open(
-        cls, study: optuna.Study, spec: StudySpec, home: Home, tags: dict[str, str], say: Callable[[str], None]
+        cls, study: optuna.Study, spec: ResolvedStudy, home: Home, tags: dict[str, str], say: Callable[[str], None]
     ) -> ParentRun:
         """Open or create experiment and run.
 
@@ -53,7 +53,7 @@ class ParentRun:
             return cls.known(study, spec, home, say)
 
     @classmethod
-    def known(cls, study: optuna.Study, spec: StudySpec, home: Home, say: Callable[[str], None]) -> ParentRun:
+    def known(cls, study: optuna.Study, spec: ResolvedStudy, home: Home, say: Callable[[str], None]) -> ParentRun:
         """Of a study that was started before; MLflow is not asked."""
         attrs = StudyAttrs.parse(study.user_attrs)
         return cls(MlflowTracker(new_client(home), attrs.mlflow_experiment), attrs.mlflow_parent, home.spool, say)

@@ -7,13 +7,13 @@ from harness.gan.hparams import HParams
 from harness.machine.processes import exact_arithmetic
 from harness.scoring.protocol import INCEPTION
 from harness.spec.precision import with_precision
-from harness.spec.resolved import ResolvedStudy as StudySpec
+from harness.spec.resolved import ResolvedStudy
 
 # bfloat16 must be faster by this factor: a smaller gain may be noise.
 MIN_GAIN = 1.1
 
 
-def resolve_precision(spec: StudySpec, device: str, exact: bool) -> tuple[StudySpec, list[str]]:
+def resolve_precision(spec: ResolvedStudy, device: str, exact: bool) -> tuple[ResolvedStudy, list[str]]:
     """The study with every precision that its file leaves open, and what its user should hear of it.
 
     Rungs are scored in bfloat16 where that is faster: it changes no order (docs/performance.md). Trainings are float32,
@@ -59,6 +59,6 @@ def resolve_precision(spec: StudySpec, device: str, exact: bool) -> tuple[StudyS
     return with_precision(spec, training=training, rung=rung), said
 
 
-def _typical(spec: StudySpec) -> HParams:
+def _typical(spec: ResolvedStudy) -> HParams:
     """One configuration of the space: of each parameter that is always searched, its first or lowest value."""
     return spec.hparams({name: param.examples[0] for name, param in spec.space.items() if not param.when})

@@ -18,7 +18,7 @@ from harness.machine.processes import usable_cores, visible_gpus
 from harness.machine.provenance import provenance
 from harness.scoring.protocol import objective_name
 from harness.spec.precision import with_stored_precision
-from harness.spec.resolved import ResolvedStudy as StudySpec
+from harness.spec.resolved import ResolvedStudy
 from harness.store.attrs import StudyAttrs
 from harness.store.database import open_storage
 from harness.store.outage import grace_s
@@ -41,7 +41,7 @@ class SweepResult:
 
 
 def run_sweep(
-    spec: StudySpec,
+    spec: ResolvedStudy,
     home: Home,
     *,
     source: Path | None,
@@ -63,7 +63,7 @@ def run_sweep(
     def say(text: str) -> None:
         on_event({"doing": text})
 
-    def settled(spec: StudySpec) -> StudySpec:
+    def settled(spec: ResolvedStudy) -> ResolvedStudy:
         say("preparing workers")
         make_ready()
         client_for(home)  # whose imports take as long as the workers', meanwhile
@@ -182,7 +182,7 @@ def ending_with(*steps: Callable[[], None]) -> Iterator[None]:
 
 
 def worker_job(
-    spec: StudySpec,
+    spec: ResolvedStudy,
     home: Home,
     store: ImageStore,
     study: optuna.Study,
@@ -236,7 +236,7 @@ def _run(
     )
 
 
-def require_images(spec: StudySpec, n: int, n_held_out: int) -> None:
+def require_images(spec: ResolvedStudy, n: int, n_held_out: int) -> None:
     """Refuse before training what would fail in scoring.
 
     Raises:
@@ -276,7 +276,7 @@ def refuse_other_images(study: optuna.Study, dataset: dict[str, str]) -> None:
 
 def _describe(
     study: optuna.Study,
-    spec: StudySpec,
+    spec: ResolvedStudy,
     dataset: dict[str, str],
     n_images: int,
     target: int,

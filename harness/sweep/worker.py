@@ -22,7 +22,7 @@ from harness.errors import (
     SweepError,
     without_secrets,
 )
-from harness.spec.resolved import ResolvedStudy as StudySpec
+from harness.spec.resolved import ResolvedStudy
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.lease import Lease, write_attrs
 from harness.store.samplers import images
@@ -37,7 +37,7 @@ _DISK_FULL = "the disk is full"
 _IDLE_S = 1.0
 
 
-def work(study: optuna.Study, spec: StudySpec, env: Env, target: int | None = None) -> None:
+def work(study: optuna.Study, spec: ResolvedStudy, env: Env, target: int | None = None) -> None:
     """Run trials until the study has its target or ``env.stop()`` says so.
 
     Args:
@@ -69,7 +69,7 @@ def work(study: optuna.Study, spec: StudySpec, env: Env, target: int | None = No
             )
 
 
-def run_trial(trial: optuna.Trial, spec: StudySpec, env: Env) -> str:
+def run_trial(trial: optuna.Trial, spec: ResolvedStudy, env: Env) -> str:
     """Run one trial to its end state in the database and in the tracker; return why it failed, or an empty string.
 
     Raises:

@@ -33,7 +33,7 @@ from harness.gan.hparams import HParams
 from harness.home import Home
 from harness.report.facts import read_facts
 from harness.spec.files import load_study_file
-from harness.spec.resolved import ResolvedStudy as StudySpec
+from harness.spec.resolved import ResolvedStudy
 from harness.store.samplers import images, make_pruner
 from harness.store.studies import find_record, open_study
 from harness.store.studies import load_study as load_started
@@ -242,7 +242,7 @@ def test_a_length_of_the_command_line_makes_a_study_whose_every_rung_can_prune()
     spec = load_study_file("celeba32")
     for kimg in range(1, 300):
         scaled = with_budget(spec, quick=False, trials=None, kimg=kimg)
-        assert StudySpec.model_validate(scaled.model_dump()) == scaled, "as it is read back from the database"
+        assert ResolvedStudy.model_validate(scaled.model_dump()) == scaled, "as it is read back from the database"
         pruner = make_pruner(scaled)
         pruner._try_initialization(None)
         assert pruner._n_brackets == 4, kimg

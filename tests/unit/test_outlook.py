@@ -17,7 +17,7 @@ from harness.findings.outlook import chance, expected_best, in_words, new_best_p
 from harness.forecast import plan, probe
 from harness.home import Home
 from harness.spec.files import parse_study
-from harness.spec.resolved import ResolvedPreset as Preset
+from harness.spec.resolved import ResolvedPreset
 from harness.spec.scoring import ScoreSpec, ScoringSpec
 from harness.spec.study import PrunerSpec
 from harness.store.samplers import images
@@ -163,7 +163,7 @@ def test_the_least_is_what_is_trained_where_each_trial_is_worse_than_all_before_
 
 
 def test_recipes_are_never_pruned_in_either_bound():
-    recipes = tuple(Preset(name=f"r{i}", params={}, overrides={}, recipe="r") for i in range(3))
+    recipes = tuple(ResolvedPreset(name=f"r{i}", params={}, overrides={}, recipe="r") for i in range(3))
     text = time_of(SPEC.model_copy(update={"presets": recipes}))
     least = plan._shown(3 * FULL_S + 5 * FIRST_RUNG_S + 50)
     assert f"{least} at least (all but 3 pruned at the first rung)" in text

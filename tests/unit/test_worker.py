@@ -25,7 +25,7 @@ from harness.home import Home
 from harness.machine.processes import is_gone, this_process, use_threads
 from harness.scoring.fidelity import Scores
 from harness.spec.files import parse_study
-from harness.spec.resolved import ResolvedPreset as Preset
+from harness.spec.resolved import ResolvedPreset
 from harness.spec.suggest import suggest
 from harness.store.samplers import make_sampler
 from harness.store.studies import open_study, to_record
@@ -508,7 +508,7 @@ def test_impatience_is_no_crash(study, env):
     assert to_record(study).trials[-1].state == "WAITING"
 
 
-BASELINE = Preset(
+BASELINE = ResolvedPreset(
     name="old-as_coded",
     params={},
     recipe="old",

@@ -10,7 +10,7 @@ from typing import Any
 from harness.data.store import ImageStore
 from harness.errors import Interrupted
 from harness.home import Home
-from harness.spec.resolved import ResolvedStudy as StudySpec
+from harness.spec.resolved import ResolvedStudy
 
 Event = dict[str, Any]
 # Seconds for sending what MLflow has yet to get: at the end of the work, and where the machine is to be given back.
@@ -26,7 +26,7 @@ class WorkerJob:
     score by another protocol than before.
     """
 
-    spec: StudySpec
+    spec: ResolvedStudy
     home: Home
     store: ImageStore
     device: str
