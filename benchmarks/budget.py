@@ -28,7 +28,7 @@ from harness.errors import NotFoundError
 from harness.home import Home
 from harness.machine.provenance import cpu_name
 from harness.store.records import StudyRecord
-from harness.store.studies import load_study, to_record
+from harness.store.studies import started_study, study_to_record
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks" / "results" / "budget-mnist32.jsonl"
@@ -41,7 +41,7 @@ def record_of(name: str, home: Home) -> StudyRecord | None:
     if not (home.root / "optuna.db").is_file():
         return None
     try:
-        return to_record(load_study(name, home))
+        return study_to_record(started_study(name, home))
     except NotFoundError:  # not yet
         return None
 

@@ -27,8 +27,7 @@ from harness.machine.provenance import provenance
 from harness.spec.files import load_study_file
 from harness.spec.resolved import ResolvedStudy
 from harness.store.records import StudyRecord
-from harness.store.studies import load_study as load_started
-from harness.store.studies import to_record
+from harness.store.studies import started_study, study_to_record
 from harness.sweep.run import run_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -188,7 +187,7 @@ def main() -> None:
             on_event=lambda event: None, on_progress=lambda *_: None, stop_level=lambda: 0,
         )  # fmt: skip
         of = dict(zip(("search", "workers", "trials", "git_commit"), (kind, *same), strict=True))
-        row = {**of, "seed": seed, "course": course(to_record(load_started(spec.name, home)))}
+        row = {**of, "seed": seed, "course": course(study_to_record(started_study(spec.name, home)))}
         with OUT.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(kind, seed, row["course"][-1], flush=True)

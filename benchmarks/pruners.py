@@ -37,8 +37,8 @@ from scipy.stats import spearmanr
 
 from benchmarks.rungs import rows
 from harness.home import Home
-from harness.store.studies import load_study, to_record
-from harness.store.views import AbreastPercentile, View
+from harness.store.studies import started_study, study_to_record
+from harness.store.views import AsyncPercentilePruner, PositionView
 from harness.sweep.worker import DIVERGED_VALUE
 
 RUNGS = (
@@ -61,7 +61,7 @@ class Curve:
 
 def from_study(name: str) -> tuple[list[Curve], float]:
     """(curves, kimg) of a study in the database that pruned nothing."""
-    record = to_record(load_study(name, Home.from_environment()))
+    record = study_to_record(started_study(name, Home.from_environment()))
     curves, marks = [], {mark for trial in record.complete for mark in trial.intermediate}
     for trial in record.complete:
         score_s = trial.attrs.score_s
@@ -99,7 +99,7 @@ def candidates(rungs: tuple[int, ...], kimg: float) -> dict[str, Callable[[], Ba
         "best third, 2 startup": lambda: PercentilePruner(33.3, n_startup_trials=2),
         "best quarter, 2 startup": lambda: PercentilePruner(25.0, n_startup_trials=2),
         "best quarter, 1 startup": lambda: PercentilePruner(25.0, n_startup_trials=1),
-        "best quarter, 1 startup or running": lambda: AbreastPercentile(25.0, n_startup_trials=1),
+        "best quarter, 1 startup or running": lambda: AsyncPercentilePruner(25.0, n_startup_trials=1),
     }
     for factor in (2, 3):
         if all(b >= a * factor for a, b in zip(rungs, (*rungs[1:], kimg), strict=True)):
@@ -156,7 +156,7 @@ def replay(
 ) -> Replay:
     # Hyperband draws its brackets from the study's name.
     stored = optuna.create_study(study_name=name)
-    study = View(name, stored._storage, sampler=optuna.samplers.RandomSampler(seed=0), pruner=pruner)
+    study = PositionView(stored, sampler=optuna.samplers.RandomSampler(seed=0), pruner=pruner)
     lasts = [(after - before) / kimg * took.train for before, after in pairwise((0, *rungs, kimg))]
     done, drawn = Replay(), iter(curves)
     # What comes next of each worker: (when, its trial's number, the trial, its curve, how many rungs it has behind it).

@@ -485,9 +485,9 @@ def report(folder: Path, n: int) -> Iterator[tuple[Timed, None]]:
         "import sys, time; from pathlib import Path; from benchmarks.peak import peak_mib; began = time.perf_counter();"
         "from harness.home import Home; from harness.report.render import build_report;"
         "from harness.store.importance import EVALUATOR, importances;"
-        "from harness.store.studies import load_study, to_record;"
-        "home = Home(Path(sys.argv[1])); study = load_study('mnist32', home);"
-        "build_report(to_record(study), home.root, Path(sys.argv[2]), importances(study), EVALUATOR);"
+        "from harness.store.studies import started_study, study_to_record;"
+        "home = Home(Path(sys.argv[1])); study = started_study('mnist32', home);"
+        "build_report(study_to_record(study), home.root, Path(sys.argv[2]), importances(study), EVALUATOR);"
         "print(time.perf_counter() - began, peak_mib())"
     )
 

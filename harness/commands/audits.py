@@ -52,14 +52,14 @@ def audit_study(
     from harness.scoring.audit import RealImages, audit
     from harness.scoring.protocol import MOBILENET
     from harness.scoring.scorer import Scorers
-    from harness.store.studies import load_study, stored_spec, to_record
+    from harness.store.studies import started_study, stored_spec, study_to_record
     from harness.sweep.run import refuse_other_images
     from harness.training.attempt import save_png
     from harness.training.checkpoint import import_generator
     from harness.training.share import bring_results
 
-    study = load_study(study_name, home)
-    spec, record = stored_spec(study), to_record(study)
+    study = started_study(study_name, home)
+    spec, record = stored_spec(study), study_to_record(study)
     bring_results(record, home, say)
     confirmed = confirmed_best(record, home, say)
     chosen = [*rank(record, top=top).trials, *([confirmed] if confirmed else [])]

@@ -24,12 +24,12 @@ def export_reference(study_name: str, home: Home, source: Path | None, out: Path
     from harness.data.store import open_store
     from harness.scoring.reference import reference_images
     from harness.scoring.scorer import split_images
-    from harness.store.studies import load_study as load_started
+    from harness.store.studies import started_study
     from harness.training.attempt import save_png
 
     spec = started_spec(study_name, home)
     store = open_store(home, spec.data, source, study=study_name, on_progress=lambda *_: None, say=say)
-    found = StudyAttrs.parse(load_started(study_name, home).user_attrs).dataset["fingerprint"]
+    found = StudyAttrs.parse(started_study(study_name, home).user_attrs).dataset["fingerprint"]
     if store.fingerprint != found:
         raise DataError("these are not the images that the study was run on", "Give the same DATA.")
     refuse_to_mix(out)

@@ -46,12 +46,11 @@ def trained_generator(
     import torch
 
     from harness.findings.ranking import rank
-    from harness.store.studies import load_study as load_started
-    from harness.store.studies import to_record
+    from harness.store.studies import started_study, study_to_record
     from harness.training.checkpoint import import_generator
     from harness.training.share import bring_results
 
-    record = to_record(load_started(study_name, home))
+    record = study_to_record(started_study(study_name, home))
     if trial is None and (confirmed := confirmed_best(record, home, say)):
         chosen = confirmed
     elif trial is None:

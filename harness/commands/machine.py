@@ -45,13 +45,17 @@ def doctor(home: Home) -> Iterator[tuple[bool, str, str]]:
     for name, finding in weights_in_use(home, lambda _: None):
         yield not finding.startswith("error"), name, finding
     try:
-        from harness.store.address import database_url, shown
+        from harness.store.address import database_url, describe_address
         from harness.store.database import open_storage
         from harness.tracking.mlflow import client_for, tracking_url
 
         open_storage(home)
         client_for(home)
-        yield True, "Databases", f"{shown(database_url(home))}, MLflow at {without_secrets(tracking_url(home))}"
+        yield (
+            True,
+            "Databases",
+            f"{describe_address(database_url(home))}, MLflow at {without_secrets(tracking_url(home))}",
+        )
     except HarnessError as error:
         yield False, "Databases", error.problem
 

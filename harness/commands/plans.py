@@ -36,10 +36,10 @@ def confirm_spec(study: str, home: Home, *, top: int, seeds: int, samplings: int
         NotFoundError: the study was not started, or has no finished trial.
         UsageError: it is a plan itself, or its name is too long.
     """
-    from harness.store.studies import load_study, stored_spec, to_record
+    from harness.store.studies import started_study, stored_spec, study_to_record
 
-    started = load_study(study, home)
-    spec, record = stored_spec(started), to_record(started)
+    started = started_study(study, home)
+    spec, record = stored_spec(started), study_to_record(started)
     if spec.plan:
         raise UsageError(f"{study} is no search", f"Say `harness confirm {spec.plan.study}`.")
     arms = _finalists(record, top)

@@ -28,12 +28,12 @@ def write_report(study_name: str, home: Home, say: Callable[[str], None]) -> Pat
     """
     from harness.report.render import build_report
     from harness.store.importance import EVALUATOR, importances
-    from harness.store.studies import find_record, to_record
-    from harness.store.studies import load_study as load_started
+    from harness.store.studies import find_record, study_to_record
+    from harness.store.studies import started_study as started_study
     from harness.training.share import bring_results
 
-    study = load_started(study_name, home)
-    record = to_record(study)
+    study = started_study(study_name, home)
+    record = study_to_record(study)
     plan_of = record.attrs.spec.get("plan")
     if plan_of and plan_of["kind"] == "claims":
         return write_claims_report(study_name, home, say, images=True)
@@ -60,11 +60,11 @@ def write_comparison(names: Sequence[str], home: Home) -> Path:
     """
     from harness.errors import UsageError
     from harness.report.compare import build_comparison
-    from harness.store.studies import find_record, load_study, to_record
+    from harness.store.studies import find_record, started_study, study_to_record
 
     if len(set(names)) < len(names):
         raise UsageError("a study is named twice", "Name each once.")
-    records = [to_record(load_study(name, home)) for name in names]
+    records = [study_to_record(started_study(name, home)) for name in names]
     for record in records:
         if record.attrs.spec.get("plan"):
             raise UsageError(f"{record.name} is no search", "Its study's own report shows it.")
@@ -82,12 +82,12 @@ def write_claims_report(plan_name: str, home: Home, say: Callable[[str], None], 
         images: whether samples are shown.
     """
     from harness.report.claims import build_claims_report
-    from harness.store.studies import load_study, stored_spec, to_record
+    from harness.store.studies import started_study, stored_spec, study_to_record
     from harness.training.share import bring_results
 
-    study = load_study(plan_name, home)
+    study = started_study(plan_name, home)
     stored_spec(study)  # or a sentence why it cannot be read
-    record = to_record(study)
+    record = study_to_record(study)
     bring_results(record, home, say)
     out = Path("reports") / f"claims-{plan_name.removesuffix('-claims')}"
     with FileLock(home.root / f".report-{plan_name}.lock"):

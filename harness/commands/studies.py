@@ -20,17 +20,18 @@ def studies_table(home: Home) -> Iterator[tuple[str, str, str]]:
     """(name, state, description) of every study file and of every started study."""
     from harness.spec.files import study_names
 
-    started: dict[str, int] = {}
+    started: dict[str, int | None] = {}
     if os.environ.get("HARNESS_STORAGE") or (home.root / "optuna.db").is_file():
-        import optuna
-
         from harness.store.database import open_storage
+        from harness.store.studies import studies_by_name
         from harness.store.trials import finished_count
 
-        storage = open_storage(home)
-        for name in optuna.get_all_study_names(storage):
-            started[name] = finished_count(optuna.load_study(storage=storage, study_name=name))
+        for name, study in studies_by_name(open_storage(home)).items():
+            started[name] = None if study is None else finished_count(study)
     for name in sorted({*study_names(), *started}):
+        if name in started and started[name] is None:
+            yield name, "skipped", "another program made this study in the database"
+            continue
         try:
             spec: ResolvedStudy | None = load_study_file(name)
         except HarnessError as error:
@@ -46,10 +47,9 @@ def started_spec(name: str, home: Home) -> ResolvedStudy:
     Raises:
         NotFoundError: it was not started.
     """
-    from harness.store.studies import load_study as load_started
-    from harness.store.studies import stored_spec
+    from harness.store.studies import started_study, stored_spec
 
-    return stored_spec(load_started(name, home))
+    return stored_spec(started_study(name, home))
 
 
 def reconcile(name: str | None, home: Home) -> Iterator[str]:
@@ -64,23 +64,24 @@ def reconcile(name: str | None, home: Home) -> Iterator[str]:
     import optuna
 
     from harness.store.database import open_storage
-    from harness.store.studies import is_absent, stored_spec
-    from harness.store.studies import load_study as load_started
+    from harness.store.studies import database_exists, started_study, stored_spec
     from harness.store.trials import Trials
     from harness.sweep.reconcile import reconcile_tracker, reconcile_trainings
     from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
 
-    storage = None if is_absent(home) else open_storage(home)
+    storage = open_storage(home) if database_exists(home) else None
     studies: list[optuna.Study] = []
     names = sorted(optuna.get_all_study_names(storage)) if storage else []
     for found in [name] if name else names:
         try:
-            study = load_started(found, home, storage=storage)
+            study = started_study(found, home, storage=storage)
             if not StudyAttrs.parse(study.user_attrs).mlflow_parent:
                 raise NotFoundError(f"study {found} was created, and killed before its first trial", "Run it again.")
-        except NotFoundError:
-            if name:
+        except (NotFoundError, StorageError) as error:
+            if name or isinstance(error, StorageLost):
                 raise
+            if isinstance(error, StorageError):  # another program made it
+                yield f"{error.problem}; skipped"
             continue
         studies.append(study)
     # All of the database first: MLflow may be away.

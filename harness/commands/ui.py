@@ -41,14 +41,13 @@ def ui_command(home: Home, port: int) -> list[str]:
 
 def ui_links(home: Home, port: int) -> Iterator[tuple[str, str]]:
     """(study, address of its trials as a ranked table with charts) of every study that was started."""
-    import optuna
-
     from harness.store.database import open_storage
+    from harness.store.studies import studies_by_name
     from harness.tracking.mlflow import client_for, runs_page
 
-    client, storage = client_for(home), open_storage(home)
-    for name in sorted(optuna.get_all_study_names(storage)):
-        experiment = client.get_experiment_by_name(name)
-        metric = StudyAttrs.parse(optuna.load_study(storage=storage, study_name=name).user_attrs).final_metric
+    client = client_for(home)
+    for name, study in studies_by_name(open_storage(home)).items():
+        experiment = client.get_experiment_by_name(name) if study else None
+        metric = StudyAttrs.parse(study.user_attrs).final_metric if study else ""
         if experiment and metric:
             yield name, f"http://127.0.0.1:{port}{runs_page(experiment.experiment_id, str(metric))}"

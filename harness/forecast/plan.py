@@ -32,11 +32,10 @@ from harness.home import Home
 from harness.machine.devices import choose_device
 from harness.machine.processes import exact_arithmetic, fits_on, keep_memory, usable_cores, use_threads, visible_gpus
 from harness.spec.resolved import ResolvedStudy
+from harness.store.optuna_private import HyperbandOfView
 from harness.store.records import StudyRecord
-from harness.store.samplers import images as images_shown
-from harness.store.samplers import make_pruner, study_in_memory
+from harness.store.samplers import kimg_to_images, make_pruner, study_in_memory
 from harness.store.studies import find_record
-from harness.store.views import PlacedHyperband
 from harness.sweep.engines.local import threads_per_worker
 from harness.sweep.precision import resolve_precision
 from harness.sweep.run import require_images
@@ -226,8 +225,8 @@ def soonest_rungs(spec: ResolvedStudy, target: int) -> list[float | None]:
     found: list[float | None] = []
     begun: set[int] = set()
     for place in places:
-        first = pruner.first_rung(study, place) if isinstance(pruner, PlacedHyperband) else images_shown(rungs[0])
-        rung = next((rung for rung in rungs if images_shown(rung) >= first), None)
+        first = pruner.first_rung(study, place) if isinstance(pruner, HyperbandOfView) else kimg_to_images(rungs[0])
+        rung = next((rung for rung in rungs if kimg_to_images(rung) >= first), None)
         found.append(rung if first in begun else None)
         begun.add(first)
     return found

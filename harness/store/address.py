@@ -1,4 +1,4 @@
-"""Where the Optuna database is, and how its address is shown."""
+"""Where the Optuna database is, and what messages may say of its address."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def database_url(home: Home) -> URL:
     """``HARNESS_STORAGE``, or the SQLite file in the home folder.
 
     Raises:
-        UsageError: an address that cannot be used. Its text, which may hold a password, is not shown.
+        UsageError: the address cannot be used. The message leaves it out, since it may contain a password.
     """
-    found = os.environ.get("HARNESS_STORAGE")
-    if not found:
+    address = os.environ.get("HARNESS_STORAGE")
+    if not address:
         return make_url(home.optuna_url)
     try:
-        url = make_url(found)
+        url = make_url(address)
     except ArgumentError:
         raise UsageError("HARNESS_STORAGE is not a database's address", _ADDRESSES) from None
     if url.drivername == "postgresql":
@@ -46,15 +46,15 @@ _ADDRESSES = (
 )
 
 
-def shown(url: URL) -> str:
-    """An address for people and logs: no user, no password, no option."""
+def describe_address(url: URL) -> str:
+    """The address for messages and logs: no user, no password, no option."""
     if url.get_backend_name() == "sqlite":
         return str(url.database)
     return f"{url.get_backend_name()} database {url.database} on {url.host or 'this machine'}"
 
 
-def blotted(message: str, url: URL) -> str:
-    """A message in which the address's password, if any, is blotted out."""
+def without_password(message: str, url: URL) -> str:
+    """The message with ``***`` for every password that the address or PGPASSWORD has."""
     secrets = {str(url.password or ""), os.environ.get("PGPASSWORD", "")}
     secrets |= {value for name, value in url.query.items() if "password" in name and isinstance(value, str)}
     for secret in secrets - {""}:

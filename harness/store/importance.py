@@ -1,4 +1,4 @@
-"""What a report needs of Optuna's own analysis."""
+"""Importance of parameters, by Optuna."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def importances(study: optuna.Study) -> dict[str, float]:
     """Importance of each parameter for the first score of a trial, by PED-ANOVA (Watanabe et al. 2023), summing to 1.
 
     The first rung is where every trial is comparable, pruned ones too; final scores exist only for the few that the
-    pruner let through. Empty with fewer than 8 trials, or where they do not tell.
+    pruner let through. Empty with fewer than 8 trials, or where Optuna cannot compute it.
     """
     scored = [
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        if trial.intermediate_values and not TrialAttrs.parse(trial.user_attrs).recipe  # a baseline is made otherwise
+        if trial.intermediate_values and not TrialAttrs.parse(trial.user_attrs).recipe  # a baseline searches nothing
     ]
     if len(scored) < _FEWEST:
         return {}
@@ -29,10 +29,10 @@ def importances(study: optuna.Study) -> dict[str, float]:
     for trial in scored:
         value = trial.intermediate_values[min(trial.intermediate_values)]
         first_rung.add_trial(create_trial(params=trial.params, distributions=trial.distributions, value=value))
-    # A conditional parameter is known for some trials only, whose scores say as much about the condition.
+    # A conditional parameter exists in some trials only, whose scores depend on the condition as well.
     common = sorted(set.intersection(*(set(trial.params) for trial in scored)))
     try:
-        found = get_param_importances(first_rung, evaluator=PedAnovaImportanceEvaluator(), params=common)
+        importance = get_param_importances(first_rung, evaluator=PedAnovaImportanceEvaluator(), params=common)
     except (RuntimeError, ValueError):
         return {}
-    return {name: float(value) for name, value in found.items()}
+    return {name: float(value) for name, value in importance.items()}

@@ -12,22 +12,22 @@ from sqlalchemy.exc import DBAPIError
 
 from harness.errors import Fenced
 from harness.store.attrs import TrialAttrs
-from harness.store.database import HEARTBEAT_S, PatientStorage
+from harness.store.database import HEARTBEAT_S, PatientStorage, storage_of
+from harness.store.optuna_private import id_of, remember_user_attrs
 
 
 class Lease:
-    """Signs of life of one running trial, in the database's own time, so that no machine's clock matters.
+    """Signs of life of one running trial, by the database's clock: no machine's own matters.
 
     Args:
-        study: the trial's.
-        trial_id: of the trial in the storage.
+        trial: that the worker runs.
     """
 
-    def __init__(self, study: optuna.Study, trial_id: int) -> None:
-        self.study, self.trial_id = study, trial_id
+    def __init__(self, trial: optuna.Trial) -> None:
+        self.storage, self.trial_id = storage_of(trial.study), id_of(trial)
         self.ending = False
         self._ended = Event()
-        self._thread = Thread(target=self._beat, name=f"lease {trial_id}", daemon=True)
+        self._thread = Thread(target=self._beat, name=f"lease {self.trial_id}", daemon=True)
 
     def __enter__(self) -> Lease:
         self._thread.start()
@@ -37,18 +37,18 @@ class Lease:
         self._ended.set()
 
     def check(self) -> None:
-        """Ask the database before anything is published.
+        """Make sure that the trial still belongs to this worker, before anything is published.
 
         Raises:
             Fenced: the trial is not RUNNING any more.
             StorageLost: the database does not answer.
         """
-        state = storage_of(self.study).trial_state(self.trial_id)
+        state = self.storage.trial_state(self.trial_id)
         if state != TrialState.RUNNING:
             raise Fenced(f"was declared dead meanwhile (it is {state.name}); this attempt publishes nothing more")
 
     def check_now(self) -> None:
-        """As :meth:`check`, without waiting for a database that is away; nothing while its worker ends the trial.
+        """As :meth:`check`, without waiting for a database that is away; does nothing while the worker ends the trial.
 
         Raises:
             Fenced: the trial is not RUNNING any more.
@@ -56,29 +56,26 @@ class Lease:
         """
         if self.ending:
             return
-        with storage_of(self.study).patience.suspended():
+        with self.storage.outages.not_waiting():
             self.check()
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
-            beat(self.study, self.trial_id)
+            beat(self.storage, self.trial_id)
 
 
-def beat(study: optuna.Study, trial_id: int) -> None:
-    """One sign of life. During an outage there is none: whoever waits it out is silent for less than is deadly."""
+def beat(storage: PatientStorage, trial_id: int) -> None:
+    """One sign of life; none during an outage, which ends before its silence counts as death."""
     with suppress(StorageInternalError, DBAPIError):
-        storage_of(study).record_heartbeat(trial_id)
+        storage.record_heartbeat(trial_id)
 
 
 def write_attrs(trial: optuna.Trial, attrs: TrialAttrs) -> None:
-    """As ``trial.set_user_attr`` for each that differs from its default, in one transaction: all are there, or none."""
+    """Write the given attributes in one transaction: all are there, or none.
+
+    Raises:
+        UpdateFinishedTrialError: the trial has ended.
+    """
     stored = attrs.stored()
-    storage_of(trial.study).set_trial_user_attrs(trial._trial_id, stored)
-    trial._cached_frozen_trial.user_attrs.update(stored)
-
-
-def storage_of(study: optuna.Study) -> PatientStorage:
-    """The storage beneath Optuna's cache."""
-    backend = getattr(study._storage, "_backend", study._storage)
-    assert isinstance(backend, PatientStorage)
-    return backend
+    storage_of(trial.study).set_trial_user_attrs(id_of(trial), stored)
+    remember_user_attrs(trial, stored)

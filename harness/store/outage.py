@@ -1,4 +1,4 @@
-"""What an outage of the database is, and how long it is waited out."""
+"""What an outage of the database is, and waiting until it is over."""
 
 from __future__ import annotations
 
@@ -14,57 +14,58 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from harness.errors import StorageError, StorageLost
 from harness.home import seconds_from_environment
-from harness.store.address import blotted, shown
+from harness.store.address import describe_address, without_password
 
 _LONGEST_PAUSE_S = 2.0
-# Errors of SQLite that pass by themselves or when somebody makes room; every other one of its kind does not.
+# Errors of SQLite that pass by themselves or when there is room on the disk again; no other error of SQLite does.
 _SQLITE_OUTAGES = ("locked", "busy", "disk is full", "disk I/O error")
-# Of SQLite and of PostgreSQL: who may not write, now or ever.
+# Errors of SQLite and PostgreSQL about missing rights to write.
 _FORBIDDEN = ("readonly database", "read-only transaction", "permission denied")
-# What PostgreSQL says to those whom waiting does not help.
+# Errors of PostgreSQL that waiting does not help.
 _REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
 
 R = TypeVar("R")
 
 
 def grace_s() -> float:
-    """Seconds that an outage of the database is waited out: ``HARNESS_GRACE_S``, five minutes unless it says otherwise.
+    """Seconds to wait for a database that is away: ``HARNESS_GRACE_S``, 300 by default.
 
     Raises:
-        UsageError: it is no such number.
+        UsageError: HARNESS_GRACE_S is not a number of seconds.
     """
     return seconds_from_environment("HARNESS_GRACE_S", 300.0)
 
 
-class Patience:
+class Outages:
     """Waits while the database is away, up to the grace period, and says so once.
 
     Args:
         url: of the database, for messages.
-        seconds: the grace period.
-        say: told when waiting begins and ends.
-        stop: asked whether to give up earlier.
+        grace_s: the grace period.
+        say: called with a line when waiting begins and when it ends.
+        stop: whether to give up earlier; called during an outage.
     """
 
-    def __init__(self, url: URL, seconds: float, say: Callable[[str], None], stop: Callable[[], bool]) -> None:
-        self.url, self.seconds, self.say, self.stop = url, seconds, say, stop
-        self._impatient = local()
+    def __init__(self, url: URL, grace_s: float, say: Callable[[str], None], stop: Callable[[], bool]) -> None:
+        self.url, self.grace_s, self.say, self.stop = url, grace_s, say, stop
+        self.name = describe_address(url)
+        self._thread = local()
 
     @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Inside, this thread does not wait: what holds a lock gives up and is repeated as a whole."""
-        self._impatient.now = True
+    def not_waiting(self) -> Iterator[None]:
+        """Inside, an outage is an error for this thread: the holder of a lock lets go of it and repeats the whole."""
+        self._thread.waits = False
         try:
             yield
         finally:
-            self._impatient.now = False
+            self._thread.waits = True
 
     def wait_out(self, call: Callable[[bool], R]) -> R:
-        """The result of ``call``, repeated until the database answers; it is told whether it is a repetition.
+        """The result of ``call(repeated)``, which is repeated until the database answers.
 
         Raises:
-            StorageLost: the outage lasted longer than the grace period, or ``stop()`` said so during one.
-            StorageError: the database may be read, not written.
+            StorageLost: the outage lasted longer than the grace period, or ``stop()`` was true during it.
+            StorageError: the database may be read, but not written.
         """
         began, pause, repeated = 0.0, 0.05, False
         while True:
@@ -73,32 +74,32 @@ class Patience:
             except (StorageInternalError, DBAPIError) as error:
                 if is_forbidden(error):
                     raise StorageError(
-                        f"{shown(self.url)} cannot be written: {self._first_line(error)}",
+                        f"{self.name} cannot be written: {self._first_line(error)}",
                         "Let this user write it: the file and its folder, or the tables of a server.",
                     ) from None
-                if not is_outage(error) or getattr(self._impatient, "now", False):
+                if not is_outage(error) or not getattr(self._thread, "waits", True):
                     raise
                 now = time.monotonic()
                 if not repeated:
                     began = now
-                    self.say(f"{shown(self.url)} does not answer; waiting up to {self.seconds:g} s")
+                    self.say(f"{self.name} does not answer; waiting up to {self.grace_s:g} s")
                 repeated = True
-                if now - began > self.seconds or self.stop():
+                if now - began > self.grace_s or self.stop():
                     raise StorageLost(
-                        f"{shown(self.url)} did not answer for {now - began:.0f} s: {self._first_line(error)}",
-                        "What was trained is saved. Start again when the database is back: it goes on from there.",
+                        f"{self.name} did not answer for {now - began:.0f} s: {self._first_line(error)}",
+                        "What was trained is saved. Start again when the database is back, and the sweep continues.",
                     ) from None
                 # Not time.sleep: nothing here may depend on how a signal ends it.
                 Event().wait(min(pause, _LONGEST_PAUSE_S))
                 pause *= 2
                 continue
             if repeated:
-                self.say(f"{shown(self.url)} is back after {time.monotonic() - began:.1f} s")
+                self.say(f"{self.name} is back after {time.monotonic() - began:.1f} s")
             return result
 
     def _first_line(self, error: BaseException) -> str:
         cause = error.__cause__ or error
-        return blotted(str(getattr(cause, "orig", None) or cause).strip().splitlines()[0], self.url)
+        return without_password(str(getattr(cause, "orig", None) or cause).strip().splitlines()[0], self.url)
 
 
 def is_forbidden(error: BaseException) -> bool:

@@ -1,10 +1,9 @@
-"""Studies in the Optuna database, which is the only truth about them: created once, opened by many."""
+"""Studies in the Optuna database, which is the only truth about them: created or continued, found, read."""
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,16 @@ import optuna
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
-from harness.errors import NotFoundError, SpecDrift, StorageError
+from harness.errors import NotFoundError, StorageError
 from harness.home import Home
-from harness.spec.drift import Change, changes
 from harness.spec.mistakes import pydantic_problems
-from harness.spec.objectives import directions
+from harness.spec.objectives import Objective, directions
 from harness.spec.precision import with_stored_precision
 from harness.spec.resolved import ResolvedPreset, ResolvedStudy
-from harness.store.address import database_url, shown
-from harness.store.attrs import StudyAttrs, TrialAttrs
-from harness.store.database import PatientStorage, StudyLock, open_storage
-from harness.store.lease import storage_of
+from harness.store.address import database_url, describe_address
+from harness.store.agreement import refuse_drift
+from harness.store.attrs import StudyAttrs, TrialAttrs, is_of_harness
+from harness.store.database import PatientStorage, StudyLock, open_storage, write_study_attrs
 from harness.store.records import StudyRecord, TrialRecord
 from harness.store.trials import can_continue
 
@@ -33,33 +31,34 @@ def open_study(
     *,
     resume_anyway: bool = False,
     storage: PatientStorage | None = None,
-    settle: Callable[[ResolvedStudy], ResolvedStudy] = lambda spec: spec,
+    resolve: Callable[[ResolvedStudy], ResolvedStudy] = lambda spec: spec,
 ) -> optuna.Study:
-    """The study of a file, created with its presets enqueued, or continued.
+    """The study of a file: created with its presets enqueued, or continued.
 
     Args:
         spec: the file.
-        home: where the database is, unless the environment says otherwise.
-        resume_anyway: go on where the file has changed soundly.
+        home: where the database is, unless the environment names another.
+        resume_anyway: continue although the file has changed, if the changes are sound.
         storage: the database.
-        settle: decides what a new study's file leaves open; a continued one has it decided.
+        resolve: decides what the file leaves open; called for a new study only.
 
     Raises:
-        SpecDrift: it was started with another search space, scoring or data.
+        SpecDrift: the study was started with another search space, scoring or data.
+        StorageError: another program made a study of this name.
         StorageLost: the database does not answer.
     """
     storage = storage or open_storage(home)
-    lock = StudyLock(storage.patience.url, home, f"study-{spec.name}")
+    lock = StudyLock(storage.outages.url, home, f"study-{spec.name}")
 
     def create(repeated: bool) -> optuna.Study:
-        with lock.held(), storage.patience.suspended():
-            return _created(spec, storage, resume_anyway, settle)
+        with lock.held(), storage.outages.not_waiting():
+            return _created(spec, storage, resume_anyway, resolve)
 
-    return storage.patience.wait_out(create)
+    return storage.outages.wait_out(create)
 
 
 def _created(
-    spec: ResolvedStudy, storage: PatientStorage, resume_anyway: bool, settle: Callable[[ResolvedStudy], ResolvedStudy]
+    spec: ResolvedStudy, storage: PatientStorage, resume_anyway: bool, resolve: Callable[[ResolvedStudy], ResolvedStudy]
 ) -> optuna.Study:
     study = optuna.create_study(
         storage=storage,
@@ -67,23 +66,22 @@ def _created(
         directions=directions(spec.objectives or ("score",)),
         load_if_exists=True,
     )
+    _refuse_foreign(study, spec.objectives or ("score",))
     known = StudyAttrs.parse(study.user_attrs)
     if known.spec:
         spec = with_stored_precision(spec, known.spec)
-        _refuse_drift(spec, known.spec, resume_anyway)
+        refuse_drift(spec, known.spec, resume_anyway)
     else:
-        spec = settle(spec)
-    write_study_attrs(
-        study,
-        StudyAttrs(
-            spec=spec.identity(),
-            spec_hash=spec.spec_hash,
-            description=spec.description,
-            uid=known.uid or uuid.uuid4().hex,
-        ),
+        spec = resolve(spec)
+    attrs = StudyAttrs(
+        uid=known.uid or uuid.uuid4().hex,
+        spec=spec.identity(),
+        spec_hash=spec.spec_hash,
+        description=spec.description,
     )
+    write_study_attrs(study, attrs)
     trials = study.get_trials(deepcopy=False)
-    if spec.plan:  # an arm that failed for good is planned again
+    if spec.plan:  # an arm that failed for good is queued again
         trials = [trial for trial in trials if trial.state != TrialState.FAIL or can_continue(trial)]
     enqueued = {TrialAttrs.parse(trial.user_attrs).preset for trial in trials}
     for preset in spec.presets:
@@ -93,164 +91,124 @@ def _created(
 
 
 def preset_attrs(preset: ResolvedPreset) -> TrialAttrs:
-    """What a preset's trial carries along: a recipe's trial is a baseline with values of its own."""
-    return TrialAttrs(
-        preset=preset.name,
-        recipe=preset.recipe or "",
-        variant=preset.variant or "",
-        own_images=preset.own_images or "",
-        overrides=preset.overrides,
-        arm=preset.arm or "",
-        training_seed=preset.seed,
-    )
+    """The attributes of a preset's trial. A recipe's trial is a baseline with hyperparameters of its own."""
+    given: dict[str, Any] = {
+        "preset": preset.name,
+        "recipe": preset.recipe,
+        "variant": preset.variant,
+        "own_images": preset.own_images,
+        "overrides": preset.overrides,
+        "arm": preset.arm,
+        "training_seed": preset.seed,
+    }
+    return TrialAttrs(**{name: value for name, value in given.items() if value is not None})
 
 
-def write_study_attrs(study: optuna.Study, attrs: StudyAttrs) -> None:
-    """Write each attribute that differs from its default and from what is there."""
-    known = study.user_attrs
-    for name, value in attrs.stored().items():
-        if name not in known or known[name] != value:
-            study.set_user_attr(name, value)
-
-
-def load_study(name: str, home: Home, *, storage: PatientStorage | None = None) -> optuna.Study:
-    """An existing study.
+def find_study(name: str, home: Home, *, storage: PatientStorage | None = None) -> optuna.Study | None:
+    """A study that may not have been created, and may have been killed before its first trial.
 
     Raises:
-        NotFoundError: there is none of this name.
+        StorageError: another program made it.
     """
-    if storage is None and is_absent(home):
-        raise NotFoundError(
-            f"no study {name!r} has been started in {shown(database_url(home))}",
-            f"There is no database yet. Start it with `make sweep STUDY={name}`.",
-        )
+    if storage is None and not database_exists(home):
+        return None
+    try:
+        study = optuna.load_study(storage=storage or open_storage(home), study_name=name)
+    except KeyError:
+        return None
+    _refuse_foreign(study)
+    return study
+
+
+def started_study(name: str, home: Home, *, storage: PatientStorage | None = None) -> optuna.Study:
+    """A study that was started.
+
+    Raises:
+        NotFoundError: no study of this name was started.
+        StorageError: another program made it.
+    """
+    start = f"Start it with `make sweep STUDY={name}`."
+    missing = f"no study {name!r} has been started in {describe_address(database_url(home))}"
+    if storage is None and not database_exists(home):
+        raise NotFoundError(missing, f"There is no database yet. {start}")
     storage = storage or open_storage(home)
-    names = optuna.get_all_study_names(storage)
-    if name not in names:
-        raise NotFoundError(
-            f"no study {name!r} has been started in {shown(database_url(home))}",
-            f"Started are: {', '.join(sorted(names)) or 'none'}. Start it with `make sweep STUDY={name}`.",
-        )
-    study = optuna.load_study(storage=storage, study_name=name)
-    if not StudyAttrs.parse(study.user_attrs).final_metric:
+    study = find_study(name, home, storage=storage)
+    if study is None:
+        names = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none"
+        raise NotFoundError(missing, f"Started are: {names}. {start}")
+    if not _has_started(study):
         raise NotFoundError(f"study {name} was created, but never ran", f"`make sweep STUDY={name}` starts it.")
     return study
+
+
+def studies_by_name(storage: PatientStorage) -> dict[str, optuna.Study | None]:
+    """Every study of the database, in order of name; None is one that another program made."""
+    studies = [optuna.load_study(storage=storage, study_name=name) for name in optuna.get_all_study_names(storage)]
+    return {
+        study.study_name: None if _is_foreign(study) else study
+        for study in sorted(studies, key=lambda study: study.study_name)
+    }
+
+
+def _is_foreign(study: optuna.Study, objectives: Sequence[Objective] | None = None) -> bool:
+    """Whether another program made it; ``objectives`` are those that a study without a file must have."""
+    attrs = study.user_attrs
+    if not is_of_harness(attrs) and (attrs or study.get_trials(deepcopy=False)):
+        return True
+    # An empty one may be ours, killed before its first attribute.
+    if spec := StudyAttrs.parse(attrs).spec:
+        objectives = spec.get("objectives") or ("score",)
+    return objectives is not None and [each.name.lower() for each in study.directions] != directions(objectives)
+
+
+def _refuse_foreign(study: optuna.Study, objectives: Sequence[Objective] | None = None) -> None:
+    if _is_foreign(study, objectives):
+        raise StorageError(
+            f"the database has a study named {study.study_name} that another program made with Optuna",
+            "Copy the study file to a new name, or set HARNESS_STORAGE to another database.",
+        )
+
+
+def _has_started(study: optuna.Study) -> bool:
+    return bool(StudyAttrs.parse(study.user_attrs).final_metric)
 
 
 def stored_spec(study: optuna.Study) -> ResolvedStudy:
     """The study file as the database has it.
 
     Raises:
-        StorageError: a harness that knows other keys wrote it.
+        StorageError: another version of the harness, with other keys, wrote it.
     """
     attrs = StudyAttrs.parse(study.user_attrs)
     budget = {**attrs.spec["budget"], "trials": attrs.target}
     try:
         return ResolvedStudy.model_validate({**attrs.spec, "budget": budget})
     except ValidationError as error:
-        found = "; ".join(pydantic_problems(error, ResolvedStudy))
+        problems = "; ".join(pydantic_problems(error, ResolvedStudy))
         versions = attrs.environment.get("versions", "another version")
         raise StorageError(
-            f"study {study.study_name} was started by another version of the harness ({found})",
-            f"Install what it was started with: {versions}.",
+            f"study {study.study_name} was started by another version of the harness ({problems})",
+            f"Install the versions it was started with: {versions}.",
         ) from None
 
 
-def find_study(name: str, home: Home) -> optuna.Study | None:
-    """A study that may not have been created."""
-    if is_absent(home):
-        return None
-    storage = open_storage(home)
-    try:
-        return optuna.load_study(storage=storage, study_name=name)
-    except KeyError:
-        return None
+def database_exists(home: Home) -> bool:
+    """Whether there is a database to read; reading never creates one."""
+    url = database_url(home)
+    return url.get_backend_name() != "sqlite" or Path(str(url.database)).is_file()
 
 
 def find_record(name: str, home: Home) -> StudyRecord | None:
-    """A study as plain values; None where it never ran."""
-    study = find_study(name, home)
-    return to_record(study) if study is not None and StudyAttrs.parse(study.user_attrs).final_metric else None
-
-
-def is_absent(home: Home) -> bool:
-    """Whether there is no database, which whoever only reads does not create."""
-    url = database_url(home)
-    return url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file()
-
-
-def _refuse_drift(spec: ResolvedStudy, stored: Mapping[str, Any], resume_anyway: bool) -> None:
-    drift = changes(stored, spec.identity())
-    if spec.plan:  # it grows by arms, seeds and claims, and keeps what it has
-        drift = [change for change in drift if change.key != "presets" and not _is_new_to_plan(change)]
-    unsound = [change for change in drift if not change.sound]
-    if not drift or (resume_anyway and not unsound):
-        return
-    listed = "\n".join(f"  {change}" for change in drift)
-    copy = f"copy search_spaces/{spec.name}.toml to a new name and run that"
-    if spec.plan:
-        copy = f"copy search_spaces/{spec.plan.study}.toml to a new name and use that"
-        hint = f"Trainings would not be comparable. Leave claims and budget as they were, or {copy}."
-        if any(change.key == "plan.uid" for change in drift):
-            hint = f"The search was begun anew since, and {spec.name} is of the one before: {copy}."
-    elif unsound:
-        hint = f"Trials before and after would not be comparable ({unsound[0].key}): {copy}."
-    else:
-        hint = f"To search the changed study as a new one, {copy}. These changes are sound: --resume-anyway goes on."
-    raise SpecDrift(f"study {spec.name} was started with another file:\n{listed}", hint)
-
-
-def _refuse_other_protocols(
-    name: str, known: Mapping[str, Mapping[str, Any]], mine: Mapping[str, Mapping[str, Any]]
-) -> None:
-    others = [
-        f"{kind}.{key}: {mine[kind].get(key)}, not {value}"
-        for kind, protocol in known.items()
-        for key, value in protocol.items()
-        if mine[kind].get(key) != value
-    ]
-    if others:
-        raise SpecDrift(
-            f"this machine would score study {name} by another protocol, and no score of its could be compared "
-            f"({'; '.join(others)})",
-            "Install what the study was started with (constraints.txt names it). On the machine that started it "
-            "--resume-anyway goes on; the report then ranks only trials of the protocol that most have.",
-        )
-
-
-def _is_new_to_plan(change: Change) -> bool:
-    return change.key.startswith(("plan.claims.", "plan.uid")) and change.old is None
-
-
-def agree_on_protocols(
-    study: optuna.Study, home: Home, protocols: Mapping[str, Mapping[str, Any]], *, resume_anyway: bool
-) -> None:
-    """Score by these protocols from now on: those of a study are its first worker's.
-
-    Args:
-        study: on a :class:`harness.store.database.PatientStorage`.
-        home: where the lock is, with SQLite.
-        protocols: by kind of score, ``final`` and ``rung``: all that its meaning depends on.
-        resume_anyway: where the study has others, it has these from now on. A report ranks those of most trials.
+    """A study as plain values; None where it never ran.
 
     Raises:
-        SpecDrift: the study has others.
+        StorageError: another program made it.
     """
-    patience = storage_of(study).patience
-    lock = StudyLock(patience.url, home, f"study-{study.study_name}")
-    mine = json.loads(json.dumps(protocols))  # as the database gives them back
-
-    def agree(repeated: bool) -> None:
-        with lock.held(), patience.suspended():
-            known = StudyAttrs.parse(study.user_attrs).protocols
-            if known and not resume_anyway:
-                _refuse_other_protocols(study.study_name, known, mine)
-            write_study_attrs(study, StudyAttrs(protocols=mine))
-
-    patience.wait_out(agree)
+    study = find_study(name, home)
+    return study_to_record(study) if study is not None and _has_started(study) else None
 
 
-def to_record(study: optuna.Study) -> StudyRecord:
+def study_to_record(study: optuna.Study) -> StudyRecord:
     """The study as plain values."""
     trials = tuple(
         TrialRecord(

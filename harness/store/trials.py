@@ -1,4 +1,4 @@
-"""The life of a study's trials in the database: taken, ended, found dead, continued. All of it under one lock."""
+"""The life of a study's trials in the database: taken, ended, declared dead, continued. All of it under one lock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
@@ -16,30 +16,28 @@ from harness.errors import Fenced
 from harness.home import Home
 from harness.machine.processes import is_gone, this_process
 from harness.spec.resolved import ResolvedStudy
-from harness.store.attrs import TrialAttrs, position_of, retry_of
-from harness.store.database import StudyLock
-from harness.store.lease import beat, storage_of
+from harness.store.attrs import TrialAttrs, stored_position, stored_retry_of
+from harness.store.database import StudyLock, storage_of
+from harness.store.lease import beat
+from harness.store.optuna_private import cached_storage, id_of, retry_chain, retry_notes, stale_trial_ids
 from harness.store.samplers import make_pruner, make_sampler
-from harness.store.views import FINISHED, Placed, Ranked, View, in_place, place_of
+from harness.store.views import (
+    FINISHED,
+    DominanceView,
+    PositionSampler,
+    PositionView,
+    numbered_by_position,
+    position_of,
+)
 
-# A trial whose worker dies this often in a row, without getting any further, is not tried again.
+# A trial whose workers die this often in a row, without getting any further, is not retried.
 MAX_CRASHES = 3
-# Reasons of a FAIL that is continued by another attempt.
+# Reasons of a FAIL; another attempt continues the first two.
 INTERRUPTED, KILLED, OOM = "interrupted", "its worker was killed", "oom"
 GIVEN_UP = f"{KILLED} {MAX_CRASHES} times without getting further; given up"
-_KEPT = (
-    "preset",
-    "recipe",
-    "variant",
-    "overrides",
-    "own_images",
-    "arm",
-    "training_seed",
-    "position",
-    "oom",
-    "hparams",
-    "kept_at",
-)
+# Attributes that a retry shares with the trial that it continues.
+_KEPT = {"preset", "recipe", "variant", "overrides", "own_images", "arm", "training_seed", "position", "oom", "hparams",
+         "kept_at"}  # fmt: skip
 
 R = TypeVar("R")
 
@@ -55,26 +53,27 @@ class Trials:
 
     def __init__(self, study: optuna.Study, spec: ResolvedStudy, home: Home) -> None:
         self.study, self.spec = study, spec
-        self.storage = storage_of(study)
-        url = self.storage.patience.url
+        self.storage, self._cached = storage_of(study), cached_storage(study)
+        self._study_id = self.storage.get_study_id_from_name(study.study_name)
+        url = self.storage.outages.url
         self.one_machine = url.get_backend_name() == "sqlite"
         self._lock = StudyLock(url, home, f"study-{study.study_name}")
 
     def ask(self, target: int, *, alone: bool = False) -> optuna.Trial | None:
-        """The next trial, or None where COMPLETE, PRUNED and RUNNING ones make up the target.
+        """The next trial, or None where COMPLETE, PRUNED and RUNNING ones reach the target.
 
-        Dead workers' trials are failed and queued first. A continued trial goes before all others, so that a sweep
-        of one worker does things in the same order whatever was killed.
+        First, trials of dead workers are failed and queued. Retries run before other trials, so that a sweep with one
+        worker takes the same order no matter what was killed.
 
         Args:
             target: trials wanted.
-            alone: none either while another trial is RUNNING.
+            alone: also None while another trial is RUNNING.
         """
         call = uuid.uuid4().hex
         return self._locked(lambda: self._ask(target, alone, call))
 
     def heal(self, *, crashed: bool = True) -> list[str]:
-        """Fail the trials whose worker is gone, and queue what is to be continued; a line for each thing done.
+        """Fail the trials whose worker is gone, and queue those that continue; a line for each thing done.
 
         Args:
             crashed: whether a dead worker's trial counts as having crashed it.
@@ -82,10 +81,10 @@ class Trials:
         return self._locked(lambda: self._heal(crashed)[0])
 
     def end(self, trial: optuna.Trial, state: TrialState, values: float | Sequence[float] | None, reason: str) -> None:
-        """Tell a trial's end state, once; an interrupted one is queued again.
+        """Store a trial's end state, once; an interrupted trial is queued again.
 
         Raises:
-            Fenced: it was declared dead, and ended otherwise, before.
+            Fenced: it was declared dead before, and ended in another way.
         """
         self._locked(lambda: self._end(trial, state, values, reason))
 
@@ -96,93 +95,90 @@ class Trials:
         return finished_count(self.study) >= target
 
     def should_prune(self, trial: optuna.Trial) -> bool:
-        """The pruner's verdict on a trial under its place's number, which a retry shares with what it continues.
+        """The pruner's verdict on a trial at its position, which a retry shares with what it continues.
 
-        Of several objectives Optuna prunes by none. Its pruners then see, instead of rung scores, the share of trials
-        that dominate a trial at its newest rung: what is on the front there, they let go on.
+        Optuna prunes by one objective only. With several, its pruners see, instead of rung scores, the share of trials
+        that dominate a trial at its newest rung: what is Pareto-optimal there is not pruned.
         """
-        storage = self.study._storage
-        own = in_place(storage.get_trial(trial._trial_id))
+        own = numbered_by_position(self._cached.get_trial(id_of(trial)))
+        pruner = make_pruner(self.spec)
         if not self.spec.objectives:
-            view = View(self.study.study_name, storage, pruner=make_pruner(self.spec))
-            pruned = bool(view.pruner.prune(view, own))
+            pruned = pruner.prune(PositionView(self.study), own)
         else:
-            ranked = Ranked(self.study.study_name, storage, pruner=make_pruner(self.spec))
-            ranked.step = own.last_step
-            pruned = bool(ranked.pruner.prune(ranked, ranked.seen(own)))
+            view = DominanceView(self.study)
+            view.step = own.last_step
+            pruned = pruner.prune(view, view.as_ranked(own))
         if not pruned:
-            self._write(trial._trial_id, TrialAttrs(kept_at=own.last_step))
-        return pruned
+            self._write(id_of(trial), TrialAttrs(kept_at=own.last_step))
+        return bool(pruned)
 
     def history(self, trial: optuna.Trial) -> list[int]:
         """Numbers of the trials that this one continues, the first first."""
-        # As RetryHeartbeatStaleTrialCallback.retry_history, which warns that it is experimental.
-        return list(self.study._storage.get_trial(trial._trial_id).system_attrs.get("retry_history", []))
+        return retry_chain(self._cached.get_trial(id_of(trial)))
 
     def _ask(self, target: int, alone: bool, call: str) -> optuna.Trial | None:
         healed, trials = self._heal(crashed=True)
         if healed:
             trials = self.study.get_trials(deepcopy=False)
         for trial in trials:
-            attrs = TrialAttrs.parse(trial.user_attrs)
+            attrs = TrialAttrs.parse(trial.user_attrs) if trial.state == TrialState.RUNNING else TrialAttrs()
             if attrs.worker and attrs.worker.get("call") == call and attrs.position is not None:
-                return self._asked(trial._trial_id, attrs.position)  # the answer was lost
-        # A plan is done when nothing of it waits: somebody may have asked for fewer trainings meanwhile.
+                return self._asked(id_of(trial), attrs.position)  # the answer was lost
+        # A fixed study is done when nothing of it waits: its target may have been lowered meanwhile.
         if not self.spec.plan and sum(t.state in (*FINISHED, TrialState.RUNNING) for t in trials) >= target:
             return None
         if alone and any(trial.state == TrialState.RUNNING for trial in trials):
             return None
         if self.spec.plan and not any(trial.state == TrialState.WAITING for trial in trials):
-            return None  # nothing is searched: what failed for good is planned again by the next start
-        places = 1 + max((place for trial in trials if (place := place_of(trial)) is not None), default=-1)
+            return None  # nothing is searched; the next start queues again what failed for good
+        next_position = 1 + max((at for trial in trials if (at := position_of(trial)) is not None), default=-1)
         trial_id = self._take(trials)
-        position = position_of(self.study._storage.get_trial(trial_id).user_attrs)
-        position = places if position is None else position
-        beat(self.study, trial_id)
-        # Last, and together: a trial without a worker is one that an outage left behind, and the next attempt fails it.
-        # One with a worker that lives is nobody's to fail.
+        position = stored_position(self._cached.get_trial(trial_id).user_attrs)
+        position = next_position if position is None else position
+        beat(self.storage, trial_id)
+        # Last, and together: an outage before this leaves a trial without a worker, which the next attempt fails. A
+        # trial with a living worker is never failed.
         self._write(trial_id, TrialAttrs(worker={**this_process(), "call": call}, position=position))
         return self._asked(trial_id, position)
 
-    def _asked(self, trial_id: int, place: int) -> optuna.Trial:
-        # A retry that has yet to be suggested parameters gets those that its place would have got without the kill.
-        sampler = Placed(make_sampler(self.spec, place))
-        view = View(self.study.study_name, self.study._storage, sampler=sampler)
-        return optuna.Trial(view, trial_id)
+    def _asked(self, trial_id: int, position: int) -> optuna.Trial:
+        # A retry without parameters is suggested those that its position would have got without the kill.
+        sampler = PositionSampler(make_sampler(self.spec, position))
+        return optuna.Trial(PositionView(self.study, sampler=sampler), trial_id)
 
     def _take(self, trials: list[FrozenTrial]) -> int:
         waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
-        for trial in sorted(waiting, key=lambda trial: (retry_of(trial.user_attrs) is None, trial.number)):
+        for trial in sorted(waiting, key=lambda trial: (stored_retry_of(trial.user_attrs) is None, trial.number)):
             with suppress(UpdateFinishedTrialError):
-                if self.study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
-                    return trial._trial_id
-        return self.study._storage.create_new_trial(self.study._study_id)
+                if self.storage.set_trial_state_values(id_of(trial), TrialState.RUNNING):
+                    return id_of(trial)
+        return self._cached.create_new_trial(self._study_id)
 
     def _heal(self, crashed: bool) -> tuple[list[str], list[FrozenTrial]]:
-        """(what was done, the trials as they were after the dead ones had been failed)."""
+        """(a line for each thing done, the trials after the dead ones were failed)."""
         done: list[str] = []
         trials = self.study.get_trials(deepcopy=False)
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-        stale = set(self.storage._get_stale_trial_ids(self.study._study_id)) if running else set()
+        stale = stale_trial_ids(self.storage, self._study_id) if running else set()
         for trial in running:
             gone = is_gone(TrialAttrs.parse(trial.user_attrs).worker, one_machine=self.one_machine)
             if gone is None:
-                gone = trial._trial_id in stale
+                gone = id_of(trial) in stale
             if not gone:
                 continue
             reason = KILLED if crashed else f"{INTERRUPTED}: {KILLED}"
             if crashed and crashes(trial) >= MAX_CRASHES:
                 reason = GIVEN_UP
             with suppress(UpdateFinishedTrialError):
-                self._write(trial._trial_id, TrialAttrs(reason=reason))
-                self.study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+                self._write(id_of(trial), TrialAttrs(reason=reason))
+                self.storage.set_trial_state_values(id_of(trial), TrialState.FAIL)
                 done.append(f"trial {trial.number}: {reason}")
         if done:
             trials = self.study.get_trials(deepcopy=False)
         return done + self._queue_abandoned(trials), trials
 
     def _queue_abandoned(self, trials: list[FrozenTrial]) -> list[str]:
-        continued = {retry_of(trial.user_attrs) for trial in trials}
+        continued = {stored_retry_of(trial.user_attrs) for trial in trials}
         return [
             f"trial {trial.number}: queued to continue"
             for trial in trials
@@ -190,20 +186,18 @@ class Trials:
         ]
 
     def _requeue(self, trial: FrozenTrial) -> bool:
-        """Queue a killed or interrupted trial as Optuna's own retry does, with the same parameters."""
+        """Queue a killed or interrupted trial with the same parameters, as Optuna's own retry does."""
         if not can_continue(trial):
             return False
         attrs = TrialAttrs.parse(trial.user_attrs)
         retried = TrialAttrs(
-            **{name: getattr(attrs, name) for name in _KEPT},
+            **{name: getattr(attrs, name) for name in _KEPT & attrs.given},
             retry_of=trial.number,
             root=trial.number if attrs.root is None else attrs.root,
             crashes=crashes(trial) if attrs.reason.startswith(KILLED) else 0,
         )
-        # The keys of optuna.storages.RetryHeartbeatStaleTrialCallback; a pruner's notes stay with the trial.
-        notes = {"failed_trial": trial.number, "retry_history": [], **_decided(trial)}
-        notes["retry_history"] = [*notes["retry_history"], trial.number]
-        # Killed while parameters were suggested: all are suggested anew, as the sampler draws them one after the other.
+        notes = retry_notes(trial, undecided=trial.last_step not in (None, attrs.kept_at))
+        # Killed while parameters were suggested: all are suggested again, as the sampler draws them one by one.
         whole = bool(attrs.hparams)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
@@ -218,63 +212,51 @@ class Trials:
         return True
 
     def _end(self, trial: optuna.Trial, state: TrialState, values: float | Sequence[float] | None, reason: str) -> None:
-        storage = self.study._storage
-        if not self.storage.trial_state(trial._trial_id).is_finished():
-            self._write(trial._trial_id, TrialAttrs(reason=reason))
+        if not self.storage.trial_state(id_of(trial)).is_finished():
+            self._write(id_of(trial), TrialAttrs(reason=reason))
             self.study.tell(trial, values, state=state)
         else:
-            found = storage.get_trial(trial._trial_id)
-            ended = TrialAttrs.parse(found.user_attrs).reason
-            if found.state != state or ended != reason:
-                raise Fenced(f"was declared dead meanwhile: {ended or found.state.name}")
+            ended = self._cached.get_trial(id_of(trial))
+            stored = TrialAttrs.parse(ended.user_attrs).reason
+            if ended.state != state or stored != reason:
+                raise Fenced(f"was declared dead meanwhile: {stored or ended.state.name}")
         if reason.startswith(INTERRUPTED) and not self._is_continued(trial.number):
-            self._requeue(storage.get_trial(trial._trial_id))
+            self._requeue(self._cached.get_trial(id_of(trial)))
 
     def _is_continued(self, number: int) -> bool:
-        return any(retry_of(other.user_attrs) == number for other in self.study.get_trials(deepcopy=False))
+        return any(stored_retry_of(other.user_attrs) == number for other in self.study.get_trials(deepcopy=False))
 
     def _write(self, trial_id: int, attrs: TrialAttrs) -> None:
         self.storage.set_trial_user_attrs(trial_id, attrs.stored())
 
     def _locked(self, action: Callable[[], R]) -> R:
-        """Do it under the lock; during an outage let go, wait, and do it again as a whole."""
-        patience = self.storage.patience
+        """The action's result under the lock; during an outage let go of the lock, wait, and repeat all of it."""
+        outages = self.storage.outages
 
         def attempt(repeated: bool) -> R:
-            with self._lock.held(), patience.suspended():
+            with self._lock.held(), outages.not_waiting():
                 return action()
 
-        return patience.wait_out(attempt)
+        return outages.wait_out(attempt)
 
 
 def trial_key(study: str, number: int) -> str:
-    """What a trial's run in the tracker is found by."""
+    """The key of a trial's run in the tracker."""
     return f"{study}/{number}"
 
 
 def can_continue(trial: FrozenTrial) -> bool:
-    """Whether a failed trial is one that another attempt continues."""
+    """Whether another attempt continues this trial."""
+    if trial.state != TrialState.FAIL:
+        return False
     reason = TrialAttrs.parse(trial.user_attrs).reason
-    return trial.state == TrialState.FAIL and reason != GIVEN_UP and reason.startswith((KILLED, INTERRUPTED))
+    return reason != GIVEN_UP and reason.startswith((KILLED, INTERRUPTED))
 
 
 def crashes(trial: FrozenTrial) -> int:
-    """How often in a row this trial's workers died without getting further, the present attempt's included."""
+    """How often in a row this trial's workers died without getting further, including this attempt's worker."""
     attrs = TrialAttrs.parse(trial.user_attrs)
     return 1 if attrs.saved_kimg > attrs.resumed_kimg else attrs.crashes + 1
-
-
-def _decided(trial: FrozenTrial) -> dict[str, Any]:
-    """System attributes without successive halving's notes on a rung at which a kill came before the verdict."""
-    step = trial.last_step
-    if step is None or step == TrialAttrs.parse(trial.user_attrs).kept_at:
-        return trial.system_attrs
-    score = trial.intermediate_values[step]
-    return {
-        name: value
-        for name, value in trial.system_attrs.items()
-        if not (name.startswith("completed_rung_") and value == score)
-    }
 
 
 def finished_count(study: optuna.Study) -> int:

@@ -27,7 +27,8 @@ from harness.spec.scoring import sampling_seeds
 from harness.spec.suggest import suggest
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.lease import Lease, write_attrs
-from harness.store.samplers import images
+from harness.store.optuna_private import id_of
+from harness.store.samplers import kimg_to_images
 from harness.store.trials import Trials, trial_key
 from harness.tracking.courier import Courier
 from harness.tracking.tracker import RunInfo, Tracker
@@ -131,7 +132,7 @@ def objective(trial: optuna.Trial, spec: ResolvedStudy, env: Env, lease: Lease) 
             score = scores.values[env.rung.objective]
             attempt.watch(event.mark, "feature_variance", scores.spread)
             attempt.rung(event.mark, env.rung.objective, score)
-            report(trial, score, images(event.mark), attempt)
+            report(trial, score, kimg_to_images(event.mark), attempt)
             env.publish({"number": trial.number, "kimg": event.kimg, "rung": score})
         decides = event.mark in spec.budget.rungs and not attrs.recipe
         if decides and env.trials.should_prune(trial):
@@ -153,7 +154,7 @@ def report(trial: optuna.Trial, score: float, step: int, attempt: Attempt | None
         before = TrialAttrs.parse(trial.user_attrs).rung_seconds
         write_attrs(trial, TrialAttrs(rung_seconds={**before, step: round(attempt.trained_s(step / 1000), 2)}))
     # As Trial.report, which refuses several objectives.
-    trial.storage.set_trial_intermediate_value(trial._trial_id, step, score)
+    trial.storage.set_trial_intermediate_value(id_of(trial), step, score)
 
 
 def conclude(trial: optuna.Trial, event: Snapshot, spec: ResolvedStudy, env: Env, attempt: Attempt) -> list[float]:

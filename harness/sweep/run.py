@@ -20,9 +20,9 @@ from harness.scoring.protocol import objective_name
 from harness.spec.precision import with_stored_precision
 from harness.spec.resolved import ResolvedStudy
 from harness.store.attrs import StudyAttrs
-from harness.store.database import open_storage
+from harness.store.database import open_storage, write_study_attrs
 from harness.store.outage import grace_s
-from harness.store.studies import load_study, open_study, stored_spec, to_record, write_study_attrs
+from harness.store.studies import open_study, started_study, stored_spec, study_to_record
 from harness.store.trials import Trials, finished_count
 from harness.sweep.engines.local import run_local, threads_per_worker
 from harness.sweep.engines.loop import Event, WorkerJob
@@ -82,7 +82,7 @@ def run_sweep(
         home,
         resume_anyway=resume_anyway,
         storage=storage,
-        settle=settled,
+        resolve=settled,
     )
     attrs = StudyAttrs.parse(study.user_attrs)
     spec = with_stored_precision(spec, attrs.spec)
@@ -100,7 +100,7 @@ def run_sweep(
     parent.heal(everything, crashed=True)
     _describe(study, spec, dataset, len(store), target, tags)
     parent.note(study)
-    on_event({"record": to_record(study), "target": target})
+    on_event({"record": study_to_record(study), "target": target})
     if finished_count(study) < target:
         # A plan has its trainings under whichever protocol most have.
         anyway = resume_anyway or spec.plan is not None
@@ -142,14 +142,14 @@ def join_sweep(
 
     device = choose_device(machines.device)
     storage = open_storage(home, grace=grace_s(), say=say, stop=lambda: stop_level() > 0)
-    study = load_study(name, home, storage=storage)
+    study = started_study(name, home, storage=storage)
     spec = stored_spec(study)
     store = open_store(home, spec.data, source, study=name, on_progress=on_progress, say=say)
     dataset = {"name": spec.data.source, "fingerprint": store.fingerprint, "source": spec.data.source}
     refuse_other_images(study, dataset)
     tags = {**provenance(device), "study": name, "spec_hash": spec.spec_hash}
     target = StudyAttrs.parse(study.user_attrs).target
-    on_event({"record": to_record(study), "target": target})
+    on_event({"record": study_to_record(study), "target": target})
     everything = Trials(study, spec, home)
     parent = ParentRun.known(study, spec, home, say)
 

@@ -25,7 +25,7 @@ from harness.errors import (
 from harness.spec.resolved import ResolvedStudy
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.lease import Lease, write_attrs
-from harness.store.samplers import images
+from harness.store.samplers import kimg_to_images
 from harness.store.trials import INTERRUPTED, OOM
 from harness.sweep.objective import Degenerate, Env, objective, report
 
@@ -80,7 +80,7 @@ def run_trial(trial: optuna.Trial, spec: ResolvedStudy, env: Env) -> str:
     started = time.perf_counter()
     values: list[float] | None = None
     state, reason, error_text = TrialState.COMPLETE, "", ""
-    with Lease(env.trials.study, trial._trial_id) as lease:
+    with Lease(trial) as lease:
         try:
             try:
                 values = objective(trial, spec, env, lease)
@@ -154,7 +154,7 @@ def _is_oom_of_host(error: Exception) -> bool:
 def teach_divergence(trial: optuna.Trial, problem: Diverged | Degenerate, env: Env) -> None:
     """Mark the configuration as bad: infeasible for the sampler, with a large finite value for everybody else."""
     kimg = env.attempt.curve[-1]["kimg"] if env.attempt and env.attempt.curve else 0.0
-    step = images(kimg) + 1
+    step = kimg_to_images(kimg) + 1
     if isinstance(problem, Diverged):
         hparams = TrialAttrs.parse(trial.user_attrs).hparams
         step = problem.step * int(hparams["batch_size"] * hparams["n_dis"])

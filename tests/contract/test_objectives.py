@@ -12,7 +12,7 @@ from harness.findings.ranking import pareto_front
 from harness.home import Home
 from harness.spec.files import parse_study
 from harness.spec.suggest import suggest
-from harness.store.studies import open_study, to_record
+from harness.store.studies import open_study, study_to_record
 from harness.store.trials import Trials
 from harness.sweep.objective import report
 from tests.conftest import TINY_STUDY
@@ -49,7 +49,7 @@ def test_each_objective_goes_its_way_and_all_values_are_kept(trials):
         trial = at_rung(trials, score, seconds)
         trial.set_user_attr("protocol_hash", "same")
         trials.end(trial, TrialState.COMPLETE, [score, seconds, recall], "")
-    record = to_record(trials.study)
+    record = study_to_record(trials.study)
     assert [trial.value for trial in record.trials] == [5.0, 7.0, 8.0, 9.0]
     assert record.trials[1].values == (7.0, 3.0, 0.4)
     assert [trial.number for trial in pareto_front(record)] == [0, 1, 3]  # 2 is nowhere better than 1
@@ -65,7 +65,7 @@ def test_the_front_at_a_rung_is_never_pruned_and_what_many_dominate_is(trials):
     dominated = at_rung(trials, 14, 6)
     assert trials.should_prune(dominated)
     trials.end(dominated, TrialState.PRUNED, None, "")
-    assert to_record(trials.study).trials[-1].values == ()
+    assert study_to_record(trials.study).trials[-1].values == ()
 
 
 def test_seconds_that_nobody_searches_for_save_no_trial(database, tmp_path):
@@ -145,4 +145,4 @@ def test_a_trial_that_diverged_is_on_no_front_and_in_nobodys_way(trials):
     good = at_rung(trials, 10, 5)
     assert not trials.should_prune(good)
     trials.end(good, TrialState.COMPLETE, [10, 5, 0.5], "")
-    assert [trial.number for trial in pareto_front(to_record(trials.study))] == [1]
+    assert [trial.number for trial in pareto_front(study_to_record(trials.study))] == [1]

@@ -135,13 +135,13 @@ class Sweep(RuleBasedStateMachine):
     @precondition(lambda self: not self.failing)
     @rule()
     def an_outage_that_outlasts_patience(self):
-        patience = self.storage.patience.seconds
-        self.storage.patience.seconds = -1.0
+        grace_s = self.storage.outages.grace_s
+        self.storage.outages.grace_s = -1.0
         try:
             with self.outage(1), pytest.raises(StorageLost):
                 self.trials.heal()
         finally:
-            self.storage.patience.seconds = patience
+            self.storage.outages.grace_s = grace_s
 
     @invariant()
     def states_only_move_forward_and_counts_add_up(self):

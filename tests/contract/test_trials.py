@@ -24,10 +24,11 @@ from harness.machine.processes import this_process
 from harness.spec.files import parse_study
 from harness.spec.study import PrunerSpec
 from harness.spec.suggest import suggest
+from harness.store.agreement import agree_on_protocols
 from harness.store.attrs import TrialAttrs
-from harness.store.database import StudyLock, dead_after, open_storage
-from harness.store.lease import Lease, storage_of, write_attrs
-from harness.store.studies import agree_on_protocols, open_study
+from harness.store.database import StudyLock, dead_after, open_storage, storage_of
+from harness.store.lease import Lease, write_attrs
+from harness.store.studies import open_study
 from harness.store.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, finished_count
 from tests.conftest import TINY_STUDY
 
@@ -279,7 +280,7 @@ def test_a_worker_of_another_machine_is_dead_when_the_database_has_not_heard_of_
 
 def test_what_was_declared_dead_can_publish_nothing(trials):
     trial = trials.ask(9)
-    with Lease(trials.study, trial._trial_id) as lease:
+    with Lease(trial) as lease:
         lease.check()
         trial.set_user_attr("worker", GONE)
         trials.heal()
@@ -324,6 +325,16 @@ def test_an_end_that_is_told_twice_happened_once(trials):
     assert states(trials) == {"FAIL": 1, "WAITING": 1}
 
 
+def test_an_end_without_a_reason_replaces_the_one_of_a_healing_that_an_outage_broke_off(trials):
+    """A worker may be silent for long and yet live: its end is the one that counts."""
+    trial = trials.ask(9)
+    trials.storage.set_trial_user_attrs(trial._trial_id, {"reason": KILLED})
+    for _ in range(2):
+        trials.end(trial, TrialState.COMPLETE, 1.0, "")
+    (ended,) = trials.study.trials
+    assert (ended.state, ended.user_attrs["reason"]) == (TrialState.COMPLETE, "")
+
+
 def test_no_more_trials_run_than_are_asked_for(trials):
     first, second = trials.ask(2), trials.ask(2)
     assert trials.ask(2) is None
@@ -354,7 +365,7 @@ def test_a_lock_is_held_by_one_and_let_go_by_the_dead(trials, tmp_path):
     got = context.Event()
 
     def wait() -> None:
-        with StudyLock(trials.storage.patience.url, Home(tmp_path / "runs"), "x").held():
+        with StudyLock(trials.storage.outages.url, Home(tmp_path / "runs"), "x").held():
             got.set()
 
     waiter = context.Process(target=wait)
@@ -434,7 +445,7 @@ def test_a_storage_outage_is_waited_out_and_a_longer_one_stops_with_its_own_code
     assert sum("is back after" in line for line in said) == 7
 
     back = False
-    storage.patience.seconds = 0.2
+    storage.outages.grace_s = 0.2
     postgres.stop()
     try:
         with pytest.raises(StorageLost, match="did not answer for") as caught:
@@ -442,5 +453,5 @@ def test_a_storage_outage_is_waited_out_and_a_longer_one_stops_with_its_own_code
     finally:
         postgres.start()
     assert caught.value.exit_code == 75
-    storage.patience.seconds = 60
+    storage.outages.grace_s = 60
     assert trials.ask(9) is not None

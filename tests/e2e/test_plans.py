@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.home import Home
-from harness.store.studies import load_study, to_record
+from harness.store.studies import started_study, study_to_record
 from tests.conftest import blob_files, sharing_weights
 from tests.e2e.test_sweep import Here, Project, wait_for
 from tests.faults.checks import QUICK
@@ -50,7 +50,7 @@ def project(tmp_path_factory, weights_home: Home) -> Project:
 
 
 def record(project: Project, name: str):
-    return to_record(load_study(name, project.home))
+    return study_to_record(started_study(name, project.home))
 
 
 def assert_each_training_ended_once(project: Project, name: str, count: int) -> None:
@@ -80,7 +80,7 @@ def test_a_sweep_is_confirmed_though_everything_was_killed(project):
     assert not searched & {trial.attrs.seed for trial in plan.complete}
     assert {len(trial.attrs.samplings) for trial in plan.complete} == {2}
     project.run("confirm", HARNESS_HOME=str(calm.root), HARNESS_CHECKPOINTS=str(project.folder / "calm-share"))
-    undisturbed = to_record(load_study("tiny-confirm", calm))
+    undisturbed = study_to_record(started_study("tiny-confirm", calm))
     assert {t.attrs.preset: t.attrs.samplings for t in plan.complete} == {
         t.attrs.preset: t.attrs.samplings for t in undisturbed.complete
     }, "what was killed and gone on with has other scores than what was not"

@@ -18,7 +18,7 @@ from harness.errors import SweepError, UsageError, WeightsError
 from harness.home import Home
 from harness.spec.files import parse_study
 from harness.store.records import TrialRecord
-from harness.store.studies import open_study, to_record
+from harness.store.studies import open_study, study_to_record
 from harness.store.trials import Trials, finished_count
 from harness.sweep.engines.loop import Event, WorkerJob
 from harness.sweep.engines.ray import _Driver, run_ray
@@ -73,7 +73,7 @@ class Sweep:
 
     @property
     def trials(self) -> tuple[TrialRecord, ...]:
-        return to_record(self.study).trials
+        return study_to_record(self.study).trials
 
     @property
     def doings(self) -> str:

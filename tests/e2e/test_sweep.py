@@ -22,7 +22,7 @@ from harness.home import Home
 from harness.machine.devices import choose_device
 from harness.machine.forks import apart, forked
 from harness.store.records import StudyRecord
-from harness.store.studies import load_study, to_record
+from harness.store.studies import started_study, study_to_record
 from harness.tracking.tracker import STATUS
 from tests.conftest import ROOT, TINY_STUDY, blob_files, sharing_weights
 from tests.faults.checks import QUICK
@@ -56,7 +56,7 @@ class Project:
         return finish(self.start(*arguments, **environment), code)
 
     def record(self, study: str = "tiny") -> StudyRecord:
-        return to_record(load_study(study, self.home))
+        return study_to_record(started_study(study, self.home))
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:

@@ -17,7 +17,7 @@ from mlflow.entities import Run
 from harness.gan.run import CURVE_NAMES
 from harness.home import Home
 from harness.store.records import StudyRecord, TrialRecord
-from harness.store.studies import load_study, to_record
+from harness.store.studies import started_study, study_to_record
 from harness.tracking.mlflow import client_for
 from harness.tracking.tracker import STATUS
 from tests.conftest import TINY_STUDY
@@ -52,7 +52,7 @@ def check_all(home: Home, study: str, target: int, fault: Fault | None = None) -
 
     Where a fault is named, what is missing and doubled is written into the table before it is asserted to be nothing.
     """
-    record = to_record(load_study(study, home))
+    record = study_to_record(started_study(study, home))
     places = Counter(trial.attrs.position for trial in finished(record))
     runs, points = _wrong_runs(home, record), _wrong_points(home, record)
     if fault:

@@ -10,7 +10,7 @@ import signal
 import pytest
 
 from harness.home import Home
-from harness.store.studies import load_study, to_record
+from harness.store.studies import started_study, study_to_record
 from tests.e2e.test_plans import CLAIM
 from tests.e2e.test_sweep import Project
 from tests.faults.barrier import Barrier
@@ -39,7 +39,7 @@ def test_a_plan_killed_at_every_stage(bench, command, writes):
     project, calm = searched(bench)
     study = f"tiny-{command}"
     project.run(command, HARNESS_HOME=str(calm.root))
-    undisturbed = to_record(load_study(study, calm))
+    undisturbed = study_to_record(started_study(study, calm))
     wanted = outcome(calm, undisturbed)
 
     barrier = Barrier(step=STEP, score=SCORE, checkpoint=CHECKPOINT, before=TELL, report=f"os:fsync@{writes}")
@@ -82,7 +82,7 @@ def test_an_audit_killed_between_two_trainings(bench):
     process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
     assert "1 trainings audited" in project.run("audit", TOP="2")
-    for trial in to_record(load_study("tiny", calm)).complete:
+    for trial in study_to_record(started_study("tiny", calm)).complete:
         folder = trial.attrs.folder
         here, there = (json.loads((home.root / folder / "audit.json").read_text()) for home in (project.home, calm))
         assert here == there

@@ -15,7 +15,7 @@ from benchmarks.compute import table as compute_table
 from benchmarks.gpu import Counted
 from benchmarks.peak import peak_mib
 from benchmarks.pruners import Curve, replay, speeds
-from harness.store.views import AbreastPercentile
+from harness.store.views import AsyncPercentilePruner
 from tests.conftest import ROOT
 
 
@@ -61,7 +61,7 @@ def test_several_workers_begin_together_and_are_judged_beside_what_still_runs():
     took = speeds(curves)
     waiting = replay(curves, PercentilePruner(25.0, n_startup_trials=1), (10,), 20.0, "waiting", took, workers=2)
     assert waiting.finals == [(71.0, 90.0), (71.0, 70.0), (142.0, 40.0)]
-    abreast = replay(curves, AbreastPercentile(25.0, n_startup_trials=1), (10,), 20.0, "abreast", took, workers=2)
+    abreast = replay(curves, AsyncPercentilePruner(25.0, n_startup_trials=1), (10,), 20.0, "abreast", took, workers=2)
     assert abreast.finals == [(71.0, 90.0), (82.0, 40.0)], "the second ends after 11 s, and the third begins then"
     assert (abreast.kimg, abreast.ended) == (50.0, 82.0)
 

@@ -34,9 +34,8 @@ from harness.home import Home
 from harness.report.facts import read_facts
 from harness.spec.files import load_study_file
 from harness.spec.resolved import ResolvedStudy
-from harness.store.samplers import images, make_pruner
-from harness.store.studies import find_record, open_study
-from harness.store.studies import load_study as load_started
+from harness.store.samplers import kimg_to_images, make_pruner
+from harness.store.studies import find_record, open_study, started_study
 from harness.sweep.training import SUMMARY_FILE
 from tests.conftest import ROOT
 
@@ -247,7 +246,7 @@ def test_a_length_of_the_command_line_makes_a_study_whose_every_rung_can_prune()
         pruner._try_initialization(None)
         assert pruner._n_brackets == 4, kimg
         judged = [pruner._min_resource * 3**place for place in range(3)]
-        assert all(asked <= images(rung) for asked, rung in zip(judged, scaled.budget.rungs, strict=True)), kimg
+        assert all(asked <= kimg_to_images(rung) for asked, rung in zip(judged, scaled.budget.rungs, strict=True)), kimg
 
 
 def test_a_number_of_trials_is_the_budgets():
@@ -360,7 +359,7 @@ def test_whoever_only_asks_creates_no_database(monkeypatch, tmp_path):
     monkeypatch.delenv("HARNESS_STORAGE", raising=False)
     home = Home(tmp_path / "runs")
     with pytest.raises(NotFoundError, match="no study 'tiny' has been started in .*optuna.db"):
-        load_started("tiny", home)
+        started_study("tiny", home)
     assert find_record("tiny", home) is None
     assert list(reconcile(None, home)) == []
     assert not list(tmp_path.iterdir())

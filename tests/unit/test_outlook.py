@@ -20,7 +20,7 @@ from harness.spec.files import parse_study
 from harness.spec.resolved import ResolvedPreset
 from harness.spec.scoring import ScoreSpec, ScoringSpec
 from harness.spec.study import PrunerSpec
-from harness.store.samplers import images
+from harness.store.samplers import kimg_to_images
 from harness.store.studies import find_record, open_study
 from harness.store.trials import Trials
 from harness.training.checkpoint import save_checkpoint
@@ -152,7 +152,7 @@ def test_the_least_is_what_is_trained_where_each_trial_is_worse_than_all_before_
     for value in range(30):
         found, pruned_at = trials.ask(99), None
         for rung in budget.rungs:
-            found.report(float(value), images(rung))
+            found.report(float(value), kimg_to_images(rung))
             if trials.should_prune(found):
                 pruned_at = rung
                 break

@@ -127,7 +127,7 @@ def test_trainings_are_float32_unless_the_file_asks_and_what_would_be_sooner_is_
         said.extend(lines)
         return found
 
-    study = open_study(spec, home, settle=settled)
+    study = open_study(spec, home, resolve=settled)
     stored = json.loads(study.user_attrs["spec"])
     assert stored["fixed"]["precision"] == "float32"
     assert stored["scoring"]["rung"]["precision"] == "float32", "MobileNetV2 has no other"
@@ -150,7 +150,7 @@ def test_what_a_study_was_started_with_holds_on_every_machine(home, monkeypatch)
     monkeypatch.setattr(speed, "training_gain", lambda hp, device: 1.0)
     for gain in (1.9, 0.9):
         monkeypatch.setattr(speed, "scoring_gain", lambda size, device, gain=gain: gain)
-        study = open_study(spec, home, settle=lambda spec: resolve_precision(spec, "cpu", exact=False)[0])
+        study = open_study(spec, home, resolve=lambda spec: resolve_precision(spec, "cpu", exact=False)[0])
         stored = json.loads(study.user_attrs["spec"])
         assert stored["scoring"]["rung"]["precision"] == "bf16"
         assert with_stored_precision(spec, stored).scoring.rung.precision == "bf16"
@@ -170,7 +170,7 @@ def test_exact_turns_everything_off_and_a_study_that_was_started_otherwise_is_re
     spec = parse_study("tiny", OPEN.replace("[fixed]", '[fixed]\nprecision = "bf16"'), shown_as="tiny.toml")
     exact, _ = resolve_precision(spec, "cpu", exact=True)
     assert (exact.fixed.precision, exact.scoring.rung.precision) == ("float32", "float32")
-    study = open_study(spec, home, settle=lambda spec: resolve_precision(spec, "cpu", exact=False)[0])
+    study = open_study(spec, home, resolve=lambda spec: resolve_precision(spec, "cpu", exact=False)[0])
     assert spec.hparams({"lr": 1e-3}).precision == "bf16"
     assert json.loads(study.user_attrs["spec"])["fixed"]["precision"] == "bf16"
     with pytest.raises(SpecDrift, match="fixed.precision: was 'bf16', is 'float32'"):

@@ -28,7 +28,7 @@ from harness.spec.files import parse_study
 from harness.spec.resolved import ResolvedPreset
 from harness.spec.suggest import suggest
 from harness.store.samplers import make_sampler
-from harness.store.studies import open_study, to_record
+from harness.store.studies import open_study, study_to_record
 from harness.store.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, finished_count
 from harness.sweep.engines.loop import WorkerJob
 from harness.sweep.objective import Env
@@ -85,7 +85,7 @@ def study(env):
 def one(study, env, spec=SPEC, target=99):
     trial = env.trials.ask(target)
     run_trial(trial, spec, env)
-    return to_record(study).trials[trial.number]
+    return study_to_record(study).trials[trial.number]
 
 
 def test_a_finished_trial_agrees_everywhere(study, env):
@@ -147,7 +147,7 @@ def test_a_generator_that_cannot_be_scored_is_pruned_never_best(study, env, scor
     record = one(study, env)
     assert (record.state, record.value) == ("PRUNED", DIVERGED_VALUE)
     assert "one image" in record.reason
-    assert to_record(study).best is None
+    assert study_to_record(study).best is None
 
 
 def test_an_interrupted_trial_is_continued_bit_for_bit(env, tmp_path):
@@ -185,7 +185,7 @@ def test_a_broken_trial_fails_with_its_reason_and_the_sweep_stops_after_three(st
     env.rung.objective, env.rung.protocol = "fid_mnv2_20", env.final.protocol
     with pytest.raises(SweepError, match="3 trials in a row failed; the last: RuntimeError: the GPU fell"):
         work(study, SPEC, env, 9)
-    records = to_record(study).trials
+    records = study_to_record(study).trials
     assert [record.state for record in records] == ["FAIL"] * 3
     assert "fell off the bus" in env.tracker.runs["tiny/0"].tags["error"]
     assert {status for _, status in env.tracker.runs_by_key().values()} == {"FAILED"}
@@ -239,12 +239,12 @@ def test_memory_that_runs_out_beside_neighbours_is_tried_once_more_with_one_work
     env.rung, env.workers, env.index = Hungry("fid_mnv2_20"), 2, 1
     work(study, SPEC, env, 9)
     assert env.retired
-    first = to_record(study).trials[0]
+    first = study_to_record(study).trials[0]
     assert first.reason.startswith("interrupted: oom beside 1 other workers; queued again")
     again = one(study, env)
     assert again.attrs.retry_of == 0
     assert (again.state, again.reason[:5]) == ("FAIL", "oom: ")
-    assert not [trial for trial in to_record(study).trials if trial.state == "WAITING"]
+    assert not [trial for trial in study_to_record(study).trials if trial.state == "WAITING"]
 
 
 def test_a_gpus_memory_is_shared_with_the_workers_on_it_and_the_machines_with_all(env):
@@ -281,7 +281,7 @@ def test_a_device_that_is_lost_ends_the_worker_and_not_the_trial(study, env):
     env.rung = Lost("fid_mnv2_20")
     with pytest.raises(torch.AcceleratorError):
         one(study, env)
-    assert to_record(study).trials[0].state == "RUNNING", "until whoever asks next finds its process dead"
+    assert study_to_record(study).trials[0].state == "RUNNING", "until whoever asks next finds its process dead"
 
 
 def test_the_first_worker_stays_where_memory_ran_out_but_takes_no_trial_beside_others(study, env):
@@ -292,11 +292,11 @@ def test_the_first_worker_stays_where_memory_ran_out_but_takes_no_trial_beside_o
     assert one(study, env).reason.startswith("interrupted: oom beside 1 other workers; queued again")
     env.stop = iter([False, True]).__next__
     work(study, SPEC, env, 9)
-    assert [trial.state for trial in to_record(study).trials] == ["RUNNING", "FAIL", "WAITING"]
+    assert [trial.state for trial in study_to_record(study).trials] == ["RUNNING", "FAIL", "WAITING"]
     study.tell(neighbours, state=optuna.trial.TrialState.FAIL)
     env.rung, env.stop = Objective("fid_mnv2_20"), lambda: False
     work(study, SPEC, env, 1)
-    assert [trial.state for trial in to_record(study).trials] == ["FAIL", "FAIL", "COMPLETE"]
+    assert [trial.state for trial in study_to_record(study).trials] == ["FAIL", "FAIL", "COMPLETE"]
 
 
 def test_a_damaged_checkpoint_is_set_aside_named_and_the_one_before_it_used(env, study):
@@ -305,7 +305,7 @@ def test_a_damaged_checkpoint_is_set_aside_named_and_the_one_before_it_used(env,
     env.checkpoint_s = 0.0
     env.stop = lambda: sum("images_per_s" in event for event in said) >= 4
     assert one(study, env).state == "FAIL"
-    folder = env.home.root / to_record(study).trials[0].attrs.folder
+    folder = env.home.root / study_to_record(study).trials[0].attrs.folder
     older, newest = sorted(folder.glob("snapshot-*.pt"))
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
@@ -378,7 +378,7 @@ def test_time_is_that_of_all_attempts_and_not_of_the_days_between_them(study, en
     assert killed.seconds == first.attrs.saved_s
     env.stop = lambda: False
     one(study, env)
-    record = to_record(study)
+    record = study_to_record(study)
     assert record.seconds(record.trials[1]) == pytest.approx(sum(trial.seconds for trial in record.trials))
     assert record.trials[0].seconds > 0
 
@@ -419,7 +419,7 @@ def test_a_disk_that_stays_full_ends_in_one_sentence(study, env, monkeypatch):
     monkeypatch.setattr("harness.training.attempt.Attempt.flush", full)
     with pytest.raises(DiskFull, match="Free some space"):
         one(study, env)
-    states = [(trial.state, trial.reason) for trial in to_record(study).trials]
+    states = [(trial.state, trial.reason) for trial in study_to_record(study).trials]
     assert states[0][1].startswith("interrupted: the disk is full")
     assert [state for state, _ in states] == ["FAIL", "WAITING"]
 
@@ -442,10 +442,10 @@ def test_a_killed_workers_trial_is_failed_queued_and_its_run_closed(study, env):
         trial.set_user_attr("worker", {"host": socket.gethostname(), "pid": dead_pid()})
         env.tracker.start(RunInfo(key=f"tiny/{trial.number}", name="t", params={}, tags={}))
         done = reconcile(env.trials, env.tracker)
-        record = to_record(study).trials[trial.number]
+        record = study_to_record(study).trials[trial.number]
         assert (record.state, record.reason) == ("FAIL", KILLED if crash < MAX_CRASHES else GIVEN_UP)
         assert env.tracker.runs[f"tiny/{trial.number}"].status == "FAILED"
-        waiting = [t for t in to_record(study).trials if t.state == "WAITING"]
+        waiting = [t for t in study_to_record(study).trials if t.state == "WAITING"]
         assert len(waiting) == (crash < MAX_CRASHES)
         assert any("queued to continue" in line for line in done) == (crash < MAX_CRASHES)
     assert reconcile(env.trials, env.tracker) == []
@@ -456,7 +456,7 @@ def test_a_living_workers_trial_is_left_alone(study, env):
     other = env.trials.ask(99)
     other.set_user_attr("worker", {"host": "another-machine", "pid": 1})
     reconcile(env.trials, env.tracker)
-    assert [record.state for record in to_record(study).trials] == ["RUNNING", "RUNNING"]
+    assert [record.state for record in study_to_record(study).trials] == ["RUNNING", "RUNNING"]
 
 
 def test_a_later_process_with_the_same_id_is_not_the_worker():
@@ -496,7 +496,7 @@ def test_an_interrupted_trial_is_queued_even_if_its_worker_died_right_after_sayi
     study.tell(trial, state=optuna.trial.TrialState.FAIL)
     reconcile(env.trials, env.tracker)
     reconcile(env.trials, env.tracker)
-    waiting = [record for record in to_record(study).trials if record.state == "WAITING"]
+    waiting = [record for record in study_to_record(study).trials if record.state == "WAITING"]
     assert [record.attrs.retry_of for record in waiting] == [0], "once"
 
 
@@ -505,7 +505,7 @@ def test_impatience_is_no_crash(study, env):
         trial = env.trials.ask(99)
         trial.set_user_attr("worker", {**this_process(), "start": "1"})
         reconcile(env.trials, env.tracker, crashed=False)
-    assert to_record(study).trials[-1].state == "WAITING"
+    assert study_to_record(study).trials[-1].state == "WAITING"
 
 
 BASELINE = ResolvedPreset(

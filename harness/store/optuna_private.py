@@ -1,0 +1,141 @@
+"""Everything that Optuna keeps private and this package needs; nothing else in the package uses a private name of it.
+
+For Optuna 5.0. ``tests/contract/test_optuna_private.py`` tests what each use relies on, and names the public way that
+is missing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Container, Mapping
+from typing import Any
+
+import optuna
+from optuna.pruners import HyperbandPruner
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._rdb.models import TrialModel, TrialUserAttributeModel
+from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import select
+
+# Methods of RDBStorage that Optuna's cache calls instead of their public counterparts.
+CALLED_BY_CACHE = ("_get_trials", "_set_trial_param")
+
+
+def cached_storage(study: optuna.Study) -> BaseStorage:
+    """The study's storage; of a database, Optuna's cache of it."""
+    return study._storage
+
+
+def uncached_storage(study: optuna.Study) -> BaseStorage:
+    """The study's storage beneath Optuna's cache."""
+    storage: BaseStorage = getattr(study._storage, "_backend", study._storage)
+    return storage
+
+
+def id_of(trial: optuna.Trial | FrozenTrial) -> int:
+    """What the storage knows the trial by, among the trials of all studies."""
+    return trial._trial_id
+
+
+def remember_user_attrs(trial: optuna.Trial, user_attrs: Mapping[str, Any]) -> None:
+    """Let a trial show attributes that were written past it."""
+    trial._cached_frozen_trial.user_attrs.update(user_attrs)
+
+
+def stale_trial_ids(storage: RDBStorage, study_id: int) -> set[int]:
+    """RUNNING trials with a heartbeat, but none within the storage's ``grace_period``, by the database's clock."""
+    return set(storage._get_stale_trial_ids(study_id))
+
+
+def set_trial_user_attrs(storage: RDBStorage, trial_id: int, user_attrs: Mapping[str, Any]) -> None:
+    """Several attributes in one transaction.
+
+    Raises:
+        UpdateFinishedTrialError: the trial has ended.
+    """
+    with _create_scoped_session(storage.scoped_session, True) as session:
+        for name, value in user_attrs.items():
+            storage._set_trial_attr_without_commit(session, TrialUserAttributeModel, trial_id, name, value)
+
+
+def trial_state(storage: RDBStorage, trial_id: int) -> TrialState:
+    """A trial's state alone, for a quarter of what reading the whole trial takes.
+
+    Raises:
+        KeyError: there is no such trial.
+    """
+    with storage.engine.connect() as connection:
+        query = select(TrialModel.state).where(TrialModel.trial_id == trial_id)
+        state: TrialState | None = connection.execute(query).scalar_one_or_none()
+    if state is None:
+        raise KeyError(f"there is no trial with the id {trial_id}")
+    return state
+
+
+def retry_chain(trial: FrozenTrial) -> list[int]:
+    """Numbers of the trials that this one continues, the first first."""
+    return list(trial.system_attrs.get("retry_history", []))
+
+
+def retry_notes(trial: FrozenTrial, *, undecided: bool) -> dict[str, Any]:
+    """System attributes of a trial that continues this one: its own, with Optuna's chain of retries.
+
+    Args:
+        trial: that ended.
+        undecided: whether it ended between its newest score and the pruner's verdict on that. Successive halving's note
+            on that rung is then left out: it would count as a verdict.
+    """
+    score = trial.intermediate_values[trial.last_step] if undecided and trial.last_step is not None else None
+    own = {
+        name: value
+        for name, value in trial.system_attrs.items()
+        if not (undecided and name.startswith("completed_rung_") and value == score)
+    }
+    return {"failed_trial": trial.number, **own, "retry_history": [*retry_chain(trial), trial.number]}
+
+
+class StudyView(optuna.Study):
+    """A study whose samplers and pruners see the trials that :meth:`visible_trials` returns.
+
+    Attributes:
+        is_member: which of them ``get_trials`` returns; None is all.
+    """
+
+    is_member: Callable[[FrozenTrial], bool] | None = None
+
+    def __init__(self, study: optuna.Study, **parts: Any) -> None:
+        super().__init__(study.study_name, study._storage, **parts)
+
+    def visible_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        """The study's own trials; a subclass changes them."""
+        return super()._get_trials(deepcopy, states, use_cache)
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        return self.visible_trials(deepcopy, states, use_cache)
+
+    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        trials = super().get_trials(deepcopy, states)
+        return trials if self.is_member is None else [trial for trial in trials if self.is_member(trial)]
+
+
+class HyperbandOfView(HyperbandPruner):
+    """Hyperband whose brackets divide a :class:`StudyView`; Optuna's divide all attempts, by their own numbers."""
+
+    def _create_bracket_study(self, study: optuna.Study, bracket_id: int) -> optuna.Study:
+        bracket = copy.copy(study)
+        assert isinstance(bracket, StudyView)
+        bracket.is_member = lambda trial: self._get_bracket_id(study, trial) == bracket_id
+        return bracket
+
+    def first_rung(self, study: optuna.Study, number: int) -> int:
+        """Images after which the trial of this number is first judged: where its bracket begins."""
+        if not self._pruners:
+            self._try_initialization(study)
+        trial = create_trial(state=TrialState.RUNNING)
+        trial.number = number
+        return int(self._min_resource * self._reduction_factor ** self._get_bracket_id(study, trial))

@@ -1,0 +1,92 @@
+"""Studies that another program made in the same database: never taken over, and not in the way of ours."""
+
+from __future__ import annotations
+
+import json
+
+import optuna
+import pytest
+
+from harness.commands.studies import reconcile, studies_table
+from harness.commands.ui import ui_links
+from harness.errors import NotFoundError, StorageError
+from harness.home import Home
+from harness.spec.files import parse_study
+from harness.store.studies import find_record, find_study, open_study, started_study
+from tests.conftest import TINY_STUDY
+
+SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
+
+
+def plain_study(home: Home, *, trials: int = 1, direction: str = "maximize", **attrs: object) -> optuna.Study:
+    """As somebody's script with Optuna makes it."""
+    study = optuna.create_study(study_name="tiny", storage=home.optuna_url, direction=direction)
+    for name, value in attrs.items():
+        study.set_user_attr(name, value)
+    for _ in range(trials):
+        study.tell(study.ask(), 1.0)
+    return study
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_it_is_refused_in_a_sentence_by_whatever_opens_it_and_left_as_it_is(home, direction):
+    study = plain_study(home, direction=direction, uid_of_theirs=1)
+    for opening in (
+        lambda: open_study(SPEC, home),
+        lambda: open_study(SPEC, home, resume_anyway=True),
+        lambda: started_study("tiny", home),
+        lambda: find_study("tiny", home),
+        lambda: find_record("tiny", home),
+        lambda: list(reconcile("tiny", home)),
+    ):
+        with pytest.raises(StorageError, match="a study named tiny that another program made with Optuna") as refused:
+            opening()
+        assert "to a new name" in refused.value.hint
+    assert study.user_attrs == {"uid_of_theirs": 1}
+    assert len(study.trials) == 1
+
+
+def test_our_attributes_with_other_directions_are_refused(home):
+    plain_study(home, uid="1", spec=json.dumps(SPEC.identity()))
+    with pytest.raises(StorageError, match="another program"):
+        started_study("tiny", home)
+
+
+def test_listings_skip_it_with_a_note(home):
+    plain_study(home)
+    open_study(SPEC.model_copy(update={"name": "ours"}), home)
+    states = {name: (state, about) for name, state, about in studies_table(home)}
+    assert states["tiny"] == ("skipped", "another program made this study in the database")
+    assert states["ours"][0] == "0 trials finished"
+    (note,) = reconcile(None, home)
+    assert note.endswith("that another program made with Optuna; skipped")
+    assert list(ui_links(home, 5000)) == []
+
+
+def test_what_was_killed_before_its_first_attribute_is_ours(home):
+    plain_study(home, trials=0, direction="minimize")
+    assert find_record("tiny", home) is None
+    assert open_study(SPEC, home).user_attrs["spec_hash"] == SPEC.spec_hash
+
+
+def test_so_is_one_of_several_objectives(home):
+    spec = SPEC.model_copy(update={"objectives": ("score", "seconds", "recall")})
+    optuna.create_study(study_name="tiny", storage=home.optuna_url, directions=["minimize", "minimize", "maximize"])
+    assert find_record("tiny", home) is None
+    open_study(spec, home)
+    with pytest.raises(NotFoundError, match="never ran"):
+        started_study("tiny", home)
+
+
+def test_an_empty_study_that_is_optimised_the_other_way_is_refused(home):
+    plain_study(home, trials=0)
+    with pytest.raises(StorageError, match="another program"):
+        open_study(SPEC, home)
+
+
+def test_a_study_of_an_early_version_without_a_uid_gets_one(home):
+    study = open_study(SPEC, home)
+    attrs = {name: value for name, value in study.user_attrs.items() if name != "uid"}
+    optuna.delete_study(study_name="tiny", storage=home.optuna_url)
+    plain_study(home, trials=0, direction="minimize", **attrs)
+    assert open_study(SPEC, home).user_attrs["uid"]
