@@ -1,4 +1,4 @@
-"""Numbers, metrics and durations in words, and the name that a mistyped one was probably meant to be."""
+"""Numbers, scores, metrics and durations in words, and the known name nearest to a mistyped one."""
 
 from __future__ import annotations
 
@@ -54,9 +54,15 @@ def objective_label(name: str, metric: str) -> str:
     }[name]
 
 
+def scored(value: float) -> str:
+    """A score with digits to tell trials apart: FID is in the tens, KID in the hundredths."""
+    return f"{value:.2f}" if value >= 10 else f"{value:.4g}"
+
+
 def duration(seconds: float) -> str:
+    """``0.25 s``, ``42 s``, from two minutes on ``3.5 min``, from two hours on ``2.1 h``."""
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 

@@ -40,6 +40,7 @@ from harness.store.views import PlacedHyperband
 from harness.sweep.engines.local import threads_per_worker
 from harness.sweep.precision import resolve_precision
 from harness.sweep.run import require_images
+from harness.text import duration
 from harness.tracking.spool import LIMIT_MB
 
 # Files decoded to find out how fast that goes.
@@ -89,7 +90,7 @@ def plan(
     yield (
         "images",
         f"{n_images:,} of {spec.data.image_size} px"
-        + (f"; preparing them takes about {_shown(prepare_s)}" if prepare_s else "; prepared already"),
+        + (f"; preparing them takes about {duration(prepare_s)}" if prepare_s else "; prepared already"),
     )
     yield (
         "precision",
@@ -111,8 +112,8 @@ def plan(
     n_seeds = spec.scoring.sampling_seeds or 1
     yield (
         "  scores",
-        f"{_shown(scoring.rung_s)} a rung, {_shown(scoring.final_s)} a final one"
-        + (f", {_shown(scoring.again_s)} each of {n_seeds - 1} further sampling seeds" if n_seeds > 1 else "")
+        f"{duration(scoring.rung_s)} a rung, {duration(scoring.final_s)} a final one"
+        + (f", {duration(scoring.again_s)} each of {n_seeds - 1} further sampling seeds" if n_seeds > 1 else "")
         + ("; VGG16's precision and recall come on top" if has_vgg(spec, home) else ""),
     )
     target = trials or spec.budget.trials
@@ -188,10 +189,10 @@ def _time(
     on = f"on this {place.type}{f', {at_once} trials at once' if at_once > 1 else ''}"
     others = target - len(named)
     if not spec.budget.rungs or spec.pruner.name == "none":
-        found = f"about {_shown(total_s([full] * others))} {on}, nothing is pruned"
+        found = f"about {duration(total_s([full] * others))} {on}, nothing is pruned"
     elif own is not None:
         found = (
-            f"about {_shown(total_s([own] * others))} {on}, if pruning goes on as so far: its trials, recipes aside, "
+            f"about {duration(total_s([own] * others))} {on}, if pruning goes on as so far: its trials, recipes aside, "
             f"trained {100 * own.trained:.0f} % of a full length on average"
         )
     else:
@@ -200,13 +201,13 @@ def _time(
         whole = len(named) + rungs.count(None)
         first = "the first rung of their bracket" if spec.pruner.name == "hyperband" else "the first rung"
         found = (
-            f"about {_shown(total_s([full] * others))} at most {on} (nothing pruned), "
-            f"{_shown(total_s(least))} at least (all but {whole} pruned at {first})"
+            f"about {duration(total_s([full] * others))} at most {on} (nothing pruned), "
+            f"{duration(total_s(least))} at least (all but {whole} pruned at {first})"
         )
     scored = full.rungs * scoring.rung_s + final_s
     return (
-        f"{found}; a full trial trains {_shown(typical)} and scores {_shown(scored)}, references once "
-        f"{_shown(scoring.references_s)}; as far as the drawn configurations are typical"
+        f"{found}; a full trial trains {duration(typical)} and scores {duration(scored)}, references once "
+        f"{duration(scoring.references_s)}; as far as the drawn configurations are typical"
     )
 
 
@@ -275,9 +276,3 @@ def _disk(spec: ResolvedStudy, home: Home, measured: list[Measured], store_bytes
         f"{here / 1e6:,.1f} MB (checkpoint, weights, sample grids) {where}; "
         f"while MLflow is away, journals of up to {LIMIT_MB / 1000:,.2f} GB more"
     )
-
-
-def _shown(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

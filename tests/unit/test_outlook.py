@@ -23,6 +23,7 @@ from harness.spec.study import PrunerSpec
 from harness.store.samplers import images
 from harness.store.studies import find_record, open_study
 from harness.store.trials import Trials
+from harness.text import duration
 from harness.training.checkpoint import save_checkpoint
 from tests.conftest import CPU, TINY_STUDY
 from tests.unit.test_report import record, trial
@@ -129,17 +130,17 @@ def time_of(spec=SPEC, target=8, workers=1, own=None):
 def test_as_many_trials_at_once_as_there_are_workers_with_cores(monkeypatch, cores, workers, sooner):
     monkeypatch.setattr(plan, "usable_cores", lambda: cores)
     text = time_of(workers=workers)
-    assert text.startswith(f"about {plan._shown(8 * FULL_S / sooner + 50)} at most on this cpu")
+    assert text.startswith(f"about {duration(8 * FULL_S / sooner + 50)} at most on this cpu")
     assert (f"{sooner} trials at once" in text) == (sooner > 1)
 
 
 def test_without_trials_of_its_own_a_study_has_both_bounds_of_pruning():
-    least = plan._shown(2 * FULL_S + 6 * FIRST_RUNG_S + 50)  # the median of two finished trials is waited for
+    least = duration(2 * FULL_S + 6 * FIRST_RUNG_S + 50)  # the median of two finished trials is waited for
     assert f"(nothing pruned), {least} at least (all but 2 pruned at the first rung)" in time_of()
     halving = SPEC.model_copy(update={"pruner": PrunerSpec(name="successive_halving")})
     assert "(all but 1 pruned at the first rung)" in time_of(halving)
     unpruned = SPEC.model_copy(update={"pruner": PrunerSpec(name="none")})
-    assert time_of(unpruned).startswith(f"about {plan._shown(8 * FULL_S + 50)} on this cpu, nothing is pruned")
+    assert time_of(unpruned).startswith(f"about {duration(8 * FULL_S + 50)} on this cpu, nothing is pruned")
 
 
 @pytest.mark.parametrize("pruner", ["hyperband", "successive_halving", "median", "percentile"])
@@ -165,7 +166,7 @@ def test_the_least_is_what_is_trained_where_each_trial_is_worse_than_all_before_
 def test_recipes_are_never_pruned_in_either_bound():
     recipes = tuple(ResolvedPreset(name=f"r{i}", params={}, overrides={}, recipe="r") for i in range(3))
     text = time_of(SPEC.model_copy(update={"presets": recipes}))
-    least = plan._shown(3 * FULL_S + 5 * FIRST_RUNG_S + 50)
+    least = duration(3 * FULL_S + 5 * FIRST_RUNG_S + 50)
     assert f"{least} at least (all but 3 pruned at the first rung)" in text
     # Halving compares with what it judged itself: the first that it judges goes on.
     halving = SPEC.model_copy(update={"pruner": PrunerSpec(name="successive_halving"), "presets": recipes})
@@ -175,7 +176,7 @@ def test_recipes_are_never_pruned_in_either_bound():
 def test_every_further_sampling_seed_scores_a_finished_trial_again():
     scoring = SPEC.scoring.model_copy(update={"sampling_seeds": 3})
     text = time_of(SPEC.model_copy(update={"scoring": scoring}))
-    assert text.startswith(f"about {plan._shown(8 * (FULL_S + 2 * 100) + 50)} at most")
+    assert text.startswith(f"about {duration(8 * (FULL_S + 2 * 100) + 50)} at most")
 
 
 def test_a_started_studys_own_trials_say_what_pruning_saves():
@@ -191,7 +192,7 @@ def test_a_started_studys_own_trials_say_what_pruning_saves():
     assert own.trained == pytest.approx((27 + 3 + 9) / 81)
     assert (own.rungs, own.scored) == (pytest.approx((3 + 1 + 2) / 3), pytest.approx(1 / 3))
     text = time_of(own=own)
-    assert text.startswith(f"about {plan._shown(8 * (own.trained * 400 + own.rungs * 30 + own.scored * 200) + 50)} on")
+    assert text.startswith(f"about {duration(8 * (own.trained * 400 + own.rungs * 30 + own.scored * 200) + 50)} on")
     assert "its trials, recipes aside, trained 48 % of a full length on average" in text
 
 
