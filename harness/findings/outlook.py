@@ -112,7 +112,7 @@ def _pruned(record: StudyRecord) -> int:
 
 def _finished(record: StudyRecord) -> list[float]:
     """Final scores of what the sampler drew, under the leaderboard's protocol."""
-    return [float(t.value or 0.0) for t in rank(record, top=len(record.trials)).trials if _searched(t)]
+    return [float(t.value or 0.0) for t in rank(record).trials if _searched(t)]
 
 
 def expected_best(samples: Sequence[Sequence[float]] | Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -39,6 +39,11 @@ class Estimate:
     high: float | None
     n: int
 
+    def scaled(self, factor: float) -> Estimate:
+        """In other units; the factor is positive."""
+        low, high = (None if bound is None else factor * bound for bound in (self.low, self.high))
+        return replace(self, mean=factor * self.mean, low=low, high=high)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:

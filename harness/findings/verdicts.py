@@ -75,11 +75,13 @@ class Comparison:
     """A treated arm against the control.
 
     ``margin`` is the smallest difference that matters, in units of the score; ``n_arms`` are corrected together.
+    ``effect`` is the difference in per cent of the control's mean.
     """
 
     treated: str
     result: ArmResult
     difference: Difference | None
+    effect: Estimate | None
     margin: float | None
     says: str
     n_arms: int
@@ -112,6 +114,11 @@ class Judgement:
     n_open: int
 
     @property
+    def arms(self) -> dict[str, ArmResult]:
+        """The control and the treated arms by name."""
+        return {"control": self.control, **{c.treated: c.result for c in self.comparisons}}
+
+    @property
     def verdict(self) -> Verdict:
         """Supported where every treated arm's is, refuted where any is, else undecided."""
         verdicts = [comparison.verdict for comparison in self.comparisons]
@@ -127,7 +134,7 @@ def arm_results(plan: StudyRecord) -> dict[str, ArmResult]:
 
     Scores of another protocol than most cannot be compared: those trainings are left out.
     """
-    other = set(rank(plan, top=1).left_out)
+    other = set(rank(plan).left_out)
     found: dict[str, dict[int, TrialRecord]] = {}
     for trial in plan.trials:
         if trial.state in ("COMPLETE", "PRUNED") and trial.attrs.arm and trial.number not in other:
@@ -169,6 +176,7 @@ def _compare(claim: Claim, name: str, control: ArmResult, treated: ArmResult, pa
         treated=name,
         result=treated,
         difference=pair,
+        effect=pair.estimate.scaled(100 / fmean(control.scores.values())) if pair else None,
         margin=margin,
         says=claim.says,
         n_arms=len(claim.treated),

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from harness import atomic
 from harness.findings.confirmation import Confirmation, confirmation
 from harness.findings.ranking import Leaderboard, rank
 from harness.report import plots
-from harness.report.html import write_html
-from harness.report.markdown import environment, squeeze
+from harness.report.page import Page
 from harness.spec.drift import changes
 from harness.store.records import StudyRecord
 from harness.text import duration, number
@@ -33,33 +30,27 @@ def build_comparison(pairs: Sequence[tuple[StudyRecord, StudyRecord | None]], ou
     Returns:
         The path of ``report.md``.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    first, *others = [record for record, _ in pairs]
     entries = [_entry(record, confirmation(record, plan) if plan else None) for record, plan in pairs]
     groups = _by_protocol(entries)
-    curves = [_spent(record, entry["protocol"]) for (record, _), entry in zip(pairs, entries, strict=True)]
     shared = max(groups, key=len)
-    frame = pd.concat([frame for frame in curves if len(frame) and frame["study"].iloc[0] in shared] or [_EMPTY])
-    (out / "spent.png").unlink(missing_ok=True)
-    if len(frame):
-        metric = next(entry["metric"] for entry in entries if entry["name"] in shared)
-        atomic.write_bytes(out / "spent.png", plots.to_png(plots.spent(frame, metric)))
-    context = {
-        "entries": entries,
-        "groups": groups,
-        "leader": _leader([entry for entry in entries if entry["name"] in shared]),
-        "shared": shared,
-        "samplings": _samplings(entries),
-        "reasons": _reasons(pairs[0][0], [record for record, _ in pairs[1:]]) if len(groups) > 1 else [],
-        "differences": [_differences(pairs[0][0], record) for record, _ in pairs[1:]],
-        "figure": len(frame) > 0,
-    }
-    template = files("harness.report").joinpath("templates/compare.md.j2").read_text(encoding="utf-8")
-    atomic.write_text(out / "report.md", squeeze(environment().from_string(template).render(context)))
-    write_html(out / "report.md")
-    return out / "report.md"
-
-
-_EMPTY = pd.DataFrame(columns=["study", "hours", "best"])
+    curves = [_spent(record, entry["protocol"]) for (record, _), entry in zip(pairs, entries, strict=True)]
+    shown = [curve for curve in curves if len(curve) and curve["study"].iloc[0] in shared]
+    metric = next(entry["metric"] for entry in entries if entry["name"] in shared)
+    page = Page(
+        template="compare.md.j2",
+        context={
+            "entries": entries,
+            "groups": groups,
+            "leader": _leader([entry for entry in entries if entry["name"] in shared]),
+            "samplings": _samplings(entries),
+            "reasons": _reasons(first, others) if len(groups) > 1 else [],
+            "differences": [_differences(first, record) for record in others],
+        },
+        figures={"spent": plots.spent(pd.concat(shown), metric)} if shown else {},
+        owned=("spent.png",),
+    )
+    return page.write(out)
 
 
 def _entry(record: StudyRecord, found: Confirmation | None) -> dict[str, Any]:
@@ -140,7 +131,7 @@ def _spent(record: StudyRecord, protocol: str) -> pd.DataFrame:
             best = min(best, trial.value)
         if best < float("inf"):
             rows.append({"study": record.name, "hours": hours, "best": best})
-    return pd.DataFrame(rows, columns=list(_EMPTY.columns))
+    return pd.DataFrame(rows, columns=["study", "hours", "best"])
 
 
 def _reasons(first: StudyRecord, others: Sequence[StudyRecord]) -> list[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from harness.errors import NotFoundError, UsageError
-from harness.findings.confirmation import Confirmation, confirmed_context
+from harness.findings.confirmation import Confirmation
 from harness.findings.health import Health
 from harness.findings.ranking import rank
 from harness.spec.drift import changes
@@ -29,7 +30,7 @@ _HEALTH = {
 
 def facts(record: StudyRecord, found: Confirmation | None, watched: Sequence[Health] = ()) -> str:
     """The report's statements as JSON: the same record, and the same health of its best trainings, the same bytes."""
-    board = rank(record, top=len(record.trials))
+    board = rank(record)
     stated = {
         "study": record.name,
         "uid": record.attrs.uid,
@@ -55,17 +56,7 @@ def facts(record: StudyRecord, found: Confirmation | None, watched: Sequence[Hea
 
 
 def _confirmed(found: Confirmation) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": row["name"],
-            "mean": row["estimate"].mean,
-            "low": row["estimate"].low,
-            "high": row["estimate"].high,
-            "n": row["estimate"].n,
-            "verdict": row["verdict"],
-        }
-        for row in confirmed_context(found)["rows"]
-    ]
+    return [{"name": arm.name, **asdict(arm.estimate), "verdict": found.verdict(arm)} for arm in found.ranked]
 
 
 def _measured(row: Health) -> dict[str, float | None]:

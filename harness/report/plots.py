@@ -6,14 +6,10 @@ import io
 import textwrap
 from collections.abc import Container, Mapping, Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -30,15 +26,15 @@ _STATE_COLOURS = {"COMPLETE": _BLUE, "PRUNED": _GREY, "FAIL": _RED, "RUNNING": _
 def new_figure(width: float = 7.2, height: float = 3.6, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure in the style of the reports, with axes side by side; sizes in inches."""
     sns.set_theme(context="notebook", style="whitegrid", font="DejaVu Sans", font_scale=0.85)
-    figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False)
-    return figure, list(axes[0])
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)  # seaborn draws to learn how large labels are
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
 def to_png(figure: Figure) -> bytes:
     """The figure's bytes, the same for the same figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, facecolor="white", metadata={"Software": None})
-    plt.close(figure)
     return buffer.getvalue()
 
 
@@ -79,8 +75,8 @@ def confirmed(found: Confirmation) -> Figure:
         if low is not None and high is not None:
             axis.plot([low, high], [place, place], color=_BLUE, linewidth=2, zorder=3)
         axis.scatter([mean], [place], s=46, color=_BLUE, zorder=4)
-        if arm.searched is not None and arm.searched.value is not None:
-            axis.scatter([arm.searched.value], [place - 0.18], marker="D", s=26, zorder=4,
+        if arm.searched is not None:
+            axis.scatter([arm.searched], [place - 0.18], marker="D", s=26, zorder=4,
                          facecolor="white", edgecolor=_ORANGE)  # fmt: skip
     axis.set_yticks(range(len(arms)), [arm.name for arm in arms])
     axis.set_ylim(len(arms) - 0.5, -0.5)

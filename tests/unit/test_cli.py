@@ -145,7 +145,7 @@ def test_help_teaches_and_is_light():
 
 def test_what_reports_heals_and_lists_imports_no_torch():
     code = (
-        "import sys; import harness.sweep.run, harness.sweep.reconcile, harness.report.render, harness.tracking.mlflow;"
+        "import sys; import harness.sweep.run, harness.sweep.reconcile, harness.report.study, harness.tracking.mlflow;"
         "sys.exit(bool({'torch', 'torch_fidelity'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
