@@ -24,10 +24,10 @@ _FEATURES = {"inception": "Inception", "mnv2": "MobileNetV2", "vgg16": "VGG16"}
 
 def metric_label(name: str) -> str:
     """A metric's full name in words: ``fid_mnv2_250`` is FID of 250 images by MobileNetV2's features."""
-    found = _METRIC.fullmatch(name)
-    if found is None:
+    match = _METRIC.fullmatch(name)
+    if match is None:
         return name
-    metric, features, count, quick = found.groups()
+    metric, features, count, quick = match.groups()
     images = f"{int(count.removesuffix('k')) * (1000 if count.endswith('k') else 1):,}"
     by = f" by {_FEATURES[features]}'s features" if features else ""
     return f"{_METRICS[metric]} of {images} images{by}{' in bf16' if quick else ''}"
@@ -35,10 +35,10 @@ def metric_label(name: str) -> str:
 
 def heading(name: str) -> str:
     """A metric's name at the head of a column: ``fid_mnv2_250`` is FID, MobileNetV2; how many images, the text says."""
-    found = _METRIC.fullmatch(name)
-    if found is None:
+    match = _METRIC.fullmatch(name)
+    if match is None:
         return name
-    metric, features, _, quick = found.groups()
+    metric, features, _, quick = match.groups()
     by = f", {_FEATURES[features]}" if features else ""
     return f"{_METRICS[metric]}{by}{', bf16' if quick else ''}"
 

@@ -24,8 +24,8 @@ from harness.store.records import StudyRecord, TrialRecord
 class ConfirmedArm:
     """One configuration's confirmation.
 
-    ``trials`` are the finished trainings by seed, ``n_diverged`` others ended without a score, ``n_open`` are yet to
-    run, ``n_other`` ended under another protocol. ``searched`` is its score in the search, a single, selected one; None
+    ``trials`` are the finished trainings by seed, ``n_diverged`` others ended without a score, ``n_open`` still wait,
+    ``n_other`` ended under another protocol. ``searched`` is its score in the search, a single, selected one; None
     without one of this protocol.
     """
 
@@ -90,7 +90,7 @@ class Confirmation:
         return [arm for arm in self.ranked[1:] if (gap := self.against_best(arm)) is None or gap.tie]
 
     def verdict(self, arm: ConfirmedArm) -> str:
-        """What a ranked configuration is beside the best one, in a word or two."""
+        """How a ranked configuration compares with the best one: ``best``, ``tie``, ``worse`` or ``not told``."""
         gap = self.against_best(arm)
         return "best" if arm is self.best else "not told" if gap is None else "tie" if gap.tie else "worse"
 
@@ -108,9 +108,7 @@ class Confirmation:
     @property
     def strict(self) -> bool:
         """Whether there is a tie whose own interval leaves out 0."""
-        return any(
-            gap.tie and gap.estimate.low is not None and gap.estimate.low > 0 for gap in self.differences.values()
-        )
+        return any(gap.tie and (gap.estimate.low or 0) > 0 for gap in self.differences.values())
 
     @property
     def n_open(self) -> int:
@@ -132,8 +130,8 @@ def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
 
     Args:
         search: the study.
-        plan: ``STUDY-confirm``. Its trials of another protocol than most are left out; so are all where it is of a
-            search that this one was begun anew after.
+        plan: ``STUDY-confirm``. Trials of another protocol than most are left out, and all trials if the search
+            was started again from scratch since.
     """
     of = plan.attrs.spec.get("plan", {}).get("uid")
     if of not in (None, search.attrs.uid):
@@ -148,8 +146,8 @@ def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
     by_name = {arm.name: arm for arm in arms if arm.trials and not arm.n_diverged}
     if not by_name:
         return None
-    found = standing({name: arm.scores for name, arm in by_name.items()})
-    sound = [replace(by_name[name], estimate=found.estimates[name]) for name in found.order]
+    result = standing({name: arm.scores for name, arm in by_name.items()})
+    sound = [replace(by_name[name], estimate=result.estimates[name]) for name in result.order]
     return Confirmation(
         study=plan.name,
         metric=plan.attrs.final_metric,
@@ -158,18 +156,18 @@ def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
         n_samplings=max(len(trial.attrs.samplings) for arm in sound for trial in arm.trials.values()),
         ranked=tuple(sound),
         unsound=tuple(arm for arm in arms if arm.name not in by_name),
-        differences=found.against_first,
+        differences=result.against_first,
         splits=_splits(sound),
     )
 
 
 def _splits(arms: Iterable[ConfirmedArm]) -> dict[str, VarianceSplit]:
     """By configuration: a bad one varies in other ways than a good one."""
-    found = {
+    splits = {
         arm.name: variance_split({(arm.name, seed): trial.attrs.samplings for seed, trial in arm.trials.items()})
         for arm in arms
     }
-    return {name: split for name, split in found.items() if split}
+    return {name: split for name, split in splits.items() if split}
 
 
 def _arm(name: str, trials: list[TrialRecord], protocol_hash: str, search: StudyRecord) -> ConfirmedArm:

@@ -96,7 +96,7 @@ def forecast(
     again = f", {duration(scoring.again_s)} each of {n_seeds - 1} further sampling seeds" if n_seeds > 1 else ""
     vgg = "; plus precision and recall by VGG16, which are not measured" if has_vgg(spec, home) else ""
     yield "  scores", f"{duration(scoring.rung_s)} a rung, {duration(scoring.final_s)} a final one{again}{vgg}"
-    found = Forecast(
+    result = Forecast(
         spec=spec,
         configurations=tuple(configurations),
         scoring=scoring,
@@ -104,9 +104,9 @@ def forecast(
         device=on.type,
         workers=workers,
     )
-    yield "time", found.time(mean_work(spec, find_record(spec.name, home)))
+    yield "time", result.time(mean_work(spec, find_record(spec.name, home)))
     yield "memory", _memory(_peak_bytes(on) + held_bytes, on, workers)
-    yield "disk", found.disk(home, store_bytes, _grid_bytes(images))
+    yield "disk", result.disk(home, store_bytes, _grid_bytes(images))
     yield "cores", _cores(on, workers)
 
 

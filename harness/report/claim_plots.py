@@ -21,8 +21,8 @@ _TICKS = (-50, -25, 0, 25, 50, 100, 200, 400)
 
 def effects(judged: Sequence[Judgement]) -> Figure:
     """Every comparison's effect in per cent of the control's score, with its interval and the zone of no matter."""
-    rows = [(found, comparison) for found in judged for comparison in found.comparisons]
-    seen = [(found.claim, comparison, comparison.effect) for found, comparison in rows if comparison.effect]
+    rows = [(judgement, comparison) for judgement in judged for comparison in judgement.comparisons]
+    seen = [(judgement.claim, comparison, comparison.effect) for judgement, comparison in rows if comparison.effect]
     figure, (axis,) = new_figure(height=0.44 * len(seen) + 1.4)
     for place, (claim, comparison, effect) in enumerate(seen):
         margin, colour = 100 * claim.relevant, _COLOURS[comparison.verdict]

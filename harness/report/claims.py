@@ -11,8 +11,9 @@ from PIL import Image
 
 from harness.findings.frames import rung_scores
 from harness.findings.health import COLLAPSED
+from harness.findings.power import ASSUMED, ASSUMED_SHARE
 from harness.findings.ranking import rank
-from harness.findings.verdicts import ASSUMED, ASSUMED_SHARE, RULE, WORSENED, Judgement, arm_results, judge
+from harness.findings.verdicts import RULE, WORSENED, Judgement, arm_results, judge
 from harness.report.claim_plots import curves, effects
 from harness.report.page import Page
 from harness.spec.claims import claim_names, from_registered
@@ -36,7 +37,7 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
 
     Args:
         record: of the plan ``STUDY-claims``.
-        root: the home folder, where the files that the record names are found.
+        root: the home folder, where the files that the record names are.
         out: ``reports/claims-STUDY``.
         images: whether samples are shown.
 
@@ -49,19 +50,19 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
     results, board = arm_results(record), rank(record)
     claims = [from_registered(text) for text in spec.plan.claims.values()]
     judged = [judge(claim, claim.arms(spec), results) for claim in claims]
-    judged.sort(key=lambda found: (_ORDER[found.verdict], found.claim.name))
+    judged.sort(key=lambda judgement: (_ORDER[judgement.verdict], judgement.claim.name))
     figures, files = {}, dict[str, bytes]()
-    if any(comparison.effect for found in judged for comparison in found.comparisons):
+    if any(comparison.effect for judgement in judged for comparison in judgement.comparisons):
         figures["effects"] = effects(judged)
-    for found in judged:
-        if len(frame := _curve_frame(found)):
-            figures[found.claim.name] = curves(frame, record.attrs.rung_metric)
+    for judgement in judged:
+        if len(frame := _curve_frame(judgement)):
+            figures[judgement.claim.name] = curves(frame, record.attrs.rung_metric)
     page = Page(
         template="claims.md.j2",
         context={
             "study": spec.plan.study,
-            "judged": [_entry(found, _samples(found, root, files) if images else []) for found in judged],
-            "counts": {verdict: sum(found.verdict == verdict for found in judged) for verdict in _ORDER},
+            "judged": [_entry(judgement, _samples(judgement, root, files) if images else []) for judgement in judged],
+            "counts": {verdict: sum(judgement.verdict == verdict for judgement in judged) for verdict in _ORDER},
             "images": images,
             "spec": spec,
             "dataset": record.attrs.dataset,
@@ -80,7 +81,7 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
             "n_trainings": sum(len(result.trials) for result in results.values()),
             "n_arms": len(results),
             "time": duration(sum(trial.seconds for trial in record.trials)),
-            "n_comparisons": sum(len(found.comparisons) for found in judged),
+            "n_comparisons": sum(len(judgement.comparisons) for judgement in judged),
             "data_option": "" if spec.data.source == "mnist" else " --data PATH",
             "environment": sorted((k, v) for k, v in record.attrs.environment.items() if k != "study"),
         },
@@ -91,13 +92,13 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
     return page.write(out)
 
 
-def _entry(found: Judgement, samples: list[dict[str, str]]) -> dict[str, Any]:
-    claim = found.claim
+def _entry(judgement: Judgement, samples: list[dict[str, str]]) -> dict[str, Any]:
+    claim = judgement.claim
     return {
         "claim": claim,
-        "verdict": found.verdict,
+        "verdict": judgement.verdict,
         "says": _SAYS[claim.says].format(share=f"{100 * claim.relevant:.3g} %"),
-        "control": {"name": "control", "params": _listed(claim.control), "result": found.control},
+        "control": {"name": "control", "params": _listed(claim.control), "result": judgement.control},
         "rows": [
             {
                 "name": comparison.treated,
@@ -109,12 +110,12 @@ def _entry(found: Judgement, samples: list[dict[str, str]]) -> dict[str, Any]:
                 "needed": comparison.needed,
                 "verdict": comparison.verdict,
             }
-            for comparison in found.comparisons
+            for comparison in judgement.comparisons
         ],
         "samples": samples,
-        "n_open": found.n_open,
+        "n_open": judgement.n_open,
         "base": _listed(claim.base),
-        "cost": duration(sum(result.seconds for result in found.arms.values())),
+        "cost": duration(sum(result.seconds for result in judgement.arms.values())),
     }
 
 
@@ -122,20 +123,20 @@ def _listed(params: FixedParams) -> str:
     return ", ".join(f"{key} = {value}" for key, value in params.params().items())
 
 
-def _curve_frame(found: Judgement) -> pd.DataFrame:
+def _curve_frame(judgement: Judgement) -> pd.DataFrame:
     rows = [
         {"arm": name, "seed": seed, "kimg": kimg, "score": score}
-        for name, result in found.arms.items()
+        for name, result in judgement.arms.items()
         for seed, trial in result.trials.items()
         for kimg, score in rung_scores(trial)
     ]
     return pd.DataFrame(rows, columns=["arm", "seed", "kimg", "score"])
 
 
-def _samples(found: Judgement, root: Path, files: dict[str, bytes]) -> list[dict[str, str]]:
+def _samples(judgement: Judgement, root: Path, files: dict[str, bytes]) -> list[dict[str, str]]:
     """The top rows of each arm's sample grid, of the training whose score is the median; added to ``files``."""
     shown = []
-    for name, result in found.arms.items():
+    for name, result in judgement.arms.items():
         done = sorted((score, seed) for seed, score in result.scores.items())
         if not done:
             continue

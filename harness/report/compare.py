@@ -53,7 +53,7 @@ def build_comparison(pairs: Sequence[tuple[StudyRecord, StudyRecord | None]], ou
     return page.write(out)
 
 
-def _entry(record: StudyRecord, found: Confirmation | None) -> dict[str, Any]:
+def _entry(record: StudyRecord, confirmed: Confirmation | None) -> dict[str, Any]:
     board: Leaderboard = rank(record, top=1)
     best = board.trials[0] if board.trials else None
     return {
@@ -64,7 +64,7 @@ def _entry(record: StudyRecord, found: Confirmation | None) -> dict[str, Any]:
         "finished": sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials),
         "target": record.attrs.target,
         "time": duration(sum(trial.seconds for trial in record.trials)),
-        "confirmed": found,
+        "confirmed": confirmed,
         "n_samplings": record.attrs.spec["scoring"].get("sampling_seeds") or 1,
         "environment": record.attrs.environment,
     }
@@ -115,9 +115,9 @@ def _samplings(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     searched = {entry["name"]: entry["n_samplings"] for entry in entries if entry["best"]}
     confirmed = {entry["name"]: entry["confirmed"].n_samplings for entry in entries if entry["confirmed"]}
     return [
-        f"{what}: " + ", ".join(f"{n} in {name}" for name, n in found.items())
-        for what, found in (("scores in the search", searched), ("confirmed scores", confirmed))
-        if len(set(found.values())) > 1
+        f"{what}: " + ", ".join(f"{n} in {name}" for name, n in counts.items())
+        for what, counts in (("scores in the search", searched), ("confirmed scores", confirmed))
+        if len(set(counts.values())) > 1
     ]
 
 
@@ -136,27 +136,25 @@ def _spent(record: StudyRecord, protocol: str) -> pd.DataFrame:
 
 def _reasons(first: StudyRecord, others: Sequence[StudyRecord]) -> list[str]:
     """Why scores of some studies do not compare with the first one's, in words."""
-    reasons = []
+    reasons: list[str] = []
     for other in others:
-        found = [
+        reasons += [
             f"{change.key} is {number(change.old)} in {first.name}, {number(change.new)} in {other.name}"
             for change in changes(first.attrs.spec["scoring"]["final"], other.attrs.spec["scoring"]["final"])
         ]
         prints = [record.attrs.dataset["fingerprint"][:12] for record in (first, other)]
         if prints[0] != prints[1]:
-            found.append(f"the images are others ({prints[0]} and {prints[1]})")
+            reasons.append(f"the images are others ({prints[0]} and {prints[1]})")
         versions = [record.attrs.environment.get("versions", "") for record in (first, other)]
         if versions[0] != versions[1]:
-            found.append("the libraries' versions differ")
-        reasons += found
+            reasons.append("the libraries' versions differ")
     return reasons
 
 
 def _differences(first: StudyRecord, other: StudyRecord) -> dict[str, Any]:
-    found = changes(first.attrs.spec, other.attrs.spec)
     rows = [
         {"key": change.key, "old": _short(change.old), "new": _short(change.new)}
-        for change in found
+        for change in changes(first.attrs.spec, other.attrs.spec)
         if change.key not in ("name", "presets")
     ]
     more = max(0, len(rows) - _SHOWN_DIFFERENCES)

@@ -159,7 +159,7 @@ def _tradeoff(record: StudyRecord, board: Leaderboard) -> dict[str, Any] | None:
 
 
 def _at_its_last_rung(trial: TrialRecord, best: TrialRecord) -> dict[str, float] | None:
-    """A pruned trial's last rung score beside the best trial's there; None where it diverged, or one has none."""
+    """A pruned trial's last rung score and the best trial's there; None if it diverged, or one has none."""
     step = max(trial.intermediate, default=0)
     if trial.attrs.diverged or step not in trial.intermediate or step not in best.intermediate:
         return None

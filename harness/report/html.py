@@ -18,7 +18,7 @@ from harness.report.markdown import fill
 
 
 def write_html(page: Path) -> Path:
-    """Write ``report.html`` beside a ``report.md``; the same files give the same bytes."""
+    """Write ``report.html`` next to a ``report.md``; the same files give the same bytes."""
     text = page.read_text(encoding="utf-8")
     title = next((line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")), page.parent.name)
     path = page.with_suffix(".html")

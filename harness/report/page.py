@@ -37,7 +37,7 @@ class Page:
         """Write the page into a folder: the same page gives the same bytes.
 
         Returns:
-            The path of ``report.md``; ``report.html`` is beside it.
+            The path of ``report.md``; ``report.html`` is next to it.
         """
         figures = {name: f"{name}.png" for name in self.figures}
         files = {**self.files, **{figures[name]: to_png(figure) for name, figure in self.figures.items()}}

@@ -39,7 +39,7 @@ def to_png(figure: Figure) -> bytes:
 
 
 def wrapped(label: str, width: int = 30) -> str:
-    """An axis label in lines of so many characters; what stands in brackets has a line of its own."""
+    """An axis label in lines of ``width`` characters; what is in brackets gets its own line."""
     if len(label) <= width:
         return label
     name, bracket, rest = label.partition(" (")
@@ -64,9 +64,9 @@ def history(trials: pd.DataFrame, metric: str) -> Figure:
     return figure
 
 
-def confirmed(found: Confirmation) -> Figure:
+def confirmed(result: Confirmation) -> Figure:
     """Each configuration's mean with its interval, its seeds as dots, and what the search had seen of it."""
-    arms = found.ranked
+    arms = result.ranked
     figure, (axis,) = new_figure(height=0.42 * len(arms) + 1.3)
     for place, arm in enumerate(arms):
         scores = list(arm.scores.values())
@@ -80,7 +80,7 @@ def confirmed(found: Confirmation) -> Figure:
                          facecolor="white", edgecolor=_ORANGE)  # fmt: skip
     axis.set_yticks(range(len(arms)), [arm.name for arm in arms])
     axis.set_ylim(len(arms) - 0.5, -0.5)
-    axis.set(xlabel=wrapped(f"{metric_label(found.metric)} (lower is better)", 70), ylabel="")
+    axis.set(xlabel=wrapped(f"{metric_label(result.metric)} (lower is better)", 70), ylabel="")
     axis.legend(handles=[
         Line2D([], [], color=_BLUE, marker="o", label="mean, 95 % interval"),
         Line2D([], [], color=_GREY, marker="o", markersize=4, linestyle="", label="one training seed"),
@@ -89,12 +89,12 @@ def confirmed(found: Confirmation) -> Figure:
     return figure
 
 
-def best_after(found: Outlook, metric: str) -> Figure:
+def best_after(outlook: Outlook, metric: str) -> Figure:
     """The best score that k trials of a study would have brought, with its bootstrap interval."""
     figure, (axis,) = new_figure(height=3.0)
-    trials = range(1, len(found.expected) + 1)
-    axis.fill_between(trials, found.low, found.high, color=_BLUE, alpha=0.15, linewidth=0, label="90 % interval")
-    axis.plot(trials, found.expected, color=_BLUE, marker="o", markersize=4, label="expected best")
+    trials = range(1, len(outlook.expected) + 1)
+    axis.fill_between(trials, outlook.low, outlook.high, color=_BLUE, alpha=0.15, linewidth=0, label="90 % interval")
+    axis.plot(trials, outlook.expected, color=_BLUE, marker="o", markersize=4, label="expected best")
     axis.set(xlabel="number of trials", ylabel=wrapped(f"best {metric_label(metric)} (lower is better)"))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=True)
@@ -148,7 +148,7 @@ def rung_curves(rungs: pd.DataFrame, best: int | None, metric: str) -> Figure:
                   zorder=3 if is_best else 2)  # fmt: skip
     handles = [Line2D([], [], color=c, marker="o", label=n) for n, c in
                (("best trial", _ORANGE), ("finished", _BLUE), ("pruned", _GREY))]  # fmt: skip
-    # Not the best place, which is looked for among all lines, for seconds: scores fall, so this one is free.
+    # Searching all lines for the best place takes seconds; scores fall, so this one is free.
     axis.legend(handles=handles, frameon=True, loc="upper right")
     axis.set_ylim(0, float(rungs["score"].quantile(0.95)) * 1.15 if len(rungs) else 1)
     axis.set(xlabel="real images shown (kimg)", ylabel=wrapped(f"{metric_label(metric)} (lower is better)"))

@@ -41,7 +41,7 @@ def build_report(
 
     Args:
         record: the study as the database has it.
-        root: the home folder, where the files that the record names are found.
+        root: the home folder, where the files that the record names are.
         out: ``reports/STUDY``.
         importances: of the searched parameters, by name; may be empty.
         evaluator: how they were computed.
@@ -51,8 +51,8 @@ def build_report(
         The path of ``report.md``.
     """
     board, trials = rank(record), trials_frame(record)
-    found = confirmation(record, plan) if plan else None
-    shown = _shown(board, found)
+    confirmed = confirmation(record, plan) if plan else None
+    shown = _shown(board, confirmed)
     files = {}
     grids = []
     for place, (name, trial) in enumerate(shown[:_GRIDS], start=1):
@@ -66,12 +66,12 @@ def build_report(
         files[PAIRS_FILE] = pairs.read_bytes()
         watched |= {"pairs": PAIRS_FILE, "pairs_of": leader_name}
     if board.trials:
-        files["best.toml"] = best_toml(record, board.trials[0], found).encode()
-    files[FACTS_FILE] = facts(record, found, watched["rows"] if watched else ()).encode()
+        files["best.toml"] = best_toml(record, board.trials[0], confirmed).encode()
+    files[FACTS_FILE] = facts(record, confirmed, watched["rows"] if watched else ()).encode()
     ahead = outlook(record, MORE_TRIALS)
     figures = dict(_figures(record, board, trials, importances, evaluator))
-    if found:
-        figures["confirmed"] = plots.confirmed(found)
+    if confirmed:
+        figures["confirmed"] = plots.confirmed(confirmed)
     if ahead:
         figures["outlook"] = plots.best_after(ahead, record.attrs.final_metric)
     if leader and len(curve := curve_frame(root / leader.attrs.folder / "curve.json")):
@@ -82,7 +82,7 @@ def build_report(
         context={
             **study_context(record, board, trials, top=TOP),
             "evaluator": evaluator,
-            "confirmed": found,
+            "confirmed": confirmed,
             "grids": grids,
             "losses_of": leader_name,
             "first_sampling": samplings[0] if len(samplings) > 1 else None,
@@ -98,12 +98,12 @@ def build_report(
     return page.write(out)
 
 
-def _shown(board: Leaderboard, found: Confirmation | None) -> list[tuple[str, TrialRecord]]:
+def _shown(board: Leaderboard, confirmed: Confirmation | None) -> list[tuple[str, TrialRecord]]:
     """The trainings that are shown, named: the confirmed best's median seed, then the search's best."""
     searched = [(f"trial {trial.number}", trial) for trial in board.trials[:TOP]]
-    if found is None:
+    if confirmed is None:
         return searched
-    return [(f"{found.best.name}, confirmed (median seed)", found.best.median_trial), *searched]
+    return [(f"{confirmed.best.name}, confirmed (median seed)", confirmed.best.median_trial), *searched]
 
 
 def _figures(

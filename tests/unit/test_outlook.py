@@ -98,8 +98,8 @@ def test_too_little_is_no_outlook_and_it_says_why():
         "counted, and there are 7"
     )
     assert chance(few, 3) == (
-        "3 more trials drawn alike hold a better one than the 9 searched so far with a probability of 25 % (3/(9 + 3))"
-        ", if none that was pruned would have been the best; how much better is not known"
+        "3 more trials would find a new best with a probability of about 25 % (3/(9 + 3)), if no pruned trial would "
+        "have been the best; how much better is not known"
     )
     assert chance(None, 3) == chance(record(trial(8, value=1.0, attrs={"preset": "paper"})), 3) == ""
     assert too_few(None).endswith("and there are none")
