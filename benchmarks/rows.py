@@ -483,7 +483,7 @@ def report(folder: Path, n: int) -> Iterator[tuple[Timed, None]]:
     _, home = finished_study(folder, n)
     code = (
         "import sys, time; from pathlib import Path; from benchmarks.peak import peak_mib; began = time.perf_counter();"
-        "from harness.home import Home; from harness.report.render import build_report;"
+        "from harness.home import Home; from harness.report.study import build_report;"
         "from harness.store.importance import EVALUATOR, importances;"
         "from harness.store.studies import started_study, study_to_record;"
         "home = Home(Path(sys.argv[1])); study = started_study('mnist32', home);"

@@ -1,4 +1,4 @@
-"""Numbers, metrics and durations in words, and the name that a mistyped one was probably meant to be."""
+"""Numbers, scores, metrics and durations in words, and the known name nearest to a mistyped one."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _FEATURES = {"inception": "Inception", "mnv2": "MobileNetV2", "vgg16": "VGG16"}
 
 def metric_label(name: str) -> str:
     """A metric's full name in words: ``fid_mnv2_250`` is FID of 250 images by MobileNetV2's features."""
-    found = _METRIC.fullmatch(name)
-    if found is None:
+    match = _METRIC.fullmatch(name)
+    if match is None:
         return name
-    metric, features, count, quick = found.groups()
+    metric, features, count, quick = match.groups()
     images = f"{int(count.removesuffix('k')) * (1000 if count.endswith('k') else 1):,}"
     by = f" by {_FEATURES[features]}'s features" if features else ""
     return f"{_METRICS[metric]} of {images} images{by}{' in bf16' if quick else ''}"
@@ -35,10 +35,10 @@ def metric_label(name: str) -> str:
 
 def heading(name: str) -> str:
     """A metric's name at the head of a column: ``fid_mnv2_250`` is FID, MobileNetV2; how many images, the text says."""
-    found = _METRIC.fullmatch(name)
-    if found is None:
+    match = _METRIC.fullmatch(name)
+    if match is None:
         return name
-    metric, features, _, quick = found.groups()
+    metric, features, _, quick = match.groups()
     by = f", {_FEATURES[features]}" if features else ""
     return f"{_METRICS[metric]}{by}{', bf16' if quick else ''}"
 
@@ -54,9 +54,15 @@ def objective_label(name: str, metric: str) -> str:
     }[name]
 
 
+def scored(value: float) -> str:
+    """A score with digits to tell trials apart: FID is in the tens, KID in the hundredths."""
+    return f"{value:.2f}" if value >= 10 else f"{value:.4g}"
+
+
 def duration(seconds: float) -> str:
+    """``0.25 s``, ``42 s``, from two minutes on ``3.5 min``, from two hours on ``2.1 h``."""
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 

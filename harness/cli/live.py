@@ -14,6 +14,7 @@ from rich.text import Text
 
 from harness.spec.resolved import ResolvedStudy
 from harness.store.records import StudyRecord
+from harness.text import duration, number, scored
 
 _DONE = ("COMPLETE", "PRUNED")
 _STYLES = {"COMPLETE": "green", "PRUNED": "dim", "FAIL": "red", "RUNNING": "bold"}
@@ -95,7 +96,7 @@ class SweepView:
         self.doing = "training"
         if "rung" in event:
             row.rung = event["rung"]
-            return f"trial {row.number}: {row.kimg:.1f} kimg, rung score {short(row.rung)}"
+            return f"trial {row.number}: {row.kimg:.1f} kimg, rung score {number(row.rung)}"
         if "state" in event:
             if (before := self.rows.get(event.get("retry_of", -1))) and before.state == "RUNNING":
                 before.state, before.reason, before.doing = "FAIL", f"continued as trial {row.number}", ""
@@ -105,7 +106,7 @@ class SweepView:
 
     def _state_line(self, row: _Row, event: Mapping[str, Any]) -> str:
         if row.state == "RUNNING":
-            shown = ", ".join(f"{name}={short(value)}" for name, value in event.get("params", {}).items())
+            shown = ", ".join(f"{name}={number(value)}" for name, value in event.get("params", {}).items())
             resumed = f", continues at {row.kimg:.1f} kimg" if row.kimg else ""
             return f"trial {row.number} starts{resumed}: {shown}"
         score = f", score {scored(row.value)}" if row.value is not None else ""
@@ -127,7 +128,7 @@ class SweepView:
                 f"{row.kimg:.1f} kimg" if row.kimg else "",
                 ProgressBar(total=self.spec.budget.kimg, completed=row.kimg, width=16) if running else "",
                 f"{row.rate:,.0f}" if running and row.rate else "",
-                "" if row.rung is None else short(row.rung),
+                "" if row.rung is None else number(row.rung),
                 Text("" if row.value is None else scored(row.value), style="bold green" if best else ""),
                 "best" if best else row.doing or row.reason[:48],
             )
@@ -137,20 +138,3 @@ class SweepView:
         status = [f"{self.finished} of {self.target} trials finished", best_text]
         status.append(self.time_left or self.doing)
         return Group(Text(f"study {self.spec.name}: ", style="bold") + Text(" · ".join(status)), table)
-
-
-def short(value: object) -> str:
-    """A parameter's value in a few characters."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def scored(value: float) -> str:
-    """A score: FID is of tens, KID of hundredths."""
-    return f"{value:.2f}" if value >= 10 else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

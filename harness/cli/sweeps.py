@@ -120,9 +120,9 @@ def _dry_run(spec: ResolvedStudy, home: Home, arguments: argparse.Namespace) -> 
 
 
 def _measure(spec: ResolvedStudy, home: Home, arguments: argparse.Namespace) -> None:
-    from harness.forecast.plan import plan
+    from harness.forecast.measure import forecast
 
-    for what, finding in plan(
+    for what, finding in forecast(
         spec,
         home,
         source=arguments.data,

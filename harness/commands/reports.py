@@ -26,7 +26,7 @@ def write_report(study_name: str, home: Home, say: Callable[[str], None]) -> Pat
         home: where the files of its trials are; those of other machines' trials are fetched from the share.
         say: told where something could not be had.
     """
-    from harness.report.render import build_report
+    from harness.report.study import build_report
     from harness.store.importance import EVALUATOR, importances
     from harness.store.studies import find_record, study_to_record
     from harness.store.studies import started_study as started_study

@@ -24,9 +24,9 @@ from harness.store.records import StudyRecord, TrialRecord
 class ConfirmedArm:
     """One configuration's confirmation.
 
-    ``trials`` are the finished trainings by seed, ``n_diverged`` others ended without a score, ``n_open`` are yet to
-    run, ``n_other`` ended under another protocol. ``searched`` is the trial of the search, if it has a score of this
-    protocol there: a single, selected one.
+    ``trials`` are the finished trainings by seed, ``n_diverged`` others ended without a score, ``n_open`` still wait,
+    ``n_other`` ended under another protocol. ``searched`` is its score in the search, a single, selected one; None
+    without one of this protocol.
     """
 
     name: str
@@ -35,12 +35,21 @@ class ConfirmedArm:
     n_diverged: int
     n_open: int
     n_other: int
-    searched: TrialRecord | None
+    searched: float | None
     published: bool
 
     @property
     def scores(self) -> dict[int, float]:
         return {seed: float(trial.value or 0.0) for seed, trial in self.trials.items()}
+
+    @property
+    def gap(self) -> float | None:
+        """The confirmed mean less the score in the search: by how much that was lucky."""
+        return None if self.searched is None else self.estimate.mean - self.searched
+
+    @property
+    def hparams(self) -> Mapping[str, Any]:
+        return next(iter(self.trials.values())).attrs.hparams
 
     @property
     def median_trial(self) -> TrialRecord:
@@ -80,6 +89,35 @@ class Confirmation:
         """Those that the data cannot tell from the best."""
         return [arm for arm in self.ranked[1:] if (gap := self.against_best(arm)) is None or gap.tie]
 
+    def verdict(self, arm: ConfirmedArm) -> str:
+        """How a ranked configuration compares with the best one: ``best``, ``tie``, ``worse`` or ``not told``."""
+        gap = self.against_best(arm)
+        return "best" if arm is self.best else "not told" if gap is None else "tie" if gap.tie else "worse"
+
+    @property
+    def leader(self) -> ConfirmedArm | None:
+        """The best of the search among those that are ranked here."""
+        return min(
+            (arm for arm in self.ranked if arm.searched is not None), key=lambda a: a.searched or 0, default=None
+        )
+
+    @property
+    def best_published(self) -> ConfirmedArm | None:
+        return next((arm for arm in self.ranked if arm.published), None)
+
+    @property
+    def strict(self) -> bool:
+        """Whether there is a tie whose own interval leaves out 0."""
+        return any(gap.tie and (gap.estimate.low or 0) > 0 for gap in self.differences.values())
+
+    @property
+    def n_open(self) -> int:
+        return sum(arm.n_open for arm in (*self.ranked, *self.unsound))
+
+    @property
+    def n_other(self) -> int:
+        return sum(arm.n_other for arm in (*self.ranked, *self.unsound))
+
     @property
     def detectable(self) -> float | None:
         """The difference from the best that is told in at least 8 of 10 repeats, by the runner-up's spread."""
@@ -92,13 +130,13 @@ def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
 
     Args:
         search: the study.
-        plan: ``STUDY-confirm``. Its trials of another protocol than most are left out; so are all where it is of a
-            search that this one was begun anew after.
+        plan: ``STUDY-confirm``. Trials of another protocol than most are left out, and all trials if the search
+            was started again from scratch since.
     """
     of = plan.attrs.spec.get("plan", {}).get("uid")
     if of not in (None, search.attrs.uid):
         return None
-    board = rank(plan, top=len(plan.trials))
+    board = rank(plan)
     if not board.trials:
         return None
     by_arm: dict[str, list[TrialRecord]] = {}
@@ -108,8 +146,8 @@ def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
     by_name = {arm.name: arm for arm in arms if arm.trials and not arm.n_diverged}
     if not by_name:
         return None
-    found = standing({name: arm.scores for name, arm in by_name.items()})
-    sound = [replace(by_name[name], estimate=found.estimates[name]) for name in found.order]
+    result = standing({name: arm.scores for name, arm in by_name.items()})
+    sound = [replace(by_name[name], estimate=result.estimates[name]) for name in result.order]
     return Confirmation(
         study=plan.name,
         metric=plan.attrs.final_metric,
@@ -118,18 +156,18 @@ def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
         n_samplings=max(len(trial.attrs.samplings) for arm in sound for trial in arm.trials.values()),
         ranked=tuple(sound),
         unsound=tuple(arm for arm in arms if arm.name not in by_name),
-        differences=found.against_first,
+        differences=result.against_first,
         splits=_splits(sound),
     )
 
 
 def _splits(arms: Iterable[ConfirmedArm]) -> dict[str, VarianceSplit]:
     """By configuration: a bad one varies in other ways than a good one."""
-    found = {
+    splits = {
         arm.name: variance_split({(arm.name, seed): trial.attrs.samplings for seed, trial in arm.trials.items()})
         for arm in arms
     }
-    return {name: split for name, split in found.items() if split}
+    return {name: split for name, split in splits.items() if split}
 
 
 def _arm(name: str, trials: list[TrialRecord], protocol_hash: str, search: StudyRecord) -> ConfirmedArm:
@@ -144,7 +182,7 @@ def _arm(name: str, trials: list[TrialRecord], protocol_hash: str, search: Study
     overrides = trials[0].attrs.overrides or {}
     same = [
         trial
-        for trial in (*rank(search, top=len(search.trials)).trials, *(t for t in search.trials if t.state == "PRUNED"))
+        for trial in (*rank(search).trials, *(t for t in search.trials if t.state == "PRUNED"))
         if digest({key: trial.attrs.hparams.get(key) for key in overrides}) == digest(overrides)
     ]
     comparable = [t for t in same if t.state == "COMPLETE" and t.attrs.protocol_hash == protocol_hash]
@@ -157,80 +195,6 @@ def _arm(name: str, trials: list[TrialRecord], protocol_hash: str, search: Study
         n_diverged=len(diverged),
         n_open=len(planned - set(done) - diverged - other),
         n_other=len(other),
-        searched=comparable[0] if comparable else None,
+        searched=comparable[0].value if comparable else None,
         published=any(trial.published for trial in same),
     )
-
-
-def winners_curse(found: Confirmation) -> dict[str, tuple[float, float]]:
-    """By configuration: (its score in the search, its confirmed mean less that score)."""
-    return {
-        arm.name: (arm.searched.value, arm.estimate.mean - arm.searched.value)
-        for arm in found.ranked
-        if arm.searched is not None and arm.searched.value is not None
-    }
-
-
-def confirmed_context(found: Confirmation) -> dict[str, Any]:
-    """What the template shows of a confirmation."""
-    curse = winners_curse(found)
-    everyone = (*found.ranked, *found.unsound)
-    rows = []
-    for place, arm in enumerate(found.ranked, start=1):
-        versus = found.against_best(arm)
-        rows.append(
-            {
-                "place": place,
-                "name": arm.name,
-                "published": arm.published,
-                "estimate": arm.estimate,
-                "versus": versus,
-                "verdict": "best" if place == 1 else "not told" if versus is None else "tie" if versus.tie else "worse",
-                "searched": curse.get(arm.name, (None, None))[0],
-                "gap": curse.get(arm.name, (None, None))[1],
-                "n_open": arm.n_open,
-            }
-        )
-    return {
-        "rows": rows,
-        "study": found.study,
-        "metric": found.metric,
-        "protocol_hash": found.protocol_hash,
-        "n_seeds": found.n_seeds,
-        "n_samplings": found.n_samplings,
-        "unsound": found.unsound,
-        "splits": found.splits,
-        "detectable": found.detectable,
-        "best": found.best,
-        "leader": _leader(found),
-        "ties": [arm.name for arm in found.ties],
-        "recipe": _best_published(found),
-        "strict": any(
-            gap.estimate.low is not None and gap.estimate.low > 0 and gap.tie for gap in found.differences.values()
-        ),
-        "other": sum(arm.n_other for arm in everyone),
-        "open": sum(arm.n_open for arm in everyone),
-    }
-
-
-def _leader(found: Confirmation) -> dict[str, Any] | None:
-    """The search's own best and what became of it."""
-    curse = winners_curse(found)
-    if not curse:
-        return None
-    name, (searched, gap) = min(curse.items(), key=lambda item: item[1][0])
-    return {"name": name, "searched": searched, "gap": gap}
-
-
-def _best_published(found: Confirmation) -> dict[str, Any] | None:
-    published = [arm for arm in found.ranked if arm.published]
-    if not published:
-        return None
-    best, recipe = (next(iter(arm.trials.values())).attrs.hparams for arm in (found.best, published[0]))
-    return {
-        "name": published[0].name,
-        "arm": published[0],
-        "versus": found.against_best(published[0]),
-        "batch": recipe["batch_size"],
-        "best_batch": best["batch_size"],
-    }

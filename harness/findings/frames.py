@@ -8,7 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from harness.findings.ranking import rank
-from harness.store.records import StudyRecord
+from harness.store.records import StudyRecord, TrialRecord
+
+_COLUMNS = ("number", "state", "value", "kimg", "seconds", "score_s", "diverged", "preset", "reason")
 
 
 def trials_frame(record: StudyRecord) -> pd.DataFrame:
@@ -16,13 +18,13 @@ def trials_frame(record: StudyRecord) -> pd.DataFrame:
 
     Values are those of the leaderboard's protocol; others cannot be compared with them.
     """
-    comparable = {trial.number for trial in rank(record, top=len(record.trials)).trials}
+    comparable = {trial.number for trial in rank(record).trials}
     rows = [
         {
             "number": trial.number,
             "state": trial.state,
             "value": trial.value if trial.number in comparable else None,
-            "kimg": _last_kimg(trial.intermediate, trial.attrs.diverged),
+            "kimg": max((kimg for kimg, _ in rung_scores(trial)), default=0.0),
             "seconds": trial.seconds,
             "score_s": trial.attrs.score_s or 0.0,
             "diverged": trial.attrs.diverged,
@@ -33,18 +35,23 @@ def trials_frame(record: StudyRecord) -> pd.DataFrame:
         for trial in record.trials
         if trial.state != "WAITING"
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=_COLUMNS)
 
 
 def rungs_frame(record: StudyRecord) -> pd.DataFrame:
-    """One row a rung score: number, kimg, score, state. The values that stand for divergence are left out."""
-    rows = []
-    for trial in record.trials:
-        steps = list(trial.intermediate.items())
-        if trial.attrs.diverged and steps:
-            steps = steps[:-1]
-        rows += [{"number": trial.number, "kimg": s / 1000, "score": v, "state": trial.state} for s, v in steps]
+    """One row a rung score: number, kimg, score, state."""
+    rows = [
+        {"number": trial.number, "kimg": kimg, "score": score, "state": trial.state}
+        for trial in record.trials
+        for kimg, score in rung_scores(trial)
+    ]
     return pd.DataFrame(rows, columns=["number", "kimg", "score", "state"])
+
+
+def rung_scores(trial: TrialRecord) -> list[tuple[float, float]]:
+    """(kimg, score) of each rung in turn, without the value that stands for divergence."""
+    scores = [(step / 1000, score) for step, score in sorted(trial.intermediate.items())]
+    return scores[:-1] if trial.attrs.diverged else scores
 
 
 def curve_frame(path: Path) -> pd.DataFrame:
@@ -53,10 +60,3 @@ def curve_frame(path: Path) -> pd.DataFrame:
         return pd.DataFrame(json.loads(path.read_text()))
     except (OSError, ValueError):
         return pd.DataFrame()
-
-
-def _last_kimg(intermediate: object, diverged: bool) -> float:
-    steps = sorted(intermediate) if isinstance(intermediate, dict) else []
-    if diverged:
-        steps = steps[:-1]
-    return steps[-1] / 1000 if steps else 0.0

@@ -16,9 +16,9 @@ from harness.text import number
 AUDIT_FILE, PAIRS_FILE = "audit.json", "nearest.png"
 # Samples that are less than half as far from each other as real images are have lost modes, or shapes.
 COLLAPSED = 0.5
-# The discriminator has won where its loss is within so much (nats) of the least that its labels allow.
+# The discriminator has won where its loss is within this many nats of the least that its labels allow.
 WON = 0.05
-# A gap between running and batch statistics that is more than this share of the score is worth a word.
+# A gap between running and batch statistics that is more than this share of the score is reported.
 GAP = 0.1
 
 
@@ -28,7 +28,7 @@ class Health:
 
     ``distance``, ``variance``: of samples, as a share of real images'; by pixels at a fixed z, and by features.
     ``won``: share of the training's second half in which the discriminator's loss was at its floor.
-    ``batch_score``: the score with BatchNorm's batch statistics, beside ``score`` with running ones.
+    ``batch_score``: the score with BatchNorm's batch statistics, ``score`` with running ones.
     ``nearer``: probability that a sample is nearer to a training image than another real image is.
     """
 
@@ -44,25 +44,25 @@ class Health:
     @property
     def findings(self) -> list[str]:
         """What is wrong, in words; empty where nothing was found."""
-        found = []
+        texts = []
         collapsed = self.distance is not None and self.distance < COLLAPSED
         if collapsed:
-            found.append(f"**collapsed**: samples are {number(self.distance)} times as far apart as real images")
+            texts.append(f"**collapsed**: samples are {number(self.distance)} times as far apart as real images")
         if self.won is not None and self.won > 0.5:
-            found.append(f"the discriminator had won for {100 * self.won:.0f} % of the second half")
+            texts.append(f"the discriminator had won for {100 * self.won:.0f} % of the second half")
         if self.score and self.batch_score is not None and abs(self.batch_score - self.score) > GAP * self.score:
             scores = f"{number(self.score)} with running ones, {number(self.batch_score)} with those of each batch"
-            found.append(f"the score depends on BatchNorm's statistics: {scores}")
+            texts.append(f"the score depends on BatchNorm's statistics: {scores}")
         if self.memorises and self.nearer is not None:
             near = (
                 "samples are nearer to training images than other real images are with a probability of "
                 f"{100 * self.nearer:.0f} % (50 % is chance, 100 % all copies)"
             )
             # A nearly blank image is near to many others.
-            found.append(
+            texts.append(
                 f"{near}; alike as they are, they need be no copies" if collapsed else f"**memorises**: {near}"
             )
-        return found
+        return texts
 
 
 def health(name: str, trial: TrialRecord, root: Path) -> Health:
@@ -85,10 +85,10 @@ def health(name: str, trial: TrialRecord, root: Path) -> Health:
 def audited(trial: TrialRecord, root: Path) -> dict[str, Any] | None:
     """What ``harness audit`` found of a trial, under the protocol that it was scored with; None if it did not."""
     try:
-        found: dict[str, Any] = json.loads((root / trial.attrs.folder / AUDIT_FILE).read_text())
+        audit: dict[str, Any] = json.loads((root / trial.attrs.folder / AUDIT_FILE).read_text())
     except (OSError, ValueError):
         return None
-    return found if found.get("protocol_hash") == trial.attrs.protocol_hash else None
+    return audit if audit.get("protocol_hash") == trial.attrs.protocol_hash else None
 
 
 def loss_floor(hparams: Mapping[str, Any]) -> float:

@@ -66,12 +66,12 @@ def outlook(record: StudyRecord, more: int) -> Outlook | None:
 
 def too_few(record: StudyRecord | None) -> str:
     """Why a study has no outlook, in words; empty where it has one."""
-    found = len(_finished(record)) if record else 0
-    if found >= _FEWEST:
+    finished = len(_finished(record)) if record else 0
+    if finished >= _FEWEST:
         return ""
     return (
         f"too few finished trials: {_FEWEST} with a final score of the same protocol are needed, presets and pruned "
-        f"ones not counted, and there {'is' if found == 1 else 'are'} {found or 'none'}"
+        f"ones not counted, and there {'is' if finished == 1 else 'are'} {finished or 'none'}"
     )
 
 
@@ -81,24 +81,24 @@ def chance(record: StudyRecord | None, more: int) -> str:
     if not n:
         return ""
     return (
-        f"{more} more trials drawn alike hold a better one than the {n} searched so far with a probability of "
-        f"{100 * new_best_probability(n, more):.0f} % ({more}/({n} + {more})), if none that was pruned would have been "
-        "the best; how much better is not known"
+        f"{more} more trials would find a new best with a probability of about "
+        f"{100 * new_best_probability(n, more):.0f} % ({more}/({n} + {more})), if no pruned trial would have been the "
+        "best; how much better is not known"
     )
 
 
-def in_words(found: Outlook, metric: str) -> list[str]:
+def in_words(ahead: Outlook, metric: str) -> list[str]:
     """What an outlook says, a sentence a line."""
-    n = len(found.expected)
+    n = len(ahead.expected)
     shown = sorted({1, *(round(n * share) for share in (0.25, 0.5, 0.75)), n})
-    curve = ", ".join(f"{found.expected[k - 1]:.4g} of {k}" for k in shown)
+    curve = ", ".join(f"{ahead.expected[k - 1]:.4g} of {k}" for k in shown)
     return [
         f"the best {metric_label(metric)} to expect of so many of the {n} searched trials (presets left out, pruned "
         f"ones as the worst finished one): {curve}",
-        f"{found.more} more trials drawn alike hold a new best with a probability of {100 * found.probability:.0f} %, "
-        f"whatever the scores: {found.more}/({n} + {found.more})",
-        f"how much better it would be is not known; from {found.fewer} trials to {n}, by the same factor more, the "
-        f"expected best fell by {found.gain:.3g}",
+        f"{ahead.more} more trials would find a new best with a probability of {100 * ahead.probability:.0f} %, "
+        f"whatever the scores: {ahead.more}/({n} + {ahead.more})",
+        f"how much better it would be is not known; from {ahead.fewer} trials to {n}, by the same factor more, the "
+        f"expected best fell by {ahead.gain:.3g}",
     ]
 
 
@@ -112,7 +112,7 @@ def _pruned(record: StudyRecord) -> int:
 
 def _finished(record: StudyRecord) -> list[float]:
     """Final scores of what the sampler drew, under the leaderboard's protocol."""
-    return [float(t.value or 0.0) for t in rank(record, top=len(record.trials)).trials if _searched(t)]
+    return [float(t.value or 0.0) for t in rank(record).trials if _searched(t)]
 
 
 def expected_best(samples: Sequence[Sequence[float]] | Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -125,15 +125,15 @@ def expected_best(samples: Sequence[Sequence[float]] | Sequence[NDArray[np.float
     ordered = np.sort(np.asarray(samples, dtype=float)).T
     n = len(ordered)
     log_factorial = gammaln(np.arange(n + 1) + 1)
-    i, found = np.arange(1, n + 1)[None, :], np.empty_like(ordered)
+    i, best = np.arange(1, n + 1)[None, :], np.empty_like(ordered)
     for start in range(0, n, _ROWS):
         k = np.arange(start + 1, min(start + _ROWS, n) + 1)[:, None]
         left = n - i - (k - 1)
         chosen = log_factorial[n - i] - log_factorial[k - 1] - log_factorial[np.maximum(left, 0)]
         all_draws = log_factorial[n] - log_factorial[k] - log_factorial[n - k]
         weights = np.where(left >= 0, np.exp(chosen - all_draws), 0.0)
-        found[start : start + _ROWS] = weights @ ordered
-    return found.T
+        best[start : start + _ROWS] = weights @ ordered
+    return best.T
 
 
 def new_best_probability(n: int, more: int) -> float:

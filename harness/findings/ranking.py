@@ -17,8 +17,8 @@ class Leaderboard:
     left_out: tuple[int, ...]
 
 
-def rank(record: StudyRecord, *, top: int) -> Leaderboard:
-    """The best ``top`` trials under the protocol of most finished trials (the newest one where two are as common)."""
+def rank(record: StudyRecord, *, top: int | None = None) -> Leaderboard:
+    """The best ``top`` trials (None: all) under the protocol of most finished ones (of two as common the newest)."""
     hashes = [trial.attrs.protocol_hash for trial in record.complete]
     by_age = [t.attrs.protocol_hash for t in record.trials if t.state == "COMPLETE"]
     chosen = max(set(hashes), key=lambda h: (hashes.count(h), by_age[::-1].index(h) * -1)) if hashes else ""
@@ -35,5 +35,5 @@ def objectives(record: StudyRecord) -> tuple[Objective, ...]:
 def pareto_front(record: StudyRecord) -> list[TrialRecord]:
     """The trials of the leaderboard's protocol that no other dominates, best score first."""
     names = objectives(record)
-    ranked = [t for t in rank(record, top=len(record.trials)).trials if len(t.values) == len(names)]
+    ranked = [t for t in rank(record).trials if len(t.values) == len(names)]
     return [ranked[place] for place in front([as_losses(trial.values, names) for trial in ranked])]

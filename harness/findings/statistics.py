@@ -23,7 +23,7 @@ LEVEL = 0.95
 ALPHA = 1 - LEVEL
 # The power that plans aim at (Cohen 1988, section 2.4).
 WANTED_POWER = 0.8
-# Whom a paired t-test tells from the first at this level is out of reach of being picked in its place.
+# A configuration that a paired t-test tells from the first at this level could not have been picked in its place.
 REACH_ALPHA = 0.03
 
 # Scores of one configuration by training seed.
@@ -38,6 +38,11 @@ class Estimate:
     low: float | None
     high: float | None
     n: int
+
+    def scaled(self, factor: float) -> Estimate:
+        """In other units; the factor is positive."""
+        low, high = (None if bound is None else factor * bound for bound in (self.low, self.high))
+        return replace(self, mean=factor * self.mean, low=low, high=high)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,9 +122,9 @@ def _tested(values: Sequence[float], level: float) -> tuple[Estimate, float]:
         return Estimate(mean=mean, low=None, high=None, n=n), 1.0
     if len(set(values)) == 1:  # nothing to divide by: equal values are all the evidence there is
         return Estimate(mean=mean, low=mean, high=mean, n=n), float(mean == 0)
-    found = DescrStatsW(values)
-    low, high = map(float, found.tconfint_mean(1 - level))
-    return Estimate(mean=mean, low=low, high=high, n=n), float(found.ttest_mean(0.0)[1])
+    stats = DescrStatsW(values)
+    low, high = map(float, stats.tconfint_mean(1 - level))
+    return Estimate(mean=mean, low=low, high=high, n=n), float(stats.ttest_mean(0.0)[1])
 
 
 def difference(a: str, b: str, scores: Mapping[str, Scores], level: float = LEVEL) -> Difference | None:
@@ -127,8 +132,8 @@ def difference(a: str, b: str, scores: Mapping[str, Scores], level: float = LEVE
     gaps = _gaps(a, b, scores)
     if len(gaps) < 2:
         return None
-    found, p = _tested(gaps, level)  # the paired t-test
-    return Difference(a=a, b=b, estimate=found, sd=statistics.stdev(gaps), p=p, p_holm=p)
+    gap, p = _tested(gaps, level)  # the paired t-test
+    return Difference(a=a, b=b, estimate=gap, sd=statistics.stdev(gaps), p=p, p_holm=p)
 
 
 def _gaps(a: str, b: str, scores: Mapping[str, Scores]) -> list[float]:
@@ -141,12 +146,12 @@ def all_differences(scores: Mapping[str, Scores]) -> dict[tuple[str, str], Diffe
     All pairs, not only those with the best: which one is the best is read from the same data, and correcting over
     the comparisons with it alone finds differences between equals too often (docs/decisions/0008).
     """
-    found = [pair for a, b in combinations(scores, 2) if (pair := difference(a, b, scores))]
-    if not found:
+    pairs = [pair for a, b in combinations(scores, 2) if (pair := difference(a, b, scores))]
+    if not pairs:
         return {}
-    corrected = holm([pair.p for pair in found])
+    corrected = holm([pair.p for pair in pairs])
     made: dict[tuple[str, str], Difference] = {}
-    for pair, p_holm in zip(found, corrected, strict=True):
+    for pair, p_holm in zip(pairs, corrected, strict=True):
         made[pair.a, pair.b] = replace(pair, p_holm=p_holm)
         made[pair.b, pair.a] = _flipped(made[pair.a, pair.b])
     return made
@@ -160,9 +165,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _flipped(pair: Difference) -> Difference:
-    found = pair.estimate
-    low, high = (None if bound is None else -bound for bound in (found.high, found.low))
-    return replace(pair, a=pair.b, b=pair.a, estimate=replace(found, mean=-found.mean, low=low, high=high))
+    gap = pair.estimate
+    low, high = (None if bound is None else -bound for bound in (gap.high, gap.low))
+    return replace(pair, a=pair.b, b=pair.a, estimate=replace(gap, mean=-gap.mean, low=low, high=high))
 
 
 def power(effect: float, sd: float, n: int, alpha: float = ALPHA) -> float:
@@ -177,7 +182,7 @@ def power(effect: float, sd: float, n: int, alpha: float = ALPHA) -> float:
 
 
 def told(effect: float, sd: float, n: int, configurations: int) -> float:
-    """How often n seeds tell a configuration from another that is ``effect`` away, when so many are compared.
+    """How often n seeds tell two of the compared configurations apart that differ by ``effect``.
 
     Exact for two. For more a lower bound that is close where all others are ties: Holm's first step over all pairs,
     which are n (n - 1) / 2 for n configurations; later steps tell more.

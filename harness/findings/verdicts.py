@@ -8,15 +8,14 @@ from statistics import fmean
 from typing import Literal
 
 import numpy as np
-from scipy.stats import binom, binomtest, chi2, norm, t
 from statsmodels.stats.weightstats import ttost_paired
 
 from harness.findings.health import COLLAPSED
+from harness.findings.power import claim_power, divergence_power, seeds_needed, share_bounds
 from harness.findings.ranking import rank
 from harness.findings.statistics import (
     ALPHA,
     LEVEL,
-    WANTED_POWER,
     Difference,
     Estimate,
     difference,
@@ -33,13 +32,6 @@ Verdict = Literal["supported", "refuted", "undecided"]
 WORSENED = 1.5
 # The rules of this module, as they are kept with a plan before its trainings.
 RULE = f"2: diverged where the last quick score is {WORSENED:g} times the best, or the distance below {COLLAPSED:g}"
-# Power is that of finding an effect of so many times the smallest one that matters: one of just that size is supported
-# in half of all repeats at best, since what was seen must reach it, too.
-ASSUMED = 2.0
-# And that of finding divergence, where so large a share of trainings diverges.
-ASSUMED_SHARE = 0.9
-_SIMULATED = 20_000
-_MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +67,13 @@ class Comparison:
     """A treated arm against the control.
 
     ``margin`` is the smallest difference that matters, in units of the score; ``n_arms`` are corrected together.
+    ``effect`` is the difference in per cent of the control's mean.
     """
 
     treated: str
     result: ArmResult
     difference: Difference | None
+    effect: Estimate | None
     margin: float | None
     says: str
     n_arms: int
@@ -87,7 +81,7 @@ class Comparison:
 
     @property
     def power(self) -> float | None:
-        """How often so many seeds would support the claim if it were true."""
+        """How often this many seeds would support the claim if it were true."""
         if self.says == "diverges":
             return divergence_power(len(self.result.trials))
         if self.difference is None or self.margin is None:
@@ -112,6 +106,11 @@ class Judgement:
     n_open: int
 
     @property
+    def arms(self) -> dict[str, ArmResult]:
+        """The control and the treated arms by name."""
+        return {"control": self.control, **{c.treated: c.result for c in self.comparisons}}
+
+    @property
     def verdict(self) -> Verdict:
         """Supported where every treated arm's is, refuted where any is, else undecided."""
         verdicts = [comparison.verdict for comparison in self.comparisons]
@@ -127,13 +126,13 @@ def arm_results(plan: StudyRecord) -> dict[str, ArmResult]:
 
     Scores of another protocol than most cannot be compared: those trainings are left out.
     """
-    other = set(rank(plan, top=1).left_out)
-    found: dict[str, dict[int, TrialRecord]] = {}
+    other = set(rank(plan).left_out)
+    by_arm: dict[str, dict[int, TrialRecord]] = {}
     for trial in plan.trials:
         if trial.state in ("COMPLETE", "PRUNED") and trial.attrs.arm and trial.number not in other:
-            by_seed = found.setdefault(trial.attrs.arm, {})
+            by_seed = by_arm.setdefault(trial.attrs.arm, {})
             by_seed.setdefault(trial.training_seed, trial)
-    return {arm: ArmResult(trials=trials) for arm, trials in found.items()}
+    return {arm: ArmResult(trials=trials) for arm, trials in by_arm.items()}
 
 
 def judge(claim: Claim, arms: Mapping[str, HParams], results: Mapping[str, ArmResult]) -> Judgement:
@@ -169,6 +168,7 @@ def _compare(claim: Claim, name: str, control: ArmResult, treated: ArmResult, pa
         treated=name,
         result=treated,
         difference=pair,
+        effect=pair.estimate.scaled(100 / fmean(control.scores.values())) if pair else None,
         margin=margin,
         says=claim.says,
         n_arms=len(claim.treated),
@@ -181,58 +181,8 @@ def _divergence_verdict(treated: ArmResult) -> Verdict:
     n, k = len(treated.trials), len(treated.diverged)
     if not n:
         return "undecided"
-    low, high = _share(k, n)
+    low, high = share_bounds(k, n)
     return "supported" if low > 0.5 else "refuted" if high < 0.5 else "undecided"
-
-
-def _share(k: int, n: int) -> tuple[float, float]:
-    # A two-sided interval at 90 % has the one-sided bounds at 95 %.
-    interval = binomtest(k, n).proportion_ci(1 - 2 * ALPHA, method="exact")
-    return float(interval.low), float(interval.high)
-
-
-def divergence_power(n: int, share: float = ASSUMED_SHARE) -> float:
-    """How often n trainings support that most diverge, where ``share`` of all do."""
-    supporting = [k for k in range(n + 1) if n and _share(k, n)[0] > 0.5]
-    return float(sum(binom.pmf(supporting, n, share)))
-
-
-def claim_power(says: str, margin: float, sd: float, n: int, arms: int = 1) -> float:
-    """How often n seeds support a claim on a score that is true, by simulated means and spreads of the differences.
-
-    Args:
-        says: ``better`` or ``worse``: the true difference is ``ASSUMED`` times the margin; ``same``: it is none.
-        margin: the smallest difference that matters, in units of the score.
-        sd: standard deviation of paired differences, as it was seen.
-        n: seeds.
-        arms: treated ones, whose p-values are corrected together (the first step of Holm's correction).
-    """
-    if n < 2:
-        return 0.0
-    rng = np.random.default_rng(0)
-    # Of normal differences mean and spread are independent.
-    chance, spread = norm.rvs(size=_SIMULATED, random_state=rng), chi2.rvs(n - 1, size=_SIMULATED, random_state=rng)
-    error = sd * np.sqrt(spread / (n - 1) / n)
-    if says == "same":
-        mean = sd / n**0.5 * chance
-        return float(np.mean(np.abs(mean) + t.ppf(LEVEL, n - 1) * error < margin))
-    mean = ASSUMED * margin + sd / n**0.5 * chance
-    found = mean > error * t.ppf(1 - ALPHA / arms / 2, n - 1)
-    return float(np.mean(found & (mean >= margin)))
-
-
-def seeds_needed(says: str, margin: float, sd: float, arms: int = 1) -> int | None:
-    """Seeds with which :func:`claim_power` is 8 of 10; None where more than 1,000."""
-    few, many = 2, _MOST_SEEDS
-    if claim_power(says, margin, sd, many, arms) < WANTED_POWER:
-        return None
-    while few < many:
-        middle = (few + many) // 2
-        if claim_power(says, margin, sd, middle, arms) >= WANTED_POWER:
-            many = middle
-        else:
-            few = middle + 1
-    return few
 
 
 def _lost(claim: Claim, control: ArmResult, treated: ArmResult) -> Verdict | None:

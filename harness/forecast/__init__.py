@@ -1,1 +1,1 @@
-"""What a study would take: time, memory, disk."""
+"""What a study would take on this machine: time, memory and disk, from a few measured steps."""

@@ -11,12 +11,12 @@ from harness.findings.statistics import LEVEL
 from harness.store.records import StudyRecord, TrialRecord
 
 
-def best_toml(record: StudyRecord, best: TrialRecord, found: Confirmation | None = None) -> str:
+def best_toml(record: StudyRecord, best: TrialRecord, confirmed: Confirmation | None = None) -> str:
     """The confirmed best with its interval, and the training of its median seed; else the search's best trial."""
     spec = record.attrs.spec
-    chosen = found.best.median_trial if found else best
+    chosen = confirmed.best.median_trial if confirmed else best
     tables = {
-        "study": found.study if found else record.name,
+        "study": confirmed.study if confirmed else record.name,
         "trial": chosen.number,
         "hparams": dict(chosen.attrs.hparams),
         "data": {**spec["data"], "fingerprint": record.attrs.dataset["fingerprint"]},
@@ -28,21 +28,21 @@ def best_toml(record: StudyRecord, best: TrialRecord, found: Confirmation | None
             "protocol_hash": chosen.attrs.protocol_hash,
         },
     }
-    if found:
-        tables["confirmed"] = _confirmed(found)
+    if confirmed:
+        tables["confirmed"] = _confirmed(confirmed)
     return tomli_w.dumps(tables)
 
 
-def _confirmed(found: Confirmation) -> dict[str, Any]:
-    estimate = found.best.estimate
+def _confirmed(confirmed: Confirmation) -> dict[str, Any]:
+    estimate = confirmed.best.estimate
     interval = {} if estimate.low is None else {"level": LEVEL, "low": estimate.low, "high": estimate.high}
     return {
-        "configuration": found.best.name,
-        "metric": found.metric,
+        "configuration": confirmed.best.name,
+        "metric": confirmed.metric,
         "mean": estimate.mean,
         **interval,
-        "training_seeds": sorted(found.best.trials),
-        "samplings": found.n_samplings,
-        "ties": [arm.name for arm in found.ties],
-        "protocol_hash": found.protocol_hash,
+        "training_seeds": sorted(confirmed.best.trials),
+        "samplings": confirmed.n_samplings,
+        "ties": [arm.name for arm in confirmed.ties],
+        "protocol_hash": confirmed.protocol_hash,
     }

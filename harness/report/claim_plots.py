@@ -21,27 +21,19 @@ _TICKS = (-50, -25, 0, 25, 50, 100, 200, 400)
 
 def effects(judged: Sequence[Judgement]) -> Figure:
     """Every comparison's effect in per cent of the control's score, with its interval and the zone of no matter."""
-    rows = [
-        (found, comparison)
-        for found in judged
-        for comparison in found.comparisons
-        if comparison.difference is not None and found.control.estimate is not None
-    ]
-    figure, (axis,) = new_figure(height=0.44 * len(rows) + 1.4)
-    for place, (found, comparison) in enumerate(rows):
-        assert comparison.difference is not None and found.control.estimate is not None
-        scale = 100 / found.control.estimate.mean
-        gap = comparison.difference.estimate
-        margin = 100 * found.claim.relevant
+    rows = [(judgement, comparison) for judgement in judged for comparison in judgement.comparisons]
+    seen = [(judgement.claim, comparison, comparison.effect) for judgement, comparison in rows if comparison.effect]
+    figure, (axis,) = new_figure(height=0.44 * len(seen) + 1.4)
+    for place, (claim, comparison, effect) in enumerate(seen):
+        margin, colour = 100 * claim.relevant, _COLOURS[comparison.verdict]
         axis.fill_betweenx([place - 0.4, place + 0.4], -margin, margin, color="#edf2f7", zorder=1)
-        colour = _COLOURS[comparison.verdict]
-        if gap.low is not None and gap.high is not None:
-            axis.plot([scale * gap.low, scale * gap.high], [place, place], color=colour, linewidth=2, zorder=3)
-        axis.scatter([scale * gap.mean], [place], s=36, color=colour, zorder=4)
+        if effect.low is not None and effect.high is not None:
+            axis.plot([effect.low, effect.high], [place, place], color=colour, linewidth=2, zorder=3)
+        axis.scatter([effect.mean], [place], s=36, color=colour, zorder=4)
     axis.axvline(0, color="#4a5568", linewidth=1, zorder=2)
-    names = [textwrap.fill(f"{found.claim.title}: {comparison.treated}", 44) for found, comparison in rows]
-    axis.set_yticks(range(len(rows)), names)
-    axis.set_ylim(len(rows) - 0.5, -0.5)
+    names = [textwrap.fill(f"{claim.title}: {comparison.treated}", 44) for claim, comparison, _ in seen]
+    axis.set_yticks(range(len(seen)), names)
+    axis.set_ylim(len(seen) - 0.5, -0.5)
     axis.set_xscale("symlog", linthresh=50)
     axis.set_xticks(_TICKS, [f"{tick}".replace("-", "−") for tick in _TICKS])
     axis.set(xlabel="score against the control's (%)\nleft is better, right is worse", ylabel="")

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from harness import atomic
 from harness.findings.confirmation import Confirmation, confirmation
 from harness.findings.ranking import Leaderboard, rank
 from harness.report import plots
-from harness.report.html import write_html
-from harness.report.markdown import environment, squeeze
+from harness.report.page import Page
 from harness.spec.drift import changes
 from harness.store.records import StudyRecord
 from harness.text import duration, number
@@ -33,36 +30,30 @@ def build_comparison(pairs: Sequence[tuple[StudyRecord, StudyRecord | None]], ou
     Returns:
         The path of ``report.md``.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    first, *others = [record for record, _ in pairs]
     entries = [_entry(record, confirmation(record, plan) if plan else None) for record, plan in pairs]
     groups = _by_protocol(entries)
-    curves = [_spent(record, entry["protocol"]) for (record, _), entry in zip(pairs, entries, strict=True)]
     shared = max(groups, key=len)
-    frame = pd.concat([frame for frame in curves if len(frame) and frame["study"].iloc[0] in shared] or [_EMPTY])
-    (out / "spent.png").unlink(missing_ok=True)
-    if len(frame):
-        metric = next(entry["metric"] for entry in entries if entry["name"] in shared)
-        atomic.write_bytes(out / "spent.png", plots.to_png(plots.spent(frame, metric)))
-    context = {
-        "entries": entries,
-        "groups": groups,
-        "leader": _leader([entry for entry in entries if entry["name"] in shared]),
-        "shared": shared,
-        "samplings": _samplings(entries),
-        "reasons": _reasons(pairs[0][0], [record for record, _ in pairs[1:]]) if len(groups) > 1 else [],
-        "differences": [_differences(pairs[0][0], record) for record, _ in pairs[1:]],
-        "figure": len(frame) > 0,
-    }
-    template = files("harness.report").joinpath("templates/compare.md.j2").read_text(encoding="utf-8")
-    atomic.write_text(out / "report.md", squeeze(environment().from_string(template).render(context)))
-    write_html(out / "report.md")
-    return out / "report.md"
+    curves = [_spent(record, entry["protocol"]) for (record, _), entry in zip(pairs, entries, strict=True)]
+    shown = [curve for curve in curves if len(curve) and curve["study"].iloc[0] in shared]
+    metric = next(entry["metric"] for entry in entries if entry["name"] in shared)
+    page = Page(
+        template="compare.md.j2",
+        context={
+            "entries": entries,
+            "groups": groups,
+            "leader": _leader([entry for entry in entries if entry["name"] in shared]),
+            "samplings": _samplings(entries),
+            "reasons": _reasons(first, others) if len(groups) > 1 else [],
+            "differences": [_differences(first, record) for record in others],
+        },
+        figures={"spent": plots.spent(pd.concat(shown), metric)} if shown else {},
+        owned=("spent.png",),
+    )
+    return page.write(out)
 
 
-_EMPTY = pd.DataFrame(columns=["study", "hours", "best"])
-
-
-def _entry(record: StudyRecord, found: Confirmation | None) -> dict[str, Any]:
+def _entry(record: StudyRecord, confirmed: Confirmation | None) -> dict[str, Any]:
     board: Leaderboard = rank(record, top=1)
     best = board.trials[0] if board.trials else None
     return {
@@ -73,7 +64,7 @@ def _entry(record: StudyRecord, found: Confirmation | None) -> dict[str, Any]:
         "finished": sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials),
         "target": record.attrs.target,
         "time": duration(sum(trial.seconds for trial in record.trials)),
-        "confirmed": found,
+        "confirmed": confirmed,
         "n_samplings": record.attrs.spec["scoring"].get("sampling_seeds") or 1,
         "environment": record.attrs.environment,
     }
@@ -124,9 +115,9 @@ def _samplings(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     searched = {entry["name"]: entry["n_samplings"] for entry in entries if entry["best"]}
     confirmed = {entry["name"]: entry["confirmed"].n_samplings for entry in entries if entry["confirmed"]}
     return [
-        f"{what}: " + ", ".join(f"{n} in {name}" for name, n in found.items())
-        for what, found in (("scores in the search", searched), ("confirmed scores", confirmed))
-        if len(set(found.values())) > 1
+        f"{what}: " + ", ".join(f"{n} in {name}" for name, n in counts.items())
+        for what, counts in (("scores in the search", searched), ("confirmed scores", confirmed))
+        if len(set(counts.values())) > 1
     ]
 
 
@@ -140,32 +131,30 @@ def _spent(record: StudyRecord, protocol: str) -> pd.DataFrame:
             best = min(best, trial.value)
         if best < float("inf"):
             rows.append({"study": record.name, "hours": hours, "best": best})
-    return pd.DataFrame(rows, columns=list(_EMPTY.columns))
+    return pd.DataFrame(rows, columns=["study", "hours", "best"])
 
 
 def _reasons(first: StudyRecord, others: Sequence[StudyRecord]) -> list[str]:
     """Why scores of some studies do not compare with the first one's, in words."""
-    reasons = []
+    reasons: list[str] = []
     for other in others:
-        found = [
+        reasons += [
             f"{change.key} is {number(change.old)} in {first.name}, {number(change.new)} in {other.name}"
             for change in changes(first.attrs.spec["scoring"]["final"], other.attrs.spec["scoring"]["final"])
         ]
         prints = [record.attrs.dataset["fingerprint"][:12] for record in (first, other)]
         if prints[0] != prints[1]:
-            found.append(f"the images are others ({prints[0]} and {prints[1]})")
+            reasons.append(f"the images are others ({prints[0]} and {prints[1]})")
         versions = [record.attrs.environment.get("versions", "") for record in (first, other)]
         if versions[0] != versions[1]:
-            found.append("the libraries' versions differ")
-        reasons += found
+            reasons.append("the libraries' versions differ")
     return reasons
 
 
 def _differences(first: StudyRecord, other: StudyRecord) -> dict[str, Any]:
-    found = changes(first.attrs.spec, other.attrs.spec)
     rows = [
         {"key": change.key, "old": _short(change.old), "new": _short(change.new)}
-        for change in found
+        for change in changes(first.attrs.spec, other.attrs.spec)
         if change.key not in ("name", "presets")
     ]
     more = max(0, len(rows) - _SHOWN_DIFFERENCES)

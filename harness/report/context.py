@@ -7,73 +7,63 @@ from typing import Any
 
 import pandas as pd
 
-from harness.findings.ranking import Leaderboard, objectives, pareto_front, rank
+from harness.findings.ranking import Leaderboard, objectives, pareto_front
 from harness.gan.hparams import ALIASES
 from harness.spec.params import meaning
 from harness.store.records import StudyRecord, TrialRecord
 from harness.text import duration, number, objective_label
 
+# What a final score is called in a sentence.
+_SCORES = {"fid": "FID, the Fréchet distance", "kid": "KID, the kernel distance"}
 
-def report_context(
-    record: StudyRecord,
-    board: Leaderboard,
-    trials: pd.DataFrame,
-    grids: list[dict[str, str]],
-    importances: Mapping[str, float],
-    evaluator: str,
-) -> dict[str, Any]:
-    spec = record.attrs.spec
-    best = board.trials[0] if board.trials else None
-    comparable = rank(record, top=len(record.trials)).trials
-    paper = next((t for t in comparable if t.attrs.preset == "paper"), None)
+
+def study_context(record: StudyRecord, board: Leaderboard, trials: pd.DataFrame, *, top: int) -> dict[str, Any]:
+    """What the record alone says; ``spec`` stays as it was stored, by whichever version that was.
+
+    Args:
+        record: the study.
+        board: all of its ranked trials.
+        trials: by :func:`harness.findings.frames.trials_frame`.
+        top: number of trials in the leaderboard.
+    """
+    spec, best = record.attrs.spec, board.trials[0] if board.trials else None
+    final, rungs, leading = spec["scoring"]["final"], spec["budget"]["rungs"], board.trials[:top]
+    paper = next((t for t in board.trials if t.attrs.preset == "paper"), None)
     pruned = next((t for t in record.trials if t.attrs.preset == "paper" and t.state == "PRUNED"), None)
-    final_metric = record.attrs.final_metric
-    scores = [trial.attrs.scores for trial in board.trials]
-    unavailable = board.trials[0].attrs.unavailable if best else {}
-    states = trials["state"] if len(trials) else pd.Series(dtype=str)
+    searched = "precision" in spec["space"]
     return {
         "name": record.name,
         "description": record.attrs.description,
+        "spec": spec,
         "best": best,
         "paper": paper if paper is not best else None,
         "paper_pruned": _at_its_last_rung(pruned, best) if pruned and best else None,
-        "grids": grids,
         "dataset": record.attrs.dataset,
-        "size": spec["data"]["image_size"],
-        "channels": spec["data"]["channels"],
-        "kimg": spec["budget"]["kimg"],
-        "rungs": ", ".join(number(rung) for rung in spec["budget"]["rungs"]) or "no",
+        "rungs": ", ".join(number(rung) for rung in rungs) or "no",
         "target": record.attrs.target,
-        "n_finished": int(states.isin(["COMPLETE", "PRUNED"]).sum()),
-        "final": spec["scoring"]["final"],
-        "meaning": {"fid": "FID, the Fréchet distance", "kid": "KID, the kernel distance"}[
-            spec["scoring"]["final"]["metric"]
-        ],
-        "kid_subset": min(1000, spec["scoring"]["final"]["samples"], spec["scoring"]["final"]["reference"]),
+        "n_finished": int(trials["state"].isin(["COMPLETE", "PRUNED"]).sum()),
+        "meaning": _SCORES[final["metric"]],
+        "kid_subset": min(1000, final["samples"], final["reference"]),
         "data_option": "" if spec["data"]["source"] == "mnist" else " --data PATH",
-        "final_metric": final_metric,
+        "final_metric": record.attrs.final_metric,
         "rung_metric": record.attrs.rung_metric,
         "protocol_hash": board.protocol_hash,
         "arithmetic": {
-            "training": "what each trial searched"
-            if "precision" in spec["space"]
-            else spec["fixed"].get("precision", "float32"),
+            "training": "what each trial searched" if searched else spec["fixed"].get("precision", "float32"),
             "rung": spec["scoring"]["rung"].get("precision", "float32"),
         },
-        "sampler": spec["sampler"],
-        "pruner": spec["pruner"],
         "space": [_space_row(name, param) for name, param in spec["space"].items()],
-        "params": list(spec["space"]),
-        "other_metrics": sorted({name for row in scores for name in row if name != final_metric}),
-        "board": [_board_row(trial, record.seconds(trial), spec) for trial in board.trials],
+        "other_metrics": sorted(
+            {name for t in leading for name in t.attrs.scores if name != record.attrs.final_metric}
+        ),
+        "board": [_board_row(trial, record) for trial in leading],
         "baselines": _baselines(record, best),
-        "sweep_time": duration(sum(trial.seconds for trial in record.trials)),
         "left_out": ", ".join(map(str, board.left_out)),
-        "unavailable": unavailable,
-        "evaluator": evaluator,
-        "first_rung": spec["budget"]["rungs"][0] if spec["budget"]["rungs"] else spec["budget"]["kimg"],
+        "unavailable": best.attrs.unavailable if best else {},
+        "first_rung": rungs[0] if rungs else spec["budget"]["kimg"],
         "ended": _ended(trials),
         "time": _time(trials),
+        "tradeoff": _tradeoff(record, board),
         "environment": sorted((k, v) for k, v in record.attrs.environment.items() if k != "study"),
     }
 
@@ -103,31 +93,28 @@ def _baselines(record: StudyRecord, best: TrialRecord | None) -> list[dict[str, 
     return sorted(rows, key=lambda row: (row["value"] is None, row["value"] or 0.0, row["number"]))
 
 
-def _board_row(trial: TrialRecord, seconds: float, spec: Mapping[str, Any]) -> dict[str, Any]:
+def _board_row(trial: TrialRecord, record: StudyRecord) -> dict[str, Any]:
     preset = trial.attrs.preset
     return {
         "number": trial.number,
         "preset": f" ({preset})" if preset else "",
         "value": trial.value,
+        "values": trial.values,
         "scores": trial.attrs.scores,
-        "kimg": spec["budget"]["kimg"],
-        "seconds": seconds,
-        "params": trial.params or _of_recipe(trial, spec),
+        "seconds": record.seconds(trial),
+        "params": trial.params or _of_recipe(trial, record),
     }
 
 
-def _of_recipe(trial: TrialRecord, spec: Mapping[str, Any]) -> dict[str, Any]:
+def _of_recipe(trial: TrialRecord, record: StudyRecord) -> dict[str, Any]:
     """A baseline's values of what the others search; it was not asked for any."""
     hparams = trial.attrs.hparams
-    return {name: hparams[ALIASES.get(name, (name,))[0]] for name in spec["space"] if hparams}
+    return {name: hparams[ALIASES.get(name, (name,))[0]] for name in record.attrs.spec["space"] if hparams}
 
 
 def _ended(trials: pd.DataFrame) -> list[dict[str, Any]]:
-    if not len(trials):
-        return []
-    rows = trials[trials["state"].isin(["PRUNED", "FAIL", "RUNNING"])].sort_values("number")
     ended = []
-    for row in rows.to_dict("records"):
+    for row in trials[trials["state"].isin(["PRUNED", "FAIL", "RUNNING"])].sort_values("number").to_dict("records"):
         state = "diverged" if row["diverged"] else str(row["state"]).lower()
         reason = str(row["reason"]).replace("|", "\\|").replace("\n", " ")
         ended.append({"number": row["number"], "state": state, "kimg": row["kimg"], "reason": reason})
@@ -135,8 +122,6 @@ def _ended(trials: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _time(trials: pd.DataFrame) -> dict[str, Any]:
-    if not len(trials):
-        return dict.fromkeys(("total", "finished", "pruned", "failed", "scoring", "median"), "0 s") | {"trials": 0}
     by_state = trials.groupby("state")["seconds"].sum()
     done = trials[trials["state"] == "COMPLETE"]
     return {
@@ -160,22 +145,21 @@ def _space_row(name: str, param: Mapping[str, Any]) -> dict[str, str]:
     return {"name": name, "type": param["type"], "range": text, "meaning": meaning(name)}
 
 
-def tradeoff_context(record: StudyRecord) -> dict[str, Any] | None:
-    """The Pareto front for the template; None for a study of one objective."""
+def _tradeoff(record: StudyRecord, board: Leaderboard) -> dict[str, Any] | None:
+    """The Pareto front; None for a study of one objective."""
     names = objectives(record)
     if len(names) == 1:
         return None
-    best, spec = pareto_front(record), record.attrs.spec
     return {
         "names": [objective_label(name, record.attrs.final_metric) for name in names],
-        "rows": [{**_board_row(trial, record.seconds(trial), spec), "values": trial.values} for trial in best],
+        "rows": [_board_row(trial, record) for trial in pareto_front(record)],
         "timed": "seconds" in names,
-        "n": len(rank(record, top=len(record.trials)).trials),
+        "n": len(board.trials),
     }
 
 
 def _at_its_last_rung(trial: TrialRecord, best: TrialRecord) -> dict[str, float] | None:
-    """A pruned trial's last rung score beside the best trial's there; None where it diverged, or one has none."""
+    """A pruned trial's last rung score and the best trial's there; None if it diverged, or one has none."""
     step = max(trial.intermediate, default=0)
     if trial.attrs.diverged or step not in trial.intermediate or step not in best.intermediate:
         return None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from harness.errors import NotFoundError, UsageError
-from harness.findings.confirmation import Confirmation, confirmed_context
+from harness.findings.confirmation import Confirmation
 from harness.findings.health import Health
 from harness.findings.ranking import rank
 from harness.spec.drift import changes
@@ -27,9 +28,9 @@ _HEALTH = {
 }
 
 
-def facts(record: StudyRecord, found: Confirmation | None, watched: Sequence[Health] = ()) -> str:
+def facts(record: StudyRecord, confirmed: Confirmation | None, watched: Sequence[Health] = ()) -> str:
     """The report's statements as JSON: the same record, and the same health of its best trainings, the same bytes."""
-    board = rank(record, top=len(record.trials))
+    board = rank(record)
     stated = {
         "study": record.name,
         "uid": record.attrs.uid,
@@ -45,7 +46,7 @@ def facts(record: StudyRecord, found: Confirmation | None, watched: Sequence[Hea
             for t in record.trials
             if t.state not in ("COMPLETE", "WAITING", "RUNNING")
         },
-        "confirmed": _confirmed(found) if found else None,
+        "confirmed": _confirmed(confirmed) if confirmed else None,
         "health": {row.name: {"findings": row.findings, "measured": _measured(row)} for row in watched},
         "spec": record.attrs.spec,
         "environment": record.attrs.environment,
@@ -54,18 +55,8 @@ def facts(record: StudyRecord, found: Confirmation | None, watched: Sequence[Hea
     return json.dumps(stated, indent=1, sort_keys=True) + "\n"
 
 
-def _confirmed(found: Confirmation) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": row["name"],
-            "mean": row["estimate"].mean,
-            "low": row["estimate"].low,
-            "high": row["estimate"].high,
-            "n": row["estimate"].n,
-            "verdict": row["verdict"],
-        }
-        for row in confirmed_context(found)["rows"]
-    ]
+def _confirmed(confirmed: Confirmation) -> list[dict[str, Any]]:
+    return [{"name": arm.name, **asdict(arm.estimate), "verdict": confirmed.verdict(arm)} for arm in confirmed.ranked]
 
 
 def _measured(row: Health) -> dict[str, float | None]:
@@ -86,10 +77,10 @@ def read_facts(path: Path) -> dict[str, Any]:
     """
     folder = path.parent if path.is_file() else path
     try:
-        found: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or not found.keys() >= _KEYS:
+        stated: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+        if not isinstance(stated, dict) or not stated.keys() >= _KEYS:
             raise ValueError("it is not one")
-        return found
+        return stated
     except (OSError, ValueError) as error:
         raise NotFoundError(
             f"no {FACTS_FILE} of a study's report in {folder} ({type(error).__name__})",
@@ -109,7 +100,7 @@ def report_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]
             f"Say `harness report {old['study']} {new['study']}` to compare studies.",
         )
     if old["uid"] != new["uid"]:
-        yield "the study was started anew in between: its trials are others"
+        yield "the study was started again from scratch in between: its trials are different ones"
     for change in changes(old["spec"], new["spec"]):
         yield f"setting {change}"
     if old["fingerprint"] != new["fingerprint"]:

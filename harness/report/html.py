@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +14,11 @@ from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 
 from harness import atomic
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-{body}</main>
-</body>
-</html>
-"""
+from harness.report.markdown import fill
 
 
 def write_html(page: Path) -> Path:
-    """Write ``report.html`` beside a ``report.md``; the same files give the same bytes."""
+    """Write ``report.html`` next to a ``report.md``; the same files give the same bytes."""
     text = page.read_text(encoding="utf-8")
     title = next((line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")), page.parent.name)
     path = page.with_suffix(".html")
@@ -54,8 +36,7 @@ def page_to_html(markdown: str, folder: Path, *, title: str) -> str:
     """
     reader = MarkdownIt("commonmark", {"html": False}, renderer_cls=_Renderer).enable("table")
     body = reader.render(markdown, {"folder": folder.resolve()})
-    style = files("harness.report").joinpath("templates/report.css").read_text(encoding="utf-8")
-    return _PAGE.format(title=escape(title), style=style, body=body)
+    return fill("page.html.j2", title=escape(title), body=body)
 
 
 class _Renderer(RendererHTML):

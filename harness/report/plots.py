@@ -6,14 +6,10 @@ import io
 import textwrap
 from collections.abc import Container, Mapping, Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -30,20 +26,20 @@ _STATE_COLOURS = {"COMPLETE": _BLUE, "PRUNED": _GREY, "FAIL": _RED, "RUNNING": _
 def new_figure(width: float = 7.2, height: float = 3.6, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure in the style of the reports, with axes side by side; sizes in inches."""
     sns.set_theme(context="notebook", style="whitegrid", font="DejaVu Sans", font_scale=0.85)
-    figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False)
-    return figure, list(axes[0])
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)  # seaborn draws to learn how large labels are
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
 def to_png(figure: Figure) -> bytes:
     """The figure's bytes, the same for the same figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, facecolor="white", metadata={"Software": None})
-    plt.close(figure)
     return buffer.getvalue()
 
 
 def wrapped(label: str, width: int = 30) -> str:
-    """An axis label in lines of so many characters; what stands in brackets has a line of its own."""
+    """An axis label in lines of ``width`` characters; what is in brackets gets its own line."""
     if len(label) <= width:
         return label
     name, bracket, rest = label.partition(" (")
@@ -68,9 +64,9 @@ def history(trials: pd.DataFrame, metric: str) -> Figure:
     return figure
 
 
-def confirmed(found: Confirmation) -> Figure:
+def confirmed(result: Confirmation) -> Figure:
     """Each configuration's mean with its interval, its seeds as dots, and what the search had seen of it."""
-    arms = found.ranked
+    arms = result.ranked
     figure, (axis,) = new_figure(height=0.42 * len(arms) + 1.3)
     for place, arm in enumerate(arms):
         scores = list(arm.scores.values())
@@ -79,12 +75,12 @@ def confirmed(found: Confirmation) -> Figure:
         if low is not None and high is not None:
             axis.plot([low, high], [place, place], color=_BLUE, linewidth=2, zorder=3)
         axis.scatter([mean], [place], s=46, color=_BLUE, zorder=4)
-        if arm.searched is not None and arm.searched.value is not None:
-            axis.scatter([arm.searched.value], [place - 0.18], marker="D", s=26, zorder=4,
+        if arm.searched is not None:
+            axis.scatter([arm.searched], [place - 0.18], marker="D", s=26, zorder=4,
                          facecolor="white", edgecolor=_ORANGE)  # fmt: skip
     axis.set_yticks(range(len(arms)), [arm.name for arm in arms])
     axis.set_ylim(len(arms) - 0.5, -0.5)
-    axis.set(xlabel=wrapped(f"{metric_label(found.metric)} (lower is better)", 70), ylabel="")
+    axis.set(xlabel=wrapped(f"{metric_label(result.metric)} (lower is better)", 70), ylabel="")
     axis.legend(handles=[
         Line2D([], [], color=_BLUE, marker="o", label="mean, 95 % interval"),
         Line2D([], [], color=_GREY, marker="o", markersize=4, linestyle="", label="one training seed"),
@@ -93,12 +89,12 @@ def confirmed(found: Confirmation) -> Figure:
     return figure
 
 
-def best_after(found: Outlook, metric: str) -> Figure:
+def best_after(outlook: Outlook, metric: str) -> Figure:
     """The best score that k trials of a study would have brought, with its bootstrap interval."""
     figure, (axis,) = new_figure(height=3.0)
-    trials = range(1, len(found.expected) + 1)
-    axis.fill_between(trials, found.low, found.high, color=_BLUE, alpha=0.15, linewidth=0, label="90 % interval")
-    axis.plot(trials, found.expected, color=_BLUE, marker="o", markersize=4, label="expected best")
+    trials = range(1, len(outlook.expected) + 1)
+    axis.fill_between(trials, outlook.low, outlook.high, color=_BLUE, alpha=0.15, linewidth=0, label="90 % interval")
+    axis.plot(trials, outlook.expected, color=_BLUE, marker="o", markersize=4, label="expected best")
     axis.set(xlabel="number of trials", ylabel=wrapped(f"best {metric_label(metric)} (lower is better)"))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=True)
@@ -152,7 +148,7 @@ def rung_curves(rungs: pd.DataFrame, best: int | None, metric: str) -> Figure:
                   zorder=3 if is_best else 2)  # fmt: skip
     handles = [Line2D([], [], color=c, marker="o", label=n) for n, c in
                (("best trial", _ORANGE), ("finished", _BLUE), ("pruned", _GREY))]  # fmt: skip
-    # Not the best place, which is looked for among all lines, for seconds: scores fall, so this one is free.
+    # Searching all lines for the best place takes seconds; scores fall, so this one is free.
     axis.legend(handles=handles, frameon=True, loc="upper right")
     axis.set_ylim(0, float(rungs["score"].quantile(0.95)) * 1.15 if len(rungs) else 1)
     axis.set(xlabel="real images shown (kimg)", ylabel=wrapped(f"{metric_label(metric)} (lower is better)"))

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from harness import atomic
 from harness.findings.frames import curve_frame
 from harness.gan.hparams import HParams
-from harness.report import plots
-from harness.report.html import write_html
-from harness.report.markdown import environment, squeeze
+from harness.report.page import Page
+from harness.report.plots import losses
 from harness.text import number
 
-# Sample grids shown: the first, some between, the last.
+# Sample grids shown.
 _SHOWN = 4
 
 
@@ -26,42 +23,37 @@ def build_training_report(folder: Path, out: Path) -> Path:
         The path of ``report.md``.
     """
     summary: dict[str, Any] = json.loads((folder / "training.json").read_text())
-    out.mkdir(parents=True, exist_ok=True)
     curve = curve_frame(folder / "curve.json")
-    if len(curve):
-        atomic.write_bytes(out / "losses.png", plots.to_png(plots.losses(curve)))
-    for old in out.glob("grid-*.png"):
-        old.unlink()
-    grids = _copy_grids(folder, out, summary["trained_kimg"])
     defaults = HParams().to_dict()
-    context = {
-        **summary,
-        "curve": len(curve) > 0,
-        "rate": float(curve["images_per_s"].median()) if len(curve) else 0.0,
-        "grids": grids,
-        "changed": {k: v for k, v in summary["hparams"].items() if k in _ALWAYS or v != defaults[k]},
-        "folder": folder.name,
-        "environment": sorted(summary["environment"].items()),
-    }
-    template = files("harness.report").joinpath("templates/training.md.j2").read_text(encoding="utf-8")
-    atomic.write_text(out / "report.md", squeeze(environment().from_string(template).render(context)))
-    write_html(out / "report.md")
-    return out / "report.md"
+    grids = _grids(folder, summary["trained_kimg"])
+    files = {f"grid-{place}.png": path for place, path in enumerate(grids, start=1)}
+    page = Page(
+        template="training.md.j2",
+        context={
+            **summary,
+            "rate": float(curve["images_per_s"].median()) if len(curve) else 0.0,
+            "grids": [{"file": file, "title": f"{number(_kimg(path))} kimg"} for file, path in files.items()],
+            "changed": {k: v for k, v in summary["hparams"].items() if k in _ALWAYS or v != defaults[k]},
+            "folder": folder.name,
+            "environment": sorted(summary["environment"].items()),
+        },
+        figures={"losses": losses(curve)} if len(curve) else {},
+        files={file: path.read_bytes() for file, path in files.items()},
+        owned=("losses.png", "grid-*.png"),
+    )
+    return page.write(out)
 
 
 # Shown whether or not they differ from the defaults.
 _ALWAYS = ("image_size", "batch_size", "lr_g", "lr_d", "beta1", "beta2", "bn", "activation_g", "activation_d", "latent")
 
 
-def _copy_grids(folder: Path, out: Path, trained_kimg: float) -> list[dict[str, str]]:
-    found = [path for path in sorted(folder.glob("grid-*.png")) if _kimg(path) <= trained_kimg * 1.01]
-    if len(found) > _SHOWN:
-        found = [found[round(i * (len(found) - 1) / (_SHOWN - 1))] for i in range(_SHOWN)]
-    grids = []
-    for place, path in enumerate(found, start=1):
-        atomic.write_bytes(out / f"grid-{place}.png", path.read_bytes())
-        grids.append({"file": f"grid-{place}.png", "title": f"{number(_kimg(path))} kimg"})
-    return grids
+def _grids(folder: Path, trained_kimg: float) -> list[Path]:
+    """The first sample grid, the last, and some between."""
+    grids = [path for path in sorted(folder.glob("grid-*.png")) if _kimg(path) <= trained_kimg * 1.01]
+    if len(grids) <= _SHOWN:
+        return grids
+    return [grids[round(i * (len(grids) - 1) / (_SHOWN - 1))] for i in range(_SHOWN)]
 
 
 def _kimg(path: Path) -> float:

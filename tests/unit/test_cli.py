@@ -144,7 +144,7 @@ def test_help_teaches_and_is_light():
 
 def test_what_reports_heals_and_lists_imports_no_torch():
     code = (
-        "import sys; import harness.sweep.run, harness.sweep.reconcile, harness.report.render, harness.tracking.mlflow;"
+        "import sys; import harness.sweep.run, harness.sweep.reconcile, harness.report.study, harness.tracking.mlflow;"
         "sys.exit(bool({'torch', 'torch_fidelity'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
@@ -333,10 +333,10 @@ def test_the_time_left_counts_running_trials_as_half_done_and_is_a_bound_until_o
     now[0] += 90
     # One and a half trials in 90 s; eight and a half are left.
     end = view.update({"number": 0, "state": "COMPLETE", "value": 42.0})
-    assert end.endswith("1 of 10 finished, at most 8 min left")
+    assert end.endswith("1 of 10 finished, at most 8.5 min left")
     view.update({"number": 2, "state": "RUNNING", "params": {}})
     end = view.update({"number": 2, "state": "PRUNED", "reason": "slow"})
-    assert end.endswith("2 of 10 finished, about 4 min left")
+    assert end.endswith("2 of 10 finished, about 4.5 min left")
 
 
 def test_errors_hint_is_printed_on_its_own_line():

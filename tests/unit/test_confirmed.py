@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 
 from harness.commands.plans import _finalists
-from harness.findings.confirmation import confirmation, winners_curse
+from harness.findings.confirmation import confirmation
 from harness.findings.statistics import estimate
 from harness.gan.hparams import HParams
-from harness.report.render import build_report
+from harness.report.study import build_report
 from harness.spec.files import load_best
 from harness.spec.fixed_study import fixed_study, fresh_seeds
 from harness.store.attrs import TrialAttrs
@@ -84,7 +84,7 @@ def test_the_mean_over_fresh_seeds_ranks_and_what_cannot_be_told_is_a_tie():
 
 
 def test_the_searchs_own_score_is_kept_apart_and_the_gap_is_said():
-    curse = winners_curse(confirmation(FULL, plan(GOOD)))
+    curse = {arm.name: (arm.searched, arm.gap) for arm in confirmation(FULL, plan(GOOD)).ranked}
     assert curse["trial-1"] == (40.25, pytest.approx(4.75))
     assert curse["paper"][0] == 60.0
 
@@ -106,7 +106,7 @@ def test_scores_of_another_protocol_are_left_out():
 def test_a_search_under_another_protocol_had_promised_nothing_that_compares():
     older = [dataclasses.replace(t, attrs=dataclasses.replace(t.attrs, protocol_hash="old")) for t in FULL.trials]
     found = confirmation(dataclasses.replace(FULL, trials=tuple(older)), plan(GOOD))
-    assert not winners_curse(found)
+    assert not [arm for arm in found.ranked if arm.gap is not None]
     assert [arm.name for arm in found.ranked if arm.published] == ["paper"]
 
 

@@ -154,7 +154,7 @@ def trial(folder, **attrs) -> TrialRecord:
     hparams = {"label_smoothing": 0.1, "d_loss_factor": 1.0}
     return TrialRecord(
         number=3, state="COMPLETE", value=50.0, params={}, intermediate={}, started=None, ended=None,
-        attrs=TrialAttrs(hparams=hparams, folder=folder, protocol_hash="p", **attrs),
+        attrs=TrialAttrs.parse({"hparams": hparams, "folder": folder, "protocol_hash": "p", **attrs}),
     )  # fmt: skip
 
 

@@ -14,7 +14,10 @@ from optuna.trial import TrialState
 
 from harness.commands import studies
 from harness.findings.outlook import chance, expected_best, in_words, new_best_probability, outlook, too_few
-from harness.forecast import plan, probe
+from harness.forecast import forecast
+from harness.forecast.forecast import Forecast, earliest_rungs, mean_work
+from harness.forecast.scoring import ScoringTime, scoring_time
+from harness.forecast.speed import ConfigurationSpeed, measure_training, tensor_bytes
 from harness.home import Home
 from harness.spec.files import parse_study
 from harness.spec.resolved import ResolvedPreset
@@ -23,6 +26,7 @@ from harness.spec.study import PrunerSpec
 from harness.store.samplers import kimg_to_images
 from harness.store.studies import find_record, open_study
 from harness.store.trials import Trials
+from harness.text import duration
 from harness.training.checkpoint import save_checkpoint
 from tests.conftest import CPU, TINY_STUDY
 from tests.unit.test_report import record, trial
@@ -94,8 +98,8 @@ def test_too_little_is_no_outlook_and_it_says_why():
         "counted, and there are 7"
     )
     assert chance(few, 3) == (
-        "3 more trials drawn alike hold a better one than the 9 searched so far with a probability of 25 % (3/(9 + 3))"
-        ", if none that was pruned would have been the best; how much better is not known"
+        "3 more trials would find a new best with a probability of about 25 % (3/(9 + 3)), if no pruned trial would "
+        "have been the best; how much better is not known"
     )
     assert chance(None, 3) == chance(record(trial(8, value=1.0, attrs={"preset": "paper"})), 3) == ""
     assert too_few(None).endswith("and there are none")
@@ -114,32 +118,36 @@ def test_its_words_give_the_probability_with_its_sum_and_no_promise_of_a_gain():
 
 SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml").model_copy(update={"presets": ()})
 MEASURED = [
-    probe.Measured(name="random 1", s_per_kimg=1000.0, s_per_sample=0.5, parameters=1, checkpoint_bytes=2_000_000,
+    ConfigurationSpeed(name="random 1", s_per_kimg=1000.0, s_per_sample=0.5, parameters=1, checkpoint_bytes=2_000_000,
                    weights_bytes=500_000, baseline=False)
 ]  # fmt: skip
-SCORING = probe.ScoringTime(rung_s=30.0, final_s=200.0, again_s=100.0, references_s=50.0)
+SCORING = ScoringTime(rung_s=30.0, final_s=200.0, again_s=100.0, references_s=50.0)
 FULL_S, FIRST_RUNG_S = 400 + 2 * 30 + 200, 100 + 30  # 0.4 kimg, a rung at 0.1 and one at the end
 
 
+def forecast_of(spec=SPEC, target=8, workers=1) -> Forecast:
+    return Forecast(spec=spec, configurations=MEASURED, scoring=SCORING, target=target, device="cpu", workers=workers)
+
+
 def time_of(spec=SPEC, target=8, workers=1, own=None):
-    return plan._time(spec, MEASURED, SCORING, target, CPU, workers, own)
+    return forecast_of(spec, target, workers).time(own)
 
 
 @pytest.mark.parametrize(("cores", "workers", "sooner"), [(4, 1, 1), (4, 2, 2), (4, 8, 4), (1, 8, 1)])
 def test_as_many_trials_at_once_as_there_are_workers_with_cores(monkeypatch, cores, workers, sooner):
-    monkeypatch.setattr(plan, "usable_cores", lambda: cores)
+    monkeypatch.setattr(forecast, "usable_cores", lambda: cores)
     text = time_of(workers=workers)
-    assert text.startswith(f"about {plan._shown(8 * FULL_S / sooner + 50)} at most on this cpu")
+    assert text.startswith(f"about {duration(8 * FULL_S / sooner + 50)} at most on this cpu")
     assert (f"{sooner} trials at once" in text) == (sooner > 1)
 
 
 def test_without_trials_of_its_own_a_study_has_both_bounds_of_pruning():
-    least = plan._shown(2 * FULL_S + 6 * FIRST_RUNG_S + 50)  # the median of two finished trials is waited for
+    least = duration(2 * FULL_S + 6 * FIRST_RUNG_S + 50)  # the median of two finished trials is waited for
     assert f"(nothing pruned), {least} at least (all but 2 pruned at the first rung)" in time_of()
     halving = SPEC.model_copy(update={"pruner": PrunerSpec(name="successive_halving")})
     assert "(all but 1 pruned at the first rung)" in time_of(halving)
     unpruned = SPEC.model_copy(update={"pruner": PrunerSpec(name="none")})
-    assert time_of(unpruned).startswith(f"about {plan._shown(8 * FULL_S + 50)} on this cpu, nothing is pruned")
+    assert time_of(unpruned).startswith(f"about {duration(8 * FULL_S + 50)} on this cpu, nothing is pruned")
 
 
 @pytest.mark.parametrize("pruner", ["hyperband", "successive_halving", "median", "percentile"])
@@ -158,14 +166,14 @@ def test_the_least_is_what_is_trained_where_each_trial_is_worse_than_all_before_
                 break
         trials.end(found, TrialState.PRUNED if pruned_at else TrialState.COMPLETE, None if pruned_at else value, "")
         ended.append(pruned_at)
-    assert plan.soonest_rungs(spec, 30) == ended
+    assert earliest_rungs(spec, 30) == ended
     assert len(set(ended)) == (4 if pruner == "hyperband" else 2)
 
 
 def test_recipes_are_never_pruned_in_either_bound():
     recipes = tuple(ResolvedPreset(name=f"r{i}", params={}, overrides={}, recipe="r") for i in range(3))
     text = time_of(SPEC.model_copy(update={"presets": recipes}))
-    least = plan._shown(3 * FULL_S + 5 * FIRST_RUNG_S + 50)
+    least = duration(3 * FULL_S + 5 * FIRST_RUNG_S + 50)
     assert f"{least} at least (all but 3 pruned at the first rung)" in text
     # Halving compares with what it judged itself: the first that it judges goes on.
     halving = SPEC.model_copy(update={"pruner": PrunerSpec(name="successive_halving"), "presets": recipes})
@@ -175,7 +183,7 @@ def test_recipes_are_never_pruned_in_either_bound():
 def test_every_further_sampling_seed_scores_a_finished_trial_again():
     scoring = SPEC.scoring.model_copy(update={"sampling_seeds": 3})
     text = time_of(SPEC.model_copy(update={"scoring": scoring}))
-    assert text.startswith(f"about {plan._shown(8 * (FULL_S + 2 * 100) + 50)} at most")
+    assert text.startswith(f"about {duration(8 * (FULL_S + 2 * 100) + 50)} at most")
 
 
 def test_a_started_studys_own_trials_say_what_pruning_saves():
@@ -185,13 +193,13 @@ def test_a_started_studys_own_trials_say_what_pruning_saves():
         trial(i, "PRUNED", 9.0, intermediate=steps) for i, steps in ((1, {3000: 9.0}), (2, {3000: 9.0, 9000: 9.0}))
     )
     recipe = trial(3, value=1.0, attrs={"recipe": "r"})
-    assert plan.own_course(spec, record(done, early, recipe)) is None
-    assert plan.own_course(SPEC, record(done, early, late)) is None, "trials of another length"
-    own = plan.own_course(spec, record(done, early, late, recipe))
+    assert mean_work(spec, record(done, early, recipe)) is None
+    assert mean_work(SPEC, record(done, early, late)) is None, "trials of another length"
+    own = mean_work(spec, record(done, early, late, recipe))
     assert own.trained == pytest.approx((27 + 3 + 9) / 81)
     assert (own.rungs, own.scored) == (pytest.approx((3 + 1 + 2) / 3), pytest.approx(1 / 3))
     text = time_of(own=own)
-    assert text.startswith(f"about {plan._shown(8 * (own.trained * 400 + own.rungs * 30 + own.scored * 200) + 50)} on")
+    assert text.startswith(f"about {duration(8 * (own.trained * 400 + own.rungs * 30 + own.scored * 200) + 50)} on")
     assert "its trials, recipes aside, trained 48 % of a full length on average" in text
 
 
@@ -204,26 +212,26 @@ def test_looking_for_a_study_that_was_not_started_creates_no_database(monkeypatc
 def test_disk_counts_mlflows_copies_where_they_are_kept_here(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     home = Home(Path("nowhere"))
-    text = plan._disk(SPEC, home, MEASURED, 10**9, 1_000_000, 100)
+    text = forecast_of(target=100).disk(home, 10**9, 1_000_000)
     # 2.5 MB of models and two grids, twice, and the last grid once more; the references' features are next to nothing.
     assert text.startswith("2.00 GB in nowhere at most: images 1.00 GB")
     assert "100 trials of 4.5 MB (checkpoint, weights, sample grids) and 5.5 MB of copies for MLflow" in text
     assert "journals of up to 0.26 GB more" in text
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
-    assert plan._disk(SPEC, home, MEASURED, 10**9, 1_000_000, 100).startswith("1.45 GB")
+    assert forecast_of(target=100).disk(home, 10**9, 1_000_000).startswith("1.45 GB")
 
 
 def test_a_probe_measures_the_checkpoint_that_a_training_writes(hp, images, tmp_path):
-    rate, snapshot = probe._training(dataclasses.replace(hp, ngf=32, ndf=32), images, CPU)
+    rate, snapshot = measure_training(dataclasses.replace(hp, ngf=32, ndf=32), images, CPU)
     assert rate > 0
     save_checkpoint(tmp_path / "c", snapshot.state)
-    assert probe._tensor_bytes(snapshot.state) == pytest.approx((tmp_path / "c").stat().st_size, rel=0.05)
+    assert tensor_bytes(snapshot.state) == pytest.approx((tmp_path / "c").stat().st_size, rel=0.05)
 
 
 def test_a_score_is_timed_with_its_algebra(tmp_path):
     score = ScoreSpec(samples=60, reference=60, extractor="mobilenet-v2")
     spec = SPEC.model_copy(update={"scoring": ScoringSpec(final=score, rung=score, sampling_seeds=2)})
-    found = probe.scoring_time(spec, Home(tmp_path), {("mobilenet-v2", "float32"): 1e9}, 0.0, CPU)
+    found = scoring_time(spec, Home(tmp_path), {("mobilenet-v2", "float32"): 1e9}, 0.0, CPU)
     # The images cost nothing here: what is left is algebra.
     assert min(found.rung_s, found.final_s, found.again_s) > 1e-4
     assert not list(tmp_path.iterdir())

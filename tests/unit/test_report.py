@@ -15,8 +15,8 @@ from harness.errors import SpecError
 from harness.findings.frames import trials_frame
 from harness.findings.ranking import rank
 from harness.gan.hparams import HParams
-from harness.report.context import report_context
-from harness.report.render import build_report
+from harness.report.context import study_context
+from harness.report.study import build_report
 from harness.spec.files import load_best, load_study_file
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.records import StudyRecord, TrialRecord
@@ -199,8 +199,8 @@ def test_scores_of_other_protocols_are_in_no_figure_and_no_comparison():
     values = trials_frame(mixed).set_index("number")["value"]
     assert values.min() == 40.25
     assert math.isnan(values[7])
-    board = rank(mixed, top=5)
-    assert report_context(mixed, board, trials_frame(mixed), [], {}, "")["paper"] is None
+    board = rank(mixed)
+    assert study_context(mixed, board, trials_frame(mixed), top=5)["paper"] is None
 
 
 def test_divergence_and_pruning_never_lead():

@@ -1,0 +1,166 @@
+"""A forecast for a study on this machine, line by line while it is measured. Nothing is written."""
+
+from __future__ import annotations
+
+import io
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from harness.data.store import existing_store, find_material
+from harness.errors import DataError
+from harness.forecast.forecast import Forecast, mean_work
+from harness.forecast.scoring import feature_networks, has_vgg, scoring_rate, scoring_time
+from harness.forecast.speed import measure_configurations
+from harness.home import Home
+from harness.machine.devices import choose_device
+from harness.machine.processes import exact_arithmetic, fits_on, keep_memory, usable_cores, use_threads, visible_gpus
+from harness.scoring.sampling import GRID_IMAGES, image_grid
+from harness.spec.resolved import ResolvedStudy
+from harness.store.studies import find_record
+from harness.sweep.engines.local import threads_per_worker
+from harness.sweep.precision import resolve_precision
+from harness.sweep.run import require_images
+from harness.text import duration
+
+# Files decoded to measure how fast that is.
+_FILES = 200
+
+
+def forecast(
+    spec: ResolvedStudy,
+    home: Home,
+    *,
+    source: Path | None,
+    trials: int | None,
+    workers: int,
+    device: str,
+    exact: bool,
+    say: Callable[[str], None],
+) -> Iterator[tuple[str, str]]:
+    """(what, finding), line by line, as it is measured.
+
+    Args:
+        spec: the study; its own trials are used if it was started.
+        home: where images and weights are looked for.
+        source: folder or archive of the images, where the study needs one.
+        trials: number of trials, if not the study's.
+        workers: processes that would share this machine.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        exact: train in float32 whatever is faster.
+        say: receives what preparing reports.
+
+    Raises:
+        HarnessError: the data are not there, or the device is not.
+    """
+    keep_memory()
+    exact_arithmetic()
+    on = torch.device(choose_device(device))
+    if on.type == "cpu":  # what each worker will have
+        use_threads(threads_per_worker(usable_cores(), workers))
+    spec, _ = resolve_precision(spec, on.type, exact)
+    images, n_images, store_bytes, prepare_s = _images(spec, home, source, say)
+    image_bytes = int(np.prod(images.shape[1:]))
+    images = images[: max(spec.largest_batch(), _FILES)]
+    # Held in addition to what is measured: on a GPU the whole set, if it fits; on a CPU a final score's images.
+    held_bytes = image_bytes * spec.scoring.final.samples if on.type == "cpu" else 0
+    if on.type == "cuda" and fits_on(image_bytes * n_images, on):
+        held_bytes, images = image_bytes * n_images, images.to(on)
+    prepare = f"preparing them takes about {duration(prepare_s)}" if prepare_s else "prepared already"
+    yield "images", f"{n_images:,} of {spec.data.image_size} px; {prepare}"
+    yield (
+        "precision",
+        f"training {spec.fixed.precision or 'searched'}, rungs {spec.scoring.rung.precision}, final float32",
+    )
+    configurations = []
+    for each in measure_configurations(spec, images, on):
+        configurations.append(each)
+        rate, parameters = 1 / each.s_per_kimg * 1000, each.parameters / 1e6
+        yield f"  {each.name}", f"{rate:,.0f} images/s, {parameters:,.2f} M parameters"
+    if not configurations:
+        raise DataError("none of the tried configurations trains on these images", "Each of them diverged at once.")
+    rates = {each: scoring_rate(*each, spec.data.image_size, on) for each in feature_networks(spec)}
+    for (name, precision), rate in rates.items():
+        yield f"  {name} {precision}", f"{rate:,.1f} images/s"
+    scoring = scoring_time(spec, home, rates, statistics.mean(each.s_per_sample for each in configurations), on)
+    n_seeds = spec.scoring.sampling_seeds or 1
+    again = f", {duration(scoring.again_s)} each of {n_seeds - 1} further sampling seeds" if n_seeds > 1 else ""
+    vgg = "; plus precision and recall by VGG16, which are not measured" if has_vgg(spec, home) else ""
+    yield "  scores", f"{duration(scoring.rung_s)} a rung, {duration(scoring.final_s)} a final one{again}{vgg}"
+    result = Forecast(
+        spec=spec,
+        configurations=tuple(configurations),
+        scoring=scoring,
+        target=trials or spec.budget.trials,
+        device=on.type,
+        workers=workers,
+    )
+    yield "time", result.time(mean_work(spec, find_record(spec.name, home)))
+    yield "memory", _memory(_peak_bytes(on) + held_bytes, on, workers)
+    yield "disk", result.disk(home, store_bytes, _grid_bytes(images))
+    yield "cores", _cores(on, workers)
+
+
+def _images(
+    spec: ResolvedStudy, home: Home, source: Path | None, say: Callable[[str], None]
+) -> tuple[Tensor, int, int, float]:
+    """(some images, how many there are, bytes still to be written, seconds to prepare them)."""
+    material = find_material(home, spec.data, source, study=spec.name, say=say, may_download=False)
+    store = existing_store(home, material)
+    if store is not None:
+        require_images(spec, store.n_train, store.n_held_out)
+        return store.tensor(), len(store), 0, 0.0
+    require_images(spec, material.n_train, material.count - material.n_train)
+    started = time.perf_counter()
+    decoded = [pixels for _, pixels, _ in material.sample(_FILES) if pixels is not None]
+    if not decoded:
+        raise DataError(
+            f"none of the first {_FILES} files is usable", "`harness data prepare` names each with its reason."
+        )
+    seconds = (time.perf_counter() - started) / len(decoded) * material.count / usable_cores()
+    # Repeated up to the largest batch: speed does not depend on what is in the pictures.
+    times = -(-spec.largest_batch() // len(decoded))
+    images = torch.from_numpy(np.stack(decoded * times))
+    return images, material.n_train, material.count * int(np.prod(decoded[0].shape)), seconds
+
+
+def _memory(peak: int, device: torch.device, workers: int) -> str:
+    """Peak memory of a worker, and of those that share a device."""
+    n_devices = len(visible_gpus()) if device.type == "cuda" else 1
+    together = -(-workers // n_devices)
+    where = "GPU memory" if device.type == "cuda" else "memory"
+    note = f", {peak * together / 1e9:,.1f} GB with {together} workers" if together > 1 else ""
+    return f"{peak / 1e9:,.1f} GB of {where} a worker{note} (peak of these measurements)"
+
+
+def _cores(device: torch.device, workers: int) -> str:
+    threads = torch.get_num_threads()
+    share = f", {threads} thread{'s' * (threads != 1)} each"
+    if device.type == "cuda":
+        n_gpus = len(visible_gpus())
+        share = f" on {n_gpus} GPUs" if n_gpus > 1 else ", which share the device"
+    return f"{usable_cores()}, {device.type}; {workers} worker{'s' * (workers != 1)}{share}"
+
+
+def _grid_bytes(images_NHWC: Tensor) -> int:
+    """Of a PNG of real images, which compress about as samples do."""
+    shown = images_NHWC[:GRID_IMAGES].permute(0, 3, 1, 2).cpu().float().div(127.5).sub(1)
+    buffer = io.BytesIO()
+    Image.fromarray(image_grid(shown)).save(buffer, "png")
+    return len(buffer.getvalue()) * GRID_IMAGES // len(shown)
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved())  # graphs hold some that nothing else can have
+    peak: Any = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) * (1 if sys.platform == "darwin" else 1024)
