@@ -106,7 +106,7 @@ def mobilenet_weights(home: Home, say: Callable[[str], None]) -> Weights:
 def vgg_file(home: Home) -> Path | None:
     """The file of torchvision's VGG16 (ImageNet), which published precision and recall use; None without one.
 
-    It is 528 MB and never downloaded: ``HARNESS_VGG16_WEIGHTS`` names it, or it is in torch's hub cache or ``weights/``.
+    It is 528 MB and never downloaded: ``HARNESS_VGG16_WEIGHTS`` names it, or torch's hub cache or ``weights/`` has it.
 
     Raises:
         WeightsError: the named file does not exist.
