@@ -57,7 +57,7 @@ class Material:
 
 
 def preparation(data: DataSpec) -> Preparation:
-    """How a study's data section wants its images prepared."""
+    """The preparation that a study's data section asks for."""
     return Preparation(
         image_size=data.image_size,
         channels=data.channels,
@@ -261,7 +261,7 @@ def _decoded(
     # spawn: the parent may hold threads (torch, the live table) that must not be forked.
     pool = ProcessPoolExecutor(min(workers or cores, len(chunks)), get_context("spawn"), _end_with_parent)
     try:
-        # A few chunks ahead of whoever takes them: results never pile up in memory.
+        # Only a few chunks ahead of the caller, so that results never pile up in memory.
         ahead = 2 * (workers or cores)
         jobs = [pool.submit(decode_chunk, listing.root, listing.is_zip, chunk, prep) for chunk in chunks[:ahead]]
         for index, chunk in enumerate(chunks):

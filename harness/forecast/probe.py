@@ -29,7 +29,7 @@ from harness.gan.trainer import Budget, Progress, train
 from harness.home import Home
 from harness.machine.processes import cuda_graphs
 from harness.scoring.distance import frechet_distance
-from harness.scoring.extractors import ON_GPU, Extractor, placed, untrained_module
+from harness.scoring.extractors import ON_GPU, Extractor, to_device, untrained_module
 from harness.scoring.fidelity import calculated, versions
 from harness.scoring.protocol import INCEPTION, MOBILENET, make_protocol
 from harness.scoring.reference import Reference
@@ -153,7 +153,7 @@ def kind(score: ScoreSpec) -> tuple[str, str]:
 
 def scoring_rate(name: str, precision: str, size: int, place: torch.device) -> float:
     """Images a second, on a GPU in a worker's batches."""
-    module = placed(untrained_module(name, precision), name, precision, place)
+    module = to_device(untrained_module(name, precision), name, precision, place)
     return 1 / _s_per_image(module, size, place)
 
 

@@ -1,4 +1,4 @@
-"""Which process runs a trial, whether it still lives, and how many cores there are."""
+"""Processes: identity and liveness of workers; cores, GPUs, threads, memory and arithmetic of this one."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def is_gone(process: Mapping[str, Any] | None, *, one_machine: bool) -> bool | N
     if differs:
         return None
     try:
-        found = psutil.Process(int(process["pid"]))
-        if found.status() == psutil.STATUS_ZOMBIE:  # killed, and its parent has yet to notice
+        running = psutil.Process(int(process["pid"]))
+        if running.status() == psutil.STATUS_ZOMBIE:  # killed, and its parent has yet to notice
             return True
         created_s = _recorded_creation_s(process)
-        return created_s is not None and abs(_created_s(found) - created_s) > _START_TOLERANCE_S
+        return created_s is not None and abs(_created_s(running) - created_s) > _START_TOLERANCE_S
     except psutil.NoSuchProcess:
         return True
     except (psutil.Error, OSError):  # unreadable, for example without a free file descriptor: unknown, not ended
@@ -106,9 +106,9 @@ def cuda_is_available() -> bool:
 
 
 def use_threads(n: int) -> None:
-    """Threads of torch, and of NumPy's and SciPy's linear algebra, which has its own and takes every core by itself.
+    """Set the threads of torch, and of NumPy's and SciPy's linear algebra, which by default uses every core.
 
-    Two processes with two threads each on two cores take ten times as long for a final score's eigenvalues as with one.
+    On two cores, two processes of two threads each take ten times as long for a final score's eigenvalues as of one.
     """
     import torch
     from threadpoolctl import threadpool_limits
@@ -118,17 +118,17 @@ def use_threads(n: int) -> None:
 
 
 def keep_memory() -> None:
-    """What is freed stays with this process, where the C library is glibc.
+    """Keep freed memory in this process, where the C library is glibc.
 
-    It would give large pieces back at once and get them again as new pages, which the kernel fills with zeros by one
-    thread: a tenth of a training step's time and a fifth of Inception's on a virtual machine (docs/performance.md).
+    It would return large blocks to the kernel and get them again as new pages, which one thread fills with zeros: a
+    tenth of a training step's time and a fifth of Inception's on a virtual machine (docs/performance.md).
     """
     if sys.platform == "linux":
         with suppress(AttributeError):  # another C library
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(_M_MMAP_MAX, 0)
             mallopt(_M_TRIM_THRESHOLD, -1)
-            # One arena for all threads: those of other threads hold no maps, which would be new pages each time again.
+            # One arena for all threads: other arenas cannot keep large blocks and would get new pages every time.
             mallopt(_M_ARENA_MAX, 1)
 
 
@@ -143,21 +143,21 @@ def exact_arithmetic() -> None:
 
 
 def cuda_graphs() -> bool:
-    """Whether trainings on CUDA may play their steps as graphs; ``HARNESS_CUDA_GRAPHS=0`` says no."""
+    """Whether trainings on CUDA may replay their steps as graphs; ``HARNESS_CUDA_GRAPHS=0`` turns that off."""
     return os.environ.get("HARNESS_CUDA_GRAPHS", "1") != "0"
 
 
 def on_device(images: Tensor, device: torch.device) -> Tensor:
-    """The images on the GPU where they take less than a third of what is free there, else where they are.
+    """The images on the GPU where they take less than a third of its free memory, else unchanged.
 
-    The trainer takes batches from either; on the GPU no batch waits for the bus.
+    The trainer takes batches from either; on the GPU no batch is copied.
     """
     fits = device.type == "cuda" and fits_on(images.numel() * images.element_size(), device)
     return images.to(device) if fits else images
 
 
 def fits_on(n_bytes: int, device: torch.device) -> bool:
-    """Whether so many bytes of images are kept on a GPU."""
+    """Whether images of this many bytes are kept on the GPU: less than a third of its free memory."""
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)

@@ -1,4 +1,4 @@
-"""What a result was made with: code, libraries, machine. Plain strings, free of secrets and of user names."""
+"""Code, libraries and machine behind a result, as plain strings without secrets or user names."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def provenance(device_name: str) -> dict[str, str]:
     """Tags that every run of a sweep carries."""
     libraries = {"harness": __version__, "python": platform.python_version()}
     for name in _LIBRARIES:
-        with suppress(PackageNotFoundError):  # mlflow may be there as mlflow-skinny
+        with suppress(PackageNotFoundError):  # mlflow may be installed as mlflow-skinny
             libraries[name] = version(name)
     tags = {"versions": ", ".join(f"{name} {number}" for name, number in libraries.items())}
     tags["git_commit"] = git_commit()
