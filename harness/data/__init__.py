@@ -1,1 +1,1 @@
-"""Images: found, decoded fully once, verified, and kept as memory-mapped uint8 with a fingerprint."""
+"""Images: read, decoded fully once, verified, and kept as memory-mapped uint8 with a fingerprint."""

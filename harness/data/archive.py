@@ -1,4 +1,4 @@
-"""Zips of images, read in place and in bounded memory, whatever their headers claim."""
+"""Zips of images, read without unpacking and in bounded memory, whatever their headers claim."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.errors import DataError
 
-# A file, or a zip's member, that is larger than this is no photograph (64 MiB).
+# A file, or a zip's member, that is larger than this is not a photograph (64 MiB).
 MAX_FILE_BYTES = 64 * 2**20
 # A zip's list of members may be this long: some 600,000 of them under names of usual length.
 MAX_LIST_BYTES = 64 * 2**20
@@ -63,7 +63,7 @@ class Archive(zipfile.ZipFile):
 
 
 def opened(path: Path) -> Archive:
-    """The archive, kept open: a process that reads it piece by piece goes through its list of members once."""
+    """The archive, kept open, so that a process that reads it in chunks reads its list of members once."""
     stat = path.stat()
     return _kept_open(path, stat.st_mtime_ns, stat.st_size)
 
@@ -74,5 +74,5 @@ def _kept_open(path: Path, mtime_ns: int, size: int) -> Archive:
 
 
 def printable(name: str) -> str:
-    """A name from a file or archive, safe to show: what a terminal would obey or a font would hide is escaped."""
+    """A name from a file or archive, safe to print: control and invisible characters are escaped."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)

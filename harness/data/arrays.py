@@ -1,7 +1,7 @@
-"""Sets of small images that come as arrays in a few files: MNIST and Fashion-MNIST, SVHN, CIFAR-10.
+"""Published sets of small images in a few files: MNIST, Fashion-MNIST, SVHN, CIFAR-10.
 
-What is downloaded is compared with its published checksum. Files that a person brings are compared too where a checksum
-of them is published (of idx files only the gzipped ones'); other content of the same format is taken, and that is said.
+Downloads must match their published checksums. A person's own files are compared too where a checksum is published (for
+idx files, of the gzipped ones); other content of the same format is used, with a notice.
 """
 
 from __future__ import annotations
@@ -9,28 +9,29 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
-import tempfile
+import pickle
+import shutil
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from harness.data.archive import printable
-from harness.data.downloads import into_place
-from harness.data.pickles import PickledArray, unpickle_arrays
+from harness.data.downloads import fetch_file, fill_folder
 from harness.errors import DataError
 
 Say = Callable[[str], None]
 
 # The largest published file unpacks to 1.7 GB; more than this is a mistake, or made to fill the memory.
 MAX_SET_BYTES = 2 * 2**30
-_PIECE_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class ArrayFile:
-    """One file of a set: the names that it may have, and the name and md5 that it is published with."""
+    """One file of a set: the names that it may have, and the name and md5 under which it is published."""
 
     names: tuple[str, ...]
     published: tuple[str, str]
@@ -39,14 +40,18 @@ class ArrayFile:
 
 @dataclass(frozen=True, slots=True)
 class ArraySet:
-    """A published set. ``read`` turns one file into uint8 images of shape (n, H, W, C)."""
+    """A published set. ``read`` turns one file into uint8 images of shape (n, H, W, C).
+
+    ``mirrors`` are tried in order for each file or, where there is one, for the ``archive`` (name, md5) of all files.
+    """
 
     title: str
     folders: tuple[str, ...]
     files: tuple[ArrayFile, ...]
     read: Callable[[Path], np.ndarray]
-    download: Callable[[Path, bool], None]
+    mirrors: tuple[str, ...]
     page: str
+    archive: tuple[str, str] | None = None
 
 
 def _idx(name: str, md5: str, *, held_out: bool = False) -> ArrayFile:
@@ -58,26 +63,24 @@ def _file(name: str, md5: str, *, held_out: bool = False) -> ArrayFile:
     return ArrayFile((name,), (name, md5), held_out)
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """Images of an idx file, gzipped or not, read by torchvision."""
-    from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
+# The idx format's types of numbers.
+_IDX_TYPES = {0x08: "uint8", 0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"}
 
-    if path.suffix != ".gz":
-        images = read_sn3_pascalvincent_tensor(str(path))
-    else:
-        with tempfile.NamedTemporaryFile() as unpacked, gzip.open(path) as packed:
-            while piece := packed.read(_PIECE_BYTES):
-                unpacked.write(piece)
-                if unpacked.tell() > MAX_SET_BYTES:
-                    raise ValueError(f"it unpacks to more than {MAX_SET_BYTES:,} bytes")
-            unpacked.flush()
-            images = read_sn3_pascalvincent_tensor(unpacked.name)
-    if images.ndim != 3 or images.numel() == 0:
-        raise ValueError(f"it holds values of shape {tuple(images.shape)}, not images")
-    array: np.ndarray = images.numpy()
-    if array.dtype != np.uint8:
-        raise ValueError(f"it holds values of type {array.dtype}, not pixels of one byte")
-    return array[..., None]
+
+def read_idx(path: Path) -> np.ndarray:
+    """Images of an idx file, gzipped or not; no more is read than its header claims."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        zeros, kind, n_axes = struct.unpack(">HBB", file.read(4))
+        shape = struct.unpack(f">{n_axes}I", file.read(4 * n_axes))
+        if zeros or kind not in _IDX_TYPES:
+            raise ValueError("it does not begin as idx files do")
+        if n_axes != 3 or not all(shape):
+            raise ValueError(f"it holds values of shape {shape}, not images")
+        if _IDX_TYPES[kind] != "uint8":
+            raise ValueError(f"it holds values of type {_IDX_TYPES[kind]}, not pixels of one byte")
+        if math.prod(shape) > MAX_SET_BYTES:
+            raise ValueError(f"it unpacks to more than {MAX_SET_BYTES:,} bytes")
+        return np.frombuffer(file.read(math.prod(shape)), np.uint8).reshape(*shape, 1)
 
 
 # MATLAB's types of numbers, with their sizes.
@@ -87,9 +90,8 @@ _NUMBERS = {"single": 4, "double": 8} | {
 
 
 def read_svhn(path: Path) -> np.ndarray:
-    """Images of an SVHN .mat file, read by torchvision; it may hold arrays of numbers, and not too large ones."""
-    from scipy.io import whosmat
-    from torchvision.datasets import SVHN
+    """Images of an SVHN .mat file, which may hold arrays of numbers only, and not too large ones."""
+    from scipy.io import loadmat, whosmat
 
     size = 0
     for name, shape, kind in whosmat(path):
@@ -98,48 +100,58 @@ def read_svhn(path: Path) -> np.ndarray:
         size += math.prod(shape) * _NUMBERS[kind]
     if size > MAX_SET_BYTES:
         raise ValueError(f"it unpacks to more than {MAX_SET_BYTES:,} bytes")
-
-    class Local(SVHN):  # type: ignore[misc]
-        # torchvision refuses every file but the published one; that check is made, and said, elsewhere.
-        split_list = {"train": ["", path.name, _md5(path)]}  # noqa: RUF012
-
-    images = Local(str(path.parent), split="train", download=False).data
-    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8:
+    images: np.ndarray = loadmat(path)["X"]
+    if images.ndim != 4 or images.shape[2] != 3 or images.dtype != np.uint8:
         raise ValueError(f"X has shape {images.shape} and type {images.dtype}, not (H, W, 3, n) uint8")
-    array: np.ndarray = images.transpose(0, 2, 3, 1)
-    return array
+    return images.transpose(3, 0, 1, 2)
+
+
+class _Recorded:
+    """Stands for a pickled array or dtype and keeps what the pickle says of it; NumPy is not called.
+
+    NumPy's own ``__setstate__`` can be made to take any bytes for the addresses of objects.
+    """
+
+    state: tuple[Any, ...]
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.state = state
+
+
+def _refuse(*_: object) -> None:
+    raise pickle.UnpicklingError("it makes arrays in a way that no batch of images needs")
+
+
+# Everything that a pickled batch of CIFAR-10 may name, and what stands for it.
+_STAND_INS: dict[str, Any] = {
+    "numpy.core.multiarray._reconstruct": _Recorded,
+    "numpy._core.multiarray._reconstruct": _Recorded,
+    "numpy.dtype": _Recorded,
+    "numpy.ndarray": _refuse,
+    "_codecs.encode": str.encode,
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" not in _STAND_INS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch of images needs")
+        return _STAND_INS[f"{module}.{name}"]
 
 
 def read_cifar10(path: Path) -> np.ndarray:
     """Images of one batch of CIFAR-10's Python version; nothing but arrays of bytes is unpickled."""
     with path.open("rb") as file:
-        batch = unpickle_arrays(file)
-    data = batch.get("data") if isinstance(batch, dict) else None
-    rows = data.uint8() if isinstance(data, PickledArray) else None
-    if rows is None or rows.ndim != 2 or rows.shape[1] != 3072:
+        batch = _ArraysOnly(file, encoding="latin1").load()
+    _, shape, dtype, by_columns, raw = batch["data"].state
+    if dtype.arguments[0] != "u1" or len(shape) != 2 or shape[1] != 3072:
         raise ValueError("its data are not uint8 rows of 3072 values")
-    array: np.ndarray = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return array
-
-
-def _torchvision(name: str, root: Path, **arguments: str) -> None:
-    """Let torchvision download and check a set."""
-    from torchvision import datasets
-
-    getattr(datasets, name)(str(root), download=True, **arguments)
-
-
-def _download_svhn(root: Path, held_out: bool) -> None:
-    for split in ("train", "test")[: 1 + held_out]:
-        _torchvision("SVHN", root, split=split)
-
-
-def _download_cifar10(root: Path) -> None:
-    """Without torchvision's class: it would unpickle what it downloaded."""
-    from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import download_and_extract_archive
-
-    download_and_extract_archive(CIFAR10.url, str(root), filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
+    values = np.frombuffer(raw.encode("latin1") if isinstance(raw, str) else raw, np.uint8)
+    rows = values.reshape(shape, order="F" if by_columns else "C")
+    return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
 
 
 SETS: dict[str, ArraySet] = {
@@ -151,7 +163,7 @@ SETS: dict[str, ArraySet] = {
             _idx("t10k-images-idx3-ubyte", "9fb629c4189551a2d022fa330f9573f3", held_out=True),
         ),
         read_idx,
-        lambda root, _: _torchvision("MNIST", root),
+        ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
         "http://yann.lecun.com/exdb/mnist/",
     ),
     "fashion_mnist": ArraySet(
@@ -162,7 +174,7 @@ SETS: dict[str, ArraySet] = {
             _idx("t10k-images-idx3-ubyte", "bef4ecab320f06d8554ea6380940ec79", held_out=True),
         ),
         read_idx,
-        lambda root, _: _torchvision("FashionMNIST", root),
+        ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
         "https://github.com/zalandoresearch/fashion-mnist",
     ),
     "svhn": ArraySet(
@@ -173,7 +185,7 @@ SETS: dict[str, ArraySet] = {
             _file("test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3", held_out=True),
         ),
         read_svhn,
-        _download_svhn,
+        ("http://ufldl.stanford.edu/housenumbers/",),
         "http://ufldl.stanford.edu/housenumbers/",
     ),
     "cifar10": ArraySet(
@@ -188,8 +200,9 @@ SETS: dict[str, ArraySet] = {
             _file("test_batch", "40351d587109b95175f43aff81a1287e", held_out=True),
         ),
         read_cifar10,
-        lambda root, _: _download_cifar10(root),
+        ("https://www.cs.toronto.edu/~kriz/",),
         "https://www.cs.toronto.edu/~kriz/cifar.html",
+        archive=("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),
     ),
 }
 
@@ -203,46 +216,62 @@ def find_files(name: str, root: Path, *, held_out: bool) -> list[tuple[Path, Arr
     published = SETS[name]
     if not root.is_dir():
         raise DataError(f"no such folder: {root}", f"Pass the folder that holds {published.title}'s files with DATA=.")
-    wanted = [file for file in published.files if held_out or not file.held_out]
-    found: list[tuple[Path, ArrayFile]] = []
-    for file in wanted:
-        places = [root / folder / name for folder in published.folders for name in file.names]
-        path = next((place for place in places if place.is_file()), None)
+    files: list[tuple[Path, ArrayFile]] = []
+    for file in _wanted(published, held_out):
+        candidates = [root / folder / name for folder in published.folders for name in file.names]
+        path = next((candidate for candidate in candidates if candidate.is_file()), None)
         if path is None:
             raise DataError(
                 f"{root} lacks {file.names[0]} of {published.title}",
                 f"Looked in it and in its {' and '.join(published.folders[1:])}. Needed are "
-                f"{', '.join(file.names[0] for file in wanted)}, as torchvision leaves them; see {published.page}.",
+                f"{_file_names(published, held_out)}, as torchvision leaves them; see {published.page}.",
             )
-        found.append((path, file))
-    return found
+        files.append((path, file))
+    return files
 
 
 def download(name: str, root: Path, *, held_out: bool, say: Say) -> None:
-    """Have torchvision download a set into ``root`` and compare it with its checksums, unless it is there.
+    """Download a set into ``root`` unless it is there, and compare it with its checksums.
 
     Raises:
         DataError: it cannot be downloaded, or is not what was published.
     """
     published = SETS[name]
 
-    def there() -> bool:
+    def is_complete() -> bool:
         try:
             return bool(find_files(name, root, held_out=held_out))
         except DataError:
             return False
 
-    if there():
+    def fetch(folder: Path) -> None:
+        files = [file.published for file in _wanted(published, held_out)]
+        for file_name, md5 in [published.archive] if published.archive else files:
+            fetch_file([mirror + file_name for mirror in published.mirrors], folder / file_name, f"md5:{md5}")
+        if published.archive:
+            path = folder / published.archive[0]
+            shutil.unpack_archive(path, folder, filter="data")
+            path.unlink()
+
+    if is_complete():
         return
     say(f"downloading {published.title} from its page, {published.page}")
-    names = ", ".join(file.names[0] for file in published.files if held_out or not file.held_out)
-    into_place(
+    fill_folder(
         root,
-        there=there,
-        fetch=lambda folder: published.download(folder, held_out),
+        is_complete=is_complete,
+        fetch=fetch,
         title=published.title,
-        hint=f"Get {names} from {published.page} and pass their folder with DATA=/path/to/folder.",
+        hint=f"Get {_file_names(published, held_out)} from {published.page} and pass their folder with "
+        "DATA=/path/to/folder.",
     )
+
+
+def _wanted(published: ArraySet, held_out: bool) -> list[ArrayFile]:
+    return [file for file in published.files if held_out or not file.held_out]
+
+
+def _file_names(published: ArraySet, held_out: bool) -> str:
+    return ", ".join(file.names[0] for file in _wanted(published, held_out))
 
 
 def load(name: str, path: Path, file: ArrayFile, say: Say) -> np.ndarray:

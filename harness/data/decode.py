@@ -63,7 +63,15 @@ def decode(payload: bytes, prep: Preparation) -> tuple[np.ndarray, str]:
             raise Rejected("unreadable: not an image, or cut off in its header") from None
         except Exception as error:
             raise Rejected(f"unreadable: {error}") from None
-    notes = [f"first of {frames} frames"] if frames > 1 else []
+    return image_to_pixels(image, prep, [f"first of {frames} frames"] if frames > 1 else [])
+
+
+def image_to_pixels(image: Image.Image, prep: Preparation, notes: list[str]) -> tuple[np.ndarray, str]:
+    """As :func:`decode`, for an image that is loaded; ``notes`` gets what was converted.
+
+    Raises:
+        Rejected: it is smaller than the target, or has pixels of unknown range.
+    """
     image = _oriented(image, notes)
     if too_small := smaller_than(*image.size, prep):
         raise Rejected(too_small)

@@ -1,12 +1,15 @@
-"""Images on their way into a store: where they come from, how many there are, and their pixels in order."""
+"""Images to be prepared: where they come from, how many there are, and their pixels in order."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -16,10 +19,12 @@ import numpy as np
 
 from harness.data import arrays
 from harness.data.decode import Preparation, decode_chunk, fit, smaller_than
+from harness.data.own import OwnImages, own_images, read_array, user_code_failed
 from harness.data.sources import Listing, list_images, mnist_images
 from harness.data.split import Split, find_partition, split
 from harness.errors import DataError
 from harness.gan.hparams import digest
+from harness.machine.imports import load_function
 from harness.spec.images import DataSpec
 
 _CHUNK = 200
@@ -31,22 +36,28 @@ Item = tuple[str, np.ndarray | None, str]
 class Material:
     """Images to be prepared.
 
-    ``identity`` changes whenever the prepared pixels may change. ``items()`` gives every image, those to be trained on
-    first; ``n_train`` of ``count`` are. ``sample(n)`` gives the first n at once, in this process.
+    ``identity`` changes whenever the prepared pixels may change. ``split()`` names the images, those to train on first,
+    and ``items()`` gives all of them in that order; ``sample(n)`` gives the first n at once, in this process.
     """
 
     label: str
     identity: dict[str, Any]
     prep: Preparation
-    count: int
-    n_train: int
-    split_rule: str
+    split: Callable[[], Split]
     items: Callable[[], Iterator[list[Item]]]
     sample: Callable[[int], list[Item]]
 
+    @property
+    def n_train(self) -> int:
+        return len(self.split().train)
+
+    @property
+    def count(self) -> int:
+        return self.n_train + len(self.split().held_out)
+
 
 def preparation(data: DataSpec) -> Preparation:
-    """How a study's data section wants its images prepared."""
+    """The preparation that a study's data section asks for."""
     return Preparation(
         image_size=data.image_size,
         channels=data.channels,
@@ -69,8 +80,8 @@ def of_mnist(data: DataSpec) -> Material:
         raise DataError(f"mnist: {too_small}", "Use a smaller image_size or crop.")
     names = [f"mnist-{index:05d}" for index in range(len(images))]
     divided = split(names, data.held_out)
-    place = {name: index for index, name in enumerate(names)}
-    ordered = [place[name] for name in (*divided.train, *divided.held_out)]
+    index_of = {name: index for index, name in enumerate(names)}
+    ordered = [index_of[name] for name in (*divided.train, *divided.held_out)]
     return _material("mnist", {"source": "mnist"}, data, divided, lambda: _resized(_framed(images)[ordered], prep))
 
 
@@ -124,6 +135,68 @@ def of_files(data: DataSpec, root: Path, workers: int | None = None) -> Material
     return _material(data.source, identity, data, divided, lambda: _decoded(listing, members, prep, workers), sample)
 
 
+def of_array_file(data: DataSpec, path: Path) -> Material:
+    """Images of a person's ``.npy`` or ``.npz`` file.
+
+    Raises:
+        DataError: the file does not hold images.
+    """
+    array = read_array(path)
+    stat = path.stat()
+    identity = {"source": str(path.resolve()), "file": [stat.st_size, stat.st_mtime_ns]}
+    return _own(data.source, identity, data, lambda: own_images(array, preparation(data), path.name))
+
+
+def of_function(data: DataSpec) -> Material:
+    """Images of a function, which is called only where no store has been made with the same code.
+
+    Raises:
+        UsageError: the function cannot be imported.
+    """
+    function = load_function(data.source)
+
+    def load() -> OwnImages:
+        try:
+            images = function.call()
+        except Exception as error:  # the user's code
+            raise user_code_failed(data.source, error) from error
+        return own_images(images, preparation(data), data.source)
+
+    identity = {"source": data.source, "code": function.sha256}
+    return _own(data.source.replace(":", "."), identity, data, load)
+
+
+def of_object(data: DataSpec, images: Any) -> Material:
+    """Images of an array or a data set in memory, known by their pixels.
+
+    Raises:
+        DataError: they are not images.
+    """
+    own = own_images(images, preparation(data), "images")
+    total = hashlib.sha256()
+    for index in range(own.count):
+        pixels, note = own.pixels(index)
+        total.update(note.encode() if pixels is None else pixels.tobytes())
+    return _own("array", {"source": "array", "pixels": total.hexdigest()}, data, lambda: own)
+
+
+def _own(label: str, identity: dict[str, Any], data: DataSpec, load: Callable[[], OwnImages]) -> Material:
+    loaded = functools.cache(load)
+
+    @functools.cache
+    def divided() -> Split:
+        return split([f"image-{index:06d}" for index in range(loaded().count)], data.held_out)
+
+    def items() -> Iterator[list[Item]]:
+        names = (*divided().train, *divided().held_out)
+        for start in range(0, len(names), _CHUNK):
+            yield [(name, *loaded().pixels(int(name.removeprefix("image-")))) for name in names[start : start + _CHUNK]]
+
+    prep = preparation(data)
+    whole = {**identity, "prep": asdict(prep), "share": data.held_out}
+    return Material(label=label, identity=whole, prep=prep, split=divided, items=items, sample=_first(items))
+
+
 def _material(
     label: str,
     identity: dict[str, Any],
@@ -132,22 +205,16 @@ def _material(
     items: Callable[[], Iterator[list[Item]]],
     sample: Callable[[int], list[Item]] | None = None,
 ) -> Material:
-    def first(n: int) -> list[Item]:
-        found: list[Item] = []
-        for chunk in items():
-            found += chunk
-            if len(found) >= n:
-                break
-        return found[:n]
-
     prep = preparation(data)
     # Held-out names, for a partition file may change while the images do not.
     whole = {**identity, "prep": asdict(prep), "rule": divided.rule, "held_out": digest(list(divided.held_out))}
     return Material(
-        label=label, identity=whole, prep=prep, count=len(divided.train) + len(divided.held_out),
-        n_train=len(divided.train), split_rule=divided.rule, items=items,
-        sample=sample or first,
-    )  # fmt: skip
+        label=label, identity=whole, prep=prep, split=lambda: divided, items=items, sample=sample or _first(items)
+    )
+
+
+def _first(items: Callable[[], Iterator[list[Item]]]) -> Callable[[int], list[Item]]:
+    return lambda n: list(islice(chain.from_iterable(items()), n))
 
 
 def _framed(images_NHW: np.ndarray) -> np.ndarray:
@@ -175,7 +242,7 @@ def _resized(images_NHWC: np.ndarray, prep: Preparation) -> Iterator[list[Item]]
 
 
 def _end_with_parent() -> None:
-    """In a decoding process: when the parent is killed, end as well. Nobody else would ever tell it to."""
+    """In a decoding process: end when the parent is killed; nothing else would end this process."""
     parent = parent_process()
     assert parent is not None
 
@@ -194,7 +261,7 @@ def _decoded(
     # spawn: the parent may hold threads (torch, the live table) that must not be forked.
     pool = ProcessPoolExecutor(min(workers or cores, len(chunks)), get_context("spawn"), _end_with_parent)
     try:
-        # A few chunks ahead of whoever takes them: results never pile up in memory.
+        # Only a few chunks ahead of the caller, so that results never pile up in memory.
         ahead = 2 * (workers or cores)
         jobs = [pool.submit(decode_chunk, listing.root, listing.is_zip, chunk, prep) for chunk in chunks[:ahead]]
         for index, chunk in enumerate(chunks):

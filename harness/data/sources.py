@@ -60,7 +60,7 @@ def list_images(root: Path) -> Listing:
 
 
 def _is_image(path: Path) -> bool:
-    """By its name; macOS leaves ``._name.jpg`` shadows beside and in zips, which are no images."""
+    """By its name; macOS adds ``._name.jpg`` shadow files to folders and zips, which are not images."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith("._")
 
 

@@ -101,11 +101,11 @@ def _read(payload: bytes, where: str) -> dict[str, int]:
     rows = list(csv.reader(io.StringIO(text))) if "," in text[:100] else [line.split() for line in text.splitlines()]
     if rows and rows[0][-1:] == ["partition"]:
         rows = rows[1:]
-    found: dict[str, int] = {}
+    partition: dict[str, int] = {}
     for row in filter(None, rows):
         if len(row) != 2 or row[1] not in ("0", "1", "2"):
             raise wrong
-        found[row[0]] = int(row[1])
-    if not found:
+        partition[row[0]] = int(row[1])
+    if not partition:
         raise wrong
-    return found
+    return partition

@@ -1,4 +1,4 @@
-"""ImageStore: prepared images as one memory-mapped uint8 array with a manifest; whole and verified, or absent."""
+"""ImageStore: prepared images in one memory-mapped uint8 array with a manifest; whole and verified, or absent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from harness import atomic
 from harness.data import arrays
 from harness.data.archive import printable
 from harness.data.downloads import celeba_folder
-from harness.data.material import Material, of_array_set, of_files, of_mnist
+from harness.data.material import Material, of_array_file, of_array_set, of_files, of_function, of_mnist, of_object
+from harness.data.own import ARRAY_SUFFIXES
 from harness.data.sources import CELEBA_HELP
 from harness.errors import DataError, UsageError
 from harness.gan.hparams import digest
@@ -30,7 +31,7 @@ from harness.spec.images import DataSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Free space that must remain after a store is written.
+# Disk space that must remain free after a store is written.
 _RESERVE_BYTES = 200 * 2**20
 _PIECE_BYTES = 16 * 2**20
 _ARRAY, _MANIFEST = "images.npy", "manifest.json"
@@ -83,7 +84,7 @@ class ImageStore:
         return self._all()[self.n_train :]
 
     def _all(self) -> Tensor:
-        import torch  # preparing images needs no torch, and starts sooner without
+        import torch  # preparing images needs no torch, and starts faster without
 
         array = np.load(self.path / _ARRAY, mmap_mode="r")
         with warnings.catch_warnings():
@@ -112,15 +113,42 @@ def open_store(
     Args:
         home: stores live under ``data/``.
         data: source, size, crop and split.
-        source: folder or zip; None for embedded data, and for sets that torchvision can download.
+        source: folder, zip, ``.npy`` or ``.npz``; None for data that come with a package, a function or a download.
         study: named in the help on getting data.
-        on_progress: told (done, total) images.
-        say: told what was rejected, converted or downloaded.
+        on_progress: called with (done, total) images.
+        say: called with what was left out or downloaded.
 
     Raises:
         DataError: no data given, no image usable, disk too full, or the store is damaged.
     """
-    material = find_material(home, data, source, study=study, say=say)
+    return _open(home, find_material(home, data, source, study=study, say=say), on_progress, say)
+
+
+def open_array_store(
+    home: Home,
+    images: Any,
+    data: DataSpec,
+    *,
+    on_progress: OnProgress = lambda *_: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> ImageStore:
+    """The store of images that are Python values, prepared now unless the same pixels were prepared before.
+
+    Args:
+        home: stores live under ``data/``.
+        images: a uint8 array (N, H, W) or (N, H, W, 1 or 3); or a data set or iterable of images or (image, label)
+            pairs, an image being a PIL image, a uint8 array, or a tensor (C, H, W), uint8 or in [0, 1].
+        data: size, channels, crop and split; its ``source`` is not used.
+        on_progress: called with (done, total) images.
+        say: called with what was left out.
+
+    Raises:
+        DataError: these are not images, none is usable, the disk is too full, or the store is damaged.
+    """
+    return _open(home, of_object(data, images), on_progress, say)
+
+
+def _open(home: Home, material: Material, on_progress: OnProgress, say: Callable[[str], None]) -> ImageStore:
     folder = store_folder(home, material)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
@@ -158,19 +186,20 @@ def find_material(
     say: Callable[[str], None],
     may_download: bool = True,
 ) -> Material:
-    """The images of a data section, found but not prepared; nothing is written unless they are downloaded.
+    """The images of a data section, not prepared yet; nothing is written unless they are downloaded.
 
     Raises:
-        DataError: they are not there.
-        UsageError: images were given for a study that brings its own.
+        DataError: they are missing.
+        UsageError: images were given for a study that brings its own, or its function cannot be imported.
     """
-    if data.source == "mnist":
+    if data.source == "mnist" or ":" in data.source:
         if source is not None:
+            own = "the digits that come with it" if data.source == "mnist" else f"the images of {data.source}"
             raise UsageError(
-                f"study {study} trains on the digits that come with it: {source} would not be used",
+                f"study {study} trains on {own}: {source} would not be used",
                 'Leave DATA away, or name a study with your images: source = "folder" in its [data].',
             )
-        return of_mnist(data)
+        return of_mnist(data) if data.source == "mnist" else of_function(data)
     if data.source in arrays.SETS:
         if source is None:
             source = home.within("downloads", data.source)
@@ -186,6 +215,8 @@ def find_material(
         source = celeba_folder(home)
     if source is None:
         raise _missing_data(data, study)
+    if source.suffix in ARRAY_SUFFIXES:
+        return of_array_file(data, source)
     return of_files(data, source)
 
 
@@ -206,7 +237,9 @@ def _missing_data(data: DataSpec, study: str) -> DataError:
     size_mb = 202_599 * data.image_size**2 * data.channels / 1e6
     if data.source == "celeba":
         return DataError(f"{study} needs CelebA", CELEBA_HELP.format(size_mb=size_mb))
-    return DataError(f"{study} needs images", "Pass DATA=/path/to/a/folder/or/zip of images.")
+    return DataError(
+        f"{study} needs images", "Pass DATA=/path/to/a/folder/or/zip of images, or to an .npy or .npz array."
+    )
 
 
 def _build(folder: Path, material: Material, on_progress: OnProgress) -> None:
@@ -273,7 +306,7 @@ def _write_array(
         "shape": [used, *shape[1:]],
         "train": train,
         "source": material.label,
-        "split": material.split_rule,
+        "split": material.split().rule,
         "preparation": asdict(material.prep),
         "rejected": rejected,
         "converted": notes,

@@ -15,7 +15,7 @@ from torch import nn
 from harness.gan.fast.precision import FLOAT32
 from harness.home import Home
 from harness.scoring.distance import frechet_distance
-from harness.scoring.extractors import ON_GPU, Extractor, placed, untrained_module
+from harness.scoring.extractors import ON_GPU, Extractor, to_device, untrained_module
 from harness.scoring.fidelity import calculated, versions
 from harness.scoring.protocol import INCEPTION, MOBILENET, make_protocol
 from harness.scoring.reference import Reference
@@ -55,7 +55,7 @@ def features_of(score: ScoreSpec) -> tuple[str, str]:
 
 def scoring_rate(name: str, precision: str, size: int, device: torch.device) -> float:
     """Images per second, on a GPU in a worker's batches."""
-    module = placed(untrained_module(name, precision), name, precision, device)
+    module = to_device(untrained_module(name, precision), name, precision, device)
     return 1 / _s_per_image(module, size, device)
 
 

@@ -1,11 +1,11 @@
-"""Where a sweep or a training runs."""
+"""Devices, and the machines of a sweep."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from harness.errors import UsageError
-from harness.machine.forks import apart
+from harness.machine.forks import call_with_torch
 from harness.machine.processes import cuda_is_available
 
 
@@ -30,7 +30,7 @@ def choose_device(wanted: str) -> str:
         raise UsageError(f"DEVICE={wanted!r} is not known", "Use auto, cpu or cuda.")
     if wanted == "cpu":
         return wanted
-    available = apart(cuda_is_available)
+    available = call_with_torch(cuda_is_available)
     if wanted == "cuda" and not available:
         raise UsageError("DEVICE=cuda, but torch finds no CUDA device", "`harness doctor` shows why; or use cpu.")
     return "cuda" if available else "cpu"

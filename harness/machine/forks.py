@@ -1,4 +1,4 @@
-"""Processes forked from one that has done a worker's imports (sweep/engines/nursery.py)."""
+"""The fork server: a process that has imported what a worker needs (sweep/engines/nursery.py) and forks workers."""
 
 from __future__ import annotations
 
@@ -12,34 +12,35 @@ from typing import TypeVar, cast
 
 from harness.errors import HarnessError, SweepError
 
-# Where forking is sound, workers come from a process that has done their imports.
+# Forking is safe on Linux only; elsewhere processes are spawned.
 FORKS = sys.platform == "linux"
 
 T = TypeVar("T")
 
 
-def make_ready() -> None:
-    """Begin what takes a worker's process seconds, the imports, while the sweep is still being prepared."""
+def start_fork_server() -> None:
+    """Start the imports, which take seconds, while the sweep is still being prepared; without forking, do nothing."""
     if FORKS:
         forkserver.set_forkserver_preload(["harness.sweep.engines.nursery"])
         forkserver.ensure_running()
 
 
-def apart(function: Callable[..., T], *arguments: object) -> T:
-    """What a function gives in a process forked from the one that has done a worker's imports.
+def call_with_torch(function: Callable[..., T], *arguments: object) -> T:
+    """Call a function that needs torch: here if torch is imported already, else in a process of the fork server.
 
-    So a supervisor spends no seconds on importing torch. Where nothing is forked, or torch is imported here already,
-    the function is called here.
+    So a supervisor never spends seconds on importing torch.
 
     Raises:
         HarnessError: the function's own.
         SweepError: the process died.
     """
-    return function(*arguments) if "torch" in sys.modules else forked(function, *arguments)
+    return function(*arguments) if "torch" in sys.modules else call_in_fork(function, *arguments)
 
 
-def forked(function: Callable[..., T], *arguments: object) -> T:
-    """As :func:`apart`, whatever is imported here: for what takes memory of a GPU, which this process would keep.
+def call_in_fork(function: Callable[..., T], *arguments: object) -> T:
+    """Call a function in a process of the fork server, so that this process keeps none of the GPU memory it takes.
+
+    Where nothing is forked, the function is called here.
 
     Raises:
         HarnessError: the function's own.
@@ -47,34 +48,34 @@ def forked(function: Callable[..., T], *arguments: object) -> T:
     """
     if not FORKS:
         return function(*arguments)
-    make_ready()
+    start_fork_server()
     context = mp.get_context("forkserver")
-    answer, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(theirs, dict(os.environ), function, arguments), daemon=True)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_result, args=(sender, dict(os.environ), function, arguments), daemon=True)
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        found = answer.recv()
+        result = receiver.recv()
     except EOFError:
-        found = SweepError("a process that was asked about this machine died", "Out of memory? Start again.")
+        result = SweepError("a process that was asked about this machine died", "Out of memory? Start again.")
     process.join()
-    answer.close()
-    if isinstance(found, HarnessError):
-        raise found
-    return cast(T, found)
+    receiver.close()
+    if isinstance(result, HarnessError):
+        raise result
+    return cast(T, result)
 
 
-def _answer(
-    answer: Connection, environment: Mapping[str, str], function: Callable[..., object], arguments: tuple[object, ...]
+def _send_result(
+    sender: Connection, environment: Mapping[str, str], function: Callable[..., object], arguments: tuple[object, ...]
 ) -> None:
     adopt_environment(environment)
     try:
-        answer.send(function(*arguments))
+        sender.send(function(*arguments))
     except HarnessError as error:
-        answer.send(error)
+        sender.send(error)
 
 
 def adopt_environment(environment: Mapping[str, str]) -> None:
-    # What this process was forked from may have been started in another one.
+    """Take over the environment of the process that asked; the fork server may have been started in another one."""
     os.environ.clear()
     os.environ.update(environment)

@@ -1,4 +1,4 @@
-"""Which process runs a trial, whether it still lives, and how many cores there are."""
+"""Processes: identity and liveness of workers; cores, GPUs, threads, memory and arithmetic of this one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -19,41 +21,59 @@ if TYPE_CHECKING:
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
+# Reading when the machine booted can be off by a second; two processes of one id never start this close together.
+_START_TOLERANCE_S = 2.0
+
+
 def this_process() -> dict[str, Any]:
-    """Machine, process id and start of this process; the start tells it from a later one with the same id.
+    """Machine, process id and creation time (s since boot), which tells it from a later process with the same id.
 
     The machine is named by its host name (``HARNESS_MACHINE`` where that is not unique), the kernel's boot and the
     container: process ids mean something only among processes that share all of them.
     """
-    return {**_machine(), "pid": os.getpid(), "start": _start_of(os.getpid())}
+    return {**_machine(), "pid": os.getpid(), "created": _created_s(psutil.Process())}
 
 
 def is_gone(process: Mapping[str, Any] | None, *, one_machine: bool) -> bool | None:
-    """Whether a process is no more; None where that cannot be told from here and its signs of life must decide.
+    """Whether a process has ended; None where this machine cannot tell and the worker's heartbeat must decide.
 
     Args:
-        process: as of :func:`this_process`; None or empty is a process that never came to name itself.
-        one_machine: whether all processes run on this machine, as with SQLite; an earlier boot's are then gone.
+        process: a record of :func:`this_process`; None or empty for a worker that died before it wrote one.
+        one_machine: whether all processes run on this machine, as with SQLite; an earlier boot's have then ended.
     """
     if not process:
         return True
     here = _machine()
     if process["host"] != here["host"]:
         return None
-    if process.get("boot", here["boot"]) != here["boot"]:
+    differs = {key for key in ("boot", "container") if process.get(key) and here[key] and process[key] != here[key]}
+    if "boot" in differs:
         return True if one_machine else None
-    if process.get("container", here["container"]) != here["container"]:
+    if differs:
         return None
     try:
-        os.kill(int(process["pid"]), 0)
-    except ProcessLookupError:
+        running = psutil.Process(int(process["pid"]))
+        if running.status() == psutil.STATUS_ZOMBIE:  # killed, and its parent has yet to notice
+            return True
+        created_s = _recorded_creation_s(process)
+        return created_s is not None and abs(_created_s(running) - created_s) > _START_TOLERANCE_S
+    except psutil.NoSuchProcess:
         return True
-    except PermissionError:
-        pass
-    # What cannot be read, as without a file handle to spare, tells nothing.
-    start = _start_of(int(process["pid"]))
-    # A killed process is nobody's worker while its parent has yet to notice.
-    return bool(start and process.get("start", start) != start) or _is_zombie(int(process["pid"]))
+    except (psutil.Error, OSError):  # unreadable, for example without a free file descriptor: unknown, not ended
+        return False
+
+
+def _created_s(process: psutil.Process) -> float:
+    """Seconds from boot to the start of a process; unlike the time of day, no change of the clock moves it."""
+    return float(process.create_time() - psutil.boot_time())
+
+
+def _recorded_creation_s(process: Mapping[str, Any]) -> float | None:
+    """The creation time of a record; older records have ``start`` in clock ticks, or empty where there was no /proc."""
+    if process.get("start"):
+        return int(process["start"]) / os.sysconf("SC_CLK_TCK")
+    created_s = process.get("created")
+    return None if created_s is None else float(created_s)
 
 
 def _machine() -> dict[str, str]:
@@ -86,9 +106,9 @@ def cuda_is_available() -> bool:
 
 
 def use_threads(n: int) -> None:
-    """Threads of torch, and of NumPy's and SciPy's linear algebra, which has its own and takes every core by itself.
+    """Set the threads of torch, and of NumPy's and SciPy's linear algebra, which by default uses every core.
 
-    Two processes with two threads each on two cores take ten times as long for a final score's eigenvalues as with one.
+    On two cores, two processes of two threads each take ten times as long for a final score's eigenvalues as of one.
     """
     import torch
     from threadpoolctl import threadpool_limits
@@ -98,17 +118,17 @@ def use_threads(n: int) -> None:
 
 
 def keep_memory() -> None:
-    """What is freed stays with this process, where the C library is glibc.
+    """Keep freed memory in this process, where the C library is glibc.
 
-    It would give large pieces back at once and get them again as new pages, which the kernel fills with zeros by one
-    thread: a tenth of a training step's time and a fifth of Inception's on a virtual machine (docs/performance.md).
+    It would return large blocks to the kernel and get them again as new pages, which one thread fills with zeros: a
+    tenth of a training step's time and a fifth of Inception's on a virtual machine (docs/performance.md).
     """
     if sys.platform == "linux":
         with suppress(AttributeError):  # another C library
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(_M_MMAP_MAX, 0)
             mallopt(_M_TRIM_THRESHOLD, -1)
-            # One arena for all threads: those of other threads hold no maps, which would be new pages each time again.
+            # One arena for all threads: other arenas cannot keep large blocks and would get new pages every time.
             mallopt(_M_ARENA_MAX, 1)
 
 
@@ -123,38 +143,21 @@ def exact_arithmetic() -> None:
 
 
 def cuda_graphs() -> bool:
-    """Whether trainings on CUDA may play their steps as graphs; ``HARNESS_CUDA_GRAPHS=0`` says no."""
+    """Whether trainings on CUDA may replay their steps as graphs; ``HARNESS_CUDA_GRAPHS=0`` turns that off."""
     return os.environ.get("HARNESS_CUDA_GRAPHS", "1") != "0"
 
 
-def _start_of(pid: int) -> str:
-    """The kernel's start time of a process in clock ticks since boot; empty where there is no /proc."""
-    return _stat(pid, 19)
-
-
-def _is_zombie(pid: int) -> bool:
-    return _stat(pid, 0) == "Z"
-
-
-def _stat(pid: int, field: int) -> str:
-    try:
-        # The name in parentheses may itself hold spaces and parentheses: count from behind it.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[field]
-    except (OSError, IndexError):
-        return ""
-
-
 def on_device(images: Tensor, device: torch.device) -> Tensor:
-    """The images on the GPU where they take less than a third of what is free there, else where they are.
+    """The images on the GPU where they take less than a third of its free memory, else unchanged.
 
-    The trainer takes batches from either; on the GPU no batch waits for the bus.
+    The trainer takes batches from either; on the GPU no batch is copied.
     """
     fits = device.type == "cuda" and fits_on(images.numel() * images.element_size(), device)
     return images.to(device) if fits else images
 
 
 def fits_on(n_bytes: int, device: torch.device) -> bool:
-    """Whether so many bytes of images are kept on a GPU."""
+    """Whether images of this many bytes are kept on the GPU: less than a third of its free memory."""
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)

@@ -1,4 +1,4 @@
-"""What a result was made with: code, libraries, machine. Plain strings, free of secrets and of user names."""
+"""Code, libraries and machine behind a result, as plain strings without secrets or user names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LIBRARIES = ("torch", "torchvision", "torch-fidelity", "optuna", "mlflow", "num
 
 
 def git_commit() -> str:
-    """The commit of the code in use, with ``-dirty`` where it is changed; ``unknown`` outside a clone."""
+    """The commit of the code in use, with ``-dirty`` where it is changed; ``unknown`` outside a clone of its own."""
     root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
@@ -24,6 +24,9 @@ def git_commit() -> str:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
+        # An installed package may lie inside another project's repository.
+        if git("rev-parse", "--show-toplevel") != str(root) or not git("ls-files", "harness/__init__.py"):
+            return "unknown"
         commit = git("rev-parse", "--short=12", "HEAD")
         # Reports are written by runs; they do not change what the code does.
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "harness", "search_spaces")
@@ -47,7 +50,7 @@ def provenance(device_name: str) -> dict[str, str]:
     """Tags that every run of a sweep carries."""
     libraries = {"harness": __version__, "python": platform.python_version()}
     for name in _LIBRARIES:
-        with suppress(PackageNotFoundError):  # mlflow may be there as mlflow-skinny
+        with suppress(PackageNotFoundError):  # mlflow may be installed as mlflow-skinny
             libraries[name] = version(name)
     tags = {"versions": ", ".join(f"{name} {number}" for name, number in libraries.items())}
     tags["git_commit"] = git_commit()

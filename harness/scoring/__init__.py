@@ -1,1 +1,1 @@
-"""Scores of a generator: what they mean (protocol), what they compare with (reference), and torch-fidelity itself."""
+"""Scores of a generator: protocol (what a score means), reference (the real images), torch-fidelity."""

@@ -23,16 +23,16 @@ _SHOWN = 8
 
 
 class RealImages:
-    """Training images with their features, for finding the nearest of them.
+    """Training images with their features, to look up the nearest ones.
 
     Args:
         images_NHWC: uint8.
-        extractor: gives the features; MobileNetV2's of all images take seconds, and tell copies as well as any.
+        extractor: gives the features; MobileNetV2's take seconds for all images and show copies as well as any.
     """
 
     def __init__(self, images_NHWC: Tensor, extractor: Extractor) -> None:
         self.extractor = extractor
-        images = images_NHWC.permute(0, 3, 1, 2)  # as they are mapped: all may be more than memory
+        images = images_NHWC.permute(0, 3, 1, 2)  # still memory-mapped: all of them may not fit in memory
         self.images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
         self.features = extractor(self.images).pooled
         self.mean_distance = real_distance(images_NHWC)
@@ -43,7 +43,7 @@ class RealImages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """What an audit found. ``batch_score`` minus ``score`` is the BatchNorm gap; both of ``metric``, one sampling."""
+    """An audit's results. ``batch_score`` minus ``score`` is the BatchNorm gap; both of ``metric``, one sampling."""
 
     metric: str
     score: float
@@ -68,7 +68,7 @@ def audit(generator: nn.Module, hp: HParams, scorer: Scorer, real: RealImages) -
     """Audit a generator under a final protocol.
 
     Its score with running statistics is compared with that of the same noise with the statistics of each batch, which
-    training uses: a gap means that the running statistics do not fit. Samples are compared with all training images.
+    training uses: a gap means the running statistics do not match them. Samples are compared with all training images.
     """
     device = scorer.extractor.device
     both = (scorer, scorer.with_batch_statistics())

@@ -1,4 +1,4 @@
-"""The Fréchet distance of rungs: torch-fidelity's value on the same features, in a fraction of the time."""
+"""The Fréchet distance for rungs: torch-fidelity's value on the same features in a fraction of the time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def frechet_distance(pooled: Tensor, reference: Reference, device: torch.device 
 
     The trace of the root needs the eigenvalues of ``S1 S2``, which is not symmetric. With fewer samples n than
     features D, those that are not zero are the eigenvalues of the symmetric ``X S2 X^T`` of n by n, with the centred
-    features ``X / sqrt(n - 1)``; else of the symmetric ``R S1 R``, with the root ``R`` of ``S2``, found once, which is
+    features ``X / sqrt(n - 1)``; else of the symmetric ``R S1 R``, with the cached root ``R`` of ``S2``, which is
     ``(X R)^T X R`` in 4 n D^2 FLOP, or ``R (X^T X) R`` in 2 n D^2 + 4 D^3: fewer where n > 2 D.
 
     Args:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from harness.scoring.reference import reference_images
 
-# Images whose mean distance stands for that of the real ones.
+# Real images whose mean distance is computed.
 REAL_IMAGES = 256
-# Rows at once where each is compared with all others.
+# Rows per block where each row is compared with all others.
 _ROWS = 1_000
 
 
@@ -47,9 +47,9 @@ def nearest(features: Tensor, others: Tensor, *, own: Tensor | None = None) -> t
         block = torch.cdist(features[start : start + _ROWS], others)
         if own is not None:
             block[torch.arange(len(block)), own[start : start + _ROWS]] = torch.inf
-        found = block.min(dim=1)
-        distances.append(found.values)
-        rows.append(found.indices)
+        closest = block.min(dim=1)
+        distances.append(closest.values)
+        rows.append(closest.indices)
     return torch.cat(distances), torch.cat(rows)
 
 
@@ -66,7 +66,7 @@ class Copying:
 
     @property
     def memorises(self) -> bool:
-        """A third of copies or more (they make it 2/3), and the data tell it from chance."""
+        """At least a third of the samples are copies (probability 2/3), and chance is ruled out."""
         return self.probability > 0.65 and self.p < 0.001
 
 
@@ -77,7 +77,7 @@ def copying(of_samples: Tensor, of_real: Tensor) -> Copying:
         of_samples: distance of each sample to its nearest training image, shape (N,).
         of_real: distance of each real image to its nearest other training image, shape (M,).
     """
-    from scipy.stats import mannwhitneyu  # a second of imports, which only an audit needs
+    from scipy.stats import mannwhitneyu  # takes a second to import, and only audits need it
 
-    found = mannwhitneyu(of_real.numpy(), of_samples.numpy(), alternative="greater")
-    return Copying(probability=float(found.statistic) / (len(of_samples) * len(of_real)), p=float(found.pvalue))
+    test = mannwhitneyu(of_real.numpy(), of_samples.numpy(), alternative="greater")
+    return Copying(probability=float(test.statistic) / (len(of_samples) * len(of_real)), p=float(test.pvalue))

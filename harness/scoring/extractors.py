@@ -1,4 +1,4 @@
-"""Feature extractors: torch-fidelity's Inception and torchvision's MobileNetV2, as quick as they get."""
+"""Feature extractors: torch-fidelity's Inception and torchvision's MobileNetV2, as fast as possible."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from harness.scoring.protocol import INCEPTION, MOBILENET, VGG
 from harness.scoring.reference import Features
 from harness.scoring.weights import inception_weights, mobilenet_weights, vgg_weights
 
-# Images at once: a GPU is filled by many; on a CPU the maps of few images of 299 px stay in its cache.
+# Images per batch: many fill a GPU; on a CPU the maps of a few images of 299 px stay in its cache.
 ON_GPU, _ON_CPU = 256, {INCEPTION: 8, MOBILENET: 50, VGG: 8}
-# Batches at once on a CPU at most; each takes about 100 MB.
+# At most this many batches at a time on a CPU; each takes about 100 MB.
 _LANES = 8
 
 
@@ -35,7 +35,7 @@ class _Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
         buffer = io.BytesIO()
         torch.save({}, buffer)
         buffer.seek(0)
-        with torch.device("meta"):  # weights that are drawn to be replaced take seconds
+        with torch.device("meta"):  # drawing weights that are replaced takes seconds
             super().__init__(name, list(features_list), feature_extractor_weights_path=buffer)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
@@ -43,7 +43,7 @@ class _Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
 
 
 class FoldedInception(_Unloaded):
-    """torch-fidelity's Inception with BatchNorm folded into its convolutions, channels last: same figures, sooner."""
+    """torch-fidelity's Inception with BatchNorm folded into its convolutions, channels last: same values, faster."""
 
     def __init__(self, name: str, features_list: tuple[str, ...], state: dict[str, Tensor]) -> None:
         super().__init__(name, features_list)
@@ -58,8 +58,8 @@ class FoldedInception(_Unloaded):
 class ConvReLU(nn.Module):
     """A convolution and its ReLU; on a CPU as one operation of oneDNN, whose weights are laid out once.
 
-    PyTorch lays them out anew for every batch and reads the maps again for the ReLU; the figures are the same. The
-    operation is the one that ``torch.compile`` makes of the two, without a compiler.
+    PyTorch would lay them out for every batch and read the maps again for the ReLU; the values are the same. It is the
+    operation that ``torch.compile`` makes of the two, without a compiler.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -127,9 +127,9 @@ def bilinear_weights(size: int, wanted: int) -> Tensor:
 class MobileNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
     """torchvision's MobileNetV2: 1,280 pooled features and 1,000 ImageNet logits, for quick scores.
 
-    Features are of the images at their own size: enlarged ones rank DCGAN trainings worse, at many times the cost
+    Features are of the images at their own size: enlarged images rank DCGAN trainings worse at many times the cost
     (docs/decisions/0004-rungs-and-pruner.md). Logits are of images enlarged to 128 px, below which the classifier
-    sees next to nothing. Only what is asked for is computed.
+    recognises almost nothing. Only the requested layers are computed.
     """
 
     LOGITS_SIZE = 128
@@ -196,18 +196,18 @@ class VGGExtractor(FeatureExtractorVGG16):  # type: ignore[misc]
 
 
 class Extractor:
-    """A feature extractor with its weights, kept for a worker's life.
+    """A feature extractor with its weights, loaded once per worker.
 
-    On a CPU threads have batches of their own: in step they would wait for each other after every layer, which takes
-    two a fifth of their time.
+    On a CPU each thread has batches of its own: sharing a batch, two threads would spend a fifth of their time waiting
+    for each other after every layer.
 
     Args:
         name: ``inception-v3``, ``mobilenet-v2`` or ``vgg16``.
         home: where weights are kept.
         device: where it runs.
-        say: told when weights are fetched.
-        interrupt: called before every batch; raises where scoring is to be given up.
-        precision: ``bf16`` for Inception at rungs; MobileNetV2 gains nothing by it.
+        say: called when weights are downloaded.
+        interrupt: called before every batch; raises to abandon scoring.
+        precision: ``bf16`` for Inception at rungs; MobileNetV2 is not faster with it.
 
     Raises:
         WeightsError: the weights are damaged, or cannot be had.
@@ -239,10 +239,10 @@ class Extractor:
             self.module = MobileNetExtractor(MOBILENET, (self.pooled,), self.weights.state)
             self.resize = f"none; logits: antialiased bilinear to {MobileNetExtractor.LOGITS_SIZE} px"
         self.batch = ON_GPU if device.type == "cuda" else _ON_CPU[name]
-        placed(self.module, name, precision, device)
+        to_device(self.module, name, precision, device)
 
     def __call__(self, images_BCHW: Tensor, *, logits: bool = False) -> Features:
-        """Features of uint8 images, shape (N, 3, H, W); logits where they are asked for and can be had."""
+        """Features of uint8 images, shape (N, 3, H, W); logits where they are requested and available."""
         wanted = [self.pooled, self.logits] if logits and self.logits else [self.pooled]
         self.module.features_list = wanted
         batches = torch.split(images_BCHW, self.batch)
@@ -256,12 +256,12 @@ class Extractor:
         else:
             pool = ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(threads // lanes,))
             try:
-                for found in [pool.submit(self._features, batch) for batch in batches]:
+                for features in [pool.submit(self._features, batch) for batch in batches]:
                     self.interrupt()
-                    outputs.append(found.result())
+                    outputs.append(features.result())
             finally:
                 pool.shutdown(cancel_futures=True)
-                torch.set_num_threads(threads)  # for threads to come, which begin with what was last said in any
+                torch.set_num_threads(threads)  # new threads start with the number that was set last, in any thread
         columns = [torch.cat(parts) for parts in zip(*outputs, strict=True)]
         return Features(pooled=columns[0], logits=columns[1] if len(columns) > 1 else None)
 
@@ -270,11 +270,11 @@ class Extractor:
         return tuple(f.float().cpu() for f in self.module(batch.to(self.device)))
 
 
-def placed(module: FeatureExtractorBase, name: str, precision: str, device: torch.device) -> FeatureExtractorBase:
-    """The module on its device, in the memory format that is quickest there."""
+def to_device(module: FeatureExtractorBase, name: str, precision: str, device: torch.device) -> FeatureExtractorBase:
+    """Move the module to a device, in the memory format that is fastest there."""
     module.to(device)
     if device.type == "cuda" and name == INCEPTION and precision == FLOAT32:
-        # cuDNN's float32 convolutions, without TF32, are a quarter sooner so (benchmarks/results, H100).
+        # cuDNN's float32 convolutions, without TF32, are a quarter faster this way (benchmarks/results, H100).
         module.to(memory_format=torch.contiguous_format)
     return module
 
@@ -285,7 +285,7 @@ def inception_shapes() -> dict[str, torch.Size]:
 
 
 def untrained_module(name: str, precision: str = FLOAT32) -> FeatureExtractorBase:
-    """An extractor with arbitrary weights, to find out how long scoring takes where none were fetched."""
+    """An extractor with arbitrary weights, to measure how long scoring takes where none were downloaded."""
     if name == INCEPTION:
         state = {key: torch.full(shape, 1e-2) for key, shape in inception_shapes().items()}
         return (QuickInception if precision == BF16 else FoldedInception)("inception-v3-compat", ("2048",), state)

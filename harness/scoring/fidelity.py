@@ -36,16 +36,16 @@ _KEYS = {
     "recall": KEY_METRIC_RECALL,
 }
 ALL = tuple(_KEYS)
-# Images at once where each is compared with all others.
+# Images per block where each image is compared with all others.
 _PRC_BATCH = 2_000
 NO_HEAD = "the weights in use are Inception's trunk without its classifier head (see `harness weights`)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """Final numbers by full metric name; what could not be computed, with the reason.
+    """Scores by full metric name; what could not be computed, with the reason.
 
-    ``reason`` is non-empty where the generator has no valid score at all: every value is then NaN. ``spread`` is the
+    A non-empty ``reason`` means that the generator has no valid score: every value is then NaN. ``spread`` is the
     total variance of the samples' features as a share of the real ones', where the score is a quick one.
     """
 
@@ -106,11 +106,11 @@ def score(
     """Score a generator: FID (Heusel et al. 2017), KID (Binkowski et al. 2018), Inception Score (Salimans et al. 2016).
 
     Precision and recall (Kynkäänniemi et al. 2019, section 2): the share of generated images that lie among the real
-    ones, and of real ones that lie among the generated, by the extractor's features, as far as the third neighbour.
+    ones, and of real ones that lie among the generated, by the extractor's features, up to the third neighbour.
 
-    The figures are those of torch-fidelity's ``calculate_metrics``, on images that depend on the protocol's seed alone;
-    with ``quick``, FID is our own form of the same distance. A generator that gives non-finite or constant images gets
-    NaN and a reason: cast to uint8 it would get a plausible number.
+    The values are those of torch-fidelity's ``calculate_metrics``, on images that depend on the protocol's seed alone;
+    with ``quick``, FID is our own form of the same distance. A generator of non-finite or constant images gets NaN and
+    a reason: cast to uint8, such images would get a plausible score.
     """
     started = time.perf_counter()
     if protocol.batch_norm != RUNNING:
@@ -154,7 +154,7 @@ def calculated(
         only: any of ``fid``, ``kid``, ``is``, ``precision`` and ``recall``.
     """
     prc = bool({"precision", "recall"} & set(only))
-    found = calculate_metrics(
+    metrics = calculate_metrics(
         input1=_Rows(images),
         input2=_Rows(reference.features) if prc or {"fid", "kid"} & set(only) else None,
         fid="fid" in only,
@@ -179,7 +179,7 @@ def calculated(
         save_cpu_ram=True,  # no loader processes for what is in memory
         verbose=False,
     )
-    return {protocol.metric(name): float(found[key]) for name, key in _KEYS.items() if name in only}
+    return {protocol.metric(name): float(metrics[key]) for name, key in _KEYS.items() if name in only}
 
 
 class _Rows(Dataset[Tensor]):
@@ -196,9 +196,9 @@ class _Rows(Dataset[Tensor]):
 
 
 class _Resident(FeatureExtractorBase):  # type: ignore[misc]
-    """An :class:`Extractor` for ``calculate_metrics``, which makes one anew at each call.
+    """An :class:`Extractor` for ``calculate_metrics``, which would make a new one at each call.
 
-    It comes in the place of the path of its weights. What it is given as float32 are features already.
+    It is passed as the path of its weights. Inputs of type float32 are features already.
     """
 
     def __init__(
@@ -214,10 +214,10 @@ class _Resident(FeatureExtractorBase):  # type: ignore[misc]
     def forward(self, batch: Tensor) -> tuple[Tensor, ...]:
         if batch.dtype != torch.uint8:
             return tuple(batch for _ in self.features_list)
-        found = self.extractor(batch, logits=self.extractor.logits in self.features_list)
-        by_name = {self.extractor.pooled: found.pooled}
-        if found.logits is not None:
-            by_name[self.extractor.logits] = found.logits
+        features = self.extractor(batch, logits=self.extractor.logits in self.features_list)
+        by_name = {self.extractor.pooled: features.pooled}
+        if features.logits is not None:
+            by_name[self.extractor.logits] = features.logits
         return tuple(by_name[name] for name in self.features_list)
 
 

@@ -1,4 +1,4 @@
-"""A score's protocol: everything that its meaning depends on, its hash, and the metric names that carry it."""
+"""A score's protocol: everything that defines its meaning, the hash of that, and metric names."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Protocol:
 
 
 def metric_name(name: str, extractor: str, samples: int, precision: str | None = None) -> str:
-    """``fid`` with Inception and 10,000 samples is ``fid10k``; other extractors, and a quicker precision, are named.
+    """``fid`` with Inception and 10,000 samples is ``fid10k``; other extractors and precisions are named.
 
-    The extractor that a metric is published with goes without saying: Inception, or VGG16 for precision and recall.
+    The extractor that a metric is published with is not named: Inception, or VGG16 for precision and recall.
     """
     count = f"{samples // 1000}k" if samples % 1000 == 0 else str(samples)
     usual = extractor == (VGG if name in ("precision", "recall") else INCEPTION)

@@ -54,7 +54,7 @@ class Reference:
 
 
 def reference_images(images_NHWC: Tensor, n: int) -> Tensor:
-    """The first n images of a shuffle that is fixed per size of the set, as uint8 of shape (n, 3, H, W).
+    """The first n images of a shuffle that depends only on the number of images, as uint8 of shape (n, 3, H, W).
 
     Raises:
         DataError: fewer than n images.

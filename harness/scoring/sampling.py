@@ -1,4 +1,4 @@
-"""Images from a generator: the same seed gives the same images, for scores, grids and ``harness generate`` alike."""
+"""Images from a generator: the same seed gives the same images in scores, grids and ``harness generate``."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def scoring_noise(n: int, hp: HParams, seed: int) -> Tensor:
 
 
 def with_batch_statistics(generator: nn.Module) -> nn.Module:
-    """A copy whose BatchNorm normalises each batch by itself, in evaluation mode too, as it does in training."""
+    """A copy whose BatchNorm uses the statistics of each batch in evaluation mode too, as in training."""
     other = copy.deepcopy(generator)
     for module in other.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            # Without running statistics there are those of the batch.
+            # Without running statistics, PyTorch uses the batch's.
             module.track_running_stats, module.running_mean, module.running_var = False, None, None
     return other
 
 
 @contextmanager
 def evaluating(generator: nn.Module) -> Iterator[None]:
-    """Evaluation mode (BatchNorm with running statistics) inside, the mode before afterwards."""
+    """Evaluation mode (BatchNorm with running statistics) inside; the previous mode is restored afterwards."""
     mode = generator.training
     generator.eval()
     try:
@@ -68,20 +68,20 @@ def generate(generator: nn.Module, hp: HParams, n: int, seed: int, device: torch
 def samples(generator: nn.Module, hp: HParams, n: int, seed: int, device: torch.device) -> tuple[Tensor, str]:
     """The images of :func:`generate` as uint8, shape (n, 3, size, size), and why they must not be scored, or "".
 
-    Non-finite values, and one image whatever the input, would look like any other score once they are bytes. No more
-    than a batch of them is held as float32: 10,000 images of 128 px would be 2 GB.
+    Cast to bytes, non-finite values or one constant image would get a plausible score. Only one batch at a time is held
+    as float32: 10,000 images of 128 px would take 2 GB.
     """
     images = torch.empty(n, hp.channels, hp.image_size, hp.image_size, dtype=torch.uint8)
-    made, alike = 0, True
+    made, constant = 0, True
     with evaluating(generator), torch.inference_mode():
         for z in torch.split(scoring_noise(n, hp, seed), BATCH):
             batch = generator(z.to(device)).float().cpu()
             if not bool(torch.isfinite(batch).all()):
                 return images, "the generator gives non-finite images"
             images[made : made + len(batch)] = to_uint8(batch)[:, : hp.channels]
-            alike = alike and bool((images[made : made + len(batch)] == images[:1]).all())
+            constant = constant and bool((images[made : made + len(batch)] == images[:1]).all())
             made += len(batch)
-    return images.expand(-1, 3, -1, -1), "the generator gives one image whatever its input" if alike else ""
+    return images.expand(-1, 3, -1, -1), "the generator gives one image whatever its input" if constant else ""
 
 
 def image_grid(images_BCHW: Tensor, columns: int = 8) -> np.ndarray:

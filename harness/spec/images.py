@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from harness.spec.params import Table
+from harness.spec.params import FUNCTION_PATTERN, Table
 
 # left, top, width, height (px)
 Box = tuple[
@@ -18,12 +19,24 @@ Box = tuple[
 Crop = Literal["square", "after_resize", "none"] | Annotated[int, Field(ge=16, le=4096)] | Box
 
 
+SOURCES = ("mnist", "mnist_idx", "fashion_mnist", "cifar10", "svhn", "celeba", "folder")
+
+
+def _known_source(source: str) -> str:
+    # A store is named after its function, and a name has at most 255 bytes.
+    if source not in SOURCES and (len(source) > 200 or not re.fullmatch(FUNCTION_PATTERN, source)):
+        raise ValueError(f"found {source!r}; use {', '.join(SOURCES)}, or package.module:function of your own")
+    return source
+
+
 class DataSpec(Table):
     """The images of the study."""
 
-    source: Literal["mnist", "mnist_idx", "fashion_mnist", "cifar10", "svhn", "celeba", "folder"] = Field(
+    source: Annotated[str, AfterValidator(_known_source)] = Field(
         description="mnist: 5,000 digits shipped in a package; mnist_idx, fashion_mnist: the full sets as idx files; "
-        "cifar10, svhn: torchvision's files; celeba: CelebA photographs; folder: any images."
+        "cifar10, svhn: the published files; celeba: CelebA photographs; folder: any images, as files or as a NumPy "
+        "array; package.module:function: what your own function returns or yields.",
+        json_schema_extra={"anyOf": [{"enum": list(SOURCES)}, {"pattern": FUNCTION_PATTERN}]},
     )
     image_size: Literal[16, 32, 64, 128, 256] = Field(description="Side of the square training images (px).")
     channels: Literal[1, 3] = Field(3, description="1 for grey, 3 for colour.")

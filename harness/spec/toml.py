@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,11 +23,14 @@ _DEEPEST = 16  # tables and lists within one another; our own files have five
 
 
 def spaces_dir() -> Path:
-    """``search_spaces/`` of the current folder, else the one beside the package (an editable install)."""
+    """``HARNESS_SEARCH_SPACES``, else ``search_spaces/`` of the current folder, else the files of the package.
+
+    In a clone the package's folder is a link to the clone's own ``search_spaces/``.
+    """
     if chosen := os.environ.get("HARNESS_SEARCH_SPACES"):
         return Path(chosen)
     here = Path("search_spaces")
-    return here if here.is_dir() else Path(__file__).resolve().parents[2] / "search_spaces"
+    return here if here.is_dir() else Path(str(files("harness"))).joinpath("search_spaces").resolve()
 
 
 def names(kind: Kind) -> list[str]:

@@ -13,7 +13,7 @@ from harness.data.store import ImageStore, OnProgress, open_store
 from harness.errors import DataError, StorageLost
 from harness.home import Home
 from harness.machine.devices import Machines, choose_device
-from harness.machine.forks import apart, forked, make_ready
+from harness.machine.forks import call_in_fork, call_with_torch, start_fork_server
 from harness.machine.processes import usable_cores, visible_gpus
 from harness.machine.provenance import provenance
 from harness.scoring.protocol import objective_name
@@ -65,9 +65,9 @@ def run_sweep(
 
     def settled(spec: ResolvedStudy) -> ResolvedStudy:
         say("preparing workers")
-        make_ready()
+        start_fork_server()
         client_for(home)  # whose imports take as long as the workers', meanwhile
-        spec, said = forked(resolve_precision, spec, choose_device(machines.device), exact)
+        spec, said = call_in_fork(resolve_precision, spec, choose_device(machines.device), exact)
         for text in said:
             say(text)
         return spec
@@ -91,7 +91,7 @@ def run_sweep(
     dataset = {"name": spec.data.source, "fingerprint": store.fingerprint, "source": spec.data.source}
     refuse_other_images(study, dataset)
     if machines.engine == "local" and finished_count(study) < target:
-        make_ready()
+        start_fork_server()
     say("opening MLflow")
     device = choose_device(machines.device)
     tags = {**provenance(device), "study": spec.name, "spec_hash": spec.spec_hash}
@@ -208,7 +208,7 @@ def worker_job(
         parent_run=attrs.mlflow_parent,
         uid=attrs.uid,
         workers=machines.workers,
-        gpus=apart(visible_gpus) if device == "cuda" else (),
+        gpus=call_with_torch(visible_gpus) if device == "cuda" else (),
         resume_anyway=resume_anyway,
     )
 

@@ -20,7 +20,7 @@ from harness.errors import SweepError, UsageError
 from harness.gan.hparams import digest
 from harness.home import Home
 from harness.machine.devices import choose_device
-from harness.machine.forks import apart, forked
+from harness.machine.forks import call_in_fork, call_with_torch
 from harness.store.records import StudyRecord
 from harness.store.studies import started_study, study_to_record
 from harness.tracking.tracker import STATUS
@@ -312,12 +312,12 @@ def test_ctrl_c_loses_nothing(tmp_path, weights_home, image_folder):
 
 def test_what_needs_torch_is_asked_of_a_process_that_has_it(project, monkeypatch):
     assert project.first_output.endswith("False\n"), "the supervisor imported torch"
-    assert apart(os.getpid) == os.getpid() != forked(os.getpid), "torch is imported here"
+    assert call_with_torch(os.getpid) == os.getpid() != call_in_fork(os.getpid), "torch is imported here"
     monkeypatch.delitem(sys.modules, "torch")
     monkeypatch.setenv("HARNESS_MACHINE", "elsewhere")
-    assert apart(os.getpid) != os.getpid()
-    assert apart(os.getenv, "HARNESS_MACHINE") == "elsewhere"
+    assert call_with_torch(os.getpid) != os.getpid()
+    assert call_with_torch(os.getenv, "HARNESS_MACHINE") == "elsewhere"
     with pytest.raises(UsageError, match="DEVICE='tpu' is not known"):
-        apart(choose_device, "tpu")
+        call_with_torch(choose_device, "tpu")
     with pytest.raises(SweepError, match="died"):
-        apart(os._exit, 1)
+        call_with_torch(os._exit, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import http.server
@@ -196,6 +197,20 @@ def test_a_folder_that_is_not_there(home, tmp_path):
         open_set(home, "svhn", tmp_path / "nowhere")
 
 
+def test_the_published_sets_are_those_that_torchvision_knows():
+    from torchvision import datasets
+
+    known = {datasets.CIFAR10.url: datasets.CIFAR10.tgz_md5}
+    for kind in (datasets.MNIST, datasets.FashionMNIST):
+        known |= {kind.mirrors[0] + file: md5 for file, md5 in kind.resources if "images" in file}
+    known |= {datasets.SVHN.split_list[split][0]: datasets.SVHN.split_list[split][2] for split in ("train", "test")}
+    ours = {}
+    for published in arrays.SETS.values():
+        files = [published.archive] if published.archive else [file.published for file in published.files]
+        ours |= {published.mirrors[0] + file: md5 for file, md5 in files}
+    assert ours == known
+
+
 @pytest.fixture
 def server(tmp_path):
     """A server on this machine with the files of a folder."""
@@ -215,18 +230,21 @@ def server(tmp_path):
     httpd.server_close()
 
 
-def serve_svhn(monkeypatch, server, *, right_checksum: bool) -> np.ndarray:
-    from torchvision.datasets import SVHN
+def publish(monkeypatch, name: str, **changes) -> None:
+    monkeypatch.setitem(arrays.SETS, name, dataclasses.replace(arrays.SETS[name], **changes))
 
+
+def serve_svhn(monkeypatch, server, *, right_checksum: bool) -> np.ndarray:
     folder, address = server
     images = pictures(7, 32, 3)
     write_svhn(folder / "train_32x32.mat", images)
     md5 = hashlib.md5((folder / "train_32x32.mat").read_bytes()).hexdigest() if right_checksum else "0" * 32
-    monkeypatch.setattr(SVHN, "split_list", {"train": [f"{address}/train_32x32.mat", "train_32x32.mat", md5]})
+    files = (arrays.ArrayFile(("train_32x32.mat",), ("train_32x32.mat", md5), held_out=False),)
+    publish(monkeypatch, "svhn", files=files, mirrors=("http://127.0.0.1:9/", f"{address}/"))
     return images
 
 
-def test_torchvision_downloads_checks_and_the_second_time_nothing_is_asked_for(home, monkeypatch, server):
+def test_a_mirror_downloads_checks_and_the_second_time_nothing_is_asked_for(home, monkeypatch, server):
     images = serve_svhn(monkeypatch, server, right_checksum=True)
     said: list[str] = []
     store = open_set(home, "svhn", None, said)
@@ -245,18 +263,16 @@ def test_a_download_with_another_checksum_is_refused(home, monkeypatch, server):
 
 
 def serve_malicious_cifar10(monkeypatch, server, *, right_checksum: bool) -> None:
-    from torchvision.datasets import CIFAR10
-
     folder, address = server
     payload = pickle.dumps({"data": Evil()})
-    with tarfile.open(folder / CIFAR10.filename, "w:gz") as out:
+    with tarfile.open(folder / "cifar-10-python.tar.gz", "w:gz") as out:
         for file in arrays.SETS["cifar10"].files:
             member = tarfile.TarInfo(f"cifar-10-batches-py/{file.names[0]}")
             member.size = len(payload)
             out.addfile(member, io.BytesIO(payload))
-    md5 = hashlib.md5((folder / CIFAR10.filename).read_bytes()).hexdigest() if right_checksum else "0" * 32
-    monkeypatch.setattr(CIFAR10, "url", f"{address}/{CIFAR10.filename}")
-    monkeypatch.setattr(CIFAR10, "tgz_md5", md5)
+    path = folder / "cifar-10-python.tar.gz"
+    md5 = hashlib.md5(path.read_bytes()).hexdigest() if right_checksum else "0" * 32
+    publish(monkeypatch, "cifar10", archive=(path.name, md5), mirrors=(f"{address}/",))
 
 
 def test_a_downloaded_malicious_batch_is_refused_and_runs_nothing(home, tmp_path, monkeypatch, server):
@@ -275,9 +291,7 @@ def test_a_downloaded_batch_with_another_checksum_never_takes_its_place(home, mo
 
 
 def test_without_a_network_the_message_says_what_to_get_and_where(home, monkeypatch):
-    from torchvision.datasets import SVHN
-
-    monkeypatch.setattr(SVHN, "split_list", {"train": ["http://127.0.0.1:9/train_32x32.mat", "train_32x32.mat", "0"]})
+    publish(monkeypatch, "svhn", mirrors=("http://127.0.0.1:9/",))
     with pytest.raises(DataError) as caught:
         open_set(home, "svhn", None)
     assert "SVHN cannot be downloaded" in caught.value.problem

@@ -7,11 +7,15 @@ import errno
 import gc
 import json
 import math
+import os
 import re
+import resource
 import subprocess
 import sys
+import time
 import weakref
 from datetime import timedelta
+from pathlib import Path
 
 import optuna
 import pytest
@@ -464,10 +468,35 @@ def test_a_later_process_with_the_same_id_is_not_the_worker():
     assert is_gone({**this_process(), "start": "1"}, one_machine=True)
 
 
-def test_a_process_of_which_nothing_can_be_read_is_not_taken_for_dead(monkeypatch):
+def test_records_of_older_versions_have_the_start_in_clock_ticks():
+    ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    older = {key: value for key, value in this_process().items() if key != "created"} | {"start": ticks}
+    assert not is_gone(older, one_machine=True)
+    assert not is_gone(older | {"start": ""}, one_machine=True), "a machine without /proc"
+    later = int(ticks) + 10 * os.sysconf("SC_CLK_TCK")
+    assert is_gone(older | {"start": str(later)}, one_machine=True)
+
+
+def test_a_process_that_ended_or_is_a_zombie_is_gone():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    record = this_process() | {"pid": child.pid, "created": time.clock_gettime(time.CLOCK_BOOTTIME)}
+    assert not is_gone(record, one_machine=True)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert is_gone(record, one_machine=True), "a zombie"
+    child.communicate()
+    assert is_gone(record, one_machine=True)
+
+
+def test_a_process_of_which_nothing_can_be_read_is_not_taken_for_dead():
     here = this_process()
-    monkeypatch.setattr("harness.machine.processes._stat", lambda *_: "")
-    assert not is_gone(here, one_machine=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        gone = is_gone(here, one_machine=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not gone
 
 
 def test_a_trial_that_ended_before_its_run_began_gets_one(study, env):

@@ -14,7 +14,7 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 
 from harness.errors import HarnessError, SweepError
-from harness.machine.forks import FORKS, adopt_environment, make_ready
+from harness.machine.forks import FORKS, adopt_environment, start_fork_server
 from harness.sweep.engines.loop import Event, WorkerJob, run_worker
 
 # Workers that may die one after the other without any trial getting further.
@@ -51,7 +51,7 @@ class _Worker:
 
     def __init__(self, job: WorkerJob) -> None:
         self.job = job
-        make_ready()
+        start_fork_server()
         context: ForkServerContext | SpawnContext
         context = mp.get_context("forkserver") if FORKS else mp.get_context("spawn")
         self.events, theirs = context.Pipe(duplex=False)

@@ -1,0 +1,148 @@
+"""Your own images: NumPy arrays and their files, data sets, and functions that return or yield images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from harness.data.archive import Archive
+from harness.data.arrays import MAX_SET_BYTES
+from harness.data.decode import Preparation, Rejected, image_to_pixels
+from harness.errors import DataError, HarnessError
+
+ARRAY_SUFFIXES = (".npy", ".npz")
+_HINT = (
+    "An image is a PIL image, a uint8 array (H, W) or (H, W, 1 or 3), or a tensor (C, H, W), uint8 or in [0, 1]; "
+    "a data set may give (image, label) pairs."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnImages:
+    """``pixels(i)`` prepares image i: (pixels, note), or (None, why it is left out)."""
+
+    count: int
+    pixels: Callable[[int], tuple[np.ndarray | None, str]]
+
+
+def own_images(images: Any, prep: Preparation, where: str) -> OwnImages:
+    """Images of an array, a data set or an iterable, prepared when they are asked for.
+
+    Those of an iterable without a length, such as a generator, are all prepared now and held in memory.
+
+    Args:
+        images: a uint8 array (N, H, W) or (N, H, W, 1 or 3); or anything that yields or is indexed to images.
+        prep: crop, size and channels.
+        where: what the images are, for messages.
+
+    Raises:
+        DataError: they are not images.
+    """
+    if isinstance(images, np.ndarray):
+        _check_array(images, where)
+    if isinstance(images, (str, bytes, Mapping)) or not (
+        isinstance(images, Iterable) or hasattr(images, "__getitem__")
+    ):
+        raise DataError(f"{where}: {type(images).__name__} is not a set of images", _HINT)
+    if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
+        return OwnImages(len(images), lambda index: _pixels(_item(images, index, where), prep, f"{where}[{index}]"))
+    prepared: list[tuple[np.ndarray | None, str]] = []
+    try:
+        for picture in images:
+            prepared.append(_pixels(picture, prep, f"{where}[{len(prepared)}]"))
+    except HarnessError:
+        raise
+    except Exception as error:  # the user's code
+        raise user_code_failed(f"{where}[{len(prepared)}]", error) from error
+    return OwnImages(len(prepared), prepared.__getitem__)
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The images of an ``.npy`` file, memory-mapped, or of an ``.npz``: its only array, or the one named ``images``.
+
+    Raises:
+        DataError: there is no such file, it is damaged, or it does not hold images.
+    """
+    if not path.is_file():
+        raise DataError(f"no such file: {path}", "Pass DATA=/path/to/images.npy or .npz.")
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r") if path.suffix == ".npy" else _read_npz(path)
+    except DataError:
+        raise
+    except Exception as error:  # zipfile's, zlib's and NumPy's own
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        if "pickle" in first or "Python objects" in first:
+            first = "it holds Python objects, which are not read"
+        raise DataError(f"{path} is not a readable NumPy file: {first}", "Save a uint8 array with np.save.") from None
+    _check_array(array, str(path))
+    return array
+
+
+def user_code_failed(what: str, error: Exception) -> DataError:
+    """An error that the user's code raised, as a sentence."""
+    return DataError(f"{what} failed: {type(error).__name__}: {error}", "It is in the code that gives the images.")
+
+
+def _read_npz(path: Path) -> np.ndarray:
+    with Archive(path) as archive:
+        sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
+    name = next(iter(sizes)) if len(sizes) == 1 else "images"
+    if name not in sizes:
+        raise DataError(f"{path} holds {', '.join(sorted(sizes)) or 'nothing'}", "Name its array of images `images`.")
+    if sizes[name] > MAX_SET_BYTES:
+        problem = f"{path}: {name} unpacks to more than {MAX_SET_BYTES:,} bytes"
+        raise DataError(problem, "Save it with np.save: an .npy file is read in place.")
+    with np.load(path) as arrays:
+        array: np.ndarray = arrays[name]
+    return array
+
+
+def _check_array(array: np.ndarray, where: str) -> None:
+    if array.dtype != np.uint8:
+        raise DataError(f"{where} has values of type {array.dtype}, not uint8", "Save pixels from 0 to 255 as uint8.")
+    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)) or 0 in array.shape:
+        raise DataError(f"{where} has shape {array.shape}", "Images have shape (N, H, W) or (N, H, W, 1 or 3).")
+
+
+def _item(images: Any, index: int, where: str) -> Any:
+    try:
+        return images[index]
+    except Exception as error:  # the user's code
+        raise user_code_failed(f"{where}[{index}]", error) from error
+
+
+def _pixels(picture: Any, prep: Preparation, where: str) -> tuple[np.ndarray | None, str]:
+    if isinstance(picture, (tuple, list)) and len(picture):
+        picture = picture[0]  # (image, label)
+    if hasattr(picture, "detach") and hasattr(picture, "is_floating_point"):
+        picture = _tensor_to_array(picture, where)
+    notes: list[str] = []
+    try:
+        if isinstance(picture, Image.Image):
+            return image_to_pixels(picture, prep, notes)
+        if not isinstance(picture, np.ndarray):
+            raise DataError(f"{where} is of type {type(picture).__name__}, not an image", _HINT)
+        if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (1, 3))):
+            raise DataError(f"{where} has shape {picture.shape} and type {picture.dtype}", _HINT)
+        flat = picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
+        return image_to_pixels(Image.fromarray(np.ascontiguousarray(flat)), prep, notes)[0], ""
+    except Rejected as rejected:
+        return None, str(rejected)
+    except OSError as error:  # a file that PIL opens only now
+        return None, f"unreadable: {error}"
+
+
+def _tensor_to_array(tensor: Any, where: str) -> np.ndarray:
+    """A tensor (H, W), (C, H, W) or (H, W, C), uint8 or in [0, 1], as uint8 of shape (H, W) or (H, W, C)."""
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point():
+        if not bool(((tensor >= 0) & (tensor <= 1)).all()):
+            raise DataError(f"{where} has values outside [0, 1]", "Undo the normalisation, or give uint8.")
+        tensor = (tensor.double() * 255).round().byte()
+    array: np.ndarray = tensor.numpy()
+    return array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] in (1, 3) else array

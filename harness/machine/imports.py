@@ -1,0 +1,67 @@
+"""Functions of the user's own code, named as ``package.module:function`` in a study file."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from harness import atomic
+from harness.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class UserFunction:
+    """A function (or class) and the sha256 of the file that defines its module: the identity of the user's code."""
+
+    call: Callable[..., Any]
+    sha256: str
+
+
+def load_function(name: str) -> UserFunction:
+    """Import ``package.module:function``, from the installed packages or else from the current folder.
+
+    >>> load_function("fractions:Fraction").call(1, 2)
+    Fraction(1, 2)
+
+    Raises:
+        UsageError: the module cannot be imported in another process too, has no source file or no such function.
+    """
+    module_name, _, attribute = name.partition(":")
+    if module_name == "__main__":
+        raise UsageError(
+            f"{name} cannot be imported by the processes that need it",
+            "Move it from the script or notebook into a module of its own and name it package.module:function.",
+        )
+    module = _import(module_name, name)
+    path = Path(getattr(module, "__file__", None) or "")
+    if path.suffix != ".py":
+        raise UsageError(f"{name}: {module_name} has no source file", "Wrap the function in a module of your own.")
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        kind = "nothing named" if function is None else "no function"
+        raise UsageError(f"{name}: {path} has {kind} {attribute!r}", "Check the name.")
+    return UserFunction(function, atomic.file_sha256(path))
+
+
+def _import(module_name: str, name: str) -> ModuleType:
+    here = str(Path.cwd())
+    # Last, so that a file of the current folder never hides an installed module.
+    added = here not in sys.path
+    if added:
+        sys.path.append(here)
+    try:
+        importlib.invalidate_caches()  # the file may be new
+        return importlib.import_module(module_name)
+    except Exception as error:  # the user's code runs here
+        raise UsageError(
+            f"{name} cannot be imported: {type(error).__name__}: {error}",
+            f"Modules are looked for among the installed packages and in {here}.",
+        ) from error
+    finally:
+        if added:
+            sys.path.remove(here)
