@@ -16,7 +16,7 @@ from torch import Tensor
 from harness.errors import Diverged
 from harness.gan.architecture import problems
 from harness.gan.hparams import HParams
-from harness.gan.networks import Discriminator, Generator, build
+from harness.gan.networks import build, make_networks
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress, train
 from harness.machine.processes import cuda_graphs
@@ -108,5 +108,5 @@ def _sampling_s(hp: HParams, device: torch.device) -> float:
 
 def _parameters(hp: HParams) -> int:
     with torch.device("meta"):
-        networks = Generator(hp), Discriminator(hp)
+        networks = make_networks(hp)
     return sum(parameter.numel() for network in networks for parameter in network.parameters())

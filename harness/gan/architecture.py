@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from harness.gan.hparams import HParams
+from harness.gan.registry import DCGAN
 
 # What each placement of BatchNorm normalises, beside the hidden layers of the network that it names.
 _IN_G = ("generator", "paper", "hidden", "input", "inner", "all")
@@ -109,6 +110,8 @@ def discriminator_layers(hp: HParams) -> list[Layer]:
 
 def problems(hp: HParams) -> list[str]:
     """Why no network can be built, one sentence each; empty where both can."""
+    if hp.network != DCGAN:
+        return []
     found = []
     for layers in (generator_layers, discriminator_layers):
         try:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from harness.errors import StorageError
+from harness.gan.registry import DCGAN
 
 # One name that sets a parameter of both networks.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -46,6 +47,7 @@ class HParams:
     """
 
     image_size: Annotated[ImageSize, "Side of the square images (px)."] = 32
+    network: Annotated[str, "dcgan, or module:function of one's own networks."] = DCGAN
     channels: Annotated[Channels, "1 for grey, 3 for colour."] = 3
     z_dim: Annotated[int, Field(ge=1, le=4096), "Size of the latent vector z (elements)."] = 100
     latent: Annotated[
@@ -165,8 +167,11 @@ class HParams:
     ] = "float32"
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field by name, in the order of the definition."""
-        return dataclasses.asdict(self)
+        """Every field by name, in the order of the definition; ``network`` only where it is somebody's own."""
+        content = dataclasses.asdict(self)
+        if self.network == DCGAN:
+            del content["network"]
+        return content
 
     @classmethod
     def from_params(cls, *layers: Mapping[str, Any]) -> HParams:

@@ -6,14 +6,18 @@ discriminator mirrors it. What each layer is follows from the configuration: :mo
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
 from torch import Tensor, nn
 
+from harness.errors import HarnessError, UsageError
 from harness.gan.architecture import Layer, discriminator_layers, generator_layers
 from harness.gan.fast.layers import Down, FromImage, FromMaps, Projection, ToImage, ToLogit, ToMaps, Up
 from harness.gan.hparams import HParams
+from harness.gan.registry import DCGAN
+from harness.machine.imports import load_function
 
 
 def latent_noise(shape: tuple[int, ...], law: str, generator: torch.Generator) -> Tensor:
@@ -131,15 +135,59 @@ def _initialise_weights(
         nn.init.uniform_(module.bias, -bound, bound, generator=generator)
 
 
-def build(hp: HParams, seed: int, device: torch.device) -> tuple[Generator, Discriminator]:
+def make_networks(hp: HParams) -> tuple[nn.Module, nn.Module]:
+    """Generator and discriminator, with the weights that their constructors draw.
+
+    Raises:
+        UsageError: somebody's own function cannot be imported, fails, or returns something else.
+    """
+    if hp.network == DCGAN:
+        return Generator(hp), Discriminator(hp)
+    try:
+        made = load_function(hp.network).call(hp, (hp.channels, hp.image_size, hp.image_size))
+        generator, discriminator = made
+    except HarnessError:
+        raise
+    except Exception as error:  # of somebody's own code
+        raise UsageError(
+            f"network {hp.network}: {type(error).__name__}: {error}",
+            "It is called with HParams and the shape of an image, and returns generator and discriminator.",
+        ) from error
+    if not isinstance(generator, nn.Module) or not isinstance(discriminator, nn.Module):
+        raise UsageError(f"network {hp.network}: it must return two torch.nn.Module", "Generator, then discriminator.")
+    return generator, discriminator
+
+
+def build(hp: HParams, seed: int, device: torch.device) -> tuple[nn.Module, nn.Module]:
     """Both networks, seeded, in channels-last memory format on ``device``.
 
     The weights are drawn on the CPU, so that one seed gives the same start on every device.
+
+    Raises:
+        UsageError: as :func:`make_networks`; or somebody's own give outputs of another shape.
     """
     rng = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):  # the constructors draw weights that are overwritten at once
-        networks = Generator(hp), Discriminator(hp)
+    with torch.random.fork_rng(devices=[]):
+        if hp.network != DCGAN:
+            torch.manual_seed(seed)  # its constructors draw the weights that it starts with
+        networks = make_networks(hp)
+        if hp.network != DCGAN:
+            _refuse_other_shapes(hp, *copy.deepcopy(networks))
     for network in networks:
-        initialise(network, hp, rng)
+        if hp.network == DCGAN:
+            initialise(network, hp, rng)
         network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return networks
+
+
+def _refuse_other_shapes(hp: HParams, generator: nn.Module, discriminator: nn.Module) -> None:
+    wanted = {"images": (2, hp.channels, hp.image_size, hp.image_size), "logits": (2,)}
+    with torch.no_grad():
+        images = generator(torch.randn(2, hp.z_dim))
+        shapes = {"images": tuple(images.shape), "logits": tuple(discriminator(images).shape)}
+    for name, shape in shapes.items():
+        if shape != wanted[name]:
+            raise UsageError(
+                f"network {hp.network}: two z of {hp.z_dim} elements give {name} of shape {shape}, not {wanted[name]}",
+                "Images are (N, channels, size, size) in [-1, 1], logits (N,).",
+            )

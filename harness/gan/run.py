@@ -16,7 +16,7 @@ from harness.gan.fast.adam import Adam
 from harness.gan.fast.precision import autocast, tensor_cores
 from harness.gan.hparams import HParams, derive_seed
 from harness.gan.losses import fake_loss, generator_loss, real_loss
-from harness.gan.networks import Discriminator, Generator, build, latent_noise
+from harness.gan.networks import build, latent_noise
 
 # The columns of the statistics window, each a mean over the window's steps.
 CURVE_NAMES = ("loss_d", "loss_g", "logit_real", "logit_fake", "grad_norm_d", "grad_norm_g")
@@ -48,8 +48,6 @@ class Run:
                 "Lower batch_size or give more images.",
             )
         self.hp, self.images, self.device, self.seed = hp, images_NHWC, device, seed
-        self.generator: Generator
-        self.discriminator: Discriminator
         self.generator, self.discriminator = build(hp, derive_seed(seed, "weights"), device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False) if hp.ema else None
         settings: dict[str, Any] = {"betas": (hp.beta1, hp.beta2), "eps": hp.adam_eps, "weight_decay": hp.weight_decay}

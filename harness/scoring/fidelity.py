@@ -20,7 +20,7 @@ from torch_fidelity.metrics import calculate_metrics
 from torch_fidelity.registry import register_feature_extractor
 
 from harness.gan.hparams import HParams
-from harness.gan.networks import Generator, from_uniform
+from harness.gan.networks import from_uniform
 from harness.scoring.distance import frechet_distance
 from harness.scoring.diversity import total_variance
 from harness.scoring.extractors import Extractor
@@ -64,7 +64,7 @@ class LatentLawModel(GenerativeModelBase):  # type: ignore[misc]
     images that :func:`score` scores.
     """
 
-    def __init__(self, generator: Generator, hp: HParams) -> None:
+    def __init__(self, generator: nn.Module, hp: HParams) -> None:
         super().__init__()
         self.generator, self.hp = generator, hp
 

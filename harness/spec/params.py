@@ -36,8 +36,8 @@ class ParamsTable(Table):
 
 _DECLARED = get_type_hints(HParams, include_extras=True)
 _DEFAULTS = HParams()
-_OF_IMAGES = ("image_size", "channels")  # the study's, not a choice of the network's
-SEARCHABLE: tuple[str, ...] = (*(name for name in FIELDS if name not in _OF_IMAGES), *ALIASES)
+_OF_STUDY = ("network", "image_size", "channels")  # not a trial's choice
+SEARCHABLE: tuple[str, ...] = (*(name for name in FIELDS if name not in _OF_STUDY), *ALIASES)
 
 
 def _field(name: str) -> tuple[Any, None]:

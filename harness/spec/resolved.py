@@ -81,8 +81,12 @@ class ResolvedStudy(StudySpec):
 
     def base_params(self) -> dict[str, Any]:
         """The parameters that no trial changes."""
-        return {"image_size": self.data.image_size, "channels": self.data.channels, **self.fixed.params()}
+        own = {"network": self.network} if self.network else {}
+        return {"image_size": self.data.image_size, "channels": self.data.channels, **own, **self.fixed.params()}
 
     def hparams(self, params: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> HParams:
         """The configuration that a trial with these suggested parameters (and a baseline's overrides) trains."""
-        return HParams.from_params(self.base_params(), params, overrides or {})
+        base = self.base_params()
+        if overrides:  # they name the network, too, where it is somebody's own
+            base.pop("network", None)
+        return HParams.from_params(base, params, overrides or {})

@@ -6,8 +6,17 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, ModelWrapValidatorHandler, Tag, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    ModelWrapValidatorHandler,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
+from harness.gan.registry import network_path
 from harness.spec.images import DataSpec
 from harness.spec.mistakes import pydantic_problems, refuse
 from harness.spec.objectives import Objective
@@ -119,9 +128,8 @@ class StudySpec(Table):
     name: str = Field(pattern=NAME_PATTERN, description="Taken from the file's name.")
     description: str = ""
     data: DataSpec
-    network: str | None = Field(
+    network: Annotated[str, Field(pattern=FUNCTION_PATTERN), BeforeValidator(network_path)] | None = Field(
         None,
-        pattern=FUNCTION_PATTERN,
         description="module:function of your own networks: it takes HParams and the shape of an image and returns "
         "generator and discriminator.",
     )

@@ -14,7 +14,7 @@ from torch import nn
 from harness import atomic
 from harness.errors import CheckpointError
 from harness.gan.hparams import HParams, canonical_json
-from harness.gan.networks import Generator
+from harness.gan.networks import make_networks
 
 _MAGIC = b"dcgan-harness checkpoint 1\n"
 WEIGHTS_FILE = "generator.safetensors"
@@ -75,7 +75,7 @@ def export_generator(folder: Path, generator: nn.Module, hp: HParams) -> None:
     atomic.write_text(folder / HPARAMS_FILE, hparams + "\n")
 
 
-def import_generator(folder: Path, hp: HParams, device: torch.device) -> Generator:
+def import_generator(folder: Path, hp: HParams, device: torch.device) -> nn.Module:
     """The published generator of a folder, in evaluation mode.
 
     Raises:
@@ -84,7 +84,7 @@ def import_generator(folder: Path, hp: HParams, device: torch.device) -> Generat
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise CheckpointError(f"no published weights in {folder}", "Only finished trials and trainings have them.")
-    generator = Generator(hp)
+    generator, _ = make_networks(hp)
     try:
         generator.load_state_dict(load_file(path))
     except Exception as error:
