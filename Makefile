@@ -1,28 +1,34 @@
-# Verbs only: each recipe is one line that calls the harness. Variables reach it through the environment, unexpanded,
-# so that no value of theirs is ever read by make or by a shell.
+# Verbs only: each recipe is one line. The harness's own call it; the developers' call their tools. Variables reach both
+# through the environment, unexpanded, so that no value of theirs is ever read by make or by a shell.
 PYTHON ?= python3
 VARIABLES := STUDY RECIPE VARIANT DATA TRIALS WORKERS DEVICE QUICK EXACT KIMG SAMPLES SEED CONFIG ENGINE ADDRESS KILLS CONFIRM TOP SEEDS SAMPLINGS FULL
 $(foreach v,$(VARIABLES),$(if $(value $(v)),$(eval override $(v) := $$(value $(v)))$(eval export $(v))))
+VERBS := help setup sweep plan confirm claims audit worker reconcile train recipes report generate ui doctor test lint bench faults clean
+export VARIABLES VERBS MAKECMDGOALS
+# The folder of the development tools: .venv/bin, made first where it is not there.
+TOOLS = bin=$$($(PYTHON) tools/bootstrap.py --tools)
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep plan confirm claims audit worker reconcile train recipes report generate ui test faults lint bench doctor clean
+.PHONY: $(VERBS)
+.DEFAULT: ; @$(PYTHON) tools/bootstrap.py --no-such-verb
 
-help: ; @$(PYTHON) -m harness
-setup: ; @$(PYTHON) -m harness setup
-sweep: ; @$(PYTHON) -m harness sweep
-plan: ; @$(PYTHON) -m harness plan
-confirm: ; @$(PYTHON) -m harness confirm
-claims: ; @$(PYTHON) -m harness claims
-audit: ; @$(PYTHON) -m harness audit
-worker: ; @$(PYTHON) -m harness worker
-reconcile: ; @$(PYTHON) -m harness reconcile
-train: ; @$(PYTHON) -m harness train
-recipes: ; @$(PYTHON) -m harness recipes
-report: ; @$(PYTHON) -m harness report
-generate: ; @$(PYTHON) -m harness generate
-ui: ; @$(PYTHON) -m harness ui
-test: ; @$(PYTHON) -m harness test
-faults: ; @$(PYTHON) -m harness faults
-lint: ; @$(PYTHON) -m harness lint
-bench: ; @$(PYTHON) -m harness bench
-doctor: ; @$(PYTHON) -m harness doctor
-clean: ; @$(PYTHON) -m harness clean
+help: ; @$(PYTHON) tools/bootstrap.py
+setup: ; @$(PYTHON) tools/bootstrap.py setup
+sweep: ; @$(PYTHON) tools/bootstrap.py sweep
+plan: ; @$(PYTHON) tools/bootstrap.py plan
+confirm: ; @$(PYTHON) tools/bootstrap.py confirm
+claims: ; @$(PYTHON) tools/bootstrap.py claims
+audit: ; @$(PYTHON) tools/bootstrap.py audit
+worker: ; @$(PYTHON) tools/bootstrap.py worker
+reconcile: ; @$(PYTHON) tools/bootstrap.py reconcile
+train: ; @$(PYTHON) tools/bootstrap.py train
+recipes: ; @$(PYTHON) tools/bootstrap.py recipes
+report: ; @$(PYTHON) tools/bootstrap.py report
+generate: ; @$(PYTHON) tools/bootstrap.py generate
+ui: ; @$(PYTHON) tools/bootstrap.py ui
+doctor: ; @$(PYTHON) tools/bootstrap.py doctor
+
+test: ; @$(TOOLS) && "$$bin/python" tools/test.py
+lint: ; @$(TOOLS) && "$$bin/ruff" check . && "$$bin/ruff" format --check . && "$$bin/mypy" && "$$bin/lint-imports"
+bench: ; @$(TOOLS) && "$$bin/python" -m benchmarks.bench $${FULL:+--full}
+faults: ; @$(TOOLS) && "$$bin/python" -m tests.faults.table
+clean: ; @$(PYTHON) tools/clean.py

@@ -25,7 +25,6 @@ import optuna
 from scipy import stats
 
 from benchmarks.baselines import CPU
-from harness.commands.studies import with_budget
 from harness.data.store import open_store
 from harness.errors import Diverged
 from harness.gan.hparams import derive_seed
@@ -35,6 +34,7 @@ from harness.home import Home
 from harness.machine.processes import use_threads
 from harness.machine.provenance import provenance
 from harness.scoring.scorer import Scorers
+from harness.spec.budget import with_budget
 from harness.spec.files import load_study_file
 from harness.spec.resolved import ResolvedStudy
 from harness.spec.scoring import ScoreSpec

@@ -1,6 +1,8 @@
-"""``python -m harness``: installs itself into ``.venv`` where needed, then runs the command line."""
+"""``python -m harness``: the command line."""
 
-from harness.bootstrap import main
+import sys
+
+from harness.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,40 +4,46 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
-from harness.cli.parser import make_parser
-from harness.cli.shell import INTERRUPTED, PIPE_CLOSED
+import click
+
+from harness.cli import fixed, generators, images, machine, reports, studies, trainings  # noqa: F401 - adds the verbs
+from harness.cli.display import complain
+from harness.cli.front import front
 from harness.errors import HarnessError
 
+# As a shell has them for SIGINT and SIGPIPE.
+_INTERRUPTED, _PIPE_CLOSED = 130, 141
 
-def main(argv: list[str] | None = None) -> int:
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code.
 
     0, 1 for a failure, 2 for wrong usage, 130 for an interruption, 141 where nobody reads what is printed.
     """
-    parser = make_parser()
-    arguments, others = parser.parse_known_args(argv)
-    if others and "rest" not in arguments:
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
-    if others:  # argparse leaves an option that comes first out of what is passed on
-        arguments.rest = [*others, *arguments.rest]
-    if arguments.run is None:
-        parser.print_help()
-        return 0
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
-        return int(arguments.run(arguments) or 0)
+        with front.make_context("harness", words) as context:
+            return int(front.invoke(context) or 0)
+    except click.exceptions.Exit as done:  # --help, --version
+        return done.exit_code
+    except click.ClickException as error:
+        place = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "harness"
+        complain(f"error: {error.format_message()}\n`{place} --help` lists what there is.")
+        return 2
     except HarnessError as error:
         sys.stdout.flush()
-        print(f"error: {error.problem}", file=sys.stderr)
+        complain(f"error: {error.problem}")
         if error.hint:
-            print(error.hint, file=sys.stderr)
+            complain(error.hint)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        complain("interrupted")
+        return _INTERRUPTED
     except BrokenPipeError:  # `harness studies | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
+        return _PIPE_CLOSED
     except OSError as error:  # no space, no permission, a file where a folder is needed
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 1

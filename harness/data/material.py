@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import parent_process
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -24,6 +24,7 @@ from harness.data.sources import Listing, list_images, mnist_images
 from harness.data.split import Split, find_partition, split
 from harness.errors import DataError
 from harness.gan.hparams import digest
+from harness.machine.forks import SpawningContext
 from harness.machine.imports import load_function
 from harness.spec.images import DataSpec
 
@@ -259,7 +260,7 @@ def _decoded(
     chunks = [members[start : start + _CHUNK] for start in range(0, len(members), _CHUNK)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # spawn: the parent may hold threads (torch, the live table) that must not be forked.
-    pool = ProcessPoolExecutor(min(workers or cores, len(chunks)), get_context("spawn"), _end_with_parent)
+    pool = ProcessPoolExecutor(min(workers or cores, len(chunks)), SpawningContext(), _end_with_parent)
     try:
         # Only a few chunks ahead of the caller, so that results never pile up in memory.
         ahead = 2 * (workers or cores)

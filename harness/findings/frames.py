@@ -38,6 +38,40 @@ def trials_frame(record: StudyRecord) -> pd.DataFrame:
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=_COLUMNS)
 
 
+def trials_dataframe(record: StudyRecord) -> pd.DataFrame:
+    """One row for each started trial, for a person: parameters, rung scores and final scores by name.
+
+    Columns: number, state, preset, each searched parameter, ``rung_3kimg`` for the score at 3 kimg, value, each final
+    score, seconds (of training and scoring, all attempts), protocol (its hash), reason. Of a recipe's trial, which has
+    no searched parameters, they are those that it trained with.
+    """
+    searched = list(record.attrs.spec["space"])
+    rungs = rungs_frame(record)
+    started = [trial for trial in record.trials if trial.state != "WAITING"]
+    rows = []
+    for trial in started:
+        trained = trial.attrs.hparams
+        own = rungs[rungs["number"] == trial.number]
+        rows.append(
+            {
+                "number": trial.number,
+                "state": trial.state,
+                "preset": trial.attrs.preset,
+                **{name: trial.params.get(name, trained.get(name)) for name in searched},
+                **{f"rung_{kimg:g}kimg": score for kimg, score in zip(own["kimg"], own["score"], strict=True)},
+                "value": trial.value if trial.state == "COMPLETE" else None,
+                **trial.attrs.scores,
+                "seconds": record.seconds(trial),
+                "protocol": trial.attrs.protocol_hash,
+                "reason": trial.reason,
+            }
+        )
+    steps = [f"rung_{kimg:g}kimg" for kimg in sorted(set(rungs["kimg"]))]
+    scores = sorted({name for trial in started for name in trial.attrs.scores})
+    columns = ["number", "state", "preset", *searched, *steps, "value", *scores, "seconds", "protocol", "reason"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def rungs_frame(record: StudyRecord) -> pd.DataFrame:
     """One row a rung score: number, kimg, score, state."""
     rows = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,11 @@ from scipy.special import gammaln
 
 from harness.findings.ranking import rank
 from harness.store.records import StudyRecord, TrialRecord
-from harness.text import metric_label
+from harness.text import duration, metric_label
 
 _RESAMPLED, _FEWEST = 500, 8
+# Trials that must have ended before their own time says how long others take.
+_FEWEST_ENDED = 3
 _ROWS = 256  # of weights at once: as many columns as there are trials, in the cache
 _LOW, _HIGH = 5.0, 95.0  # per cent
 
@@ -143,3 +145,24 @@ def new_best_probability(n: int, more: int) -> float:
     how much a new best would be better.
     """
     return more / (n + more)
+
+
+def outlook_lines(record: StudyRecord | None, more: int) -> Iterator[str]:
+    """What the rest of a started study takes, and what more trials would bring, if it has enough of them.
+
+    Args:
+        record: the study; None if it was not started.
+        more: number of further trials.
+    """
+    ended = [record.seconds(t) for t in record.trials if t.state in ("COMPLETE", "PRUNED")] if record else []
+    if record and len(ended) >= _FEWEST_ENDED:
+        each, left = sum(ended) / len(ended), max(0, record.attrs.target - len(ended))
+        rest = f"the {left} that are left take {duration(each * left)} of a worker's time" if left else "none is left"
+        yield f"so far: {len(ended)} trials, pruned ones included, took {duration(each)} each; {rest}"
+    found = outlook(record, more) if record else None
+    if record is None or found is None:
+        yield f"no outlook: {too_few(record)}"
+        if said := chance(record, more):
+            yield said
+        return
+    yield from in_words(found, record.attrs.final_metric)

@@ -108,6 +108,26 @@ def discriminator_layers(hp: HParams) -> list[Layer]:
     return layers
 
 
+def parameter_counts(hp: HParams) -> tuple[int, int]:
+    """Trainable parameters of (generator, discriminator).
+
+    Raises:
+        ValueError: no such networks can be built.
+    """
+    up, down = generator_layers(hp), discriminator_layers(hp)
+    generator, discriminator = sum(map(_count, up)), sum(map(_count, down))
+    first, last = up[0], down[-1]
+    if hp.ends == "linear" and first.bias:  # a bias for each unit of the projection, not for each map
+        generator += first.outputs * (first.size**2 - 1)
+    discriminator += last.outputs * last.size**2 + (hp.ends == "linear" or hp.conv_bias_d != "never")
+    return generator, discriminator
+
+
+def _count(layer: Layer) -> int:
+    weights = layer.inputs * layer.outputs * layer.kernel**2
+    return weights + layer.outputs * (layer.bias + 2 * layer.order.count("bn"))
+
+
 def problems(hp: HParams) -> list[str]:
     """Why no network can be built, one sentence each; empty where both can."""
     if hp.network != DCGAN:

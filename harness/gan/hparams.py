@@ -44,6 +44,10 @@ class HParams:
 
     Each hyperparameter is declared here only: type, limits, meaning, default. Files are validated by it
     (:mod:`harness.spec.params`), and ``harness schema`` prints it; an instance made in Python is not checked.
+
+    >>> import harness
+    >>> harness.HParams(image_size=32, batch_size=64, n_dis=2).images_per_step
+    128
     """
 
     image_size: Annotated[ImageSize, "Side of the square images (px)."] = 32

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing as mp
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
+from types import ModuleType
 from typing import TypeVar, cast
 
 from harness.errors import HarnessError, SweepError
@@ -16,6 +18,50 @@ from harness.errors import HarnessError, SweepError
 FORKS = sys.platform == "linux"
 
 T = TypeVar("T")
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Inside, a process that is started does not import the caller's main module.
+
+    multiprocessing has its children run the main script again, up to ``if __name__ == "__main__"``. A script without
+    that line would start its sweep again in each of them.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")  # has neither a path nor a spec to import it by
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+class _ForkedProcess(ForkServerProcess):
+    def start(self) -> None:
+        with _without_main():
+            super().start()
+
+
+class _SpawnedProcess(SpawnProcess):
+    def start(self) -> None:
+        with _without_main():
+            super().start()
+
+
+class ForkContext(ForkServerContext):
+    """multiprocessing's fork server; its processes never import the caller's main module."""
+
+    Process = _ForkedProcess
+
+
+class SpawningContext(SpawnContext):
+    """multiprocessing's spawn; its processes never import the caller's main module."""
+
+    Process = _SpawnedProcess
+
+
+def worker_context() -> ForkContext | SpawningContext:
+    """How this platform starts the processes that train and score."""
+    return ForkContext() if FORKS else SpawningContext()
 
 
 def start_fork_server() -> None:
@@ -49,7 +95,7 @@ def call_in_fork(function: Callable[..., T], *arguments: object) -> T:
     if not FORKS:
         return function(*arguments)
     start_fork_server()
-    context = mp.get_context("forkserver")
+    context = ForkContext()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_result, args=(sender, dict(os.environ), function, arguments), daemon=True)
     process.start()

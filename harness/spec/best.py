@@ -49,6 +49,13 @@ class BestConfirmed(Table):
     protocol_hash: str
 
 
+class BestWeights(Table):
+    """The published weights of the generator: their file, from the home folder on, and its sha256."""
+
+    path: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class BestConfig(Table):
     """A ``best.toml``: one configuration with all that is needed to train it again."""
 
@@ -60,3 +67,4 @@ class BestConfig(Table):
     scoring: ScoreSpec
     score: dict[str, Scalar]
     confirmed: BestConfirmed | None = None
+    weights: BestWeights | None = None

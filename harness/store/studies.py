@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from harness.store.attrs import StudyAttrs, TrialAttrs, is_of_harness
 from harness.store.database import PatientStorage, StudyLock, open_storage, write_study_attrs
 from harness.store.records import StudyRecord, TrialRecord
 from harness.store.trials import can_continue
+from harness.text import did_you_mean
 
 
 def open_study(
@@ -134,8 +135,10 @@ def started_study(name: str, home: Home, *, storage: PatientStorage | None = Non
     storage = storage or open_storage(home)
     study = find_study(name, home, storage=storage)
     if study is None:
-        names = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none"
-        raise NotFoundError(missing, f"Started are: {names}. {start}")
+        names = sorted(optuna.get_all_study_names(storage))
+        raise NotFoundError(
+            f"{missing}{did_you_mean(name, names)}", f"Started are: {', '.join(names) or 'none'}. {start}"
+        )
     if not _has_started(study):
         raise NotFoundError(f"study {name} was created, but never ran", f"`make sweep STUDY={name}` starts it.")
     return study
@@ -196,6 +199,25 @@ def database_exists(home: Home) -> bool:
     """Whether there is a database to read; reading never creates one."""
     url = database_url(home)
     return url.get_backend_name() != "sqlite" or Path(str(url.database)).is_file()
+
+
+def started_studies(home: Home) -> dict[str, optuna.Study | None]:
+    """As :func:`studies_by_name`, of the home's database; empty where there is none."""
+    return studies_by_name(open_storage(home)) if database_exists(home) else {}
+
+
+def final_metrics(home: Home) -> dict[str, str]:
+    """The final metric of each study in the database that ran."""
+    metrics = {
+        name: StudyAttrs.parse(study.user_attrs).final_metric for name, study in started_studies(home).items() if study
+    }
+    return {name: metric for name, metric in metrics.items() if metric}
+
+
+def stored_content(name: str, home: Home) -> Mapping[str, Any]:
+    """What the database has of a study's file; empty if there is no such study."""
+    study = find_study(name, home)
+    return StudyAttrs.parse(study.user_attrs).spec if study else {}
 
 
 def find_record(name: str, home: Home) -> StudyRecord | None:

@@ -2,17 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
 
-from harness.store.attrs import TrialAttrs
+from harness.errors import NotFoundError, StorageError, StorageLost, TrackingError
+from harness.home import Home
+from harness.store.attrs import StudyAttrs, TrialAttrs
+from harness.store.database import open_storage
+from harness.store.studies import database_exists, started_study, stored_spec
 from harness.store.trials import Trials, trial_key
 from harness.tracking.courier import Left, send_left
+from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment, without_password
 from harness.tracking.tracker import STATUS, RunInfo, Tracker
+
+
+def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
+    """Heal one study, or all of them and what trainings had yet to send; a line for each thing done.
+
+    Raises:
+        NotFoundError: there is no such study.
+        StorageError: a harness that knows other keys wrote the study; where all are healed this is only said.
+        TrackingError: MLflow does not answer; the database was healed all the same.
+        StorageLost: the database was away for too long.
+    """
+    studies: list[optuna.Study] = []
+    storage = open_storage(home) if database_exists(home) else None
+    names = sorted(optuna.get_all_study_names(storage)) if storage else []
+    for each in [name] if name else names:
+        try:
+            study = started_study(each, home, storage=storage)
+            if not StudyAttrs.parse(study.user_attrs).mlflow_parent:
+                raise NotFoundError(f"study {each} was created, and killed before its first trial", "Run it again.")
+        except (NotFoundError, StorageError) as error:
+            if name or isinstance(error, StorageLost):
+                raise
+            if isinstance(error, StorageError):  # another program made it
+                yield f"{error.problem}; skipped"
+            continue
+        studies.append(study)
+    # All of the database first: MLflow may be away.
+    for study in studies:
+        try:
+            spec = stored_spec(study)
+        except StorageError as error:  # of another version, which keeps no other study from being healed
+            if name or isinstance(error, StorageLost):
+                raise
+            yield error.problem
+            continue
+        for line in Trials(study, spec, home).heal():
+            yield f"{study.study_name}: {line}"
+    if not studies and not any(home.spool.glob("*.jsonl")):
+        return
+    client = client_for(home)
+    for study in studies:
+        attrs = StudyAttrs.parse(study.user_attrs)
+        tracker = MlflowTracker(client, attrs.mlflow_experiment, attrs.mlflow_parent)
+        with _refusals(str(client.tracking_uri)):
+            done = reconcile_tracker(study, tracker, home.spool)
+        for line in done:
+            yield f"{study.study_name}: {line}"
+    if name is None:
+        with _refusals(str(client.tracking_uri)):
+            done = reconcile_trainings(
+                home.spool, lambda experiment: MlflowTracker(client, open_experiment(client, home, experiment))
+            )
+        yield from done
+
+
+@contextmanager
+def _refusals(url: str) -> Iterator[None]:
+    try:
+        yield
+    except StorageLost:
+        raise
+    except Exception as error:
+        problem = without_password((str(error).splitlines() or [type(error).__name__])[0], url)
+        raise TrackingError(f"MLflow refused: {problem}", "What was kept stays on disk; try again.") from None
 
 
 def reconcile(trials: Trials, tracker: Tracker, spool: Path | None = None, *, crashed: bool = True) -> list[str]:

@@ -7,12 +7,13 @@ import json
 import optuna
 import pytest
 
-from harness.commands.studies import reconcile, studies_table
-from harness.commands.ui import ui_links
+from harness.cli.studies import studies_table
 from harness.errors import NotFoundError, StorageError
 from harness.home import Home
 from harness.spec.files import parse_study
-from harness.store.studies import find_record, find_study, open_study, started_study
+from harness.store.studies import final_metrics, find_record, find_study, open_study, started_study
+from harness.sweep.reconcile import reconcile_home
+from harness.tracking.ui import ui_links
 from tests.conftest import TINY_STUDY
 
 SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
@@ -37,7 +38,7 @@ def test_it_is_refused_in_a_sentence_by_whatever_opens_it_and_left_as_it_is(home
         lambda: started_study("tiny", home),
         lambda: find_study("tiny", home),
         lambda: find_record("tiny", home),
-        lambda: list(reconcile("tiny", home)),
+        lambda: list(reconcile_home("tiny", home)),
     ):
         with pytest.raises(StorageError, match="a study named tiny that another program made with Optuna") as refused:
             opening()
@@ -58,9 +59,9 @@ def test_listings_skip_it_with_a_note(home):
     states = {name: (state, about) for name, state, about in studies_table(home)}
     assert states["tiny"] == ("skipped", "another program made this study in the database")
     assert states["ours"][0] == "0 trials finished"
-    (note,) = reconcile(None, home)
+    (note,) = reconcile_home(None, home)
     assert note.endswith("that another program made with Optuna; skipped")
-    assert list(ui_links(home, 5000)) == []
+    assert list(ui_links(home, 5000, final_metrics(home))) == []
 
 
 def test_what_was_killed_before_its_first_attribute_is_ours(home):

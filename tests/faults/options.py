@@ -1,4 +1,4 @@
-"""How long the suite may take: short in CI; ``harness faults`` sets these for the long version."""
+"""How long the suite may take: short in CI; ``make faults`` sets these for the long version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``harness faults``: the long version of the suite, and its table in docs/reliability.md."""
+"""``make faults``: the long version of the suite, and its table in docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_page(table: Path, command: str, took_s: float) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="harness faults", description="Inject every fault, for long.")
+    parser = argparse.ArgumentParser(prog="tests.faults.table", description="Inject every fault, for long.")
     seed, kills = os.environ.get("SEED", "0"), os.environ.get("KILLS", "20")
     parser.add_argument("--seed", type=int, default=seed, help="of the random kills' times (SEED, default 0)")
     parser.add_argument("--kills", type=int, default=kills, help="random kills over one sweep (KILLS, default 20)")
@@ -67,7 +67,7 @@ def main() -> int:
         if table.is_file():
             sys.stdout.write(table.read_text())
             if arguments.write and code == 0:
-                write_page(table, " ".join(["harness faults", *sys.argv[1:]]), time.monotonic() - began)
+                write_page(table, " ".join(["python -m tests.faults.table", *sys.argv[1:]]), time.monotonic() - began)
     return code
 
 

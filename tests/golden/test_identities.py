@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.commands.plans import claims_spec
+from harness.findings.fixed_studies import claims_spec
 from harness.gan.hparams import HParams, digest
-from harness.home import Home
 from harness.spec.files import load_recipe, load_study_file, parse_study
 from harness.spec.fixed_study import fixed_study
 from harness.spec.resolved import ResolvedStudy
@@ -73,7 +72,7 @@ def test_the_identity_of_a_confirmation():
 
 
 def test_the_identity_of_claims(tmp_path: Path):
-    study = claims_spec("mnist32", [], Home(tmp_path))
+    study = claims_spec(load_study_file("mnist32"), [], known={})
     assert study.spec_hash == "d304a64a5c86bd9c"
     assert stored(study).identity() == study.identity()
 

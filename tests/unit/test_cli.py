@@ -11,14 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import bootstrap
+from harness.api.generator import training_generator
 from harness.cli import main
+from harness.cli.display import display
 from harness.cli.live import SweepView
-from harness.cli.shell import StopSignals, display
-from harness.commands import machine
-from harness.commands.generators import published_generator
-from harness.commands.plans import claims_spec
-from harness.commands.studies import reconcile, with_budget
 from harness.errors import (
     CheckpointError,
     DataError,
@@ -29,15 +25,22 @@ from harness.errors import (
     StorageError,
     UsageError,
 )
+from harness.findings.fixed_studies import claims_spec
 from harness.gan.hparams import HParams
 from harness.home import Home
+from harness.machine.signals import StopSignals
 from harness.report.facts import read_facts
+from harness.spec.budget import with_budget
 from harness.spec.files import load_study_file
 from harness.spec.resolved import ResolvedStudy
 from harness.store.samplers import kimg_to_images, make_pruner
-from harness.store.studies import find_record, open_study, started_study
+from harness.store.studies import find_record, open_study, started_study, stored_content
+from harness.sweep.reconcile import reconcile_home
 from harness.sweep.training import SUMMARY_FILE
 from tests.conftest import ROOT
+from tools import bootstrap
+from tools import clean as cleaning
+from tools import test as testing
 
 VERBS = [
     "setup",
@@ -53,13 +56,9 @@ VERBS = [
     "report",
     "generate",
     "ui",
-    "test",
-    "faults",
-    "lint",
-    "bench",
     "doctor",
-    "clean",
 ]
+DEVELOPERS = ["test", "faults", "lint", "bench", "clean"]
 
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -73,14 +72,79 @@ def test_make_alone_prints_what_there_is():
     done = make(PYTHON=sys.executable)
     assert done.returncode == 0
     for verb in VERBS:
-        assert re.search(rf"^    {verb}\b", done.stdout, re.MULTILINE), verb
+        assert re.search(rf"^  {verb}\b", done.stdout, re.MULTILINE), verb
+    for verb in DEVELOPERS:
+        assert not re.search(rf"^ +{verb}\b", done.stdout, re.MULTILINE), verb
+    sections = [line for line in done.stdout.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert sections[1:5] == ["start here:", "look deeper:", "several machines:", "maintenance:"]
 
 
-def test_every_recipe_is_one_line_that_calls_the_harness():
-    recipes = re.findall(r"^(\w+): ; (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert {name for name, _ in recipes} == {*VERBS, "help"}
-    for name, recipe in recipes:
-        assert recipe == "@$(PYTHON) -m harness" + ("" if name == "help" else f" {name}")
+def test_every_recipe_is_one_line_that_calls_the_harness_or_a_tool():
+    text = (ROOT / "Makefile").read_text()
+    recipes = dict(re.findall(r"^(\w+): ; (.*)$", text, re.MULTILINE))
+    listed = re.search(r"^VERBS := (.*)$", text, re.MULTILINE)[1].split()
+    assert set(recipes) == {*VERBS, *DEVELOPERS, "help"} == set(listed)
+    for name in ("help", *VERBS):
+        assert recipes[name] == "@$(PYTHON) tools/bootstrap.py" + ("" if name == "help" else f" {name}")
+    for name in DEVELOPERS:  # no variable's value is read by the shell
+        assert set(re.findall(r"\$+\W?\w+", recipes[name])) <= {"$(PYTHON", "$(TOOLS", "$$bin", "$${FULL"}
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["sweep", "TRAILS=3"], "error: no variable TRAILS; did you mean TRIALS?"),
+        (["lint", "STUDY=a b=c", "WORKER=2"], "error: no variable WORKER; did you mean WORKERS?"),
+        (["-j2", "sweep", "HARNESS_HOEM=/x"], "error: no variable HARNESS_HOEM; did you mean HARNESS_HOME?"),
+        (["swep"], "error: no verb swep; did you mean sweep?"),
+        (["$(shell touch pwned)"], "error: no verb"),
+    ],
+)
+def test_a_mistyped_variable_or_verb_of_make_stops_with_the_nearest_one(words, answer):
+    done = make(*words, f"PYTHON={sys.executable}", HARNESS_NO_VENV="1")
+    assert done.returncode == 2
+    assert answer in done.stderr
+    assert not (ROOT / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["swep"], "no verb 'swep'; did you mean sweep?"),
+        (["sweep", "mnits32"], "did you mean mnist32?"),
+        (["recipes", "svhn23"], "did you mean svhn32?"),
+        (["sweep", "--trails", "3"], "Did you mean '--trials'?"),
+    ],
+)
+def test_a_mistyped_name_is_answered_with_the_nearest_one(arguments, answer, capsys):
+    assert main(arguments) in (1, 2)
+    assert answer in capsys.readouterr().err
+
+
+def test_a_variable_that_is_no_near_one_is_some_librarys():
+    bootstrap.refuse_mistyped(" -j2 -- OMP_NUM_THREADS=1 STUDY=x\\ TRAILS=3", ["STUDY", "TRIALS"])
+    bootstrap.refuse_mistyped("n", ["STUDY"])
+
+
+def test_every_option_says_its_default_range_and_variable(capsys):
+    assert main(["sweep", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for expected in (
+        "[env var: STUDY; default: mnist32]",
+        "[env var: WORKERS; default: 1; x>=1]",
+        "[env var: KIMG; x>0]",
+        "[env var: ENGINE; default: local]",
+        "[env var: QUICK]",
+    ):
+        assert expected in shown
+
+
+@pytest.mark.parametrize(("value", "quick"), [("", False), ("0", False), ("1", True), ("2", True), ("yes", True)])
+def test_a_variable_turns_a_switch_on_unless_it_is_0_or_empty(monkeypatch, value, quick, capsys):
+    monkeypatch.setenv("QUICK", value)
+    monkeypatch.setenv("TRIALS", "")  # as not set
+    assert main(["sweep", "mnist32", "--device", "tpu"]) == 2
+    assert ("no [quick] table" in capsys.readouterr().err) == quick
 
 
 SHOW = "import os; print([os.environ.get(v) for v in ('STUDY', 'DATA', 'TRIALS')])"
@@ -151,7 +215,7 @@ def test_what_reports_heals_and_lists_imports_no_torch():
 
 
 def test_bootstrap_needs_the_standard_library_only():
-    tree = ast.parse((ROOT / "harness" / "bootstrap.py").read_text())
+    tree = ast.parse((ROOT / "tools" / "bootstrap.py").read_text())
     top = {a.name.split(".")[0] for n in tree.body if isinstance(n, ast.Import) for a in n.names}
     top |= {n.module.split(".")[0] for n in tree.body if isinstance(n, ast.ImportFrom) and n.module}
     assert top <= set(sys.stdlib_module_names)
@@ -179,7 +243,7 @@ def test_a_python_without_pip_is_named_and_leaves_nothing_that_is_taken_for_an_e
     (tmp_path / ".venv" / "bin").mkdir(parents=True)  # by one that was killed before it had pip
     (tmp_path / ".venv" / "bin" / "python").touch()
     with pytest.raises(SystemExit) as ended:
-        bootstrap.ensure("sweep")
+        bootstrap.ensure("")
     assert ended.value.code == 1 and "apt install python3-venv" in capsys.readouterr().err
     assert not (tmp_path / ".venv").exists()
 
@@ -218,7 +282,7 @@ def test_stop_signals_count_up():
     import signal
 
     before = signal.getsignal(signal.SIGINT)
-    with StopSignals() as stop:
+    with StopSignals(lambda text: None) as stop:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.level == 2
@@ -305,22 +369,21 @@ def test_a_killed_trial_no_longer_runs_once_it_is_continued():
     assert view.rows[1].reason == "interrupted"
 
 
-@pytest.mark.parametrize(
-    ("verb", "given"), [("faults", "--seed 1 --kills 2"), ("bench", "--only step"), ("test", "tests/unit -k cli")]
-)
-def test_options_are_passed_on_to_tools_in_their_order(monkeypatch, verb, given):
+def test_options_are_passed_on_to_pytest_in_their_order(monkeypatch):
     commands = []
-    monkeypatch.setattr("harness.commands.machine.run_tool", lambda *all_of_them: commands.extend(all_of_them) or 0)
-    monkeypatch.delenv("FULL", raising=False)
-    assert main([verb, *given.split()]) == 0
-    assert " ".join(commands[0]).endswith(given)
+
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(testing.subprocess, "run", run)
+    assert testing.main(["tests/unit", "-k", "cli"]) == 3
+    assert " ".join(commands[0]).endswith("tests/unit -k cli")
 
 
 def test_an_option_that_no_verb_knows_is_refused(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["studies", "--nope"])
-    assert caught.value.code == 2
-    assert "unrecognized arguments: --nope" in capsys.readouterr().err
+    assert main(["studies", "--nope"]) == 2
+    assert "No such option '--nope'" in capsys.readouterr().err
 
 
 def test_the_time_left_counts_running_trials_as_half_done_and_is_a_bound_until_one_was_searched(monkeypatch):
@@ -344,14 +407,10 @@ def test_errors_hint_is_printed_on_its_own_line():
 
 
 def test_clean_keeps_runs_and_reports(tmp_path):
-    from harness.commands.machine import clean
-
     for name in ("runs", "reports", ".venv", ".pytest_cache", "harness/__pycache__"):
         (tmp_path / name).mkdir(parents=True)
-    with pytest.raises(UsageError, match="is no clone"):
-        clean(tmp_path)
     (tmp_path / "pyproject.toml").touch()
-    assert sorted(clean(tmp_path)) == [".pytest_cache", "harness/__pycache__"]
+    assert sorted(cleaning.clean(tmp_path)) == [".pytest_cache", "harness/__pycache__"]
     assert sorted(p.name for p in Path(tmp_path).iterdir()) == [".venv", "harness", "pyproject.toml", "reports", "runs"]
 
 
@@ -361,7 +420,7 @@ def test_whoever_only_asks_creates_no_database(monkeypatch, tmp_path):
     with pytest.raises(NotFoundError, match="no study 'tiny' has been started in .*optuna.db"):
         started_study("tiny", home)
     assert find_record("tiny", home) is None
-    assert list(reconcile(None, home)) == []
+    assert list(reconcile_home(None, home)) == []
     assert not list(tmp_path.iterdir())
 
 
@@ -372,7 +431,7 @@ def test_a_generator_with_parameters_of_another_version_is_not_sampled(tmp_path)
     hparams = {**HParams().to_dict(), "spectral_norm": True}
     (folder / SUMMARY_FILE).write_text(json.dumps({"hparams": hparams, "scoring": {"seed": 0}}))
     with pytest.raises(StorageError, match="training old was trained by another version .*: spectral_norm"):
-        published_generator("old", home)
+        training_generator("old", home)
 
 
 def test_a_reader_that_leaves_is_told_by_the_exit_code_and_ends_no_sweep(monkeypatch):
@@ -403,7 +462,7 @@ def test_claims_are_not_tested_in_the_place_of_a_search(home):
     search = load_study_file("mnist32").model_copy(update={"name": "mnist32-claims"})
     open_study(search, home).set_user_attr("final_metric", "fid500")
     with pytest.raises(UsageError, match="mnist32-claims is a search"):
-        claims_spec("mnist32", ["slope"], home)
+        claims_spec(load_study_file("mnist32"), ["slope"], known=stored_content("mnist32-claims", home))
 
 
 @pytest.mark.parametrize(
@@ -411,19 +470,19 @@ def test_claims_are_not_tested_in_the_place_of_a_search(home):
     [(1, [], None), (2, [], "2"), (64, ["tests/unit"], "4"), (8, ["-n", "3"], None), (8, ["--pdb"], None)],
 )
 def test_tests_use_up_to_four_cores_unless_told_otherwise(monkeypatch, cores, given, processes):
-    monkeypatch.setattr("harness.machine.processes.usable_cores", lambda: cores)
-    found = machine.test_processes(given)
+    monkeypatch.setattr(testing, "usable_cores", lambda: cores)
+    found = testing.processes(given)
     assert (found[found.index("-n") + 1] if found else None) == processes
 
 
 @pytest.mark.parametrize(("room", "given", "there"), [(0, None, True), (2**60, None, False), (0, "/elsewhere", False)])
 def test_tests_write_into_memory_where_there_is_room(monkeypatch, tmp_path, room, given, there):
-    monkeypatch.setattr(machine, "_MEMORY", tmp_path)
-    monkeypatch.setattr(machine, "_ROOM", room)
+    monkeypatch.setattr(testing, "_MEMORY", tmp_path)
+    monkeypatch.setattr(testing, "_ROOM", room)
     monkeypatch.delenv("TMPDIR", raising=False)
     if given:
         monkeypatch.setenv("TMPDIR", given)
-    with machine.temporary_in_memory():
+    with testing.temporary_in_memory():
         folders = list(tmp_path.glob("harness-tests-*"))
         assert (os.environ.get("TMPDIR") == str(folders[0])) if there else (not folders)
     assert os.environ.get("TMPDIR") == given

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from harness.commands.plans import _finalists
 from harness.findings.confirmation import confirmation
+from harness.findings.fixed_studies import finalists
 from harness.findings.statistics import estimate
 from harness.gan.hparams import HParams
 from harness.report.study import build_report
@@ -113,11 +113,11 @@ def test_a_search_under_another_protocol_had_promised_nothing_that_compares():
 def test_a_published_configuration_that_was_pruned_is_confirmed_beside_the_best():
     paper, *others = FULL.trials
     search = dataclasses.replace(FULL, trials=(dataclasses.replace(paper, state="PRUNED", value=None), *others))
-    assert list(_finalists(search, 2)) == ["trial-1", "trial-2", "paper"]
-    assert list(_finalists(FULL, 1)) == ["trial-1", "paper"]
+    assert list(finalists(search, 2)) == ["trial-1", "trial-2", "paper"]
+    assert list(finalists(FULL, 1)) == ["trial-1", "paper"]
     diverged = dataclasses.replace(paper, state="PRUNED", attrs=dataclasses.replace(paper.attrs, diverged=True))
-    assert list(_finalists(dataclasses.replace(FULL, trials=(diverged, *others)), 1)) == ["trial-1"]
-    assert not _finalists(dataclasses.replace(search, trials=search.trials[:1]), 2), "nothing finished"
+    assert list(finalists(dataclasses.replace(FULL, trials=(diverged, *others)), 1)) == ["trial-1"]
+    assert not finalists(dataclasses.replace(search, trials=search.trials[:1]), 2), "nothing finished"
     found = confirmation(search, plan(GOOD))
     assert [(arm.name, arm.searched) for arm in found.ranked if arm.published] == [("paper", None)]
 

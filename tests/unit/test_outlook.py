@@ -12,8 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from harness.commands import studies
-from harness.findings.outlook import chance, expected_best, in_words, new_best_probability, outlook, too_few
+from harness.findings.outlook import (
+    chance,
+    expected_best,
+    in_words,
+    new_best_probability,
+    outlook,
+    outlook_lines,
+    too_few,
+)
 from harness.forecast import forecast
 from harness.forecast.forecast import Forecast, earliest_rungs, mean_work
 from harness.forecast.scoring import ScoringTime, scoring_time
@@ -237,15 +244,14 @@ def test_a_score_is_timed_with_its_algebra(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_started_studys_own_trials_say_how_long_the_rest_takes(monkeypatch):
+def test_a_started_studys_own_trials_say_how_long_the_rest_takes():
     ended = [
         dataclasses.replace(trial(i, value=50.0 + i), attrs=dataclasses.replace(trial(i).attrs, elapsed_s=100.0))
         for i in range(3)
     ]
     started = record(*ended)
     started = dataclasses.replace(started, attrs=dataclasses.replace(started.attrs, target=10))
-    monkeypatch.setattr("harness.store.studies.find_record", lambda name, home: started)
-    first, *_ = studies.outlook_lines("tiny", Home(Path("nowhere")), 20)
+    first, *_ = outlook_lines(started, 20)
     assert first.startswith(
         "so far: 3 trials, pruned ones included, took 100 s each; the 7 that are left take 11.7 min"
     )

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-from harness.commands.trainings import recipe_training
+from harness.api.trainings import recipe_training
 from harness.errors import HarnessError, SpecDrift, UsageError
 from harness.gan.fast.precision import usual
 from harness.gan.hparams import HParams

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.commands.recipes import recipe_page, recipes_markdown, recipes_table
 from harness.errors import NotFoundError, SpecError
 from harness.gan.architecture import problems
 from harness.gan.hparams import HParams
+from harness.report.recipes import recipe_page, recipes_markdown, recipes_table
 from harness.spec.files import load_recipe, load_study_file, parse_study, recipe_hparams, recipe_names
 from harness.spec.toml import spaces_dir
 from tests.conftest import ROOT, TINY_STUDY

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.commands.studies import with_budget
 from harness.errors import SpecError
 from harness.findings.frames import trials_frame
 from harness.findings.ranking import rank
 from harness.gan.hparams import HParams
 from harness.report.context import study_context
 from harness.report.study import build_report
+from harness.spec.budget import with_budget
 from harness.spec.files import load_best, load_study_file
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.records import StudyRecord, TrialRecord

@@ -32,9 +32,8 @@ import scipy.io
 import torch
 from PIL import Image
 
-from harness.commands.generators import published_generator
-from harness.commands.machine import doctor
-from harness.commands.ui import ui_command
+from harness.api.generator import training_generator
+from harness.cli.machine import checks
 from harness.data import arrays
 from harness.data.decode import Preparation, Rejected, decode
 from harness.data.sources import list_images
@@ -49,6 +48,7 @@ from harness.spec.files import load_best, load_recipe, load_study_file
 from harness.spec.images import DataSpec
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
 from harness.tracking.tracker import MemoryTracker, RunInfo
+from harness.tracking.ui import ui_command
 from harness.training.attempt import Attempt
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import CPU, ROOT, TINY_STUDY
@@ -650,7 +650,7 @@ def test_a_training_is_only_ever_found_by_its_plain_name(home, tmp_path, name):
         (folder / "training.json").write_text("{}")
     (home.root / "trainings" / "link").symlink_to(elsewhere)
     with pytest.raises((NotFoundError, UsageError)):
-        published_generator(name, home)
+        training_generator(name, home)
 
 
 @pytest.mark.parametrize("name", sorted({*OTHER_NAMES} - {"-rf"}))
@@ -774,7 +774,7 @@ SECRET = "s3cret"
 
 def test_the_password_of_the_tracking_address_is_in_no_finding_tag_or_file(server, home, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://somebody:{SECRET}@127.0.0.1:{server.port}")
-    found = {what: (fine, finding) for fine, what, finding in doctor(home)}
+    found = {what: (fine, finding) for fine, what, finding in checks(home)}
     assert found["Databases"] == (True, f"{home.root / 'optuna.db'}, MLflow at http://127.0.0.1:{server.port}")
     assert SECRET not in str(found)
     with pytest.raises(UsageError, match=f"Open http://127.0.0.1:{server.port}"):
@@ -804,7 +804,7 @@ def test_the_password_of_a_tracking_address_that_fails_is_not_shown(home, monkey
     with pytest.raises(HarnessError, match="MLflow does not answer") as caught:
         client_for(home)
     assert SECRET not in str(caught.value)
-    assert SECRET not in str(list(doctor(home)))
+    assert SECRET not in str(list(checks(home)))
 
 
 @pytest.mark.parametrize(

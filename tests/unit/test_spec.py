@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.commands.studies import resolved
 from harness.errors import NotFoundError, SpecDrift, SpecError
 from harness.gan.hparams import ALIASES, FIELDS, HParams
 from harness.home import Home
+from harness.spec.budget import study_toml
 from harness.spec.drift import changes
 from harness.spec.files import load_study_file, parse_study, schema_json, study_names
 from harness.spec.params import SEARCHABLE, FixedParams
@@ -30,7 +30,7 @@ def test_every_study_file_of_the_repository_is_valid():
 def test_a_resolved_study_is_a_study_file():
     for name in ("mnist32", "mnist32_pareto"):
         spec = load_study_file(name)
-        text = resolved(spec)
+        text = study_toml(spec)
         assert parse(text, name) == spec
         assert "[space.lr_g.when]" not in text
 

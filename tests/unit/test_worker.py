@@ -323,9 +323,9 @@ def test_a_damaged_checkpoint_is_set_aside_named_and_the_one_before_it_used(env,
 
 
 def test_reconciling_all_studies_passes_over_those_that_never_ran(home):
-    from harness.commands.studies import reconcile as reconcile_studies
     from harness.errors import NotFoundError
     from harness.store.studies import open_study
+    from harness.sweep.reconcile import reconcile_home as reconcile_studies
 
     never = SPEC.model_copy(update={"name": "a-first"})
     open_study(never, home)
@@ -338,8 +338,8 @@ def test_reconciling_all_studies_passes_over_those_that_never_ran(home):
 
 
 def test_a_study_of_a_harness_that_knows_other_keys_is_refused_by_them_and_keeps_no_other_from_being_healed(home):
-    from harness.commands.studies import reconcile as reconcile_studies
     from harness.errors import StorageError
+    from harness.sweep.reconcile import reconcile_home as reconcile_studies
 
     study = open_study(SPEC, home)
     newer = {**SPEC.identity(), "budget": {**SPEC.identity()["budget"], "minutes": 5}}
@@ -354,7 +354,7 @@ def test_a_study_of_a_harness_that_knows_other_keys_is_refused_by_them_and_keeps
 
 
 def test_reconciling_all_sends_what_trainings_had_yet_to_send(home):
-    from harness.commands.studies import reconcile as reconcile_studies
+    from harness.sweep.reconcile import reconcile_home as reconcile_studies
     from harness.tracking.mlflow import client_for
 
     spool = Spool(home.spool, lambda text: None)

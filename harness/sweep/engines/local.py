@@ -10,11 +10,10 @@ import signal
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 
 from harness.errors import HarnessError, SweepError
-from harness.machine.forks import FORKS, adopt_environment, start_fork_server
+from harness.machine.forks import adopt_environment, start_fork_server, worker_context
 from harness.sweep.engines.loop import Event, WorkerJob, run_worker
 
 # Workers that may die one after the other without any trial getting further.
@@ -52,8 +51,7 @@ class _Worker:
     def __init__(self, job: WorkerJob) -> None:
         self.job = job
         start_fork_server()
-        context: ForkServerContext | SpawnContext
-        context = mp.get_context("forkserver") if FORKS else mp.get_context("spawn")
+        context = worker_context()
         self.events, theirs = context.Pipe(duplex=False)
         arguments = (job, theirs, dict(os.environ))
         self.process: BaseProcess = context.Process(target=_worker_main, args=arguments, daemon=True)

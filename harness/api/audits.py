@@ -6,13 +6,27 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from harness import atomic
-from harness.commands.generators import confirmed_best
-from harness.data.store import OnProgress
+from harness.api.generator import confirmed_best
+from harness.data.store import OnProgress, open_store
 from harness.errors import DataError, NotFoundError
 from harness.findings.health import AUDIT_FILE, PAIRS_FILE, audited
+from harness.findings.ranking import rank
+from harness.gan.hparams import HParams
 from harness.home import Home
+from harness.machine.devices import choose_device
+from harness.machine.processes import exact_arithmetic, keep_memory
+from harness.scoring.audit import RealImages, audit
+from harness.scoring.protocol import MOBILENET
+from harness.scoring.scorer import Scorer, Scorers
 from harness.store.records import TrialRecord
+from harness.store.studies import started_study, stored_spec, study_to_record
+from harness.sweep.run import refuse_other_images
+from harness.training.attempt import save_png
+from harness.training.checkpoint import import_generator
+from harness.training.share import bring_results
 
 
 def audit_study(
@@ -25,9 +39,9 @@ def audit_study(
     on_images: OnProgress,
     say: Callable[[str], None],
 ) -> int:
-    """Audit the best trials of a study, and the confirmed best; what was audited stays so. Returns how many were.
+    """Audit the best trials of a study, and the confirmed best; an audited one is left alone. Returns how many were.
 
-    Each trial's folder gets ``audit.json``, and a picture of its samples beside their nearest training images.
+    Each trial's folder gets ``audit.json``, and a picture of its samples with their nearest training images.
 
     Args:
         study_name: a started study.
@@ -35,29 +49,13 @@ def audit_study(
         top: how many of the leaderboard's trials.
         source: the images, where the study's source needs them.
         device: where samples are drawn and scored.
-        on_images: told of images being prepared.
-        say: told what is done.
+        on_images: called with (done, total) while images are prepared.
+        say: called with what is being done.
 
     Raises:
         NotFoundError: no trial is finished, or its weights are on another machine.
         DataError: images, weights or versions are not those of the study.
     """
-    import torch
-
-    from harness.data.store import open_store
-    from harness.findings.ranking import rank
-    from harness.gan.hparams import HParams
-    from harness.machine.devices import choose_device
-    from harness.machine.processes import exact_arithmetic, keep_memory
-    from harness.scoring.audit import RealImages, audit
-    from harness.scoring.protocol import MOBILENET
-    from harness.scoring.scorer import Scorers
-    from harness.store.studies import started_study, stored_spec, study_to_record
-    from harness.sweep.run import refuse_other_images
-    from harness.training.attempt import save_png
-    from harness.training.checkpoint import import_generator
-    from harness.training.share import bring_results
-
     study = started_study(study_name, home)
     spec, record = stored_spec(study), study_to_record(study)
     bring_results(record, home, say)
@@ -65,7 +63,7 @@ def audit_study(
     chosen = [*rank(record, top=top).trials, *([confirmed] if confirmed else [])]
     if not chosen:
         raise NotFoundError(
-            f"no trial of {study_name} is finished yet", f"`make sweep STUDY={study_name}` goes on with it."
+            f"no trial of {study_name} is finished yet", f"`make sweep STUDY={study_name}` continues it."
         )
     waiting = [trial for trial in chosen if audited(trial, home.root) is None]
     if not waiting:
@@ -86,15 +84,18 @@ def audit_study(
     real = RealImages(store.tensor(), scorers.extractor(MOBILENET))
     for trial in waiting:
         say(f"auditing {name_of(trial)}")
-        folder = home.root / trial.attrs.folder
         hp = HParams.from_stored(trial.attrs.hparams, f"{name_of(trial)} of {study_name}")
-        found = audit(import_generator(folder, hp, place), hp, scorer, real)
-        save_png(folder / PAIRS_FILE, found.pairs)
-        stated = {**found.to_dict(), "protocol_hash": scorer.protocol.hash}
-        atomic.write_text(folder / AUDIT_FILE, json.dumps(stated, indent=1) + "\n")
+        _audit(home.root / trial.attrs.folder, hp, scorer, real, place)
     return len(waiting)
 
 
+def _audit(folder: Path, hp: HParams, scorer: Scorer, real: RealImages, place: torch.device) -> None:
+    result = audit(import_generator(folder, hp, place), hp, scorer, real)
+    save_png(folder / PAIRS_FILE, result.pairs)
+    stated = {**result.to_dict(), "protocol_hash": scorer.protocol.hash}
+    atomic.write_text(folder / AUDIT_FILE, json.dumps(stated, indent=1) + "\n")
+
+
 def name_of(trial: TrialRecord) -> str:
-    """A trial's name for people; of a plan the configuration's and its seed's."""
+    """A trial's name for people; of a fixed study the configuration's and its seed's."""
     return trial.attrs.preset if trial.attrs.arm else f"trial {trial.number}"

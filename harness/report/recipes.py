@@ -1,10 +1,10 @@
-"""What recipes there are: a list, a page on each, and the table in the documents."""
+"""The published systems: a list, a page on each, and the page in the documents."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.gan.architecture import discriminator_layers, generator_layers
+from harness.gan.architecture import discriminator_layers, generator_layers, parameter_counts
 from harness.gan.hparams import HParams
 from harness.spec.files import load_recipe, recipe_names
 from harness.spec.recipes import Recipe
@@ -103,18 +103,6 @@ def _section(recipe: Recipe) -> Iterator[str]:
         yield ""
         for text in recipe.left_out:
             yield f"- {text}"
-
-
-def parameter_counts(hp: HParams) -> tuple[int, int]:
-    """Trainable parameters of (generator, discriminator)."""
-    from torch import device
-
-    from harness.gan.networks import Discriminator, Generator
-
-    with device("meta"):
-        networks = Generator(hp), Discriminator(hp)
-    g, d = (sum(parameter.numel() for parameter in network.parameters()) for network in networks)
-    return g, d
 
 
 def _network_lines(hp: HParams) -> Iterator[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from harness.errors import UsageError
 from harness.home import Home
-from harness.store.attrs import StudyAttrs
+from harness.tracking.mlflow import client_for, runs_page
 
 
 def ui_command(home: Home, port: int) -> list[str]:
@@ -17,10 +18,6 @@ def ui_command(home: Home, port: int) -> list[str]:
     Raises:
         UsageError: ``MLFLOW_TRACKING_URI`` names a server, which has its own page, or the port is taken.
     """
-    import socket
-
-    from harness.tracking.mlflow import client_for
-
     if address := os.environ.get("MLFLOW_TRACKING_URI"):
         raise UsageError("MLFLOW_TRACKING_URI is set, so runs are on that server", f"Open {address}.")
     with socket.socket() as probe:
@@ -39,15 +36,15 @@ def ui_command(home: Home, port: int) -> list[str]:
     ]
 
 
-def ui_links(home: Home, port: int) -> Iterator[tuple[str, str]]:
-    """(study, address of its trials as a ranked table with charts) of every study that was started."""
-    from harness.store.database import open_storage
-    from harness.store.studies import studies_by_name
-    from harness.tracking.mlflow import client_for, runs_page
+def ui_links(home: Home, port: int, metrics: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(study, address of its trials as a ranked table with charts) of every study in MLflow.
 
+    Args:
+        home: where MLflow's database is.
+        port: the server's.
+        metrics: the final metric of each started study.
+    """
     client = client_for(home)
-    for name, study in studies_by_name(open_storage(home)).items():
-        experiment = client.get_experiment_by_name(name) if study else None
-        metric = StudyAttrs.parse(study.user_attrs).final_metric if study else ""
-        if experiment and metric:
-            yield name, f"http://127.0.0.1:{port}{runs_page(experiment.experiment_id, str(metric))}"
+    for name, metric in metrics.items():
+        if experiment := client.get_experiment_by_name(name):
+            yield name, f"http://127.0.0.1:{port}{runs_page(experiment.experiment_id, metric)}"

@@ -1,27 +1,23 @@
-"""Training one configuration: of a report, or of a recipe."""
+"""Training one configuration on its own: a report's, a recipe's, or the caller's."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness.errors import UsageError
 from harness.gan.hparams import HParams
 from harness.home import Home
+from harness.report.training import build_training_report
 from harness.spec.files import load_best, load_recipe, recipe_hparams
 from harness.spec.scoring import ScoreSpec
-
-if TYPE_CHECKING:
-    from harness.sweep.training import Outcome, Training, Watch
+from harness.sweep.training import Outcome, Training, Watch, run_training
 
 RECIPES_EXPERIMENT = "recipes"
 
 
 def config_training(config: Path) -> Training:
     """The training that a report's ``best.toml`` describes."""
-    from harness.sweep.training import Training
-
     best = load_best(config)
     return Training(
         label=best.study,
@@ -38,8 +34,6 @@ def config_training(config: Path) -> Training:
 
 def recipe_training(name: str, variant: str | None) -> Training:
     """A published system, for its published epochs."""
-    from harness.sweep.training import Training
-
     recipe = load_recipe(name)
     variant = variant or recipe.default_variant
     hparams = recipe_hparams(recipe, variant)
@@ -69,26 +63,12 @@ def recipe_training(name: str, variant: str | None) -> Training:
     )
 
 
-def train(
-    training: Training,
-    home: Home,
-    *,
-    kimg: float | None,
-    samples: int | None,
-    seed: int | None,
-    exact: bool,
-    source: Path | None,
-    device: str,
-    watch: Watch,
-) -> tuple[Outcome, Path | None]:
-    """Train, score and log; (outcome, its report), the latter None where it was interrupted.
+def adjusted(training: Training, *, kimg: float | None, samples: int | None, seed: int | None, exact: bool) -> Training:
+    """A training with another length, number of scored samples, seed, or in float32.
 
-    An interrupted training is continued by the next call.
+    Raises:
+        UsageError: too many samples.
     """
-    from harness.report.training import build_training_report
-    from harness.sweep.training import run_training
-    from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
-
     if samples:
         try:
             wanted = {**training.scoring.model_dump(), "samples": samples, "reference": samples}
@@ -100,6 +80,18 @@ def train(
     if exact:
         hparams = dataclasses.replace(training.hparams, precision="float32")
         training = dataclasses.replace(training, hparams=hparams, usual_precision=False)
+    return training
+
+
+def train_and_report(
+    training: Training, home: Home, *, source: Path | None, device: str, watch: Watch
+) -> tuple[Outcome, Path | None]:
+    """Train, score and log; (outcome, its report), the latter None where it was interrupted.
+
+    An interrupted training is continued by the next call.
+    """
+    from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
+
     outcome = run_training(training, home, source=source, device=device, watch=watch)
     if outcome.interrupted:
         return outcome, None
@@ -112,5 +104,5 @@ def train(
             tracker.artifact(outcome.run_id, out, "report")
             tracker.describe(outcome.run_id, page.read_text(), images_in="report")
     except Exception as error:  # whatever the tracking library raises: the training is done and its report written
-        watch.say(f"the report could not be hung on its run in MLflow ({type(error).__name__})")
+        watch.say(f"the report could not be attached to its run in MLflow ({type(error).__name__})")
     return outcome, page

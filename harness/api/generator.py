@@ -1,0 +1,220 @@
+"""Generators that were trained: loading them, and images from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.errors import CheckpointError, NotFoundError
+from harness.findings.confirmation import confirmation
+from harness.findings.ranking import rank
+from harness.gan.hparams import HParams
+from harness.home import Home
+from harness.scoring.sampling import BATCH, evaluating, generate, image_grid, to_uint8
+from harness.spec.files import load_best
+from harness.store.studies import find_record, started_study, study_to_record
+from harness.sweep.training import SUMMARY_FILE
+from harness.text import did_you_mean
+from harness.training.attempt import save_png
+from harness.training.checkpoint import HPARAMS_FILE, WEIGHTS_FILE, import_generator
+from harness.training.pictures import refuse_to_mix, save_folder
+from harness.training.share import bring_results
+
+if TYPE_CHECKING:
+    from harness.store.records import StudyRecord, TrialRecord
+
+
+class Generator:
+    """A trained generator with its configuration.
+
+    Attributes:
+        network: a ``torch.nn.Module``, ``z`` of shape (N, z_dim) to images of shape (N, C, H, W) in [-1, 1].
+        hparams: what it was trained with.
+
+    >>> import harness
+    >>> generator = harness.load_generator("reports/tiny/best.toml")
+    >>> images = generator.sample(4, seed=0)
+    >>> images.shape, images.dtype
+    ((4, 16, 16, 1), dtype('uint8'))
+    >>> z = generator.latents(4, seed=0)
+    >>> bool((generator(z) == images).all())
+    True
+    """
+
+    def __init__(self, network: nn.Module, hparams: HParams) -> None:
+        self.network, self.hparams = network, hparams
+
+    def __repr__(self) -> str:
+        hp = self.hparams
+        return f"Generator(z_dim={hp.z_dim}, {hp.latent} z, images {hp.image_size}x{hp.image_size}x{hp.channels})"
+
+    def latents(self, n: int, *, seed: int = 0) -> np.ndarray:
+        """z of shape (n, z_dim), float32, from the law that the generator was trained with."""
+        from harness.scoring.sampling import scoring_noise
+
+        latents: np.ndarray = scoring_noise(n, self.hparams, seed).numpy()
+        return latents
+
+    def __call__(self, z: np.ndarray | Tensor) -> np.ndarray:
+        """Images of a latent z of shape (N, z_dim), as uint8 of shape (N, H, W, C)."""
+        latents = torch.as_tensor(z, dtype=torch.float32)
+        place = next(self.network.parameters()).device
+        with evaluating(self.network), torch.inference_mode():
+            batches = [self.network(part.to(place)).float().cpu() for part in torch.split(latents, BATCH)]
+        return self._pixels(torch.cat(batches))
+
+    def sample(self, n: int, *, seed: int = 0) -> np.ndarray:
+        """n images as uint8 of shape (n, H, W, C); the same seed gives the same images.
+
+        With the seed of a study's scoring protocol these are the images that were scored.
+        """
+        return self._pixels(self._sampled(n, seed))
+
+    def save(self, n: int, *, seed: int, grid: Path | None = None, folder: Path | None = None) -> None:
+        """Sample n images into a grid (a PNG file), or into a folder of PNG files, or both.
+
+        Raises:
+            UsageError: the folder has other files.
+        """
+        if folder is not None:
+            refuse_to_mix(folder)
+        images = self._sampled(n, seed)
+        if folder is not None:
+            save_folder(folder, to_uint8(images))
+        if grid is not None:
+            save_png(grid, image_grid(images))
+
+    def _sampled(self, n: int, seed: int) -> Tensor:
+        return generate(self.network, self.hparams, n, seed, next(self.network.parameters()).device)
+
+    def _pixels(self, images_BCHW: Tensor) -> np.ndarray:
+        pixels = to_uint8(images_BCHW)[:, : self.hparams.channels]
+        array: np.ndarray = pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        return array
+
+
+def load_generator(path: str | Path, *, device: str = "cpu", home: Home | None = None) -> Generator:
+    """A generator from its published weights.
+
+    Args:
+        path: a folder with ``generator.safetensors`` and ``hparams.json``, that weights file, or a report's
+            ``best.toml``.
+        device: where the network is put.
+        home: where the trainings that a ``best.toml`` names are; ``HARNESS_HOME`` or ``runs/`` unless given.
+
+    Raises:
+        NotFoundError: there are no such files.
+        CheckpointError: the weights do not fit the configuration, or are not those that ``best.toml`` names.
+
+    >>> import harness
+    >>> harness.load_generator("reports/tiny/best.toml")
+    Generator(z_dim=8, normal z, images 16x16x1)
+    """
+    path = Path(path)
+    if path.suffix == ".toml":
+        folder = _folder_of_best(path, home or Home.from_environment())
+    else:
+        folder = path.parent if path.suffix == ".safetensors" else path
+    settings = folder / HPARAMS_FILE
+    if not settings.is_file():
+        raise NotFoundError(
+            f"no generator in {folder}: there is no {HPARAMS_FILE}",
+            f"Name a folder with {WEIGHTS_FILE} and {HPARAMS_FILE}, or a report's best.toml.",
+        )
+    try:
+        stored = json.loads(settings.read_text())
+    except ValueError:
+        raise CheckpointError(f"{settings} is damaged: it is not JSON") from None
+    hparams = HParams.from_stored(stored, f"the generator in {folder}")
+    return Generator(import_generator(folder, hparams, torch.device(device)), hparams)
+
+
+def _folder_of_best(path: Path, home: Home) -> Path:
+    """Where the weights of a ``best.toml`` are, after a look at their sha256 where it names one."""
+    best = load_best(path)
+    if best.weights is None:
+        return home.root / numbered(study_to_record(started_study(best.study, home)), best.trial).attrs.folder
+    weights = home.within(*Path(best.weights.path).parts)
+    if not weights.is_file():
+        raise NotFoundError(f"the weights that {path} names are not in {home.root}: {best.weights.path}")
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != best.weights.sha256:
+        raise CheckpointError(f"{weights} is not the file that {path} names: its sha256 is another")
+    return weights.parent
+
+
+def numbered(record: StudyRecord, number: int) -> TrialRecord:
+    """The trial of this number.
+
+    Raises:
+        NotFoundError: there is none that was started.
+    """
+    for trial in record.trials:
+        if trial.number == number and trial.attrs.folder:
+            return trial
+    raise NotFoundError(f"study {record.name} has no trial {number} that was started")
+
+
+def best_trial(record: StudyRecord, home: Home, say: Callable[[str], None]) -> TrialRecord:
+    """The best trial of a study: of the confirmed best the training of the median seed, where it was confirmed.
+
+    What another machine trained is fetched from the share; ``say`` is told where that cannot be read.
+
+    Raises:
+        NotFoundError: no trial is finished.
+    """
+    if confirmed := confirmed_best(record, home, say):
+        return confirmed
+    board = rank(record, top=1)
+    if not board.trials:
+        raise NotFoundError(
+            f"no trial of {record.name} is finished yet", f"`make sweep STUDY={record.name}` continues it."
+        )
+    bring_results(record, home, say, board.trials)
+    return board.trials[0]
+
+
+def confirmed_best(record: StudyRecord, home: Home, say: Callable[[str], None]) -> TrialRecord | None:
+    """The training of the median seed of a study's confirmed best, fetched from the share where it was done elsewhere.
+
+    None where the study was not confirmed.
+    """
+    fixed = find_record(f"{record.name}-confirm", home)
+    found = confirmation(record, fixed) if fixed else None
+    if fixed is None or found is None:
+        return None
+    bring_results(fixed, home, say, [found.best.median_trial])
+    return found.best.median_trial
+
+
+def trial_generator(trial: TrialRecord, study: str, home: Home) -> Generator:
+    """The published generator of a finished trial.
+
+    Raises:
+        CheckpointError: the trial was not finished, or its weights are on another machine.
+    """
+    hparams = HParams.from_stored(trial.attrs.hparams, f"trial {trial.number} of {study}")
+    network = import_generator(home.root / trial.attrs.folder, hparams, torch.device("cpu"))
+    return Generator(network, hparams)
+
+
+def training_generator(training: str, home: Home) -> tuple[Generator, int]:
+    """(generator, seed of its scoring protocol) of a finished ``harness train``.
+
+    Raises:
+        NotFoundError: there is no such training, or it is not finished.
+    """
+    done = sorted(path.parent.name for path in home.within("trainings").glob(f"*/{SUMMARY_FILE}"))
+    if training not in done:
+        guess = did_you_mean(training, done)
+        raise NotFoundError(f"no finished training {training!r}{guess}", f"There are: {', '.join(done) or 'none'}.")
+    folder = home.training_dir(training)
+    summary = json.loads((folder / SUMMARY_FILE).read_text())
+    hparams = HParams.from_stored(summary["hparams"], f"training {training}")
+    return Generator(import_generator(folder, hparams, torch.device("cpu")), hparams), int(summary["scoring"]["seed"])

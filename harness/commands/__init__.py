@@ -1,1 +1,0 @@
-"""What the verbs do, free of printing and of argument parsing."""

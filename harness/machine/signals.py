@@ -1,0 +1,86 @@
+"""Ctrl-C and SIGTERM as a request to stop at the next checkpoint, without taking them from a notebook."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+# Seconds between two looks for an interruption, where a notebook waits.
+_POLL_S = 0.2
+
+
+class StopSignals:
+    """Ctrl-C (or SIGTERM) once: stop at the next snapshot; twice: stop at once.
+
+    Handlers are installed inside a ``with`` block only.
+
+    Args:
+        say: told what an interruption means.
+        raise_at_two: the second one raises KeyboardInterrupt.
+    """
+
+    def __init__(self, say: Callable[[str], None], *, raise_at_two: bool = False) -> None:
+        self.level = 0
+        self.say = say
+        self._raise_at_two = raise_at_two
+
+    def __enter__(self) -> StopSignals:
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in self._before:
+            signal.signal(number, self.interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def interrupt(self, *_: object) -> None:
+        """Take in one interruption."""
+        self.level += 1
+        text = "stopping at the next snapshot; Ctrl-C again stops at once" if self.level == 1 else "stopping at once"
+        self.say(f"\n{text}")
+        if self.level >= 2 and self._raise_at_two:
+            raise KeyboardInterrupt
+
+    def raise_if_interrupted(self) -> None:
+        """Raise KeyboardInterrupt where there was one: for what needs no checkpoint, such as preparing images."""
+        if self.level:
+            raise KeyboardInterrupt
+
+
+def run_interruptibly(work: Callable[[], T], stop: StopSignals) -> T:
+    """What ``work`` returns, while interruptions raise ``stop.level``.
+
+    In the main thread of a program, ``stop`` handles the signals. In a notebook, whose kernel handles them, the work
+    runs in a thread and the KeyboardInterrupt that the kernel raises here counts. In any other thread, which no signal
+    reaches, there is nothing to do.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    if not in_notebook():
+        with stop:
+            return work()
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as thread:
+        result = thread.submit(work)
+        while True:
+            try:
+                return result.result(_POLL_S)
+            except TimeoutError:
+                if result.done():  # the work's own
+                    raise
+            except KeyboardInterrupt:
+                if result.done():
+                    raise
+                stop.interrupt()
+
+
+def in_notebook() -> bool:
+    """Whether this is a Jupyter kernel."""
+    ipython: Any = sys.modules.get("IPython")
+    return ipython is not None and type(ipython.get_ipython()).__name__ == "ZMQInteractiveShell"
