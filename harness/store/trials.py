@@ -120,8 +120,8 @@ class Trials:
         healed, trials = self._heal(crashed=True)
         if healed:
             trials = self.study.get_trials(deepcopy=False)
-        for trial in trials:
-            attrs = TrialAttrs.parse(trial.user_attrs) if trial.state == TrialState.RUNNING else TrialAttrs()
+        for trial in [trial for trial in trials if trial.state == TrialState.RUNNING]:
+            attrs = TrialAttrs.parse(trial.user_attrs)
             if attrs.worker and attrs.worker.get("call") == call and attrs.position is not None:
                 return self._asked(id_of(trial), attrs.position)  # the answer was lost
         # A fixed study is done when nothing of it waits: its target may have been lowered meanwhile.
