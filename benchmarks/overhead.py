@@ -104,10 +104,11 @@ def _worker(root: str, trials: int, training: Training, experiment: str, found: 
 
     from harness.store.database import open_storage
     from harness.store.trials import Trials
-    from harness.sweep import objective as module
+    from harness.sweep.setup import WorkerSetup
     from harness.sweep.worker import run_trial
     from harness.tracking.courier import Courier
     from harness.tracking.mlflow import MlflowTracker, new_client
+    from harness.training import loop
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     keep_memory()
@@ -115,19 +116,19 @@ def _worker(root: str, trials: int, training: Training, experiment: str, found: 
     home, spec = Home(Path(root)), load_study_file(STUDY)
     study = optuna.load_study(study_name=STUDY, storage=open_storage(home))
     courier = Courier(home.spool, lambda: MlflowTracker(new_client(home), experiment, None), print)
-    module.train = training  # type: ignore[assignment, attr-defined]
+    loop.train = training  # type: ignore[assignment, attr-defined]
     images = torch.zeros(256, spec.data.image_size, spec.data.image_size, spec.data.channels, dtype=torch.uint8)
-    env = module.Env(
+    setup = WorkerSetup(
         home=home, trials=Trials(study, spec, home), images_NHWC=images, device=torch.device("cpu"), tracker=courier,
         final=Waiting("fid500"), rung=Waiting("fid_mnv2_250"),  # type: ignore[arg-type]
         dataset={"name": "bench", "fingerprint": "0", "source": "bench"}, tags={}, stop=lambda: False,
-        publish=lambda event: None,
+        publish=lambda event: None, real_distance=0.0,
     )  # fmt: skip
     for index in range(trials + _UNCOUNTED):
         began, trained, cpu = time.perf_counter(), training.took, time.process_time() - training.cpu
-        trial = env.trials.ask(10**9)
+        trial = setup.trials.ask(10**9)
         assert trial is not None
-        run_trial(trial, spec, env)
+        run_trial(trial, setup)
         took, trained = time.perf_counter() - began, training.took - trained
         cpu = time.process_time() - training.cpu - cpu
         if index >= _UNCOUNTED:

@@ -21,7 +21,7 @@ from harness.home import Home
 
 def train(arguments: argparse.Namespace) -> int:
     from harness.commands import trainings
-    from harness.sweep.training import Watch
+    from harness.training.single import Watch
 
     recipe, variant = _recipe_of(arguments, rival=arguments.config)
     config = arguments.config or (Path(env("CONFIG", "")) if env("CONFIG", "") else None)

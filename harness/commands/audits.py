@@ -10,9 +10,10 @@ from harness import atomic
 from harness.commands.generators import confirmed_best
 from harness.data.store import OnProgress
 from harness.errors import DataError, NotFoundError
-from harness.findings.health import AUDIT_FILE, PAIRS_FILE, audited
+from harness.findings.health import audited
 from harness.home import Home
 from harness.store.records import TrialRecord
+from harness.training.run_folder import RunFolder
 
 
 def audit_study(
@@ -74,7 +75,7 @@ def audit_study(
     exact_arithmetic()
     place = torch.device(choose_device(device))
     store = open_store(home, spec.data, source, study=study_name, on_progress=on_images, say=say)
-    refuse_other_images(study, {"fingerprint": store.fingerprint})
+    refuse_other_images(study, store.fingerprint)
     scorers = Scorers(home, store, place, say)
     scorer = scorers.scorer(spec.scoring.final)
     if others := [name_of(trial) for trial in waiting if trial.attrs.protocol_hash != scorer.protocol.hash]:
@@ -86,12 +87,12 @@ def audit_study(
     real = RealImages(store.tensor(), scorers.extractor(MOBILENET))
     for trial in waiting:
         say(f"auditing {name_of(trial)}")
-        folder = home.root / trial.attrs.folder
+        folder = RunFolder(home.root / trial.attrs.folder)
         hp = HParams.from_stored(trial.attrs.hparams, f"{name_of(trial)} of {study_name}")
-        found = audit(import_generator(folder, hp, place), hp, scorer, real)
-        save_png(folder / PAIRS_FILE, found.pairs)
+        found = audit(import_generator(folder.path, hp, place), hp, scorer, real)
+        save_png(folder.nearest, found.pairs)
         stated = {**found.to_dict(), "protocol_hash": scorer.protocol.hash}
-        atomic.write_text(folder / AUDIT_FILE, json.dumps(stated, indent=1) + "\n")
+        atomic.write_text(folder.audit, json.dumps(stated, indent=1) + "\n")
     return len(waiting)
 
 

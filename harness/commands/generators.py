@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from harness.commands.data import refuse_to_mix
 from harness.errors import NotFoundError
 from harness.gan.hparams import HParams
 from harness.home import Home
+from harness.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from harness.store.records import StudyRecord, TrialRecord
@@ -124,13 +124,12 @@ def published_generator(training: str, home: Home) -> tuple[Any, HParams, int]:
     """
     import torch
 
-    from harness.sweep.training import SUMMARY_FILE
     from harness.training.checkpoint import import_generator
 
-    done = sorted(path.parent.name for path in home.within("trainings").glob(f"*/{SUMMARY_FILE}"))
+    done = [path.name for path in sorted(home.within("trainings").glob("*")) if RunFolder(path).summary.is_file()]
     if training not in done:
         raise NotFoundError(f"no finished training {training!r}", f"There are: {', '.join(done) or 'none'}.")
-    folder = home.training_dir(training)
-    summary = json.loads((folder / SUMMARY_FILE).read_text())
+    folder = RunFolder(home.training_dir(training))
+    summary = folder.read_summary()
     hp = HParams.from_stored(summary["hparams"], f"training {training}")
-    return import_generator(folder, hp, torch.device("cpu")), hp, int(summary["scoring"]["seed"])
+    return import_generator(folder.path, hp, torch.device("cpu")), hp, int(summary["scoring"]["seed"])

@@ -13,14 +13,14 @@ from harness.spec.files import load_best, load_recipe, recipe_hparams
 from harness.spec.scoring import ScoreSpec
 
 if TYPE_CHECKING:
-    from harness.sweep.training import Outcome, Training, Watch
+    from harness.training.single import Outcome, Training, Watch
 
 RECIPES_EXPERIMENT = "recipes"
 
 
 def config_training(config: Path) -> Training:
     """The training that a report's ``best.toml`` describes."""
-    from harness.sweep.training import Training
+    from harness.training.single import Training
 
     best = load_best(config)
     return Training(
@@ -38,7 +38,7 @@ def config_training(config: Path) -> Training:
 
 def recipe_training(name: str, variant: str | None) -> Training:
     """A published system, for its published epochs."""
-    from harness.sweep.training import Training
+    from harness.training.single import Training
 
     recipe = load_recipe(name)
     variant = variant or recipe.default_variant
@@ -86,8 +86,8 @@ def train(
     An interrupted training is continued by the next call.
     """
     from harness.report.training import build_training_report
-    from harness.sweep.training import run_training
     from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
+    from harness.training.single import run_training
 
     if samples:
         try:

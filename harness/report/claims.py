@@ -33,6 +33,7 @@ from harness.spec.claims import claim_names, from_registered
 from harness.spec.resolved import ResolvedStudy
 from harness.store.records import StudyRecord
 from harness.text import duration
+from harness.training.run_folder import RunFolder
 
 _ROWS_SHOWN = 3  # of a sample grid
 
@@ -187,7 +188,7 @@ def _samples(found: Judgement, root: Path, out: Path) -> list[dict[str, str]]:
         if not done:
             continue
         trial = result.trials[done[(len(done) - 1) // 2][1]]
-        grids = sorted((root / trial.attrs.folder).glob("grid-*.png"))
+        grids = RunFolder(root / trial.attrs.folder).grids()
         if grids:
             file = f"{trial.attrs.arm}.png"
             atomic.write_bytes(out / file, _top_rows(grids[-1]))

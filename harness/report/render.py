@@ -12,7 +12,7 @@ import pandas as pd
 from harness import atomic
 from harness.findings.confirmation import Confirmation, confirmation, confirmed_context
 from harness.findings.frames import curve_frame, rungs_frame, trials_frame
-from harness.findings.health import PAIRS_FILE, health, health_context
+from harness.findings.health import health, health_context
 from harness.findings.outlook import chance, outlook, too_few
 from harness.findings.ranking import Leaderboard, objectives, pareto_front, rank
 from harness.report import plots
@@ -23,6 +23,7 @@ from harness.report.html import write_html
 from harness.report.markdown import environment, squeeze
 from harness.store.records import StudyRecord, TrialRecord
 from harness.text import number
+from harness.training.run_folder import RunFolder
 
 TOP = 5
 _GRIDS = 3
@@ -106,7 +107,7 @@ def _figures(
     if best:
         made["history"] = plots.to_png(plots.history(trials, record.attrs.final_metric))
     if leader:
-        curve = curve_frame(root / leader.attrs.folder / "curve.json")
+        curve = curve_frame(RunFolder(root / leader.attrs.folder).curve)
         if len(curve):
             made["losses"] = plots.to_png(plots.losses(curve))
     if len(rungs):
@@ -137,12 +138,13 @@ def _health(board: Leaderboard, found: Confirmation | None, root: Path, out: Pat
     if found:
         rows.insert(0, _shown(board, found)[0])
     context = health_context([health(name, trial, root) for name, trial in rows])
-    (out / PAIRS_FILE).unlink(missing_ok=True)
+    shown = RunFolder(out).nearest
+    shown.unlink(missing_ok=True)
     for name, trial in rows[:1]:
-        picture = root / trial.attrs.folder / PAIRS_FILE
+        picture = RunFolder(root / trial.attrs.folder).nearest
         if context and picture.is_file():
-            atomic.write_bytes(out / PAIRS_FILE, picture.read_bytes())
-            context |= {"pairs": PAIRS_FILE, "pairs_of": name}
+            atomic.write_bytes(shown, picture.read_bytes())
+            context |= {"pairs": shown.name, "pairs_of": name}
     return context
 
 
@@ -155,11 +157,11 @@ def _shown(board: Leaderboard, found: Confirmation | None) -> list[tuple[str, Tr
 
 
 def _copy_grids(shown: list[tuple[str, TrialRecord]], root: Path, out: Path) -> list[dict[str, str]]:
-    for old in out.glob("grid-*.png"):
+    for old in RunFolder(out).grids():
         old.unlink()
     grids = []
     for place, (name, trial) in enumerate(shown, start=1):
-        found = sorted((root / trial.attrs.folder).glob("grid-*.png"))
+        found = RunFolder(root / trial.attrs.folder).grids()
         if found:
             file = f"grid-{place}.png"
             atomic.write_bytes(out / file, found[-1].read_bytes())

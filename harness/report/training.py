@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from harness import atomic
 from harness.findings.frames import curve_frame
@@ -14,6 +12,7 @@ from harness.report import plots
 from harness.report.html import write_html
 from harness.report.markdown import environment, squeeze
 from harness.text import number
+from harness.training.run_folder import RunFolder, grid_kimg
 
 # Sample grids shown: the first, some between, the last.
 _SHOWN = 4
@@ -25,14 +24,15 @@ def build_training_report(folder: Path, out: Path) -> Path:
     Returns:
         The path of ``report.md``.
     """
-    summary: dict[str, Any] = json.loads((folder / "training.json").read_text())
+    run = RunFolder(folder)
+    summary = run.read_summary()
     out.mkdir(parents=True, exist_ok=True)
-    curve = curve_frame(folder / "curve.json")
+    curve = curve_frame(run.curve)
     if len(curve):
         atomic.write_bytes(out / "losses.png", plots.to_png(plots.losses(curve)))
-    for old in out.glob("grid-*.png"):
+    for old in RunFolder(out).grids():
         old.unlink()
-    grids = _copy_grids(folder, out, summary["trained_kimg"])
+    grids = _copy_grids(run, out, summary["trained_kimg"])
     defaults = HParams().to_dict()
     context = {
         **summary,
@@ -53,16 +53,12 @@ def build_training_report(folder: Path, out: Path) -> Path:
 _ALWAYS = ("image_size", "batch_size", "lr_g", "lr_d", "beta1", "beta2", "bn", "activation_g", "activation_d", "latent")
 
 
-def _copy_grids(folder: Path, out: Path, trained_kimg: float) -> list[dict[str, str]]:
-    found = [path for path in sorted(folder.glob("grid-*.png")) if _kimg(path) <= trained_kimg * 1.01]
+def _copy_grids(run: RunFolder, out: Path, trained_kimg: float) -> list[dict[str, str]]:
+    found = [path for path in run.grids() if grid_kimg(path) <= trained_kimg * 1.01]
     if len(found) > _SHOWN:
         found = [found[round(i * (len(found) - 1) / (_SHOWN - 1))] for i in range(_SHOWN)]
     grids = []
     for place, path in enumerate(found, start=1):
         atomic.write_bytes(out / f"grid-{place}.png", path.read_bytes())
-        grids.append({"file": f"grid-{place}.png", "title": f"{number(_kimg(path))} kimg"})
+        grids.append({"file": f"grid-{place}.png", "title": f"{number(grid_kimg(path))} kimg"})
     return grids
-
-
-def _kimg(path: Path) -> float:
-    return int(path.stem.removeprefix("grid-")) / 1000

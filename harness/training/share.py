@@ -11,17 +11,10 @@ from harness import atomic
 from harness.errors import UsageError, without_secrets
 from harness.home import Home
 from harness.store.records import StudyRecord, TrialRecord
+from harness.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
-
-# The file that says that a result's folder is whole: it is copied last.
-CURVE_FILE = "curve.json"
-
-
-def in_order(name: str) -> tuple[bool, str]:
-    """Sorts the names of a folder's files as they are copied."""
-    return name == CURVE_FILE, name
 
 
 class Share:
@@ -83,7 +76,7 @@ class Share:
             Exception: as :meth:`put`.
         """
         there = f"{self.root}/{folder.name}"
-        for name in sorted(self._names(there, ""), key=in_order):
+        for name in sorted(self._names(there, ""), key=RunFolder(folder).order):
             if not (folder / name).exists():
                 atomic.write_bytes(folder / name, self.fs.cat_file(f"{there}/{name}"))
 
@@ -117,10 +110,10 @@ def bring_results(
     if share is None:
         return
     for trial in record.complete if trials is None else trials:
-        folder = home.root / trial.attrs.folder
-        if not (folder / CURVE_FILE).exists():
+        folder = RunFolder(home.root / trial.attrs.folder)
+        if not folder.curve.exists():
             try:
-                share.fetch(folder)
+                share.fetch(folder.path)
             except Exception as error:
                 say(f"{share} cannot be read ({type(error).__name__}); other machines' files are missing")
                 return

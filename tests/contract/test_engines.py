@@ -50,7 +50,7 @@ def test_a_worker_that_could_not_hear_yet_is_asked_to_stop_again():
 def test_no_worker_begins_in_a_sweep_that_stops(monkeypatch, level, error, others):
     class Ready:
         def received(self):
-            return [{"doing": "ready"}]
+            return [Ready()]
 
     job = type("Job", (), {"workers": 3})()
     supervisor = local._Supervisor(job, lambda event: None, lambda: level, lambda: None)

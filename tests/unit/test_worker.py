@@ -23,6 +23,7 @@ from harness.errors import DiskFull, SweepError
 from harness.gan.run import Run
 from harness.home import Home
 from harness.machine.processes import is_gone, this_process, use_threads
+from harness.scoring.diversity import real_distance
 from harness.scoring.fidelity import Scores
 from harness.spec.files import parse_study
 from harness.spec.resolved import ResolvedPreset
@@ -30,12 +31,14 @@ from harness.spec.suggest import suggest
 from harness.store.samplers import make_sampler
 from harness.store.studies import open_study, to_record
 from harness.store.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, finished_count
+from harness.sweep import events
 from harness.sweep.engines.loop import WorkerJob
-from harness.sweep.objective import Env
 from harness.sweep.reconcile import reconcile
-from harness.sweep.worker import DIVERGED_VALUE, _why, run_trial, work
+from harness.sweep.setup import Neighbours, WorkerSetup
+from harness.sweep.worker import DIVERGED_VALUE, failure, run_trial, work
 from harness.tracking.spool import Spool
 from harness.tracking.tracker import MemoryTracker, Point, RunInfo
+from harness.training.loop import checkpoint_every_s
 from harness.training.share import Share
 from tests.conftest import CPU, TINY_STUDY, blobs
 
@@ -56,25 +59,28 @@ class Objective:
         return Scores(values=values, protocol_hash=self.protocol.hash, reason=self.reason)
 
 
-def make_env(home: Home, spec=SPEC) -> Env:
-    return Env(
-        home=home,
-        trials=Trials(open_study(spec, home), spec, home),
-        images_NHWC=torch.from_numpy(blobs(32)),
-        device=CPU,
-        tracker=MemoryTracker(),
-        final=Objective("fid20"),
-        rung=Objective("fid_mnv2_20"),
-        dataset={"name": "folder", "fingerprint": "f", "source": "folder"},
-        tags={"git_commit": "abc"},
-        stop=lambda: False,
-        publish=lambda event: None,
-    )
+class Env:
+    """What a worker is given, each part of which a test may replace before the next trial."""
+
+    def __init__(self, home: Home, spec=SPEC):
+        self.home, self.trials = home, Trials(open_study(spec, home), spec, home)
+        self.images_NHWC, self.device = torch.from_numpy(blobs(32)), CPU
+        self.real_distance = real_distance(self.images_NHWC)
+        self.tracker = MemoryTracker()
+        self.final, self.rung = Objective("fid20"), Objective("fid_mnv2_20")
+        self.dataset = {"name": "folder", "fingerprint": "f", "source": "folder"}
+        self.tags = {"git_commit": "abc"}
+        self.stop, self.publish = (lambda: False), (lambda event: None)
+        self.checkpoint_s, self.share, self.neighbours = checkpoint_every_s(), None, Neighbours()
+
+    @property
+    def setup(self) -> WorkerSetup:
+        return WorkerSetup(**vars(self))
 
 
 @pytest.fixture
 def env(tmp_path) -> Env:
-    return make_env(Home(tmp_path / "runs"))
+    return Env(Home(tmp_path / "runs"))
 
 
 @pytest.fixture
@@ -82,9 +88,9 @@ def study(env):
     return env.trials.study
 
 
-def one(study, env, spec=SPEC, target=99):
+def one(study, env, target=99):
     trial = env.trials.ask(target)
-    run_trial(trial, spec, env)
+    run_trial(trial, env.setup)
     return to_record(study).trials[trial.number]
 
 
@@ -112,11 +118,11 @@ def test_a_finished_trial_agrees_everywhere(study, env):
 
 
 def test_the_budget_counts_complete_and_pruned_and_can_be_extended(study, env):
-    work(study, SPEC, env, 3)
+    work(env.setup, 3)
     assert finished_count(study) == 3
-    work(study, SPEC, env, 3)
+    work(env.setup, 3)
     assert len(study.trials) == 3
-    work(study, SPEC, env, 5)
+    work(env.setup, 5)
     assert finished_count(study) == 5
     assert env.trials.ask(5) is None
 
@@ -151,12 +157,12 @@ def test_a_generator_that_cannot_be_scored_is_pruned_never_best(study, env, scor
 
 
 def test_an_interrupted_trial_is_continued_bit_for_bit(env, tmp_path):
-    whole_env = make_env(Home(tmp_path / "whole"))
+    whole_env = Env(Home(tmp_path / "whole"))
     whole = one(whole_env.trials.study, whole_env)
 
     study = env.trials.study
     progress = []
-    env.publish = lambda event: progress.append(event) if "images_per_s" in event else None
+    env.publish = lambda event: progress.append(event) if isinstance(event, events.Progressed) else None
     env.stop = lambda: bool(progress)
     interrupted = one(study, env)
     assert interrupted.state == "FAIL"
@@ -184,7 +190,7 @@ def test_a_broken_trial_fails_with_its_reason_and_the_sweep_stops_after_three(st
     env.rung = broken
     env.rung.objective, env.rung.protocol = "fid_mnv2_20", env.final.protocol
     with pytest.raises(SweepError, match="3 trials in a row failed; the last: RuntimeError: the GPU fell"):
-        work(study, SPEC, env, 9)
+        work(env.setup, 9)
     records = to_record(study).trials
     assert [record.state for record in records] == ["FAIL"] * 3
     assert "fell off the bus" in env.tracker.runs["tiny/0"].tags["error"]
@@ -224,8 +230,12 @@ def test_a_reason_and_its_traceback_hold_no_password(study, env):
 class Hungry(Objective):
     """A scorer that really asks for more memory than there is."""
 
+    hungry = True
+
     def __call__(self, generator, hp, *, all_metrics):
-        torch.empty(2**50, dtype=torch.uint8)
+        if self.hungry:
+            torch.empty(2**50, dtype=torch.uint8)
+        return super().__call__(generator, hp, all_metrics=all_metrics)
 
 
 def test_memory_that_runs_out_ends_the_trial_with_its_own_reason(study, env):
@@ -236,9 +246,8 @@ def test_memory_that_runs_out_ends_the_trial_with_its_own_reason(study, env):
 
 
 def test_memory_that_runs_out_beside_neighbours_is_tried_once_more_with_one_worker_less(study, env):
-    env.rung, env.workers, env.index = Hungry("fid_mnv2_20"), 2, 1
-    work(study, SPEC, env, 9)
-    assert env.retired
+    env.rung, env.neighbours = Hungry("fid_mnv2_20"), Neighbours(workers=2, index=1)
+    assert work(env.setup, 9), "it retires"
     first = to_record(study).trials[0]
     assert first.reason.startswith("interrupted: oom beside 1 other workers; queued again")
     again = one(study, env)
@@ -248,14 +257,16 @@ def test_memory_that_runs_out_beside_neighbours_is_tried_once_more_with_one_work
 
 
 def test_a_gpus_memory_is_shared_with_the_workers_on_it_and_the_machines_with_all(env):
-    env.workers, env.sharing, env.device = 4, 1, torch.device("cuda")
+    env.neighbours, env.device = Neighbours(workers=4, on_gpu=1), torch.device("cuda")
     trial = env.trials.ask(9)
     of_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    assert _why(of_gpu, trial, env).startswith("oom: CUDA out of memory")
-    assert not env.retired
+    end = failure(of_gpu, trial, env.setup)
+    assert end.reason.startswith("oom: CUDA out of memory")
+    assert not end.retires
     of_host = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-    assert _why(of_host, trial, env).startswith("interrupted: oom beside 3 other workers; queued again")
-    assert env.retired
+    end = failure(of_host, trial, env.setup)
+    assert end.reason.startswith("interrupted: oom beside 3 other workers; queued again")
+    assert end.retires
 
 
 def test_workers_are_spread_over_the_gpus_and_know_who_is_on_theirs():
@@ -264,7 +275,7 @@ def test_workers_are_spread_over_the_gpus_and_know_who_is_on_theirs():
     def sharing(workers: int, gpus: int, *, own_gpu: bool = False) -> list[int]:
         names = tuple(map(str, range(gpus)))
         about = {**unused, "workers": workers, "gpus": names, "own_gpu": own_gpu}
-        return [WorkerJob(**{**about, "index": index}).sharing for index in range(workers)]
+        return [WorkerJob(**{**about, "index": index}).on_gpu for index in range(workers)]
 
     assert sharing(4, 4) == [1, 1, 1, 1]
     assert sharing(5, 2) == [3, 2, 3, 2, 3]
@@ -284,18 +295,27 @@ def test_a_device_that_is_lost_ends_the_worker_and_not_the_trial(study, env):
     assert to_record(study).trials[0].state == "RUNNING", "until whoever asks next finds its process dead"
 
 
-def test_the_first_worker_stays_where_memory_ran_out_but_takes_no_trial_beside_others(study, env):
+def test_the_first_worker_stays_where_memory_ran_out_but_takes_no_trial_beside_others(study, env, monkeypatch):
     import optuna
 
-    neighbours = env.trials.ask(9)
-    env.rung, env.workers = Hungry("fid_mnv2_20"), 2
-    assert one(study, env).reason.startswith("interrupted: oom beside 1 other workers; queued again")
-    env.stop = iter([False, True]).__next__
-    work(study, SPEC, env, 9)
-    assert [trial.state for trial in to_record(study).trials] == ["RUNNING", "FAIL", "WAITING"]
-    study.tell(neighbours, state=optuna.trial.TrialState.FAIL)
-    env.rung, env.stop = Objective("fid_mnv2_20"), lambda: False
-    work(study, SPEC, env, 1)
+    neighbours, ask = env.trials.ask(9), env.trials.ask
+    env.rung, env.neighbours = Hungry("fid_mnv2_20"), Neighbours(workers=2)
+    idle = []
+
+    def asked(target, *, alone):
+        trial = ask(target, alone=alone)
+        if alone and trial is None:
+            idle.append([(trial.state, trial.reason) for trial in to_record(study).trials])
+            env.rung.hungry = False
+            study.tell(neighbours, state=optuna.trial.TrialState.FAIL)
+        return trial
+
+    monkeypatch.setattr(env.trials, "ask", asked)
+    env.stop = lambda: any(trial.state == "COMPLETE" for trial in to_record(study).trials)
+    assert work(env.setup, 9)
+    (then,) = idle
+    assert [state for state, _ in then] == ["RUNNING", "FAIL", "WAITING"]
+    assert then[1][1].startswith("interrupted: oom beside 1 other workers; queued again")
     assert [trial.state for trial in to_record(study).trials] == ["FAIL", "FAIL", "COMPLETE"]
 
 
@@ -303,7 +323,7 @@ def test_a_damaged_checkpoint_is_set_aside_named_and_the_one_before_it_used(env,
     said = []
     env.publish = lambda event: said.append(event)
     env.checkpoint_s = 0.0
-    env.stop = lambda: sum("images_per_s" in event for event in said) >= 4
+    env.stop = lambda: sum(isinstance(event, events.Progressed) for event in said) >= 4
     assert one(study, env).state == "FAIL"
     folder = env.home.root / to_record(study).trials[0].attrs.folder
     older, newest = sorted(folder.glob("snapshot-*.pt"))
@@ -315,7 +335,7 @@ def test_a_damaged_checkpoint_is_set_aside_named_and_the_one_before_it_used(env,
     assert record.state == "COMPLETE"
     assert 0 < record.attrs.resumed_kimg * 1000 / record.attrs.hparams["batch_size"] == int(older.stem[-9:])
     assert newest.with_suffix(".damaged").is_file()
-    assert any(f"{newest.name} is not usable" in str(event.get("doing", "")) for event in said)
+    assert any(f"{newest.name} is not usable" in event.text for event in said if isinstance(event, events.Said))
 
 
 def test_reconciling_all_studies_passes_over_those_that_never_ran(home):
@@ -386,7 +406,7 @@ def test_time_is_that_of_all_attempts_and_not_of_the_days_between_them(study, en
 def test_a_study_begun_anew_trains_anew_beside_the_folders_of_the_one_before(study, env):
     before = one(study, env)
     optuna.delete_study(study_name="tiny", storage=study._storage)
-    anew = make_env(env.home)
+    anew = Env(env.home)
     record = one(anew.trials.study, anew)
     assert (record.number, record.attrs.hparams, record.attrs.seed) == (
         0, before.attrs.hparams, before.attrs.seed
@@ -524,14 +544,14 @@ def with_baseline():
 
 
 def test_a_baseline_has_its_own_values_is_never_pruned_and_keeps_them_when_continued(env, with_baseline):
-    env = make_env(Home(env.home.root.parent / "other"), with_baseline)
+    env = Env(Home(env.home.root.parent / "other"), with_baseline)
     study = env.trials.study
     progress = []
-    env.publish = lambda event: progress.append(event) if "images_per_s" in event else None
+    env.publish = lambda event: progress.append(event) if isinstance(event, events.Progressed) else None
     env.stop = lambda: bool(progress)
-    assert one(study, env, with_baseline).state == "FAIL"
+    assert one(study, env).state == "FAIL"
     env.stop = lambda: False
-    record = one(study, env, with_baseline)
+    record = one(study, env)
     assert record.state == "COMPLETE"
     assert record.params == {}
     assert (record.attrs.hparams["ends"], record.attrs.hparams["ngf"]) == ("linear", 6)
@@ -564,8 +584,8 @@ def test_a_network_that_cannot_be_built_is_a_trial_that_teaches_not_a_crash(env)
     text = text.replace("ndf = 4", "ndf = 4\ndepth_d = 1").replace("[[presets]]", "[[unused]]")
     spec = parse_study("tiny", text[: text.index("[[unused]]")], shown_as="tiny.toml")
     spec = spec.model_copy(update={"fixed": spec.fixed.model_copy(update={"depth_d": 4})})
-    env = make_env(Home(env.home.root.parent / "other"), spec)
-    record = one(env.trials.study, env, spec)
+    env = Env(Home(env.home.root.parent / "other"), spec)
+    record = one(env.trials.study, env)
     assert record.state == "PRUNED"
     assert "no such network: the discriminator's convolution 3 of 4 has no pixels left to see" in record.reason
 
@@ -575,7 +595,7 @@ def test_a_rung_at_the_end_decides_about_the_final_score(env):
     pruner = SPEC.pruner.model_copy(update={"name": "percentile", "percentile": 1.0, "n_startup_trials": 0})
     budget = SPEC.budget.model_copy(update={"rungs": (end,)})
     spec = SPEC.model_copy(update={"pruner": pruner, "budget": budget, "presets": ()})
-    env = make_env(Home(env.home.root.parent / "other"), spec)
+    env = Env(Home(env.home.root.parent / "other"), spec)
     scored = []
 
     class Counted(Objective):
@@ -584,7 +604,7 @@ def test_a_rung_at_the_end_decides_about_the_final_score(env):
             return super().__call__(generator, hp, all_metrics=all_metrics)
 
     env.final = Counted("fid20")
-    records = [one(env.trials.study, env, spec) for _ in range(8)]
+    records = [one(env.trials.study, env) for _ in range(8)]
     assert records[0].state == "COMPLETE"
     pruned = [record for record in records if record.state == "PRUNED"]
     assert pruned
