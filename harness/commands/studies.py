@@ -67,7 +67,8 @@ def reconcile(name: str | None, home: Home) -> Iterator[str]:
     from harness.store.studies import is_absent, stored_spec
     from harness.store.studies import load_study as load_started
     from harness.store.trials import Trials
-    from harness.sweep.reconcile import reconcile_tracker, reconcile_trainings
+    from harness.sweep.reconcile import reconcile_tracker, reconcile_trainings, training_records
+    from harness.tracking.journals import adopt_journals
     from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
 
     storage = None if is_absent(home) else open_storage(home)
@@ -94,21 +95,20 @@ def reconcile(name: str | None, home: Home) -> Iterator[str]:
             continue
         for line in Trials(study, spec, home).heal():
             yield f"{study.study_name}: {line}"
-    if not studies and not any(home.spool.glob("*.jsonl")):
+    yield from adopt_journals(home)
+    if not studies and not training_records(home):
         return
     client = client_for(home)
     for study in studies:
         attrs = StudyAttrs.parse(study.user_attrs)
         with _refusals(str(client.tracking_uri)):
-            done = reconcile_tracker(
-                study, MlflowTracker(client, attrs.mlflow_experiment, attrs.mlflow_parent), home.spool
-            )
+            done = reconcile_tracker(study, MlflowTracker(client, attrs.mlflow_experiment, attrs.mlflow_parent), home)
         for line in done:
             yield f"{study.study_name}: {line}"
     if name is None:
         with _refusals(str(client.tracking_uri)):
             done = reconcile_trainings(
-                home.spool, lambda experiment: MlflowTracker(client, open_experiment(client, home, experiment))
+                home, lambda experiment: MlflowTracker(client, open_experiment(client, home, experiment))
             )
         yield from done
 

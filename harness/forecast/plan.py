@@ -40,7 +40,6 @@ from harness.store.views import PlacedHyperband
 from harness.sweep.engines.local import threads_per_worker
 from harness.sweep.precision import resolve_precision
 from harness.sweep.run import require_images
-from harness.tracking.spool import LIMIT_MB
 
 # Files decoded to find out how fast that goes.
 _FILES = 200
@@ -272,8 +271,7 @@ def _disk(spec: ResolvedStudy, home: Home, measured: list[Measured], store_bytes
     return (
         f"{total / 1e9:,.2f} GB in {home.root} at most: images {store_bytes / 1e9:,.2f} GB"
         f"{'' if store_bytes else ' more'}, references {features / 1e9:,.2f} GB, {target} trials of "
-        f"{here / 1e6:,.1f} MB (checkpoint, weights, sample grids) {where}; "
-        f"while MLflow is away, journals of up to {LIMIT_MB / 1000:,.2f} GB more"
+        f"{here / 1e6:,.1f} MB (checkpoint, weights, sample grids) {where}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The objective: the one place where suggesting, training, scoring, pruning and logging meet."""
+"""The objective: the one place where suggesting, training, scoring and pruning meet."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from harness.store.samplers import images
 from harness.store.trials import trial_key
 from harness.sweep import events
 from harness.sweep.setup import WorkerSetup
-from harness.tracking.courier import Courier
-from harness.tracking.tracker import RunInfo
 from harness.training.attempt import Attempt
 from harness.training.history import History
 from harness.training.loop import Degenerate, Saved, checked, train_on_disk
+from harness.training.record import RunInfo
 from harness.training.run_folder import RunFolder
 
 
@@ -44,7 +43,6 @@ def objective(trial: optuna.Trial, attempt: Attempt, setup: WorkerSetup) -> list
     spec, number, publish = setup.spec, trial.number, setup.publish
     if impossible := problems(attempt.hp):
         raise Degenerate(f"no such network: {'; '.join(impossible)}")
-    attempt.log_again(setup.rung.objective)
     for step, value in sorted(attempt.history.rungs.items()):
         report(trial, value, step, attempt.history)
     budget = Budget(kimg=spec.budget.kimg, snapshots_kimg=spec.budget.rungs)
@@ -81,7 +79,7 @@ def score_rung(trial: optuna.Trial, event: Snapshot, kimg: float, attempt: Attem
     scores = checked(setup.rung(event.generator, attempt.hp, all_metrics=False))
     score = scores.values[name]
     attempt.watch(kimg, "feature_variance", scores.spread)
-    attempt.rung(kimg, name, score)
+    attempt.rung(kimg, score)
     report(trial, score, images(kimg), attempt.history)
     setup.publish(events.Scored(number=trial.number, kimg=event.kimg, score=score))
     decides = kimg in setup.spec.budget.rungs and not TrialAttrs.parse(trial.user_attrs).recipe
@@ -140,7 +138,7 @@ def training_seed(trial: optuna.Trial, spec: StudySpec) -> int:
 
 
 def open_attempt(trial: optuna.Trial, setup: WorkerSetup, lease: Lease) -> Attempt:
-    """Suggest the configuration, open the attempt's folder and run, and name it in the database."""
+    """Suggest the configuration, open the attempt's folder, name it in the database, and have it mirrored."""
     spec, number = setup.spec, trial.number
     attrs, uid = TrialAttrs.parse(trial.user_attrs), StudyAttrs.parse(trial.study.user_attrs).uid
     hp = spec.hparams({}, attrs.overrides) if attrs.overrides else suggest(trial, spec)
@@ -149,6 +147,7 @@ def open_attempt(trial: optuna.Trial, setup: WorkerSetup, lease: Lease) -> Attem
     info = RunInfo(
         key=trial_key(spec.name, number),
         name=f"trial {number}",
+        experiment=spec.name,
         params=hp.to_dict(),
         tags={
             **setup.tags,
@@ -168,17 +167,17 @@ def open_attempt(trial: optuna.Trial, setup: WorkerSetup, lease: Lease) -> Attem
         folders[-1],
         hp,
         seed,
-        setup.tracker,
         info,
         setup.device,
+        kimg=spec.budget.kimg,
+        rung_metric=setup.rung.objective,
         earlier=folders[:-1],
         fence=lease.check,
         share=setup.share,
         say=lambda text: setup.publish(events.Said(text=f"trial {number}: {text}")),
         real_distance=setup.real_distance,
     )
-    if isinstance(setup.tracker, Courier):
-        setup.tracker.guard(attempt.run_id, lease.check_now)
+    setup.follow(attempt.record_path, lease.check_now)
     opened = TrialAttrs(
         hparams=hp.to_dict(),
         seed=seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import Tensor, device
 
@@ -12,7 +13,6 @@ from harness.scoring.scorer import Scorer
 from harness.spec.study import StudySpec
 from harness.store.trials import Trials
 from harness.sweep.events import Event
-from harness.tracking.tracker import Tracker
 from harness.training.loop import checkpoint_every_s
 from harness.training.share import Share
 
@@ -37,7 +37,7 @@ class WorkerSetup:
         home: where runs' folders are.
         trials: the study's.
         images_NHWC: uint8, shape (N, H, W, C), on ``device`` if there is room.
-        tracker: where runs are logged.
+        follow: has a run, by the path of its record, shown in MLflow as long as the check does not raise Fenced.
         final, rung: give the scores of finished and of half-trained generators.
         dataset: its name, fingerprint and source.
         tags: of each run.
@@ -52,7 +52,7 @@ class WorkerSetup:
     trials: Trials
     images_NHWC: Tensor
     device: device
-    tracker: Tracker
+    follow: Callable[[Path, Callable[[], None]], None]
     final: Scorer
     rung: Scorer
     dataset: Mapping[str, str]

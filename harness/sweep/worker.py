@@ -96,7 +96,7 @@ def work(setup: WorkerSetup, target: int | None = None) -> bool:
 
 
 def run_trial(trial: optuna.Trial, setup: WorkerSetup) -> TrialEnd:
-    """Run one trial to its end state in the database and in the tracker.
+    """Run one trial to its end state in the database and in its folder.
 
     Raises:
         StorageLost: the database was away for longer than the grace period; the trial is continued later.
@@ -173,7 +173,7 @@ def teach_divergence(trial: optuna.Trial, problem: Diverged | Degenerate, kimg: 
 
 
 def _conclude(trial: optuna.Trial, end: TrialEnd, attempt: Attempt | None, setup: WorkerSetup) -> None:
-    """After the database, tell the tracker and the supervisor."""
+    """After the database, write how it ended into its folder, and tell the supervisor."""
     if attempt is not None:
         attrs = TrialAttrs.parse(trial.user_attrs)
         scores = {**attrs.scores, "train_s": attempt.history.trained_s()}

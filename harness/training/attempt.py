@@ -1,7 +1,8 @@
-"""One attempt at a training: its folder, its checkpoints and what they keep, and its run in the tracker."""
+"""One attempt at a training: its folder, what its checkpoints keep, and the record of its run."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -20,9 +21,9 @@ from harness.gan.run import Snapshot
 from harness.gan.trainer import Progress
 from harness.scoring.diversity import mean_distance
 from harness.scoring.sampling import GRID_IMAGES, GRID_SEED, generate, image_grid
-from harness.tracking.tracker import Point, RunInfo, Tracker
 from harness.training.checkpoint import export_generator, save_checkpoint
 from harness.training.history import History
+from harness.training.record import RunEnd, RunInfo, RunRecord
 from harness.training.resume import inherit, resume
 from harness.training.run_folder import RunFolder, newest_first
 from harness.training.share import Share
@@ -32,42 +33,40 @@ _KEEP = 2
 
 @dataclass(slots=True, kw_only=True)
 class Attempt:
-    """Keeps everything of a training that must survive it.
+    """Keeps everything of a training that must survive it, in files of one folder.
 
     Attributes:
         folder: of this attempt alone, so that one that was declared dead can overwrite nothing of its successor's.
         hp, seed: the configuration, and the seed of weights, data order and noise.
         device: where it is trained.
+        record: of its run, as the folder has it.
         state: of the checkpoint that it continues; None where it begins.
         history: what goes into the next checkpoint.
         resumed_kimg: where it began.
-        tracker, run_id: where it is logged.
+        rung_metric: name of the rung scores.
         earlier: folders of the attempts that it continues, oldest first.
         foreign: checkpoints in these folders that are of another training.
         fence: called before anything is published; raises where this attempt was declared dead.
         share: where workers of other machines find the checkpoints.
         say: told about damaged checkpoints, and about a share that cannot be reached.
         real_distance: between real images, as of :func:`harness.scoring.diversity.mean_distance`; 0 if unknown.
-        ended: whether its run was closed.
     """
 
     folder: RunFolder
     hp: HParams
     seed: int
     device: torch.device
+    record: RunRecord
     state: dict[str, Any] | None
     history: History
-    tracker: Tracker
-    run_id: str
+    resumed_kimg: float
+    rung_metric: str
     earlier: Sequence[RunFolder]
     foreign: frozenset[Path]
     fence: Callable[[], None]
     share: Share | None
     say: Callable[[str], None]
     real_distance: float
-    resumed_kimg: float
-    ended: bool = False
-    pending: list[Point] = field(default_factory=list)
     saved_at: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -76,17 +75,18 @@ class Attempt:
         folder: RunFolder,
         hp: HParams,
         seed: int,
-        tracker: Tracker,
         info: RunInfo,
         device: torch.device,
         *,
+        kimg: float,
+        rung_metric: str = "",
         earlier: Sequence[RunFolder] = (),
         fence: Callable[[], None] = lambda: None,
         share: Share | None = None,
         say: Callable[[str], None] = lambda text: None,
         real_distance: float = 0.0,
     ) -> Self:
-        """Make the folder, find the checkpoint to continue from, and open the run in the tracker."""
+        """Make the folder, find the checkpoint to continue from, and write the record of a run to ``kimg``."""
         earlier = [before for before in earlier if before != folder]
         inherit(folder, earlier, share, say)
         found = resume(folder, earlier, digest([hp.to_dict(), seed, info.dataset_digest]), device, say)
@@ -95,43 +95,39 @@ class Attempt:
             hp=hp,
             seed=seed,
             device=device,
+            record=RunRecord(info=info, kimg=kimg),
             state=found.state,
             history=found.history,
-            tracker=tracker,
-            run_id=tracker.start(info),
+            resumed_kimg=found.state["step"] * hp.images_per_step / 1000 if found.state else 0.0,
+            rung_metric=rung_metric,
             earlier=earlier,
             foreign=found.foreign,
             fence=fence,
             share=share,
             say=say,
             real_distance=real_distance,
-            resumed_kimg=found.state["step"] * hp.images_per_step / 1000 if found.state else 0.0,
         )
         atomic.write_text(folder.hparams, canonical_json(hp.to_dict()) + "\n")
-        tracker.artifact(attempt.run_id, folder.hparams)
-        for row in attempt.history.curve:
-            attempt._queue(row)
+        if attempt.history.curve:
+            attempt.flush()
+        attempt._write_record()
         return attempt
 
-    def log_again(self, rung_metric: str) -> None:
-        """Log what the attempt before this one had reached: its rung scores and sample grids."""
-        rungs = self.history.rungs
-        self.tracker.log(self.run_id, [Point(rung_metric, value, step) for step, value in rungs.items()])
-        for step, values in self.history.watched.items():
-            self.tracker.log(self.run_id, [Point(name, value, step) for name, value in values.items()])
-        for step in rungs:
-            path = self.folder.grid(step / 1000)
-            if path.is_file():
-                self.tracker.image(self.run_id, "samples", step, path)
+    @property
+    def record_path(self) -> Path:
+        return self.folder.record(self.record.kimg)
+
+    @property
+    def ended(self) -> bool:
+        """Whether its record says how it ended."""
+        return self.record.end is not None
 
     def progress(self, event: Progress) -> None:
-        """Remember a point of the curves; it is logged with the next flush."""
-        row = {"kimg": event.kimg, **event.curve, "images_per_s": event.images_per_s}
-        self.history.curve.append(row)
-        self._queue(row)
+        """Remember a point of the curves; it is written with the next checkpoint."""
+        self.history.curve.append({"kimg": event.kimg, **event.curve, "images_per_s": event.images_per_s})
 
     def save(self, event: Snapshot) -> None:
-        """Write a checkpoint and log what is pending.
+        """Write a checkpoint and the curve.
 
         Raises:
             OSError: the disk is full; the older checkpoints are untouched.
@@ -149,59 +145,42 @@ class Attempt:
         """Whether the last checkpoint is older than ``every_s`` seconds."""
         return time.monotonic() - self.saved_at > every_s
 
-    def rung(self, kimg: float, name: str, value: float) -> None:
-        """Remember a rung's score and log it, with what is pending."""
+    def rung(self, kimg: float, value: float) -> None:
+        """Record a rung's score, and what was watched."""
         self.fence()
-        step = round(kimg * 1000)
-        self.history.rungs[step] = value
-        self.pending.append(Point(name, value, step))
-        self._log_pending()
+        self.history.rungs[round(kimg * 1000)] = value
+        self._write_record()
 
     def watch(self, kimg: float, name: str, value: float) -> None:
-        """Remember a measure of the samples' diversity, if it is finite; it is logged with the next rung or flush."""
+        """Remember a measure of the samples' diversity, if it is finite; the next rung or the end records it."""
         if math.isfinite(value):
-            step = round(kimg * 1000)
-            self.history.watched.setdefault(step, {})[name] = round(value, 4)
-            self.pending.append(Point(name, round(value, 4), step))
+            self.history.watched.setdefault(round(kimg * 1000), {})[name] = round(value, 4)
 
-    def grid(self, event: Snapshot, kimg: float, *, final: bool, n: int = GRID_IMAGES, seed: int | None = None) -> None:
-        """Images from the same z at every mark (or of a seed), as a PNG in the folder and in the tracker.
+    def grid(self, event: Snapshot, kimg: float, *, n: int = GRID_IMAGES, seed: int | None = None) -> None:
+        """Draw images from the same z at every mark (or of a seed), as a PNG.
 
         How far they are from each other, as a share of real images' distance, is watched.
         """
         images = generate(event.generator, self.hp, n, GRID_SEED if seed is None else seed, self.device)
-        path = self.folder.grid(kimg)
-        save_png(path, image_grid(images, columns=min(8, math.ceil(math.sqrt(n)))))
-        self.tracker.image(self.run_id, "samples", round(kimg * 1000), path)
+        save_png(self.folder.grid(kimg), image_grid(images, columns=min(8, math.ceil(math.sqrt(n)))))
         if self.real_distance:
             self.watch(kimg, "sample_distance", mean_distance(images) / self.real_distance)
-        if final:
-            # MLflow opens a series of images at step 0: this one shows its picture at once.
-            self.tracker.image(self.run_id, "final_samples", 0, path)
 
     def publish(self, event: Snapshot) -> None:
-        """Write the generator's weights for use, with the configuration next to them, and log both."""
+        """Write the generator's weights for use, with the configuration next to them."""
         self.fence()
         export_generator(self.folder.path, event.generator, self.hp)
-        for path in (self.folder.weights, self.folder.hparams):
-            self.tracker.artifact(self.run_id, path, "model")
 
     def flush(self) -> None:
-        """Log the pending points and write the curve."""
-        self._log_pending()
+        """Write the curve."""
         atomic.write_text(self.folder.curve, json.dumps(self.history.curve))
 
     def end(self, state: str, scores: Mapping[str, float], tags: Mapping[str, str]) -> None:
-        """Close the run; only the newest checkpoint of a finished training is kept."""
-        self.ended = True
+        """Record how it ended; only the newest checkpoint of a finished training is kept."""
         self.flush()
-        self.tracker.artifact(self.run_id, self.folder.curve)
-        checkpoints = self._checkpoints()
-        for newest in checkpoints[:1]:
-            self.tracker.artifact(self.run_id, newest, "checkpoint")
-        self.tracker.end(self.run_id, state, scores=scores, tags=tags)
+        self._write_record(RunEnd(state=state, scores=scores, tags=tags, kimg=self.history.kimg))
         if state in ("COMPLETE", "PRUNED"):
-            for old in checkpoints[1:]:
+            for old in self._checkpoints()[1:]:
                 old.unlink(missing_ok=True)
         if state == "PRUNED":
             self.hand_over()
@@ -218,14 +197,12 @@ class Attempt:
         for result in self.folder.results():
             self._to_share(result, keep=0)
 
-    def _log_pending(self) -> None:
-        self.tracker.log(self.run_id, self.pending)
-        self.pending.clear()
-
-    def _queue(self, row: Mapping[str, float]) -> None:
-        step = round(row["kimg"] * 1000)
-        # kimg is the step already; as a metric it would be the first that MLflow's comparisons offer.
-        self.pending += [Point(name, value, step) for name, value in row.items() if name != "kimg"]
+    def _write_record(self, end: RunEnd | None = None) -> None:
+        marks = {step: {self.rung_metric: score} for step, score in self.history.rungs.items()}
+        for step, values in self.history.watched.items():
+            marks[step] = {**marks.get(step, {}), **values}
+        self.record = dataclasses.replace(self.record, marks=marks, end=end)
+        self.record.write(self.record_path)
 
     def _checkpoints(self) -> list[Path]:
         """Of this attempt and of those that it continues, newest first."""

@@ -90,8 +90,7 @@ def train_on_disk(
         attempt.save(event)
         yield Saved(kimg=event.kimg, mark=event.mark)
         if event.mark is not None:
-            final = event.mark == budget.kimg
-            attempt.grid(event, event.mark, final=final, n=grids.n, seed=event.step if grids.fresh else None)
+            attempt.grid(event, event.mark, n=grids.n, seed=event.step if grids.fresh else None)
             yield event
 
 

@@ -49,6 +49,13 @@ class RunFolder:
     def lock(self) -> Path:
         return self.path / ".lock"
 
+    def record(self, kimg: float) -> Path:
+        """What the run to ``kimg`` is of, and how it ended: a single training may be continued to more."""
+        return self.path / f"run-{kimg:.6g}.json"
+
+    def records(self) -> list[Path]:
+        return sorted(self.path.glob("run-*.json"))
+
     def grid(self, kimg: float) -> Path:
         """The samples drawn at ``kimg``; its name counts images shown."""
         return self.path / f"grid-{round(kimg * 1000):09d}.png"
@@ -67,6 +74,7 @@ class RunFolder:
     def results(self) -> list[Path]:
         """What other machines need of a finished run, in the order in which it is copied."""
         made = [path for path in self.path.iterdir() if path.suffix in (".png", ".json", ".safetensors")]
+        made = [path for path in made if path not in self.records()]
         return sorted(made, key=lambda path: self.order(path.name))
 
     def order(self, name: str) -> tuple[bool, str]:

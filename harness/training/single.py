@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,15 @@ from harness.scoring.sampling import GRID_IMAGES
 from harness.scoring.scorer import Scorer, Scorers, split_images
 from harness.spec.images import DataSpec
 from harness.spec.scoring import ScoreSpec
-from harness.tracking.courier import Courier
-from harness.tracking.mlflow import MlflowTracker, answers, client_for, new_client, open_experiment
-from harness.tracking.tracker import RunInfo
 from harness.training.attempt import Attempt
 from harness.training.loop import Grids, Saved, checked, checkpoint_every_s, train_on_disk
+from harness.training.record import RunEnd, RunInfo, RunRecord
 from harness.training.run_folder import RunFolder
 
 # No more grids than this: every checkpoint, picture and MLflow image costs.
 _MOST_GRIDS = 100
 # A training shorter than this many epochs has as many sample grids along its way instead.
 _FEWEST_GRIDS = 10
-# Seconds for sending what MLflow has yet to get when the training has ended.
-_LAST_SENDING_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,28 +72,32 @@ class Training:
         return f"{self.label}-{digest([self.hparams.to_dict(), self.seed, fingerprint])[:8]}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a training ended. ``scores`` is empty where it was interrupted; ``score_s`` is what scoring took."""
+    """How a training ended. ``scores`` is empty where it was interrupted; ``score_s`` is what scoring took.
+
+    ``record`` is the path of its run's, which the mirror knows it by.
+    """
 
     folder: Path
+    record: Path
     kimg: float
     interrupted: bool
-    scores: dict[str, float]
-    unavailable: dict[str, str]
+    scores: Mapping[str, float] = field(default_factory=dict)
+    unavailable: Mapping[str, str] = field(default_factory=dict)
     steps: int = 0
     score_s: float = 0.0
-    run_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """Whom a training tells, and whom it asks whether to stop."""
+    """Whom a training tells, and whom it asks whether to stop. ``follow`` gets the path of its run's record."""
 
     stop: Callable[[], bool]
     say: Callable[[str], None]
     on_images: OnProgress
     on_progress: Callable[[Progress, float], None]
+    follow: Callable[[Path], None] = lambda record: None
 
 
 def run_training(training: Training, home: Home, *, source: Path | None, device: str, watch: Watch) -> Outcome:
@@ -115,9 +115,6 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
     store = open_store(home, training.data, source, study=training.label, on_progress=watch.on_images, say=watch.say)
     kimg = _length(training, store, watch.say)
     images = on_device(store.tensor(), place)
-    with answers(home):
-        experiment = open_experiment(client_for(home), home, training.experiment)
-    courier = Courier(home.spool, lambda: MlflowTracker(new_client(home), experiment), watch.say)
     watch.say("reference statistics")
     scorer = Scorers(home, store, place, watch.say).scorer(training.scoring)
     folder = RunFolder(home.training_dir(training.name(store.fingerprint)))
@@ -130,6 +127,7 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
     info = RunInfo(
         key=f"{training.experiment}/training/{name}/{kimg:g}",
         name=f"{training.label} to {kimg:g} kimg",
+        experiment=training.experiment,
         params=training.hparams.to_dict(),
         tags={
             **provenance(place.type), "role": "training", "study": training.experiment, "seed": str(training.seed),
@@ -140,8 +138,10 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
         dataset_digest=store.fingerprint,
         dataset_source=training.data.source,
     )  # fmt: skip
-    attempt = Attempt.open(folder, training.hparams, training.seed, courier, info, place, say=watch.say,
+    attempt = Attempt.open(folder, training.hparams, training.seed, info, place, kimg=kimg, say=watch.say,
                            real_distance=real_distance(images))  # fmt: skip
+    _close_shorter(attempt)
+    watch.follow(attempt.record_path)
     try:
         outcome = _train(attempt, training, kimg, images, scorer, watch)
         if outcome.scores:
@@ -154,9 +154,18 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
             attempt.end("FAIL", {}, {"reason": f"{type(error).__name__}: {error}"})
         raise
     finally:
-        courier.close(_LAST_SENDING_S)
         lock.lock.release()
-    return dataclasses.replace(outcome, run_id=courier.run_id(attempt.run_id))
+    return outcome
+
+
+def _close_shorter(attempt: Attempt) -> None:
+    """End the records of trainings to fewer kimg in the same folder that were killed: this one continues them."""
+    for path in attempt.folder.records():
+        record = RunRecord.read(path)
+        if path != attempt.record_path and record.end is None:
+            reason = {"reason": f"continued to {attempt.record.kimg:g} kimg"}
+            end = RunEnd(state="FAIL", tags=reason, kimg=attempt.resumed_kimg)
+            dataclasses.replace(record, end=end).write(path)
 
 
 def _length(training: Training, store: ImageStore, say: Callable[[str], None]) -> float:
@@ -200,13 +209,14 @@ def _train(attempt: Attempt, training: Training, kimg: float, images: Tensor, sc
         elif isinstance(event, Saved):
             if watch.stop() and event.mark != kimg:  # what is trained to the end is scored as well
                 attempt.end("FAIL", {}, {"reason": "interrupted"})
-                return Outcome(folder=attempt.folder.path, kimg=event.kimg, interrupted=True, scores={}, unavailable={})
+                return Outcome(attempt.folder.path, attempt.record_path, kimg=event.kimg, interrupted=True)
         elif event.mark == kimg:
             watch.say("scoring")
             scores = checked(scorer(event.generator, training.hparams, all_metrics=True))
             attempt.publish(event)
             return Outcome(
-                folder=attempt.folder.path,
+                attempt.folder.path,
+                attempt.record_path,
                 kimg=event.kimg,
                 interrupted=False,
                 scores=scores.values,
@@ -248,4 +258,3 @@ def _write_summary(
         "score_s": outcome.score_s,
     }
     atomic.write_text(attempt.folder.summary, json.dumps(summary, indent=1) + "\n")
-    attempt.tracker.artifact(attempt.run_id, attempt.folder.summary)

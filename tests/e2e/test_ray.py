@@ -26,7 +26,7 @@ from harness.sweep.engines.ray import _Driver, run_ray
 from harness.sweep.events import Ended, Event, Progressed, Ready, Scored, Started
 from harness.sweep.reconcile import reconcile
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
-from harness.tracking.tracker import RunInfo
+from harness.training.record import RunInfo
 from tests.conftest import TINY_STUDY, blob_files, sharing_weights
 
 # Without Inception a worker is ready seconds earlier.
@@ -44,7 +44,7 @@ class Sweep:
         self.home, self.study = home, open_study(spec, home)
         client = client_for(home)
         experiment = open_experiment(client, home, name, "")
-        parent = MlflowTracker(client, experiment).start(RunInfo(key=f"{name}/sweep", name=name, params={}, tags={}))
+        parent = MlflowTracker(client, experiment).start(RunInfo(key=f"{name}/sweep", name=name, experiment=name))
         self.tracker = MlflowTracker(client, experiment, parent)
         self.study.set_user_attr("target", target)
         self.trials_of = Trials(self.study, spec, home)
@@ -71,7 +71,7 @@ class Sweep:
         )  # fmt: skip
 
     def reconcile(self, *, crashed: bool = True) -> None:
-        reconcile(self.trials_of, self.tracker, self.home.spool, crashed=crashed)
+        reconcile(self.trials_of, self.tracker, self.home, crashed=crashed)
 
     @property
     def trials(self) -> tuple[TrialRecord, ...]:

@@ -13,10 +13,10 @@ from harness.errors import CheckpointError
 from harness.gan.networks import build
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, train
-from harness.tracking.tracker import MemoryTracker, RunInfo
 from harness.training.attempt import Attempt
 from harness.training.checkpoint import export_generator, import_generator, load_checkpoint, save_checkpoint
 from harness.training.history import History
+from harness.training.record import RunInfo
 from harness.training.run_folder import RunFolder
 from tests.conftest import CPU
 
@@ -80,34 +80,34 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_previous_one_used(tmp_path, hp):
-    info = RunInfo(key="k", name="n", params={}, tags={}, dataset_digest="f")
-    identity = Attempt.open(RunFolder(tmp_path), hp, 1, MemoryTracker(), info, CPU).history.identity
+    info = RunInfo(key="k", name="n", experiment="e", params={}, tags={}, dataset_digest="f")
+    identity = Attempt.open(RunFolder(tmp_path), hp, 1, info, CPU, kimg=0.08).history.identity
     state = {"extra": json.dumps({"curve": [], "rungs": {"100": 7.5}, "identity": identity})}
     save_checkpoint(tmp_path / "snapshot-000000010.pt", {**state, "step": 10})
     save_checkpoint(tmp_path / "snapshot-000000020.pt", {**state, "step": 20})
     newest = tmp_path / "snapshot-000000020.pt"
     newest.write_bytes(newest.read_bytes()[:-1])
-    attempt = Attempt.open(RunFolder(tmp_path), hp, 1, MemoryTracker(), info, CPU)
+    attempt = Attempt.open(RunFolder(tmp_path), hp, 1, info, CPU, kimg=0.08)
     assert attempt.state is not None
     assert attempt.state["step"] == 10
     assert attempt.history.rungs == {100: 7.5}
     assert newest.with_suffix(".damaged").exists()
     other_images = dataclasses.replace(info, dataset_digest="g")
-    assert Attempt.open(RunFolder(tmp_path), hp, 1, MemoryTracker(), other_images, CPU).state is None
-    assert Attempt.open(RunFolder(tmp_path), hp, 2, MemoryTracker(), info, CPU).state is None
+    assert Attempt.open(RunFolder(tmp_path), hp, 1, other_images, CPU, kimg=0.08).state is None
+    assert Attempt.open(RunFolder(tmp_path), hp, 2, info, CPU, kimg=0.08).state is None
 
 
 def test_checkpoints_of_another_training_do_not_push_out_its_own(tmp_path, hp, images):
     """As after an update of the harness, which may change what a checkpoint must be of."""
     earlier, folder = tmp_path / "earlier", tmp_path / "own"
     earlier.mkdir()
-    info = RunInfo(key="k", name="n", params={}, tags={}, dataset_digest="f")
+    info = RunInfo(key="k", name="n", experiment="e", params={}, tags={}, dataset_digest="f")
     foreign = {"extra": json.dumps({"curve": [], "rungs": {}, "identity": "another"})}
     for step in (900, 1000):
         save_checkpoint(earlier / f"snapshot-{step:09d}.pt", {**foreign, "step": step})
     said = []
     attempt = Attempt.open(
-        RunFolder(folder), hp, 1, MemoryTracker(), info, CPU, earlier=[RunFolder(earlier)], say=said.append
+        RunFolder(folder), hp, 1, info, CPU, kimg=0.08, earlier=[RunFolder(earlier)], say=said.append
     )
     assert len(said) == 2 and attempt.state is None
     for event in train(hp, images, budget=Budget(kimg=0.08, snapshots_kimg=(0.016, 0.04)), seed=1, device=CPU):
@@ -115,7 +115,7 @@ def test_checkpoints_of_another_training_do_not_push_out_its_own(tmp_path, hp, i
             attempt.save(event)
     assert len(list(folder.glob("snapshot-*.pt"))) == 2
     assert len(list(earlier.glob("snapshot-*.pt"))) == 2
-    again = Attempt.open(RunFolder(folder), hp, 1, MemoryTracker(), info, CPU, earlier=[RunFolder(earlier)])
+    again = Attempt.open(RunFolder(folder), hp, 1, info, CPU, kimg=0.08, earlier=[RunFolder(earlier)])
     assert again.state is not None and again.state["step"] == 80 // hp.batch_size
 
 

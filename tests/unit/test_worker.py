@@ -36,11 +36,12 @@ from harness.sweep.engines.loop import WorkerJob
 from harness.sweep.reconcile import reconcile
 from harness.sweep.setup import Neighbours, WorkerSetup
 from harness.sweep.worker import DIVERGED_VALUE, failure, run_trial, work
-from harness.tracking.spool import Spool
-from harness.tracking.tracker import MemoryTracker, Point, RunInfo
 from harness.training.loop import checkpoint_every_s
+from harness.training.record import RunEnd, RunInfo, RunRecord
+from harness.training.run_folder import RunFolder
 from harness.training.share import Share
 from tests.conftest import CPU, TINY_STUDY, blobs
+from tests.runs import MemoryTracker, show
 
 SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
 
@@ -66,16 +67,24 @@ class Env:
         self.home, self.trials = home, Trials(open_study(spec, home), spec, home)
         self.images_NHWC, self.device = torch.from_numpy(blobs(32)), CPU
         self.real_distance = real_distance(self.images_NHWC)
-        self.tracker = MemoryTracker()
+        self.follow = lambda record, guard: None
         self.final, self.rung = Objective("fid20"), Objective("fid_mnv2_20")
         self.dataset = {"name": "folder", "fingerprint": "f", "source": "folder"}
         self.tags = {"git_commit": "abc"}
         self.stop, self.publish = (lambda: False), (lambda event: None)
         self.checkpoint_s, self.share, self.neighbours = checkpoint_every_s(), None, Neighbours()
 
+        self._tracker = MemoryTracker()
+
     @property
     def setup(self) -> WorkerSetup:
-        return WorkerSetup(**vars(self))
+        return WorkerSetup(**{name: value for name, value in vars(self).items() if name != "_tracker"})
+
+    @property
+    def tracker(self) -> MemoryTracker:
+        """With all that the folders record."""
+        show(self.home, self._tracker)
+        return self._tracker
 
 
 @pytest.fixture
@@ -105,10 +114,10 @@ def test_a_finished_trial_agrees_everywhere(study, env):
     assert dict(run.info.params)["lr_g"] == record.params["lr"] == 2e-4
     assert run.images == [("samples", 100), ("samples", 400), ("final_samples", 0)]
     folder = env.home.root / record.attrs.folder
-    names = sorted(path.name for path in folder.iterdir())
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     assert names == [
         "curve.json", "generator.safetensors", "grid-000000100.png", "grid-000000400.png", "hparams.json",
-        "snapshot-000000025.pt",
+        "run-0.4.json", "run-0.4.mirror", "snapshot-000000025.pt",
     ]  # fmt: skip
     assert {"model/generator.safetensors", "model/hparams.json", "checkpoint/snapshot-000000025.pt"} <= set(
         run.artifacts
@@ -177,7 +186,7 @@ def test_an_interrupted_trial_is_continued_bit_for_bit(env, tmp_path):
     assert dict(record.intermediate) == dict(whole.intermediate)
     assert record.value == whole.value
     curves = [
-        [p for p in t.runs[key].points if p.name != "images_per_s"]
+        [p for p in t.runs[key].values if p[0] != "images_per_s"]
         for t, key in ((env.tracker, f"tiny/{record.number}"), (whole_env.tracker, "tiny/0"))
     ]
     assert curves[0] == curves[1], "the continued run shows the whole curve"
@@ -373,16 +382,18 @@ def test_reconciling_all_sends_what_trainings_had_yet_to_send(home):
     from harness.commands.studies import reconcile as reconcile_studies
     from harness.tracking.mlflow import client_for
 
-    spool = Spool(home.spool, lambda text: None)
-    info = RunInfo(key="faces/training/abc/10", name="faces to 10 kimg", params={}, tags={})
-    spool.log(run_id := spool.start(info), [Point("loss_d", 1.5, 1000)])
-    spool.end(run_id, "COMPLETE", scores={"fid20": 9.0}, tags={})
-    del spool  # the process that wrote it is gone
+    folder = RunFolder(home.training_dir("abc"))
+    folder.path.mkdir(parents=True)
+    folder.hparams.write_text("{}")
+    folder.curve.write_text(json.dumps([{"kimg": 1.0, "loss_d": 1.5, "images_per_s": 100.0}]))
+    info = RunInfo(key="faces/training/abc/10", name="faces to 10 kimg", experiment="faces", params={}, tags={})
+    end = RunEnd(state="COMPLETE", scores={"fid20": 9.0}, kimg=10.0)
+    RunRecord(info=info, kimg=10.0, end=end).write(folder.record(10.0))
     assert list(reconcile_studies(None, home)) == [f"{info.key}: what was still to be sent to MLflow was sent"]
     client = client_for(home)
     experiment = client.get_experiment_by_name("faces")
     (run,) = client.search_runs([experiment.experiment_id])
-    assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss_d": 1.5, "fid20": 9.0})
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss_d": 1.5, "images_per_s": 100.0, "fid20": 9.0})
     assert list(reconcile_studies(None, home)) == []
 
 
@@ -454,28 +465,27 @@ def test_a_killed_workers_trial_is_failed_queued_and_its_run_closed(study, env):
     import socket
 
     from harness.spec.suggest import suggest
-    from harness.tracking.tracker import RunInfo
 
     for crash in range(1, MAX_CRASHES + 1):
         trial = env.trials.ask(99)
         suggest(trial, SPEC)
         trial.set_user_attr("worker", {"host": socket.gethostname(), "pid": dead_pid()})
-        env.tracker.start(RunInfo(key=f"tiny/{trial.number}", name="t", params={}, tags={}))
-        done = reconcile(env.trials, env.tracker)
+        env.tracker.start(RunInfo(key=f"tiny/{trial.number}", name="t", experiment="tiny", params={}, tags={}))
+        done = reconcile(env.trials, env.tracker, env.home)
         record = to_record(study).trials[trial.number]
         assert (record.state, record.reason) == ("FAIL", KILLED if crash < MAX_CRASHES else GIVEN_UP)
         assert env.tracker.runs[f"tiny/{trial.number}"].status == "FAILED"
         waiting = [t for t in to_record(study).trials if t.state == "WAITING"]
         assert len(waiting) == (crash < MAX_CRASHES)
         assert any("queued to continue" in line for line in done) == (crash < MAX_CRASHES)
-    assert reconcile(env.trials, env.tracker) == []
+    assert reconcile(env.trials, env.tracker, env.home) == []
 
 
 def test_a_living_workers_trial_is_left_alone(study, env):
     env.trials.ask(99)
     other = env.trials.ask(99)
     other.set_user_attr("worker", {"host": "another-machine", "pid": 1})
-    reconcile(env.trials, env.tracker)
+    reconcile(env.trials, env.tracker, env.home)
     assert [record.state for record in to_record(study).trials] == ["RUNNING", "RUNNING"]
 
 
@@ -495,14 +505,14 @@ def test_a_trial_that_ended_before_its_run_began_gets_one(study, env):
 
     trial = env.trials.ask(99)
     study.tell(trial, state=optuna.trial.TrialState.FAIL)
-    reconcile(env.trials, env.tracker)
+    reconcile(env.trials, env.tracker, env.home)
     assert env.tracker.runs["tiny/0"].status == "FAILED"
 
 
 def test_a_preset_killed_before_it_suggested_keeps_its_parameters(study, env):
     trial = env.trials.ask(99)
     trial.set_user_attr("worker", {**this_process(), "start": "1"})
-    reconcile(env.trials, env.tracker)
+    reconcile(env.trials, env.tracker, env.home)
     record = one(study, env)
     assert record.attrs.preset == "paper"
     assert record.params == {"lr": 2e-4, "batch_size": 16, "activation_g": "relu"}
@@ -514,8 +524,8 @@ def test_an_interrupted_trial_is_queued_even_if_its_worker_died_right_after_sayi
     trial = env.trials.ask(99)
     trial.set_user_attr("reason", "interrupted: stopped at 1 kimg")
     study.tell(trial, state=optuna.trial.TrialState.FAIL)
-    reconcile(env.trials, env.tracker)
-    reconcile(env.trials, env.tracker)
+    reconcile(env.trials, env.tracker, env.home)
+    reconcile(env.trials, env.tracker, env.home)
     waiting = [record for record in to_record(study).trials if record.state == "WAITING"]
     assert [record.attrs.retry_of for record in waiting] == [0], "once"
 
@@ -524,7 +534,7 @@ def test_impatience_is_no_crash(study, env):
     for _ in range(MAX_CRASHES + 1):
         trial = env.trials.ask(99)
         trial.set_user_attr("worker", {**this_process(), "start": "1"})
-        reconcile(env.trials, env.tracker, crashed=False)
+        reconcile(env.trials, env.tracker, env.home, crashed=False)
     assert to_record(study).trials[-1].state == "WAITING"
 
 

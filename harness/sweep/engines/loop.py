@@ -66,7 +66,7 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
     from harness.store.trials import Trials
     from harness.sweep.setup import Neighbours, WorkerSetup
     from harness.sweep.worker import work
-    from harness.tracking.courier import Courier
+    from harness.tracking.mirror import Mirror
     from harness.tracking.mlflow import MlflowTracker, new_client
     from harness.training.share import Share
 
@@ -95,15 +95,13 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
     study = optuna.load_study(study_name=job.spec.name, storage=storage)
     protocols = {"final": asdict(final.protocol), "rung": asdict(rung.protocol)}
     agree_on_protocols(study, job.home, protocols, resume_anyway=job.resume_anyway)
-    courier = Courier(
-        job.home.spool, lambda: MlflowTracker(new_client(job.home), job.experiment_id, job.parent_run), say
-    )
+    mirror = Mirror(lambda: MlflowTracker(new_client(job.home), job.experiment_id, job.parent_run), say)
     setup = WorkerSetup(
         home=job.home,
         trials=Trials(study, job.spec, job.home),
         images_NHWC=images,
         device=device,
-        tracker=courier,
+        follow=mirror.follow,
         final=final,
         rung=rung,
         dataset=job.dataset,
@@ -117,4 +115,4 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
     try:
         work(setup)
     finally:
-        courier.close(_HURRIED_SENDING_S if should_stop() else _LAST_SENDING_S)
+        mirror.close(_HURRIED_SENDING_S if should_stop() else _LAST_SENDING_S)
