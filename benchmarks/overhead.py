@@ -2,7 +2,7 @@
 
 Training has its time and nothing else: where every worker has a core it steps on for so long, elsewhere it is waited
 for, as it would take the others' cores. (On a core that slept, what follows takes more CPU time.) All else is
-real: the study's networks with their checkpoints and grids, the SQLite database, MLflow on SQLite behind the journal.
+real: the study's networks with their checkpoints and grids, the SQLite database, MLflow on SQLite and its mirror.
 What a trial takes above training is the overhead: in time or, where that is more, in the process's CPU time, the thread
 that sends to MLflow included. Finished trials are there before, so that the sampler has a model to ask.
 """
@@ -106,7 +106,7 @@ def _worker(root: str, trials: int, training: Training, experiment: str, found: 
     from harness.store.trials import Trials
     from harness.sweep.setup import WorkerSetup
     from harness.sweep.worker import run_trial
-    from harness.tracking.courier import Courier
+    from harness.tracking.mirror import Mirror
     from harness.tracking.mlflow import MlflowTracker, new_client
     from harness.training import loop
 
@@ -115,11 +115,12 @@ def _worker(root: str, trials: int, training: Training, experiment: str, found: 
     use_threads(1)
     home, spec = Home(Path(root)), load_study_file(STUDY)
     study = optuna.load_study(study_name=STUDY, storage=open_storage(home))
-    courier = Courier(home.spool, lambda: MlflowTracker(new_client(home), experiment, None), print)
+    mirror = Mirror(lambda: MlflowTracker(new_client(home), experiment, None), print)
     loop.train = training  # type: ignore[assignment, attr-defined]
     images = torch.zeros(256, spec.data.image_size, spec.data.image_size, spec.data.channels, dtype=torch.uint8)
     setup = WorkerSetup(
-        home=home, trials=Trials(study, spec, home), images_NHWC=images, device=torch.device("cpu"), tracker=courier,
+        home=home, trials=Trials(study, spec, home), images_NHWC=images, device=torch.device("cpu"),
+        follow=mirror.follow,
         final=Waiting("fid500"), rung=Waiting("fid_mnv2_250"),  # type: ignore[arg-type]
         dataset={"name": "bench", "fingerprint": "0", "source": "bench"}, tags={}, stop=lambda: False,
         publish=lambda event: None, real_distance=0.0,
@@ -133,7 +134,7 @@ def _worker(root: str, trials: int, training: Training, experiment: str, found: 
         cpu = time.process_time() - training.cpu - cpu
         if index >= _UNCOUNTED:
             found.append(Overhead(trained_s=trained, latency_s=took - trained, cpu_s=cpu))
-    courier.close(60)
+    mirror.close(60)
 
 
 def overhead(home: Home, workers: int, trials: int, seconds: float) -> list[Overhead]:
