@@ -104,6 +104,7 @@ def _worker(root: str, trials: int, training: Training, experiment: str, found: 
 
     from harness.store.database import open_storage
     from harness.store.trials import Trials
+    from harness.sweep.engines.loop import WorkerJob
     from harness.sweep.setup import WorkerSetup
     from harness.sweep.worker import run_trial
     from harness.tracking.mirror import Mirror
@@ -118,11 +119,16 @@ def _worker(root: str, trials: int, training: Training, experiment: str, found: 
     mirror = Mirror(lambda: MlflowTracker(new_client(home), experiment, None), print)
     loop.train = training  # type: ignore[assignment, attr-defined]
     images = torch.zeros(256, spec.data.image_size, spec.data.image_size, spec.data.channels, dtype=torch.uint8)
+    job = WorkerJob(
+        spec=spec, home=home, store=None, device="cpu", threads=1, cores=1, tags={},  # type: ignore[arg-type]
+        dataset={"name": "bench", "fingerprint": "0", "source": "bench"}, experiment_id=experiment,
+        parent_run="", uid="",
+    )  # fmt: skip
     setup = WorkerSetup(
-        home=home, trials=Trials(study, spec, home), images_NHWC=images, device=torch.device("cpu"),
+        job=job, trials=Trials(study, spec, home), images_NHWC=images, device=torch.device("cpu"),
         follow=mirror.follow,
         final=Waiting("fid500"), rung=Waiting("fid_mnv2_250"),  # type: ignore[arg-type]
-        dataset={"name": "bench", "fingerprint": "0", "source": "bench"}, tags={}, stop=lambda: False,
+        stop=lambda: False,
         publish=lambda event: None, real_distance=0.0,
     )  # fmt: skip
     for index in range(trials + _UNCOUNTED):

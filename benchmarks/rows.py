@@ -391,7 +391,7 @@ def mirrored(folder: Path) -> Iterator[tuple[Timed, Timed]]:
     from harness.tracking.mlflow import MlflowTracker, client_for, new_client, open_experiment
     from harness.training.attempt import Attempt
     from harness.training.loop import train_on_disk
-    from harness.training.record import RunInfo
+    from harness.training.record import RunInfo, RunRecord
     from harness.training.run_folder import RunFolder
 
     home = Home(folder / "mirror")
@@ -403,8 +403,8 @@ def mirrored(folder: Path) -> Iterator[tuple[Timed, Timed]]:
 
     def training(*, shown: bool) -> None:
         number = next(numbers)
-        info = RunInfo(key=f"bench/{number}", name="bench", experiment="bench")
-        attempt = Attempt.open(RunFolder(home.training_dir(f"bench-{number}")), hp, 1, info, CPU, kimg=budget.kimg)
+        record = RunRecord(info=RunInfo(key=f"bench/{number}", name="bench", experiment="bench"), kimg=budget.kimg)
+        attempt = Attempt(RunFolder(home.training_dir(f"bench-{number}")), hp, 1, record, CPU).open()
         if shown:
             mirror.follow(attempt.record_path)
         for _ in train_on_disk(attempt, images, budget=budget, stop=lambda: False, checkpoint_s=60.0):

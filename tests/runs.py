@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.home import Home
+from harness.store.trials import Trials
+from harness.sweep.reconcile import reconcile_tracker
 from harness.tracking.mirror import Reflection
 from harness.tracking.mlflow import STATUS
 from harness.training.record import Point, RunInfo, finite
@@ -75,3 +77,8 @@ def show(home: Home, tracker: MemoryTracker) -> None:
     """Have all that the runs' folders record in the tracker, as a worker's mirror does."""
     for path in sorted(home.root.glob("trials/*/*/*/run-*.json")):
         Reflection(path).send(tracker)
+
+
+def reconcile(trials: Trials, tracker: MemoryTracker, home: Home, *, crashed: bool = True) -> list[str]:
+    """As a start does it: the database first, then MLflow."""
+    return trials.heal(crashed=crashed) + reconcile_tracker(trials.study, tracker, home)

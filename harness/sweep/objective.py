@@ -24,7 +24,7 @@ from harness.sweep.setup import WorkerSetup
 from harness.training.attempt import Attempt
 from harness.training.history import History
 from harness.training.loop import Degenerate, Saved, checked, train_on_disk
-from harness.training.record import RunInfo
+from harness.training.record import RunInfo, RunRecord
 from harness.training.run_folder import RunFolder
 
 
@@ -139,18 +139,19 @@ def training_seed(trial: optuna.Trial, spec: StudySpec) -> int:
 
 def open_attempt(trial: optuna.Trial, setup: WorkerSetup, lease: Lease) -> Attempt:
     """Suggest the configuration, open the attempt's folder, name it in the database, and have it mirrored."""
-    spec, number = setup.spec, trial.number
+    job, spec, number = setup.job, setup.spec, trial.number
     attrs, uid = TrialAttrs.parse(trial.user_attrs), StudyAttrs.parse(trial.study.user_attrs).uid
     hp = spec.hparams({}, attrs.overrides) if attrs.overrides else suggest(trial, spec)
     seed = training_seed(trial, spec)
-    folders = [RunFolder(setup.home.trial_dir(spec.name, uid, n)) for n in (*setup.trials.history(trial), number)]
+    folders = [RunFolder(job.home.trial_dir(spec.name, uid, n)) for n in (*setup.trials.history(trial), number)]
     info = RunInfo(
         key=trial_key(spec.name, number),
         name=f"trial {number}",
         experiment=spec.name,
         params=hp.to_dict(),
         tags={
-            **setup.tags,
+            **job.tags,
+            "threads": str(job.threads),
             "role": "trial",
             "trial": str(number),
             "trial_state": "RUNNING",
@@ -159,29 +160,28 @@ def open_attempt(trial: optuna.Trial, setup: WorkerSetup, lease: Lease) -> Attem
             "protocol_hash": setup.final.protocol.hash,
             "rung_protocol_hash": setup.rung.protocol.hash,
         },
-        dataset=setup.dataset["name"],
-        dataset_digest=setup.dataset["fingerprint"],
-        dataset_source=setup.dataset["source"],
+        dataset=job.dataset["name"],
+        dataset_digest=job.dataset["fingerprint"],
+        dataset_source=job.dataset["source"],
     )
-    attempt = Attempt.open(
+    attempt = Attempt(
         folders[-1],
         hp,
         seed,
-        info,
+        RunRecord(info=info, kimg=spec.budget.kimg),
         setup.device,
-        kimg=spec.budget.kimg,
         rung_metric=setup.rung.objective,
         earlier=folders[:-1],
         fence=lease.check,
         share=setup.share,
         say=lambda text: setup.publish(events.Said(text=f"trial {number}: {text}")),
         real_distance=setup.real_distance,
-    )
+    ).open()
     setup.follow(attempt.record_path, lease.check_now)
     opened = TrialAttrs(
         hparams=hp.to_dict(),
         seed=seed,
-        folder=str(attempt.folder.path.relative_to(setup.home.root)),
+        folder=str(attempt.folder.path.relative_to(job.home.root)),
         resumed_kimg=attempt.resumed_kimg,
     )
     write_attrs(trial, opened)

@@ -11,34 +11,26 @@ from optuna.trial import FrozenTrial
 
 from harness.home import Home
 from harness.store.attrs import StudyAttrs, TrialAttrs
-from harness.store.trials import Trials, trial_key
+from harness.store.trials import trial_key
 from harness.tracking.mirror import Reflection, send_left
 from harness.tracking.mlflow import STATUS, MlflowTracker
 from harness.training.record import RunEnd, RunInfo, RunRecord
 from harness.training.run_folder import RunFolder
 
 
-def reconcile(trials: Trials, tracker: MlflowTracker, home: Home, *, crashed: bool = True) -> list[str]:
-    """Heal what killed processes left behind; return what was done, a line each.
+def reconcile_tracker(study: optuna.Study, tracker: MlflowTracker, home: Home) -> list[str]:
+    """Make MLflow agree with folders and database: one closed run a trial that ended, in the state of the trial.
 
-    A RUNNING trial whose worker is gone is failed; killed and interrupted ones that no other continues are queued.
-    What dead processes had yet to show in MLflow is sent. Then every ended trial has one closed run.
+    What dead processes had yet to show is sent first. Returns what was done, a line each.
 
     Args:
-        trials: of the study.
-        tracker: whose runs are made to agree.
+        study: healed.
+        tracker: of the runs.
         home: where the trials' folders are, of this machine.
-        crashed: whether a killed trial counts towards the crashes after which it is given up.
 
     Raises:
-        Exception: whatever MLflow raises, after the database was healed.
+        Exception: whatever MLflow raises.
     """
-    done = trials.heal(crashed=crashed)
-    return done + reconcile_tracker(trials.study, tracker, home)
-
-
-def reconcile_tracker(study: optuna.Study, tracker: MlflowTracker, home: Home) -> list[str]:
-    """Make MLflow agree with folders and database: one run a trial that ended, in the state of the trial."""
     name, uid = study.study_name, StudyAttrs.parse(study.user_attrs).uid
     trials = {trial_key(name, trial.number): trial for trial in study.get_trials(deepcopy=False)}
     ended = {key: trial for key, trial in trials.items() if trial.state.is_finished()}
@@ -48,19 +40,13 @@ def reconcile_tracker(study: optuna.Study, tracker: MlflowTracker, home: Home) -
         return trial_end(trial) if trial else None
 
     records = sorted(home.trial_dir(name, uid, 0).parent.glob("*/run-*.json"))
-    done = send_left(records, lambda record: tracker, end_of).lines
+    done = [f"{key}: {what}" for key, what in send_left(records, lambda record: tracker, end_of).items()]
     done += [f"{key}: had two MLflow runs; the one with less in it was deleted" for key in tracker.drop_doubles()]
     runs = tracker.runs_by_key()
     for key, trial in ended.items():
         run_id, status = runs.get(key, ("", ""))
-        if status == STATUS[trial.state.name]:
-            continue
-        if run_id:
-            end = trial_end(trial)
-            tracker.end(run_id, end.state, scores=end.scores, tags=end.tags)
-        elif not _bring_back(study, trial, tracker, home):
-            continue
-        done.append(f"trial {trial.number}: its MLflow run was closed as {trial.state.name}")
+        if status != STATUS[trial.state.name] and _show(study, trial, run_id, tracker, home):
+            done.append(f"trial {trial.number}: its MLflow run was closed as {trial.state.name}")
     return done
 
 
@@ -74,7 +60,8 @@ def reconcile_trainings(home: Home, tracker_of: Callable[[str], MlflowTracker]) 
     Raises:
         Exception: whatever MLflow raises.
     """
-    return send_left(training_records(home), lambda record: tracker_of(record.info.experiment)).lines
+    sent = send_left(training_records(home), lambda record: tracker_of(record.info.experiment))
+    return [f"{key}: {what}" for key, what in sent.items()]
 
 
 def training_records(home: Home) -> list[Path]:
@@ -88,12 +75,12 @@ def trial_end(trial: FrozenTrial) -> RunEnd:
     return RunEnd(state=state, scores=attrs.scores, tags={"trial_state": state, "reason": attrs.reason})
 
 
-def _bring_back(study: optuna.Study, trial: FrozenTrial, tracker: MlflowTracker, home: Home) -> bool:
-    """Show a trial that has no run: it ended before it could open one, or a person deleted it. Whether it is there."""
+def _show(study: optuna.Study, trial: FrozenTrial, run_id: str, tracker: MlflowTracker, home: Home) -> bool:
+    """Show a trial that ended, and whose run is open, deleted, or was never opened; whether it was."""
     end, folder = trial_end(trial), RunFolder(home.root / TrialAttrs.parse(trial.user_attrs).folder)
     record = _record(study, trial)
     if folder.path == home.root or not folder.path.is_dir():  # another machine's
-        run_id = tracker.start(record.info)
+        run_id = run_id or tracker.start(record.info)
         tracker.log(run_id, record.points([]))
         tracker.end(run_id, end.state, scores=end.scores, tags=end.tags)
         return True
@@ -103,8 +90,8 @@ def _bring_back(study: optuna.Study, trial: FrozenTrial, tracker: MlflowTracker,
         with reflection.lock.acquire(timeout=0):
             if not path.exists():  # an earlier version trained it
                 record.write(path)
-            reflection.bring_back(tracker, end)
-    except Timeout:  # its worker lives, and will send it
+            reflection.show_again(tracker, end)
+    except Timeout:  # its worker lives, and sends it
         return False
     return True
 

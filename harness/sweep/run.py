@@ -42,36 +42,15 @@ class SweepResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Callers:
-    """Whom a sweep reports to, and what it asks whether to stop.
-
-    Attributes:
-        on_event: told everything that happens.
-        on_progress: told how many images are prepared.
-        stop_level: 0 to continue, 1 to stop at the next snapshot, 2 to stop at once.
-    """
-
-    on_event: Callable[[Event], None]
-    on_progress: OnProgress
-    stop_level: Callable[[], int]
-
-    def say(self, text: str) -> None:
-        self.on_event(Said(text=text))
-
-    def stops(self) -> bool:
-        return self.stop_level() > 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Sweep:
-    """An open study with its images, ready for workers."""
+    """An open study with its images, ready for workers; ``starts``: not one that another machine started."""
 
     spec: StudySpec
+    home: Home
     study: optuna.Study
     store: ImageStore
     parent: ParentRun
     tags: dict[str, str]
-    # Starts and ends the study: creates it, counts for all machines. Else it joined one that another machine started.
     starts: bool
     any_protocol: bool = False
 
@@ -95,22 +74,24 @@ def run_sweep(
         HarnessError: anything that a person must see: data, weights, drift, workers that die.
         StorageLost: the database was away for longer than the grace period.
     """
-    callers = Callers(on_event=on_event, on_progress=on_progress, stop_level=stop_level)
+
+    def say(text: str) -> None:
+        on_event(Said(text=text))
 
     def resolved(spec: StudySpec) -> StudySpec:
-        callers.say("preparing workers")
+        say("preparing workers")
         make_ready()
         client_for(home)  # whose imports take as long as the workers', meanwhile
         spec, said = forked(resolve_precision, spec, choose_device(machines.device), exact)
         for text in said:
-            callers.say(text)
+            say(text)
         return spec
 
     if machines.device != "auto":  # which is never refused: asking can wait until the images are there
         choose_device(machines.device)
-    store = open_store(home, spec.data, source, study=spec.name, on_progress=on_progress, say=callers.say)
+    store = open_store(home, spec.data, source, study=spec.name, on_progress=on_progress, say=say)
     require_images(spec, store.n_train, store.n_held_out)
-    storage = open_storage(home, grace=grace_s(), say=callers.say, stop=callers.stops)
+    storage = open_storage(home, grace=grace_s(), say=say, stop=lambda: stop_level() > 0)
     study = open_study(
         resolved(spec) if exact else spec, home, resume_anyway=resume_anyway, storage=storage, settle=resolved
     )
@@ -121,16 +102,18 @@ def run_sweep(
     refuse_other_images(study, store.fingerprint)
     if machines.engine == "local" and finished_count(study) < target:
         make_ready()
-    callers.say("opening MLflow")
+    say("opening MLflow")
     tags = {**provenance(choose_device(machines.device)), "study": spec.name, "spec_hash": spec.spec_hash}
-    parent = ParentRun.open(study, spec, home, tags, callers.say)
+    parent = ParentRun.open(study, spec, home, tags, say)
     parent.heal(Trials(study, spec, home), crashed=True)
     _describe(study, spec, store, target, tags)
     parent.note(study)
-    # Trainings of a fixed study are done under whichever protocol most have.
-    anyway = resume_anyway or spec.plan is not None
-    sweep = _Sweep(spec=spec, study=study, store=store, parent=parent, tags=tags, starts=True, any_protocol=anyway)
-    return _run(sweep, home, machines, callers)
+    sweep = _Sweep(
+        spec=spec, home=home, study=study, store=store, parent=parent, tags=tags, starts=True,
+        # Trainings of a fixed study are done under whichever protocol most have.
+        any_protocol=resume_anyway or spec.plan is not None,
+    )  # fmt: skip
+    return _run(sweep, machines, on_event, stop_level)
 
 
 def join_sweep(
@@ -151,29 +134,33 @@ def join_sweep(
         HarnessError: the study was not started, the images are others, workers die.
         StorageLost: the database was away for longer than the grace period.
     """
-    callers = Callers(on_event=on_event, on_progress=on_progress, stop_level=stop_level)
+
+    def say(text: str) -> None:
+        on_event(Said(text=text))
+
     device = choose_device(machines.device)
-    storage = open_storage(home, grace=grace_s(), say=callers.say, stop=callers.stops)
+    storage = open_storage(home, grace=grace_s(), say=say, stop=lambda: stop_level() > 0)
     study = load_study(name, home, storage=storage)
     spec = stored_spec(study)
-    store = open_store(home, spec.data, source, study=name, on_progress=on_progress, say=callers.say)
+    store = open_store(home, spec.data, source, study=name, on_progress=on_progress, say=say)
     refuse_other_images(study, store.fingerprint)
     tags = {**provenance(device), "study": name, "spec_hash": spec.spec_hash}
-    parent = ParentRun.known(study, spec, home, callers.say)
-    parent.heal(Trials(study, spec, home), crashed=callers.stop_level() < 2)
-    return _run(
-        _Sweep(spec=spec, study=study, store=store, parent=parent, tags=tags, starts=False), home, machines, callers
-    )
+    parent = ParentRun.known(study, spec, home, say)
+    parent.heal(Trials(study, spec, home), crashed=stop_level() < 2)
+    sweep = _Sweep(spec=spec, home=home, study=study, store=store, parent=parent, tags=tags, starts=False)
+    return _run(sweep, machines, on_event, stop_level)
 
 
-def _run(sweep: _Sweep, home: Home, machines: Machines, callers: Callers) -> SweepResult:
+def _run(
+    sweep: _Sweep, machines: Machines, on_event: Callable[[Event], None], stop_level: Callable[[], int]
+) -> SweepResult:
     """Run workers until the study's target is reached, heal what they left, and close the study's run."""
-    study, parent, everything = sweep.study, sweep.parent, Trials(sweep.study, sweep.spec, home)
-    callers.on_event(Opened(record=to_record(study), target=target_of(study)))
+    study, parent, trials = sweep.study, sweep.parent, Trials(sweep.study, sweep.spec, sweep.home)
+    on_event(Opened(record=to_record(study), target=target_of(study)))
 
     def heal() -> None:
         # Who presses Ctrl-C twice kills the workers: that is no crash of the trial.
-        parent.heal(everything, crashed=callers.stop_level() < 2)
+        parent.heal(trials, crashed=stop_level() < 2)
 
     def end() -> None:
         if sweep.starts or finished_count(study) >= target_of(study):
@@ -181,7 +168,7 @@ def _run(sweep: _Sweep, home: Home, machines: Machines, callers: Callers) -> Swe
 
     if finished_count(study) < target_of(study):
         with ending_with(heal, end):
-            _run_workers(worker_job(sweep, home, machines), machines, callers, heal)
+            _run_workers(worker_job(sweep, machines), machines, on_event, stop_level, heal)
     else:
         end()
     finished, target = finished_count(study), target_of(study)
@@ -207,13 +194,13 @@ def ending_with(*steps: Callable[[], None]) -> Iterator[None]:
             step()
 
 
-def worker_job(sweep: _Sweep, home: Home, machines: Machines) -> WorkerJob:
+def worker_job(sweep: _Sweep, machines: Machines) -> WorkerJob:
     """What each worker of this machine is given."""
     device, cores = choose_device(machines.device), usable_cores()
     attrs = StudyAttrs.parse(sweep.study.user_attrs)
     return WorkerJob(
         spec=sweep.spec,
-        home=home,
+        home=sweep.home,
         store=sweep.store,
         device=device,
         threads=threads_per_worker(cores, machines.workers),
@@ -229,21 +216,23 @@ def worker_job(sweep: _Sweep, home: Home, machines: Machines) -> WorkerJob:
     )
 
 
-def _run_workers(job: WorkerJob, machines: Machines, callers: Callers, on_death: Callable[[], None]) -> None:
+def _run_workers(
+    job: WorkerJob,
+    machines: Machines,
+    on_event: Callable[[Event], None],
+    stop_level: Callable[[], int],
+    on_death: Callable[[], None],
+) -> None:
     if machines.engine == "local":
-        run_local(job, on_event=callers.on_event, stop_level=callers.stop_level, on_death=on_death)
+        run_local(job, on_event=on_event, stop_level=stop_level, on_death=on_death)
         return
     from harness.sweep.engines.ray import run_ray
 
+    share, address = machines.gpus_per_worker, machines.address
     run_ray(
-        job,
-        machines.workers,
-        address=machines.address,
-        gpus_per_worker=machines.gpus_per_worker,
-        on_event=callers.on_event,
-        stop_level=callers.stop_level,
-        on_death=on_death,
-    )
+        job, machines.workers, address=address, gpus_per_worker=share,
+        on_event=on_event, stop_level=stop_level, on_death=on_death,
+    )  # fmt: skip
 
 
 def _dataset(spec: StudySpec, store: ImageStore) -> dict[str, str]:

@@ -76,7 +76,7 @@ def work(setup: WorkerSetup, target: int | None = None) -> bool:
     """
     failures: list[str] = []
     retired = False
-    while not (setup.stop() or (retired and setup.neighbours.index > 0)):
+    while not (setup.stop() or (retired and setup.job.index > 0)):
         wanted = StudyAttrs.parse(setup.trials.study.user_attrs).target if target is None else target
         trial = setup.trials.ask(wanted, alone=retired)
         if trial is None:
@@ -152,7 +152,7 @@ def failure(error: Exception, trial: optuna.Trial, setup: WorkerSetup) -> TrialE
         return TrialEnd(state=TrialState.FAIL, reason=f"{type(error).__name__}: {text}", traceback=details)
     # A GPU's memory is shared with the workers on it, the machine's with all.
     on_gpu = setup.device.type == "cuda" and not is_oom_of_host(error)
-    others = (setup.neighbours.on_gpu if on_gpu else setup.neighbours.workers) - 1
+    others = (setup.job.on_gpu if on_gpu else setup.job.workers) - 1
     if others and not TrialAttrs.parse(trial.user_attrs).oom:
         # Retry once with one worker fewer. Worker 0 never retires for good, so one is always left.
         write_attrs(trial, TrialAttrs(oom=True))

@@ -1,10 +1,10 @@
-"""What MLflow had yet to get, as earlier versions kept it in ``runs/spool``: turned into records, once."""
+"""Journals in ``runs/spool``, where earlier versions kept what MLflow had yet to get: replaced by records, once."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,71 +13,48 @@ from filelock import FileLock, Timeout
 
 from harness.home import Home
 from harness.training.record import RunEnd, RunInfo, RunRecord
-from harness.training.run_folder import RunFolder, grid_kimg
+from harness.training.run_folder import RunFolder
 
 
 def adopt_journals(home: Home) -> list[str]:
-    """Turn each journal into the record of its run's folder, which has all else; a line that says how many.
+    """Remove the journals, whose runs are sent from folders and database; a line that says so.
 
-    A journal whose process lives is left to it, and taken at the next start.
+    A single training is in no database: its record is made of its journal. A journal whose process lives is left to it.
     """
     spool = home.root / "spool"
     if not spool.is_dir():
         return []
-    adopted = 0
+    journals = 0
     with FileLock(home.root / ".spool.lock"):
         for journal in sorted(spool.glob("*.jsonl")):
-            try:
-                with FileLock(journal.with_suffix(".owner"), timeout=0):
-                    adopted += _adopt(list(_lines(journal)))
-            except Timeout:
-                continue
-            journal.unlink()
+            with suppress(Timeout), FileLock(journal.with_suffix(".owner"), timeout=0):
+                _adopt(list(_lines(journal)), home)
+                journal.unlink()
+                journals += 1
         if not any(spool.glob("*.jsonl")):
             shutil.rmtree(spool, ignore_errors=True)
-    return [f"{adopted} journals of an earlier version were adopted: MLflow gets what they had"] if adopted else []
+    said = f"{journals} journals of an earlier version removed: MLflow gets it from the runs' folders"
+    return [said] if journals else []
 
 
-def _adopt(lines: list[dict[str, Any]]) -> bool:
-    """Write the record beside the curve; whether there was one to write."""
-    if not lines or lines[0].get("op") != "start":
-        return False
-    folders = [Path(line["file"]).parent for line in lines if line["op"] in ("artifact", "image")]
-    if not folders or not folders[0].is_dir():
-        return False
-    folder, info = RunFolder(folders[0]), lines[0]["info"]
-    curve = folder.read_curve()
+def _adopt(lines: list[dict[str, Any]], home: Home) -> None:
+    """Write the record of a training, if the journal is of one, it has a folder, and nothing continued it since."""
+    info = lines[0]["info"] if lines and lines[0].get("op") == "start" else {"key": ""}
+    experiment, is_training, rest = str(info["key"]).partition("/training/")
+    name, _, kimg = rest.rpartition("/")
+    if not is_training or not (folder := RunFolder(home.training_dir(name))).path.is_dir():
+        return
+    curve, marks, end = folder.read_curve(), dict[int, dict[str, float]](), None
     of_curve = {name for row in curve for name in row}
-    marks: dict[int, dict[str, float]] = {}
-    for name, value, step in (point for line in lines if line["op"] == "log" for point in line["points"]):
-        if name not in of_curve:
-            marks.setdefault(step, {})[name] = value
-    ended = [line for line in lines if line["op"] == "end"]
-    trained = curve[-1]["kimg"] if curve else 0.0
-    experiment, _, last = str(info["key"]).partition("/training/")
-    # A trial's key is STUDY/NUMBER, a training's EXPERIMENT/training/NAME/KIMG.
-    kimg = float(last.rsplit("/", 1)[-1]) if last else _final_kimg(folder, lines, trained)
-    record = RunRecord(
-        info=RunInfo(**info, experiment=experiment if last else experiment.rpartition("/")[0]),
-        kimg=kimg,
-        opened_ms=int(lines[0]["at"]),
-        marks=marks,
-        end=_end(ended[-1], trained) if ended else None,
-    )
-    if folder.record(kimg).exists():  # this version has continued it since
-        return False
-    record.write(folder.record(kimg))
-    return True
-
-
-def _end(line: Mapping[str, Any], kimg: float) -> RunEnd:
-    return RunEnd(state=line["state"], scores=line["scores"], tags=line["tags"], kimg=kimg)
-
-
-def _final_kimg(folder: RunFolder, lines: list[dict[str, Any]], trained: float) -> float:
-    """The budget: where the final picture was drawn, else how far it came."""
-    final = [line["file"] for line in lines if line["op"] == "image" and line["name"] == "final_samples"]
-    return grid_kimg(Path(final[0])) if final else max([trained, *map(grid_kimg, folder.grids())])
+    for line in lines[1:]:
+        for name, value, step in line.get("points", []):
+            if name not in of_curve:
+                marks.setdefault(step, {})[name] = value
+        if line["op"] == "end":
+            end = RunEnd(state=line["state"], scores=line["scores"], tags=line["tags"])
+    if not (path := folder.record(float(kimg))).exists():
+        info = RunInfo(**info, experiment=experiment)
+        RunRecord(info=info, kimg=float(kimg), opened_ms=int(lines[0]["at"]), marks=marks, end=end).write(path)
 
 
 def _lines(journal: Path) -> Iterator[dict[str, Any]]:

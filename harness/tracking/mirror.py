@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 
@@ -49,6 +49,7 @@ class Reflection:
         self.lock = FileLock(path.with_name(f".{path.stem}.lock"))
         self.run_id, self._opened_ms, self._ended = self._cursor()
 
+    @property
     def key(self) -> str:
         """The run's key, or an empty string where its record cannot be read."""
         record = self._record()
@@ -100,13 +101,11 @@ class Reflection:
             self._send(runs, record, end)
         return end is not None
 
-    def bring_back(self, runs: MlflowTracker, end: RunEnd) -> None:
-        """Have a run that ended, and was in MLflow, there again: restored, or made again whole."""
-        try:
-            if self.run_id and runs.revive(self.run_id):
-                return
-        except KeyError:
-            pass
+    def show_again(self, runs: MlflowTracker, end: RunEnd) -> None:
+        """Send a run that ended from its beginning: restored where a person deleted it, else found or made again."""
+        with suppress(KeyError):
+            if self.run_id:
+                runs.revive(self.run_id)
         self._move("", 0, ended=False)
         self.send(runs, end)
 
@@ -246,7 +245,7 @@ class Mirror:
                 if not followed.refused:
                     followed.refused = True
                     self.say(
-                        f"MLflow does not take {reflection.key()} ({_short(error)}); kept on disk, training continues"
+                        f"MLflow does not take {reflection.key} ({_short(error)}); kept on disk, training continues"
                     )
                 taken = False
                 continue
@@ -283,37 +282,12 @@ def mirroring(home: Home, experiment: str, within_s: float, say: Callable[[str],
         mirror.close(within_s)
 
 
-@dataclass(slots=True)
-class Left:
-    """What came of the runs that no living process mirrors.
-
-    Attributes:
-        sent: keys of those that were sent to their end.
-        closed: by key, the state of those whose folder does not say how they ended.
-        refused: by key, why MLflow does not take it; it is kept.
-    """
-
-    sent: list[str] = field(default_factory=list)
-    closed: dict[str, str] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def lines(self) -> list[str]:
-        """What was done, for people."""
-        return [
-            *(f"{key}: what was still to be sent to MLflow was sent" for key in self.sent),
-            *(f"{key}: its MLflow run was closed as {state}" for key, state in self.closed.items()),
-            *(f"{key}: MLflow does not take it ({why}); it is kept, and sent next time"
-              for key, why in self.refused.items()),
-        ]  # fmt: skip
-
-
 def send_left(
     records: Iterable[Path],
     runs_of: Callable[[RunRecord], MlflowTracker],
     end_of: Callable[[RunRecord], RunEnd | None] = lambda record: None,
-) -> Left:
-    """Send what dead processes, and MLflow's outages, left.
+) -> dict[str, str]:
+    """Send what dead processes, and MLflow's outages, left; what was done, by the run's key.
 
     Args:
         records: of runs.
@@ -323,25 +297,21 @@ def send_left(
     Raises:
         Exception: whatever MLflow raises where it cannot be reached; what was not sent stays.
     """
-    left = Left()
+    done: dict[str, str] = {}
     for path in records:
         reflection = Reflection(path)
         if reflection.is_whole():
             continue
-        try:
-            with reflection.lock.acquire(timeout=0):
-                record = RunRecord.read(path)
-                end = None if record.end else end_of(record)
+        with suppress(Timeout), reflection.lock.acquire(timeout=0):  # else a living process sends it
+            record = RunRecord.read(path)
+            end = None if record.end else end_of(record)
+            try:
                 if reflection.send(runs_of(record), end):
-                    if end:
-                        left.closed[record.info.key] = end.state
-                    else:
-                        left.sent.append(record.info.key)
-        except Timeout:
-            continue
-        except Refused as error:
-            left.refused[reflection.key()] = _short(error)
-    return left
+                    sent = "what was still to be sent to MLflow was sent"
+                    done[record.info.key] = f"its MLflow run was closed as {end.state}" if end else sent
+            except Refused as error:
+                done[record.info.key] = f"MLflow does not take it ({_short(error)}); it is kept, and sent next time"
+    return done
 
 
 def _short(error: Exception) -> str:

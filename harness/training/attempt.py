@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,104 +23,76 @@ from harness.scoring.diversity import mean_distance
 from harness.scoring.sampling import GRID_IMAGES, GRID_SEED, generate, image_grid
 from harness.training.checkpoint import export_generator, save_checkpoint
 from harness.training.history import History
-from harness.training.record import RunEnd, RunInfo, RunRecord
-from harness.training.resume import inherit, resume
+from harness.training.record import RunEnd, RunRecord
+from harness.training.resume import inherit, newest_checkpoint
 from harness.training.run_folder import RunFolder, newest_first
 from harness.training.share import Share
 
 _KEEP = 2
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Attempt:
     """Keeps everything of a training that must survive it, in files of one folder.
 
     Attributes:
         folder: of this attempt alone, so that one that was declared dead can overwrite nothing of its successor's.
         hp, seed: the configuration, and the seed of weights, data order and noise.
-        device: where it is trained.
         record: of its run, as the folder has it.
-        state: of the checkpoint that it continues; None where it begins.
-        history: what goes into the next checkpoint.
-        resumed_kimg: where it began.
+        device: where it is trained.
         rung_metric: name of the rung scores.
         earlier: folders of the attempts that it continues, oldest first.
-        foreign: checkpoints in these folders that are of another training.
         fence: called before anything is published; raises where this attempt was declared dead.
         share: where workers of other machines find the checkpoints.
         say: told about damaged checkpoints, and about a share that cannot be reached.
         real_distance: between real images, as of :func:`harness.scoring.diversity.mean_distance`; 0 if unknown.
+        state: of the checkpoint that it continues; None where it begins.
+        history: what goes into the next checkpoint.
+        foreign: checkpoints in the folders that are of another training.
     """
 
     folder: RunFolder
     hp: HParams
     seed: int
-    device: torch.device
     record: RunRecord
-    state: dict[str, Any] | None
-    history: History
-    resumed_kimg: float
-    rung_metric: str
-    earlier: Sequence[RunFolder]
-    foreign: frozenset[Path]
-    fence: Callable[[], None]
-    share: Share | None
-    say: Callable[[str], None]
-    real_distance: float
-    saved_at: float = field(default_factory=time.monotonic)
+    device: torch.device
+    _: KW_ONLY
+    rung_metric: str = ""
+    earlier: Sequence[RunFolder] = ()
+    fence: Callable[[], None] = lambda: None
+    share: Share | None = None
+    say: Callable[[str], None] = lambda text: None
+    real_distance: float = 0.0
+    state: dict[str, Any] | None = field(init=False, default=None)
+    history: History = field(init=False)
+    foreign: frozenset[Path] = field(init=False, default=frozenset())
+    saved_at: float = field(init=False, default_factory=time.monotonic)
 
-    @classmethod
-    def open(
-        cls,
-        folder: RunFolder,
-        hp: HParams,
-        seed: int,
-        info: RunInfo,
-        device: torch.device,
-        *,
-        kimg: float,
-        rung_metric: str = "",
-        earlier: Sequence[RunFolder] = (),
-        fence: Callable[[], None] = lambda: None,
-        share: Share | None = None,
-        say: Callable[[str], None] = lambda text: None,
-        real_distance: float = 0.0,
-    ) -> Self:
-        """Make the folder, find the checkpoint to continue from, and write the record of a run to ``kimg``."""
-        earlier = [before for before in earlier if before != folder]
-        inherit(folder, earlier, share, say)
-        found = resume(folder, earlier, digest([hp.to_dict(), seed, info.dataset_digest]), device, say)
-        attempt = cls(
-            folder=folder,
-            hp=hp,
-            seed=seed,
-            device=device,
-            record=RunRecord(info=info, kimg=kimg),
-            state=found.state,
-            history=found.history,
-            resumed_kimg=found.state["step"] * hp.images_per_step / 1000 if found.state else 0.0,
-            rung_metric=rung_metric,
-            earlier=earlier,
-            foreign=found.foreign,
-            fence=fence,
-            share=share,
-            say=say,
-            real_distance=real_distance,
-        )
-        atomic.write_text(folder.hparams, canonical_json(hp.to_dict()) + "\n")
-        if attempt.history.curve:
-            attempt.flush()
-        attempt._write_record()
-        return attempt
+    def __post_init__(self) -> None:
+        self.earlier = [before for before in self.earlier if before != self.folder]
+        self.history = History(digest([self.hp.to_dict(), self.seed, self.record.info.dataset_digest]))
+
+    def open(self) -> Self:
+        """Make the folder, find the checkpoint to continue from, and write the run's record."""
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        inherit(self.folder, self.earlier, self.share, self.say)
+        folders = (*self.earlier, self.folder)
+        found = newest_checkpoint(folders, self.history.identity, self.device, self.say)
+        self.state, self.history, self.foreign = found
+        atomic.write_text(self.folder.hparams, canonical_json(self.hp.to_dict()) + "\n")
+        if self.state:
+            self.flush()
+        self._write_record()
+        return self
+
+    @property
+    def resumed_kimg(self) -> float:
+        """Where it began."""
+        return self.state["step"] * self.hp.images_per_step / 1000 if self.state else 0.0
 
     @property
     def record_path(self) -> Path:
         return self.folder.record(self.record.kimg)
-
-    @property
-    def ended(self) -> bool:
-        """Whether its record says how it ended."""
-        return self.record.end is not None
 
     def progress(self, event: Progress) -> None:
         """Remember a point of the curves; it is written with the next checkpoint."""

@@ -29,14 +29,6 @@ class Saved:
     mark: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grids:
-    """What is drawn at each mark: ``n`` images, of the same z, or of a new one each time where ``fresh``."""
-
-    n: int = GRID_IMAGES
-    fresh: bool = False
-
-
 def checkpoint_every_s() -> float:
     """Seconds between checkpoints that no mark asks for: ``HARNESS_CHECKPOINT_S``, 60 by default.
 
@@ -53,7 +45,8 @@ def train_on_disk(
     budget: Budget,
     stop: Callable[[], bool],
     checkpoint_s: float,
-    grids: Grids = Grids(),
+    grid_images: int = GRID_IMAGES,
+    fresh_grids: bool = False,
 ) -> Iterator[Progress | Saved | Snapshot]:
     """Train from where an attempt's checkpoint is to the end of the budget.
 
@@ -63,7 +56,8 @@ def train_on_disk(
         budget: length, and marks at which a grid is drawn.
         stop: asked after every Progress; a checkpoint follows where it says yes. The caller then stops iterating.
         checkpoint_s: longest time (s) between checkpoints.
-        grids: what is drawn at marks.
+        grid_images: how many are drawn at each mark.
+        fresh_grids: from a new z at each mark, not the same.
 
     Yields:
         Progress; Saved after each checkpoint; after that, at marks, the Snapshot whose grid was drawn.
@@ -90,7 +84,7 @@ def train_on_disk(
         attempt.save(event)
         yield Saved(kimg=event.kimg, mark=event.mark)
         if event.mark is not None:
-            attempt.grid(event, event.mark, n=grids.n, seed=event.step if grids.fresh else None)
+            attempt.grid(event, event.mark, n=grid_images, seed=event.step if fresh_grids else None)
             yield event
 
 

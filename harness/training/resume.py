@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +17,22 @@ from harness.training.run_folder import RunFolder, newest_first, set_aside
 from harness.training.share import Share
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resumed:
-    """A checkpoint's content. ``foreign`` are the checkpoints that are of another training, and are left alone."""
-
-    state: dict[str, Any] | None
-    history: History
-    foreign: frozenset[Path]
-
-
-def resume(
-    folder: RunFolder, earlier: Sequence[RunFolder], identity: str, device: torch.device, say: Callable[[str], None]
-) -> Resumed:
+def newest_checkpoint(
+    folders: Sequence[RunFolder], identity: str, device: torch.device, say: Callable[[str], None]
+) -> tuple[dict[str, Any] | None, History, frozenset[Path]]:
     """The newest checkpoint that is whole and of this training; damaged ones are set aside.
 
     Args:
-        folder: of this attempt.
-        earlier: of the attempts that it continues, oldest first.
+        folders: of the attempts, oldest first.
         identity: of the training.
         device: where the state is wanted.
         say: told about checkpoints that cannot be used.
+
+    Returns:
+        Its state, or None; its history, or an empty one; checkpoints of other trainings, which are left alone.
     """
     foreign: set[Path] = set()
-    for path in newest_first((*earlier, folder)):
+    for path in newest_first(folders):
         try:
             state = load_checkpoint(path, device)
             history = History.from_json(state.pop("extra"))
@@ -50,15 +42,14 @@ def resume(
             say(f"{path.name} is not usable ({str(error).splitlines()[0]}); set aside, an older one is used")
             continue
         if history.identity == identity:
-            return Resumed(state=state, history=history, foreign=frozenset(foreign))
+            return state, history, frozenset(foreign)
         foreign.add(path)
         say(f"{path.name} belongs to another configuration, other images or another version; not used")
-    return Resumed(state=None, history=History(identity), foreign=frozenset(foreign))
+    return None, History(identity), frozenset(foreign)
 
 
 def inherit(folder: RunFolder, earlier: Sequence[RunFolder], share: Share | None, say: Callable[[str], None]) -> None:
     """Bring the earlier attempts' checkpoints from the share, where another machine made them, and copy their grids."""
-    folder.path.mkdir(parents=True, exist_ok=True)
     for before in earlier:
         if share:
             try:

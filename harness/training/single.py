@@ -30,7 +30,7 @@ from harness.scoring.scorer import Scorer, Scorers, split_images
 from harness.spec.images import DataSpec
 from harness.spec.scoring import ScoreSpec
 from harness.training.attempt import Attempt
-from harness.training.loop import Grids, Saved, checked, checkpoint_every_s, train_on_disk
+from harness.training.loop import Saved, checked, checkpoint_every_s, train_on_disk
 from harness.training.record import RunEnd, RunInfo, RunRecord
 from harness.training.run_folder import RunFolder
 
@@ -138,8 +138,10 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
         dataset_digest=store.fingerprint,
         dataset_source=training.data.source,
     )  # fmt: skip
-    attempt = Attempt.open(folder, training.hparams, training.seed, info, place, kimg=kimg, say=watch.say,
-                           real_distance=real_distance(images))  # fmt: skip
+    record, distance = RunRecord(info=info, kimg=kimg), real_distance(images)
+    attempt = Attempt(
+        folder, training.hparams, training.seed, record, place, say=watch.say, real_distance=distance
+    ).open()
     _close_shorter(attempt)
     watch.follow(attempt.record_path)
     try:
@@ -150,7 +152,7 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
             again = {"reason": ""} if attempt.resumed_kimg else {}
             attempt.end("COMPLETE", outcome.scores, {"protocol_hash": scorer.protocol.hash, **again})
     except BaseException as error:
-        if not attempt.ended:
+        if attempt.record.end is None:
             attempt.end("FAIL", {}, {"reason": f"{type(error).__name__}: {error}"})
         raise
     finally:
@@ -202,7 +204,8 @@ def _train(attempt: Attempt, training: Training, kimg: float, images: Tensor, sc
         budget=Budget(kimg=kimg, snapshots_kimg=_marks(training, kimg, len(images))),
         stop=watch.stop,
         checkpoint_s=checkpoint_every_s(),
-        grids=Grids(n=training.grid_images, fresh=training.fresh_grids),
+        grid_images=training.grid_images,
+        fresh_grids=training.fresh_grids,
     ):
         if isinstance(event, Progress):
             watch.on_progress(event, kimg)

@@ -17,7 +17,7 @@ import harness.tracking.mirror as mirror_module
 from harness.errors import Fenced
 from harness.home import Home
 from harness.tracking.journals import adopt_journals
-from harness.tracking.mirror import Left, Mirror, Reflection, send_left
+from harness.tracking.mirror import Mirror, Reflection, send_left
 from harness.tracking.mlflow import MlflowTracker, client_for, new_client, open_experiment
 from harness.training.record import Point, RunEnd, RunInfo, RunRecord
 from harness.training.run_folder import RunFolder
@@ -27,6 +27,7 @@ from tests.servers import Gateway, MlflowServer
 INFO = RunInfo(key="study/0", name="trial 0", experiment="study", params={"lr": 0.1}, tags={"seed": "7"})
 END = RunEnd(state="COMPLETE", scores={"fid20": 3.0}, tags={"trial_state": "COMPLETE"}, kimg=0.3)
 STEPS = (100, 200, 300)
+SENT = {"study/0": "what was still to be sent to MLflow was sent"}
 
 
 def begin(folder: Path, steps=STEPS, info: RunInfo = INFO) -> Path:
@@ -74,9 +75,9 @@ def assert_whole(tracker: MemoryTracker) -> None:
 
 def test_a_run_is_shown_whole_and_not_again(tmp_path):
     path, tracker = write(tmp_path / "0"), MemoryTracker()
-    assert send_left([path], lambda record: tracker) == Left(sent=["study/0"])
+    assert send_left([path], lambda record: tracker) == SENT
     assert_whole(tracker)
-    assert send_left([path], lambda record: pytest.fail("sent")) == Left()
+    assert send_left([path], lambda record: pytest.fail("sent")) == {}
 
 
 def test_a_run_that_is_continued_is_open_again_and_keeps_what_it_has(tmp_path):
@@ -133,8 +134,8 @@ def test_a_connection_that_is_lost_anywhere_loses_and_doubles_nothing(tmp_path, 
         with pytest.raises(ConnectionError):
             send_left([path], lambda record: tracker)
     else:
-        assert send_left([path], lambda record: tracker).refused == {"study/0": "ConnectionError: gone"}
-    assert send_left([path], lambda record: tracker).sent == ["study/0"]
+        assert "does not take it (ConnectionError: gone)" in send_left([path], lambda record: tracker)["study/0"]
+    assert send_left([path], lambda record: tracker) == SENT
     assert_whole(tracker)
 
 
@@ -157,7 +158,9 @@ def test_a_run_that_is_refused_for_good_holds_up_no_other(tmp_path):
     mirror.close(60)
     assert (tracker.runs["study/0"].status, tracker.runs["study/1"].status) == ("RUNNING", "FINISHED")
     assert said[0] == "MLflow does not take study/0 (ValueError: not this one); kept on disk, training continues"
-    assert send_left(records, lambda record: tracker).refused == {"study/0": "ValueError: not this one"}
+    assert send_left(records, lambda record: tracker) == {
+        "study/0": "MLflow does not take it (ValueError: not this one); it is kept, and sent next time"
+    }
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"run_id": 3}'])
@@ -166,7 +169,7 @@ def test_a_damaged_cursor_costs_time_and_doubles_nothing(tmp_path, damage):
     assert not Reflection(path).send(tracker)
     Reflection(path).cursor_path.write_bytes(damage)
     finish(path)
-    assert send_left([path], lambda record: tracker).sent == ["study/0"]
+    assert send_left([path], lambda record: tracker) == SENT
     assert_whole(tracker)
 
 
@@ -176,7 +179,7 @@ def test_a_living_trainings_run_is_left_to_it(tmp_path):
     mirror.follow(path)
     wait_until(lambda: "study/0" in tracker.runs)
     assert Reflection(path).is_owned()
-    assert send_left([path], lambda record: pytest.fail("sent")) == Left()
+    assert send_left([path], lambda record: pytest.fail("sent")) == {}
     finish(path)
     mirror.close(60)
     assert not Reflection(path).is_owned()
@@ -186,7 +189,9 @@ def test_a_living_trainings_run_is_left_to_it(tmp_path):
 def test_a_killed_trainings_run_is_closed_as_the_database_has_it(tmp_path):
     path, tracker = begin(tmp_path / "0"), MemoryTracker()
     end = RunEnd(state="FAIL", tags={"reason": "its worker was killed"})
-    assert send_left([path], lambda record: tracker, lambda record: end) == Left(closed={"study/0": "FAIL"})
+    assert send_left([path], lambda record: tracker, lambda record: end) == {
+        "study/0": "its MLflow run was closed as FAIL"
+    }
     run = tracker.runs["study/0"]
     assert (run.status, run.tags["reason"]) == ("FAILED", "its worker was killed")
     assert [step for name, _, step in run.values if name == "loss"] == list(STEPS)
@@ -243,8 +248,8 @@ def test_a_run_that_a_person_deleted_while_it_was_written_comes_back(home, tmp_p
         client._tracking_client.store._hard_delete_run(reflection.run_id)
     finish(path, steps=(100, 200))
     if for_good:
-        assert send_left([path], lambda record: tracker).refused
-    assert send_left([path], lambda record: tracker).sent == ["study/0"]
+        assert "it is kept, and sent next time" in send_left([path], lambda record: tracker)["study/0"]
+    assert send_left([path], lambda record: tracker) == SENT
     (run,) = client.search_runs([tracker.experiment_id])
     assert (run.info.status, run.info.run_id == reflection.run_id) == ("FINISHED", not for_good)
     assert [p.step for p in client.get_metric_history(run.info.run_id, "loss")] == [100, 200]
@@ -260,7 +265,7 @@ def test_a_run_that_a_person_deleted_after_its_end_comes_back_whole(home, tmp_pa
     client.delete_run(deleted)
     if for_good:
         client._tracking_client.store._hard_delete_run(deleted)
-    Reflection(path).bring_back(tracker, END)
+    Reflection(path).show_again(tracker, END)
     (run,) = client.search_runs([tracker.experiment_id])
     assert (run.info.status, run.info.run_id == deleted) == ("FINISHED", not for_good)
     assert [p.step for p in client.get_metric_history(run.info.run_id, "loss")] == list(STEPS)
@@ -281,37 +286,43 @@ def test_of_two_runs_of_one_key_the_one_with_data_stays(home, tmp_path):
     assert {run_id for run_id, _ in tracker.runs_by_key().values()} == {used}
 
 
-def journal(home: Home, folder: Path, lines: list[dict]) -> Path:
-    """As version 0 wrote it."""
+def journal(home: Home, info: dict, lines: list[dict]) -> Path:
+    """As version 0 wrote it, cut off in its last line."""
     (home.root / "spool").mkdir(parents=True, exist_ok=True)
-    path = home.root / "spool" / "4f2a.jsonl"
-    at_start = {name: value for name, value in dataclasses.asdict(INFO).items() if name != "experiment"}
-    start = {"op": "start", "info": at_start, "at": 1000}
-    files = {"op": "artifact", "file": str(folder / "hparams.json"), "folder": ""}
-    path.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in (start, files, *lines)) + b'{"op":"lo')
+    path = home.root / "spool" / f"{len(lines)}.jsonl"
+    start = {"op": "start", "info": info, "at": 1000}
+    path.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in (start, *lines)) + b'{"op":"lo')
     return path
 
 
-def test_journals_of_an_earlier_version_become_records_once(tmp_path):
-    home, folder = Home(tmp_path / "runs"), tmp_path / "runs" / "trials" / "0"
+def of_version_0(key: str) -> dict:
+    return {**{name: value for name, value in dataclasses.asdict(INFO).items() if name != "experiment"}, "key": key}
+
+
+def test_journals_of_an_earlier_version_are_replaced_by_records_once(tmp_path):
+    home = Home(tmp_path / "runs")
+    folder = home.training_dir("digits-1a2b")
     begin(folder).unlink()
-    journal(home, folder, [
+    journal(home, of_version_0("study/0"), [])
+    journal(home, of_version_0("study/training/digits-1a2b/0.3"), [
         {"op": "log", "points": [["loss", 0.1, 100], ["rung", 7.0, 100]], "at": 1001},
         {"op": "end", "state": "COMPLETE", "scores": END.scores, "tags": END.tags},
     ])  # fmt: skip
     RunFolder(folder).weights.write_bytes(b"w")
-    assert adopt_journals(home) == ["1 journals of an earlier version were adopted: MLflow gets what they had"]
+    said = "2 journals of an earlier version removed: MLflow gets it from the runs' folders"
+    assert adopt_journals(home) == [said]
     assert not (home.root / "spool").exists()
     assert adopt_journals(home) == []
     tracker = MemoryTracker()
-    send_left(RunFolder(folder).records(), lambda record: tracker)
+    (path,) = RunFolder(folder).records()
+    send_left([path], lambda record: tracker)
+    tracker.runs["study/0"] = tracker.runs.pop("study/training/digits-1a2b/0.3")
     assert_whole(tracker)
 
 
 def test_a_journal_whose_writer_lives_is_left_to_it(tmp_path):
-    home, folder = Home(tmp_path / "runs"), tmp_path / "runs" / "trials" / "0"
-    begin(folder).unlink()
-    path = journal(home, folder, [])
+    home = Home(tmp_path / "runs")
+    path = journal(home, of_version_0("study/0"), [])
     with FileLock(path.with_suffix(".owner")):
         assert adopt_journals(home) == []
     assert path.exists()

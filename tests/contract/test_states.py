@@ -23,11 +23,10 @@ from harness.spec.suggest import suggest
 from harness.store.database import open_storage
 from harness.store.studies import open_study
 from harness.store.trials import MAX_CRASHES, Trials, finished_count, trial_key
-from harness.sweep.reconcile import reconcile
 from harness.tracking.mlflow import STATUS
 from harness.training.record import RunInfo
 from tests.conftest import TINY_STUDY
-from tests.runs import MemoryTracker
+from tests.runs import MemoryTracker, reconcile
 
 SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
 TARGET = 5

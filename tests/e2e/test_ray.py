@@ -24,10 +24,10 @@ from harness.store.trials import Trials, finished_count
 from harness.sweep.engines.loop import WorkerJob
 from harness.sweep.engines.ray import _Driver, run_ray
 from harness.sweep.events import Ended, Event, Progressed, Ready, Scored, Started
-from harness.sweep.reconcile import reconcile
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
 from harness.training.record import RunInfo
 from tests.conftest import TINY_STUDY, blob_files, sharing_weights
+from tests.runs import reconcile
 
 # Without Inception a worker is ready seconds earlier.
 QUICK = TINY_STUDY.replace("[scoring.final]", '[scoring.final]\nextractor = "mobilenet-v2"')

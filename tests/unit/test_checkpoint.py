@@ -16,7 +16,7 @@ from harness.gan.trainer import Budget, train
 from harness.training.attempt import Attempt
 from harness.training.checkpoint import export_generator, import_generator, load_checkpoint, save_checkpoint
 from harness.training.history import History
-from harness.training.record import RunInfo
+from harness.training.record import RunInfo, RunRecord
 from harness.training.run_folder import RunFolder
 from tests.conftest import CPU
 
@@ -81,20 +81,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_previous_one_used(tmp_path, hp):
     info = RunInfo(key="k", name="n", experiment="e", params={}, tags={}, dataset_digest="f")
-    identity = Attempt.open(RunFolder(tmp_path), hp, 1, info, CPU, kimg=0.08).history.identity
+    identity = Attempt(RunFolder(tmp_path), hp, 1, RunRecord(info=info, kimg=0.08), CPU).open().history.identity
     state = {"extra": json.dumps({"curve": [], "rungs": {"100": 7.5}, "identity": identity})}
     save_checkpoint(tmp_path / "snapshot-000000010.pt", {**state, "step": 10})
     save_checkpoint(tmp_path / "snapshot-000000020.pt", {**state, "step": 20})
     newest = tmp_path / "snapshot-000000020.pt"
     newest.write_bytes(newest.read_bytes()[:-1])
-    attempt = Attempt.open(RunFolder(tmp_path), hp, 1, info, CPU, kimg=0.08)
+    attempt = Attempt(RunFolder(tmp_path), hp, 1, RunRecord(info=info, kimg=0.08), CPU).open()
     assert attempt.state is not None
     assert attempt.state["step"] == 10
     assert attempt.history.rungs == {100: 7.5}
     assert newest.with_suffix(".damaged").exists()
     other_images = dataclasses.replace(info, dataset_digest="g")
-    assert Attempt.open(RunFolder(tmp_path), hp, 1, other_images, CPU, kimg=0.08).state is None
-    assert Attempt.open(RunFolder(tmp_path), hp, 2, info, CPU, kimg=0.08).state is None
+    assert Attempt(RunFolder(tmp_path), hp, 1, RunRecord(info=other_images, kimg=0.08), CPU).open().state is None
+    assert Attempt(RunFolder(tmp_path), hp, 2, RunRecord(info=info, kimg=0.08), CPU).open().state is None
 
 
 def test_checkpoints_of_another_training_do_not_push_out_its_own(tmp_path, hp, images):
@@ -106,16 +106,15 @@ def test_checkpoints_of_another_training_do_not_push_out_its_own(tmp_path, hp, i
     for step in (900, 1000):
         save_checkpoint(earlier / f"snapshot-{step:09d}.pt", {**foreign, "step": step})
     said = []
-    attempt = Attempt.open(
-        RunFolder(folder), hp, 1, info, CPU, kimg=0.08, earlier=[RunFolder(earlier)], say=said.append
-    )
+    record, before = RunRecord(info=info, kimg=0.08), [RunFolder(earlier)]
+    attempt = Attempt(RunFolder(folder), hp, 1, record, CPU, earlier=before, say=said.append).open()
     assert len(said) == 2 and attempt.state is None
     for event in train(hp, images, budget=Budget(kimg=0.08, snapshots_kimg=(0.016, 0.04)), seed=1, device=CPU):
         if isinstance(event, Snapshot):
             attempt.save(event)
     assert len(list(folder.glob("snapshot-*.pt"))) == 2
     assert len(list(earlier.glob("snapshot-*.pt"))) == 2
-    again = Attempt.open(RunFolder(folder), hp, 1, info, CPU, kimg=0.08, earlier=[RunFolder(earlier)])
+    again = Attempt(RunFolder(folder), hp, 1, record, CPU, earlier=before).open()
     assert again.state is not None and again.state["step"] == 80 // hp.batch_size
 
 

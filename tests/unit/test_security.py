@@ -50,7 +50,7 @@ from harness.spec.images import DataSpec
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
 from harness.training.attempt import Attempt
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
-from harness.training.record import RunInfo
+from harness.training.record import RunInfo, RunRecord
 from harness.training.run_folder import RunFolder
 from tests.conftest import CPU, ROOT, TINY_STUDY
 from tests.unit.test_arrays import open_set
@@ -178,11 +178,11 @@ def test_the_malicious_object_is_malicious(tmp_path, monkeypatch):
 
 def test_a_malicious_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path, hp, unharmed):
     info = RunInfo(key="k", name="n", experiment="e", params={}, tags={}, dataset_digest="f")
-    identity = Attempt.open(RunFolder(tmp_path), hp, 1, info, CPU, kimg=1.0).history.identity
+    identity = Attempt(RunFolder(tmp_path), hp, 1, RunRecord(info=info, kimg=0.08), CPU).open().history.identity
     extra = json.dumps({"curve": [], "rungs": {}, "identity": identity})
     save_checkpoint(tmp_path / "snapshot-000000010.pt", {"extra": extra, "step": 10})
     save_checkpoint(tmp_path / "snapshot-000000020.pt", {"extra": extra, "step": Evil()})
-    state = Attempt.open(RunFolder(tmp_path), hp, 1, info, CPU, kimg=1.0).state
+    state = Attempt(RunFolder(tmp_path), hp, 1, RunRecord(info=info, kimg=0.08), CPU).open().state
     assert state is not None
     assert state["step"] == 10
     assert (tmp_path / "snapshot-000000020.damaged").exists()

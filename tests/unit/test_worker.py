@@ -33,15 +33,14 @@ from harness.store.studies import open_study, to_record
 from harness.store.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, finished_count
 from harness.sweep import events
 from harness.sweep.engines.loop import WorkerJob
-from harness.sweep.reconcile import reconcile
-from harness.sweep.setup import Neighbours, WorkerSetup
+from harness.sweep.setup import WorkerSetup
 from harness.sweep.worker import DIVERGED_VALUE, failure, run_trial, work
 from harness.training.loop import checkpoint_every_s
 from harness.training.record import RunEnd, RunInfo, RunRecord
 from harness.training.run_folder import RunFolder
 from harness.training.share import Share
 from tests.conftest import CPU, TINY_STUDY, blobs
-from tests.runs import MemoryTracker, show
+from tests.runs import MemoryTracker, reconcile, show
 
 SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
 
@@ -64,21 +63,31 @@ class Env:
     """What a worker is given, each part of which a test may replace before the next trial."""
 
     def __init__(self, home: Home, spec=SPEC):
-        self.home, self.trials = home, Trials(open_study(spec, home), spec, home)
+        dataset = {"name": "folder", "fingerprint": "f", "source": "folder"}
+        self.job = WorkerJob(
+            spec=spec, home=home, store=None, device="cpu", threads=1, cores=1, tags={"git_commit": "abc"},
+            dataset=dataset, experiment_id="0", parent_run="", uid="",
+        )  # fmt: skip
+        self.trials = Trials(open_study(spec, home), spec, home)
         self.images_NHWC, self.device = torch.from_numpy(blobs(32)), CPU
         self.real_distance = real_distance(self.images_NHWC)
         self.follow = lambda record, guard: None
         self.final, self.rung = Objective("fid20"), Objective("fid_mnv2_20")
-        self.dataset = {"name": "folder", "fingerprint": "f", "source": "folder"}
-        self.tags = {"git_commit": "abc"}
         self.stop, self.publish = (lambda: False), (lambda event: None)
-        self.checkpoint_s, self.share, self.neighbours = checkpoint_every_s(), None, Neighbours()
+        self.checkpoint_s, self.share = checkpoint_every_s(), None
 
         self._tracker = MemoryTracker()
 
     @property
     def setup(self) -> WorkerSetup:
         return WorkerSetup(**{name: value for name, value in vars(self).items() if name != "_tracker"})
+
+    @property
+    def home(self) -> Home:
+        return self.job.home
+
+    def share_memory(self, **neighbours: object) -> None:
+        self.job = dataclasses.replace(self.job, **neighbours)
 
     @property
     def tracker(self) -> MemoryTracker:
@@ -255,7 +264,8 @@ def test_memory_that_runs_out_ends_the_trial_with_its_own_reason(study, env):
 
 
 def test_memory_that_runs_out_beside_neighbours_is_tried_once_more_with_one_worker_less(study, env):
-    env.rung, env.neighbours = Hungry("fid_mnv2_20"), Neighbours(workers=2, index=1)
+    env.rung = Hungry("fid_mnv2_20")
+    env.share_memory(workers=2, index=1)
     assert work(env.setup, 9), "it retires"
     first = to_record(study).trials[0]
     assert first.reason.startswith("interrupted: oom beside 1 other workers; queued again")
@@ -266,7 +276,8 @@ def test_memory_that_runs_out_beside_neighbours_is_tried_once_more_with_one_work
 
 
 def test_a_gpus_memory_is_shared_with_the_workers_on_it_and_the_machines_with_all(env):
-    env.neighbours, env.device = Neighbours(workers=4, on_gpu=1), torch.device("cuda")
+    env.device = torch.device("cuda")
+    env.share_memory(workers=4, gpus=("0", "1", "2", "3"))
     trial = env.trials.ask(9)
     of_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     end = failure(of_gpu, trial, env.setup)
@@ -308,7 +319,8 @@ def test_the_first_worker_stays_where_memory_ran_out_but_takes_no_trial_beside_o
     import optuna
 
     neighbours, ask = env.trials.ask(9), env.trials.ask
-    env.rung, env.neighbours = Hungry("fid_mnv2_20"), Neighbours(workers=2)
+    env.rung = Hungry("fid_mnv2_20")
+    env.share_memory(workers=2)
     idle = []
 
     def asked(target, *, alone):

@@ -64,7 +64,7 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
     from harness.store.outage import grace_s
     from harness.store.studies import agree_on_protocols
     from harness.store.trials import Trials
-    from harness.sweep.setup import Neighbours, WorkerSetup
+    from harness.sweep.setup import WorkerSetup
     from harness.sweep.worker import work
     from harness.tracking.mirror import Mirror
     from harness.tracking.mlflow import MlflowTracker, new_client
@@ -97,20 +97,17 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
     agree_on_protocols(study, job.home, protocols, resume_anyway=job.resume_anyway)
     mirror = Mirror(lambda: MlflowTracker(new_client(job.home), job.experiment_id, job.parent_run), say)
     setup = WorkerSetup(
-        home=job.home,
+        job=job,
         trials=Trials(study, job.spec, job.home),
         images_NHWC=images,
         device=device,
         follow=mirror.follow,
         final=final,
         rung=rung,
-        dataset=job.dataset,
-        tags={**job.tags, "threads": str(job.threads)},
         stop=should_stop,
         publish=publish,
         real_distance=real_distance(images),
         share=Share.from_environment(job.spec.name, job.uid),
-        neighbours=Neighbours(workers=job.workers, on_gpu=job.on_gpu, index=job.index),
     )
     try:
         work(setup)
