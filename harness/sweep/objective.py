@@ -13,6 +13,7 @@ from harness.gan.architecture import problems
 from harness.gan.hparams import HParams, derive_seed
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress
+from harness.spec.resolved import ResolvedStudy
 from harness.spec.scoring import sampling_seeds
 from harness.spec.suggest import suggest
 from harness.store.attrs import StudyAttrs, TrialAttrs
@@ -128,7 +129,7 @@ def resampled(generator: nn.Module, hp: HParams, setup: WorkerSetup) -> list[flo
     return [checked(scorer(generator, hp, all_metrics=False)).values[setup.final.objective] for scorer in scorers]
 
 
-def training_seed(trial: optuna.Trial, spec: StudySpec) -> int:
+def training_seed(trial: optuna.Trial, spec: ResolvedStudy) -> int:
     """The seed that a fixed study gives a trial, or the one of its position in the search."""
     attrs = TrialAttrs.parse(trial.user_attrs)
     if attrs.training_seed is not None:

@@ -13,7 +13,7 @@ from harness.spec.resolved import ResolvedStudy
 MIN_GAIN = 1.1
 
 
-def resolve_precision(spec: StudySpec, device: str, exact: bool) -> tuple[StudySpec, list[str]]:
+def resolve_precision(spec: ResolvedStudy, device: str, exact: bool) -> tuple[ResolvedStudy, list[str]]:
     """The study with every precision that its file leaves open, and what its user should hear of it.
 
     Rungs are scored in bfloat16 where that is faster: it changes no order (docs/performance.md). Trainings are float32,

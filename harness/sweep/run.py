@@ -45,7 +45,7 @@ class SweepResult:
 class _Sweep:
     """An open study with its images, ready for workers; ``starts``: not one that another machine started."""
 
-    spec: StudySpec
+    spec: ResolvedStudy
     home: Home
     study: optuna.Study
     store: ImageStore
@@ -78,7 +78,7 @@ def run_sweep(
     def say(text: str) -> None:
         on_event(Said(text=text))
 
-    def resolved(spec: StudySpec) -> StudySpec:
+    def resolved(spec: ResolvedStudy) -> ResolvedStudy:
         say("preparing workers")
         make_ready()
         client_for(home)  # whose imports take as long as the workers', meanwhile
@@ -96,7 +96,7 @@ def run_sweep(
         resolved(spec) if exact else spec, home, resume_anyway=resume_anyway, storage=storage, settle=resolved
     )
     attrs = StudyAttrs.parse(study.user_attrs)
-    spec = adopt(spec, attrs.spec)
+    spec = with_stored_precision(spec, attrs.spec)
     # A start that names no number continues to what was wanted last.
     target = trials or max(spec.budget.trials, attrs.target)
     refuse_other_images(study, store.fingerprint)
@@ -235,11 +235,11 @@ def _run_workers(
     )  # fmt: skip
 
 
-def _dataset(spec: StudySpec, store: ImageStore) -> dict[str, str]:
+def _dataset(spec: ResolvedStudy, store: ImageStore) -> dict[str, str]:
     return {"name": spec.data.source, "fingerprint": store.fingerprint, "source": spec.data.source}
 
 
-def require_images(spec: StudySpec, n: int, n_held_out: int) -> None:
+def require_images(spec: ResolvedStudy, n: int, n_held_out: int) -> None:
     """Refuse before training what would fail in scoring.
 
     Raises:
@@ -277,7 +277,7 @@ def refuse_other_images(study: optuna.Study, fingerprint: str) -> None:
         )
 
 
-def _describe(study: optuna.Study, spec: StudySpec, store: ImageStore, target: int, tags: dict[str, str]) -> None:
+def _describe(study: optuna.Study, spec: ResolvedStudy, store: ImageStore, target: int, tags: dict[str, str]) -> None:
     known = StudyAttrs.parse(study.user_attrs).environment
     described = StudyAttrs(
         dataset={**_dataset(spec, store), "images": len(store)},

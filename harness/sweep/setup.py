@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, device
 
 from harness.scoring.scorer import Scorer
-from harness.spec.study import StudySpec
+from harness.spec.resolved import ResolvedStudy
 from harness.store.trials import Trials
 from harness.sweep.engines.loop import WorkerJob
 from harness.sweep.events import Event
@@ -48,5 +48,5 @@ class WorkerSetup:
     share: Share | None = None
 
     @property
-    def spec(self) -> StudySpec:
+    def spec(self) -> ResolvedStudy:
         return self.job.spec

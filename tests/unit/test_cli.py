@@ -295,7 +295,7 @@ def test_view_lines_and_table():
 
 
 def test_a_killed_trial_no_longer_runs_once_it_is_continued():
-    view = SweepView(load_study("mnist32"), target=4)
+    view = SweepView(load_study_file("mnist32"), target=4)
     view.update(Started(number=0, kimg=0.0, params={}, retry_of=None))
     view.update(Started(number=1, kimg=5.0, params={}, retry_of=0))
     assert [(row.state, row.reason) for row in view.rows.values()] == [

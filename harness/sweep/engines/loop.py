@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from harness.data.store import ImageStore
 from harness.errors import Interrupted
 from harness.home import Home
-from harness.spec.study import StudySpec
+from harness.spec.resolved import ResolvedStudy
 from harness.sweep.events import Event, Ready, Said
 
 # Seconds for sending what MLflow has yet to get: at the end of the work, and where the machine is to be given back.
