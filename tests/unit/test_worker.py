@@ -448,7 +448,8 @@ def test_results_are_on_the_share_before_the_database_has_the_score(study, env, 
 
     monkeypatch.setattr(env.trials, "end", ending)
     folder = env.home.root / one(study, env).attrs.folder
-    assert {path.name for path in folder.iterdir()} <= set(seen)
+    # The run's record is this machine's, which mirrors it.
+    assert {path.name for path in folder.iterdir() if "run-" not in path.name} <= set(seen)
 
 
 def test_a_disk_that_stays_full_ends_in_one_sentence(study, env, monkeypatch):
