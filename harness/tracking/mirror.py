@@ -45,7 +45,7 @@ class Reflection:
     def __init__(self, path: Path) -> None:
         self.path, self.folder = path, RunFolder(path.parent)
         self.cursor_path = path.with_suffix(".mirror")
-        # Held by whoever mirrors it: while it trains, its own process. The system lets go of it where that dies.
+        # Held by the process that mirrors it, while it trains its own; released by the system where that dies.
         self.lock = FileLock(path.with_name(f".{path.stem}.lock"))
         self.run_id, self._opened_ms, self._ended = self._cursor()
 
@@ -127,7 +127,7 @@ class Reflection:
             self._move(self.run_id, record.opened_ms, ended=True)
 
     def _send_files(self, runs: MlflowTracker, end: RunEnd) -> None:
-        """What is of use where only MLflow is at hand."""
+        """The files that are worth having without the folder."""
         folder = self.folder
         files = [(folder.curve, ""), *((path, "checkpoint") for path in folder.checkpoints()[:1])]
         if end.state == "COMPLETE":

@@ -44,7 +44,7 @@ def quiet() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    # The server's job runners are for its GenAI features: seven idle processes beside a sweep.
+    # The server's job runners are for its GenAI features: seven idle processes next to a sweep.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -74,7 +74,7 @@ def tracking_url(home: Home) -> str:
     """``MLFLOW_TRACKING_URI``, or the database in the home folder.
 
     Raises:
-        UsageError: it is no address. Its text, which may hold a password, is not shown.
+        UsageError: it is not an address. Its text, which may hold a password, is not shown.
     """
     found = os.environ.get("MLFLOW_TRACKING_URI")
     if not found:

@@ -67,7 +67,7 @@ def _to_device(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def export_generator(folder: Path, generator: nn.Module, hp: HParams) -> None:
-    """Publish weights: ``generator.safetensors``, with the configuration inside its header and beside it."""
+    """Publish weights: ``generator.safetensors``, with the configuration inside its header and next to it."""
     hparams = canonical_json(hp.to_dict())
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
     atomic.write_bytes(RunFolder(folder).weights, save(tensors, {"hparams": hparams}))

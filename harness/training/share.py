@@ -55,7 +55,7 @@ class Share:
         return f"the share {self.name}"
 
     def put(self, path: Path, *, keep: int) -> None:
-        """Copy a file of an attempt's folder there, whole or not at all; ``keep`` > 0: of its snapshots only so many.
+        """Copy a file of an attempt's folder there, whole or not at all; ``keep`` > 0: that many snapshots stay.
 
         Raises:
             Exception: the store is away, full, or refuses; each store's library has classes of its own for that.
@@ -87,7 +87,7 @@ class Share:
         except FileNotFoundError:
             return []
         names = (str(path).rstrip("/").rsplit("/", 1)[-1] for path in listed)
-        # A name from a store is no path: whoever can write there must not reach other folders here.
+        # A name from a store must be a name only: who can write there must not reach other folders here.
         return sorted(n for n in names if n.startswith(prefix) and not n.startswith(".") and "\\" not in n)
 
 

@@ -49,8 +49,8 @@ class Training:
         experiment: in the tracker.
         kimg: length; None is ``epochs`` passes over the images.
         fingerprint: of the images that the configuration was found on; training on others is said. Empty: any.
-        usual_precision: of the device it runs on, in place of the configuration's.
-        about: what a report of it says beside the figures.
+        usual_precision: of the device it runs on, instead of the configuration's.
+        about: what a report of it says in addition to the figures.
     """
 
     label: str
@@ -108,15 +108,15 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
     """
     keep_memory()
     exact_arithmetic()
-    place = torch.device(choose_device(device))
+    own_device = torch.device(choose_device(device))
     if training.usual_precision:
-        hparams = dataclasses.replace(training.hparams, precision=usual(place))
+        hparams = dataclasses.replace(training.hparams, precision=usual(own_device))
         training = dataclasses.replace(training, hparams=hparams)
     store = open_store(home, training.data, source, study=training.label, on_progress=watch.on_images, say=watch.say)
     kimg = _length(training, store, watch.say)
-    images = on_device(store.tensor(), place)
+    images = on_device(store.tensor(), own_device)
     watch.say("reference statistics")
-    scorer = Scorers(home, store, place, watch.say).scorer(training.scoring)
+    scorer = Scorers(home, store, own_device, watch.say).scorer(training.scoring)
     folder = RunFolder(home.training_dir(training.name(store.fingerprint)))
     folder.path.mkdir(parents=True, exist_ok=True)
     name = folder.path.name
@@ -130,7 +130,7 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
         experiment=training.experiment,
         params=training.hparams.to_dict(),
         tags={
-            **provenance(place.type), "role": "training", "study": training.experiment, "seed": str(training.seed),
+            **provenance(own_device.type), "role": "training", "study": training.experiment, "seed": str(training.seed),
             "protocol_hash": scorer.protocol.hash,
             **{name: str(value) for name, value in training.about.items() if name in ("recipe", "variant")},
         },
@@ -140,7 +140,7 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
     )  # fmt: skip
     record, distance = RunRecord(info=info, kimg=kimg), real_distance(images)
     attempt = Attempt(
-        folder, training.hparams, training.seed, record, place, say=watch.say, real_distance=distance
+        folder, training.hparams, training.seed, record, own_device, say=watch.say, real_distance=distance
     ).open()
     _close_shorter(attempt)
     watch.follow(attempt.record_path)

@@ -85,7 +85,7 @@ class _Driver:
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        # No CPU of its own, and beside the driver: it is lost only together with it. A worker holds one call.
+        # No CPU of its own, and on the driver's node: it is lost only together with it. A worker holds one call.
         self.board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here, max_concurrency=10_000).remote()
         self.running: dict[Any, int] = {}
         # Where each worker runs; empty once it is known to be lost.
