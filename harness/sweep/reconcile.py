@@ -80,8 +80,9 @@ def _show(study: optuna.Study, trial: FrozenTrial, run_id: str, tracker: MlflowT
     end, folder = trial_end(trial), RunFolder(home.root / TrialAttrs.parse(trial.user_attrs).folder)
     record = _record(study, trial)
     if folder.path == home.root or not folder.path.is_dir():  # another machine's
-        run_id = run_id or tracker.start(record.info)
-        tracker.log(run_id, record.points([]))
+        if not run_id:
+            run_id = tracker.start(record.info)
+            tracker.log(run_id, record.points([]))
         tracker.end(run_id, end.state, scores=end.scores, tags=end.tags)
         return True
     path = next(iter(folder.records()), folder.record(record.kimg))
@@ -90,7 +91,9 @@ def _show(study: optuna.Study, trial: FrozenTrial, run_id: str, tracker: MlflowT
         with reflection.lock.acquire(timeout=0):
             if not path.exists():  # an earlier version trained it
                 record.write(path)
-            reflection.show_again(tracker, end)
+            if not run_id:
+                reflection.restore(tracker)
+            reflection.send_again(tracker, end)
     except Timeout:  # its worker lives, and sends it
         return False
     return True

@@ -101,11 +101,14 @@ class Reflection:
             self._send(runs, record, end)
         return end is not None
 
-    def show_again(self, runs: MlflowTracker, end: RunEnd) -> None:
-        """Send a run that ended from its beginning: restored where a person deleted it, else found or made again."""
+    def restore(self, runs: MlflowTracker) -> None:
+        """Bring back the run if a person deleted it, and it is not gone for good."""
         with suppress(KeyError):
             if self.run_id:
                 runs.revive(self.run_id)
+
+    def send_again(self, runs: MlflowTracker, end: RunEnd) -> None:
+        """Send a run that ended from its beginning; what MLflow has of it is left out."""
         self._move("", 0, ended=False)
         self.send(runs, end)
 

@@ -265,7 +265,9 @@ def test_a_run_that_a_person_deleted_after_its_end_comes_back_whole(home, tmp_pa
     client.delete_run(deleted)
     if for_good:
         client._tracking_client.store._hard_delete_run(deleted)
-    Reflection(path).show_again(tracker, END)
+    reflection = Reflection(path)
+    reflection.restore(tracker)
+    reflection.send_again(tracker, END)
     (run,) = client.search_runs([tracker.experiment_id])
     assert (run.info.status, run.info.run_id == deleted) == ("FINISHED", not for_good)
     assert [p.step for p in client.get_metric_history(run.info.run_id, "loss")] == list(STEPS)
