@@ -522,6 +522,23 @@ def test_a_trial_that_ended_before_its_run_began_gets_one(study, env):
     assert env.tracker.runs["tiny/0"].status == "FAILED"
 
 
+@pytest.mark.parametrize("of_this_version", [True, False])
+def test_a_run_that_is_gone_for_good_is_made_again_whole_from_folder_and_database(study, env, of_this_version):
+    record = one(study, env)
+    study.set_user_attr("rung_metric", "fid_mnv2_20")
+    before, again, folder = env.tracker.runs["tiny/0"], MemoryTracker(), RunFolder(env.home.root / record.attrs.folder)
+    if not of_this_version:
+        for path in folder.records():
+            path.unlink()
+    assert reconcile(env.trials, again, env.home) == ["trial 0: its MLflow run was closed as COMPLETE"]
+    run = again.runs["tiny/0"]
+    assert sorted(run.values) == sorted(before.values)
+    assert (run.status, run.images, run.scores["fid20"]) == ("FINISHED", before.images, record.value)
+    assert set(run.artifacts) == set(before.artifacts)
+    assert dict(run.info.params) == dict(before.info.params)
+    assert reconcile(env.trials, again, env.home) == []
+
+
 def test_a_preset_killed_before_it_suggested_keeps_its_parameters(study, env):
     trial = env.trials.ask(99)
     trial.set_user_attr("worker", {**this_process(), "start": "1"})
