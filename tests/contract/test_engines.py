@@ -48,7 +48,7 @@ def test_a_worker_that_could_not_hear_yet_is_asked_to_stop_again():
 
 @pytest.mark.parametrize(("level", "error", "others"), [(0, None, [1, 2]), (1, None, []), (0, SweepError("x", ""), [])])
 def test_no_worker_begins_in_a_sweep_that_stops(monkeypatch, level, error, others):
-    class Ready:
+    class Worker:
         def received(self):
             return [Ready()]
 
@@ -57,7 +57,7 @@ def test_no_worker_begins_in_a_sweep_that_stops(monkeypatch, level, error, other
     supervisor.error = error
     started = []
     monkeypatch.setattr(supervisor, "_start", started.append)
-    supervisor._hear(Ready())
+    supervisor._hear(Worker())
     assert started == others
 
 
