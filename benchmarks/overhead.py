@@ -2,7 +2,7 @@
 
 Training has its time and nothing else: where every worker has a core it steps on for so long, elsewhere it is waited
 for, as it would take the others' cores. (On a core that slept, what follows takes more CPU time.) All else is
-real: the study's networks with their checkpoints and grids, the SQLite database, MLflow on SQLite behind the journal.
+real: the study's networks with their checkpoints and grids, the SQLite database, MLflow on SQLite and its mirror.
 What a trial takes above training is the overhead: in time or, where that is more, in the process's CPU time, the thread
 that sends to MLflow included. Finished trials are there before, so that the sampler has a model to ask.
 """
@@ -104,35 +104,43 @@ def _worker(root: str, trials: int, training: Training, experiment: str, found: 
 
     from harness.store.database import open_storage
     from harness.store.trials import Trials
-    from harness.sweep import objective as module
+    from harness.sweep.engines.loop import WorkerJob
+    from harness.sweep.setup import WorkerSetup
     from harness.sweep.worker import run_trial
-    from harness.tracking.courier import Courier
+    from harness.tracking.mirror import Mirror
     from harness.tracking.mlflow import MlflowTracker, new_client
+    from harness.training import loop
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     keep_memory()
     use_threads(1)
     home, spec = Home(Path(root)), load_study_file(STUDY)
     study = optuna.load_study(study_name=STUDY, storage=open_storage(home))
-    courier = Courier(home.spool, lambda: MlflowTracker(new_client(home), experiment, None), print)
-    module.train = training  # type: ignore[assignment, attr-defined]
+    mirror = Mirror(lambda: MlflowTracker(new_client(home), experiment, None), print)
+    loop.train = training  # type: ignore[assignment, attr-defined]
     images = torch.zeros(256, spec.data.image_size, spec.data.image_size, spec.data.channels, dtype=torch.uint8)
-    env = module.Env(
-        home=home, trials=Trials(study, spec, home), images_NHWC=images, device=torch.device("cpu"), tracker=courier,
+    job = WorkerJob(
+        spec=spec, home=home, store=None, device="cpu", threads=1, cores=1, tags={},  # type: ignore[arg-type]
+        dataset={"name": "bench", "fingerprint": "0", "source": "bench"}, experiment_id=experiment,
+        parent_run="", uid="",
+    )  # fmt: skip
+    setup = WorkerSetup(
+        job=job, trials=Trials(study, spec, home), images_NHWC=images, device=torch.device("cpu"),
+        follow=mirror.follow,
         final=Waiting("fid500"), rung=Waiting("fid_mnv2_250"),  # type: ignore[arg-type]
-        dataset={"name": "bench", "fingerprint": "0", "source": "bench"}, tags={}, stop=lambda: False,
-        publish=lambda event: None,
+        stop=lambda: False,
+        publish=lambda event: None, real_distance=0.0,
     )  # fmt: skip
     for index in range(trials + _UNCOUNTED):
         began, trained, cpu = time.perf_counter(), training.took, time.process_time() - training.cpu
-        trial = env.trials.ask(10**9)
+        trial = setup.trials.ask(10**9)
         assert trial is not None
-        run_trial(trial, spec, env)
+        run_trial(trial, setup)
         took, trained = time.perf_counter() - began, training.took - trained
         cpu = time.process_time() - training.cpu - cpu
         if index >= _UNCOUNTED:
             found.append(Overhead(trained_s=trained, latency_s=took - trained, cpu_s=cpu))
-    courier.close(60)
+    mirror.close(60)
 
 
 def overhead(home: Home, workers: int, trials: int, seconds: float) -> list[Overhead]:

@@ -132,8 +132,8 @@ def rows(home: Home, photos: Path | None, folder: Path) -> list[Row]:
     found.append(
         Row(group="harness", name="100 metrics into MLflow, against log_metric", make=partial(logging, folder, 100))
     )
-    name = "training with the journal and its sender to MLflow, against without"
-    found.append(Row(group="harness", name=name, make=partial(journal, folder)))
+    name = "training with the mirror in MLflow, against without"
+    found.append(Row(group="harness", name=name, make=partial(mirrored, folder)))
     for n in (100, 1000, 5000):
         name = f"the next suggestion with {n:,} finished trials"
         found.append(Row(group="harness", name=name, make=partial(suggestion, folder, n), full_only=n > 1000))
@@ -148,7 +148,7 @@ def rows(home: Home, photos: Path | None, folder: Path) -> list[Row]:
     return found
 
 
-_WORKER = "import harness.scoring.scorer, harness.sweep.worker, harness.tracking.courier, harness.tracking.mlflow"
+_WORKER = "import harness.scoring.scorer, harness.sweep.worker, harness.tracking.mirror, harness.tracking.mlflow"
 
 
 def system(recipe: str, batch: int, precision: str = "float32") -> HParams:
@@ -365,16 +365,16 @@ def distance(n: int) -> Iterator[tuple[Timed, Timed]]:
 def logging(folder: Path, points: int) -> Iterator[tuple[Timed, Timed]]:
     """``points`` metrics into MLflow on SQLite: one batch, and one call a value."""
     from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
-    from harness.tracking.tracker import Point, RunInfo
+    from harness.training.record import Point, RunInfo
 
     home = Home(folder / "logging")
     client = client_for(home)
     tracker = MlflowTracker(client, open_experiment(client, home, "bench"))
-    run_id = tracker.start(RunInfo(key="bench", name="bench", params={}, tags={}))
+    run_id = tracker.start(RunInfo(key="bench", name="bench", experiment="bench"))
     numbers = iter(range(10**9))
 
     def ours() -> None:
-        tracker.log(run_id, [Point("ours", 1.0, next(numbers)) for _ in range(points)])
+        tracker.log(run_id, [Point("ours", 1.0, next(numbers), 0) for _ in range(points)])
 
     def baseline() -> None:
         for _ in range(points):
@@ -384,32 +384,35 @@ def logging(folder: Path, points: int) -> Iterator[tuple[Timed, Timed]]:
 
 
 @contextmanager
-def journal(folder: Path) -> Iterator[tuple[Timed, Timed]]:
-    """18 kimg at 32 px whose curve is logged with each of three checkpoints, as an attempt does it; and not logged."""
-    from harness.gan.trainer import Budget, Progress, train
-    from harness.tracking.courier import Courier
+def mirrored(folder: Path) -> Iterator[tuple[Timed, Timed]]:
+    """18 kimg at 32 px on disk, with three checkpoints and grids; shown in MLflow meanwhile, and not shown."""
+    from harness.gan.trainer import Budget
+    from harness.tracking.mirror import Mirror
     from harness.tracking.mlflow import MlflowTracker, client_for, new_client, open_experiment
-    from harness.tracking.tracker import NullTracker, Point, RunInfo, Tracker
+    from harness.training.attempt import Attempt
+    from harness.training.loop import train_on_disk
+    from harness.training.record import RunInfo, RunRecord
+    from harness.training.run_folder import RunFolder
 
-    home = Home(folder / "journal")
+    home = Home(folder / "mirror")
     experiment = open_experiment(client_for(home), home, "bench")
-    courier = Courier(home.spool, lambda: MlflowTracker(new_client(home), experiment, None), print)
+    mirror = Mirror(lambda: MlflowTracker(new_client(home), experiment, None), print)
     hp = HParams(image_size=32, channels=1, ngf=32, ndf=16, batch_size=64)
     images, numbers = noise_images(hp, 2000), iter(range(10**9))
+    budget = Budget(kimg=18, snapshots_kimg=(6, 12))
 
-    def training(tracker: Tracker) -> None:
-        run_id = tracker.start(RunInfo(key=f"bench/{next(numbers)}", name="bench", params={}, tags={}))
-        pending: list[Point] = []
-        for event in train(hp, images, budget=Budget(kimg=18, snapshots_kimg=(6, 12)), seed=1, device=CPU):
-            if isinstance(event, Progress):
-                pending += [Point(name, value, event.step) for name, value in event.curve.items()]
-            else:
-                tracker.log(run_id, pending)
-                pending = []
-        tracker.end(run_id, "COMPLETE", scores={}, tags={})
+    def training(*, shown: bool) -> None:
+        number = next(numbers)
+        record = RunRecord(info=RunInfo(key=f"bench/{number}", name="bench", experiment="bench"), kimg=budget.kimg)
+        attempt = Attempt(RunFolder(home.training_dir(f"bench-{number}")), hp, 1, record, CPU).open()
+        if shown:
+            mirror.follow(attempt.record_path)
+        for _ in train_on_disk(attempt, images, budget=budget, stop=lambda: False, checkpoint_s=60.0):
+            pass
+        attempt.end("COMPLETE", {}, {})
 
-    yield lambda: training(courier), lambda: training(NullTracker())
-    courier.close(30)
+    yield lambda: training(shown=True), lambda: training(shown=False)
+    mirror.close(30)
 
 
 def finished_study(folder: Path, n: int) -> tuple[Any, Home]:

@@ -24,10 +24,6 @@ class Home:
         return cls(Path(os.environ.get("HARNESS_HOME") or "runs").resolve())
 
     @property
-    def spool(self) -> Path:
-        return self.root / "spool"
-
-    @property
     def optuna_url(self) -> str:
         return f"sqlite:///{self.root / 'optuna.db'}"
 

@@ -12,7 +12,7 @@ from harness import atomic
 from harness.api.generator import confirmed_best
 from harness.data.store import OnProgress, open_store
 from harness.errors import DataError, NotFoundError
-from harness.findings.health import AUDIT_FILE, PAIRS_FILE, audited
+from harness.findings.health import audited
 from harness.findings.ranking import rank
 from harness.gan.hparams import HParams
 from harness.home import Home
@@ -26,6 +26,7 @@ from harness.store.studies import started_study, stored_spec, study_to_record
 from harness.sweep.run import refuse_other_images
 from harness.training.attempt import save_png
 from harness.training.checkpoint import import_generator
+from harness.training.run_folder import RunFolder
 from harness.training.share import bring_results
 
 
@@ -72,7 +73,7 @@ def audit_study(
     exact_arithmetic()
     place = torch.device(choose_device(device))
     store = open_store(home, spec.data, source, study=study_name, on_progress=on_images, say=say)
-    refuse_other_images(study, {"fingerprint": store.fingerprint})
+    refuse_other_images(study, store.fingerprint)
     scorers = Scorers(home, store, place, say)
     scorer = scorers.scorer(spec.scoring.final)
     if others := [name_of(trial) for trial in waiting if trial.attrs.protocol_hash != scorer.protocol.hash]:
@@ -85,15 +86,15 @@ def audit_study(
     for trial in waiting:
         say(f"auditing {name_of(trial)}")
         hp = HParams.from_stored(trial.attrs.hparams, f"{name_of(trial)} of {study_name}")
-        _audit(home.root / trial.attrs.folder, hp, scorer, real, place)
+        _audit(RunFolder(home.root / trial.attrs.folder), hp, scorer, real, place)
     return len(waiting)
 
 
-def _audit(folder: Path, hp: HParams, scorer: Scorer, real: RealImages, place: torch.device) -> None:
-    result = audit(import_generator(folder, hp, place), hp, scorer, real)
-    save_png(folder / PAIRS_FILE, result.pairs)
+def _audit(folder: RunFolder, hp: HParams, scorer: Scorer, real: RealImages, place: torch.device) -> None:
+    result = audit(import_generator(folder.path, hp, place), hp, scorer, real)
+    save_png(folder.nearest, result.pairs)
     stated = {**result.to_dict(), "protocol_hash": scorer.protocol.hash}
-    atomic.write_text(folder / AUDIT_FILE, json.dumps(stated, indent=1) + "\n")
+    atomic.write_text(folder.audit, json.dumps(stated, indent=1) + "\n")
 
 
 def name_of(trial: TrialRecord) -> str:

@@ -20,11 +20,11 @@ from harness.home import Home
 from harness.scoring.sampling import BATCH, evaluating, generate, image_grid, to_uint8
 from harness.spec.files import load_best
 from harness.store.studies import find_record, started_study, study_to_record
-from harness.sweep.training import SUMMARY_FILE
 from harness.text import did_you_mean
 from harness.training.attempt import save_png
-from harness.training.checkpoint import HPARAMS_FILE, WEIGHTS_FILE, import_generator
+from harness.training.checkpoint import import_generator
 from harness.training.pictures import refuse_to_mix, save_folder
+from harness.training.run_folder import RunFolder
 from harness.training.share import bring_results
 
 if TYPE_CHECKING:
@@ -122,11 +122,11 @@ def load_generator(path: str | Path, *, device: str = "cpu", home: Home | None =
         folder = _folder_of_best(path, home or Home.from_environment())
     else:
         folder = path.parent if path.suffix == ".safetensors" else path
-    settings = folder / HPARAMS_FILE
+    settings = RunFolder(folder).hparams
     if not settings.is_file():
         raise NotFoundError(
-            f"no generator in {folder}: there is no {HPARAMS_FILE}",
-            f"Name a folder with {WEIGHTS_FILE} and {HPARAMS_FILE}, or a report's best.toml.",
+            f"no generator in {folder}: there is no {settings.name}",
+            f"Name a folder with {RunFolder(folder).weights.name} and {settings.name}, or a report's best.toml.",
         )
     try:
         stored = json.loads(settings.read_text())
@@ -210,11 +210,11 @@ def training_generator(training: str, home: Home) -> tuple[Generator, int]:
     Raises:
         NotFoundError: there is no such training, or it is not finished.
     """
-    done = sorted(path.parent.name for path in home.within("trainings").glob(f"*/{SUMMARY_FILE}"))
+    done = [path.name for path in sorted(home.within("trainings").glob("*")) if RunFolder(path).summary.is_file()]
     if training not in done:
         guess = did_you_mean(training, done)
         raise NotFoundError(f"no finished training {training!r}{guess}", f"There are: {', '.join(done) or 'none'}.")
     folder = home.training_dir(training)
-    summary = json.loads((folder / SUMMARY_FILE).read_text())
+    summary = RunFolder(folder).read_summary()
     hparams = HParams.from_stored(summary["hparams"], f"training {training}")
     return Generator(import_generator(folder, hparams, torch.device("cpu")), hparams), int(summary["scoring"]["seed"])

@@ -11,9 +11,12 @@ from harness.home import Home
 from harness.report.training import build_training_report
 from harness.spec.files import load_best, load_recipe, recipe_hparams
 from harness.spec.scoring import ScoreSpec
-from harness.sweep.training import Outcome, Training, Watch, run_training
+from harness.tracking.mirror import Reflection, mirroring
+from harness.training.single import Outcome, Training, Watch, run_training
 
 RECIPES_EXPERIMENT = "recipes"
+# Seconds for sending what MLflow has yet to get when the training has ended.
+_LAST_SENDING_S = 30.0
 
 
 def config_training(config: Path) -> Training:
@@ -92,7 +95,10 @@ def train_and_report(
     """
     from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
 
-    outcome = run_training(training, home, source=source, device=device, watch=watch)
+    with mirroring(home, training.experiment, _LAST_SENDING_S, watch.say) as mirror:
+        watch = dataclasses.replace(watch, follow=mirror.follow)
+        outcome = run_training(training, home, source=source, device=device, watch=watch)
+    run_id = Reflection(outcome.record).run_id  # empty where MLflow could not open one
     if outcome.interrupted:
         return outcome, None
     out = Path("reports") / "trainings" / outcome.folder.name
@@ -100,9 +106,9 @@ def train_and_report(
     try:
         client = client_for(home)
         tracker = MlflowTracker(client, open_experiment(client, home, training.experiment))
-        if outcome.run_id:  # empty where MLflow could not open one
-            tracker.artifact(outcome.run_id, out, "report")
-            tracker.describe(outcome.run_id, page.read_text(), images_in="report")
+        if run_id:
+            tracker.artifact(run_id, out, "report")
+            tracker.describe(run_id, page.read_text(), images_in="report")
     except Exception as error:  # whatever the tracking library raises: the training is done and its report written
         watch.say(f"the report could not be attached to its run in MLflow ({type(error).__name__})")
     return outcome, page

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -14,6 +12,19 @@ from rich.text import Text
 
 from harness.spec.resolved import ResolvedStudy
 from harness.store.records import StudyRecord
+from harness.sweep.events import (
+    Crashed,
+    Ended,
+    Event,
+    OfTrial,
+    Opened,
+    Progressed,
+    Ready,
+    Said,
+    Scored,
+    Scoring,
+    Started,
+)
 from harness.text import duration, number, scored
 
 _DONE = ("COMPLETE", "PRUNED")
@@ -81,34 +92,46 @@ class SweepView:
         searched = any(row.number not in presets and row.state in _DONE for row in self.rows.values())
         return f"{'about' if searched or not presets else 'at most'} {duration(left)} left"
 
-    def update(self, event: Mapping[str, Any]) -> str | None:
-        """Take an event in; return a line for a log where it is worth one."""
-        if "record" in event:
-            self.begin(event["record"], event["target"])
-            return None
-        if "number" not in event:
-            self.doing = str(event.get("doing", self.doing))
-            return self.doing if "doing" in event and event["doing"] != "ready" else None
-        row = self.rows.setdefault(event["number"], _Row(event["number"]))
-        row.kimg = event.get("kimg", row.kimg)
-        row.rate = event.get("images_per_s", row.rate)
-        row.doing = event.get("doing", "")
-        self.doing = "training"
-        if "rung" in event:
-            row.rung = event["rung"]
-            return f"trial {row.number}: {row.kimg:.1f} kimg, rung score {number(row.rung)}"
-        if "state" in event:
-            if (before := self.rows.get(event.get("retry_of", -1))) and before.state == "RUNNING":
-                before.state, before.reason, before.doing = "FAIL", f"continued as trial {row.number}", ""
-            row.state, row.value, row.reason = event["state"], event.get("value"), event.get("reason", "")
-            return self._state_line(row, event)
+    def update(self, event: Event) -> str | None:
+        """Take an event in; return a line for a log where it deserves one."""
+        match event:
+            case Opened():
+                self.begin(event.record, event.target)
+            case Said(text=text):
+                self.doing = text
+                return text
+            case Crashed(text=text):
+                self.doing = f"a worker failed: {text}"
+                return self.doing
+            case Ready():
+                self.doing = "ready"
+            case OfTrial():
+                self.doing = "training"
+                return self._update_row(self.rows.setdefault(event.number, _Row(event.number)), event)
         return None
 
-    def _state_line(self, row: _Row, event: Mapping[str, Any]) -> str:
-        if row.state == "RUNNING":
-            shown = ", ".join(f"{name}={number(value)}" for name, value in event.get("params", {}).items())
-            resumed = f", continues at {row.kimg:.1f} kimg" if row.kimg else ""
-            return f"trial {row.number} starts{resumed}: {shown}"
+    def _update_row(self, row: _Row, event: OfTrial) -> str | None:
+        row.doing = "scoring" if isinstance(event, Scoring) else ""
+        match event:
+            case Started():
+                before = None if event.retry_of is None else self.rows.get(event.retry_of)
+                if before and before.state == "RUNNING":
+                    before.state, before.reason, before.doing = "FAIL", f"continued as trial {row.number}", ""
+                row.state, row.kimg, row.value, row.reason = "RUNNING", event.kimg, None, ""
+                shown = ", ".join(f"{name}={number(value)}" for name, value in event.params.items())
+                resumed = f", continues at {row.kimg:.1f} kimg" if row.kimg else ""
+                return f"trial {row.number} starts{resumed}: {shown}"
+            case Progressed():
+                row.kimg, row.rate = event.kimg, event.images_per_s
+            case Scored():
+                row.kimg, row.rung = event.kimg, event.score
+                return f"trial {row.number}: {row.kimg:.1f} kimg, rung score {number(row.rung)}"
+            case Ended():
+                row.state, row.value, row.reason = event.state, event.value, event.reason
+                return self._end_line(row)
+        return None
+
+    def _end_line(self, row: _Row) -> str:
         score = f", score {scored(row.value)}" if row.value is not None else ""
         why = f" ({row.reason})" if row.reason else ""
         eta = f", {self.time_left}" if self.time_left else ""

@@ -51,7 +51,7 @@ def train(given: Any) -> int:
     if recipe and config:
         raise UsageError("RECIPE and CONFIG are both set", "Set one of them.")
     from harness.api.trainings import adjusted, config_training, recipe_training, train_and_report
-    from harness.sweep.training import Watch
+    from harness.training.single import Watch
 
     if recipe:
         training = recipe_training(recipe, variant)

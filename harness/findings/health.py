@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from typing import Any
 from harness.findings.frames import curve_frame
 from harness.store.records import TrialRecord
 from harness.text import number
+from harness.training.run_folder import RunFolder
 
-AUDIT_FILE, PAIRS_FILE = "audit.json", "nearest.png"
 # Samples that are less than half as far from each other as real images are have lost modes, or shapes.
 COLLAPSED = 0.5
 # The discriminator has won where its loss is within this many nats of the least that its labels allow.
@@ -84,11 +83,8 @@ def health(name: str, trial: TrialRecord, root: Path) -> Health:
 
 def audited(trial: TrialRecord, root: Path) -> dict[str, Any] | None:
     """What ``harness audit`` found of a trial, under the protocol that it was scored with; None if it did not."""
-    try:
-        audit: dict[str, Any] = json.loads((root / trial.attrs.folder / AUDIT_FILE).read_text())
-    except (OSError, ValueError):
-        return None
-    return audit if audit.get("protocol_hash") == trial.attrs.protocol_hash else None
+    found = RunFolder(root / trial.attrs.folder).read_audit()
+    return found if found and found.get("protocol_hash") == trial.attrs.protocol_hash else None
 
 
 def loss_floor(hparams: Mapping[str, Any]) -> float:
@@ -99,7 +95,7 @@ def loss_floor(hparams: Mapping[str, Any]) -> float:
 
 
 def _won(trial: TrialRecord, root: Path) -> float | None:
-    curve = curve_frame(root / trial.attrs.folder / "curve.json")
+    curve = curve_frame(RunFolder(root / trial.attrs.folder).curve)
     if not len(curve):
         return None
     half = curve[curve["kimg"] > curve["kimg"].max() / 2]["loss_d"]

@@ -16,7 +16,6 @@ from harness.store.optuna_private import HyperbandOfView
 from harness.store.records import StudyRecord
 from harness.store.samplers import kimg_to_images, make_pruner, study_in_memory
 from harness.text import duration
-from harness.tracking.spool import LIMIT_MB
 
 # Trials that must have ended before they say how much pruning saves.
 _FEWEST_ENDED = 3
@@ -113,8 +112,7 @@ class Forecast:
         return (
             f"{total / 1e9:,.2f} GB in {home.root} at most: images {store_bytes / 1e9:,.2f} GB"
             f"{'' if store_bytes else ' more'}, references {features / 1e9:,.2f} GB, {self.target} trials of "
-            f"{here / 1e6:,.1f} MB (checkpoint, weights, sample grids) {where}; "
-            f"while MLflow is away, journals of up to {LIMIT_MB / 1000:,.2f} GB more"
+            f"{here / 1e6:,.1f} MB (checkpoint, weights, sample grids) {where}"
         )
 
 

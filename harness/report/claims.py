@@ -21,6 +21,7 @@ from harness.spec.params import FixedParams
 from harness.spec.resolved import ResolvedStudy
 from harness.store.records import StudyRecord
 from harness.text import duration
+from harness.training.run_folder import RunFolder
 
 _ROWS_SHOWN = 3  # of a sample grid
 _ORDER = {"supported": 0, "refuted": 1, "undecided": 2}
@@ -141,7 +142,7 @@ def _samples(judgement: Judgement, root: Path, files: dict[str, bytes]) -> list[
         if not done:
             continue
         trial = result.trials[done[(len(done) - 1) // 2][1]]
-        if grids := sorted((root / trial.attrs.folder).glob("grid-*.png")):
+        if grids := RunFolder(root / trial.attrs.folder).grids():
             file = f"{trial.attrs.arm}.png"
             files[file] = _top_rows(grids[-1])
             shown.append({"title": name, "file": file})

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from harness.findings.confirmation import Confirmation, confirmation
 from harness.findings.frames import curve_frame, rungs_frame, trials_frame
-from harness.findings.health import PAIRS_FILE, health, health_context
+from harness.findings.health import health, health_context
 from harness.findings.outlook import chance, outlook, too_few
 from harness.findings.ranking import Leaderboard, objectives, pareto_front, rank
 from harness.report import plots
@@ -20,13 +20,15 @@ from harness.report.facts import FACTS_FILE, facts
 from harness.report.page import Page
 from harness.store.records import StudyRecord, TrialRecord
 from harness.text import number
+from harness.training.run_folder import RunFolder
 
 TOP = 5
 _GRIDS = 3
 # The report says what this many more trials would bring.
 MORE_TRIALS = 20
 _FIGURES = ("confirmed", "outlook", "tradeoff", "history", "rungs", "losses", "importance", "placement")
-_OWNED = (*(f"{name}.png" for name in _FIGURES), "grid-*.png", PAIRS_FILE, "best.toml")
+_PAIRS = "nearest.png"
+_OWNED = (*(f"{name}.png" for name in _FIGURES), "grid-*.png", _PAIRS, "best.toml")
 
 
 def build_report(
@@ -56,15 +58,15 @@ def build_report(
     files = {}
     grids = []
     for place, (name, trial) in enumerate(shown[:_GRIDS], start=1):
-        if drawn := sorted((root / trial.attrs.folder).glob("grid-*.png")):
+        if drawn := RunFolder(root / trial.attrs.folder).grids():
             files[f"grid-{place}.png"] = drawn[-1].read_bytes()
             grids.append({"file": f"grid-{place}.png", "of": name, "title": f"{name}, {number(trial.value)}"})
     leader_name, leader = shown[0] if shown else ("", None)
     watched = health_context([health(name, trial, root) for name, trial in shown])
-    pairs = root / leader.attrs.folder / PAIRS_FILE if leader else None
+    pairs = RunFolder(root / leader.attrs.folder).nearest if leader else None
     if watched and pairs and pairs.is_file():
-        files[PAIRS_FILE] = pairs.read_bytes()
-        watched |= {"pairs": PAIRS_FILE, "pairs_of": leader_name}
+        files[_PAIRS] = pairs.read_bytes()
+        watched |= {"pairs": _PAIRS, "pairs_of": leader_name}
     if board.trials:
         files["best.toml"] = best_toml(record, board.trials[0], confirmed).encode()
     files[FACTS_FILE] = facts(record, confirmed, watched["rows"] if watched else ()).encode()
@@ -74,7 +76,7 @@ def build_report(
         figures["confirmed"] = plots.confirmed(confirmed)
     if ahead:
         figures["outlook"] = plots.best_after(ahead, record.attrs.final_metric)
-    if leader and len(curve := curve_frame(root / leader.attrs.folder / "curve.json")):
+    if leader and len(curve := curve_frame(RunFolder(root / leader.attrs.folder).curve)):
         figures["losses"] = plots.losses(curve)
     samplings = leader.attrs.samplings if leader else ()
     page = Page(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import optuna
 
@@ -15,15 +14,16 @@ from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.database import write_study_attrs
 from harness.store.trials import Trials, finished_count
 from harness.sweep.reconcile import reconcile_tracker
+from harness.tracking.journals import adopt_journals
 from harness.tracking.mlflow import MlflowTracker, answers, client_for, new_client, open_experiment
-from harness.tracking.tracker import RunInfo
+from harness.training.record import RunInfo
 
 
 class ParentRun:
     """The run that a sweep opens, heals and closes. MLflow may be away once it is known."""
 
-    def __init__(self, tracker: MlflowTracker, run_id: str, spool: Path, say: Callable[[str], None]) -> None:
-        self.tracker, self.run_id, self.spool, self.say = tracker, run_id, spool, say
+    def __init__(self, tracker: MlflowTracker, run_id: str, home: Home, say: Callable[[str], None]) -> None:
+        self.tracker, self.run_id, self.home, self.say = tracker, run_id, home, say
         self.children = MlflowTracker(tracker.client, tracker.experiment_id, run_id)
 
     @classmethod
@@ -40,23 +40,24 @@ class ParentRun:
             info = RunInfo(
                 key=f"{spec.name}/sweep/{StudyAttrs.parse(study.user_attrs).uid}",
                 name=f"sweep {spec.name}",
+                experiment=spec.name,
                 params={},
                 tags={**tags, "role": "sweep"},
             )
             with answers(home):
                 tracker = MlflowTracker(client, open_experiment(client, home, spec.name, spec.description))
-                return cls(tracker, tracker.start(info), home.spool, say)
+                return cls(tracker, tracker.start(info), home, say)
         except TrackingError as error:
             if not StudyAttrs.parse(study.user_attrs).mlflow_parent:
                 raise
-            say(f"{error.problem}; the sweep goes on, and MLflow gets everything when it is back")
+            say(f"{error.problem}; the sweep continues, and MLflow gets everything when it is back")
             return cls.known(study, spec, home, say)
 
     @classmethod
     def known(cls, study: optuna.Study, spec: ResolvedStudy, home: Home, say: Callable[[str], None]) -> ParentRun:
         """Of a study that was started before; MLflow is not asked."""
         attrs = StudyAttrs.parse(study.user_attrs)
-        return cls(MlflowTracker(new_client(home), attrs.mlflow_experiment), attrs.mlflow_parent, home.spool, say)
+        return cls(MlflowTracker(new_client(home), attrs.mlflow_experiment), attrs.mlflow_parent, home, say)
 
     def note(self, study: optuna.Study) -> None:
         """Write down where the study's runs are."""
@@ -67,8 +68,10 @@ class ParentRun:
         """Heal the database, then MLflow as far as it answers."""
         for line in trials.heal(crashed=crashed):
             self.say(line)
+        for line in adopt_journals(self.home):
+            self.say(line)
         try:
-            for line in reconcile_tracker(trials.study, self.children, self.spool):
+            for line in reconcile_tracker(trials.study, self.children, self.home):
                 self.say(line)
         except StorageLost:
             raise

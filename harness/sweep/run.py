@@ -25,7 +25,8 @@ from harness.store.outage import grace_s
 from harness.store.studies import open_study, started_study, stored_spec, study_to_record
 from harness.store.trials import Trials, finished_count
 from harness.sweep.engines.local import run_local, threads_per_worker
-from harness.sweep.engines.loop import Event, WorkerJob
+from harness.sweep.engines.loop import WorkerJob
+from harness.sweep.events import Event, Opened, Said
 from harness.sweep.parent import ParentRun
 from harness.sweep.precision import resolve_precision
 from harness.tracking.mlflow import client_for
@@ -38,6 +39,20 @@ class SweepResult:
     finished: int
     target: int
     interrupted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sweep:
+    """An open study with its images, ready for workers; ``starts``: not one that another machine started."""
+
+    spec: ResolvedStudy
+    home: Home
+    study: optuna.Study
+    store: ImageStore
+    parent: ParentRun
+    tags: dict[str, str]
+    starts: bool
+    any_protocol: bool = False
 
 
 def run_sweep(
@@ -61,9 +76,9 @@ def run_sweep(
     """
 
     def say(text: str) -> None:
-        on_event({"doing": text})
+        on_event(Said(text=text))
 
-    def settled(spec: ResolvedStudy) -> ResolvedStudy:
+    def resolved(spec: ResolvedStudy) -> ResolvedStudy:
         say("preparing workers")
         start_fork_server()
         client_for(home)  # whose imports take as long as the workers', meanwhile
@@ -78,44 +93,27 @@ def run_sweep(
     require_images(spec, store.n_train, store.n_held_out)
     storage = open_storage(home, grace=grace_s(), say=say, stop=lambda: stop_level() > 0)
     study = open_study(
-        settled(spec) if exact else spec,
-        home,
-        resume_anyway=resume_anyway,
-        storage=storage,
-        resolve=settled,
+        resolved(spec) if exact else spec, home, resume_anyway=resume_anyway, storage=storage, resolve=resolved
     )
     attrs = StudyAttrs.parse(study.user_attrs)
     spec = with_stored_precision(spec, attrs.spec)
-    # Who only says "go on" goes on to what was wanted last.
+    # A start that names no number continues to what was wanted last.
     target = trials or max(spec.budget.trials, attrs.target)
-    dataset = {"name": spec.data.source, "fingerprint": store.fingerprint, "source": spec.data.source}
-    refuse_other_images(study, dataset)
+    refuse_other_images(study, store.fingerprint)
     if machines.engine == "local" and finished_count(study) < target:
         start_fork_server()
     say("opening MLflow")
-    device = choose_device(machines.device)
-    tags = {**provenance(device), "study": spec.name, "spec_hash": spec.spec_hash}
+    tags = {**provenance(choose_device(machines.device)), "study": spec.name, "spec_hash": spec.spec_hash}
     parent = ParentRun.open(study, spec, home, tags, say)
-    everything = Trials(study, spec, home)
-    parent.heal(everything, crashed=True)
-    _describe(study, spec, dataset, len(store), target, tags)
+    parent.heal(Trials(study, spec, home), crashed=True)
+    _describe(study, spec, store, target, tags)
     parent.note(study)
-    on_event({"record": study_to_record(study), "target": target})
-    if finished_count(study) < target:
-        # A plan has its trainings under whichever protocol most have.
-        anyway = resume_anyway or spec.plan is not None
-        job = worker_job(spec, home, store, study, machines, tags, dataset, resume_anyway=anyway)
-
-        def heal() -> None:
-            # Whoever presses Ctrl-C twice kills the workers himself: that is no crash of the trial.
-            parent.heal(everything, crashed=stop_level() < 2)
-
-        with ending_with(heal, lambda: parent.end(study, target)):
-            _run(job, machines, on_event, stop_level, heal)
-    else:
-        parent.end(study, target)
-    finished = finished_count(study)
-    return SweepResult(finished=finished, target=target, interrupted=finished < target)
+    sweep = _Sweep(
+        spec=spec, home=home, study=study, store=store, parent=parent, tags=tags, starts=True,
+        # Trainings of a fixed study are done under whichever protocol most have.
+        any_protocol=resume_anyway or spec.plan is not None,
+    )  # fmt: skip
+    return _run(sweep, machines, on_event, stop_level)
 
 
 def join_sweep(
@@ -138,33 +136,48 @@ def join_sweep(
     """
 
     def say(text: str) -> None:
-        on_event({"doing": text})
+        on_event(Said(text=text))
 
     device = choose_device(machines.device)
     storage = open_storage(home, grace=grace_s(), say=say, stop=lambda: stop_level() > 0)
     study = started_study(name, home, storage=storage)
     spec = stored_spec(study)
     store = open_store(home, spec.data, source, study=name, on_progress=on_progress, say=say)
-    dataset = {"name": spec.data.source, "fingerprint": store.fingerprint, "source": spec.data.source}
-    refuse_other_images(study, dataset)
+    refuse_other_images(study, store.fingerprint)
     tags = {**provenance(device), "study": name, "spec_hash": spec.spec_hash}
-    target = StudyAttrs.parse(study.user_attrs).target
-    on_event({"record": study_to_record(study), "target": target})
-    everything = Trials(study, spec, home)
     parent = ParentRun.known(study, spec, home, say)
+    parent.heal(Trials(study, spec, home), crashed=stop_level() < 2)
+    sweep = _Sweep(spec=spec, home=home, study=study, store=store, parent=parent, tags=tags, starts=False)
+    return _run(sweep, machines, on_event, stop_level)
+
+
+def _run(
+    sweep: _Sweep, machines: Machines, on_event: Callable[[Event], None], stop_level: Callable[[], int]
+) -> SweepResult:
+    """Run workers until the study's target is reached, heal what they left, and close the study's run."""
+    study, parent, trials = sweep.study, sweep.parent, Trials(sweep.study, sweep.spec, sweep.home)
+    on_event(Opened(record=study_to_record(study), target=target_of(study)))
 
     def heal() -> None:
-        parent.heal(everything, crashed=stop_level() < 2)
+        # Who presses Ctrl-C twice kills the workers: that is no crash of the trial.
+        parent.heal(trials, crashed=stop_level() < 2)
 
-    heal()
-    if finished_count(study) < target:
-        job = worker_job(spec, home, store, study, machines, tags, dataset)
-        with ending_with(heal):
-            run_local(job, on_event=on_event, stop_level=stop_level, on_death=heal)
-    finished, target = finished_count(study), StudyAttrs.parse(study.user_attrs).target
-    if finished >= target:
-        parent.end(study, target)
+    def end() -> None:
+        if sweep.starts or finished_count(study) >= target_of(study):
+            parent.end(study, target_of(study))
+
+    if finished_count(study) < target_of(study):
+        with ending_with(heal, end):
+            _run_workers(worker_job(sweep, machines), machines, on_event, stop_level, heal)
+    else:
+        end()
+    finished, target = finished_count(study), target_of(study)
     return SweepResult(finished=finished, target=target, interrupted=finished < target)
+
+
+def target_of(study: optuna.Study) -> int:
+    """COMPLETE and PRUNED trials that are wanted; another machine's start may raise it."""
+    return StudyAttrs.parse(study.user_attrs).target
 
 
 @contextmanager
@@ -181,39 +194,29 @@ def ending_with(*steps: Callable[[], None]) -> Iterator[None]:
             step()
 
 
-def worker_job(
-    spec: ResolvedStudy,
-    home: Home,
-    store: ImageStore,
-    study: optuna.Study,
-    machines: Machines,
-    tags: dict[str, str],
-    dataset: dict[str, str],
-    *,
-    resume_anyway: bool = False,
-) -> WorkerJob:
+def worker_job(sweep: _Sweep, machines: Machines) -> WorkerJob:
     """What each worker of this machine is given."""
     device, cores = choose_device(machines.device), usable_cores()
-    attrs = StudyAttrs.parse(study.user_attrs)
+    attrs = StudyAttrs.parse(sweep.study.user_attrs)
     return WorkerJob(
-        spec=spec,
-        home=home,
-        store=store,
+        spec=sweep.spec,
+        home=sweep.home,
+        store=sweep.store,
         device=device,
         threads=threads_per_worker(cores, machines.workers),
         cores=cores,
-        tags=tags,
-        dataset=dataset,
+        tags=sweep.tags,
+        dataset=_dataset(sweep.spec, sweep.store),
         experiment_id=attrs.mlflow_experiment,
         parent_run=attrs.mlflow_parent,
         uid=attrs.uid,
         workers=machines.workers,
         gpus=call_with_torch(visible_gpus) if device == "cuda" else (),
-        resume_anyway=resume_anyway,
+        resume_anyway=sweep.any_protocol,
     )
 
 
-def _run(
+def _run_workers(
     job: WorkerJob,
     machines: Machines,
     on_event: Callable[[Event], None],
@@ -225,15 +228,15 @@ def _run(
         return
     from harness.sweep.engines.ray import run_ray
 
+    share, address = machines.gpus_per_worker, machines.address
     run_ray(
-        job,
-        machines.workers,
-        address=machines.address,
-        gpus_per_worker=machines.gpus_per_worker,
-        on_event=on_event,
-        stop_level=stop_level,
-        on_death=on_death,
-    )
+        job, machines.workers, address=address, gpus_per_worker=share,
+        on_event=on_event, stop_level=stop_level, on_death=on_death,
+    )  # fmt: skip
+
+
+def _dataset(spec: ResolvedStudy, store: ImageStore) -> dict[str, str]:
+    return {"name": spec.data.source, "fingerprint": store.fingerprint, "source": spec.data.source}
 
 
 def require_images(spec: ResolvedStudy, n: int, n_held_out: int) -> None:
@@ -258,33 +261,26 @@ def require_images(spec: ResolvedStudy, n: int, n_held_out: int) -> None:
             )
 
 
-def refuse_other_images(study: optuna.Study, dataset: dict[str, str]) -> None:
-    """Compare the fingerprint of images at hand with the study's.
+def refuse_other_images(study: optuna.Study, fingerprint: str) -> None:
+    """Compare the fingerprint of this machine's images with the study's.
 
     Raises:
         DataError: they are others.
     """
     before = StudyAttrs.parse(study.user_attrs).dataset
-    if before and before["fingerprint"] != dataset["fingerprint"]:
+    if before and before["fingerprint"] != fingerprint:
         raise DataError(
             f"study {study.study_name} was started on other images "
-            f"(fingerprint {before['fingerprint'][:12]}, now {dataset['fingerprint'][:12]})",
+            f"(fingerprint {before['fingerprint'][:12]}, now {fingerprint[:12]})",
             "Scores on different images cannot be ranked together: use the same images, or copy the study file "
             "to a new name.",
         )
 
 
-def _describe(
-    study: optuna.Study,
-    spec: ResolvedStudy,
-    dataset: dict[str, str],
-    n_images: int,
-    target: int,
-    tags: dict[str, str],
-) -> None:
+def _describe(study: optuna.Study, spec: ResolvedStudy, store: ImageStore, target: int, tags: dict[str, str]) -> None:
     known = StudyAttrs.parse(study.user_attrs).environment
     described = StudyAttrs(
-        dataset={**dataset, "images": n_images},
+        dataset={**_dataset(spec, store), "images": len(store)},
         target=target,
         environment=known if known and finished_count(study) >= target else tags,
         final_metric=objective_name(spec.scoring.final),

@@ -2,158 +2,167 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import statistics
 import time
 import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
 from threading import Event
 
 import optuna
 import torch
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from harness.errors import (
-    DiskFull,
-    Diverged,
-    Fenced,
-    Interrupted,
-    StorageLost,
-    SweepError,
-    without_secrets,
-)
-from harness.spec.resolved import ResolvedStudy
+from harness.errors import DiskFull, Diverged, Fenced, Interrupted, StorageLost, SweepError, without_secrets
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.lease import Lease, write_attrs
 from harness.store.samplers import kimg_to_images
 from harness.store.trials import INTERRUPTED, OOM
-from harness.sweep.objective import Degenerate, Env, objective, report
+from harness.sweep import events
+from harness.sweep.failures import DISK_FULL, in_words, is_device_lost, is_disk_full, is_oom, is_oom_of_host
+from harness.sweep.objective import objective, open_attempt, report
+from harness.sweep.setup import WorkerSetup
+from harness.training.attempt import Attempt
+from harness.training.loop import Degenerate
 
 # What a trial that diverged teaches the sampler: worse than any real score, and finite.
 DIVERGED_VALUE = 1e4
 _MAX_FAILURES_IN_A_ROW = 3
-_DISK_FULL = "the disk is full"
+_DECLARED_DEAD = "was declared dead; continued elsewhere"
 # Seconds between questions of a worker without a trial: others run the last ones, and may yet die.
 _IDLE_S = 1.0
 
 
-def work(study: optuna.Study, spec: ResolvedStudy, env: Env, target: int | None = None) -> None:
-    """Run trials until the study has its target or ``env.stop()`` says so.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialEnd:
+    """How a trial ended.
+
+    Attributes:
+        state: Optuna's.
+        values: of the objectives, of a COMPLETE trial.
+        reason: why it is not COMPLETE.
+        traceback: of an error that nobody foresaw.
+        retires: memory ran out next to other workers: this one is to leave them its share.
+    """
+
+    state: TrialState
+    values: Sequence[float] | None = None
+    reason: str = ""
+    traceback: str = ""
+    retires: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether it failed for a reason of its own."""
+        return self.state == TrialState.FAIL and not self.reason.startswith(INTERRUPTED)
+
+
+def work(setup: WorkerSetup, target: int | None = None) -> bool:
+    """Run trials until the study has its target or ``setup.stop()`` says so.
 
     Args:
-        study: the study.
-        spec: its file.
-        env: what trials need.
+        setup: what trials need.
         target: COMPLETE and PRUNED trials wanted; None is the study's own, which a later start may raise.
 
+    Returns:
+        Whether this worker retired: memory ran out, and others run. Number 0 takes trials again once it is alone.
+
     Raises:
-        SweepError: several trials in a row failed for reasons of their own; going on would burn the budget.
+        SweepError: several trials in a row failed for reasons of their own, as the rest of the budget would.
         StorageLost: the database was away for longer than the grace period.
         DiskFull: a checkpoint could not be written; the trial is continued later.
     """
     failures: list[str] = []
-    while not (env.stop() or (env.retired and env.index > 0)):
-        wanted = StudyAttrs.parse(study.user_attrs).target if target is None else target
-        trial = env.trials.ask(wanted, alone=env.retired)
+    retired = False
+    while not (setup.stop() or (retired and setup.job.index > 0)):
+        wanted = StudyAttrs.parse(setup.trials.study.user_attrs).target if target is None else target
+        trial = setup.trials.ask(wanted, alone=retired)
         if trial is None:
-            if env.trials.is_done(wanted):
-                return
+            if setup.trials.is_done(wanted):
+                break
             Event().wait(_IDLE_S)
             continue
-        reason = run_trial(trial, spec, env)
-        failures = [*failures, reason] if reason else []
+        end = run_trial(trial, setup)
+        retired = retired or end.retires
+        failures = [*failures, end.reason] if end.failed else []
         if len(failures) == _MAX_FAILURES_IN_A_ROW:
             raise SweepError(
                 f"{len(failures)} trials in a row failed; the last: {failures[-1]}",
                 "Each trial's reason is in the report and in MLflow. Run `harness doctor`, then start again.",
             )
+    return retired
 
 
-def run_trial(trial: optuna.Trial, spec: ResolvedStudy, env: Env) -> str:
-    """Run one trial to its end state in the database and in the tracker; return why it failed, or an empty string.
+def run_trial(trial: optuna.Trial, setup: WorkerSetup) -> TrialEnd:
+    """Run one trial to its end state in the database and in its folder.
 
     Raises:
         StorageLost: the database was away for longer than the grace period; the trial is continued later.
+        DiskFull: a checkpoint could not be written; the trial is continued later.
         AcceleratorError: the device is lost to this process, which must end.
     """
-    env.attempt = None
     started = time.perf_counter()
-    values: list[float] | None = None
-    state, reason, error_text = TrialState.COMPLETE, "", ""
+    attempt: Attempt | None = None
     with Lease(trial) as lease:
         try:
             try:
-                values = objective(trial, spec, env, lease)
+                attempt = open_attempt(trial, setup, lease)
+                end = TrialEnd(state=TrialState.COMPLETE, values=objective(trial, attempt, setup))
             except optuna.TrialPruned as pruned:
-                state, reason = TrialState.PRUNED, str(pruned)
+                end = TrialEnd(state=TrialState.PRUNED, reason=str(pruned))
             except (Diverged, Degenerate) as problem:
-                state, reason = TrialState.PRUNED, f"diverged: {problem.problem}"
-                teach_divergence(trial, problem, env)
+                end = TrialEnd(state=TrialState.PRUNED, reason=f"diverged: {problem.problem}")
+                teach_divergence(trial, problem, attempt.history.kimg if attempt else 0.0)
             except Interrupted as stopped:
-                state, reason = TrialState.FAIL, f"{INTERRUPTED}: {stopped.problem}"
-            except (Fenced, StorageLost, optuna.exceptions.UpdateFinishedTrialError):
+                end = TrialEnd(state=TrialState.FAIL, reason=f"{INTERRUPTED}: {stopped.problem}")
+            except (Fenced, StorageLost, UpdateFinishedTrialError):
                 raise
             except Exception as error:
-                if isinstance(error, torch.AcceleratorError) and not _is_oom(error):
-                    raise  # the device will do nothing more for this process: another one continues the trial
-                state, reason = TrialState.FAIL, _why(error, trial, env)
-                error_text = without_secrets(traceback.format_exc())
+                if is_device_lost(error):
+                    raise
+                end = failure(error, trial, setup)
             write_attrs(trial, TrialAttrs(elapsed_s=round(time.perf_counter() - started, 2)))
             lease.ending = True
-            env.trials.end(trial, state, values, reason)
-        except (Fenced, optuna.exceptions.UpdateFinishedTrialError):
+            setup.trials.end(trial, end.state, end.values, end.reason)
+        except (Fenced, UpdateFinishedTrialError):
             lease.ending = False
-            # Another attempt has the trial now; this one's run is closed by whoever reconciles.
-            env.publish({"number": trial.number, "state": "FAIL", "reason": "was declared dead; continued elsewhere"})
-            return ""
-    _conclude(trial, state, values, reason, error_text, env)
+            # Another attempt has the trial now; this one's run is closed when somebody reconciles.
+            setup.publish(events.Ended(number=trial.number, state="FAIL", reason=_DECLARED_DEAD))
+            return TrialEnd(state=TrialState.FAIL, reason=f"{INTERRUPTED}: {_DECLARED_DEAD}")
+    _conclude(trial, end, attempt, setup)
     # A training and its step, on CUDA a graph with all of its memory, hold on to each other; the next needs the room.
     gc.collect()
-    if OOM in reason and torch.cuda.is_available():
+    if OOM in end.reason and torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if _DISK_FULL in reason:
+    if DISK_FULL in end.reason:
         raise DiskFull(
-            reason.removeprefix(f"{INTERRUPTED}: "), "Free some space and start again: it goes on from there."
+            end.reason.removeprefix(f"{INTERRUPTED}: "), "Free some space and start again: it continues from there."
         )
-    return reason if state == TrialState.FAIL and not reason.startswith(INTERRUPTED) else ""
+    return end
 
 
-def _why(error: Exception, trial: optuna.Trial, env: Env) -> str:
-    """A failed trial's reason. Where memory or disk ran out, it is worth another attempt."""
-    lines = str(error).strip().splitlines()
-    text = without_secrets(lines[0]) if lines else type(error).__name__
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"{INTERRUPTED}: {_DISK_FULL}: {text}"
-    if not _is_oom(error):
-        return f"{type(error).__name__}: {text}"
+def failure(error: Exception, trial: optuna.Trial, setup: WorkerSetup) -> TrialEnd:
+    """The end of a trial that raised. Where memory or disk ran out, another attempt may succeed."""
+    text, details = in_words(error), without_secrets("".join(traceback.format_exception(error)))
+    if is_disk_full(error):
+        return TrialEnd(state=TrialState.FAIL, reason=f"{INTERRUPTED}: {DISK_FULL}: {text}", traceback=details)
+    if not is_oom(error):
+        return TrialEnd(state=TrialState.FAIL, reason=f"{type(error).__name__}: {text}", traceback=details)
     # A GPU's memory is shared with the workers on it, the machine's with all.
-    on_gpu = env.device.type == "cuda" and not _is_oom_of_host(error)
-    others = (env.sharing if on_gpu else env.workers) - 1
+    on_gpu = setup.device.type == "cuda" and not is_oom_of_host(error)
+    others = (setup.job.on_gpu if on_gpu else setup.job.workers) - 1
     if others and not TrialAttrs.parse(trial.user_attrs).oom:
-        # Beside fewer neighbours it may fit: once more, with this worker gone. The first stays, for when others are.
+        # Retry once with one worker fewer. Worker 0 never retires for good, so one is always left.
         write_attrs(trial, TrialAttrs(oom=True))
-        env.retired = True
-        return f"{INTERRUPTED}: {OOM} beside {others} other workers; queued again: {text}"
-    return f"{OOM}: {text}"
+        reason = f"{INTERRUPTED}: {OOM} beside {others} other workers; queued again: {text}"
+        return TrialEnd(state=TrialState.FAIL, reason=reason, traceback=details, retires=True)
+    return TrialEnd(state=TrialState.FAIL, reason=f"{OOM}: {text}", traceback=details)
 
 
-def _is_oom(error: Exception) -> bool:
-    # Of CUDA, and of cuBLAS and cuDNN.
-    said = ("out of memory", "ALLOC_FAILED")
-    return (
-        _is_oom_of_host(error)
-        or isinstance(error, torch.OutOfMemoryError)
-        or (isinstance(error, RuntimeError) and any(text in str(error) for text in said))
-    )
-
-
-def _is_oom_of_host(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
-
-
-def teach_divergence(trial: optuna.Trial, problem: Diverged | Degenerate, env: Env) -> None:
+def teach_divergence(trial: optuna.Trial, problem: Diverged | Degenerate, kimg: float) -> None:
     """Mark the configuration as bad: infeasible for the sampler, with a large finite value for everybody else."""
-    kimg = env.attempt.curve[-1]["kimg"] if env.attempt and env.attempt.curve else 0.0
     step = kimg_to_images(kimg) + 1
     if isinstance(problem, Diverged):
         hparams = TrialAttrs.parse(trial.user_attrs).hparams
@@ -163,28 +172,18 @@ def teach_divergence(trial: optuna.Trial, problem: Diverged | Degenerate, env: E
     trial.set_constraint("diverged", 1.0)
 
 
-def _conclude(
-    trial: optuna.Trial, state: TrialState, values: list[float] | None, reason: str, error_text: str, env: Env
-) -> None:
-    """After the database, which is the truth, tell the tracker and the supervisor."""
-    attempt = env.attempt
+def _conclude(trial: optuna.Trial, end: TrialEnd, attempt: Attempt | None, setup: WorkerSetup) -> None:
+    """After the database, write how it ended into its folder, and tell the supervisor."""
     if attempt is not None:
         attrs = TrialAttrs.parse(trial.user_attrs)
-        scores = {**attrs.scores, "train_s": attempt.trained_s()}
+        scores = {**attrs.scores, "train_s": attempt.history.trained_s()}
         if attrs.samplings:
-            scores[env.final.objective] = statistics.fmean(attrs.samplings)  # what ranks it
-        tags = {"trial_state": state.name, "reason": reason, "error": error_text[-4000:]}
+            scores[setup.final.objective] = statistics.fmean(attrs.samplings)  # what ranks it
+        tags = {"trial_state": end.state.name, "reason": end.reason, "error": end.traceback[-4000:]}
         try:
-            attempt.end(state.name, scores, {name: text for name, text in tags.items() if text})
+            attempt.end(end.state.name, scores, {name: text for name, text in tags.items() if text})
         except OSError:
-            if _DISK_FULL not in reason:  # there is no room for the curve either; the checkpoint has it
+            if DISK_FULL not in end.reason:  # there is no room for the curve either; the checkpoint has it
                 raise
-    env.publish(
-        {
-            "number": trial.number,
-            "state": state.name,
-            "value": values[0] if values else None,
-            "reason": reason,
-            "kimg": attempt.curve[-1]["kimg"] if attempt and attempt.curve else 0.0,
-        }
-    )
+    value = end.values[0] if end.values else None
+    setup.publish(events.Ended(number=trial.number, state=end.state.name, value=value, reason=end.reason))

@@ -6,7 +6,6 @@ import gc
 import logging
 import os
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +18,13 @@ from PIL import Image
 
 from harness.errors import TrackingError, UsageError
 from harness.home import Home
-from harness.tracking.tracker import STATUS, Point, RunInfo, finite
+from harness.training.record import Point, RunInfo, finite
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+# Optuna's trial states as MLflow's run states, which have no PRUNED.
+STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "RUNNING": "RUNNING"}
 KEY_TAG = "harness.key"
 _PARENT_TAG = "mlflow.parentRunId"
 _NOTE_TAG = "mlflow.note.content"
@@ -43,10 +44,14 @@ def quiet() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    # The server's job runners are for its GenAI features: seven idle processes beside a sweep.
+    # The server's job runners are for its GenAI features: seven idle processes next to a sweep.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    # A server may ask for hours of patience.
+    os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")
+    # With each run that ends it would print the address, and the password in it.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # It prints what it raises, with a traceback and the statement's values.
@@ -69,7 +74,7 @@ def tracking_url(home: Home) -> str:
     """``MLFLOW_TRACKING_URI``, or the database in the home folder.
 
     Raises:
-        UsageError: it is no address. Its text, which may hold a password, is not shown.
+        UsageError: it is not an address. Its text, which may hold a password, is not shown.
     """
     found = os.environ.get("MLFLOW_TRACKING_URI")
     if not found:
@@ -154,7 +159,10 @@ def runs_page(experiment_id: str, metric: str) -> str:
 
 
 class MlflowTracker:
-    """A :class:`harness.tracking.tracker.Tracker`. ``parent_id`` makes its runs children of that run."""
+    """The runs of an experiment. ``parent_id`` makes them children of that run.
+
+    Every call may be repeated without doubling what it logged; values that are not finite are not logged.
+    """
 
     def __init__(self, client: MlflowClient, experiment_id: str, parent_id: str | None = None) -> None:
         self.client, self.experiment_id, self.parent_id = client, experiment_id, parent_id
@@ -163,6 +171,7 @@ class MlflowTracker:
         self._images: dict[str, set[tuple[str, int]]] = {}
 
     def start(self, info: RunInfo) -> str:
+        """Open a run, or the one of the same key, and return its id."""
         tags = {KEY_TAG: info.key, **info.tags}
         if self.parent_id:
             tags[_PARENT_TAG] = self.parent_id
@@ -181,23 +190,23 @@ class MlflowTracker:
             self._dataset(run_id, info)
         return run_id
 
-    def log(self, run_id: str, points: Iterable[Point], *, at_ms: int | None = None) -> None:
+    def log(self, run_id: str, points: Iterable[Point]) -> None:
+        """Add points to curves, in batches."""
         from mlflow.entities import Metric
 
-        # The same value at the same time is one point to MLflow, however often it is sent.
-        now = int(time.time() * 1000) if at_ms is None else at_ms
-        if run_id not in self._logged:  # whoever goes on with a run's record need not have begun it
+        if run_id not in self._logged:  # an earlier process may have begun it
             self._remember(run_id)
         # MLflow keeps a second point at the same step, so repeats are dropped here.
         fresh = {(point.name, point.step): point for point in finite(points)}
         new = {key: point for key, point in fresh.items() if key not in self._logged[run_id]}
-        metrics = [Metric(point.name, point.value, now, point.step) for point in new.values()]
+        metrics = [Metric(point.name, point.value, point.at_ms, point.step) for point in new.values()]
         for part in _parts(metrics, _METRICS_PER_CALL):
             self.client.log_batch(run_id, metrics=part)
         self._logged[run_id] |= new.keys()
 
     def image(self, run_id: str, name: str, step: int, path: Path) -> None:
-        # Asked at most once a run: whoever sends a run's record is alone in it.
+        """Add a PNG file to a series of images."""
+        # Asked at most once a run: only one process sends a run's record.
         if run_id not in self._images:
             # The small copy is written last: with it the image is there.
             there = (_IMAGE.match(item.path) for item in self.client.list_artifacts(run_id, "images"))
@@ -207,6 +216,7 @@ class MlflowTracker:
             self._images[run_id].add((name, step))
 
     def artifact(self, run_id: str, path: Path, folder: str = "") -> None:
+        """Keep a copy of a file or folder."""
         if path.is_dir():
             self.client.log_artifacts(run_id, str(path), folder or path.name)
         else:
@@ -215,15 +225,17 @@ class MlflowTracker:
     def end(
         self, run_id: str, state: str, *, scores: Mapping[str, float], tags: Mapping[str, str], step: int = 0
     ) -> None:
-        # At the run's own start: whoever ends it again, after a crash or an outage, adds no second point.
+        """Close a run with Optuna's state of its trial, final scores, and tags."""
+        # At the run's own start: ending it again, after a crash or an outage, adds no second point.
         began = int(self.client.get_run(run_id).info.start_time or 0)
-        self.log(run_id, [Point(name, value, step) for name, value in scores.items()], at_ms=began)
+        self.log(run_id, [Point(name, value, step, began) for name, value in scores.items()])
         self._tag(run_id, tags)
         self.client.set_terminated(run_id, STATUS[state])
         self._logged.pop(run_id, None)
         self._images.pop(run_id, None)
 
     def runs_by_key(self) -> dict[str, tuple[str, str]]:
+        """(run id, status) of every run that is not deleted, by key."""
         found = self._search(f"tags.`{_PARENT_TAG}` = '{self.parent_id}'")
         return {run.data.tags.get(KEY_TAG, ""): (run.info.run_id, run.info.status) for run in found}
 
@@ -241,6 +253,11 @@ class MlflowTracker:
         return doubled
 
     def revive(self, run_id: str) -> bool:
+        """Restore a run that a person deleted; whether it was.
+
+        Raises:
+            KeyError: it is gone for good.
+        """
         from mlflow.exceptions import MlflowException
         from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
@@ -262,7 +279,7 @@ class MlflowTracker:
         self.client.set_tag(run_id, _NOTE_TAG, cut)
 
     def _remember(self, run_id: str) -> None:
-        """The points that an earlier process logged, so that going on does not log them again."""
+        """The points that an earlier process logged, so that they are not logged again."""
         self._logged[run_id] = {
             (name, point.step)
             for name in self.client.get_run(run_id).data.metrics

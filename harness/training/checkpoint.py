@@ -15,10 +15,9 @@ from harness import atomic
 from harness.errors import CheckpointError
 from harness.gan.hparams import HParams, canonical_json
 from harness.gan.networks import make_networks
+from harness.training.run_folder import RunFolder
 
 _MAGIC = b"dcgan-harness checkpoint 1\n"
-WEIGHTS_FILE = "generator.safetensors"
-HPARAMS_FILE = "hparams.json"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> str:
@@ -68,11 +67,11 @@ def _to_device(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def export_generator(folder: Path, generator: nn.Module, hp: HParams) -> None:
-    """Publish weights: ``generator.safetensors``, with the configuration inside its header and beside it."""
+    """Publish weights: ``generator.safetensors``, with the configuration inside its header and next to it."""
     hparams = canonical_json(hp.to_dict())
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
-    atomic.write_bytes(folder / WEIGHTS_FILE, save(tensors, {"hparams": hparams}))
-    atomic.write_text(folder / HPARAMS_FILE, hparams + "\n")
+    atomic.write_bytes(RunFolder(folder).weights, save(tensors, {"hparams": hparams}))
+    atomic.write_text(RunFolder(folder).hparams, hparams + "\n")
 
 
 def import_generator(folder: Path, hp: HParams, device: torch.device) -> nn.Module:
@@ -81,7 +80,7 @@ def import_generator(folder: Path, hp: HParams, device: torch.device) -> nn.Modu
     Raises:
         CheckpointError: there is none, or its weights do not fit ``hp``.
     """
-    path = folder / WEIGHTS_FILE
+    path = RunFolder(folder).weights
     if not path.is_file():
         raise CheckpointError(f"no published weights in {folder}", "Only finished trials and trainings have them.")
     generator, _ = make_networks(hp)

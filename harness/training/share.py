@@ -11,17 +11,10 @@ from harness import atomic
 from harness.errors import UsageError, without_secrets
 from harness.home import Home
 from harness.store.records import StudyRecord, TrialRecord
+from harness.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
-
-# The file that says that a result's folder is whole: it is copied last.
-CURVE_FILE = "curve.json"
-
-
-def in_order(name: str) -> tuple[bool, str]:
-    """Sorts the names of a folder's files as they are copied."""
-    return name == CURVE_FILE, name
 
 
 class Share:
@@ -62,7 +55,7 @@ class Share:
         return f"the share {self.name}"
 
     def put(self, path: Path, *, keep: int) -> None:
-        """Copy a file of an attempt's folder there, whole or not at all; ``keep`` > 0: of its snapshots only so many.
+        """Copy a file of an attempt's folder there, whole or not at all; ``keep`` > 0: that many snapshots stay.
 
         Raises:
             Exception: the store is away, full, or refuses; each store's library has classes of its own for that.
@@ -83,7 +76,7 @@ class Share:
             Exception: as :meth:`put`.
         """
         there = f"{self.root}/{folder.name}"
-        for name in sorted(self._names(there, ""), key=in_order):
+        for name in sorted(self._names(there, ""), key=RunFolder(folder).order):
             if not (folder / name).exists():
                 atomic.write_bytes(folder / name, self.fs.cat_file(f"{there}/{name}"))
 
@@ -94,7 +87,7 @@ class Share:
         except FileNotFoundError:
             return []
         names = (str(path).rstrip("/").rsplit("/", 1)[-1] for path in listed)
-        # A name from a store is no path: whoever can write there must not reach other folders here.
+        # A name from a store must be a name only: who can write there must not reach other folders here.
         return sorted(n for n in names if n.startswith(prefix) and not n.startswith(".") and "\\" not in n)
 
 
@@ -117,10 +110,10 @@ def bring_results(
     if share is None:
         return
     for trial in record.complete if trials is None else trials:
-        folder = home.root / trial.attrs.folder
-        if not (folder / CURVE_FILE).exists():
+        folder = RunFolder(home.root / trial.attrs.folder)
+        if not folder.curve.exists():
             try:
-                share.fetch(folder)
+                share.fetch(folder.path)
             except Exception as error:
                 say(f"{share} cannot be read ({type(error).__name__}); other machines' files are missing")
                 return

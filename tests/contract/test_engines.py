@@ -11,6 +11,7 @@ import pytest
 from harness.errors import StorageLost, SweepError
 from harness.sweep.engines import local
 from harness.sweep.engines.ray_cluster import forwarded_environment
+from harness.sweep.events import Ready
 from harness.sweep.run import ending_with
 
 
@@ -48,16 +49,16 @@ def test_a_worker_that_could_not_hear_yet_is_asked_to_stop_again():
 
 @pytest.mark.parametrize(("level", "error", "others"), [(0, None, [1, 2]), (1, None, []), (0, SweepError("x", ""), [])])
 def test_no_worker_begins_in_a_sweep_that_stops(monkeypatch, level, error, others):
-    class Ready:
+    class Worker:
         def received(self):
-            return [{"doing": "ready"}]
+            return [Ready()]
 
     job = type("Job", (), {"workers": 3})()
     supervisor = local._Supervisor(job, lambda event: None, lambda: level, lambda: None)
     supervisor.error = error
     started = []
     monkeypatch.setattr(supervisor, "_start", started.append)
-    supervisor._hear(Ready())
+    supervisor._hear(Worker())
     assert started == others
 
 

@@ -23,9 +23,10 @@ from harness.spec.suggest import suggest
 from harness.store.database import open_storage
 from harness.store.studies import open_study
 from harness.store.trials import MAX_CRASHES, Trials, finished_count, trial_key
-from harness.sweep.reconcile import reconcile
-from harness.tracking.tracker import STATUS, MemoryTracker, RunInfo
+from harness.tracking.mlflow import STATUS
+from harness.training.record import RunInfo
 from tests.conftest import TINY_STUDY
+from tests.runs import MemoryTracker, reconcile
 
 SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
 TARGET = 5
@@ -51,7 +52,7 @@ class Sweep(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory(prefix="states-")
-        home = Home(Path(self.folder.name) / "runs")
+        self.home = home = Home(Path(self.folder.name) / "runs")
         self.storage = open_storage(home, grace=60.0)
         self.trials = Trials(open_study(SPEC, home, storage=self.storage), SPEC, home)
         self.tracker = MemoryTracker()
@@ -83,7 +84,9 @@ class Sweep(RuleBasedStateMachine):
         if trial is None:
             return None
         hp = suggest(trial, SPEC)
-        self.tracker.start(RunInfo(key=trial_key("tiny", trial.number), name="t", params=hp.to_dict(), tags={}))
+        self.tracker.start(
+            RunInfo(key=trial_key("tiny", trial.number), name="t", experiment="tiny", params=hp.to_dict())
+        )
         return trial
 
     @rule(trial=workers, step=st.integers(1, 9), at=st.integers(0, 3))
@@ -124,8 +127,8 @@ class Sweep(RuleBasedStateMachine):
     @rule(at=st.integers(0, 12))
     def heal(self, at):
         with self.outage(at):
-            reconcile(self.trials, self.tracker)
-        assert reconcile(self.trials, self.tracker) == [], "once is enough"
+            reconcile(self.trials, self.tracker, self.home)
+        assert reconcile(self.trials, self.tracker, self.home) == [], "once is enough"
         for trial in self.trials.study.get_trials():
             run = self.tracker.runs.get(trial_key("tiny", trial.number))
             if trial.state != TrialState.WAITING:

@@ -1,4 +1,4 @@
-"""What every tracker promises, checked on each; MLflow's figures are read back through its own client."""
+"""What the mirror's tracker promises, and its part in memory; MLflow's figures are read back through its own client."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from PIL import Image
 from harness.errors import HarnessError
 from harness.home import Home
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
-from harness.tracking.tracker import MemoryTracker, NullTracker, Point, RunInfo, Tracker
+from harness.training.record import Point, RunInfo
+from tests.runs import MemoryTracker
 
 INFO = RunInfo(
     key="study/0",
     name="trial 0",
+    experiment="study",
     params={"lr": 2e-4, "bn": "paper"},
     tags={"seed": "7"},
     dataset="mnist",
@@ -45,7 +47,7 @@ class Mlflow:
         name = f"study-{home.root.parent.name}"  # a server is shared by all tests
         experiment = open_experiment(self.client, home, name)
         assert open_experiment(self.client, home, name) == experiment
-        parent = MlflowTracker(self.client, experiment).start(RunInfo(key="study/sweep", name="s", params={}, tags={}))
+        parent = MlflowTracker(self.client, experiment).start(RunInfo(key="study/sweep", name="s", experiment="study"))
         self.tracker = MlflowTracker(self.client, experiment, parent)
         self.parent = parent
 
@@ -74,15 +76,15 @@ def made(request, home, monkeypatch):
 
 
 def test_everything_logged_twice_is_there_once(made, tmp_path: Path):
-    tracker: Tracker = made.tracker
+    tracker = made.tracker
     file = tmp_path / "weights.bin"
     file.write_bytes(b"w")
     picture = tmp_path / "grid.png"
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture)
     for _ in range(2):
         run_id = tracker.start(INFO)
-        tracker.log(run_id, [Point("loss", 1.5, 10), Point("loss", 1.25, 20), Point("bad", math.nan, 10)])
-        tracker.log(run_id, [Point("bad", math.inf, 20)])
+        tracker.log(run_id, [Point("loss", 1.5, 10, 1), Point("loss", 1.25, 20, 2), Point("bad", math.nan, 10, 1)])
+        tracker.log(run_id, [Point("bad", math.inf, 20, 2)])
         tracker.image(run_id, "samples", 10, picture)
         tracker.artifact(run_id, file, "model")
         assert tracker.runs_by_key()["study/0"] == (run_id, "RUNNING")
@@ -107,7 +109,7 @@ def test_of_a_run_that_ended_nothing_is_kept_in_memory(home, tmp_path):
     picture = tmp_path / "grid.png"
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture)
     run_id = tracker.start(INFO)
-    tracker.log(run_id, [Point("loss", 1.5, 10)])
+    tracker.log(run_id, [Point("loss", 1.5, 10, 1)])
     tracker.image(run_id, "samples", 10, picture)
     assert (tracker._logged[run_id], tracker._images[run_id]) == ({("loss", 10)}, {("samples", 10)})
     tracker.end(run_id, "COMPLETE", scores={"fid500": 9.5}, tags={})
@@ -142,18 +144,8 @@ def test_states(made, state, status):
 
 def test_large_batches_are_split(made):
     run_id = made.tracker.start(INFO)
-    made.tracker.log(run_id, [Point("loss", float(step), step) for step in range(2500)])
+    made.tracker.log(run_id, [Point("loss", float(step), step, step) for step in range(2500)])
     assert len(made.read(run_id)[2]["loss"]) == 2500
-
-
-def test_null_tracker_takes_everything(tmp_path: Path):
-    tracker: Tracker = NullTracker()
-    run_id = tracker.start(INFO)
-    tracker.log(run_id, [Point("a", 1.0, 1)])
-    tracker.image(run_id, "samples", 1, Path("grid.png"))
-    tracker.artifact(run_id, tmp_path / "absent")
-    tracker.end(run_id, "COMPLETE", scores={}, tags={})
-    assert tracker.runs_by_key() == {}
 
 
 def test_a_long_description_is_cut_at_a_line(home):
@@ -182,7 +174,7 @@ def test_mlflow_run_that_another_process_continues_has_every_point_once(home):
     for points in ([(100, 1.0)], [(100, 1.0), (200, 2.0)]):
         tracker = MlflowTracker(client, experiment)
         run_id = tracker.start(INFO)
-        tracker.log(run_id, [Point("loss_d", value, step) for step, value in points])
+        tracker.log(run_id, [Point("loss_d", value, step, step) for step, value in points])
         tracker.end(run_id, "FAIL", scores={}, tags={})
     assert [(m.step, m.value) for m in client.get_metric_history(run_id, "loss_d")] == [(100, 1.0), (200, 2.0)]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli.live import SweepView
 from harness.data.store import open_store
 from harness.errors import SweepError, UsageError, WeightsError
 from harness.home import Home
@@ -20,12 +21,13 @@ from harness.spec.files import parse_study
 from harness.store.records import TrialRecord
 from harness.store.studies import open_study, study_to_record
 from harness.store.trials import Trials, finished_count
-from harness.sweep.engines.loop import Event, WorkerJob
+from harness.sweep.engines.loop import WorkerJob
 from harness.sweep.engines.ray import _Driver, run_ray
-from harness.sweep.reconcile import reconcile
+from harness.sweep.events import Ended, Event, Progressed, Ready, Scored, Started
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
-from harness.tracking.tracker import RunInfo
+from harness.training.record import RunInfo
 from tests.conftest import TINY_STUDY, blob_files, sharing_weights
+from tests.runs import reconcile
 
 # Without Inception a worker is ready seconds earlier.
 QUICK = TINY_STUDY.replace("[scoring.final]", '[scoring.final]\nextractor = "mobilenet-v2"')
@@ -42,7 +44,7 @@ class Sweep:
         self.home, self.study = home, open_study(spec, home)
         client = client_for(home)
         experiment = open_experiment(client, home, name, "")
-        parent = MlflowTracker(client, experiment).start(RunInfo(key=f"{name}/sweep", name=name, params={}, tags={}))
+        parent = MlflowTracker(client, experiment).start(RunInfo(key=f"{name}/sweep", name=name, experiment=name))
         self.tracker = MlflowTracker(client, experiment, parent)
         self.study.set_user_attr("target", target)
         self.trials_of = Trials(self.study, spec, home)
@@ -69,7 +71,7 @@ class Sweep:
         )  # fmt: skip
 
     def reconcile(self, *, crashed: bool = True) -> None:
-        reconcile(self.trials_of, self.tracker, self.home.spool, crashed=crashed)
+        reconcile(self.trials_of, self.tracker, self.home, crashed=crashed)
 
     @property
     def trials(self) -> tuple[TrialRecord, ...]:
@@ -77,7 +79,8 @@ class Sweep:
 
     @property
     def doings(self) -> str:
-        return "\n".join(str(event["doing"]) for event in self.events if "doing" in event)
+        view = SweepView(self.job.spec)
+        return "\n".join(line for event in self.events if (line := view.update(event)))
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +119,11 @@ def test_a_sweep_runs_on_all_nodes_to_its_target(cluster, sweep, capfd):
     tiny = sweep("spread", target=2)
     tiny.run(cluster.address, 2)
     assert [trial.state for trial in tiny.trials] == ["COMPLETE"] * 2
-    ready = {event["node"] for event in tiny.events if event.get("doing") == "ready"}
+    ready = {event.node for event in tiny.events if isinstance(event, Ready)}
     assert ready == {node.node_id for node in cluster.worker_nodes}
-    for state in ("RUNNING", "COMPLETE"):
-        assert sorted(event["number"] for event in tiny.events if event.get("state") == state) == [0, 1]
-    assert any("images_per_s" in event for event in tiny.events)
+    for kind in (Started, Ended):
+        assert sorted(event.number for event in tiny.events if isinstance(event, kind)) == [0, 1]
+    assert any(isinstance(event, Progressed) for event in tiny.events)
     assert tiny.deaths == 0
     assert "".join(capfd.readouterr()) == ""
 
@@ -130,8 +133,8 @@ def test_a_lost_node_is_survived(cluster, sweep, adopting, capfd):
     lost = []
 
     def lose_node(event: Event) -> None:
-        if "rung" in event and not lost:
-            (node,) = [node for node in cluster.worker_nodes if node.node_id == event["node"]]
+        if isinstance(event, Scored) and not lost:
+            (node,) = [node for node in cluster.worker_nodes if node.node_id == event.node]
             lost.append(node.node_id)
             # A machine takes its processes along; here they would outlive it for a moment.
             worker = tiny.trials[0].attrs.worker["pid"]
@@ -145,9 +148,9 @@ def test_a_lost_node_is_survived(cluster, sweep, adopting, capfd):
     assert ends == [("FAIL", "its worker was killed"), ("COMPLETE", "")]
     assert tiny.trials[1].attrs.retry_of == 0
     assert tiny.deaths == 1
-    (start,) = [event for event in tiny.events if event.get("state") == "RUNNING" and event["number"] == 1]
-    assert start["node"] not in lost
-    assert start["kimg"] >= 2, "it continues from the checkpoint of the rung"
+    (start,) = [event for event in tiny.events if isinstance(event, Started) and event.number == 1]
+    assert start.node not in lost
+    assert start.kimg >= 2, "it continues from the checkpoint of the rung"
     assert "was lost; Ray starts another" in tiny.doings
     assert "".join(capfd.readouterr()) == "", "Ray says nothing over the sweep's table"
 
@@ -160,7 +163,7 @@ def test_a_stopped_sweep_ends_and_its_trial_is_queued(cluster, sweep, level):
     running = []
 
     def stop(event: Event) -> None:
-        if "images_per_s" in event and not tiny.level:
+        if isinstance(event, Progressed) and not tiny.level:
             running.append(os.pidfd_open(tiny.trials[0].attrs.worker["pid"]))
             tiny.level = level
 
@@ -174,7 +177,7 @@ def test_a_stopped_sweep_ends_and_its_trial_is_queued(cluster, sweep, level):
     assert first.reason.startswith("interrupted: stopped at" if level == 1 else "interrupted: its worker was killed")
     assert (queued.state, queued.attrs.retry_of) == ("WAITING", 0)
     assert finished_count(tiny.study) == tiny.deaths == 0
-    assert tiny.doings.count("ready") == 1
+    assert sum(isinstance(event, Ready) for event in tiny.events) == 1
 
 
 def test_a_worker_that_loses_the_driver_leaves_its_trial_to_be_continued(cluster, sweep, monkeypatch):
@@ -186,7 +189,7 @@ def test_a_worker_that_loses_the_driver_leaves_its_trial_to_be_continued(cluster
     monkeypatch.setattr(_Driver, "_cancel", lambda self, refs: self.ray.wait(refs, num_returns=len(refs)))
 
     def lose_board(event: Event) -> None:
-        if "images_per_s" in event:
+        if isinstance(event, Progressed):
             drivers[0].ray.kill(drivers[0].board)
 
     with pytest.raises(SweepError, match="Ray failed: ActorDiedError"):

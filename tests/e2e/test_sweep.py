@@ -23,7 +23,7 @@ from harness.machine.devices import choose_device
 from harness.machine.forks import call_in_fork, call_with_torch
 from harness.store.records import StudyRecord
 from harness.store.studies import started_study, study_to_record
-from harness.tracking.tracker import STATUS
+from harness.tracking.mlflow import STATUS
 from tests.conftest import ROOT, TINY_STUDY, blob_files, sharing_weights
 from tests.faults.checks import QUICK
 
@@ -143,7 +143,7 @@ def test_sweep_reaches_its_budget_and_everything_agrees(project):
 
 def test_what_is_written_where(project):
     names = {path.name for path in project.home.root.iterdir() if not path.name.startswith(".")}
-    assert names == {"optuna.db", "mlflow.db", "artifacts", "trials", "data", "weights", "references", "spool"}
+    assert names == {"optuna.db", "mlflow.db", "artifacts", "trials", "data", "weights", "references"}
     assert {path.name for path in project.folder.iterdir()} == {"images", "search_spaces", "runs", "reports"}
 
 

@@ -18,8 +18,9 @@ from harness.gan.run import CURVE_NAMES
 from harness.home import Home
 from harness.store.records import StudyRecord, TrialRecord
 from harness.store.studies import started_study, study_to_record
-from harness.tracking.mlflow import client_for
-from harness.tracking.tracker import STATUS
+from harness.sweep.reconcile import training_records
+from harness.tracking.mirror import Reflection
+from harness.tracking.mlflow import STATUS, client_for
 from tests.conftest import TINY_STUDY
 
 # Without Inception a worker is ready seconds earlier.
@@ -140,10 +141,11 @@ def _wrong_points(home: Home, record: StudyRecord) -> list[str]:
 
 
 def _check_files(home: Home) -> None:
-    assert list(home.spool.glob("*.jsonl")) == [], "everything was sent"
+    records = [*home.root.glob("trials/*/*/*/run-*.json"), *training_records(home)]
+    assert [path for path in records if not Reflection(path).is_whole()] == [], "everything was sent"
     torn = [path for path in home.root.rglob(".*") if path.is_file() and _is_temporary(path)]
     assert all("trials" in path.parts for path in torn), torn
 
 
 def _is_temporary(path: Path) -> bool:
-    return not path.name.endswith((".lock", ".owner"))
+    return not path.name.endswith(".lock")

@@ -19,8 +19,8 @@ from harness.spec.files import load_study_file
 from harness.spec.params import FixedParams
 from harness.spec.suggest import suggest
 from harness.sweep.engines.local import threads_per_worker
-from harness.tracking.tracker import Point, finite
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
+from harness.training.record import Point, finite
 from tests.conftest import CPU
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -92,7 +92,7 @@ def test_threads_never_exceed_the_cores(cores, workers):
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True)))
 def test_only_finite_points_pass(values):
-    kept = finite(Point("x", value, 0) for value in values)
+    kept = finite(Point("x", value, 0, 0) for value in values)
     assert [point.value for point in kept] == [value for value in values if math.isfinite(value)]
 
 

@@ -13,9 +13,11 @@ from harness.errors import CheckpointError
 from harness.gan.networks import build
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, train
-from harness.tracking.tracker import MemoryTracker, RunInfo
 from harness.training.attempt import Attempt
 from harness.training.checkpoint import export_generator, import_generator, load_checkpoint, save_checkpoint
+from harness.training.history import History
+from harness.training.record import RunInfo, RunRecord
+from harness.training.run_folder import RunFolder
 from tests.conftest import CPU
 
 STATE = {"step": 3, "weights": {"a": torch.arange(5.0)}, "extra": "{}"}
@@ -78,51 +80,51 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_previous_one_used(tmp_path, hp):
-    info = RunInfo(key="k", name="n", params={}, tags={}, dataset_digest="f")
-    identity = Attempt(tmp_path, hp, 1, MemoryTracker(), info, CPU).identity
+    info = RunInfo(key="k", name="n", experiment="e", params={}, tags={}, dataset_digest="f")
+    identity = Attempt(RunFolder(tmp_path), hp, 1, RunRecord(info=info, kimg=0.08), CPU).open().history.identity
     state = {"extra": json.dumps({"curve": [], "rungs": {"100": 7.5}, "identity": identity})}
     save_checkpoint(tmp_path / "snapshot-000000010.pt", {**state, "step": 10})
     save_checkpoint(tmp_path / "snapshot-000000020.pt", {**state, "step": 20})
     newest = tmp_path / "snapshot-000000020.pt"
     newest.write_bytes(newest.read_bytes()[:-1])
-    attempt = Attempt(tmp_path, hp, 1, MemoryTracker(), info, CPU)
+    attempt = Attempt(RunFolder(tmp_path), hp, 1, RunRecord(info=info, kimg=0.08), CPU).open()
     assert attempt.state is not None
     assert attempt.state["step"] == 10
-    assert attempt.rungs == {100: 7.5}
+    assert attempt.history.rungs == {100: 7.5}
     assert newest.with_suffix(".damaged").exists()
     other_images = dataclasses.replace(info, dataset_digest="g")
-    assert Attempt(tmp_path, hp, 1, MemoryTracker(), other_images, CPU).state is None
-    assert Attempt(tmp_path, hp, 2, MemoryTracker(), info, CPU).state is None
+    assert Attempt(RunFolder(tmp_path), hp, 1, RunRecord(info=other_images, kimg=0.08), CPU).open().state is None
+    assert Attempt(RunFolder(tmp_path), hp, 2, RunRecord(info=info, kimg=0.08), CPU).open().state is None
 
 
 def test_checkpoints_of_another_training_do_not_push_out_its_own(tmp_path, hp, images):
     """As after an update of the harness, which may change what a checkpoint must be of."""
     earlier, folder = tmp_path / "earlier", tmp_path / "own"
     earlier.mkdir()
-    info = RunInfo(key="k", name="n", params={}, tags={}, dataset_digest="f")
+    info = RunInfo(key="k", name="n", experiment="e", params={}, tags={}, dataset_digest="f")
     foreign = {"extra": json.dumps({"curve": [], "rungs": {}, "identity": "another"})}
     for step in (900, 1000):
         save_checkpoint(earlier / f"snapshot-{step:09d}.pt", {**foreign, "step": step})
     said = []
-    attempt = Attempt(folder, hp, 1, MemoryTracker(), info, CPU, earlier=[earlier], say=said.append)
+    record, before = RunRecord(info=info, kimg=0.08), [RunFolder(earlier)]
+    attempt = Attempt(RunFolder(folder), hp, 1, record, CPU, earlier=before, say=said.append).open()
     assert len(said) == 2 and attempt.state is None
     for event in train(hp, images, budget=Budget(kimg=0.08, snapshots_kimg=(0.016, 0.04)), seed=1, device=CPU):
         if isinstance(event, Snapshot):
             attempt.save(event)
     assert len(list(folder.glob("snapshot-*.pt"))) == 2
     assert len(list(earlier.glob("snapshot-*.pt"))) == 2
-    again = Attempt(folder, hp, 1, MemoryTracker(), info, CPU, earlier=[earlier])
+    again = Attempt(RunFolder(folder), hp, 1, record, CPU, earlier=before).open()
     assert again.state is not None and again.state["step"] == 80 // hp.batch_size
 
 
-def test_seconds_up_to_a_mark_within_a_window_are_those_of_its_rate(tmp_path, hp):
-    info = RunInfo(key="k", name="n", params={}, tags={}, dataset_digest="f")
-    attempt = Attempt(tmp_path, hp, 1, MemoryTracker(), info, CPU)
-    assert attempt.trained_s(1.0) == 0.0
-    attempt.curve = [{"kimg": 1.024, "images_per_s": 1024.0}, {"kimg": 2.048, "images_per_s": 512.0}]
-    assert attempt.trained_s() == 3.0
-    assert attempt.trained_s(1.536) == 2.0
-    assert attempt.trained_s(2.56) == 4.0, "the last window has yet to be closed"
+def test_seconds_up_to_a_mark_within_a_window_are_those_of_its_rate():
+    history = History("k")
+    assert history.trained_s(1.0) == 0.0
+    history.curve = [{"kimg": 1.024, "images_per_s": 1024.0}, {"kimg": 2.048, "images_per_s": 512.0}]
+    assert history.trained_s() == 3.0
+    assert history.trained_s(1.536) == 2.0
+    assert history.trained_s(2.56) == 4.0, "the last window has yet to be closed"
 
 
 def test_published_weights_load_and_give_the_same_images(tmp_path, hp):

@@ -35,8 +35,9 @@ from harness.spec.files import load_study_file
 from harness.spec.resolved import ResolvedStudy
 from harness.store.samplers import kimg_to_images, make_pruner
 from harness.store.studies import find_record, open_study, started_study, stored_content
+from harness.sweep.events import Ended, Progressed, Said, Scored, Started
 from harness.sweep.reconcile import reconcile_home
-from harness.sweep.training import SUMMARY_FILE
+from harness.training.run_folder import RunFolder
 from tests.conftest import ROOT
 from tools import bootstrap
 from tools import clean as cleaning
@@ -332,17 +333,17 @@ def test_view_lines_and_table():
 
     spec = load_study_file("mnist32")
     view = SweepView(spec, target=4)
-    assert view.update({"doing": "opening MLflow"}) == "opening MLflow"
-    assert ", score 0.0312;" in view.update({"number": 9, "state": "COMPLETE", "value": 0.0312}), "KID"
+    assert view.update(Said(text="opening MLflow")) == "opening MLflow"
+    assert ", score 0.0312;" in view.update(Ended(number=9, state="COMPLETE", value=0.0312)), "KID"
     view = SweepView(spec, target=4)
-    start = view.update({"number": 0, "state": "RUNNING", "kimg": 0.0, "params": {"lr_g": 2e-4}})
+    start = view.update(Started(number=0, kimg=0.0, params={"lr_g": 0.0002}))
     assert start == "trial 0 starts: lr_g=0.0002"
-    assert view.update({"number": 0, "kimg": 3.0, "images_per_s": 1234.0}) is None
-    assert view.update({"number": 0, "kimg": 3.0, "rung": 55.5}) == "trial 0: 3.0 kimg, rung score 55.5"
-    end = view.update({"number": 0, "state": "COMPLETE", "value": 42.0, "kimg": 27.0})
+    assert view.update(Progressed(number=0, kimg=3.0, images_per_s=1234.0)) is None
+    assert view.update(Scored(number=0, kimg=3.0, score=55.5)) == "trial 0: 3.0 kimg, rung score 55.5"
+    end = view.update(Ended(number=0, state="COMPLETE", value=42.0))
     assert end.startswith("trial 0 COMPLETE, score 42.00; 1 of 4 finished, at most ")
-    view.update({"number": 1, "state": "RUNNING", "kimg": 0.0, "params": {}})
-    view.update({"number": 1, "kimg": 9.0, "images_per_s": 1500.0})
+    view.update(Started(number=1, kimg=0.0, params={}))
+    view.update(Progressed(number=1, kimg=9.0, images_per_s=1500.0))
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(view.render())
     text = console.export_text()
@@ -358,14 +359,14 @@ def test_view_lines_and_table():
 
 def test_a_killed_trial_no_longer_runs_once_it_is_continued():
     view = SweepView(load_study_file("mnist32"), target=4)
-    view.update({"number": 0, "state": "RUNNING", "kimg": 0.0, "params": {}, "retry_of": None})
-    view.update({"number": 1, "state": "RUNNING", "kimg": 5.0, "params": {}, "retry_of": 0})
+    view.update(Started(number=0, kimg=0.0, params={}, retry_of=None))
+    view.update(Started(number=1, kimg=5.0, params={}, retry_of=0))
     assert [(row.state, row.reason) for row in view.rows.values()] == [
         ("FAIL", "continued as trial 1"),
         ("RUNNING", ""),
     ]
-    view.update({"number": 1, "state": "FAIL", "reason": "interrupted"})
-    view.update({"number": 2, "state": "RUNNING", "kimg": 5.0, "params": {}, "retry_of": 1})
+    view.update(Ended(number=1, state="FAIL", reason="interrupted"))
+    view.update(Started(number=2, kimg=5.0, params={}, retry_of=1))
     assert view.rows[1].reason == "interrupted"
 
 
@@ -391,7 +392,7 @@ def test_the_time_left_counts_running_trials_as_half_done_and_is_a_bound_until_o
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     view = SweepView(load_study_file("mnist32"), target=10, started=now[0])
     for number in (0, 1):
-        view.update({"number": number, "state": "RUNNING", "params": {"preset": "paper"}})
+        view.update(Started(number=number, params={"preset": "paper"}))
     assert view.time_left == ""
     now[0] += 90
     # One and a half trials in 90 s; eight and a half are left.
@@ -429,7 +430,7 @@ def test_a_generator_with_parameters_of_another_version_is_not_sampled(tmp_path)
     folder = home.training_dir("old")
     folder.mkdir(parents=True)
     hparams = {**HParams().to_dict(), "spectral_norm": True}
-    (folder / SUMMARY_FILE).write_text(json.dumps({"hparams": hparams, "scoring": {"seed": 0}}))
+    RunFolder(folder).summary.write_text(json.dumps({"hparams": hparams, "scoring": {"seed": 0}}))
     with pytest.raises(StorageError, match="training old was trained by another version .*: spectral_norm"):
         training_generator("old", home)
 

@@ -47,10 +47,11 @@ from harness.scoring.extractors import inception_shapes
 from harness.spec.files import load_best, load_recipe, load_study_file
 from harness.spec.images import DataSpec
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
-from harness.tracking.tracker import MemoryTracker, RunInfo
 from harness.tracking.ui import ui_command
 from harness.training.attempt import Attempt
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
+from harness.training.record import RunInfo, RunRecord
+from harness.training.run_folder import RunFolder
 from tests.conftest import CPU, ROOT, TINY_STUDY
 from tests.unit.test_arrays import open_set
 from tests.unit.test_cli import make
@@ -176,12 +177,12 @@ def test_the_malicious_object_is_malicious(tmp_path, monkeypatch):
 
 
 def test_a_malicious_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path, hp, unharmed):
-    info = RunInfo(key="k", name="n", params={}, tags={}, dataset_digest="f")
-    identity = Attempt(tmp_path, hp, 1, MemoryTracker(), info, CPU).identity
+    info = RunInfo(key="k", name="n", experiment="e", params={}, tags={}, dataset_digest="f")
+    identity = Attempt(RunFolder(tmp_path), hp, 1, RunRecord(info=info, kimg=0.08), CPU).open().history.identity
     extra = json.dumps({"curve": [], "rungs": {}, "identity": identity})
     save_checkpoint(tmp_path / "snapshot-000000010.pt", {"extra": extra, "step": 10})
     save_checkpoint(tmp_path / "snapshot-000000020.pt", {"extra": extra, "step": Evil()})
-    state = Attempt(tmp_path, hp, 1, MemoryTracker(), info, CPU).state
+    state = Attempt(RunFolder(tmp_path), hp, 1, RunRecord(info=info, kimg=0.08), CPU).open().state
     assert state is not None
     assert state["step"] == 10
     assert (tmp_path / "snapshot-000000020.damaged").exists()
@@ -782,7 +783,10 @@ def test_the_password_of_the_tracking_address_is_in_no_finding_tag_or_file(serve
     tags = provenance("cpu")
     client = client_for(home)
     tracker = MlflowTracker(client, open_experiment(client, home, "secret"))
-    run_id = tracker.start(RunInfo(key="k", name="n", params={}, tags=tags, dataset="folder", dataset_source="folder"))
+    info = RunInfo(
+        key="k", name="n", experiment="secret", params={}, tags=tags, dataset="folder", dataset_source="folder"
+    )
+    run_id = tracker.start(info)
     (home.root / "a.txt").write_text("a")
     tracker.artifact(run_id, home.root / "a.txt")
     tracker.end(run_id, "COMPLETE", scores={}, tags={})

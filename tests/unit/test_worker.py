@@ -27,6 +27,7 @@ from harness.errors import DiskFull, SweepError
 from harness.gan.run import Run
 from harness.home import Home
 from harness.machine.processes import is_gone, this_process, use_threads
+from harness.scoring.diversity import real_distance
 from harness.scoring.fidelity import Scores
 from harness.spec.files import parse_study
 from harness.spec.resolved import ResolvedPreset
@@ -34,14 +35,16 @@ from harness.spec.suggest import suggest
 from harness.store.samplers import make_sampler
 from harness.store.studies import open_study, study_to_record
 from harness.store.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, finished_count
+from harness.sweep import events
 from harness.sweep.engines.loop import WorkerJob
-from harness.sweep.objective import Env
-from harness.sweep.reconcile import reconcile
-from harness.sweep.worker import DIVERGED_VALUE, _why, run_trial, work
-from harness.tracking.spool import Spool
-from harness.tracking.tracker import MemoryTracker, Point, RunInfo
+from harness.sweep.setup import WorkerSetup
+from harness.sweep.worker import DIVERGED_VALUE, failure, run_trial, work
+from harness.training.loop import checkpoint_every_s
+from harness.training.record import RunEnd, RunInfo, RunRecord
+from harness.training.run_folder import RunFolder
 from harness.training.share import Share
 from tests.conftest import CPU, TINY_STUDY, blobs
+from tests.runs import MemoryTracker, reconcile, show
 
 SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
 
@@ -60,25 +63,46 @@ class Objective:
         return Scores(values=values, protocol_hash=self.protocol.hash, reason=self.reason)
 
 
-def make_env(home: Home, spec=SPEC) -> Env:
-    return Env(
-        home=home,
-        trials=Trials(open_study(spec, home), spec, home),
-        images_NHWC=torch.from_numpy(blobs(32)),
-        device=CPU,
-        tracker=MemoryTracker(),
-        final=Objective("fid20"),
-        rung=Objective("fid_mnv2_20"),
-        dataset={"name": "folder", "fingerprint": "f", "source": "folder"},
-        tags={"git_commit": "abc"},
-        stop=lambda: False,
-        publish=lambda event: None,
-    )
+class Env:
+    """What a worker is given, each part of which a test may replace before the next trial."""
+
+    def __init__(self, home: Home, spec=SPEC):
+        dataset = {"name": "folder", "fingerprint": "f", "source": "folder"}
+        self.job = WorkerJob(
+            spec=spec, home=home, store=None, device="cpu", threads=1, cores=1, tags={"git_commit": "abc"},
+            dataset=dataset, experiment_id="0", parent_run="", uid="",
+        )  # fmt: skip
+        self.trials = Trials(open_study(spec, home), spec, home)
+        self.images_NHWC, self.device = torch.from_numpy(blobs(32)), CPU
+        self.real_distance = real_distance(self.images_NHWC)
+        self.follow = lambda record, guard: None
+        self.final, self.rung = Objective("fid20"), Objective("fid_mnv2_20")
+        self.stop, self.publish = (lambda: False), (lambda event: None)
+        self.checkpoint_s, self.share = checkpoint_every_s(), None
+
+        self._tracker = MemoryTracker()
+
+    @property
+    def setup(self) -> WorkerSetup:
+        return WorkerSetup(**{name: value for name, value in vars(self).items() if name != "_tracker"})
+
+    @property
+    def home(self) -> Home:
+        return self.job.home
+
+    def share_memory(self, **neighbours: object) -> None:
+        self.job = dataclasses.replace(self.job, **neighbours)
+
+    @property
+    def tracker(self) -> MemoryTracker:
+        """With all that the folders record."""
+        show(self.home, self._tracker)
+        return self._tracker
 
 
 @pytest.fixture
 def env(tmp_path) -> Env:
-    return make_env(Home(tmp_path / "runs"))
+    return Env(Home(tmp_path / "runs"))
 
 
 @pytest.fixture
@@ -86,9 +110,9 @@ def study(env):
     return env.trials.study
 
 
-def one(study, env, spec=SPEC, target=99):
+def one(study, env, target=99):
     trial = env.trials.ask(target)
-    run_trial(trial, spec, env)
+    run_trial(trial, env.setup)
     return study_to_record(study).trials[trial.number]
 
 
@@ -103,10 +127,10 @@ def test_a_finished_trial_agrees_everywhere(study, env):
     assert dict(run.info.params)["lr_g"] == record.params["lr"] == 2e-4
     assert run.images == [("samples", 100), ("samples", 400), ("final_samples", 0)]
     folder = env.home.root / record.attrs.folder
-    names = sorted(path.name for path in folder.iterdir())
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     assert names == [
         "curve.json", "generator.safetensors", "grid-000000100.png", "grid-000000400.png", "hparams.json",
-        "snapshot-000000025.pt",
+        "run-0.4.json", "run-0.4.mirror", "snapshot-000000025.pt",
     ]  # fmt: skip
     assert {"model/generator.safetensors", "model/hparams.json", "checkpoint/snapshot-000000025.pt"} <= set(
         run.artifacts
@@ -116,11 +140,11 @@ def test_a_finished_trial_agrees_everywhere(study, env):
 
 
 def test_the_budget_counts_complete_and_pruned_and_can_be_extended(study, env):
-    work(study, SPEC, env, 3)
+    work(env.setup, 3)
     assert finished_count(study) == 3
-    work(study, SPEC, env, 3)
+    work(env.setup, 3)
     assert len(study.trials) == 3
-    work(study, SPEC, env, 5)
+    work(env.setup, 5)
     assert finished_count(study) == 5
     assert env.trials.ask(5) is None
 
@@ -155,12 +179,12 @@ def test_a_generator_that_cannot_be_scored_is_pruned_never_best(study, env, scor
 
 
 def test_an_interrupted_trial_is_continued_bit_for_bit(env, tmp_path):
-    whole_env = make_env(Home(tmp_path / "whole"))
+    whole_env = Env(Home(tmp_path / "whole"))
     whole = one(whole_env.trials.study, whole_env)
 
     study = env.trials.study
     progress = []
-    env.publish = lambda event: progress.append(event) if "images_per_s" in event else None
+    env.publish = lambda event: progress.append(event) if isinstance(event, events.Progressed) else None
     env.stop = lambda: bool(progress)
     interrupted = one(study, env)
     assert interrupted.state == "FAIL"
@@ -175,7 +199,7 @@ def test_an_interrupted_trial_is_continued_bit_for_bit(env, tmp_path):
     assert dict(record.intermediate) == dict(whole.intermediate)
     assert record.value == whole.value
     curves = [
-        [p for p in t.runs[key].points if p.name != "images_per_s"]
+        [p for p in t.runs[key].values if p[0] != "images_per_s"]
         for t, key in ((env.tracker, f"tiny/{record.number}"), (whole_env.tracker, "tiny/0"))
     ]
     assert curves[0] == curves[1], "the continued run shows the whole curve"
@@ -188,7 +212,7 @@ def test_a_broken_trial_fails_with_its_reason_and_the_sweep_stops_after_three(st
     env.rung = broken
     env.rung.objective, env.rung.protocol = "fid_mnv2_20", env.final.protocol
     with pytest.raises(SweepError, match="3 trials in a row failed; the last: RuntimeError: the GPU fell"):
-        work(study, SPEC, env, 9)
+        work(env.setup, 9)
     records = study_to_record(study).trials
     assert [record.state for record in records] == ["FAIL"] * 3
     assert "fell off the bus" in env.tracker.runs["tiny/0"].tags["error"]
@@ -228,8 +252,12 @@ def test_a_reason_and_its_traceback_hold_no_password(study, env):
 class Hungry(Objective):
     """A scorer that really asks for more memory than there is."""
 
+    hungry = True
+
     def __call__(self, generator, hp, *, all_metrics):
-        torch.empty(2**50, dtype=torch.uint8)
+        if self.hungry:
+            torch.empty(2**50, dtype=torch.uint8)
+        return super().__call__(generator, hp, all_metrics=all_metrics)
 
 
 def test_memory_that_runs_out_ends_the_trial_with_its_own_reason(study, env):
@@ -240,9 +268,9 @@ def test_memory_that_runs_out_ends_the_trial_with_its_own_reason(study, env):
 
 
 def test_memory_that_runs_out_beside_neighbours_is_tried_once_more_with_one_worker_less(study, env):
-    env.rung, env.workers, env.index = Hungry("fid_mnv2_20"), 2, 1
-    work(study, SPEC, env, 9)
-    assert env.retired
+    env.rung = Hungry("fid_mnv2_20")
+    env.share_memory(workers=2, index=1)
+    assert work(env.setup, 9), "it retires"
     first = study_to_record(study).trials[0]
     assert first.reason.startswith("interrupted: oom beside 1 other workers; queued again")
     again = one(study, env)
@@ -252,14 +280,17 @@ def test_memory_that_runs_out_beside_neighbours_is_tried_once_more_with_one_work
 
 
 def test_a_gpus_memory_is_shared_with_the_workers_on_it_and_the_machines_with_all(env):
-    env.workers, env.sharing, env.device = 4, 1, torch.device("cuda")
+    env.device = torch.device("cuda")
+    env.share_memory(workers=4, gpus=("0", "1", "2", "3"))
     trial = env.trials.ask(9)
     of_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    assert _why(of_gpu, trial, env).startswith("oom: CUDA out of memory")
-    assert not env.retired
+    end = failure(of_gpu, trial, env.setup)
+    assert end.reason.startswith("oom: CUDA out of memory")
+    assert not end.retires
     of_host = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-    assert _why(of_host, trial, env).startswith("interrupted: oom beside 3 other workers; queued again")
-    assert env.retired
+    end = failure(of_host, trial, env.setup)
+    assert end.reason.startswith("interrupted: oom beside 3 other workers; queued again")
+    assert end.retires
 
 
 def test_workers_are_spread_over_the_gpus_and_know_who_is_on_theirs():
@@ -268,7 +299,7 @@ def test_workers_are_spread_over_the_gpus_and_know_who_is_on_theirs():
     def sharing(workers: int, gpus: int, *, own_gpu: bool = False) -> list[int]:
         names = tuple(map(str, range(gpus)))
         about = {**unused, "workers": workers, "gpus": names, "own_gpu": own_gpu}
-        return [WorkerJob(**{**about, "index": index}).sharing for index in range(workers)]
+        return [WorkerJob(**{**about, "index": index}).on_gpu for index in range(workers)]
 
     assert sharing(4, 4) == [1, 1, 1, 1]
     assert sharing(5, 2) == [3, 2, 3, 2, 3]
@@ -288,18 +319,28 @@ def test_a_device_that_is_lost_ends_the_worker_and_not_the_trial(study, env):
     assert study_to_record(study).trials[0].state == "RUNNING", "until whoever asks next finds its process dead"
 
 
-def test_the_first_worker_stays_where_memory_ran_out_but_takes_no_trial_beside_others(study, env):
+def test_the_first_worker_stays_where_memory_ran_out_but_takes_no_trial_beside_others(study, env, monkeypatch):
     import optuna
 
-    neighbours = env.trials.ask(9)
-    env.rung, env.workers = Hungry("fid_mnv2_20"), 2
-    assert one(study, env).reason.startswith("interrupted: oom beside 1 other workers; queued again")
-    env.stop = iter([False, True]).__next__
-    work(study, SPEC, env, 9)
-    assert [trial.state for trial in study_to_record(study).trials] == ["RUNNING", "FAIL", "WAITING"]
-    study.tell(neighbours, state=optuna.trial.TrialState.FAIL)
-    env.rung, env.stop = Objective("fid_mnv2_20"), lambda: False
-    work(study, SPEC, env, 1)
+    neighbours, ask = env.trials.ask(9), env.trials.ask
+    env.rung = Hungry("fid_mnv2_20")
+    env.share_memory(workers=2)
+    idle = []
+
+    def asked(target, *, alone):
+        trial = ask(target, alone=alone)
+        if alone and trial is None:
+            idle.append([(trial.state, trial.reason) for trial in study_to_record(study).trials])
+            env.rung.hungry = False
+            study.tell(neighbours, state=optuna.trial.TrialState.FAIL)
+        return trial
+
+    monkeypatch.setattr(env.trials, "ask", asked)
+    env.stop = lambda: any(trial.state == "COMPLETE" for trial in study_to_record(study).trials)
+    assert work(env.setup, 9)
+    (then,) = idle
+    assert [state for state, _ in then] == ["RUNNING", "FAIL", "WAITING"]
+    assert then[1][1].startswith("interrupted: oom beside 1 other workers; queued again")
     assert [trial.state for trial in study_to_record(study).trials] == ["FAIL", "FAIL", "COMPLETE"]
 
 
@@ -307,7 +348,7 @@ def test_a_damaged_checkpoint_is_set_aside_named_and_the_one_before_it_used(env,
     said = []
     env.publish = lambda event: said.append(event)
     env.checkpoint_s = 0.0
-    env.stop = lambda: sum("images_per_s" in event for event in said) >= 4
+    env.stop = lambda: sum(isinstance(event, events.Progressed) for event in said) >= 4
     assert one(study, env).state == "FAIL"
     folder = env.home.root / study_to_record(study).trials[0].attrs.folder
     older, newest = sorted(folder.glob("snapshot-*.pt"))
@@ -319,7 +360,7 @@ def test_a_damaged_checkpoint_is_set_aside_named_and_the_one_before_it_used(env,
     assert record.state == "COMPLETE"
     assert 0 < record.attrs.resumed_kimg * 1000 / record.attrs.hparams["batch_size"] == int(older.stem[-9:])
     assert newest.with_suffix(".damaged").is_file()
-    assert any(f"{newest.name} is not usable" in str(event.get("doing", "")) for event in said)
+    assert any(f"{newest.name} is not usable" in event.text for event in said if isinstance(event, events.Said))
 
 
 def test_reconciling_all_studies_passes_over_those_that_never_ran(home):
@@ -357,16 +398,18 @@ def test_reconciling_all_sends_what_trainings_had_yet_to_send(home):
     from harness.sweep.reconcile import reconcile_home as reconcile_studies
     from harness.tracking.mlflow import client_for
 
-    spool = Spool(home.spool, lambda text: None)
-    info = RunInfo(key="faces/training/abc/10", name="faces to 10 kimg", params={}, tags={})
-    spool.log(run_id := spool.start(info), [Point("loss_d", 1.5, 1000)])
-    spool.end(run_id, "COMPLETE", scores={"fid20": 9.0}, tags={})
-    del spool  # the process that wrote it is gone
+    folder = RunFolder(home.training_dir("abc"))
+    folder.path.mkdir(parents=True)
+    folder.hparams.write_text("{}")
+    folder.curve.write_text(json.dumps([{"kimg": 1.0, "loss_d": 1.5, "images_per_s": 100.0}]))
+    info = RunInfo(key="faces/training/abc/10", name="faces to 10 kimg", experiment="faces", params={}, tags={})
+    end = RunEnd(state="COMPLETE", scores={"fid20": 9.0}, kimg=10.0)
+    RunRecord(info=info, kimg=10.0, end=end).write(folder.record(10.0))
     assert list(reconcile_studies(None, home)) == [f"{info.key}: what was still to be sent to MLflow was sent"]
     client = client_for(home)
     experiment = client.get_experiment_by_name("faces")
     (run,) = client.search_runs([experiment.experiment_id])
-    assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss_d": 1.5, "fid20": 9.0})
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss_d": 1.5, "images_per_s": 100.0, "fid20": 9.0})
     assert list(reconcile_studies(None, home)) == []
 
 
@@ -390,7 +433,7 @@ def test_time_is_that_of_all_attempts_and_not_of_the_days_between_them(study, en
 def test_a_study_begun_anew_trains_anew_beside_the_folders_of_the_one_before(study, env):
     before = one(study, env)
     optuna.delete_study(study_name="tiny", storage=study._storage)
-    anew = make_env(env.home)
+    anew = Env(env.home)
     record = one(anew.trials.study, anew)
     assert (record.number, record.attrs.hparams, record.attrs.seed) == (
         0, before.attrs.hparams, before.attrs.seed
@@ -409,7 +452,8 @@ def test_results_are_on_the_share_before_the_database_has_the_score(study, env, 
 
     monkeypatch.setattr(env.trials, "end", ending)
     folder = env.home.root / one(study, env).attrs.folder
-    assert {path.name for path in folder.iterdir()} <= set(seen)
+    # The run's record is this machine's, which mirrors it.
+    assert {path.name for path in folder.iterdir() if "run-" not in path.name} <= set(seen)
 
 
 def test_a_disk_that_stays_full_ends_in_one_sentence(study, env, monkeypatch):
@@ -438,28 +482,27 @@ def test_a_killed_workers_trial_is_failed_queued_and_its_run_closed(study, env):
     import socket
 
     from harness.spec.suggest import suggest
-    from harness.tracking.tracker import RunInfo
 
     for crash in range(1, MAX_CRASHES + 1):
         trial = env.trials.ask(99)
         suggest(trial, SPEC)
         trial.set_user_attr("worker", {"host": socket.gethostname(), "pid": dead_pid()})
-        env.tracker.start(RunInfo(key=f"tiny/{trial.number}", name="t", params={}, tags={}))
-        done = reconcile(env.trials, env.tracker)
+        env.tracker.start(RunInfo(key=f"tiny/{trial.number}", name="t", experiment="tiny", params={}, tags={}))
+        done = reconcile(env.trials, env.tracker, env.home)
         record = study_to_record(study).trials[trial.number]
         assert (record.state, record.reason) == ("FAIL", KILLED if crash < MAX_CRASHES else GIVEN_UP)
         assert env.tracker.runs[f"tiny/{trial.number}"].status == "FAILED"
         waiting = [t for t in study_to_record(study).trials if t.state == "WAITING"]
         assert len(waiting) == (crash < MAX_CRASHES)
         assert any("queued to continue" in line for line in done) == (crash < MAX_CRASHES)
-    assert reconcile(env.trials, env.tracker) == []
+    assert reconcile(env.trials, env.tracker, env.home) == []
 
 
 def test_a_living_workers_trial_is_left_alone(study, env):
     env.trials.ask(99)
     other = env.trials.ask(99)
     other.set_user_attr("worker", {"host": "another-machine", "pid": 1})
-    reconcile(env.trials, env.tracker)
+    reconcile(env.trials, env.tracker, env.home)
     assert [record.state for record in study_to_record(study).trials] == ["RUNNING", "RUNNING"]
 
 
@@ -504,14 +547,31 @@ def test_a_trial_that_ended_before_its_run_began_gets_one(study, env):
 
     trial = env.trials.ask(99)
     study.tell(trial, state=optuna.trial.TrialState.FAIL)
-    reconcile(env.trials, env.tracker)
+    reconcile(env.trials, env.tracker, env.home)
     assert env.tracker.runs["tiny/0"].status == "FAILED"
+
+
+@pytest.mark.parametrize("of_this_version", [True, False])
+def test_a_run_that_is_gone_for_good_is_made_again_whole_from_folder_and_database(study, env, of_this_version):
+    record = one(study, env)
+    study.set_user_attr("rung_metric", "fid_mnv2_20")
+    before, again, folder = env.tracker.runs["tiny/0"], MemoryTracker(), RunFolder(env.home.root / record.attrs.folder)
+    if not of_this_version:
+        for path in folder.records():
+            path.unlink()
+    assert reconcile(env.trials, again, env.home) == ["trial 0: its MLflow run was closed as COMPLETE"]
+    run = again.runs["tiny/0"]
+    assert sorted(run.values) == sorted(before.values)
+    assert (run.status, run.images, run.scores["fid20"]) == ("FINISHED", before.images, record.value)
+    assert set(run.artifacts) == set(before.artifacts)
+    assert dict(run.info.params) == dict(before.info.params)
+    assert reconcile(env.trials, again, env.home) == []
 
 
 def test_a_preset_killed_before_it_suggested_keeps_its_parameters(study, env):
     trial = env.trials.ask(99)
     trial.set_user_attr("worker", {**this_process(), "start": "1"})
-    reconcile(env.trials, env.tracker)
+    reconcile(env.trials, env.tracker, env.home)
     record = one(study, env)
     assert record.attrs.preset == "paper"
     assert record.params == {"lr": 2e-4, "batch_size": 16, "activation_g": "relu"}
@@ -523,8 +583,8 @@ def test_an_interrupted_trial_is_queued_even_if_its_worker_died_right_after_sayi
     trial = env.trials.ask(99)
     trial.set_user_attr("reason", "interrupted: stopped at 1 kimg")
     study.tell(trial, state=optuna.trial.TrialState.FAIL)
-    reconcile(env.trials, env.tracker)
-    reconcile(env.trials, env.tracker)
+    reconcile(env.trials, env.tracker, env.home)
+    reconcile(env.trials, env.tracker, env.home)
     waiting = [record for record in study_to_record(study).trials if record.state == "WAITING"]
     assert [record.attrs.retry_of for record in waiting] == [0], "once"
 
@@ -533,7 +593,7 @@ def test_impatience_is_no_crash(study, env):
     for _ in range(MAX_CRASHES + 1):
         trial = env.trials.ask(99)
         trial.set_user_attr("worker", {**this_process(), "start": "1"})
-        reconcile(env.trials, env.tracker, crashed=False)
+        reconcile(env.trials, env.tracker, env.home, crashed=False)
     assert study_to_record(study).trials[-1].state == "WAITING"
 
 
@@ -553,14 +613,14 @@ def with_baseline():
 
 
 def test_a_baseline_has_its_own_values_is_never_pruned_and_keeps_them_when_continued(env, with_baseline):
-    env = make_env(Home(env.home.root.parent / "other"), with_baseline)
+    env = Env(Home(env.home.root.parent / "other"), with_baseline)
     study = env.trials.study
     progress = []
-    env.publish = lambda event: progress.append(event) if "images_per_s" in event else None
+    env.publish = lambda event: progress.append(event) if isinstance(event, events.Progressed) else None
     env.stop = lambda: bool(progress)
-    assert one(study, env, with_baseline).state == "FAIL"
+    assert one(study, env).state == "FAIL"
     env.stop = lambda: False
-    record = one(study, env, with_baseline)
+    record = one(study, env)
     assert record.state == "COMPLETE"
     assert record.params == {}
     assert (record.attrs.hparams["ends"], record.attrs.hparams["ngf"]) == ("linear", 6)
@@ -593,8 +653,8 @@ def test_a_network_that_cannot_be_built_is_a_trial_that_teaches_not_a_crash(env)
     text = text.replace("ndf = 4", "ndf = 4\ndepth_d = 1").replace("[[presets]]", "[[unused]]")
     spec = parse_study("tiny", text[: text.index("[[unused]]")], shown_as="tiny.toml")
     spec = spec.model_copy(update={"fixed": spec.fixed.model_copy(update={"depth_d": 4})})
-    env = make_env(Home(env.home.root.parent / "other"), spec)
-    record = one(env.trials.study, env, spec)
+    env = Env(Home(env.home.root.parent / "other"), spec)
+    record = one(env.trials.study, env)
     assert record.state == "PRUNED"
     assert "no such network: the discriminator's convolution 3 of 4 has no pixels left to see" in record.reason
 
@@ -604,7 +664,7 @@ def test_a_rung_at_the_end_decides_about_the_final_score(env):
     pruner = SPEC.pruner.model_copy(update={"name": "percentile", "percentile": 1.0, "n_startup_trials": 0})
     budget = SPEC.budget.model_copy(update={"rungs": (end,)})
     spec = SPEC.model_copy(update={"pruner": pruner, "budget": budget, "presets": ()})
-    env = make_env(Home(env.home.root.parent / "other"), spec)
+    env = Env(Home(env.home.root.parent / "other"), spec)
     scored = []
 
     class Counted(Objective):
@@ -613,7 +673,7 @@ def test_a_rung_at_the_end_decides_about_the_final_score(env):
             return super().__call__(generator, hp, all_metrics=all_metrics)
 
     env.final = Counted("fid20")
-    records = [one(env.trials.study, env, spec) for _ in range(8)]
+    records = [one(env.trials.study, env) for _ in range(8)]
     assert records[0].state == "COMPLETE"
     pruned = [record for record in records if record.state == "PRUNED"]
     assert pruned

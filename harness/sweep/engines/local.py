@@ -14,7 +14,8 @@ from multiprocessing.process import BaseProcess
 
 from harness.errors import HarnessError, SweepError
 from harness.machine.forks import adopt_environment, start_fork_server, worker_context
-from harness.sweep.engines.loop import Event, WorkerJob, run_worker
+from harness.sweep.engines.loop import WorkerJob, run_worker
+from harness.sweep.events import Ended, Event, Failed, Ready, Said, Saved
 
 # Workers that may die one after the other without any trial getting further.
 _MAX_DEATHS = 10
@@ -35,7 +36,7 @@ def run_local(
     Args:
         job: what each of its ``workers`` gets.
         on_event: told everything that workers publish.
-        stop_level: 0 to go on, 1 to stop at the next snapshot, 2 to stop at once.
+        stop_level: 0 to continue, 1 to stop at the next snapshot, 2 to stop at once.
         on_death: called when a worker has died, before another takes its place.
 
     Raises:
@@ -114,14 +115,14 @@ class _Supervisor:
 
     def _hear(self, worker: _Worker) -> None:
         for event in worker.received():
-            if "error" in event:
-                self.error = self.error or event["error"]
+            if isinstance(event, Failed):
+                self.error = self.error or event.error
                 continue
-            if event.get("doing") == "ready" and not self.prepared:
+            if isinstance(event, Ready) and not self.prepared:
                 self.prepared = True
                 for index in range(1, 1 if self.error or self.stop_level() else self.job.workers):
                     self._start(index)
-            if "saved" in event or event.get("state") in ("COMPLETE", "PRUNED"):
+            if isinstance(event, Saved) or (isinstance(event, Ended) and event.state in ("COMPLETE", "PRUNED")):
                 self.deaths = 0
             self.on_event(event)
 
@@ -137,11 +138,11 @@ class _Supervisor:
         if self.deaths > _MAX_DEATHS:
             self.error = SweepError(
                 f"worker processes died {self.deaths} times without getting further (last exit code {code})",
-                "Out of memory? Lower WORKERS. What they did is kept: start again to go on.",
+                "Out of memory? Lower WORKERS. What they did is kept: start again to continue.",
             )
             return
         self.on_death()
-        self.on_event({"doing": f"a worker died (exit code {code}); starting another"})
+        self.on_event(Said(text=f"a worker died (exit code {code}); starting another"))
         self._start(worker.job.index)
 
     def _start(self, index: int) -> None:
@@ -175,7 +176,7 @@ def _worker_main(job: WorkerJob, events: Connection, environment: Mapping[str, s
     try:
         run_worker(job, publish, lambda: stopped or os.getppid() != parent or bool(pipe.poll(0)))
     except HarnessError as error:
-        publish({"error": error})
+        publish(Failed(error=error))
     events.close()
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from harness.data.store import ImageStore
 from harness.errors import Interrupted
 from harness.home import Home
 from harness.spec.resolved import ResolvedStudy
+from harness.sweep.events import Event, Ready, Said
 
-Event = dict[str, Any]
 # Seconds for sending what MLflow has yet to get: at the end of the work, and where the machine is to be given back.
 _LAST_SENDING_S, _HURRIED_SENDING_S = 60.0, 3.0
 
@@ -44,7 +42,7 @@ class WorkerJob:
     resume_anyway: bool = False
 
     @property
-    def sharing(self) -> int:
+    def on_gpu(self) -> int:
         """How many workers are on this one's GPU, itself included."""
         n_gpus = len(self.gpus) or 1
         return 1 if self.own_gpu else len(range(self.index % n_gpus, self.workers, n_gpus))
@@ -60,19 +58,20 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
     import torch
 
     from harness.machine.processes import exact_arithmetic, keep_memory, on_device, use_threads
+    from harness.scoring.diversity import real_distance
     from harness.scoring.scorer import Scorers
     from harness.store.agreement import agree_on_protocols
     from harness.store.database import open_storage
     from harness.store.outage import grace_s
     from harness.store.trials import Trials
-    from harness.sweep.objective import Env
+    from harness.sweep.setup import WorkerSetup
     from harness.sweep.worker import work
-    from harness.tracking.courier import Courier
+    from harness.tracking.mirror import Mirror
     from harness.tracking.mlflow import MlflowTracker, new_client
     from harness.training.share import Share
 
     def say(text: str) -> None:
-        publish({"doing": text})
+        publish(Said(text=text))
 
     def interrupt() -> None:
         if should_stop():
@@ -84,40 +83,33 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
     device = torch.device(job.device)
     images = on_device(job.store.tensor(), device)
     scorers = Scorers(job.home, job.store, device, say, interrupt)
-    started = time.perf_counter()
     say(f"reference statistics of {job.spec.scoring.final.reference} real images")
     try:
         rung, final = scorers.scorer(job.spec.scoring.rung), scorers.scorer(job.spec.scoring.final)
     except Interrupted:
         return
-    publish({"doing": "ready", "seconds": time.perf_counter() - started})
+    publish(Ready())
     use_threads(job.threads)
 
     storage = open_storage(job.home, grace=grace_s(), say=say, stop=should_stop)
     study = optuna.load_study(study_name=job.spec.name, storage=storage)
     protocols = {"final": asdict(final.protocol), "rung": asdict(rung.protocol)}
     agree_on_protocols(study, job.home, protocols, resume_anyway=job.resume_anyway)
-    courier = Courier(
-        job.home.spool, lambda: MlflowTracker(new_client(job.home), job.experiment_id, job.parent_run), say
-    )
-    env = Env(
-        home=job.home,
+    mirror = Mirror(lambda: MlflowTracker(new_client(job.home), job.experiment_id, job.parent_run), say)
+    setup = WorkerSetup(
+        job=job,
         trials=Trials(study, job.spec, job.home),
         images_NHWC=images,
         device=device,
-        tracker=courier,
+        follow=mirror.follow,
         final=final,
         rung=rung,
-        dataset=job.dataset,
-        tags={**job.tags, "threads": str(job.threads)},
         stop=should_stop,
         publish=publish,
+        real_distance=real_distance(images),
         share=Share.from_environment(job.spec.name, job.uid),
-        workers=job.workers,
-        sharing=job.sharing,
-        index=job.index,
     )
     try:
-        work(study, job.spec, env)
+        work(setup)
     finally:
-        courier.close(_HURRIED_SENDING_S if should_stop() else _LAST_SENDING_S)
+        mirror.close(_HURRIED_SENDING_S if should_stop() else _LAST_SENDING_S)

@@ -19,7 +19,7 @@ gc.disable()
 
 import harness.scoring.scorer  # noqa: E402
 import harness.sweep.worker  # noqa: E402
-import harness.tracking.courier  # noqa: E402, F401
+import harness.tracking.mirror  # noqa: E402, F401
 from harness.tracking.mlflow import load  # noqa: E402
 
 load()

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 from harness.errors import HarnessError, SweepError
-from harness.sweep.engines.loop import Event, WorkerJob
+from harness.sweep.engines.loop import WorkerJob
 from harness.sweep.engines.ray_cluster import connect, first_line, forwarded_environment, import_ray
-from harness.sweep.engines.ray_tasks import FAILURE, Board, Message, worker_task
+from harness.sweep.engines.ray_tasks import Board, Message, worker_task
+from harness.sweep.events import Crashed, Ended, Event, Said
 
 # A worker that is lost more often than this, with no trial finished meanwhile, is not tried again.
 _MAX_LOSSES = 3
@@ -37,7 +38,7 @@ def run_ray(
     """Run workers as Ray tasks until the study's target is reached, then return.
 
     Each reserves ``job.threads`` CPUs. A worker whose process or node is lost is started again by Ray, as soon as some
-    node has room; it goes on only after ``on_death``. A Ray that is connected already is used and left as it is.
+    node has room; it continues only after ``on_death``. A Ray that is connected already is used and left as it is.
 
     Args:
         job: what each worker gets.
@@ -45,7 +46,7 @@ def run_ray(
         address: ``auto`` or ``host:port`` of a running cluster; None or ``local`` starts Ray on this machine.
         gpus_per_worker: share of a GPU that a worker reserves where ``job.device`` is CUDA; several share one below 1.
         on_event: told everything that workers publish.
-        stop_level: 0 to go on, 1 to stop at the next snapshot, 2 to stop at once.
+        stop_level: 0 to continue, 1 to stop at the next snapshot, 2 to stop at once.
         on_death: called when a worker was lost, before the one that Ray starts instead asks for a trial.
 
     Raises:
@@ -84,7 +85,7 @@ class _Driver:
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        # No CPU of its own, and beside the driver: it is lost only together with it. A worker holds one call.
+        # No CPU of its own, and on the driver's node: it is lost only together with it. A worker holds one call.
         self.board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here, max_concurrency=10_000).remote()
         self.running: dict[Any, int] = {}
         # Where each worker runs; empty once it is known to be lost.
@@ -109,7 +110,7 @@ class _Driver:
         environment = forwarded_environment()
         self.running = {task.remote(self.job, index, self.board, environment): index for index in range(workers)}
         share = f", {gpus:g} GPU" if gpus else ""
-        self.on_event({"doing": f"waiting for Ray to place workers ({threads} CPU{share} each)"})
+        self.on_event(Said(text=f"waiting for Ray to place workers ({threads} CPU{share} each)"))
         try:
             self._follow()
         finally:
@@ -143,16 +144,17 @@ class _Driver:
 
     def _hear(self, messages: list[Message]) -> None:
         for index, node, event in messages:
-            if not event:
+            if event is None:
                 self._admit(index, node)
                 continue
-            if event.get("state") in ("COMPLETE", "PRUNED"):
+            if isinstance(event, Ended) and event.state in ("COMPLETE", "PRUNED"):
                 self.losses.clear()
-            self.failure = event.get(FAILURE, self.failure)
-            self.on_event({**event, "node": node})
+            if isinstance(event, Crashed):
+                self.failure = event.text
+            self.on_event(dataclasses.replace(event, node=node))
 
     def _admit(self, index: int, node: str) -> None:
-        """Let a worker that has just started go on; where another of its number ran, that one was lost."""
+        """Let a worker that has just started continue; where another of its number ran, that one was lost."""
         if self.nodes.get(index) and not self.stopping:
             self._lost(index)
         self.nodes[index] = node
@@ -175,11 +177,11 @@ class _Driver:
                 f"a worker was lost, {self.losses[index]} in a row with no trial finished between, the last on {name}: "
                 f"{self.failure}",
                 "Out of memory? Lower WORKERS; Ray's logs on that node say more. What was done is kept: start again "
-                "to go on.",
+                "to continue.",
             )
             return
         self.on_death()
-        self.on_event({"doing": f"a worker on {name} was lost; Ray starts another where there is room"})
+        self.on_event(Said(text=f"a worker on {name} was lost; Ray starts another where there is room"))
 
     def _ended(self, ref: Any) -> None:
         del self.running[ref]
@@ -210,5 +212,5 @@ def _ray_failed(error: BaseException) -> SweepError:
     return SweepError(
         f"Ray failed: {type(error).__name__}: {first_line(error)}",
         "Is this package installed on every node, and the cluster up (`ray status`)? What was done is kept: start "
-        "again to go on.",
+        "again to continue.",
     )

@@ -43,7 +43,7 @@ def import_ray() -> Any:
 
 
 def connect(ray: Any, address: str | None, cores: int) -> None:
-    """Join the cluster at an address, or start Ray on this machine with so many CPUs; no signal changes its meaning.
+    """Join the cluster at an address, or start Ray on this machine with ``cores`` CPUs; no signal changes its meaning.
 
     Raises:
         UsageError: there is no cluster.
@@ -71,7 +71,7 @@ def _reachable(address: str) -> str:
 
     Raises:
         OSError: nothing does.
-        ValueError: it is no address.
+        ValueError: it is not an address.
     """
     from ray._private.services import canonicalize_bootstrap_address
 

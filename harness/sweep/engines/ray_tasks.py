@@ -10,12 +10,11 @@ import traceback
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.sweep.engines.loop import Event, WorkerJob, run_worker
+from harness.sweep.engines.loop import WorkerJob, run_worker
+from harness.sweep.events import Crashed, Event
 
 # Number of the worker, its node, what it says; it has just started where it says nothing.
-Message = tuple[int, str, Event]
-# Key of an event's text about an error that ends the worker's process.
-FAILURE = "failure"
+Message = tuple[int, str, Event | None]
 
 
 class Board:
@@ -27,18 +26,18 @@ class Board:
         self.admitted: dict[int, asyncio.Event] = {}
 
     async def begin(self, index: int, node: str) -> bool:
-        """Announce a worker that has started; whether it is to go on, once the driver has made its place ready."""
+        """Announce a worker that has started; whether it is to continue, once the driver has made its place ready."""
         if self.stopped.is_set():
             return False
         admitted = self.admitted[index] = asyncio.Event()
-        await self.publish(index, node, {})
+        await self.publish(index, node, None)
         await admitted.wait()
         return not self.stopped.is_set()
 
     async def admit(self, index: int) -> None:
         self.admitted[index].set()
 
-    async def publish(self, index: int, node: str, event: Event) -> None:
+    async def publish(self, index: int, node: str, event: Event | None) -> None:
         self.messages.append((index, node, event))
         self.news.set()
 
@@ -89,8 +88,7 @@ def worker_task(job: WorkerJob, index: int, board: Any, environment: dict[str, s
         return error
     except Exception as error:
         traceback.print_exc()
-        text = f"{type(error).__name__}: {error}"
-        publish({FAILURE: text, "doing": f"a worker failed: {text}"})
+        publish(Crashed(text=f"{type(error).__name__}: {error}"))
         # The end of the process is what Ray retries, and what tells everybody that its trial is abandoned.
         os._exit(1)
     return None

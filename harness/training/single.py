@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,30 +19,25 @@ from harness.data.store import ImageStore, OnProgress, open_store
 from harness.errors import DataError, UsageError
 from harness.gan.fast.precision import usual
 from harness.gan.hparams import HParams, digest
-from harness.gan.run import Snapshot
-from harness.gan.trainer import Budget, Progress, epoch_kimg, train
+from harness.gan.trainer import Budget, Progress, epoch_kimg
 from harness.home import Home
 from harness.machine.devices import choose_device
-from harness.machine.processes import cuda_graphs, exact_arithmetic, keep_memory, on_device
+from harness.machine.processes import exact_arithmetic, keep_memory, on_device
 from harness.machine.provenance import provenance
 from harness.scoring.diversity import real_distance
 from harness.scoring.sampling import GRID_IMAGES
 from harness.scoring.scorer import Scorer, Scorers, split_images
 from harness.spec.images import DataSpec
 from harness.spec.scoring import ScoreSpec
-from harness.sweep.objective import checked, checkpoint_every_s
-from harness.tracking.courier import Courier
-from harness.tracking.mlflow import MlflowTracker, answers, client_for, new_client, open_experiment
-from harness.tracking.tracker import RunInfo
 from harness.training.attempt import Attempt
+from harness.training.loop import Saved, checked, checkpoint_every_s, train_on_disk
+from harness.training.record import RunEnd, RunInfo, RunRecord
+from harness.training.run_folder import RunFolder
 
 # No more grids than this: every checkpoint, picture and MLflow image costs.
 _MOST_GRIDS = 100
 # A training shorter than this many epochs has as many sample grids along its way instead.
 _FEWEST_GRIDS = 10
-# Seconds for sending what MLflow has yet to get when the training has ended.
-_LAST_SENDING_S = 30.0
-SUMMARY_FILE = "training.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +49,8 @@ class Training:
         experiment: in the tracker.
         kimg: length; None is ``epochs`` passes over the images.
         fingerprint: of the images that the configuration was found on; training on others is said. Empty: any.
-        usual_precision: of the device it runs on, in place of the configuration's.
-        about: what a report of it says beside the figures.
+        usual_precision: of the device it runs on, instead of the configuration's.
+        about: what a report of it says in addition to the figures.
     """
 
     label: str
@@ -77,26 +72,32 @@ class Training:
         return f"{self.label}-{digest([self.hparams.to_dict(), self.seed, fingerprint])[:8]}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a training ended. ``scores`` is empty where it was interrupted."""
+    """How a training ended. ``scores`` is empty where it was interrupted; ``score_s`` is what scoring took.
+
+    ``record`` is the path of its run's, which the mirror knows it by.
+    """
 
     folder: Path
+    record: Path
     kimg: float
     interrupted: bool
-    scores: dict[str, float]
-    unavailable: dict[str, str]
-    run_id: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    steps: int = 0
+    score_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """Whom a training tells, and whom it asks whether to stop."""
+    """Whom a training tells, and whom it asks whether to stop. ``follow`` gets the path of its run's record."""
 
     stop: Callable[[], bool]
     say: Callable[[str], None]
     on_images: OnProgress
     on_progress: Callable[[Progress, float], None]
+    follow: Callable[[Path], None] = lambda record: None
 
 
 def run_training(training: Training, home: Home, *, source: Path | None, device: str, watch: Watch) -> Outcome:
@@ -107,30 +108,29 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
     """
     keep_memory()
     exact_arithmetic()
-    place = torch.device(choose_device(device))
+    own_device = torch.device(choose_device(device))
     if training.usual_precision:
-        hparams = dataclasses.replace(training.hparams, precision=usual(place))
+        hparams = dataclasses.replace(training.hparams, precision=usual(own_device))
         training = dataclasses.replace(training, hparams=hparams)
     store = open_store(home, training.data, source, study=training.label, on_progress=watch.on_images, say=watch.say)
-    training, kimg = _fitted(training, store, watch.say)
-    images = on_device(store.tensor(), place)
-    with answers(home):
-        experiment = open_experiment(client_for(home), home, training.experiment)
-    courier = Courier(home.spool, lambda: MlflowTracker(new_client(home), experiment), watch.say)
+    kimg = _length(training, store, watch.say)
+    images = on_device(store.tensor(), own_device)
     watch.say("reference statistics")
-    scorer = Scorers(home, store, place, watch.say).scorer(training.scoring)
-    folder = home.training_dir(training.name(store.fingerprint))
-    folder.mkdir(parents=True, exist_ok=True)
+    scorer = Scorers(home, store, own_device, watch.say).scorer(training.scoring)
+    folder = RunFolder(home.training_dir(training.name(store.fingerprint)))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    name = folder.path.name
     try:
-        lock = FileLock(folder / ".lock", timeout=0).acquire()
+        lock = FileLock(folder.lock, timeout=0).acquire()
     except Timeout:
-        raise UsageError(f"training {folder.name} is running already", "Wait for it, or use another --seed.") from None
+        raise UsageError(f"training {name} is running already", "Wait for it, or use another --seed.") from None
     info = RunInfo(
-        key=f"{training.experiment}/training/{folder.name}/{kimg:g}",
+        key=f"{training.experiment}/training/{name}/{kimg:g}",
         name=f"{training.label} to {kimg:g} kimg",
+        experiment=training.experiment,
         params=training.hparams.to_dict(),
         tags={
-            **provenance(place.type), "role": "training", "study": training.experiment, "seed": str(training.seed),
+            **provenance(own_device.type), "role": "training", "study": training.experiment, "seed": str(training.seed),
             "protocol_hash": scorer.protocol.hash,
             **{name: str(value) for name, value in training.about.items() if name in ("recipe", "variant")},
         },
@@ -138,23 +138,44 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
         dataset_digest=store.fingerprint,
         dataset_source=training.data.source,
     )  # fmt: skip
-    attempt = Attempt(folder, training.hparams, training.seed, courier, info, place, say=watch.say,
-                      real_distance=real_distance(images))  # fmt: skip
-    summary = _summary(training, store, kimg, attempt, scorer)
+    record, distance = RunRecord(info=info, kimg=kimg), real_distance(images)
+    attempt = Attempt(
+        folder, training.hparams, training.seed, record, own_device, say=watch.say, real_distance=distance
+    ).open()
+    _close_shorter(attempt)
+    watch.follow(attempt.record_path)
     try:
-        outcome = _train(attempt, training, kimg, images, scorer, watch, summary)
+        outcome = _train(attempt, training, kimg, images, scorer, watch)
+        if outcome.scores:
+            _write_summary(attempt, training, kimg, store, scorer, outcome)
+            # Why it was interrupted before is no longer true.
+            again = {"reason": ""} if attempt.resumed_kimg else {}
+            attempt.end("COMPLETE", outcome.scores, {"protocol_hash": scorer.protocol.hash, **again})
     except BaseException as error:
-        if not attempt.ended:
+        if attempt.record.end is None:
             attempt.end("FAIL", {}, {"reason": f"{type(error).__name__}: {error}"})
         raise
     finally:
-        courier.close(_LAST_SENDING_S)
         lock.lock.release()
-    return dataclasses.replace(outcome, run_id=courier.run_id(attempt.run_id))
+    return outcome
 
 
-def _fitted(training: Training, store: ImageStore, say: Callable[[str], None]) -> tuple[Training, float]:
-    """The training with its length (kimg) on these images, refused where it could not be scored."""
+def _close_shorter(attempt: Attempt) -> None:
+    """End the records of trainings to fewer kimg in the same folder that were killed: this one continues them."""
+    for path in attempt.folder.records():
+        record = RunRecord.read(path)
+        if path != attempt.record_path and record.end is None:
+            reason = {"reason": f"continued to {attempt.record.kimg:g} kimg"}
+            end = RunEnd(state="FAIL", tags=reason, kimg=attempt.resumed_kimg)
+            dataclasses.replace(record, end=end).write(path)
+
+
+def _length(training: Training, store: ImageStore, say: Callable[[str], None]) -> float:
+    """The training's length (kimg) on these images.
+
+    Raises:
+        DataError: the images are too few to score it.
+    """
     there = len(split_images(store, training.scoring))
     if there < training.scoring.reference:
         raise DataError(
@@ -163,8 +184,7 @@ def _fitted(training: Training, store: ImageStore, say: Callable[[str], None]) -
         )
     if training.fingerprint and store.fingerprint != training.fingerprint:
         say("these are not the images that the configuration was found on: its score will not be comparable")
-    length = training.kimg or training.epochs * epoch_kimg(training.hparams, len(store))
-    return training, length
+    return training.kimg or training.epochs * epoch_kimg(training.hparams, len(store))
 
 
 def _marks(training: Training, kimg: float, n_images: int) -> tuple[float, ...]:
@@ -177,78 +197,53 @@ def _marks(training: Training, kimg: float, n_images: int) -> tuple[float, ...]:
     return tuple(kimg * k / _FEWEST_GRIDS for k in range(1, _FEWEST_GRIDS))
 
 
-def _train(
-    attempt: Attempt,
-    training: Training,
-    kimg: float,
-    images: Tensor,
-    scorer: Scorer,
-    watch: Watch,
-    summary: dict[str, Any],
-) -> Outcome:
-    folder, every_s = attempt.folder, checkpoint_every_s()
-    for event in train(
-        training.hparams,
+def _train(attempt: Attempt, training: Training, kimg: float, images: Tensor, scorer: Scorer, watch: Watch) -> Outcome:
+    for event in train_on_disk(
+        attempt,
         images,
         budget=Budget(kimg=kimg, snapshots_kimg=_marks(training, kimg, len(images))),
-        seed=training.seed,
-        device=attempt.device,
-        resume=attempt.state,
-        snapshot_now=lambda: watch.stop() or attempt.due(every_s),
-        graph=cuda_graphs(),
+        stop=watch.stop,
+        checkpoint_s=checkpoint_every_s(),
+        grid_images=training.grid_images,
+        fresh_grids=training.fresh_grids,
     ):
         if isinstance(event, Progress):
-            attempt.progress(event)
             watch.on_progress(event, kimg)
-            continue
-        attempt.save(event)
-        if watch.stop() and (event.mark is None or event.mark < kimg):
-            attempt.end("FAIL", {}, {"reason": "interrupted"})
-            return Outcome(folder=folder, kimg=event.kimg, interrupted=True, scores={}, unavailable={})
-        if event.mark is not None:
-            attempt.grid(
-                event,
-                event.mark,
-                final=event.mark == kimg,
-                n=training.grid_images,
-                seed=event.step if training.fresh_grids else None,
-            )
-        if event.mark == kimg:
+        elif isinstance(event, Saved):
+            if watch.stop() and event.mark != kimg:  # what is trained to the end is scored as well
+                attempt.end("FAIL", {}, {"reason": "interrupted"})
+                return Outcome(attempt.folder.path, attempt.record_path, kimg=event.kimg, interrupted=True)
+        elif event.mark == kimg:
             watch.say("scoring")
-            return _finish(attempt, event, training.hparams, scorer, summary)
+            scores = checked(scorer(event.generator, training.hparams, all_metrics=True))
+            attempt.publish(event)
+            return Outcome(
+                attempt.folder.path,
+                attempt.record_path,
+                kimg=event.kimg,
+                interrupted=False,
+                scores=scores.values,
+                unavailable=scores.unavailable,
+                steps=event.step,
+                score_s=round(scores.seconds, 1),
+            )
     attempt.end("COMPLETE", {}, {"reason": "was trained already"})
     raise DataError(
-        f"{folder.name} was trained to {attempt.resumed_kimg:.1f} kimg already, more than {kimg:.1f}",
-        f"Its results are in {folder}; give more with --kimg.",
+        f"{attempt.folder.path.name} was trained to {attempt.resumed_kimg:.1f} kimg already, more than {kimg:.1f}",
+        f"Its results are in {attempt.folder.path}; give more with --kimg.",
     )
 
 
-def _finish(attempt: Attempt, event: Snapshot, hp: HParams, scorer: Scorer, summary: dict[str, Any]) -> Outcome:
-    scores = checked(scorer(event.generator, hp, all_metrics=True))
-    attempt.publish(event)
-    summary |= {
-        "trained_kimg": event.kimg,
-        "steps": event.step,
-        "scores": scores.values,
-        "unavailable": scores.unavailable,
-        "score_s": round(scores.seconds, 1),
-    }
-    atomic.write_text(attempt.folder / SUMMARY_FILE, json.dumps(summary, indent=1) + "\n")
-    attempt.tracker.artifact(attempt.run_id, attempt.folder / SUMMARY_FILE)
-    again = {"reason": ""} if attempt.resumed_kimg else {}  # why it was interrupted before
-    attempt.end("COMPLETE", scores.values, {"protocol_hash": scores.protocol_hash, **again})
-    return Outcome(
-        folder=attempt.folder, kimg=event.kimg, interrupted=False, scores=scores.values, unavailable=scores.unavailable
-    )
-
-
-def _summary(training: Training, store: ImageStore, kimg: float, attempt: Attempt, scorer: Scorer) -> dict[str, Any]:
-    """What a report of this training needs to know beside its files."""
-    return {
+def _write_summary(
+    attempt: Attempt, training: Training, kimg: float, store: ImageStore, scorer: Scorer, outcome: Outcome
+) -> None:
+    """What a report of this training needs to know besides its other files."""
+    epoch = epoch_kimg(training.hparams, len(store))
+    summary = {
         "label": training.label,
         "about": training.about,
         "kimg": kimg,
-        "epochs": kimg / epoch_kimg(training.hparams, len(store)) if epoch_kimg(training.hparams, len(store)) else 0.0,
+        "epochs": kimg / epoch if epoch else 0.0,
         "seed": training.seed,
         "hparams": training.hparams.to_dict(),
         "data": training.data.model_dump(mode="json", exclude_none=True),
@@ -259,4 +254,10 @@ def _summary(training: Training, store: ImageStore, kimg: float, attempt: Attemp
         "metric": scorer.objective,
         "protocol_hash": scorer.protocol.hash,
         "environment": provenance(attempt.device.type),
+        "trained_kimg": outcome.kimg,
+        "steps": outcome.steps,
+        "scores": outcome.scores,
+        "unavailable": outcome.unavailable,
+        "score_s": outcome.score_s,
     }
+    atomic.write_text(attempt.folder.summary, json.dumps(summary, indent=1) + "\n")

@@ -1,0 +1,323 @@
+"""Shows in MLflow what runs' folders record: idempotent, from where it stopped, and nothing waits for it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+
+from filelock import FileLock, Timeout
+
+from harness import atomic
+from harness.errors import Fenced, without_secrets
+from harness.home import Home
+from harness.tracking.mlflow import MlflowTracker, answers, client_for, new_client, open_experiment
+from harness.training.record import RunEnd, RunRecord
+from harness.training.run_folder import RunFolder, grid_kimg
+
+_EVERY_S = 1.0
+_LONGEST_PAUSE_S = 30.0
+# Seconds between questions whether a run that has nothing new may still be sent: until then it is kept from others.
+_ASK_EVERY_S = 10.0
+
+
+class Refused(Exception):
+    """MLflow answers, and does not take a run's record; others it may take."""
+
+
+class Reflection:
+    """One run's record, and how much of it is in MLflow.
+
+    What is sent twice, because a crash came before the cursor was written, is one thing to MLflow: points and pictures
+    that it has are left out, runs are found by their key, files are replaced.
+
+    Args:
+        path: the record.
+
+    Attributes:
+        run_id: MLflow's, empty until the run was opened there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.folder = path, RunFolder(path.parent)
+        self.cursor_path = path.with_suffix(".mirror")
+        # Held by the process that mirrors it, while it trains its own; released by the system where that dies.
+        self.lock = FileLock(path.with_name(f".{path.stem}.lock"))
+        self.run_id, self._opened_ms, self._ended = self._cursor()
+
+    @property
+    def key(self) -> str:
+        """The run's key, or an empty string where its record cannot be read."""
+        record = self._record()
+        return record.info.key if record else ""
+
+    def is_whole(self) -> bool:
+        """Whether the run is in MLflow to its end."""
+        record = self._record()
+        return record is None or (self._ended and self._opened_ms == record.opened_ms)
+
+    def is_owned(self) -> bool:
+        """Whether a living process mirrors it."""
+        try:
+            with self.lock.acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def changed_at(self) -> tuple[int, ...]:
+        """Differs where there is something new to send."""
+        stamps = [len(self.folder.grids())]
+        for path in (self.path, self.folder.curve):
+            with suppress(FileNotFoundError):
+                stamps.append(path.stat().st_mtime_ns)
+        return tuple(stamps)
+
+    def send(self, runs: MlflowTracker, end: RunEnd | None = None) -> bool:
+        """Send what is new; whether the run's end was sent.
+
+        A run that a person deleted meanwhile is restored; one that is gone for good is made again from the record.
+
+        Args:
+            runs: where to.
+            end: how the run ended where its folder does not say so: its process was killed.
+
+        Raises:
+            Refused: MLflow does not take this run's record.
+            Exception: whatever MLflow raises while it cannot be reached. What was sent is not sent again.
+        """
+        record = self._record()
+        if record is None or self.is_whole():
+            return True
+        end = record.end or end
+        try:
+            self._send(runs, record, end)
+        except Exception as error:
+            if not self.run_id or not self._revived(runs, error):
+                raise
+            self._send(runs, record, end)
+        return end is not None
+
+    def restore(self, runs: MlflowTracker) -> None:
+        """Bring back the run if a person deleted it, and it is not gone for good."""
+        with suppress(KeyError):
+            if self.run_id:
+                runs.revive(self.run_id)
+
+    def send_again(self, runs: MlflowTracker, end: RunEnd) -> None:
+        """Send a run that ended from its beginning; what MLflow has of it is left out."""
+        self._move("", 0, ended=False)
+        self.send(runs, end)
+
+    def _send(self, runs: MlflowTracker, record: RunRecord, end: RunEnd | None) -> None:
+        if not self.run_id or self._opened_ms != record.opened_ms:
+            self.run_id = runs.start(record.info)
+            runs.artifact(self.run_id, self.folder.hparams)
+            self._move(self.run_id, record.opened_ms, ended=False)
+        runs.log(self.run_id, record.points(self.folder.read_curve()))
+        for grid in self.folder.grids():
+            if (step := round(grid_kimg(grid) * 1000)) <= round(record.kimg * 1000):
+                runs.image(self.run_id, "samples", step, grid)
+        if (final := self.folder.grid(record.kimg)).is_file():
+            # MLflow opens a series of images at step 0: this one shows its picture at once.
+            runs.image(self.run_id, "final_samples", 0, final)
+        if end is not None:
+            self._send_files(runs, end)
+            runs.end(self.run_id, end.state, scores=end.scores, tags=end.tags)
+            self._move(self.run_id, record.opened_ms, ended=True)
+
+    def _send_files(self, runs: MlflowTracker, end: RunEnd) -> None:
+        """The files that are worth having without the folder."""
+        folder = self.folder
+        files = [(folder.curve, ""), *((path, "checkpoint") for path in folder.checkpoints()[:1])]
+        if end.state == "COMPLETE":
+            files += [(folder.weights, "model"), (folder.hparams, "model"), (folder.summary, "")]
+        for path, where in files:
+            if path.is_file():  # an older checkpoint may be gone by now
+                runs.artifact(self.run_id, path, where)
+
+    def _revived(self, runs: MlflowTracker, error: Exception) -> bool:
+        """Whether the run was restored, which is asked of MLflow: it raises where it cannot be reached."""
+        try:
+            if runs.revive(self.run_id):
+                return True
+        except KeyError:
+            self._move("", 0, ended=False)
+            raise Refused("its run is gone; it is made again") from error
+        raise Refused(str(error)) from error
+
+    def _record(self) -> RunRecord | None:
+        try:
+            return RunRecord.read(self.path)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _cursor(self) -> tuple[str, int, bool]:
+        """(the run's id so far, the opening of which it is, whether its end was sent)."""
+        try:
+            found = json.loads(self.cursor_path.read_text())
+            return str(found["run_id"]), int(found["opened_ms"]), bool(found["ended"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return "", 0, False
+
+    def _move(self, run_id: str, opened_ms: int, *, ended: bool) -> None:
+        self.run_id, self._opened_ms, self._ended = run_id, opened_ms, ended
+        cursor = {"run_id": run_id, "opened_ms": opened_ms, "ended": ended}
+        atomic.write_text(self.cursor_path, json.dumps(cursor))
+
+
+@dataclass(slots=True)
+class _Followed:
+    reflection: Reflection
+    guard: Callable[[], None]
+    sent: tuple[int, ...] = ()
+    sent_at: float = 0.0
+    refused: bool = False
+
+
+class Mirror:
+    """Follows the runs of this process in a thread.
+
+    Args:
+        connect: where runs are shown; called in the thread, again after a failure.
+        say: told when MLflow cannot be reached, and when it can again.
+    """
+
+    def __init__(self, connect: Callable[[], MlflowTracker], say: Callable[[str], None]) -> None:
+        self.connect, self.say = connect, say
+        self._followed: dict[Path, _Followed] = {}
+        self._runs: MlflowTracker | None = None
+        self._away = False
+        self._closing = Event()
+        self._thread = Thread(target=self._run, name="mirror", daemon=True)
+        self._thread.start()
+
+    def follow(self, record: Path, guard: Callable[[], None] = lambda: None) -> None:
+        """Show a run until its end.
+
+        Args:
+            record: the run's.
+            guard: asked before anything of it is sent; raises Fenced where its attempt was declared dead.
+        """
+        self._followed[record] = _Followed(Reflection(record), guard)
+
+    def close(self, within_s: float) -> None:
+        """Send what is left, for at most ``within_s`` seconds and not at all while MLflow is away."""
+        self._closing.set()
+        self._thread.join(within_s)
+        left = [record for record in self._followed if not Reflection(record).is_whole()]
+        if left:
+            self.say(
+                f"{len(left)} runs are not wholly in MLflow yet; `harness reconcile` or the next start sends the rest"
+            )
+
+    def _run(self) -> None:
+        pause = _EVERY_S
+        while not self._closing.wait(pause):
+            pause = _EVERY_S if self._send_all() else min(2 * pause, _LONGEST_PAUSE_S)
+        self._send_all()
+        for followed in list(self._followed.values()):
+            followed.reflection.lock.release()
+
+    def _send_all(self) -> bool:
+        """Whether all was taken. A run that is refused holds up no other; where nobody answers none is tried."""
+        taken = True
+        for record, followed in list(self._followed.items()):
+            reflection, changed_at = followed.reflection, followed.reflection.changed_at()
+            if changed_at == followed.sent and time.monotonic() - followed.sent_at < _ASK_EVERY_S:
+                continue
+            try:
+                if not reflection.lock.is_locked:
+                    reflection.lock.acquire(timeout=0)
+                followed.guard()
+            except Timeout:  # another process sends what an earlier one left
+                continue
+            except Fenced:
+                self._let_go(record)
+                continue
+            except Exception:  # the database is away: whether this may be sent is not known now
+                return False
+            try:
+                self._runs = self._runs or self.connect()
+                ended = reflection.send(self._runs)
+                followed.sent, followed.sent_at = changed_at, time.monotonic()
+            except Refused as error:
+                if not followed.refused:
+                    followed.refused = True
+                    self.say(
+                        f"MLflow does not take {reflection.key} ({_short(error)}); kept on disk, training continues"
+                    )
+                taken = False
+                continue
+            except Exception as error:  # whatever MLflow raises: it is tried again later
+                self._runs = None
+                if not self._away:
+                    self._away = True
+                    self.say(f"MLflow does not take it ({_short(error)}); kept on disk, training continues")
+                return False
+            if self._away:
+                self._away = False
+                self.say("MLflow takes it again; what was kept is being sent")
+            if ended:
+                self._let_go(record)
+        return taken
+
+    def _let_go(self, record: Path) -> None:
+        self._followed.pop(record).reflection.lock.release()
+
+
+@contextmanager
+def mirroring(home: Home, experiment: str, within_s: float, say: Callable[[str], None]) -> Iterator[Mirror]:
+    """A mirror into the experiment of this name, which is created if need be; closed at the end.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+    """
+    with answers(home):
+        experiment_id = open_experiment(client_for(home), home, experiment)
+    mirror = Mirror(lambda: MlflowTracker(new_client(home), experiment_id), say)
+    try:
+        yield mirror
+    finally:
+        mirror.close(within_s)
+
+
+def send_left(
+    records: Iterable[Path],
+    runs_of: Callable[[RunRecord], MlflowTracker],
+    end_of: Callable[[RunRecord], RunEnd | None] = lambda record: None,
+) -> dict[str, str]:
+    """Send what dead processes, and MLflow's outages, left; what was done, by the run's key.
+
+    Args:
+        records: of runs.
+        runs_of: where a run is shown.
+        end_of: how a run ended whose folder does not say so; None where that is not known.
+
+    Raises:
+        Exception: whatever MLflow raises where it cannot be reached; what was not sent stays.
+    """
+    done: dict[str, str] = {}
+    for path in records:
+        reflection = Reflection(path)
+        if reflection.is_whole():
+            continue
+        with suppress(Timeout), reflection.lock.acquire(timeout=0):  # else a living process sends it
+            record = RunRecord.read(path)
+            end = None if record.end else end_of(record)
+            try:
+                if reflection.send(runs_of(record), end):
+                    sent = "what was still to be sent to MLflow was sent"
+                    done[record.info.key] = f"its MLflow run was closed as {end.state}" if end else sent
+            except Refused as error:
+                done[record.info.key] = f"MLflow does not take it ({_short(error)}); it is kept, and sent next time"
+    return done
+
+
+def _short(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    cause = error.__cause__ if isinstance(error, Refused) and error.__cause__ else error
+    return f"{type(cause).__name__}: {without_secrets(lines[0])[:160]}" if lines else type(cause).__name__
