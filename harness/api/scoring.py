@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from harness.api.generator import Generator
-from harness.data.store import open_store
+from harness.data.store import ImageStore, open_array_store, open_store
 from harness.errors import UsageError
 from harness.gan.hparams import HParams
 from harness.gan.run import Snapshot
@@ -22,23 +20,19 @@ from harness.gan.trainer import train as train_gan
 from harness.home import Home
 from harness.machine.devices import choose_device
 from harness.machine.processes import exact_arithmetic
-from harness.scoring.extractors import Extractor
-from harness.scoring.fidelity import ALL, Scores, versions
+from harness.scoring.fidelity import ALL, Scores
 from harness.scoring.fidelity import score as score_images
-from harness.scoring.protocol import INCEPTION, MOBILENET, Protocol, make_protocol
-from harness.scoring.reference import load_reference
+from harness.scoring.protocol import INCEPTION, MOBILENET
+from harness.scoring.scorer import Scorers
 from harness.spec.files import load_study_file
 from harness.spec.images import DataSpec
 from harness.spec.scoring import ScoreSpec
 from harness.text import did_you_mean
 
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
 
 def train(
     hparams: HParams | Mapping[str, Any],
-    images: ArrayLike | str | Path,
+    images: Any,
     *,
     kimg: float,
     snapshots_kimg: Sequence[float] = (),
@@ -50,7 +44,8 @@ def train(
 
     Args:
         hparams: the configuration, such as ``study.best.hparams``.
-        images: uint8 of shape (N, H, W, C); or a folder or zip of images; or the name of a study file.
+        images: uint8 of shape (N, H, W, C) or a data set that yields images; or a folder, a zip or a ``.npy`` file; or
+            the name of a study file.
         kimg: length in thousands of real images.
         snapshots_kimg: where to yield a Snapshot on the way; the last one comes at the end.
         seed: of weights, data order and noise. On one device the same seed gives the same result.
@@ -73,11 +68,11 @@ def train(
     (5, (2, 16, 16, 1))
     """
     hp = hparams if isinstance(hparams, HParams) else HParams.from_params(hparams)
-    pixels, _, _ = load_images(images, hp, Home.from_environment())
+    store = load_images(images, hp, Home.from_environment())
     exact_arithmetic()
     yield from train_gan(
         hp,
-        pixels,
+        store.tensor(),
         budget=Budget(kimg=kimg, snapshots_kimg=tuple(snapshots_kimg)),
         seed=seed,
         device=torch.device(choose_device(device)),
@@ -87,7 +82,7 @@ def train(
 
 def score(
     generator: Generator | Callable[[Tensor], Any],
-    real_images: ArrayLike | str | Path,
+    real_images: Any,
     *,
     metrics: Sequence[str] = ("fid", "kid", "is"),
     samples: int = 10_000,
@@ -103,7 +98,7 @@ def score(
     Args:
         generator: ours, or any function of z, float32 of shape (N, z_dim), that returns images: float of shape
             (N, C, H, W) in [-1, 1], or uint8 of shape (N, H, W, C).
-        real_images: uint8 of shape (N, H, W, C); or a folder or zip of images; or the name of a study file.
+        real_images: as the images of :func:`train`.
         metrics: any of ``fid``, ``kid``, ``is``, ``precision`` and ``recall``.
         samples: images to generate; as many real ones are compared, or all there are.
         extractor: whose features; ``mobilenet-v2`` is faster, and its scores carry ``mnv2`` in their names.
@@ -136,55 +131,42 @@ def score(
     exact_arithmetic()
     home, place = Home.from_environment(), torch.device(choose_device(device))
     network, hp = _network(generator, z_dim, latent)
-    real, fingerprint, split_rule = load_images(real_images, hp, home)
-    spec = ScoreSpec(extractor=extractor, samples=samples, reference=min(samples, len(real)), seed=seed)
+    store = load_images(real_images, hp, home)
+    spec = ScoreSpec(extractor=extractor, samples=samples, reference=min(samples, len(store)), seed=seed)
+    scorers = Scorers(home, store, place, say)
+    protocol, reference = scorers.protocol(spec), scorers.reference(spec)
     network.to(place)
-
-    def scored(name: str, names: tuple[str, ...], bound_to: Protocol | None) -> tuple[Scores, Protocol]:
-        features = Extractor(name, home, place, say)
-        protocol = make_protocol(
-            spec,
-            weights_sha256=features.weights.sha256,
-            fingerprint=fingerprint,
-            split_rule=split_rule,
-            resize=features.resize,
-            versions=versions(),
-        )
-        reference = load_reference(home, real, protocol, features)
-        named = replace(bound_to, extractor=name) if bound_to else protocol
-        return score_images(network, hp, reference, named, features, only=names), protocol
-
-    scores, protocol = scored(extractor, tuple(metrics), None)
+    scores = score_images(network, hp, reference, protocol, scorers.extractor(extractor), only=tuple(metrics))
     if extractor == INCEPTION and protocol.metric("is") in scores.unavailable and not scores.reason:
-        more, _ = scored(MOBILENET, ("is",), protocol)
+        named = replace(protocol, extractor=MOBILENET)
+        more = score_images(network, hp, reference, named, scorers.extractor(MOBILENET), only=("is",))
         scores = replace(scores, values=scores.values | more.values)
     return scores
 
 
-def load_images(images: ArrayLike | str | Path, hp: HParams, home: Home) -> tuple[Tensor, str, str]:
-    """(uint8 images of shape (N, H, W, C), their fingerprint, how they were split) of what a caller gives.
+def load_images(images: Any, hp: HParams, home: Home) -> ImageStore:
+    """The images that a caller gives, prepared for a configuration's networks.
 
     Raises:
-        UsageError: an array of another type or shape.
+        UsageError: the networks' images have a size or a number of channels that no store has.
         DataError: images cannot be had or used.
     """
-    if isinstance(images, str | Path):
-        is_study = isinstance(images, str) and not Path(images).exists()
-        if is_study:
-            data, source, name = load_study_file(str(images)).data, None, str(images)
-        else:
-            data = DataSpec.model_validate({"source": "folder", "image_size": hp.image_size, "channels": hp.channels})
-            source, name = Path(images), "images"
-        store = open_store(home, data, source, study=name, on_progress=lambda done, total: None, say=lambda text: None)
-        return store.tensor(), store.fingerprint, store.split_rule
-    array = np.ascontiguousarray(images)
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3):
+    if isinstance(images, str) and not Path(images).exists():
+        return open_store(home, load_study_file(images).data, None, study=images, on_progress=_quiet, say=_quiet)
+    try:
+        data = DataSpec.model_validate({"source": "folder", "image_size": hp.image_size, "channels": hp.channels})
+    except ValueError:
         raise UsageError(
-            f"images have shape {array.shape} and type {array.dtype}",
-            "Give uint8 of shape (N, H, W, 1) or (N, H, W, 3).",
-        )
-    fingerprint = hashlib.sha256(str(array.shape).encode() + array.tobytes()).hexdigest()
-    return torch.from_numpy(array if array.flags.writeable else array.copy()), fingerprint, "all images"
+            f"the generator's images have {hp.channels} channels of {hp.image_size} px",
+            "Use 1 or 3 channels, and 16, 32, 64, 128 or 256 px.",
+        ) from None
+    if isinstance(images, str | Path):
+        return open_store(home, data, Path(images), study="images", on_progress=_quiet, say=_quiet)
+    return open_array_store(home, images, data)
+
+
+def _quiet(*_: object) -> None:
+    pass
 
 
 def _network(generator: Generator | Callable[[Tensor], Any], z_dim: int, latent: str) -> tuple[nn.Module, HParams]:

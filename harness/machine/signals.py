@@ -64,20 +64,36 @@ def run_interruptibly(work: Callable[[], T], stop: StopSignals) -> T:
     if not in_notebook():
         with stop:
             return work()
-    from concurrent.futures import ThreadPoolExecutor
+    return _run_in_thread(work, stop)
+
+
+def _run_in_thread(work: Callable[[], T], stop: StopSignals) -> T:
+    from concurrent.futures import ThreadPoolExecutor, wait
+    from queue import SimpleQueue
+
+    begins: SimpleQueue[bool] = SimpleQueue()
+
+    def begin() -> T:
+        # Not before an interruption is counted: one that comes earlier ends everything.
+        if not begins.get():
+            raise KeyboardInterrupt
+        return work()
 
     with ThreadPoolExecutor(1) as thread:
-        result = thread.submit(work)
-        while True:
-            try:
-                return result.result(_POLL_S)
-            except TimeoutError:
-                if result.done():  # the work's own
-                    raise
-            except KeyboardInterrupt:
-                if result.done():
-                    raise
-                stop.interrupt()
+        try:
+            result = thread.submit(begin)
+            while True:
+                try:
+                    begins.put(True)
+                    wait([result], _POLL_S)
+                    if result.done():
+                        return result.result()
+                except KeyboardInterrupt:
+                    if result.done():
+                        raise
+                    stop.interrupt()
+        finally:
+            begins.put(False)
 
 
 def in_notebook() -> bool:

@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 
 import harness
 from harness.api.study import BestTrial
-from harness.errors import CheckpointError, NotFoundError, UsageError
+from harness.errors import CheckpointError, DataError, NotFoundError, UsageError
 from harness.home import Home
 from harness.machine import signals
 from harness.machine.signals import StopSignals, run_interruptibly
@@ -152,7 +152,7 @@ def test_ctrl_c_in_a_script_stops_at_a_checkpoint(folder):
     assert "stopping at the next snapshot" in output
     assert "KeyboardInterrupt" in output and "went on" not in output
     first = study_to_record(started_study("long", Home(folder / "runs"))).trials[0]
-    assert (first.state, first.reason) == ("FAIL", "interrupted")
+    assert first.state == "FAIL" and first.reason.startswith("interrupted")
     assert first.attrs.saved_kimg > 0
 
 
@@ -247,5 +247,7 @@ def test_what_cannot_be_scored_or_trained_on_is_a_sentence(folder, monkeypatch):
     with pytest.raises(UsageError, match="unknown metric 'fdi'") as unknown:
         harness.score(lambda z: z, blobs(24), metrics=["fdi"])
     assert "did you mean fid?" in unknown.value.problem
-    with pytest.raises(UsageError, match=r"shape \(24, 16, 16\) and type uint8"):
-        next(harness.train(harness.HParams(image_size=16, channels=1), blobs(24)[..., 0], kimg=1, device="cpu"))
+    with pytest.raises(DataError, match="values of type float64, not uint8"):
+        next(harness.train(harness.HParams(image_size=16, channels=1), blobs(24) / 255, kimg=1, device="cpu"))
+    with pytest.raises(UsageError, match="1 channels of 17 px"):
+        harness.score(lambda z: z.new_zeros(len(z), 1, 17, 17), blobs(24), metrics=["fid"])
