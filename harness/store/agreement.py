@@ -88,5 +88,5 @@ def _refuse_other_protocols(
             f"this machine would score study {name} by another protocol, and no score of its could be compared "
             f"({'; '.join(others)})",
             "Install what the study was started with (constraints.txt names it). On the machine that started it "
-            "--resume-anyway goes on; the report then ranks only trials of the protocol that most have.",
+            "--resume-anyway continues; the report then ranks only the trials of the most frequent protocol.",
         )

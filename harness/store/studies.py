@@ -191,7 +191,7 @@ def stored_spec(study: optuna.Study) -> ResolvedStudy:
         versions = attrs.environment.get("versions", "another version")
         raise StorageError(
             f"study {study.study_name} was started by another version of the harness ({problems})",
-            f"Install the versions it was started with: {versions}.",
+            f"Install what it was started with: {versions}.",
         ) from None
 
 

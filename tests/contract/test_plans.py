@@ -92,13 +92,13 @@ def test_what_somebody_asked_for_is_trained_though_another_asked_for_less_meanwh
     assert trials.ask(2) is None and trials.is_done(2)
 
 
-def test_a_plan_of_a_search_that_was_begun_anew_is_refused(database, home):
+def test_a_plan_of_a_search_that_was_restarted_is_refused(database, home):
     arms = {"a": SPEC.hparams({"lr": 1e-3})}
     opened(home, fixed_study(SPEC, "confirm", arms=arms, seeds=(5,)))  # by a harness that did not write it down
     opened(home, fixed_study(SPEC, "confirm", arms=arms, seeds=(5,), uid="first"))
     with pytest.raises(SpecDrift, match="plan.uid: was 'first', is 'second'") as refused:
         opened(home, fixed_study(SPEC, "confirm", arms=arms, seeds=(5,), uid="second"))
-    assert refused.value.hint.startswith("The search was begun anew since")
+    assert refused.value.hint.startswith("The search was restarted since")
 
 
 def test_another_budget_and_a_claim_that_changed_are_refused(database, home):
