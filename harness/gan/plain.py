@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from harness.gan.fast.layers import with_library_layers
+from harness.gan.hparams import HParams
 from harness.gan.networks import Discriminator, Generator
+from harness.gan.registry import DCGAN
 
 # The arguments that make each kind of layer again.
 _ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -32,6 +35,14 @@ def plain(network: Generator | Discriminator) -> nn.Sequential:
     layers = with_library_layers(copy.deepcopy(network)).eval().layers
     assert isinstance(layers, nn.Sequential)
     return layers
+
+
+def layer_lists(hp: HParams) -> dict[str, list[tuple[str, dict[str, Any]]]] | None:
+    """The layers of generator and discriminator as plain values; None for networks that are not this package's."""
+    if hp.network != DCGAN:
+        return None
+    with torch.device("meta"):
+        return {"generator": layer_list(Generator(hp)), "discriminator": layer_list(Discriminator(hp))}
 
 
 def layer_list(network: Generator | Discriminator) -> list[tuple[str, dict[str, Any]]]:

@@ -68,7 +68,7 @@ def build_report(
         files[_PAIRS] = pairs.read_bytes()
         watched |= {"pairs": _PAIRS, "pairs_of": leader_name}
     if board.trials:
-        files["best.toml"] = best_toml(record, board.trials[0], confirmed).encode()
+        files["best.toml"] = best_toml(record, root, board.trials[0], confirmed).encode()
     files[FACTS_FILE] = facts(record, confirmed, watched["rows"] if watched else ()).encode()
     ahead = outlook(record, MORE_TRIALS)
     figures = dict(_figures(record, board, trials, importances, evaluator))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from harness.gan.hparams import Channels, ImageSize
+from harness.gan.registry import DCGAN
 from harness.spec.images import DataSpec
 from harness.spec.params import NAME_PATTERN, FixedParams, Int, Kimg, Scalar, Table
 from harness.spec.scoring import ScoreSpec
@@ -13,6 +14,7 @@ from harness.spec.scoring import ScoreSpec
 class BestParams(FixedParams):
     """The hyperparameters of one configuration, image size and channels included."""
 
+    network: str = DCGAN
     image_size: ImageSize
     channels: Channels
 

@@ -134,7 +134,8 @@ class Reflection:
         folder = self.folder
         files = [(folder.curve, ""), *((path, "checkpoint") for path in folder.checkpoints()[:1])]
         if end.state == "COMPLETE":
-            files += [(folder.weights, "model"), (folder.hparams, "model"), (folder.summary, "")]
+            model = (folder.weights, folder.discriminator, folder.hparams)
+            files += [*((path, "model") for path in model), (folder.summary, "")]
         for path, where in files:
             if path.is_file():  # an older checkpoint may be gone by now
                 runs.artifact(self.run_id, path, where)

@@ -21,7 +21,7 @@ from harness.gan.run import Snapshot
 from harness.gan.trainer import Progress
 from harness.scoring.diversity import mean_distance
 from harness.scoring.sampling import GRID_IMAGES, GRID_SEED, generate, image_grid
-from harness.training.checkpoint import export_generator, save_checkpoint
+from harness.training.checkpoint import publish, save_checkpoint
 from harness.training.history import History
 from harness.training.record import RunEnd, RunRecord
 from harness.training.resume import inherit, newest_checkpoint
@@ -139,9 +139,9 @@ class Attempt:
             self.watch(kimg, "sample_distance", mean_distance(images) / self.real_distance)
 
     def publish(self, event: Snapshot) -> None:
-        """Write the generator's weights for use, with the configuration next to them."""
+        """Write the weights of both networks for use, with the configuration next to them."""
         self.fence()
-        export_generator(self.folder.path, event.generator, self.hp)
+        publish(self.folder.path, event.generator, event.state["discriminator"], self.hp)
 
     def flush(self) -> None:
         """Write the curve."""

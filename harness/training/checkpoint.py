@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from harness import atomic
 from harness.errors import CheckpointError
 from harness.gan.hparams import HParams, canonical_json
 from harness.gan.networks import make_networks
+from harness.gan.plain import layer_lists
 from harness.training.run_folder import RunFolder
 
 _MAGIC = b"dcgan-harness checkpoint 1\n"
@@ -66,12 +68,26 @@ def _to_device(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
     }
 
 
-def export_generator(folder: Path, generator: nn.Module, hp: HParams) -> None:
-    """Publish weights: ``generator.safetensors``, with the configuration inside its header and next to it."""
-    hparams = canonical_json(hp.to_dict())
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
-    atomic.write_bytes(RunFolder(folder).weights, save(tensors, {"hparams": hparams}))
-    atomic.write_text(RunFolder(folder).hparams, hparams + "\n")
+def publish(folder: Path, generator: nn.Module, discriminator: Mapping[str, Tensor], hp: HParams) -> None:
+    """Publish the weights of both networks as safetensors, with the configuration in their headers and next to them.
+
+    ``layers`` in the header lists a DCGAN's layers in PyTorch's own terms, so that they load without this package.
+
+    Args:
+        folder: of the run.
+        generator: the network that is sampled from.
+        discriminator: a ``state_dict``.
+        hp: the configuration.
+    """
+    run, hparams = RunFolder(folder), canonical_json(hp.to_dict())
+    layers = layer_lists(hp)
+    for path, state in ((run.weights, generator.state_dict()), (run.discriminator, discriminator)):
+        header = {"hparams": hparams}
+        if layers:
+            header["layers"] = canonical_json(layers[path.stem])
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        atomic.write_bytes(path, save(tensors, header))
+    atomic.write_text(run.hparams, hparams + "\n")
 
 
 def import_generator(folder: Path, hp: HParams, device: torch.device) -> nn.Module:

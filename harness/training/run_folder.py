@@ -26,7 +26,12 @@ class RunFolder:
 
     @property
     def weights(self) -> Path:
+        """Of the generator."""
         return self.path / "generator.safetensors"
+
+    @property
+    def discriminator(self) -> Path:
+        return self.path / "discriminator.safetensors"
 
     @property
     def hparams(self) -> Path:

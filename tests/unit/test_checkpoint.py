@@ -14,11 +14,11 @@ from harness.gan.networks import build
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, train
 from harness.training.attempt import Attempt
-from harness.training.checkpoint import export_generator, import_generator, load_checkpoint, save_checkpoint
+from harness.training.checkpoint import import_generator, load_checkpoint, publish, save_checkpoint
 from harness.training.history import History
 from harness.training.record import RunInfo, RunRecord
 from harness.training.run_folder import RunFolder
-from tests.conftest import CPU
+from tests.conftest import CPU, ROOT
 
 STATE = {"step": 3, "weights": {"a": torch.arange(5.0)}, "extra": "{}"}
 
@@ -128,10 +128,32 @@ def test_seconds_up_to_a_mark_within_a_window_are_those_of_its_rate():
 
 
 def test_published_weights_load_and_give_the_same_images(tmp_path, hp):
-    generator, _ = build(hp, 0, CPU)
-    export_generator(tmp_path, generator, hp)
+    generator, discriminator = build(hp, 0, CPU)
+    publish(tmp_path, generator, discriminator.state_dict(), hp)
     again = import_generator(tmp_path, hp, CPU)
     z = torch.randn(4, hp.z_dim, generator=torch.Generator().manual_seed(0))
     assert torch.equal(generator.eval()(z), again(z))
     with pytest.raises(CheckpointError, match="no published weights"):
         import_generator(tmp_path / "nowhere", hp, CPU)
+
+
+@pytest.mark.parametrize("ends", ["conv", "linear"])
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+def test_published_weights_load_into_pytorchs_own_layers(tmp_path, hp, network, ends):
+    """The lines of docs/python.md, which need no harness."""
+    hp = dataclasses.replace(hp, ends=ends)
+    networks = dict(zip(("generator", "discriminator"), build(hp, 0, CPU), strict=True))
+    publish(tmp_path, networks["generator"], networks["discriminator"].state_dict(), hp)
+    page = (ROOT / "docs" / "python.md").read_text()
+    lines = page.split("<!-- plain: begin -->\n```python\n")[1].split("```")[0]
+    names: dict[str, object] = {}
+    exec(
+        lines.replace('"generator.safetensors"', f'"{tmp_path}/{network}.safetensors"').partition("images =")[0], names
+    )
+    loaded = names["generator"]
+    x = torch.rand(3, hp.channels, hp.image_size, hp.image_size)
+    if network == "generator":
+        x = torch.randn(3, hp.z_dim)
+    own = x[:, :, None, None] if network == "generator" and ends == "conv" else x
+    expected = networks[network].eval()(x)
+    torch.testing.assert_close(loaded(own).reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)

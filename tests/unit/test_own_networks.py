@@ -16,7 +16,7 @@ from harness.gan.registry import network_path, register_network
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, train
 from harness.spec.files import parse_study
-from harness.training.checkpoint import export_generator, import_generator
+from harness.training.checkpoint import import_generator, publish
 from tests.conftest import CPU, TINY_STUDY
 
 NETWORK = "examples.residual:networks"
@@ -48,8 +48,9 @@ def test_one_seed_gives_the_same_training_and_a_snapshot_is_continued(own, image
 
 
 def test_published_weights_load_by_the_function(own, tmp_path):
-    generator = build(own, 0, CPU)[0].eval()
-    export_generator(tmp_path, generator, own)
+    generator, discriminator = build(own, 0, CPU)
+    generator.eval()
+    publish(tmp_path, generator, discriminator.state_dict(), own)
     z = torch.randn(2, own.z_dim)
     torch.testing.assert_close(import_generator(tmp_path, own, CPU)(z), generator(z))
 

@@ -37,7 +37,7 @@ def test_a_resolved_study_is_a_study_file():
 
 def test_fixed_params_describe_every_hyperparameter():
     described = set(FixedParams.model_fields)
-    assert described == {*FIELDS, *ALIASES} - {"image_size", "channels"}
+    assert described == {*FIELDS, *ALIASES} - {"network", "image_size", "channels"}
     assert all(field.description for field in FixedParams.model_fields.values())
 
 
