@@ -71,7 +71,9 @@ def test_an_installed_package_sweeps_from_an_empty_folder_and_writes_nothing_bes
     code = "from harness.spec.toml import names, spaces_dir; print(spaces_dir(), *names('study'))"
     done = run(installed, tmp_path, "-c", code)
     assert done.stdout.split() == [str(installed / "harness" / "search_spaces"), *study_names()]
-    (tmp_path / "tiny.toml").write_text(TINY_STUDY.replace('"folder"', '"mnist"'))
+    study = TINY_STUDY.replace('"folder"', '"mnist"')
+    study = study.replace("[scoring.final]", '[scoring.final]\nextractor = "mobilenet-v2"')  # the small one
+    (tmp_path / "tiny.toml").write_text(study)
     harness = "import sys; from harness.cli import main; sys.exit(main())"  # as the console script
     done = run(installed, tmp_path, "-c", harness, "sweep", "tiny.toml", "--dry-run")
     assert done.returncode == 0, done.stdout + done.stderr
