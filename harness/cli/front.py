@@ -15,7 +15,7 @@ Run = Callable[[Any], int | None]
 
 # The verbs as the help lists them.
 SECTIONS = {
-    "start here": ("setup", "sweep", "ui", "report", "generate", "studies"),
+    "start here": ("setup", "sweep", "ui", "report", "generate", "export", "studies"),
     "look deeper": ("plan", "confirm", "claims", "audit", "report-diff", "train", "recipes", "data"),
     "several machines": ("worker", "reconcile"),
     "maintenance": ("doctor", "weights", "schema"),

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from harness import atomic
 from harness.errors import UsageError
@@ -23,7 +24,7 @@ _LAWS = {
 }
 
 
-def export_onnx(generator: Generator, hp: HParams, path: Path) -> None:
+def export_onnx(generator: nn.Module, hp: HParams, path: Path) -> None:
     """Write ``z`` (float32, (n, z_dim)) to ``images`` (float32, (n, channels, size, size), in [-1, 1]) as an ONNX file.
 
     Its metadata hold the law of z, the range of the images, and the hyperparameters as JSON.
@@ -38,13 +39,15 @@ def export_onnx(generator: Generator, hp: HParams, path: Path) -> None:
             "writing ONNX needs the packages onnx and onnxscript, which are not installed",
             "`.venv/bin/pip install -c constraints.txt -e '.[export]'`",
         ) from None
+    # Networks of this package have layers of their own, which ONNX does not know.
+    network = PlainGenerator(generator) if isinstance(generator, Generator) else generator
     before = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own deprecated calls
             program = torch.onnx.export(
-                PlainGenerator(generator).to("cpu").eval(),
+                network.to("cpu").eval(),
                 (torch.zeros(2, hp.z_dim),),
                 dynamo=True,
                 input_names=["z"],
