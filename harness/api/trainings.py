@@ -11,7 +11,7 @@ from harness.home import Home
 from harness.report.training import build_training_report
 from harness.spec.files import load_best, load_recipe, recipe_hparams
 from harness.spec.scoring import ScoreSpec
-from harness.tracking.mirror import Reflection, mirroring
+from harness.tracking.mirror import Mirror, Reflection
 from harness.training.single import Outcome, Training, Watch, run_training
 
 RECIPES_EXPERIMENT = "recipes"
@@ -93,11 +93,16 @@ def train_and_report(
 
     An interrupted training is continued by the next call.
     """
-    from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
+    from harness.tracking.mlflow import MlflowTracker, answers, client_for, new_client, open_experiment
 
-    with mirroring(home, training.experiment, _LAST_SENDING_S, watch.say) as mirror:
+    with answers(home):
+        experiment = open_experiment(client_for(home), home, training.experiment)
+    mirror = Mirror(lambda: MlflowTracker(new_client(home), experiment), watch.say)
+    try:
         watch = dataclasses.replace(watch, follow=mirror.follow)
         outcome = run_training(training, home, source=source, device=device, watch=watch)
+    finally:
+        mirror.close(_LAST_SENDING_S)
     run_id = Reflection(outcome.record).run_id  # empty where MLflow could not open one
     if outcome.interrupted:
         return outcome, None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -14,8 +14,7 @@ from filelock import FileLock, Timeout
 
 from harness import atomic
 from harness.errors import Fenced, without_secrets
-from harness.home import Home
-from harness.tracking.mlflow import MlflowTracker, answers, client_for, new_client, open_experiment
+from harness.tracking.mlflow import MlflowTracker
 from harness.training.record import RunEnd, RunRecord
 from harness.training.run_folder import RunFolder, grid_kimg
 
@@ -40,33 +39,27 @@ class Reflection:
 
     Attributes:
         run_id: MLflow's, empty until the run was opened there.
+        lock: held by the process that mirrors it, while it trains its own; released by the system where that dies.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.folder = path, RunFolder(path.parent)
         self.cursor_path = path.with_suffix(".mirror")
-        # Held by the process that mirrors it, while it trains its own; released by the system where that dies.
         self.lock = FileLock(path.with_name(f".{path.stem}.lock"))
-        self.run_id, self._opened_ms, self._ended = self._cursor()
-
-    @property
-    def key(self) -> str:
-        """The run's key, or an empty string where its record cannot be read."""
-        record = self._record()
-        return record.info.key if record else ""
-
-    def is_whole(self) -> bool:
-        """Whether the run is in MLflow to its end."""
-        record = self._record()
-        return record is None or (self._ended and self._opened_ms == record.opened_ms)
-
-    def is_owned(self) -> bool:
-        """Whether a living process mirrors it."""
         try:
-            with self.lock.acquire(timeout=0):
-                return False
-        except Timeout:
-            return True
+            cursor = json.loads(self.cursor_path.read_text())
+            self.run_id, self._opened_ms = str(cursor["run_id"]), int(cursor["opened_ms"])
+            self._ended = bool(cursor["ended"])
+        except (OSError, ValueError, KeyError, TypeError):
+            self.run_id, self._opened_ms, self._ended = "", 0, False
+
+    def unsent(self) -> RunRecord | None:
+        """The record, unless it is in MLflow to its end, or cannot be read."""
+        try:
+            record = RunRecord.read(self.path)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return None if self._ended and self._opened_ms == record.opened_ms else record
 
     def changed_at(self) -> tuple[int, ...]:
         """Differs where there is something new to send."""
@@ -77,7 +70,7 @@ class Reflection:
         return tuple(stamps)
 
     def send(self, runs: MlflowTracker, end: RunEnd | None = None) -> bool:
-        """Send what is new; whether the run's end was sent.
+        """Send what is new; whether the run is in MLflow to its end.
 
         A run that a person deleted meanwhile is restored; one that is gone for good is made again from the record.
 
@@ -89,15 +82,16 @@ class Reflection:
             Refused: MLflow does not take this run's record.
             Exception: whatever MLflow raises while it cannot be reached. What was sent is not sent again.
         """
-        record = self._record()
-        if record is None or self.is_whole():
+        record = self.unsent()
+        if record is None:
             return True
         end = record.end or end
         try:
             self._send(runs, record, end)
         except Exception as error:
-            if not self.run_id or not self._revived(runs, error):
+            if not self.run_id:
                 raise
+            self._revive(runs, error)
             self._send(runs, record, end)
         return end is not None
 
@@ -125,44 +119,25 @@ class Reflection:
             # MLflow opens a series of images at step 0: this one shows its picture at once.
             runs.image(self.run_id, "final_samples", 0, final)
         if end is not None:
-            self._send_files(runs, end)
+            files = [(self.folder.curve, ""), *((path, "checkpoint") for path in self.folder.checkpoints()[:1])]
+            if end.state == "COMPLETE":
+                model = (self.folder.weights, self.folder.discriminator, self.folder.hparams)
+                files += [*((path, "model") for path in model), (self.folder.summary, "")]
+            for path, where in files:
+                if path.is_file():  # an older checkpoint may be gone by now
+                    runs.artifact(self.run_id, path, where)
             runs.end(self.run_id, end.state, scores=end.scores, tags=end.tags)
             self._move(self.run_id, record.opened_ms, ended=True)
 
-    def _send_files(self, runs: MlflowTracker, end: RunEnd) -> None:
-        """The files that are worth having without the folder."""
-        folder = self.folder
-        files = [(folder.curve, ""), *((path, "checkpoint") for path in folder.checkpoints()[:1])]
-        if end.state == "COMPLETE":
-            model = (folder.weights, folder.discriminator, folder.hparams)
-            files += [*((path, "model") for path in model), (folder.summary, "")]
-        for path, where in files:
-            if path.is_file():  # an older checkpoint may be gone by now
-                runs.artifact(self.run_id, path, where)
-
-    def _revived(self, runs: MlflowTracker, error: Exception) -> bool:
-        """Whether the run was restored, which is asked of MLflow: it raises where it cannot be reached."""
+    def _revive(self, runs: MlflowTracker, error: Exception) -> None:
+        """Restore a run that a person deleted. MLflow is asked, which raises where it cannot be reached."""
         try:
             if runs.revive(self.run_id):
-                return True
+                return
         except KeyError:
             self._move("", 0, ended=False)
             raise Refused("its run is gone; it is made again") from error
         raise Refused(str(error)) from error
-
-    def _record(self) -> RunRecord | None:
-        try:
-            return RunRecord.read(self.path)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def _cursor(self) -> tuple[str, int, bool]:
-        """(the run's id so far, the opening of which it is, whether its end was sent)."""
-        try:
-            found = json.loads(self.cursor_path.read_text())
-            return str(found["run_id"]), int(found["opened_ms"]), bool(found["ended"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return "", 0, False
 
     def _move(self, run_id: str, opened_ms: int, *, ended: bool) -> None:
         self.run_id, self._opened_ms, self._ended = run_id, opened_ms, ended
@@ -209,8 +184,7 @@ class Mirror:
         """Send what is left, for at most ``within_s`` seconds and not at all while MLflow is away."""
         self._closing.set()
         self._thread.join(within_s)
-        left = [record for record in self._followed if not Reflection(record).is_whole()]
-        if left:
+        if left := [record for record in self._followed if Reflection(record).unsent()]:
             self.say(
                 f"{len(left)} runs are not wholly in MLflow yet; `harness reconcile` or the next start sends the rest"
             )
@@ -220,13 +194,13 @@ class Mirror:
         while not self._closing.wait(pause):
             pause = _EVERY_S if self._send_all() else min(2 * pause, _LONGEST_PAUSE_S)
         self._send_all()
-        for followed in list(self._followed.values()):
+        for followed in self._followed.values():
             followed.reflection.lock.release()
 
     def _send_all(self) -> bool:
         """Whether all was taken. A run that is refused holds up no other; where nobody answers none is tried."""
         taken = True
-        for record, followed in list(self._followed.items()):
+        for followed in list(self._followed.values()):
             reflection, changed_at = followed.reflection, followed.reflection.changed_at()
             if changed_at == followed.sent and time.monotonic() - followed.sent_at < _ASK_EVERY_S:
                 continue
@@ -237,7 +211,7 @@ class Mirror:
             except Timeout:  # another process sends what an earlier one left
                 continue
             except Fenced:
-                self._let_go(record)
+                self._let_go(reflection)
                 continue
             except Exception:  # the database is away: whether this may be sent is not known now
                 return False
@@ -246,12 +220,11 @@ class Mirror:
                 ended = reflection.send(self._runs)
                 followed.sent, followed.sent_at = changed_at, time.monotonic()
             except Refused as error:
-                if not followed.refused:
+                record, taken = reflection.unsent(), False
+                if record and not followed.refused:
                     followed.refused = True
-                    self.say(
-                        f"MLflow does not take {reflection.key} ({_short(error)}); kept on disk, training continues"
-                    )
-                taken = False
+                    key = record.info.key
+                    self.say(f"MLflow does not take {key} ({_short(error)}); kept on disk, training continues")
                 continue
             except Exception as error:  # whatever MLflow raises: it is tried again later
                 self._runs = None
@@ -263,27 +236,12 @@ class Mirror:
                 self._away = False
                 self.say("MLflow takes it again; what was kept is being sent")
             if ended:
-                self._let_go(record)
+                self._let_go(reflection)
         return taken
 
-    def _let_go(self, record: Path) -> None:
-        self._followed.pop(record).reflection.lock.release()
-
-
-@contextmanager
-def mirroring(home: Home, experiment: str, within_s: float, say: Callable[[str], None]) -> Iterator[Mirror]:
-    """A mirror into the experiment of this name, which is created if need be; closed at the end.
-
-    Raises:
-        TrackingError: MLflow cannot be reached.
-    """
-    with answers(home):
-        experiment_id = open_experiment(client_for(home), home, experiment)
-    mirror = Mirror(lambda: MlflowTracker(new_client(home), experiment_id), say)
-    try:
-        yield mirror
-    finally:
-        mirror.close(within_s)
+    def _let_go(self, reflection: Reflection) -> None:
+        del self._followed[reflection.path]
+        reflection.lock.release()
 
 
 def send_left(
@@ -304,10 +262,10 @@ def send_left(
     done: dict[str, str] = {}
     for path in records:
         reflection = Reflection(path)
-        if reflection.is_whole():
+        record = reflection.unsent()
+        if record is None:
             continue
         with suppress(Timeout), reflection.lock.acquire(timeout=0):  # else a living process sends it
-            record = RunRecord.read(path)
             end = None if record.end else end_of(record)
             try:
                 if reflection.send(runs_of(record), end):

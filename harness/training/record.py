@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from harness import atomic
-from harness.training.history import History
 
 
 class Point(NamedTuple):
@@ -91,18 +90,15 @@ class RunRecord:
 
         The same record gives the same points, times included: a point's time is the opening and the seconds trained.
         """
-        until = self.end.kimg if self.end and self.end.kimg is not None else float("inf")
-        history = History(self.info.key, curve=[dict(row) for row in curve if row["kimg"] <= until])
-        seconds = reached = 0.0
-        for row in history.curve:
-            seconds += 1000 * (row["kimg"] - reached) / row["images_per_s"]
-            reached = row["kimg"]
-            # kimg is the step already; as a metric it would be the first that MLflow's comparisons offer.
-            named = {name: value for name, value in row.items() if name != "kimg"}
-            yield from self._points(round(reached * 1000), named, seconds)
+        until = self.end.kimg if self.end and self.end.kimg is not None else math.inf
+        times, seconds, reached = {0: self.opened_ms}, 0.0, 0.0
+        for row in curve:
+            if row["kimg"] <= until:
+                seconds += 1000 * (row["kimg"] - reached) / row["images_per_s"]
+                reached, step = row["kimg"], round(row["kimg"] * 1000)
+                times[step] = self.opened_ms + round(1000 * seconds)
+                # kimg is the step already; as a metric it would be the first that MLflow's comparisons offer.
+                yield from (Point(name, row[name], step, times[step]) for name in row if name != "kimg")
         for step, values in self.marks.items():
-            yield from self._points(step, values, history.trained_s(step / 1000))
-
-    def _points(self, step: int, values: Mapping[str, float], seconds: float) -> Iterator[Point]:
-        for name, value in values.items():
-            yield Point(name, value, step, self.opened_ms + round(1000 * seconds))
+            at_ms = times[max(known for known in times if known <= step)]
+            yield from (Point(name, value, step, at_ms) for name, value in values.items())

@@ -19,12 +19,14 @@ from harness.data.store import ImageStore, OnProgress, open_store
 from harness.errors import DataError, UsageError
 from harness.gan.fast.precision import usual
 from harness.gan.hparams import HParams, digest
+from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress, epoch_kimg
 from harness.home import Home
 from harness.machine.devices import choose_device
 from harness.machine.processes import exact_arithmetic, keep_memory, on_device
 from harness.machine.provenance import provenance
 from harness.scoring.diversity import real_distance
+from harness.scoring.fidelity import Scores
 from harness.scoring.sampling import GRID_IMAGES
 from harness.scoring.scorer import Scorer, Scorers, split_images
 from harness.spec.images import DataSpec
@@ -74,10 +76,7 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a training ended. ``scores`` is empty where it was interrupted; ``score_s`` is what scoring took.
-
-    ``record`` is the path of its run's, which the mirror knows it by.
-    """
+    """How a training ended. ``scores`` is empty where it was interrupted; ``record`` is the path of its run's."""
 
     folder: Path
     record: Path
@@ -85,8 +84,6 @@ class Outcome:
     interrupted: bool
     scores: Mapping[str, float] = field(default_factory=dict)
     unavailable: Mapping[str, str] = field(default_factory=dict)
-    steps: int = 0
-    score_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,19 +142,27 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
     _close_shorter(attempt)
     watch.follow(attempt.record_path)
     try:
-        outcome = _train(attempt, training, kimg, images, scorer, watch)
-        if outcome.scores:
-            _write_summary(attempt, training, kimg, store, scorer, outcome)
-            # Why it was interrupted before is no longer true.
-            again = {"reason": ""} if attempt.resumed_kimg else {}
-            attempt.end("COMPLETE", outcome.scores, {"protocol_hash": scorer.protocol.hash, **again})
+        last = _train(attempt, training, kimg, images, watch)
+        if isinstance(last, Saved):
+            attempt.end("FAIL", {}, {"reason": "interrupted"})
+            return Outcome(folder.path, attempt.record_path, last.kimg, interrupted=True)
+        watch.say("scoring")
+        scores = checked(scorer(last.generator, training.hparams, all_metrics=True))
+        attempt.publish(last)
+        _write_summary(attempt, training, store, scorer, last, scores)
+        # Why it was interrupted before is no longer true.
+        again = {"reason": ""} if attempt.resumed_kimg else {}
+        attempt.end("COMPLETE", scores.values, {"protocol_hash": scores.protocol_hash, **again})
+        return Outcome(
+            folder.path, attempt.record_path, last.kimg, interrupted=False,
+            scores=scores.values, unavailable=scores.unavailable,
+        )  # fmt: skip
     except BaseException as error:
         if attempt.record.end is None:
             attempt.end("FAIL", {}, {"reason": f"{type(error).__name__}: {error}"})
         raise
     finally:
         lock.lock.release()
-    return outcome
 
 
 def _close_shorter(attempt: Attempt) -> None:
@@ -197,7 +202,8 @@ def _marks(training: Training, kimg: float, n_images: int) -> tuple[float, ...]:
     return tuple(kimg * k / _FEWEST_GRIDS for k in range(1, _FEWEST_GRIDS))
 
 
-def _train(attempt: Attempt, training: Training, kimg: float, images: Tensor, scorer: Scorer, watch: Watch) -> Outcome:
+def _train(attempt: Attempt, training: Training, kimg: float, images: Tensor, watch: Watch) -> Snapshot | Saved:
+    """The finished generator, or the checkpoint at which it was interrupted."""
     for event in train_on_disk(
         attempt,
         images,
@@ -211,22 +217,9 @@ def _train(attempt: Attempt, training: Training, kimg: float, images: Tensor, sc
             watch.on_progress(event, kimg)
         elif isinstance(event, Saved):
             if watch.stop() and event.mark != kimg:  # what is trained to the end is scored as well
-                attempt.end("FAIL", {}, {"reason": "interrupted"})
-                return Outcome(attempt.folder.path, attempt.record_path, kimg=event.kimg, interrupted=True)
+                return event
         elif event.mark == kimg:
-            watch.say("scoring")
-            scores = checked(scorer(event.generator, training.hparams, all_metrics=True))
-            attempt.publish(event)
-            return Outcome(
-                attempt.folder.path,
-                attempt.record_path,
-                kimg=event.kimg,
-                interrupted=False,
-                scores=scores.values,
-                unavailable=scores.unavailable,
-                steps=event.step,
-                score_s=round(scores.seconds, 1),
-            )
+            return event
     attempt.end("COMPLETE", {}, {"reason": "was trained already"})
     raise DataError(
         f"{attempt.folder.path.name} was trained to {attempt.resumed_kimg:.1f} kimg already, more than {kimg:.1f}",
@@ -235,9 +228,10 @@ def _train(attempt: Attempt, training: Training, kimg: float, images: Tensor, sc
 
 
 def _write_summary(
-    attempt: Attempt, training: Training, kimg: float, store: ImageStore, scorer: Scorer, outcome: Outcome
+    attempt: Attempt, training: Training, store: ImageStore, scorer: Scorer, last: Snapshot, scores: Scores
 ) -> None:
     """What a report of this training needs to know besides its other files."""
+    kimg = attempt.record.kimg
     epoch = epoch_kimg(training.hparams, len(store))
     summary = {
         "label": training.label,
@@ -254,10 +248,10 @@ def _write_summary(
         "metric": scorer.objective,
         "protocol_hash": scorer.protocol.hash,
         "environment": provenance(attempt.device.type),
-        "trained_kimg": outcome.kimg,
-        "steps": outcome.steps,
-        "scores": outcome.scores,
-        "unavailable": outcome.unavailable,
-        "score_s": outcome.score_s,
+        "trained_kimg": last.kimg,
+        "steps": last.step,
+        "scores": scores.values,
+        "unavailable": scores.unavailable,
+        "score_s": round(scores.seconds, 1),
     }
     atomic.write_text(attempt.folder.summary, json.dumps(summary, indent=1) + "\n")

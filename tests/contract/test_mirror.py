@@ -10,7 +10,7 @@ from threading import Event
 
 import numpy as np
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from PIL import Image
 
 import harness.tracking.mirror as mirror_module
@@ -55,6 +55,15 @@ def write(folder: Path) -> Path:
     path = begin(folder)
     finish(path)
     return path
+
+
+def is_owned(path: Path) -> bool:
+    """Whether a process that lives mirrors it."""
+    try:
+        with Reflection(path).lock.acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def wait_until(condition) -> None:
@@ -178,11 +187,11 @@ def test_a_living_trainings_run_is_left_to_it(tmp_path):
     mirror = Mirror(lambda: tracker, pytest.fail)
     mirror.follow(path)
     wait_until(lambda: "study/0" in tracker.runs)
-    assert Reflection(path).is_owned()
+    assert is_owned(path)
     assert send_left([path], lambda record: pytest.fail("sent")) == {}
     finish(path)
     mirror.close(60)
-    assert not Reflection(path).is_owned()
+    assert not is_owned(path)
     assert_whole(tracker)
 
 
@@ -208,7 +217,7 @@ def test_what_is_fenced_sends_nothing(tmp_path):
     assert asked.wait(30)
     mirror.close(30)
     assert tracker.runs == {}
-    assert not Reflection(path).is_whole(), "left to whoever reconciles"
+    assert Reflection(path).unsent(), "left to whoever reconciles"
 
 
 def test_a_run_with_nothing_left_to_send_is_asked_about_seldom_and_let_go_when_it_is_declared_dead(
@@ -230,9 +239,9 @@ def test_a_run_with_nothing_left_to_send_is_asked_about_seldom_and_let_go_when_i
     assert asked[2] - asked[1] >= 0.5
     begin(tmp_path / "0")
     wait_until(lambda: ("loss", 0.3, 300) in tracker.runs["study/0"].values)
-    assert Reflection(path).is_owned()
+    assert is_owned(path)
     dead.append(True)
-    wait_until(lambda: not Reflection(path).is_owned())
+    wait_until(lambda: not is_owned(path))
     mirror.close(30)
 
 
@@ -371,7 +380,7 @@ def test_a_server_that_is_away_for_a_whole_trial_gets_everything_once_when_it_is
         assert back.wait(60)
         mirror.close(60)
         assert_in_mlflow(client, experiment)
-        assert Reflection(tmp_path / "0" / "run-0.3.json").is_whole()
+        assert Reflection(tmp_path / "0" / "run-0.3.json").unsent() is None
     finally:
         server.kill()
 

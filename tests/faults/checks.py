@@ -142,7 +142,7 @@ def _wrong_points(home: Home, record: StudyRecord) -> list[str]:
 
 def _check_files(home: Home) -> None:
     records = [*home.root.glob("trials/*/*/*/run-*.json"), *training_records(home)]
-    assert [path for path in records if not Reflection(path).is_whole()] == [], "everything was sent"
+    assert [path for path in records if Reflection(path).unsent()] == [], "everything was sent"
     torn = [path for path in home.root.rglob(".*") if path.is_file() and _is_temporary(path)]
     assert all("trials" in path.parts for path in torn), torn
 
