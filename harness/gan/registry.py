@@ -49,5 +49,5 @@ def network_path(name: str) -> str:
     if ":" in name or name == DCGAN:
         return name
     if name not in _registered:
-        raise ValueError(f"network {name!r} is not registered{did_you_mean(name, _registered)}")
+        raise ValueError(f"found {name!r}; must be module:function{did_you_mean(name, _registered)}")
     return _registered[name]

@@ -40,6 +40,7 @@ class ResolvedStudy(StudySpec):
 
     presets: tuple[ResolvedPreset, ...] = ()
     plan: FixedStudy | None = None
+    network_sha256: str | None = Field(None, description="Of the file that has the study's own networks.")
 
     def identity(self) -> dict[str, Any]:
         """All that a trial's meaning depends on: everything but the description and the number of trials."""

@@ -34,6 +34,6 @@ def test_a_server_that_fails_between_two_answers_stops_a_new_study_with_a_senten
         again = ParentRun.open(study, SPEC, home, {}, said.append)
         assert (again.run_id, again.tracker.experiment_id) == (parent.run_id, parent.tracker.experiment_id)
         (line,) = said
-        assert line.endswith("the sweep goes on, and MLflow gets everything when it is back")
+        assert line.endswith("the sweep continues, and MLflow gets everything when it is back")
     finally:
         gateway.close()

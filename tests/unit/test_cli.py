@@ -396,10 +396,10 @@ def test_the_time_left_counts_running_trials_as_half_done_and_is_a_bound_until_o
     assert view.time_left == ""
     now[0] += 90
     # One and a half trials in 90 s; eight and a half are left.
-    end = view.update({"number": 0, "state": "COMPLETE", "value": 42.0})
+    end = view.update(Ended(number=0, state="COMPLETE", value=42.0))
     assert end.endswith("1 of 10 finished, at most 8.5 min left")
-    view.update({"number": 2, "state": "RUNNING", "params": {}})
-    end = view.update({"number": 2, "state": "PRUNED", "reason": "slow"})
+    view.update(Started(number=2, params={}))
+    end = view.update(Ended(number=2, state="PRUNED", reason="slow"))
     assert end.endswith("2 of 10 finished, about 4.5 min left")
 
 

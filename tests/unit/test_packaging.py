@@ -61,7 +61,7 @@ def test_the_wheel_has_every_study_recipe_and_claim_its_licence_and_its_types(wh
     names = zipfile.ZipFile(wheel).namelist()
     spaces = {f"harness/{path.relative_to(ROOT)}" for path in (ROOT / "search_spaces").rglob("*.toml")}
     assert {name for name in names if name.endswith(".toml")} == spaces
-    assert {"harness/py.typed", "harness/report/templates/report.md.j2"} < set(names)
+    assert {"harness/py.typed", "harness/report/templates/study.md.j2"} < set(names)
     assert [name for name in names if name.endswith("licenses/LICENSE")]
     assert not [name for name in names if not name.startswith(("harness/", "dcgan_sweep_harness-"))]
 

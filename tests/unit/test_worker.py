@@ -129,8 +129,8 @@ def test_a_finished_trial_agrees_everywhere(study, env):
     folder = env.home.root / record.attrs.folder
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     assert names == [
-        "curve.json", "generator.safetensors", "grid-000000100.png", "grid-000000400.png", "hparams.json",
-        "run-0.4.json", "run-0.4.mirror", "snapshot-000000025.pt",
+        "curve.json", "discriminator.safetensors", "generator.safetensors", "grid-000000100.png", "grid-000000400.png",
+        "hparams.json", "run-0.4.json", "run-0.4.mirror", "snapshot-000000025.pt",
     ]  # fmt: skip
     assert {"model/generator.safetensors", "model/hparams.json", "checkpoint/snapshot-000000025.pt"} <= set(
         run.artifacts
