@@ -15,7 +15,7 @@ from tests.faults.conftest import CHECKPOINT, SCORE, STEP, TELL, Watch, with_bar
 from tests.faults.options import long_only
 
 AFTER_TELL = "harness.sweep.worker:_conclude"
-SENDING = "harness.tracking.mlflow:MlflowTracker.image"
+SENDING = "harness.tracking.mlflow:MlflowTracker.artifact"
 REPORT = "os:fsync@build_report"
 
 
