@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Generator", "HParams", "Study", "StudySpec", "load_generator", "score", "train"]
+__all__ = ["Generator", "HParams", "Study", "StudySpec", "load_generator", "register_network", "score", "train"]
 
 if TYPE_CHECKING:
     from harness.api.generator import Generator, load_generator
     from harness.api.scoring import score, train
     from harness.api.study import Study
     from harness.gan.hparams import HParams
+    from harness.gan.registry import register_network
     from harness.spec.study import StudySpec
 
 # Imported when they are first used: torch and Optuna take seconds.
@@ -25,6 +26,7 @@ _HOMES = {
     "Study": "harness.api.study",
     "StudySpec": "harness.spec.study",
     "load_generator": "harness.api.generator",
+    "register_network": "harness.gan.registry",
     "score": "harness.api.scoring",
     "train": "harness.api.scoring",
 }
