@@ -24,9 +24,9 @@ def register_network(name: str, function: Callable[..., Any]) -> None:
     Raises:
         UsageError: the function is not one of a module, or the name is taken.
 
-    Example:
-        >>> from examples.residual import networks
-        >>> register_network("residual", networks)
+    >>> import harness
+    >>> from examples.residual import networks
+    >>> harness.register_network("residual", networks)
     """
     module, qualified = function.__module__, function.__qualname__
     if module == "__main__" or not qualified.isidentifier():
