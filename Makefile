@@ -4,7 +4,9 @@ PYTHON ?= python3
 VARIABLES := STUDY RECIPE VARIANT DATA TRIALS WORKERS DEVICE QUICK EXACT KIMG SAMPLES SEED CONFIG ENGINE ADDRESS KILLS CONFIRM TOP SEEDS SAMPLINGS FULL
 $(foreach v,$(VARIABLES),$(if $(value $(v)),$(eval override $(v) := $$(value $(v)))$(eval export $(v))))
 VERBS := help setup sweep plan confirm claims audit worker reconcile train recipes report generate ui doctor test lint bench faults clean
-export VARIABLES VERBS MAKECMDGOALS
+# MAKECMDGOALS itself, exported, would be the goals of every make below this one.
+override GOALS := $(value MAKECMDGOALS)
+export VARIABLES VERBS GOALS
 # The folder of the development tools: .venv/bin, made first where it is not there.
 TOOLS = bin=$$($(PYTHON) tools/bootstrap.py --tools)
 .DEFAULT_GOAL := help

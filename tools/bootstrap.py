@@ -121,7 +121,7 @@ def main() -> None:
     refuse_mistyped(os.environ.get("MAKEFLAGS", ""), [*os.environ.get("VARIABLES", "").split(), *_OTHER_VARIABLES])
     words, here = sys.argv[1:], os.environ.get("HARNESS_NO_VENV")
     if words == ["--no-such-verb"]:
-        refuse_verb(os.environ.get("MAKECMDGOALS", "").split(), os.environ.get("VERBS", "").split())
+        refuse_verb(os.environ.get("GOALS", "").split(), os.environ.get("VERBS", "").split())
     if words == ["--tools"]:
         python = sys.executable if here else str(ensure("dev"))
         sys.stdout.write(f"{Path(python).parent}\n")

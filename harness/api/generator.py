@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harness import atomic
 from harness.errors import CheckpointError, NotFoundError
 from harness.findings.confirmation import confirmation
 from harness.findings.ranking import rank
@@ -144,7 +144,7 @@ def _folder_of_best(path: Path, home: Home) -> Path:
     weights = home.within(*Path(best.weights.path).parts)
     if not weights.is_file():
         raise NotFoundError(f"the weights that {path} names are not in {home.root}: {best.weights.path}")
-    if hashlib.sha256(weights.read_bytes()).hexdigest() != best.weights.sha256:
+    if atomic.file_sha256(weights) != best.weights.sha256:
         raise CheckpointError(f"{weights} is not the file that {path} names: its sha256 is another")
     return weights.parent
 
