@@ -164,7 +164,7 @@ def numbered(record: StudyRecord, number: int) -> TrialRecord:
 def best_trial(record: StudyRecord, home: Home, say: Callable[[str], None]) -> TrialRecord:
     """The best trial of a study: of the confirmed best the training of the median seed, where it was confirmed.
 
-    What another machine trained is fetched from the share; ``say`` is told where that cannot be read.
+    What another machine trained is fetched from the share; ``say`` reports where that cannot be read.
 
     Raises:
         NotFoundError: no trial is finished.

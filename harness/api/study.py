@@ -14,7 +14,7 @@ from harness.spec import files
 from harness.spec.budget import with_budget
 from harness.spec.resolved import ResolvedStudy
 from harness.spec.study import StudySpec
-from harness.spec.toml import spaces_dir
+from harness.spec.toml import file_names, spaces_dir
 from harness.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -273,14 +273,14 @@ def as_best(record: StudyRecord, trial: TrialRecord, home: Home) -> BestTrial:
 
 def _find(name: str, home: Home) -> ResolvedStudy:
     """The study file of this name, or the started study whose file is gone."""
-    if name.endswith(".toml") or name in files.study_names():
+    if name.endswith(".toml") or name in file_names("study"):
         return files.load_study_file(name)
     from harness.store.attrs import StudyAttrs
     from harness.store.studies import find_study, started_studies, stored_spec
 
     if (started := find_study(name, home)) is not None and StudyAttrs.parse(started.user_attrs).target:
         return stored_spec(started)
-    known = sorted({*files.study_names(), *started_studies(home)})
+    known = sorted({*file_names("study"), *started_studies(home)})
     raise NotFoundError(
         f"no study {name!r} in {spaces_dir()}/, and none was started in {home.root}{did_you_mean(name, known)}",
         f"There are: {', '.join(known) or 'none'}.",

@@ -27,6 +27,7 @@ from harness.home import Home
 
 if TYPE_CHECKING:
     from harness.spec.resolved import ResolvedStudy
+    from harness.spec.toml import file_names
 
 
 @front.verb(
@@ -166,12 +167,12 @@ def studies(given: Any) -> None:
 
 def studies_table(home: Home) -> Iterator[tuple[str, str, str]]:
     """(name, state, description) of every study file and of every study in the database."""
-    from harness.spec.files import load_study_file, study_names
+    from harness.spec.files import load_study_file
     from harness.store.studies import started_studies
     from harness.store.trials import finished_count
 
     started = started_studies(home)
-    for name in sorted({*study_names(), *started}):
+    for name in sorted({*file_names("study"), *started}):
         study = started.get(name)
         if name in started and study is None:
             yield name, "skipped", "another program made this study in the database"

@@ -120,7 +120,7 @@ class Confirmation:
 
     @property
     def detectable(self) -> float | None:
-        """The difference from the best that is told in at least 8 of 10 repeats, by the runner-up's spread."""
+        """The difference from the best that is detected in at least 8 of 10 repeats, by the runner-up's spread."""
         pair = self.against_best(self.ranked[1]) if len(self.ranked) > 1 else None
         return detectable(pair.sd, pair.estimate.n, len(self.ranked)) if pair else None
 

@@ -9,10 +9,11 @@ from harness.errors import NotFoundError, UsageError
 from harness.findings.ranking import objectives, pareto_front, rank
 from harness.findings.verdicts import RULE
 from harness.gan.hparams import HParams, digest
-from harness.spec.claims import arm_name, claim_names, load_claim, registered
+from harness.spec.claims import arm_name, load_claim, registered
 from harness.spec.fixed_study import fixed_study, fresh_seeds
 from harness.spec.resolved import ResolvedPreset, ResolvedStudy
 from harness.spec.scoring import ScoreSpec
+from harness.spec.toml import file_names
 from harness.store.records import StudyRecord, TrialRecord
 
 # Where in a training claims' curves have points, as shares of its length, and images generated for each.
@@ -107,7 +108,7 @@ def claims_spec(
     final = spec.scoring.final.model_dump()
     final |= {"samples": samples, "reference": samples} if samples else {}
     final |= {"extractor": extractor} if extractor else {}
-    chosen = [load_claim(name) for name in names or claim_names()]
+    chosen = [load_claim(name) for name in names or file_names("claim")]
     if not chosen:
         raise NotFoundError("there is no claim in search_spaces/claims/", "docs/claims.md says what such a file has.")
     arms = {arm_name(hp): hp for claim in chosen for hp in claim.arms(spec).values()}

@@ -191,7 +191,7 @@ def told(effect: float, sd: float, n: int, configurations: int) -> float:
 
 
 def detectable(sd: float, n: int, configurations: int) -> float | None:
-    """The difference that is told in at least 8 of 10 repeats (:func:`told`); None with fewer than two seeds."""
+    """The difference that is detected in at least 8 of 10 repeats (:func:`told`); None with fewer than two seeds."""
     if n < 2:
         return None
     high = 1.0

@@ -48,6 +48,11 @@ def load_function(name: str) -> UserFunction:
     return UserFunction(function, atomic.file_sha256(path))
 
 
+def function_sha256(name: str) -> str:
+    """The hash of :func:`load_function` alone, which can be sent between processes."""
+    return load_function(name).sha256
+
+
 def _import(module_name: str, name: str) -> ModuleType:
     here = str(Path.cwd())
     # Last, so that a file of the current folder never hides an installed module.

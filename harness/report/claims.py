@@ -16,9 +16,10 @@ from harness.findings.ranking import rank
 from harness.findings.verdicts import RULE, WORSENED, Judgement, arm_results, judge
 from harness.report.claim_plots import curves, effects
 from harness.report.page import Page
-from harness.spec.claims import claim_names, from_registered
+from harness.spec.claims import from_registered
 from harness.spec.params import FixedParams
 from harness.spec.resolved import ResolvedStudy
+from harness.spec.toml import file_names
 from harness.store.records import StudyRecord
 from harness.text import duration
 from harness.training.run_folder import RunFolder
@@ -76,7 +77,9 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
             "assumed_share": ASSUMED_SHARE,
             "passes": 1000 * spec.budget.kimg / record.attrs.dataset["images"],
             "later_rule": spec.plan.rule != RULE,
-            "claims_named": "" if set(spec.plan.claims) >= set(claim_names()) else " ".join(sorted(spec.plan.claims)),
+            "claims_named": ""
+            if set(spec.plan.claims) >= set(file_names("claim"))
+            else " ".join(sorted(spec.plan.claims)),
             "seeds": max(claim.seeds for claim in claims),
             "collapsed": COLLAPSED,
             "n_trainings": sum(len(result.trials) for result in results.values()),

@@ -18,7 +18,7 @@ _SCORES = {"fid": "FID, the Fréchet distance", "kid": "KID, the kernel distance
 
 
 def study_context(record: StudyRecord, board: Leaderboard, trials: pd.DataFrame, *, top: int) -> dict[str, Any]:
-    """What the record alone says; ``spec`` stays as it was stored, by whichever version that was.
+    """What the record alone says; ``spec`` stays as the version that stored it wrote it.
 
     Args:
         record: the study.

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from harness.gan.architecture import discriminator_layers, generator_layers, parameter_counts
 from harness.gan.hparams import HParams
-from harness.spec.files import load_recipe, recipe_names
+from harness.spec.files import load_recipe
 from harness.spec.recipes import Recipe
+from harness.spec.toml import file_names
 
 _INTRO = """# Recipes
 
@@ -28,7 +29,7 @@ fewer, at most a hundred), checkpoints every minute, weights, scores, an MLflow 
 
 def recipes_table() -> Iterator[str]:
     """A line for each recipe, a line for each variant below it."""
-    for name in recipe_names():
+    for name in file_names("recipe"):
         recipe = load_recipe(name)
         yield f"{name:16} {recipe.data.image_size:3} px  {recipe.title} ({recipe.source})"
         for variant, chosen in recipe.variants.items():
@@ -69,7 +70,7 @@ def recipes_markdown() -> str:
         "| recipe | variant | px | epochs | batch | G parameters | D parameters | source |",
         "|---|---|---:|---:|---:|---:|---:|---|",
     ]
-    recipes = [load_recipe(name) for name in recipe_names()]
+    recipes = [load_recipe(name) for name in file_names("recipe")]
     for recipe in recipes:
         for variant in recipe.variants:
             hp = recipe.configuration(variant)

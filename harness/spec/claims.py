@@ -12,7 +12,7 @@ from harness.gan.hparams import HParams, canonical_json, digest
 from harness.spec.mistakes import refuse
 from harness.spec.params import NAME_PATTERN, FixedParams, Float, Int, Table
 from harness.spec.resolved import ResolvedStudy
-from harness.spec.toml import find, load, names
+from harness.spec.toml import find, load
 
 ArmName = Annotated[str, Field(pattern=NAME_PATTERN)]
 
@@ -62,11 +62,6 @@ class Claim(Table):
 def arm_name(hp: HParams) -> str:
     """The name of a configuration in a fixed study: claims that share a configuration share its trainings."""
     return f"arm-{digest(hp.to_dict())[:10]}"
-
-
-def claim_names() -> list[str]:
-    """The names of the claims there are."""
-    return names("claim")
 
 
 def load_claim(name: str) -> Claim:

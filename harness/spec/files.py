@@ -18,15 +18,10 @@ from harness.spec.recipes import Recipe
 from harness.spec.resolved import ResolvedStudy
 from harness.spec.space_mistakes import table
 from harness.spec.study import HINT, StudySpec
-from harness.spec.toml import find, load, names, parse, read
+from harness.spec.toml import find, load, parse, read
 from harness.text import did_you_mean
 
 _DATA_DEFAULTS = {"channels": 3, "crop": "square", "resample": "bicubic"}
-
-
-def study_names() -> list[str]:
-    """The names of the study files there are."""
-    return names("study")
 
 
 def load_study_file(name: str) -> ResolvedStudy:
@@ -158,11 +153,6 @@ def recipe_hparams(recipe: Recipe, variant: str) -> HParams:
             f"There are: {', '.join(recipe.variants)}.",
         )
     return recipe.configuration(variant)
-
-
-def recipe_names() -> list[str]:
-    """The names of the recipes there are."""
-    return names("recipe")
 
 
 def load_recipe(name: str) -> Recipe:

@@ -33,7 +33,7 @@ def spaces_dir() -> Path:
     return here if here.is_dir() else Path(str(files("harness"))).joinpath("search_spaces").resolve()
 
 
-def names(kind: Kind) -> list[str]:
+def file_names(kind: Kind) -> list[str]:
     """The names of the files of a kind."""
     return sorted(path.stem for path in (spaces_dir() / _FOLDERS[kind]).glob("*.toml"))
 
@@ -44,7 +44,7 @@ def find(kind: Kind, name: str) -> Path:
     Raises:
         NotFoundError: there is none; the message has the nearest name.
     """
-    folder, known = spaces_dir() / _FOLDERS[kind], names(kind)
+    folder, known = spaces_dir() / _FOLDERS[kind], file_names(kind)
     if name not in known:
         listed = ", ".join(known) or "none"
         raise NotFoundError(f"no {kind} {name!r} in {folder}/{did_you_mean(name, known)}", f"There are: {listed}.")

@@ -14,7 +14,7 @@ from harness.errors import DataError, SpecDrift, StorageLost
 from harness.home import Home
 from harness.machine.devices import Machines, choose_device
 from harness.machine.forks import call_in_fork, call_with_torch, start_fork_server
-from harness.machine.imports import load_function
+from harness.machine.imports import function_sha256
 from harness.machine.processes import usable_cores, visible_gpus
 from harness.machine.provenance import provenance
 from harness.scoring.protocol import objective_name
@@ -89,7 +89,7 @@ def run_sweep(
         return spec
 
     if spec.network:
-        spec = spec.model_copy(update={"network_sha256": call_with_torch(network_sha256, spec.network)})
+        spec = spec.model_copy(update={"network_sha256": call_with_torch(function_sha256, spec.network)})
     if machines.device != "auto":  # which is never refused: asking can wait until the images are there
         choose_device(machines.device)
     store = open_store(home, spec.data, source, study=spec.name, on_progress=on_progress, say=say)
@@ -145,7 +145,7 @@ def join_sweep(
     storage = open_storage(home, grace=grace_s(), say=say, stop=lambda: stop_level() > 0)
     study = started_study(name, home, storage=storage)
     spec = stored_spec(study)
-    if spec.network and spec.network_sha256 != call_with_torch(network_sha256, spec.network):
+    if spec.network and spec.network_sha256 != call_with_torch(function_sha256, spec.network):
         raise SpecDrift(
             f"study {name} was started with another version of {spec.network}",
             "Its trainings would not be comparable: bring the file that the study was started with.",
@@ -295,8 +295,3 @@ def _describe(study: optuna.Study, spec: ResolvedStudy, store: ImageStore, targe
         rung_metric=objective_name(spec.scoring.rung),
     )
     write_study_attrs(study, described)
-
-
-def network_sha256(name: str) -> str:
-    """Of the file that has somebody's own networks, ``module:function``."""
-    return load_function(name).sha256

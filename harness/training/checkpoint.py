@@ -72,6 +72,7 @@ def publish(folder: Path, generator: nn.Module, discriminator: Mapping[str, Tens
     """Publish the weights of both networks as safetensors, with the configuration in their headers and next to them.
 
     ``layers`` in the header lists a DCGAN's layers in PyTorch's own terms, so that they load without this package.
+    The header has one entry, because safetensors writes several in a random order and equal weights make equal files.
 
     Args:
         folder: of the run.
@@ -79,15 +80,12 @@ def publish(folder: Path, generator: nn.Module, discriminator: Mapping[str, Tens
         discriminator: a ``state_dict``.
         hp: the configuration.
     """
-    run, hparams = RunFolder(folder), canonical_json(hp.to_dict())
-    layers = layer_lists(hp)
+    run, hparams, layers = RunFolder(folder), hp.to_dict(), layer_lists(hp)
     for path, state in ((run.weights, generator.state_dict()), (run.discriminator, discriminator)):
-        header = {"hparams": hparams}
-        if layers:
-            header["layers"] = canonical_json(layers[path.stem])
+        header = {"model": canonical_json({"hparams": hparams, "layers": layers[path.stem] if layers else None})}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         atomic.write_bytes(path, save(tensors, header))
-    atomic.write_text(run.hparams, hparams + "\n")
+    atomic.write_text(run.hparams, canonical_json(hparams) + "\n")
 
 
 def import_generator(folder: Path, hp: HParams, device: torch.device) -> nn.Module:

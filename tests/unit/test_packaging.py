@@ -17,8 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from harness.machine.provenance import git_commit
-from harness.spec.files import study_names
-from harness.spec.toml import spaces_dir
+from harness.spec.toml import file_names, spaces_dir
 from tests.conftest import ROOT, TINY_STUDY
 
 
@@ -68,9 +67,9 @@ def test_the_wheel_has_every_study_recipe_and_claim_its_licence_and_its_types(wh
 
 def test_an_installed_package_sweeps_from_an_empty_folder_and_writes_nothing_beside_itself(installed, tmp_path):
     before = sorted(installed.rglob("*"))
-    code = "from harness.spec.toml import names, spaces_dir; print(spaces_dir(), *names('study'))"
+    code = "from harness.spec.toml import file_names, spaces_dir; print(spaces_dir(), *file_names('study'))"
     done = run(installed, tmp_path, "-c", code)
-    assert done.stdout.split() == [str(installed / "harness" / "search_spaces"), *study_names()]
+    assert done.stdout.split() == [str(installed / "harness" / "search_spaces"), *file_names("study")]
     study = TINY_STUDY.replace('"folder"', '"mnist"')
     study = study.replace("[scoring.final]", '[scoring.final]\nextractor = "mobilenet-v2"')  # the small one
     (tmp_path / "tiny.toml").write_text(study)

@@ -11,16 +11,16 @@ from harness.errors import NotFoundError, SpecError
 from harness.gan.architecture import problems
 from harness.gan.hparams import HParams
 from harness.report.recipes import recipe_page, recipes_markdown, recipes_table
-from harness.spec.files import load_recipe, load_study_file, parse_study, recipe_hparams, recipe_names
-from harness.spec.toml import spaces_dir
+from harness.spec.files import load_recipe, load_study_file, parse_study, recipe_hparams
+from harness.spec.toml import file_names, spaces_dir
 from tests.conftest import ROOT, TINY_STUDY
 
 PUBLISHED = {"udacity32", "udacity32_wide", "svhn32", "celeba32_deep", "celeba64", "celeba128", "paper64", "pytorch64"}
 
 
 def test_every_published_system_is_there():
-    assert set(recipe_names()) == PUBLISHED
-    for name in recipe_names():
+    assert set(file_names("recipe")) == PUBLISHED
+    for name in file_names("recipe"):
         recipe = load_recipe(name)
         expected = {"as_published"} if name == "pytorch64" else {"as_written", "as_coded"}
         assert set(recipe.variants) == expected

@@ -11,8 +11,9 @@ from harness.gan.hparams import ALIASES, FIELDS, HParams
 from harness.home import Home
 from harness.spec.budget import study_toml
 from harness.spec.drift import changes
-from harness.spec.files import load_study_file, parse_study, schema_json, study_names
+from harness.spec.files import load_study_file, parse_study, schema_json
 from harness.spec.params import SEARCHABLE, FixedParams
+from harness.spec.toml import file_names
 from tests.conftest import TINY_STUDY
 
 
@@ -22,8 +23,8 @@ def parse(text: str, name: str = "tiny"):
 
 def test_every_study_file_of_the_repository_is_valid():
     published = "mnist32 mnist32_pareto celeba32 celeba32_small celeba64 celeba128 svhn32 cifar10_32"
-    assert set(published.split()) <= set(study_names())
-    for name in study_names():
+    assert set(published.split()) <= set(file_names("study"))
+    for name in file_names("study"):
         assert load_study_file(name).name == name
 
 

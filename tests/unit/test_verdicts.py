@@ -8,8 +8,9 @@ import pytest
 from harness.errors import NotFoundError, SpecError
 from harness.findings.power import ASSUMED, claim_power, divergence_power, seeds_needed
 from harness.findings.verdicts import ArmResult, arm_results, judge
-from harness.spec.claims import Claim, arm_name, claim_names, from_registered, load_claim, registered
+from harness.spec.claims import Claim, arm_name, from_registered, load_claim, registered
 from harness.spec.files import load_study_file
+from harness.spec.toml import file_names
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.records import StudyRecord, TrialRecord
 
@@ -180,10 +181,10 @@ def test_power_of_claims_rises_with_seeds_falls_with_arms_and_says_how_many_are_
 
 
 def test_every_claim_builds_on_every_study_of_32_px_and_most_share_their_control():
-    assert len(claim_names()) >= 15
+    assert len(file_names("claim")) >= 15
     for study in ("mnist32", "celeba32", "svhn32"):
-        arms = [hp for name in claim_names() for hp in load_claim(name).arms(load_study_file(study)).values()]
-        assert len({arm_name(hp) for hp in arms}) <= len(claim_names()) + 4 < len(arms)
+        arms = [hp for name in file_names("claim") for hp in load_claim(name).arms(load_study_file(study)).values()]
+        assert len({arm_name(hp) for hp in arms}) <= len(file_names("claim")) + 4 < len(arms)
 
 
 def test_claims_are_tested_in_float32_whatever_their_study_trains_in():
@@ -195,7 +196,7 @@ def test_claims_are_tested_in_float32_whatever_their_study_trains_in():
     assert {hp.precision for hp in claim.arms(half).values()} == {"float32"}
 
 
-@pytest.mark.parametrize("name", claim_names())
+@pytest.mark.parametrize("name", file_names("claim"))
 def test_a_claim_is_kept_whole(name):
     found = load_claim(name)
     assert from_registered(registered(found)) == found
