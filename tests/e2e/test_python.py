@@ -1,4 +1,4 @@
-"""The Python face: the whole way in a plain script and in a notebook, and every example of a public docstring."""
+"""The Python face, from the wheel: the whole way in a plain script and in a notebook. Examples of public docstrings."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ print("the script begins", flush=True)
 import sys
 import harness
 
+assert harness.__file__.startswith("site0"), "the wheel's"
 assert not {"torch", "optuna", "mlflow", "pandas", "click"} & set(sys.modules)
 study = harness.Study("tiny", data="images")
 result = study.run(trials=4, workers=2, device="cpu")
@@ -64,16 +65,16 @@ def folder(tmp_path_factory, weights_home: Home) -> Path:
     return made
 
 
-def start(folder: Path, script: str) -> subprocess.Popen[str]:
+def start(folder: Path, script: str, package: Path = ROOT) -> subprocess.Popen[str]:
     (folder / "script.py").write_text(script)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HARNESS_HOME": str(folder / "runs")}
+    environment = {**os.environ, "PYTHONPATH": str(package), "HARNESS_HOME": str(folder / "runs")}
     return subprocess.Popen([sys.executable, "script.py"], cwd=folder, env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def said(folder) -> str:
-    process = start(folder, SCRIPT)
+def said(folder, installed) -> str:
+    process = start(folder, SCRIPT.replace("site0", str(installed)), installed)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     return output
@@ -128,8 +129,8 @@ NOTEBOOK = [
 ]
 
 
-def test_the_whole_way_in_a_notebook(folder, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def test_the_whole_way_in_a_notebook(folder, installed, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(installed))
     monkeypatch.setenv("HARNESS_HOME", str(folder / "runs"))
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in NOTEBOOK])
     NotebookClient(

@@ -13,39 +13,11 @@ from importlib.metadata import distributions
 from itertools import chain
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 
 from harness.machine.provenance import git_commit
 from harness.spec.toml import file_names, spaces_dir
 from tests.conftest import ROOT, TINY_STUDY
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """The wheel of this tree, built in a copy of it, so that nothing is left in the tree."""
-    tree = tmp_path_factory.mktemp("tree")
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z", "harness", "search_spaces", "*.toml", "*.md", "LICENSE"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    for name in filter(None, listed.stdout.split("\0")):
-        if os.path.lexists(ROOT / name):
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, tree / name, follow_symlinks=False)
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tree / "dist"]
-    subprocess.run([*command, tree], check=True)
-    (path,) = (tree / "dist").glob("*.whl")
-    return path
-
-
-@pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory) -> Path:
-    """A folder with the package as pip would install it; the libraries are those of this environment."""
-    folder = tmp_path_factory.mktemp("site")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder)
-    return folder
 
 
 def run(installed: Path, folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
