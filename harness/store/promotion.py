@@ -51,7 +51,7 @@ def order_of_merit(levels: Sequence[Losses]) -> list[int]:
     a trial of its rank at the first level has earned.
 
     Args:
-        levels: losses at each rung, the earliest first, then final ones. Trials of a later level are in the earlier ones.
+        levels: losses at each rung, the earliest first, then final ones; a later level's trials are in the earlier.
     """
     first = levels[0]
     order = sorted(first, key=lambda trial: (first[trial], trial))
