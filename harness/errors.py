@@ -91,6 +91,14 @@ class StorageLost(StorageError):
     exit_code = 75
 
 
+class Paused(HarnessError):
+    """A trial waits at a rung until it is promoted. ``step`` is that rung's, in images shown."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"paused at {step / 1000:g} kimg")
+        self.step = step
+
+
 class Fenced(HarnessError):
     """The trial is not this worker's any more: it was declared dead, and another attempt continues it."""
 

@@ -58,9 +58,10 @@ class SweepView:
         """Show the trials that an earlier call finished."""
         self.target = target
         for trial in record.trials:
-            if trial.state in ("COMPLETE", "PRUNED", "FAIL"):
+            if trial.state in ("COMPLETE", "PRUNED", "FAIL") or trial.paused_kimg is not None:
                 value = trial.value if trial.state == "COMPLETE" else None
-                self.rows[trial.number] = _Row(trial.number, trial.state, value=value, reason=trial.reason)
+                row = _Row(trial.number, trial.state, trial.paused_kimg or 0.0, value=value, reason=trial.reason)
+                self.rows[trial.number] = row
         self.finished_before = self.finished
         self.started = time.monotonic()
 

@@ -35,8 +35,9 @@ class BudgetSpec(Table):
     kimg: Kimg = Field(description="Length of a full trial (kimg).")
     rungs: tuple[Kimg, ...] = Field(
         (),
-        description="When a trial is scored and may be pruned, rising (kimg). The last may be the end of the trial: "
-        "pruning there saves the final score, which takes longest on small images.",
+        description="When a trial is scored and may be paused or pruned, rising (kimg); with promotion a ninth and a "
+        "third of kimg if absent. The last may be the end of the trial: stopping there saves the final score, which "
+        "takes longest on small images.",
     )
 
     @model_validator(mode="after")
@@ -56,15 +57,21 @@ class BudgetSpec(Table):
 class SamplerSpec(Table):
     """Optuna's sampler."""
 
-    name: Literal["tpe", "random"] = "tpe"
+    name: Literal["tpe", "gp", "random"] = Field(
+        "tpe", description="tpe and gp (a Gaussian process) learn from every rung score with pruner promotion."
+    )
     seed: Int = Field(0, ge=0, description="Seed of the study: of its sampler and of every trial's training.")
-    n_startup_trials: Int = Field(10, ge=0, description="Random trials before TPE models the space.")
+    n_startup_trials: Int = Field(10, ge=0, description="Random trials before the sampler models the space.")
 
 
 class PrunerSpec(Table):
-    """Optuna's pruner, asked at each rung."""
+    """What happens to a trial at each rung: a pause until it is among the best, or the verdict of Optuna's pruner."""
 
-    name: Literal["none", "median", "percentile", "successive_halving", "hyperband"] = "median"
+    name: Literal["promotion", "none", "median", "percentile", "successive_halving", "hyperband"] = "promotion"
+    keep: tuple[Annotated[Int, Field(ge=2)], ...] | None = Field(
+        None,
+        description="promotion: by rung, 1 trial in this many continues. 8 at the first and 2 at later ones if absent.",
+    )
     n_startup_trials: Int = Field(
         4,
         ge=0,
@@ -110,6 +117,20 @@ class QuickSpec(Table):
     reference: Int = Field(ge=20, description="Real images that final and rung scores compare with.")
 
 
+# Where trials are paused unless the file says: at these shares of their length.
+_RUNG_SHARES = (1 / 9, 1 / 3)
+
+
+def _with_rungs(content: Any) -> Any:
+    """The content of a study file, with the rungs of promotion where it names none."""
+    pruner, budget = content.get("pruner", {}), content.get("budget")
+    if not isinstance(pruner, Mapping) or pruner.get("name", "promotion") != "promotion":
+        return content
+    if not isinstance(budget, Mapping) or "rungs" in budget or not isinstance(budget.get("kimg"), int | float):
+        return content
+    return {**content, "budget": {**budget, "rungs": [round(budget["kimg"] * share, 6) for share in _RUNG_SHARES]}}
+
+
 class StudySpec(Table):
     """A study. In a file its name is the file's, and all else a table or key of the same name.
 
@@ -149,7 +170,12 @@ class StudySpec(Table):
 
     @model_validator(mode="after")
     def _rungs_fit_pruner(self) -> Self:
-        factor = self.pruner.reduction_factor
+        factor, keep = self.pruner.reduction_factor, self.pruner.keep
+        if keep is not None and (self.pruner.name != "promotion" or len(keep) != len(self.budget.rungs)):
+            raise ValueError(
+                f"pruner.keep is for promotion and has a number for each of budget.rungs: found {list(keep)} for "
+                f"{list(self.budget.rungs)}"
+            )
         if self.pruner.name in ("successive_halving", "hyperband"):
             rungs = self.budget.marks
             if len(rungs) < 2:
@@ -161,6 +187,14 @@ class StudySpec(Table):
                         f"found {low} and {high}"
                     )
         return self
+
+    @property
+    def promotions(self) -> tuple[tuple[float, int], ...]:
+        """Where trials pause (kimg), and of how many one continues there; empty with another pruner."""
+        if self.pruner.name != "promotion":
+            return ()
+        keep = self.pruner.keep or (8, *[2] * len(self.budget.rungs))
+        return tuple(zip(self.budget.rungs, keep, strict=False))
 
     @model_validator(mode="after")
     def _objectives_differ(self) -> Self:
@@ -183,6 +217,8 @@ class StudySpec(Table):
     @model_validator(mode="wrap")
     @classmethod
     def _in_sentences(cls, content: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(content, Mapping):
+            content = _with_rungs(content)
         if cls is not StudySpec:  # what the harness resolved is not for a person to mend
             return handler(content)
         mistakes: list[str] = []

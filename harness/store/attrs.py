@@ -72,8 +72,9 @@ class TrialAttrs(_Attrs):
     crashes: int = 0
     # Whether it ran out of memory once, with other workers running.
     oom: bool = False
-    # The step at which the pruner last let it continue.
+    # The step at which the pruner last let it continue, and at which it waits to be promoted.
     kept_at: int | None = None
+    paused_at: int | None = None
     # The process that runs it.
     worker: Mapping[str, Any] | None = None
     # The newest checkpoint, after how many seconds it was written, and where this attempt began.

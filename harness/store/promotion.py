@@ -7,14 +7,16 @@ later, when more trials were scored at its rung.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from statistics import NormalDist
 
 # By trial, lower is better.
 Losses = Mapping[int, float]
 
 
-def next_promotion(rungs: Sequence[tuple[Losses, int]], paused: Mapping[int, int], *, closing: bool) -> int | None:
+def next_promotion(
+    rungs: Sequence[tuple[Losses, int]], paused: Mapping[int, int], *, closing: bool, gone: Container[int] = ()
+) -> int | None:
     """The paused trial that continues next, or None where none may.
 
     Of n trials scored at a rung the best ⌊n / keep⌋ may continue; the furthest goes first. Once no new trial is to
@@ -25,11 +27,13 @@ def next_promotion(rungs: Sequence[tuple[Losses, int]], paused: Mapping[int, int
         rungs: of each rung, the earliest first: losses of the trials scored there, and ``keep``.
         paused: by trial, the index of the rung at which it is paused.
         closing: whether no new trial is to come.
+        gone: trials that count among the n and cannot continue: an earlier end of the study pruned them.
     """
 
     def best(index: int, count: int) -> int | None:
         losses = rungs[index][0]
-        chosen = sorted(losses, key=lambda trial: (losses[trial], trial))[:count]
+        order = sorted(losses, key=lambda trial: (losses[trial], trial))
+        chosen = [trial for trial in order if trial not in gone][:count]
         return next((trial for trial in chosen if paused.get(trial) == index), None)
 
     for index in reversed(range(len(rungs))):

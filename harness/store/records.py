@@ -31,10 +31,16 @@ class TrialRecord:
     def seconds(self) -> float:
         """Seconds to the end by the worker's stopwatch, of a killed one to its last checkpoint; 0 while unfinished."""
         if self.attrs.elapsed_s is not None:
-            return self.attrs.elapsed_s
+            return max(self.attrs.elapsed_s, self.attrs.saved_s)  # killed after it was paused: to its last checkpoint
         if self.state == "FAIL":  # it ended when it was found dead, which may be days later
             return self.attrs.saved_s
         return max(0.0, (self.ended - self.started).total_seconds()) if self.started and self.ended else 0.0
+
+    @property
+    def paused_kimg(self) -> float | None:
+        """At which rung it waits to be promoted; None where it does not."""
+        at = self.attrs.paused_at
+        return None if at is None or self.state != "WAITING" else at / 1000
 
     @property
     def published(self) -> bool:

@@ -6,7 +6,7 @@ import warnings
 
 import optuna
 from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
 from harness.gan.hparams import derive_seed
 from harness.spec.resolved import ResolvedStudy
@@ -19,11 +19,15 @@ def make_sampler(spec: ResolvedStudy, trials_so_far: int) -> BaseSampler:
     seed = derive_seed(spec.sampler.seed, "sampler", trials_so_far)
     if spec.sampler.name == "random":
         return RandomSampler(seed=seed)
-    # Baselines have no searched parameters; in groups, the other trials keep their joint model.
-    baselines = any(preset.recipe for preset in spec.presets)
+    n_startup = spec.sampler.n_startup_trials
+    # Baselines have no searched parameters; in groups, the other trials keep their joint model. With promotion the
+    # sampler does not see them.
+    baselines = not spec.promotions and any(preset.recipe for preset in spec.presets)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of group
-        return TPESampler(seed=seed, n_startup_trials=spec.sampler.n_startup_trials, multivariate=True, group=baselines)
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if spec.sampler.name == "gp":
+            return GPSampler(seed=seed, n_startup_trials=n_startup, warn_independent_sampling=False)
+        return TPESampler(seed=seed, n_startup_trials=n_startup, multivariate=True, group=baselines)
 
 
 def make_pruner(spec: ResolvedStudy) -> BasePruner:
@@ -32,7 +36,7 @@ def make_pruner(spec: ResolvedStudy) -> BasePruner:
     # Optuna's rungs are multiples of the first, which is rounded down: rounded up, they would miss the reported ones.
     first = max(1, min(kimg_to_images(mark) // factor**index for index, mark in enumerate(spec.budget.marks)))
     match spec.pruner.name:
-        case "none":
+        case "none" | "promotion":
             return NopPruner()
         case "median":
             return AsyncPercentilePruner(50, n_startup_trials=spec.pruner.n_startup_trials)

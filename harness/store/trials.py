@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from harness.errors import Fenced
@@ -20,12 +21,17 @@ from harness.store.attrs import TrialAttrs, stored_position, stored_retry_of
 from harness.store.database import StudyLock, storage_of
 from harness.store.lease import beat
 from harness.store.optuna_private import cached_storage, id_of, retry_chain, retry_notes, stale_trial_ids
-from harness.store.samplers import make_pruner, make_sampler
+from harness.store.promotion import next_promotion
+from harness.store.samplers import kimg_to_images, make_pruner, make_sampler
 from harness.store.views import (
     FINISHED,
     DominanceView,
+    MeritView,
     PositionSampler,
     PositionView,
+    is_baseline,
+    is_paused,
+    losses_at_levels,
     numbered_by_position,
     position_of,
 )
@@ -60,10 +66,12 @@ class Trials:
         self._lock = StudyLock(url, home, f"study-{study.study_name}")
 
     def ask(self, target: int, *, alone: bool = False) -> optuna.Trial | None:
-        """The next trial, or None where COMPLETE, PRUNED and RUNNING ones reach the target.
+        """The next trial, or None where none is to be run now.
 
         First, trials of dead workers are failed and queued. Retries run before other trials, so that a sweep with one
-        worker takes the same order no matter what was killed.
+        worker takes the same order no matter what was killed; then the paused trial that is promoted; then a new one,
+        until COMPLETE, PRUNED, RUNNING and paused ones reach the target. With the last of them, paused trials that
+        were not promoted are pruned.
 
         Args:
             target: trials wanted.
@@ -87,6 +95,15 @@ class Trials:
             Fenced: it was declared dead before, and ended in another way.
         """
         self._locked(lambda: self._end(trial, state, values, reason))
+
+    def pause(self, trial: optuna.Trial, step: int) -> None:
+        """Leave a trial at the rung of this step to whoever promotes it.
+
+        Raises:
+            Fenced: it was declared dead before.
+        """
+        mine = TrialAttrs.parse(trial.user_attrs).worker
+        self._locked(lambda: self._pause(id_of(trial), step, mine))
 
     def is_done(self, target: int) -> bool:
         """Whether the target of COMPLETE and PRUNED trials is reached; of a plan, whether no trial is left to run."""
@@ -124,15 +141,24 @@ class Trials:
             attrs = TrialAttrs.parse(trial.user_attrs)
             if attrs.worker and attrs.worker.get("call") == call and attrs.position is not None:
                 return self._asked(id_of(trial), attrs.position)  # the answer was lost
+        running = any(trial.state == TrialState.RUNNING for trial in trials)
+        if alone and running:
+            return None
         # A fixed study is done when nothing of it waits: its target may have been lowered meanwhile.
-        if not self.spec.plan and sum(t.state in (*FINISHED, TrialState.RUNNING) for t in trials) >= target:
-            return None
-        if alone and any(trial.state == TrialState.RUNNING for trial in trials):
-            return None
         if self.spec.plan and not any(trial.state == TrialState.WAITING for trial in trials):
             return None  # nothing is searched; the next start queues again what failed for good
+        begun = sum(trial.state in (*FINISHED, TrialState.RUNNING) or is_paused(trial) for trial in trials)
+        closing = not self.spec.plan and begun >= target
+        waiting = [trial for trial in trials if trial.state == TrialState.WAITING and not is_paused(trial)]
+        retries = any(stored_retry_of(trial.user_attrs) is not None for trial in waiting)
+        if not retries and (promoted := self._next_promotion(trials, closing)) is not None:
+            return self._promote(promoted, call)
+        if closing:
+            if not running and not retries:
+                self._prune_paused(trials)
+            return None
         next_position = 1 + max((at for trial in trials if (at := position_of(trial)) is not None), default=-1)
-        trial_id = self._take(trials)
+        trial_id = self._take(waiting)
         position = stored_position(self._cached.get_trial(trial_id).user_attrs)
         position = next_position if position is None else position
         beat(self.storage, trial_id)
@@ -144,10 +170,64 @@ class Trials:
     def _asked(self, trial_id: int, position: int) -> optuna.Trial:
         # A retry without parameters is suggested those that its position would have got without the kill.
         sampler = PositionSampler(make_sampler(self.spec, position))
+        if self.spec.promotions:
+            return optuna.Trial(MeritView(self.study, self.spec, sampler=sampler), trial_id)
         return optuna.Trial(PositionView(self.study, sampler=sampler), trial_id)
 
-    def _take(self, trials: list[FrozenTrial]) -> int:
-        waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
+    def _next_promotion(self, trials: list[FrozenTrial], closing: bool) -> FrozenTrial | None:
+        if not self.spec.promotions or not any(is_paused(trial) for trial in trials):
+            return None
+        continued = {stored_retry_of(trial.user_attrs) for trial in trials}
+        searched = {
+            numbered.number: trial
+            for trial in trials
+            if trial.number not in continued and not is_baseline(trial)
+            for numbered in [numbered_by_position(trial)]
+        }
+        levels = losses_at_levels([numbered_by_position(trial) for trial in searched.values()], self.spec)
+        steps = [kimg_to_images(kimg) for kimg, _ in self.spec.promotions]
+        attrs = {position: TrialAttrs.parse(trial.user_attrs) for position, trial in searched.items()}
+        chosen = next_promotion(
+            [(losses, keep) for losses, (_, keep) in zip(levels, self.spec.promotions, strict=False)],
+            {at: steps.index(attrs[at].paused_at) for at, trial in searched.items() if is_paused(trial)},
+            closing=closing,
+            gone={at for at, trial in searched.items() if trial.state == TrialState.PRUNED},
+        )
+        return None if chosen is None else searched[chosen]
+
+    def _promote(self, trial: FrozenTrial, call: str) -> optuna.Trial | None:
+        if not self.storage.set_trial_state_values(id_of(trial), TrialState.RUNNING):
+            return None
+        beat(self.storage, id_of(trial))
+        paused_at = TrialAttrs.parse(trial.user_attrs).paused_at
+        worker = {**this_process(), "call": call}
+        self._write(id_of(trial), TrialAttrs(worker=worker, kept_at=paused_at, paused_at=None))
+        # All of its parameters are known: no sampler is asked.
+        return optuna.Trial(PositionView(self.study, sampler=RandomSampler()), id_of(trial))
+
+    def _pause(self, trial_id: int, step: int, mine: Mapping[str, Any] | None) -> None:
+        stored = self._cached.get_trial(trial_id)
+        attrs = TrialAttrs.parse(stored.user_attrs)
+        if stored.state.is_finished():
+            raise Fenced(f"was declared dead meanwhile: {attrs.reason or stored.state.name}")
+        if stored.state == TrialState.RUNNING and (attrs.worker == mine or attrs.paused_at == step):
+            # Without a worker first: whoever dies in between leaves a trial that the next one fails and continues.
+            self._write(trial_id, TrialAttrs(worker=None, paused_at=step))
+            self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
+
+    def _prune_paused(self, trials: list[FrozenTrial]) -> None:
+        """At the end of the study, nothing is compared any more."""
+        for trial in trials:
+            if is_paused(trial):
+                last = trial.last_step
+                assert last is not None
+                reason = f"paused at {last / 1000:g} kimg, and not promoted: others were better there"
+                self._write(id_of(trial), TrialAttrs(reason=reason))
+                values = [trial.intermediate_values[last]] if not self.spec.objectives else None
+                with suppress(UpdateFinishedTrialError):
+                    self.storage.set_trial_state_values(id_of(trial), TrialState.PRUNED, values)
+
+    def _take(self, waiting: list[FrozenTrial]) -> int:
         for trial in sorted(waiting, key=lambda trial: (stored_retry_of(trial.user_attrs) is None, trial.number)):
             with suppress(UpdateFinishedTrialError):
                 if self.storage.set_trial_state_values(id_of(trial), TrialState.RUNNING):

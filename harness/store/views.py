@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import Any
 
 import optuna
@@ -14,9 +14,11 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from harness.spec.objectives import dominated_share
+from harness.spec.objectives import as_losses, dominated_share
+from harness.spec.resolved import ResolvedStudy
 from harness.store.attrs import StudyAttrs, TrialAttrs, stored_position, stored_retry_of
 from harness.store.optuna_private import StudyView, id_of
+from harness.store.promotion import merits
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -146,3 +148,76 @@ class PositionSampler(BaseSampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self.sampler.before_trial(study, numbered_by_position(trial))
+
+
+class MeritView(PositionView):
+    """A study as samplers of a promoting search see it: each trial that was scored at any rung has one value.
+
+    The value is its place in the order of merit (:func:`harness.store.promotion.order_of_merit`), in which paused,
+    pruned, running and complete trials stand on one scale. Trials that diverged stay infeasible, running ones without a
+    score stay running, and baselines, which have no searched parameters, are left out.
+    """
+
+    def __init__(self, study: optuna.Study, spec: ResolvedStudy, **parts: Any) -> None:
+        super().__init__(study, **parts)
+        self.spec = spec
+
+    @property
+    def directions(self) -> list[StudyDirection]:
+        return [StudyDirection.MINIMIZE]
+
+    def visible_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        trials = [trial for trial in super().visible_trials(deepcopy=False) if not is_baseline(trial)]
+        values = merits(losses_at_levels(trials, self.spec))
+        shown = [self._valued(trial, values) for trial in trials]
+        return [trial for trial in shown if states is None or trial.state in states]
+
+    def _valued(self, trial: FrozenTrial, values: dict[int, float]) -> FrozenTrial:
+        if trial.number not in values:
+            return trial
+        valued = copy.copy(trial)
+        valued.state, valued.values, valued.intermediate_values = TrialState.COMPLETE, [values[trial.number]], {}
+        return valued
+
+
+def is_baseline(trial: FrozenTrial) -> bool:
+    """Whether it trains a published recipe in full, outside the search."""
+    return bool(TrialAttrs.parse(trial.user_attrs).recipe)
+
+
+def is_paused(trial: FrozenTrial) -> bool:
+    """Whether it waits at a rung to be promoted."""
+    return trial.state == TrialState.WAITING and TrialAttrs.parse(trial.user_attrs).paused_at is not None
+
+
+def losses_at_levels(trials: Iterable[FrozenTrial], spec: ResolvedStudy) -> list[dict[int, float]]:
+    """Losses at each rung and of the final scores, by position; of trials that failed or diverged, none.
+
+    With several objectives a loss is the share of the trials of that level that dominate it.
+
+    Args:
+        trials: numbered by position, one for each.
+        spec: the study's.
+    """
+    objectives = spec.objectives or ("score",)
+    valid = [t for t in trials if t.state != TrialState.FAIL and not TrialAttrs.parse(t.user_attrs).diverged]
+    levels = []
+    for rung, _ in spec.promotions:
+        step, timed = round(rung * 1000), "seconds" in objectives
+        losses = {trial.number: rung_losses(trial, step, timed=timed) for trial in valid}
+        levels.append(_as_one({number: each for number, each in losses.items() if each is not None}))
+    ended = [trial for trial in valid if trial.state == TrialState.COMPLETE and trial.values]
+    finals = {trial.number: as_losses(trial.values, objectives) for trial in ended}
+    return [*levels, _as_one(finals)]
+
+
+def _as_one(losses: dict[int, tuple[float, ...]]) -> dict[int, float]:
+    """One loss a trial: its only one, or the share of the others that dominate it."""
+    if all(len(each) == 1 for each in losses.values()):
+        return {number: each[0] for number, each in losses.items()}
+    return {
+        number: dominated_share(own, [other for key, other in losses.items() if key != number])
+        for number, own in losses.items()
+    }

@@ -97,7 +97,7 @@ class Scored(OfTrial):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended(OfTrial):
-    """It ended in one of Optuna's states. ``value`` is the final score of a COMPLETE one."""
+    """It ended in one of Optuna's states, or paused (WAITING). ``value`` is the final score of a COMPLETE one."""
 
     state: str
     value: float | None = None

@@ -8,7 +8,7 @@ import time
 import optuna
 from torch import nn
 
-from harness.errors import Interrupted
+from harness.errors import Interrupted, Paused
 from harness.gan.architecture import problems
 from harness.gan.hparams import HParams, derive_seed
 from harness.gan.run import Snapshot
@@ -35,18 +35,21 @@ def objective(trial: optuna.Trial, attempt: Attempt, setup: WorkerSetup) -> list
 
     Raises:
         optuna.TrialPruned: the pruner stopped it at a rung.
+        Paused: it waits at a rung to be promoted.
         Diverged: a gradient was not finite.
         Degenerate: the generated images cannot be scored.
         Interrupted: ``setup.stop()`` said so; a checkpoint is written.
         Fenced: the trial was declared dead.
         StorageLost: the database was away for too long; a checkpoint is written.
     """
-    started = time.perf_counter()
+    # Also what it took before it was paused.
+    started = time.perf_counter() - (TrialAttrs.parse(trial.user_attrs).elapsed_s or 0.0)
     spec, number, publish = setup.spec, trial.number, setup.publish
     if impossible := problems(attempt.hp):
         raise Degenerate(f"no such network: {'; '.join(impossible)}")
     for step, value in sorted(attempt.history.rungs.items()):
-        report(trial, value, step, attempt.history)
+        report(trial, value, step, spec, attempt.history)
+        pause_at(trial, step, setup)
     budget = Budget(kimg=spec.budget.kimg, snapshots_kimg=spec.budget.rungs)
     for event in train_on_disk(
         attempt, setup.images_NHWC, budget=budget, stop=setup.stop, checkpoint_s=setup.checkpoint_s
@@ -63,7 +66,7 @@ def objective(trial: optuna.Trial, attempt: Attempt, setup: WorkerSetup) -> list
                 publish(events.Scoring(number=number))
         else:
             assert event.mark is not None
-            if spec.has_rungs:
+            if spec.has_rungs and kimg_to_images(event.mark) not in attempt.history.rungs:
                 score_rung(trial, event, event.mark, attempt, setup)
             if event.mark == spec.budget.kimg:
                 return conclude(trial, event, attempt, setup)
@@ -75,6 +78,7 @@ def score_rung(trial: optuna.Trial, event: Snapshot, kimg: float, attempt: Attem
 
     Raises:
         optuna.TrialPruned: this is the place to stop. Baselines are trained to the end.
+        Paused: it waits here to be promoted; its checkpoint has the score.
         Degenerate: its images cannot be scored.
     """
     name = setup.rung.objective
@@ -82,21 +86,35 @@ def score_rung(trial: optuna.Trial, event: Snapshot, kimg: float, attempt: Attem
     score = scores.values[name]
     attempt.watch(kimg, "feature_variance", scores.spread)
     attempt.rung(kimg, score)
-    report(trial, score, kimg_to_images(kimg), attempt.history)
+    if setup.spec.promotions:
+        attempt.save(event)  # with the score, which is then not computed again, whatever happens
+    report(trial, score, kimg_to_images(kimg), setup.spec, attempt.history)
     setup.publish(events.Scored(number=trial.number, kimg=event.kimg, score=score))
+    pause_at(trial, kimg_to_images(kimg), setup)
     decides = kimg in setup.spec.budget.rungs and not TrialAttrs.parse(trial.user_attrs).recipe
     if decides and setup.trials.should_prune(trial):
         raise optuna.TrialPruned(f"{name} {score:.4g} at {kimg:g} kimg")
 
 
-def report(trial: optuna.Trial, score: float, step: int, history: History | None = None) -> None:
+def pause_at(trial: optuna.Trial, step: int, setup: WorkerSetup) -> None:
+    """Leave a trial that was scored at a rung until it is promoted beyond it. Baselines are trained to the end.
+
+    Raises:
+        Paused: this is such a rung.
+    """
+    attrs = TrialAttrs.parse(trial.user_attrs)
+    rungs = [kimg_to_images(kimg) for kimg, _ in setup.spec.promotions]
+    if step in rungs and not attrs.recipe and (attrs.kept_at is None or attrs.kept_at < step):
+        raise Paused(step)
+
+
+def report(trial: optuna.Trial, score: float, step: int, spec: ResolvedStudy, history: History | None = None) -> None:
     """Tell the database a rung's score and the samples' diversity; of several objectives, the seconds too."""
+    if step in trial.storage.get_trial(id_of(trial)).intermediate_values:
+        return  # before it was paused
     if history is not None and history.watched:
         write_attrs(trial, TrialAttrs(watched=history.watched))
-    if len(trial.study.directions) == 1:
-        trial.report(score, step)
-        return
-    if history is not None:
+    if history is not None and spec.objectives:
         before = TrialAttrs.parse(trial.user_attrs).rung_seconds
         write_attrs(trial, TrialAttrs(rung_seconds={**before, step: round(history.trained_s(step / 1000), 2)}))
     # As Trial.report, which refuses several objectives.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
 from filelock import Timeout
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import NotFoundError, StorageError, StorageLost, TrackingError
 from harness.home import Home
@@ -102,6 +103,7 @@ def reconcile_tracker(study: optuna.Study, tracker: MlflowTracker, home: Home) -
         Exception: whatever MLflow raises.
     """
     name, uid = study.study_name, StudyAttrs.parse(study.user_attrs).uid
+    close_paused(study, home)
     trials = {trial_key(name, trial.number): trial for trial in study.get_trials(deepcopy=False)}
     ended = {key: trial for key, trial in trials.items() if trial.state.is_finished()}
 
@@ -115,9 +117,23 @@ def reconcile_tracker(study: optuna.Study, tracker: MlflowTracker, home: Home) -
     runs = tracker.runs_by_key()
     for key, trial in ended.items():
         run_id, status = runs.get(key, ("", ""))
-        if status != STATUS[trial.state.name] and _show(study, trial, run_id, tracker, home):
+        if status == STATUS[trial.state.name] or not _show(study, trial, run_id, tracker, home):
+            continue
+        if status != STATUS["WAITING"]:  # else it was paused, and the study has ended: nothing was amiss
             done.append(f"trial {trial.number}: its MLflow run was closed as {trial.state.name}")
     return done
+
+
+def close_paused(study: optuna.Study, home: Home) -> None:
+    """End the records of trials that were paused, and pruned when the study ended; their checkpoints are not needed."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)):
+        folder = RunFolder(home.root / TrialAttrs.parse(trial.user_attrs).folder)
+        for path in folder.records() if folder.path != home.root else ():
+            record = RunRecord.read(path)
+            if record.end is not None and record.end.state == "WAITING":
+                replace(record, end=replace(trial_end(trial), kimg=record.end.kimg)).write(path)
+                for checkpoint in folder.checkpoints():
+                    checkpoint.unlink(missing_ok=True)
 
 
 def reconcile_trainings(home: Home, tracker_of: Callable[[str], MlflowTracker]) -> list[str]:

@@ -15,7 +15,8 @@ import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from harness.errors import DiskFull, Diverged, Fenced, Interrupted, StorageLost, SweepError, without_secrets
+from harness.errors import DiskFull, Diverged, Fenced, Interrupted, Paused, StorageLost, SweepError, without_secrets
+from harness.spec.resolved import ResolvedStudy
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.lease import Lease, write_attrs
 from harness.store.samplers import kimg_to_images
@@ -43,6 +44,7 @@ class TrialEnd:
         state: Optuna's.
         values: of the objectives, of a COMPLETE trial.
         reason: why it is not COMPLETE.
+        paused_at: the rung's step at which a WAITING one is paused.
         traceback: of an error that nobody foresaw.
         retires: memory ran out next to other workers: this one is to leave them its share.
     """
@@ -50,6 +52,7 @@ class TrialEnd:
     state: TrialState
     values: Sequence[float] | None = None
     reason: str = ""
+    paused_at: int | None = None
     traceback: str = ""
     retires: bool = False
 
@@ -96,14 +99,15 @@ def work(setup: WorkerSetup, target: int | None = None) -> bool:
 
 
 def run_trial(trial: optuna.Trial, setup: WorkerSetup) -> TrialEnd:
-    """Run one trial to its end state in the database and in its folder.
+    """Run one trial to a pause, or to its end state in the database and in its folder.
 
     Raises:
         StorageLost: the database was away for longer than the grace period; the trial is continued later.
         DiskFull: a checkpoint could not be written; the trial is continued later.
         AcceleratorError: the device is lost to this process, which must end.
     """
-    started = time.perf_counter()
+    # Also what it took before it was paused.
+    started = time.perf_counter() - (TrialAttrs.parse(trial.user_attrs).elapsed_s or 0.0)
     attempt: Attempt | None = None
     with Lease(trial) as lease:
         try:
@@ -112,9 +116,11 @@ def run_trial(trial: optuna.Trial, setup: WorkerSetup) -> TrialEnd:
                 end = TrialEnd(state=TrialState.COMPLETE, values=objective(trial, attempt, setup))
             except optuna.TrialPruned as pruned:
                 end = TrialEnd(state=TrialState.PRUNED, reason=str(pruned))
+            except Paused as paused:
+                end = TrialEnd(state=TrialState.WAITING, reason=paused.problem, paused_at=paused.step)
             except (Diverged, Degenerate) as problem:
                 end = TrialEnd(state=TrialState.PRUNED, reason=f"diverged: {problem.problem}")
-                teach_divergence(trial, problem, attempt.history.kimg if attempt else 0.0)
+                teach_divergence(trial, problem, setup.spec, attempt.history.kimg if attempt else 0.0)
             except Interrupted as stopped:
                 end = TrialEnd(state=TrialState.FAIL, reason=f"{INTERRUPTED}: {stopped.problem}")
             except (Fenced, StorageLost, UpdateFinishedTrialError):
@@ -125,7 +131,10 @@ def run_trial(trial: optuna.Trial, setup: WorkerSetup) -> TrialEnd:
                 end = failure(error, trial, setup)
             write_attrs(trial, TrialAttrs(elapsed_s=round(time.perf_counter() - started, 2)))
             lease.ending = True
-            setup.trials.end(trial, end.state, end.values, end.reason)
+            if end.paused_at is None:
+                setup.trials.end(trial, end.state, end.values, end.reason)
+            else:
+                setup.trials.pause(trial, end.paused_at)
         except (Fenced, UpdateFinishedTrialError):
             lease.ending = False
             # Another attempt has the trial now; this one's run is closed when somebody reconciles.
@@ -161,14 +170,14 @@ def failure(error: Exception, trial: optuna.Trial, setup: WorkerSetup) -> TrialE
     return TrialEnd(state=TrialState.FAIL, reason=f"{OOM}: {text}", traceback=details)
 
 
-def teach_divergence(trial: optuna.Trial, problem: Diverged | Degenerate, kimg: float) -> None:
+def teach_divergence(trial: optuna.Trial, problem: Diverged | Degenerate, spec: ResolvedStudy, kimg: float) -> None:
     """Mark the configuration as bad: infeasible for the sampler, with a large finite value for everybody else."""
     step = kimg_to_images(kimg) + 1
     if isinstance(problem, Diverged):
         hparams = TrialAttrs.parse(trial.user_attrs).hparams
         step = problem.step * int(hparams["batch_size"] * hparams["n_dis"])
     write_attrs(trial, TrialAttrs(diverged=True, diverged_step=getattr(problem, "step", None)))
-    report(trial, DIVERGED_VALUE, step)
+    report(trial, DIVERGED_VALUE, step, spec)
     trial.set_constraint("diverged", 1.0)
 
 
@@ -176,7 +185,8 @@ def _conclude(trial: optuna.Trial, end: TrialEnd, attempt: Attempt | None, setup
     """After the database, write how it ended into its folder, and tell the supervisor."""
     if attempt is not None:
         attrs = TrialAttrs.parse(trial.user_attrs)
-        scores = {**attrs.scores, "train_s": attempt.history.trained_s()}
+        # MLflow keeps the first value of an end: a pause has none.
+        scores = {**attrs.scores, "train_s": attempt.history.trained_s()} if end.paused_at is None else {}
         if attrs.samplings:
             scores[setup.final.objective] = statistics.fmean(attrs.samplings)  # what ranks it
         tags = {"trial_state": end.state.name, "reason": end.reason, "error": end.traceback[-4000:]}

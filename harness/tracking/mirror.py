@@ -119,7 +119,9 @@ class Reflection:
             # MLflow opens a series of images at step 0: this one shows its picture at once.
             runs.image(self.run_id, "final_samples", 0, final)
         if end is not None:
-            files = [(self.folder.curve, ""), *((path, "checkpoint") for path in self.folder.checkpoints()[:1])]
+            files = [(self.folder.curve, "")]
+            if end.state != "WAITING":  # a paused run has another checkpoint at its end
+                files += [(path, "checkpoint") for path in self.folder.checkpoints()[:1]]
             if end.state == "COMPLETE":
                 model = (self.folder.weights, self.folder.discriminator, self.folder.hparams)
                 files += [*((path, "model") for path in model), (self.folder.summary, "")]
@@ -211,7 +213,7 @@ class Mirror:
             except Timeout:  # another process sends what an earlier one left
                 continue
             except Fenced:
-                self._let_go(reflection)
+                self._let_go(followed)
                 continue
             except Exception:  # the database is away: whether this may be sent is not known now
                 return False
@@ -236,12 +238,14 @@ class Mirror:
                 self._away = False
                 self.say("MLflow takes it again; what was kept is being sent")
             if ended:
-                self._let_go(reflection)
+                self._let_go(followed)
         return taken
 
-    def _let_go(self, reflection: Reflection) -> None:
-        del self._followed[reflection.path]
-        reflection.lock.release()
+    def _let_go(self, followed: _Followed) -> None:
+        path = followed.reflection.path
+        if self._followed.get(path) is followed:  # not a run that was paused, and is followed again
+            del self._followed[path]
+        followed.reflection.lock.release()
 
 
 def send_left(

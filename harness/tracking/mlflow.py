@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 # Optuna's trial states as MLflow's run states, which have no PRUNED.
-STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "RUNNING": "RUNNING"}
+STATUS = {
+    "COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "RUNNING": "RUNNING", "WAITING": "SCHEDULED",
+}  # fmt: skip
 KEY_TAG = "harness.key"
 _PARENT_TAG = "mlflow.parentRunId"
 _NOTE_TAG = "mlflow.note.content"

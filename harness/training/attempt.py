@@ -154,7 +154,7 @@ class Attempt:
         if state in ("COMPLETE", "PRUNED"):
             for old in self._checkpoints()[1:]:
                 old.unlink(missing_ok=True)
-        if state == "PRUNED":
+        if state in ("PRUNED", "WAITING"):
             self.hand_over()
 
     def hand_over(self) -> None:

@@ -49,13 +49,16 @@ def newest_checkpoint(
 
 
 def inherit(folder: RunFolder, earlier: Sequence[RunFolder], share: Share | None, say: Callable[[str], None]) -> None:
-    """Bring the earlier attempts' checkpoints from the share, where another machine made them, and copy their grids."""
+    """Bring checkpoints from the share, where another machine made them, and copy the earlier attempts' grids.
+
+    The attempt itself may be on the share, too: another machine trained it to the rung where it was paused.
+    """
+    for before in (*earlier, folder) if share else ():
+        try:
+            share.fetch(before.path)
+        except Exception as error:
+            say(f"{share} cannot be read ({type(error).__name__}); checkpoints of this machine are used")
     for before in earlier:
-        if share:
-            try:
-                share.fetch(before.path)
-            except Exception as error:
-                say(f"{share} cannot be read ({type(error).__name__}); checkpoints of this machine are used")
         atomic.remove_torn(before.path)  # its writer is dead
         for grid in before.grids():
             if not (folder.path / grid.name).exists():

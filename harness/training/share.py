@@ -70,14 +70,14 @@ class Share:
                 self.fs.rm_file(f"{folder}/{old}")
 
     def fetch(self, folder: Path) -> None:
-        """Copy what the share has of an attempt and this machine has not.
+        """Copy what the share has of an attempt and this machine has not, and the curve, which grows.
 
         Raises:
             Exception: as :meth:`put`.
         """
         there = f"{self.root}/{folder.name}"
         for name in sorted(self._names(there, ""), key=RunFolder(folder).order):
-            if not (folder / name).exists():
+            if name == RunFolder(folder).curve.name or not (folder / name).exists():
                 atomic.write_bytes(folder / name, self.fs.cat_file(f"{there}/{name}"))
 
     def _names(self, folder: str, prefix: str) -> list[str]:
@@ -111,7 +111,8 @@ def bring_results(
         return
     for trial in record.complete if trials is None else trials:
         folder = RunFolder(home.root / trial.attrs.folder)
-        if not folder.curve.exists():
+        # Without the curve nothing was trained here; without weights it was finished elsewhere.
+        if not folder.curve.exists() or (trial.state == "COMPLETE" and not folder.weights.exists()):
             try:
                 share.fetch(folder.path)
             except Exception as error:

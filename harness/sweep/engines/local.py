@@ -122,7 +122,9 @@ class _Supervisor:
                 self.prepared = True
                 for index in range(1, 1 if self.error or self.stop_level() else self.job.workers):
                     self._start(index)
-            if isinstance(event, Saved) or (isinstance(event, Ended) and event.state in ("COMPLETE", "PRUNED")):
+            if isinstance(event, Saved) or (
+                isinstance(event, Ended) and event.state in ("COMPLETE", "PRUNED", "WAITING")
+            ):
                 self.deaths = 0
             self.on_event(event)
 
