@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
 import subprocess
 import sys
 
@@ -10,11 +13,11 @@ import torch
 from optuna.pruners import NopPruner, PercentilePruner
 
 from benchmarks.budget import table
-from benchmarks.compute import RANDOM, compute_to, saving
-from benchmarks.compute import table as compute_table
 from benchmarks.gpu import Counted
 from benchmarks.peak import peak_mib
 from benchmarks.pruners import Curve, replay, speeds
+from benchmarks.search import ARMS, SETS, arm_spec, goal, jobs, ratio
+from benchmarks.search import table as search_table
 from harness.store.views import AsyncPercentilePruner
 from tests.conftest import ROOT
 
@@ -83,31 +86,40 @@ def test_checkouts_are_compared_seed_by_seed():
         table([row("before", 0, 70.0), row("after", 0, 60.0, score="kid")])
 
 
-def course(search: str, seed: int, *found: tuple[float, float], commit: str = "abcdefgh") -> dict[str, object]:
-    return {"search": search, "workers": 1, "trials": 2, "git_commit": commit, "seed": seed, "course": found}
+def test_the_goal_is_the_expected_best_of_n_over_all_subsets():
+    scores = [5.0, 1.0, 4.0, 2.0]
+    pairs = [min(pair) for pair in itertools.combinations(scores, 2)]
+    assert goal(scores, 2) == pytest.approx(sum(pairs) / len(pairs))
+    assert goal(scores, 4) == pytest.approx(1.0)
 
 
-def test_a_search_is_as_good_from_the_compute_on_at_which_its_sweeps_mean_best_is_the_goal():
-    ours = [course("default", 0, (10, 90.0), (20, 50.0)), course("default", 1, (12, 60.0), (30, 60.0))]
-    random = [course(RANDOM, 0, (40, 99.0), (80, 58.0)), course(RANDOM, 1, (50, 54.0), (90, 54.0))]
-    assert compute_to(ours, 75.0) == 12, "not before both have a score"
-    assert (compute_to(ours, 56.0), compute_to(ours, 54.9)) == (20, float("inf"))
-    share, low, high = saving(ours, random)
-    assert share == 20 / 80, "random search's mean end is 56, there after 80"
-    assert (low, high) == (share, float("inf")), "of draws of the second sweep alone"
+def test_sweeps_are_as_good_from_the_compute_on_at_which_their_mean_best_is_the_goal():
+    courses = [[(10, 90.0), (20, 50.0)], [(12, 60.0), (30, 60.0)]]
+    assert ratio(courses, 75.0, 100) == 0.12, "not before both have a score"
+    assert (ratio(courses, 56.0, 100), ratio(courses, 54.9, 100)) == (0.2, math.inf)
 
 
-def test_searches_are_compared_in_seconds_of_random_search():
-    """The machine took twice as long for the first of its trials when the default ran."""
-    rows = [
-        course(RANDOM, 0, (20, 80.0), (40, 44.0), commit="earlier"),
-        course("default", 0, (16, 40.0)),
-        course(RANDOM, 0, (40, 80.0)),
-    ]
-    lines = compute_table(rows).splitlines()
-    assert lines[0].startswith("Random search with full trials ends at 44.0 on average.")
-    assert lines[4:] == [
-        f"| {RANDOM} | 2 | 1 | earlier | 1 | 1.00 | 40 | 44.0 | 40 | – |",
-        "| default | 2 | 1 | abcdefg | 1 | 2.00 | 8 | 40.0 | 8 | 0.20 |",
-    ]
-    assert compute_table(rows[1:2]).startswith("No sweep of random search")
+def test_the_table_counts_compute_in_full_trials_of_the_same_machine(monkeypatch, tmp_path):
+    def row(arm, cpu, course=(), full=()):
+        return {"arm": arm, "cpu": cpu, "seed": 0, "course": list(course), "full": list(full)}
+
+    pool = [row("pool", "quick", full=[[50.0, 60.0 + i] for i in range(20)])]
+    pool += [row("pool", "slow", full=[[100.0, 60.0 + i] for i in range(20, 40)])]
+    ours = [row("promotion", "quick", [(400, 55.0), (900, 40.0)]), row("promotion", "slow", [(900, 90.0)])]
+    monkeypatch.setattr("benchmarks.search.RESULTS", tmp_path)
+    (tmp_path / "search-mnist32.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (*pool, *ours)))
+    lines = search_table("mnist32").splitlines()
+    assert "expected best of 30 of 40 full random trials" in lines[0]
+    assert "50 s on quick" in lines[0]
+    (promotion,) = [line for line in lines if line.startswith("| promotion |")]
+    assert promotion.startswith("| promotion | 2 | 1 | 0.50 (0.01 to 0.99) | never")
+    assert search_table("fashion32") == "fashion32: 0 trials in the pool; at least 30 are needed."
+
+
+def test_every_arm_is_a_study_and_none_has_a_preset():
+    for name in SETS:
+        specs = {arm: arm_spec(name, arm, 1000) for arm in ARMS}
+        assert not any(spec.presets for spec in specs.values())
+        assert [len(spec.promotions) for spec in specs.values()] == [0, 2, 2, 0]
+        assert len({spec.name for spec in specs.values()}) == len(ARMS)
+        assert len(set(jobs(name))) == len(jobs(name)) == 30 + SETS[name].sweeps + 2 * SETS[name].controls
