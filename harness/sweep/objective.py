@@ -114,7 +114,10 @@ def report(trial: optuna.Trial, score: float, step: int, spec: ResolvedStudy, hi
         return  # before it was paused
     if history is not None and history.watched:
         write_attrs(trial, TrialAttrs(watched=history.watched))
-    if history is not None and spec.objectives:
+    if not spec.objectives:
+        trial.report(score, step)
+        return
+    if history is not None:
         before = TrialAttrs.parse(trial.user_attrs).rung_seconds
         write_attrs(trial, TrialAttrs(rung_seconds={**before, step: round(history.trained_s(step / 1000), 2)}))
     # As Trial.report, which refuses several objectives.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -103,7 +102,7 @@ def reconcile_tracker(study: optuna.Study, tracker: MlflowTracker, home: Home) -
         Exception: whatever MLflow raises.
     """
     name, uid = study.study_name, StudyAttrs.parse(study.user_attrs).uid
-    close_paused(study, home)
+    drop_checkpoints(study, home)
     trials = {trial_key(name, trial.number): trial for trial in study.get_trials(deepcopy=False)}
     ended = {key: trial for key, trial in trials.items() if trial.state.is_finished()}
 
@@ -124,16 +123,13 @@ def reconcile_tracker(study: optuna.Study, tracker: MlflowTracker, home: Home) -
     return done
 
 
-def close_paused(study: optuna.Study, home: Home) -> None:
-    """End the records of trials that were paused, and pruned when the study ended; their checkpoints are not needed."""
+def drop_checkpoints(study: optuna.Study, home: Home) -> None:
+    """Remove the checkpoints of trials that were pruned while they were paused: nothing continues from them."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)):
-        folder = RunFolder(home.root / TrialAttrs.parse(trial.user_attrs).folder)
-        for path in folder.records() if folder.path != home.root else ():
-            record = RunRecord.read(path)
-            if record.end is not None and record.end.state == "WAITING":
-                replace(record, end=replace(trial_end(trial), kimg=record.end.kimg)).write(path)
-                for checkpoint in folder.checkpoints():
-                    checkpoint.unlink(missing_ok=True)
+        attrs = TrialAttrs.parse(trial.user_attrs)
+        if attrs.paused_at is not None and attrs.folder:
+            for checkpoint in RunFolder(home.root / attrs.folder).checkpoints():
+                checkpoint.unlink(missing_ok=True)
 
 
 def reconcile_trainings(home: Home, tracker_of: Callable[[str], MlflowTracker]) -> list[str]:

@@ -76,7 +76,7 @@ class Reflection:
 
         Args:
             runs: where to.
-            end: how the run ended where its folder does not say so: its process was killed.
+            end: how the run ended where its folder does not say so: its process was killed, or it was paused.
 
         Raises:
             Refused: MLflow does not take this run's record.
@@ -85,7 +85,9 @@ class Reflection:
         record = self.unsent()
         if record is None:
             return True
-        end = record.end or end
+        # A pause is an end only as long as the database knows no later one.
+        paused = record.end is not None and record.end.state == "WAITING"
+        end = (end or record.end) if paused else (record.end or end)
         try:
             self._send(runs, record, end)
         except Exception as error:
