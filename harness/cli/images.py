@@ -84,7 +84,8 @@ def _prepare(
 
 
 def _prepared(name: str, data: DataSpec, home: Home, source: Path | None) -> ImageStore:
-    from harness.data.store import existing_store, find_material
+    from harness.data.material import find_material
+    from harness.data.store import existing_store
 
     store = existing_store(home, find_material(home, data, source, study=name, say=say, may_download=False))
     if store is None:

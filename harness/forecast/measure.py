@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from harness.data.store import existing_store, find_material
+from harness.data.material import find_material
+from harness.data.store import existing_store
 from harness.errors import DataError
 from harness.forecast.forecast import Forecast, mean_work
 from harness.forecast.scoring import feature_networks, has_vgg, scoring_rate, scoring_time
