@@ -212,7 +212,7 @@ class Study:
         >>> list(frame.columns[:2]), "rung_0.1kimg" in frame, "batch_size" in frame
         (['number', 'state'], True, True)
         """
-        from harness.findings.frames import trials_dataframe
+        from harness.findings.ranking import trials_dataframe
 
         return trials_dataframe(self.record())
 

@@ -55,11 +55,7 @@ class Preparation:
 
 
 def decode(payload: bytes, prep: Preparation) -> tuple[np.ndarray, str]:
-    """Pixels of shape (size, size, channels) and a note on what was converted, empty for a plain image.
-
-    Raises:
-        Rejected: unreadable, truncated, smaller than the target, or absurdly large.
-    """
+    """Pixels of shape (size, size, channels) and a note on what was converted, empty for a plain image."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
@@ -163,7 +159,6 @@ def decode_chunk(root: Path, is_zip: bool, members: tuple[str, ...], prep: Prepa
 
 
 def _content(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
+    if (size := path.stat().st_size) > MAX_FILE_BYTES:
         raise Rejected(f"{size / 2**20:,.0f} MiB are more than {MAX_FILE_BYTES // 2**20} MiB")
     return path.read_bytes()

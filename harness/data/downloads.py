@@ -25,11 +25,8 @@ The zip is read in place. The prepared images of all 202,599 photographs take {s
 def fetch_file(urls: Sequence[str], path: Path, known_hash: str) -> None:
     """Download a file from the first of its mirrors that has it; ``path`` gets the whole, checked file or nothing.
 
-    ``known_hash`` is such as ``sha256:…`` or ``md5:…``; a file that matches it already is kept.
-
-    Raises:
-        OSError: no mirror can be reached, or the disk is full.
-        ValueError: what came is not the known file.
+    ``known_hash`` is such as ``sha256:…``; a file that matches it is kept. What came instead is a ValueError, an
+    OSError that no mirror can be reached.
     """
     import pooch
 
@@ -88,7 +85,6 @@ def fill_folder(
 
 
 def celeba_folder(home: Home) -> Path:
-    """Where a downloaded CelebA is."""
     return home.within("downloads", "celeba")
 
 

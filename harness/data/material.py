@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 
 from harness.data.arrays import SETS, download, find_files, load, mnist_images
-from harness.data.decode import Preparation, Prepared, decode_chunk, smaller_than
+from harness.data.decode import Preparation, decode_chunk, smaller_than
 from harness.data.downloads import CELEBA_HELP, celeba_folder
 from harness.data.own import OwnImages, own_images, read_array, user_code_failed
 from harness.data.sources import Split, find_partition, list_images, split
 from harness.errors import DataError, UsageError
-from harness.gan.hparams import digest
 from harness.home import Home
 from harness.machine.forks import SpawningContext
 from harness.machine.imports import load_function
@@ -32,7 +31,8 @@ from harness.machine.processes import usable_cores
 from harness.spec.images import DataSpec
 
 Say = Callable[[str], None]
-_CHUNK = 200
+# Images that are decoded, and reported, at a time.
+CHUNK = 200
 # (name, pixels or None, note or reason) of one image.
 Item = tuple[str, np.ndarray | None, str]
 
@@ -49,13 +49,13 @@ class Material:
     identity: dict[str, Any]
     prep: Preparation
     split: Callable[[], Split]
-    items: Callable[[], Iterator[list[Item]]]
+    items: Callable[[], Iterator[Item]]
     # As ``items()``, but in this process; None where that is the same.
-    items_here: Callable[[], Iterator[list[Item]]] | None = None
+    items_here: Callable[[], Iterator[Item]] | None = None
 
     def sample(self, n: int) -> list[Item]:
-        """The first n at once, in this process."""
-        return list(islice(chain.from_iterable((self.items_here or self.items)()), n))
+        """The first n, in this process."""
+        return list(islice((self.items_here or self.items)(), n))
 
     @property
     def n_train(self) -> int:
@@ -69,12 +69,7 @@ class Material:
 def find_material(
     home: Home, data: DataSpec, source: Path | None, *, study: str, say: Say, may_download: bool = True
 ) -> Material:
-    """The images of a data section, not prepared yet; nothing is written unless they are downloaded.
-
-    Raises:
-        DataError: they are missing.
-        UsageError: images were given for a study that brings its own, or its function cannot be imported.
-    """
+    """The images of a data section, not prepared yet; nothing is written unless they are downloaded."""
     if data.source == "mnist" or ":" in data.source:
         if source is not None:
             own = "the digits that come with it" if data.source == "mnist" else f"the images of {data.source}"
@@ -112,7 +107,7 @@ def _of_mnist(data: DataSpec) -> Material:
     own = own_images(images, prep, "mnist")
     return Material(
         label="mnist",
-        identity={"source": "mnist", **_division(divided)},
+        identity={"source": "mnist", **divided.identity()},
         prep=prep,
         split=lambda: divided,
         items=lambda: _numbered(own, divided.names),
@@ -138,7 +133,7 @@ def _of_set(data: DataSpec, root: Path, say: Say) -> Material:
     divided = Split(rule, tuple(names[False]), tuple(names[True]))
     return Material(
         label=data.source,
-        identity={"source": data.source, "files": signature, **_division(divided)},
+        identity={"source": data.source, "files": signature, **divided.identity()},
         prep=prep,
         split=lambda: divided,
         items=lambda: chain.from_iterable(_numbered(images, own) for images, own in parts),
@@ -152,11 +147,11 @@ def _of_files(data: DataSpec, root: Path) -> Material:
     divided = split([name for name, _, _ in files], data.held_out, partition)
     return Material(
         label=data.source,
-        identity={"source": str(root), "files": files, **_division(divided)},
+        identity={"source": str(root), "files": files, **divided.identity()},
         prep=prep,
         split=lambda: divided,
         items=lambda: _decoded(root, is_zip, divided.names, prep),
-        items_here=lambda: (_items([name], decode_chunk(root, is_zip, (name,), prep)) for name in divided.names),
+        items_here=lambda: ((name, *decode_chunk(root, is_zip, (name,), prep)[0]) for name in divided.names),
     )
 
 
@@ -207,11 +202,6 @@ def _of_own(label: str, identity: dict[str, Any], data: DataSpec, load: Callable
     )
 
 
-def _division(divided: Split) -> dict[str, str]:
-    """Held-out names are part of an identity, for a partition file may change while the images do not."""
-    return {"rule": divided.rule, "held_out": digest(list(divided.held_out))}
-
-
 def _refuse_smaller(name: str, images_NHWC: np.ndarray, prep: Preparation) -> None:
     height, width = images_NHWC.shape[1:3]
     if too_small := smaller_than(width, height, prep):
@@ -224,18 +214,9 @@ def _framed(images_NHW: np.ndarray) -> np.ndarray:
     return padded[..., None]
 
 
-def _items(names: Sequence[str], results: Sequence[Prepared]) -> list[Item]:
-    return [(name, pixels, note) for name, (pixels, note) in zip(names, results, strict=True)]
-
-
-def _chunks(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    return (tuple(names[start : start + _CHUNK]) for start in range(0, len(names), _CHUNK))
-
-
-def _numbered(own: OwnImages, names: Sequence[str]) -> Iterator[list[Item]]:
+def _numbered(own: OwnImages, names: Sequence[str]) -> Iterator[Item]:
     """Images by the numbers at the end of their names."""
-    for chunk in _chunks(names):
-        yield _items(chunk, [own.pixels(int(name.rpartition("-")[2])) for name in chunk])
+    return ((name, *own.pixels(int(name.rpartition("-")[2]))) for name in names)
 
 
 def _end_with_parent() -> None:
@@ -250,9 +231,10 @@ def _end_with_parent() -> None:
     Thread(target=wait, daemon=True).start()
 
 
-def _decoded(root: Path, is_zip: bool, members: tuple[str, ...], prep: Preparation) -> Iterator[list[Item]]:
+def _decoded(root: Path, is_zip: bool, members: tuple[str, ...], prep: Preparation) -> Iterator[Item]:
     """By as many processes as there are cores."""
-    cores, chunks = usable_cores(), list(_chunks(members))
+    cores = usable_cores()
+    chunks = [members[start : start + CHUNK] for start in range(0, len(members), CHUNK)]
     # spawn: the parent may hold threads (torch, the live table) that must not be forked.
     pool = ProcessPoolExecutor(min(cores, len(chunks)), SpawningContext(), _end_with_parent)
     try:
@@ -263,7 +245,7 @@ def _decoded(root: Path, is_zip: bool, members: tuple[str, ...], prep: Preparati
             names, job = waiting.popleft()
             results = job.result()
             waiting.extend(islice(submitted, 1))
-            yield _items(names, results)
+            yield from ((name, *result) for name, result in zip(names, results, strict=True))
     except BrokenProcessPool:
         raise DataError(
             "a process that decodes images was killed", "Out of memory? Free some and start again."

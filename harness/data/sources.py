@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from harness.errors import DataError
+from harness.gan.hparams import digest
 
 # A file, or a zip's member, that is larger than this is not a photograph (64 MiB).
 MAX_FILE_BYTES = 64 * 2**20
@@ -79,11 +80,7 @@ def _kept_open(path: Path, mtime_ns: int, size: int) -> Archive:
 
 
 def list_images(root: Path) -> list[tuple[str, int, int]]:
-    """All image files below a folder, or in a zip, sorted by name: (name, size, time of change or checksum).
-
-    Raises:
-        DataError: the path does not exist, is neither folder nor zip, or holds no image.
-    """
+    """All image files below a folder, or in a zip, sorted by name: (name, size, time of change or checksum)."""
     if not root.exists():
         raise DataError(f"no such folder or zip: {root}", "Pass DATA=/path/to/images.")
     if root.is_dir():
@@ -130,13 +127,13 @@ class Split:
         """All, those to train on first."""
         return self.train + self.held_out
 
+    def identity(self) -> dict[str, str]:
+        """Of a store: a partition file may change while the images do not."""
+        return {"rule": self.rule, "held_out": digest(list(self.held_out))}
+
 
 def split(names: Iterable[str], share: float | None, partition: Mapping[str, int] | None = None) -> Split:
-    """Divide names by CelebA's partition or else by hash; without a share to hold out all are for training.
-
-    Raises:
-        DataError: the partition does not name some of the images, or one side is left empty.
-    """
+    """Divide names by CelebA's partition or else by hash; without a share to hold out all are for training."""
     names = tuple(names)
     if share is None:
         return Split("all images are trained on", names, ())
@@ -167,11 +164,7 @@ def _fraction(name: str) -> float:
 
 
 def find_partition(root: Path) -> dict[str, int] | None:
-    """CelebA's partition file: in the folder, the zip, its parent folder, or their ``Eval`` folder; None without one.
-
-    Raises:
-        DataError: the file is not what CelebA's is.
-    """
+    """CelebA's partition file in the folder, the zip, its parent folder, or their ``Eval`` folder; None without one."""
     if root.is_file() and zipfile.is_zipfile(root):
         with Archive(root) as archive:
             for member in archive.infolist():

@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 
 from harness import atomic
-from harness.data.material import Material, Say, find_material, of_object
+from harness.data.material import CHUNK, Material, Say, find_material, of_object
 from harness.data.sources import printable
 from harness.errors import DataError
 from harness.gan.hparams import digest
@@ -71,11 +71,11 @@ class ImageStore:
         return self.n_train
 
     def tensor(self) -> Tensor:
-        """The images to train on, as a tensor over the memory map: pages are read when they are indexed."""
+        """The images to train on, over the memory map: pages are read when they are indexed."""
         return self._all()[: self.n_train]
 
     def held_out(self) -> Tensor:
-        """The images held out of training, as a tensor over the memory map; empty where none are."""
+        """The images held out of training; empty where none are."""
         return self._all()[self.n_train :]
 
     def _all(self) -> Tensor:
@@ -92,16 +92,8 @@ def open_store(
 ) -> ImageStore:
     """The store of these images, prepared now unless it is there already.
 
-    Args:
-        home: stores live under ``data/``.
-        data: source, size, crop and split.
-        source: folder, zip, ``.npy`` or ``.npz``; None for data that come with a package, a function or a download.
-        study: named in the help on getting data.
-        on_progress: called with (done, total) images.
-        say: called with what was left out or downloaded.
-
-    Raises:
-        DataError: no data given, no image usable, disk too full, or the store is damaged.
+    ``source`` is a folder, zip, ``.npy`` or ``.npz``; None for data that come with a package, a function or a download.
+    A DataError says that no data are given, no image is usable, the disk is too full, or the store is damaged.
     """
     return _open(home, find_material(home, data, source, study=study, say=say), on_progress, say)
 
@@ -187,27 +179,27 @@ def _write_array(
     """Write usable images one after the other, whatever their number, in little memory; return the manifest."""
     rejected: dict[str, str] = {}
     notes: dict[str, str] = {}
-    done = used = train = 0
+    used = train = 0
     with path.open("w+b") as file:
         _write_header(file, shape)
         start = file.tell()
         if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not after an hour
             os.posix_fallocate(file.fileno(), 0, start + int(np.prod(shape)))
-        for chunk in material.items():
-            for name, pixels, note in chunk:
-                done += 1
-                if pixels is None:
-                    rejected[name] = note
-                    continue
+        n_train = material.n_train
+        for done, (name, pixels, note) in enumerate(material.items(), start=1):
+            if pixels is None:
+                rejected[name] = note
+            else:
                 if note:
                     notes[name] = note
                 file.write(np.ascontiguousarray(pixels).data)
                 used += 1
-                train += done <= material.n_train
-            on_progress(done, shape[0])
+                train += done <= n_train
+            if done % CHUNK == 0 or done == shape[0]:
+                on_progress(done, shape[0])
         if not train:
-            first = next(iter(rejected.items()), ("", "no file"))
-            raise DataError(f"none of {done} files is usable; the first, {printable(first[0])}: {printable(first[1])}")
+            name, why = next(iter(rejected.items()), ("", "no file"))
+            raise DataError(f"none of {shape[0]} files is usable; the first, {printable(name)}: {printable(why)}")
         file.truncate()
         file.seek(0)
         _write_header(file, (used, *shape[1:]))

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 
 from harness.errors import NotFoundError, SpecError
-from harness.findings.power import ASSUMED, claim_power, divergence_power, seeds_needed
-from harness.findings.verdicts import ArmResult, arm_results, judge
+from harness.findings.verdicts import (
+    ASSUMED,
+    ArmResult,
+    arm_results,
+    claim_power,
+    divergence_power,
+    judge,
+    seeds_needed,
+)
 from harness.spec.claims import Claim, arm_name, from_registered, load_claim, registered
 from harness.spec.files import load_study_file
 from harness.spec.toml import file_names
