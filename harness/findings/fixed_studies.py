@@ -28,10 +28,6 @@ def confirm_spec(
 
     Each generator is scored ``samplings`` times, with other noise. ``known`` is what the database has of an earlier
     start of the confirmation, else empty.
-
-    Raises:
-        NotFoundError: the study has no finished trial.
-        UsageError: it is not a search, or its name is too long.
     """
     if spec.plan:
         raise UsageError(f"{spec.name} is not a search", f"Say `harness confirm {spec.plan.study}`.")
@@ -85,10 +81,6 @@ def claims_spec(
 
     ``known`` is what the database has of an earlier start of it, whose claims stay, else empty. Length, final score and
     seeds are the study's and the claims' own unless given; ``samples`` are generated and real images each.
-
-    Raises:
-        HarnessError: there is no such claim, or a claim cannot be tested on the study.
-        UsageError: a number that makes no budget, or a name that is too long.
     """
     budget = {**spec.budget.model_dump(), "kimg": kimg or spec.budget.kimg}
     budget["rungs"] = tuple(round(budget["kimg"] * share, 3) for share in _CLAIM_RUNGS)
