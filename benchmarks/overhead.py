@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -104,8 +105,8 @@ def _worker(root: str, trials: int, training: Training, experiment: str, found: 
 
     from harness.store.database import open_storage
     from harness.store.trials import Trials
-    from harness.sweep.engines.loop import WorkerJob
-    from harness.sweep.setup import WorkerSetup
+    from harness.sweep.messages import WorkerJob
+    from harness.sweep.objective import WorkerSetup
     from harness.sweep.worker import run_trial
     from harness.tracking.mirror import Mirror
     from harness.tracking.mlflow import MlflowTracker, new_client
@@ -120,9 +121,8 @@ def _worker(root: str, trials: int, training: Training, experiment: str, found: 
     loop.train = training  # type: ignore[assignment, attr-defined]
     images = torch.zeros(256, spec.data.image_size, spec.data.image_size, spec.data.channels, dtype=torch.uint8)
     job = WorkerJob(
-        spec=spec, home=home, store=None, device="cpu", threads=1, cores=1, tags={},  # type: ignore[arg-type]
-        dataset={"name": "bench", "fingerprint": "0", "source": "bench"}, experiment_id=experiment,
-        parent_run="", uid="",
+        spec=spec, home=home, store=SimpleNamespace(fingerprint="0"),  # type: ignore[arg-type]
+        device="cpu", threads=1, cores=1, tags={},
     )  # fmt: skip
     setup = WorkerSetup(
         job=job, trials=Trials(study, spec, home), images_NHWC=images, device=torch.device("cpu"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from harness.errors import UsageError
-from harness.gan.hparams import HParams
 from harness.machine.processes import exact_arithmetic
 from harness.scoring.protocol import INCEPTION
 from harness.spec.precision import with_precision
@@ -17,15 +16,8 @@ def resolve_precision(spec: ResolvedStudy, device: str, exact: bool) -> tuple[Re
     """The study with every precision that its file leaves open, and what its user should hear of it.
 
     Rungs are scored in bfloat16 where that is faster: it changes no order (docs/performance.md). Trainings are float32,
-    on CUDA in TF32 (docs/decisions/0010-tf32-on-cuda.md). bfloat16 is only offered.
-
-    Args:
-        spec: as the file has it.
-        device: where it will run; timed on one thread, in CPU time, so that a busy machine decides alike.
-        exact: float32 throughout, also where the file says otherwise.
-
-    Raises:
-        UsageError: exact, and the precision is searched.
+    on CUDA in TF32 (docs/decisions/0010-tf32-on-cuda.md). bfloat16 is only offered. ``exact`` is float32 throughout,
+    also where the file says otherwise.
     """
     if exact and "precision" in spec.space:
         raise UsageError(
@@ -50,15 +42,12 @@ def resolve_precision(spec: ResolvedStudy, device: str, exact: bool) -> tuple[Re
     training = rung = None
     said: list[str] = []
     if of_training:
-        training, gain = usual(place), speed.training_gain(_typical(spec), place)
+        # Of each parameter that is always searched, the first or lowest value.
+        typical = spec.hparams({name: param.examples[0] for name, param in spec.space.items() if not param.when})
+        training, gain = usual(place), speed.training_gain(typical, place)
         if gain >= MIN_GAIN:
             said.append(f'training in bfloat16 would be {gain:.1f} times faster here: precision = "bf16" in [fixed]')
     if of_rungs:
         quick = spec.scoring.rung.extractor == INCEPTION and speed.scoring_gain(spec.data.image_size, place) >= MIN_GAIN
         rung = BF16 if quick else FLOAT32
     return with_precision(spec, training=training, rung=rung), said
-
-
-def _typical(spec: ResolvedStudy) -> HParams:
-    """One configuration of the space: of each parameter that is always searched, its first or lowest value."""
-    return spec.hparams({name: param.examples[0] for name, param in spec.space.items() if not param.when})

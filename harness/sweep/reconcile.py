@@ -1,26 +1,114 @@
-"""After a crash or an outage: database and MLflow are made to agree, and what was done is said."""
+"""Database, folders and MLflow are made to agree: a study's run in MLflow, and what crashes and outages left behind."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
 from filelock import Timeout
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
-from harness.errors import NotFoundError, StorageError, StorageLost, TrackingError
+from harness.errors import NotFoundError, StorageError, StorageLost, TrackingError, without_secrets
 from harness.home import Home
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.database import open_storage
 from harness.store.studies import database_exists, started_study, stored_spec
-from harness.store.trials import Trials, trial_key
+from harness.store.trials import Trials, finished_count, trial_key
 from harness.tracking.journals import adopt_journals
 from harness.tracking.mirror import Reflection, send_left
-from harness.tracking.mlflow import STATUS, MlflowTracker, client_for, open_experiment, without_password
+from harness.tracking.mlflow import (
+    STATUS,
+    MlflowTracker,
+    answers,
+    client_for,
+    new_client,
+    open_experiment,
+    without_password,
+)
 from harness.training.record import RunEnd, RunInfo, RunRecord
 from harness.training.run_folder import RunFolder
+
+
+class ParentRun:
+    """The study's run in MLflow, above those of its trials: a sweep opens, heals and closes it.
+
+    MLflow may be away once the run is known.
+    """
+
+    def __init__(
+        self, trials: Trials, tracker: MlflowTracker, run_id: str, home: Home, say: Callable[[str], None]
+    ) -> None:
+        self.trials, self.tracker, self.run_id, self.home, self.say = trials, tracker, run_id, home, say
+
+    @classmethod
+    def open(cls, trials: Trials, home: Home, tags: dict[str, str], say: Callable[[str], None]) -> ParentRun:
+        """Open or create experiment and run.
+
+        Raises:
+            TrackingError: MLflow does not answer, and the study never had a run.
+        """
+        spec, attrs = trials.spec, StudyAttrs.parse(trials.study.user_attrs)
+        key, tags = f"{spec.name}/sweep/{attrs.uid}", {**tags, "role": "sweep"}
+        info = RunInfo(key=key, name=f"sweep {spec.name}", experiment=spec.name, tags=tags)
+        try:
+            client = client_for(home)
+            with answers(home):
+                tracker = MlflowTracker(client, open_experiment(client, home, spec.name, spec.description))
+                return cls(trials, tracker, tracker.start(info), home, say)
+        except TrackingError as error:
+            if not attrs.mlflow_parent:
+                raise
+            say(f"{error.problem}; the sweep continues, and MLflow gets everything when it is back")
+            return cls.known(trials, home, say)
+
+    @classmethod
+    def known(cls, trials: Trials, home: Home, say: Callable[[str], None]) -> ParentRun:
+        """Of a study that was started before; MLflow is not asked."""
+        attrs = StudyAttrs.parse(trials.study.user_attrs)
+        return cls(trials, MlflowTracker(new_client(home), attrs.mlflow_experiment), attrs.mlflow_parent, home, say)
+
+    def heal(self, *, crashed: bool) -> None:
+        """Heal the database, then MLflow as far as it answers."""
+        for line in (*self.trials.heal(crashed=crashed), *adopt_journals(self.home)):
+            self.say(line)
+        children = MlflowTracker(self.tracker.client, self.tracker.experiment_id, self.run_id)
+        try:
+            for line in reconcile_tracker(self.trials.study, children, self.home):
+                self.say(line)
+        except StorageLost:
+            raise
+        except Exception as error:  # whatever the tracking library raises: the next start heals it
+            self._away(error)
+
+    def end(self, target: int) -> None:
+        """Close the run, with the best score."""
+        ended = finished_count(self.trials.study)
+        try:
+            state, scores = ("COMPLETE", _summary(self.trials.study)) if ended >= target else ("FAIL", {})
+            # As a step: MLflow shows the last one's, also where more trials were asked for since.
+            self.tracker.end(self.run_id, state, scores=scores, tags={}, step=ended)
+        except Exception as error:
+            self._away(error)
+
+    def _away(self, error: Exception) -> None:
+        lines = str(error).strip().splitlines() or [""]
+        self.say(
+            f"MLflow does not answer ({type(error).__name__}: {without_secrets(lines[0])[:120]}); "
+            "`harness reconcile` makes it agree"
+        )
+
+
+def _summary(study: optuna.Study) -> dict[str, float]:
+    done = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE and t.values]
+    if not done:
+        return {}
+    # Only scores of one protocol can be compared: that of most trials, as in the report.
+    hashes = [TrialAttrs.parse(trial.user_attrs).protocol_hash for trial in done]
+    (chosen, _), *_ = Counter(reversed(hashes)).most_common(1)
+    best = min(float(trial.values[0]) for trial, own in zip(done, hashes, strict=True) if own == chosen)
+    return {f"best_{StudyAttrs.parse(study.user_attrs).final_metric}": best, "trials_complete": float(len(done))}
 
 
 def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
@@ -62,44 +150,36 @@ def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
     if not studies and not training_records(home):
         return
     client = client_for(home)
-    for study in studies:
-        attrs = StudyAttrs.parse(study.user_attrs)
-        tracker = MlflowTracker(client, attrs.mlflow_experiment, attrs.mlflow_parent)
-        with _refusals(str(client.tracking_uri)):
-            done = reconcile_tracker(study, tracker, home)
-        for line in done:
-            yield f"{study.study_name}: {line}"
-    if name is None:
-        with _refusals(str(client.tracking_uri)):
-            done = reconcile_trainings(
-                home, lambda experiment: MlflowTracker(client, open_experiment(client, home, experiment))
-            )
-        yield from done
-
-
-@contextmanager
-def _refusals(url: str) -> Iterator[None]:
     try:
-        yield
+        for study in studies:
+            attrs = StudyAttrs.parse(study.user_attrs)
+            tracker = MlflowTracker(client, attrs.mlflow_experiment, attrs.mlflow_parent)
+            for line in reconcile_tracker(study, tracker, home):
+                yield f"{study.study_name}: {line}"
+        if name is None:  # trainings that no process is at
+            sent = send_left(
+                training_records(home),
+                lambda record: MlflowTracker(client, open_experiment(client, home, record.info.experiment)),
+            )
+            for key, what in sent.items():
+                yield f"{key}: {what}"
     except StorageLost:
         raise
     except Exception as error:
-        problem = without_password((str(error).splitlines() or [type(error).__name__])[0], url)
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        problem = without_password(first, str(client.tracking_uri))
         raise TrackingError(f"MLflow refused: {problem}", "What was kept stays on disk; try again.") from None
 
 
+def training_records(home: Home) -> list[Path]:
+    """The records of single trainings."""
+    return sorted(home.within("trainings").glob("*/run-*.json"))
+
+
 def reconcile_tracker(study: optuna.Study, tracker: MlflowTracker, home: Home) -> list[str]:
-    """Make MLflow agree with folders and database: one closed run a trial that ended, in the state of the trial.
+    """Make MLflow agree with folders and a healed database: one closed run a trial that ended, in the trial's state.
 
-    What dead processes had yet to show is sent first. Returns what was done, a line each.
-
-    Args:
-        study: healed.
-        tracker: of the runs.
-        home: where the trials' folders are, of this machine.
-
-    Raises:
-        Exception: whatever MLflow raises.
+    What dead processes had yet to show is sent first. Returns what was done, a line each; raises whatever MLflow does.
     """
     name, uid = study.study_name, StudyAttrs.parse(study.user_attrs).uid
     trials = {trial_key(name, trial.number): trial for trial in study.get_trials(deepcopy=False)}
@@ -107,7 +187,7 @@ def reconcile_tracker(study: optuna.Study, tracker: MlflowTracker, home: Home) -
 
     def end_of(record: RunRecord) -> RunEnd | None:
         trial = ended.get(record.info.key)
-        return trial_end(trial) if trial else None
+        return _trial_end(trial) if trial else None
 
     records = sorted(home.trial_dir(name, uid, 0).parent.glob("*/run-*.json"))
     done = [f"{key}: {what}" for key, what in send_left(records, lambda record: tracker, end_of).items()]
@@ -120,34 +200,14 @@ def reconcile_tracker(study: optuna.Study, tracker: MlflowTracker, home: Home) -
     return done
 
 
-def reconcile_trainings(home: Home, tracker_of: Callable[[str], MlflowTracker]) -> list[str]:
-    """Send what `harness train` had yet to send, of trainings that no process is at; a line for each.
-
-    Args:
-        home: where their folders are.
-        tracker_of: the tracker of an experiment, by name.
-
-    Raises:
-        Exception: whatever MLflow raises.
-    """
-    sent = send_left(training_records(home), lambda record: tracker_of(record.info.experiment))
-    return [f"{key}: {what}" for key, what in sent.items()]
-
-
-def training_records(home: Home) -> list[Path]:
-    """The records of single trainings."""
-    return sorted(home.within("trainings").glob("*/run-*.json"))
-
-
-def trial_end(trial: FrozenTrial) -> RunEnd:
-    """How a trial's run ended, as the database has it."""
+def _trial_end(trial: FrozenTrial) -> RunEnd:
     attrs, state = TrialAttrs.parse(trial.user_attrs), trial.state.name
     return RunEnd(state=state, scores=attrs.scores, tags={"trial_state": state, "reason": attrs.reason})
 
 
 def _show(study: optuna.Study, trial: FrozenTrial, run_id: str, tracker: MlflowTracker, home: Home) -> bool:
     """Show a trial that ended, and whose run is open, deleted, or was never opened; whether it was."""
-    end, folder = trial_end(trial), RunFolder(home.root / TrialAttrs.parse(trial.user_attrs).folder)
+    end, folder = _trial_end(trial), RunFolder(home.root / TrialAttrs.parse(trial.user_attrs).folder)
     record = _record(study, trial)
     if folder.path == home.root or not folder.path.is_dir():  # another machine's
         if not run_id:

@@ -1,13 +1,64 @@
-"""What a sweep and its workers report while they run. Workers send these to the supervisor, through a pipe or Ray."""
+"""What a supervisor and its workers send each other: a job one way, events the other, through a pipe or Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.data.store import ImageStore, OnProgress
 from harness.errors import HarnessError
+from harness.home import Home
+from harness.spec.resolved import ResolvedStudy
 from harness.store.records import StudyRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerJob:
+    """All that a worker process is given. Everything in it can be pickled.
+
+    ``gpus`` are the CUDA devices that workers are spread over, as CUDA_VISIBLE_DEVICES names them; ``index`` is the
+    worker's number among ``workers`` on its machine. ``own_gpu``: Ray gave it a whole one. ``resume_anyway`` lets it
+    score by another protocol than before.
+    """
+
+    spec: ResolvedStudy
+    home: Home
+    store: ImageStore
+    device: str
+    threads: int
+    cores: int
+    tags: dict[str, str]
+    workers: int = 1
+    index: int = 0
+    gpus: tuple[str, ...] = ()
+    own_gpu: bool = False
+    resume_anyway: bool = False
+
+    @property
+    def on_gpu(self) -> int:
+        """How many workers are on this one's GPU, itself included."""
+        n_gpus = len(self.gpus) or 1
+        return 1 if self.own_gpu else len(range(self.index % n_gpus, self.workers, n_gpus))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watcher:
+    """Whom a sweep tells, and whom it asks whether to stop.
+
+    ``stop_level()`` is 0 to continue, 1 to stop at the next snapshot, 2 to stop at once. ``on_progress`` follows the
+    preparation of images.
+    """
+
+    on_event: Callable[[Event], None]
+    stop_level: Callable[[], int]
+    on_progress: OnProgress = lambda *_: None
+
+    def say(self, text: str) -> None:
+        self.on_event(Said(text=text))
+
+    def stops(self) -> bool:
+        return self.stop_level() > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
