@@ -22,7 +22,7 @@ import numpy as np
 from scipy import stats
 
 from harness.home import Home
-from harness.machine.devices import Machines
+from harness.machine.processes import Machines
 from harness.machine.provenance import provenance
 from harness.spec.files import load_study_file
 from harness.spec.resolved import ResolvedStudy

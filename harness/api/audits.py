@@ -16,8 +16,7 @@ from harness.findings.health import audited
 from harness.findings.ranking import rank
 from harness.gan.hparams import HParams
 from harness.home import Home
-from harness.machine.devices import choose_device
-from harness.machine.processes import exact_arithmetic, keep_memory
+from harness.machine.processes import choose_device, exact_arithmetic, keep_memory
 from harness.scoring.audit import RealImages, audit
 from harness.scoring.protocol import MOBILENET
 from harness.scoring.scorer import Scorer, Scorers

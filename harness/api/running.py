@@ -9,7 +9,7 @@ from pathlib import Path
 from harness.cli.display import complain, display, images_progress
 from harness.cli.live import SweepView
 from harness.home import Home
-from harness.machine.devices import Machines
+from harness.machine.processes import Machines
 from harness.machine.signals import StopSignals, run_interruptibly
 from harness.spec.resolved import ResolvedStudy
 from harness.sweep.messages import Watcher

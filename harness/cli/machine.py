@@ -109,7 +109,7 @@ def _databases(home: Home) -> tuple[bool, str, str]:
 )  # fmt: skip
 def ui(given: Any) -> None:
     from harness.store.studies import final_metrics
-    from harness.tracking.ui import ui_command, ui_links
+    from harness.tracking.mlflow import ui_command, ui_links
 
     home = Home.from_environment()
     command = ui_command(home, given.port)

@@ -7,8 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.forecast.scoring import WIDTHS, ScoringTime, features_of
-from harness.forecast.speed import ConfigurationSpeed
+from harness.forecast.speed import WIDTHS, ConfigurationSpeed, ScoringTime, features_of
 from harness.home import Home
 from harness.machine.processes import usable_cores, visible_gpus
 from harness.spec.resolved import ResolvedStudy
@@ -92,10 +91,7 @@ class Forecast:
     def disk(self, home: Home, store_bytes: int, grid_bytes: int) -> str:
         """What is kept of trials that finish, here and in MLflow's artifacts; pruned ones keep less.
 
-        Args:
-            home: where it is kept.
-            store_bytes: images that are still to be prepared.
-            grid_bytes: a sample grid's PNG.
+        ``store_bytes`` are of images that are still to be prepared, ``grid_bytes`` of a sample grid's PNG.
         """
         final, rung = self.spec.scoring.final, self.spec.scoring.rung
         references = {

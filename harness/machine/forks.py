@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
+from multiprocessing.process import BaseProcess
 from types import ModuleType
 from typing import TypeVar, cast
 
@@ -20,42 +20,35 @@ FORKS = sys.platform == "linux"
 T = TypeVar("T")
 
 
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Inside, a process that is started does not import the caller's main module.
+class _Mainless(BaseProcess):
+    """A process that does not import the caller's main module.
 
     multiprocessing has its children run the main script again, up to ``if __name__ == "__main__"``. A script without
     that line would start its sweep again in each of them.
     """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")  # has neither a path nor a spec to import it by
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
-
-class _ForkedProcess(ForkServerProcess):
     def start(self) -> None:
-        with _without_main():
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")  # has neither a path nor a spec to import it by
+        try:
             super().start()
+        finally:
+            sys.modules["__main__"] = main
 
 
-class _SpawnedProcess(SpawnProcess):
-    def start(self) -> None:
-        with _without_main():
-            super().start()
+class _ForkedProcess(_Mainless, ForkServerProcess):
+    pass
+
+
+class _SpawnedProcess(_Mainless, SpawnProcess):
+    pass
 
 
 class ForkContext(ForkServerContext):
-    """multiprocessing's fork server; its processes never import the caller's main module."""
-
     Process = _ForkedProcess
 
 
 class SpawningContext(SpawnContext):
-    """multiprocessing's spawn; its processes never import the caller's main module."""
-
     Process = _SpawnedProcess
 
 
@@ -72,25 +65,14 @@ def start_fork_server() -> None:
 
 
 def call_with_torch(function: Callable[..., T], *arguments: object) -> T:
-    """Call a function that needs torch: here if torch is imported already, else in a process of the fork server.
-
-    So a supervisor never spends seconds on importing torch.
-
-    Raises:
-        HarnessError: the function's own.
-        SweepError: the process died.
-    """
+    """Call a function that needs torch here where that is imported already, which takes seconds; else in a fork."""
     return function(*arguments) if "torch" in sys.modules else call_in_fork(function, *arguments)
 
 
 def call_in_fork(function: Callable[..., T], *arguments: object) -> T:
     """Call a function in a process of the fork server, so that this process keeps none of the GPU memory it takes.
 
-    Where nothing is forked, the function is called here.
-
-    Raises:
-        HarnessError: the function's own.
-        SweepError: the process died.
+    Where nothing is forked, the function is called here. Its HarnessError is raised here, too.
     """
     if not FORKS:
         return function(*arguments)

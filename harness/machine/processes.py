@@ -1,4 +1,4 @@
-"""Processes: identity and liveness of workers; cores, GPUs, threads, memory and arithmetic of this one."""
+"""Processes: identity and liveness of workers; devices, cores, threads, memory and arithmetic of this one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import socket
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+
+from harness.errors import UsageError
+from harness.machine.forks import call_with_torch
 
 if TYPE_CHECKING:
     import torch
@@ -19,8 +23,6 @@ if TYPE_CHECKING:
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-
-
 # Reading when the machine booted can be off by a second; two processes of one id never start this close together.
 _START_TOLERANCE_S = 2.0
 
@@ -37,9 +39,8 @@ def this_process() -> dict[str, Any]:
 def is_gone(process: Mapping[str, Any] | None, *, one_machine: bool) -> bool | None:
     """Whether a process has ended; None where this machine cannot tell and the worker's heartbeat must decide.
 
-    Args:
-        process: a record of :func:`this_process`; None or empty for a worker that died before it wrote one.
-        one_machine: whether all processes run on this machine, as with SQLite; an earlier boot's have then ended.
+    ``process`` is a record of :func:`this_process`, empty for a worker that died before it wrote one. ``one_machine``:
+    all processes run on this machine, as with SQLite; an earlier boot's have then ended.
     """
     if not process:
         return True
@@ -55,8 +56,10 @@ def is_gone(process: Mapping[str, Any] | None, *, one_machine: bool) -> bool | N
         running = psutil.Process(int(process["pid"]))
         if running.status() == psutil.STATUS_ZOMBIE:  # killed, and its parent has yet to notice
             return True
-        created_s = _recorded_creation_s(process)
-        return created_s is not None and abs(_created_s(running) - created_s) > _START_TOLERANCE_S
+        created_s = process.get("created")
+        if process.get("start"):  # an older record's, in clock ticks
+            created_s = int(process["start"]) / os.sysconf("SC_CLK_TCK")
+        return created_s is not None and abs(_created_s(running) - float(created_s)) > _START_TOLERANCE_S
     except psutil.NoSuchProcess:
         return True
     except (psutil.Error, OSError):  # unreadable, for example without a free file descriptor: unknown, not ended
@@ -66,14 +69,6 @@ def is_gone(process: Mapping[str, Any] | None, *, one_machine: bool) -> bool | N
 def _created_s(process: psutil.Process) -> float:
     """Seconds from boot to the start of a process; unlike the time of day, no change of the clock moves it."""
     return float(process.create_time() - psutil.boot_time())
-
-
-def _recorded_creation_s(process: Mapping[str, Any]) -> float | None:
-    """The creation time of a record; older records have ``start`` in clock ticks, or empty where there was no /proc."""
-    if process.get("start"):
-        return int(process["start"]) / os.sysconf("SC_CLK_TCK")
-    created_s = process.get("created")
-    return None if created_s is None else float(created_s)
 
 
 def _machine() -> dict[str, str]:
@@ -99,10 +94,33 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(map(str, range(torch.cuda.device_count())))
 
 
-def cuda_is_available() -> bool:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machines:
+    """Where a sweep runs. ``engine`` is ``local`` or ``ray``; ``address`` and ``gpus_per_worker`` are Ray's."""
+
+    workers: int = 1
+    device: str = "auto"
+    engine: str = "local"
+    address: str | None = None
+    gpus_per_worker: float = 1.0
+
+
+def _cuda_is_available() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def choose_device(wanted: str) -> str:
+    """``auto`` becomes ``cuda`` where there is one; one that is unknown or not there is a UsageError."""
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"DEVICE={wanted!r} is not known", "Use auto, cpu or cuda.")
+    if wanted == "cpu":
+        return wanted
+    available = call_with_torch(_cuda_is_available)
+    if wanted == "cuda" and not available:
+        raise UsageError("DEVICE=cuda, but torch finds no CUDA device", "`harness doctor` shows why; or use cpu.")
+    return "cuda" if available else "cpu"
 
 
 def use_threads(n: int) -> None:

@@ -12,10 +12,9 @@ import optuna
 from harness.data.store import ImageStore, open_store
 from harness.errors import DataError, SpecDrift, StorageLost
 from harness.home import Home
-from harness.machine.devices import Machines, choose_device
 from harness.machine.forks import call_in_fork, call_with_torch, start_fork_server
 from harness.machine.imports import function_sha256
-from harness.machine.processes import usable_cores, visible_gpus
+from harness.machine.processes import Machines, choose_device, usable_cores, visible_gpus
 from harness.machine.provenance import provenance
 from harness.scoring.protocol import objective_name
 from harness.spec.precision import with_stored_precision

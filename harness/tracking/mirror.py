@@ -32,14 +32,8 @@ class Reflection:
     """One run's record, and how much of it is in MLflow.
 
     What is sent twice, because a crash came before the cursor was written, is one thing to MLflow: points and pictures
-    that it has are left out, runs are found by their key, files are replaced.
-
-    Args:
-        path: the record.
-
-    Attributes:
-        run_id: MLflow's, empty until the run was opened there.
-        lock: held by the process that mirrors it, while it trains its own; released by the system where that dies.
+    that it has are left out, runs are found by their key, files are replaced. ``run_id`` is MLflow's, empty until the
+    run was opened there. ``lock`` is held by the process that mirrors it; the system releases it where that dies.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,10 +67,7 @@ class Reflection:
         """Send what is new; whether the run is in MLflow to its end.
 
         A run that a person deleted meanwhile is restored; one that is gone for good is made again from the record.
-
-        Args:
-            runs: where to.
-            end: how the run ended where its folder does not say so: its process was killed.
+        ``end`` is how the run ended where its folder does not say so: its process was killed.
 
         Raises:
             Refused: MLflow does not take this run's record.
@@ -91,7 +82,13 @@ class Reflection:
         except Exception as error:
             if not self.run_id:
                 raise
-            self._revive(runs, error)
+            try:
+                revived = runs.revive(self.run_id)  # which raises where MLflow cannot be reached
+            except KeyError:
+                self._move("", 0, ended=False)
+                raise Refused("its run is gone; it is made again") from error
+            if not revived:
+                raise Refused(str(error)) from error
             self._send(runs, record, end)
         return end is not None
 
@@ -129,16 +126,6 @@ class Reflection:
             runs.end(self.run_id, end.state, scores=end.scores, tags=end.tags)
             self._move(self.run_id, record.opened_ms, ended=True)
 
-    def _revive(self, runs: MlflowTracker, error: Exception) -> None:
-        """Restore a run that a person deleted. MLflow is asked, which raises where it cannot be reached."""
-        try:
-            if runs.revive(self.run_id):
-                return
-        except KeyError:
-            self._move("", 0, ended=False)
-            raise Refused("its run is gone; it is made again") from error
-        raise Refused(str(error)) from error
-
     def _move(self, run_id: str, opened_ms: int, *, ended: bool) -> None:
         self.run_id, self._opened_ms, self._ended = run_id, opened_ms, ended
         cursor = {"run_id": run_id, "opened_ms": opened_ms, "ended": ended}
@@ -155,12 +142,7 @@ class _Followed:
 
 
 class Mirror:
-    """Follows the runs of this process in a thread.
-
-    Args:
-        connect: where runs are shown; called in the thread, again after a failure.
-        say: told when MLflow cannot be reached, and when it can again.
-    """
+    """Follows the runs of this process in a thread, which calls ``connect``, again after a failure."""
 
     def __init__(self, connect: Callable[[], MlflowTracker], say: Callable[[str], None]) -> None:
         self.connect, self.say = connect, say
@@ -172,22 +154,15 @@ class Mirror:
         self._thread.start()
 
     def follow(self, record: Path, guard: Callable[[], None] = lambda: None) -> None:
-        """Show a run until its end.
-
-        Args:
-            record: the run's.
-            guard: asked before anything of it is sent; raises Fenced where its attempt was declared dead.
-        """
+        """Show the run of a record until its end; ``guard`` raises Fenced where its attempt was declared dead."""
         self._followed[record] = _Followed(Reflection(record), guard)
 
     def close(self, within_s: float) -> None:
         """Send what is left, for at most ``within_s`` seconds and not at all while MLflow is away."""
         self._closing.set()
         self._thread.join(within_s)
-        if left := [record for record in self._followed if Reflection(record).unsent()]:
-            self.say(
-                f"{len(left)} runs are not wholly in MLflow yet; `harness reconcile` or the next start sends the rest"
-            )
+        if left := sum(Reflection(record).unsent() is not None for record in self._followed):
+            self.say(f"{left} runs are not wholly in MLflow yet; `harness reconcile` or the next start sends the rest")
 
     def _run(self) -> None:
         pause = _EVERY_S
@@ -223,14 +198,13 @@ class Mirror:
                 record, taken = reflection.unsent(), False
                 if record and not followed.refused:
                     followed.refused = True
-                    key = record.info.key
-                    self.say(f"MLflow does not take {key} ({_short(error)}); kept on disk, training continues")
+                    self._keep(record.info.key, error)
                 continue
             except Exception as error:  # whatever MLflow raises: it is tried again later
                 self._runs = None
                 if not self._away:
                     self._away = True
-                    self.say(f"MLflow does not take it ({_short(error)}); kept on disk, training continues")
+                    self._keep("it", error)
                 return False
             if self._away:
                 self._away = False
@@ -238,6 +212,9 @@ class Mirror:
             if ended:
                 self._let_go(reflection)
         return taken
+
+    def _keep(self, what: str, error: Exception) -> None:
+        self.say(f"MLflow does not take {what} ({_short(error)}); kept on disk, training continues")
 
     def _let_go(self, reflection: Reflection) -> None:
         del self._followed[reflection.path]
@@ -251,19 +228,12 @@ def send_left(
 ) -> dict[str, str]:
     """Send what dead processes, and MLflow's outages, left; what was done, by the run's key.
 
-    Args:
-        records: of runs.
-        runs_of: where a run is shown.
-        end_of: how a run ended whose folder does not say so; None where that is not known.
-
-    Raises:
-        Exception: whatever MLflow raises where it cannot be reached; what was not sent stays.
+    ``end_of`` is how a run ended whose folder does not say so. Raises what MLflow does where it cannot be reached.
     """
     done: dict[str, str] = {}
     for path in records:
         reflection = Reflection(path)
-        record = reflection.unsent()
-        if record is None:
+        if (record := reflection.unsent()) is None:
             continue
         with suppress(Timeout), reflection.lock.acquire(timeout=0):  # else a living process sends it
             end = None if record.end else end_of(record)

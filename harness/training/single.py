@@ -22,8 +22,7 @@ from harness.gan.hparams import HParams, digest
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress, epoch_kimg
 from harness.home import Home
-from harness.machine.devices import choose_device
-from harness.machine.processes import exact_arithmetic, keep_memory, on_device
+from harness.machine.processes import choose_device, exact_arithmetic, keep_memory, on_device
 from harness.machine.provenance import provenance
 from harness.scoring.diversity import real_distance
 from harness.scoring.fidelity import Scores

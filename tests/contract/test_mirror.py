@@ -16,7 +16,7 @@ from PIL import Image
 import harness.tracking.mirror as mirror_module
 from harness.errors import Fenced
 from harness.home import Home
-from harness.tracking.journals import adopt_journals
+from harness.sweep.reconcile import adopt_journals
 from harness.tracking.mirror import Mirror, Reflection, send_left
 from harness.tracking.mlflow import MlflowTracker, client_for, new_client, open_experiment
 from harness.training.record import Point, RunEnd, RunInfo, RunRecord

@@ -17,7 +17,7 @@ from harness.cli.live import SweepView
 from harness.data.store import open_store
 from harness.errors import SweepError, UsageError, WeightsError
 from harness.home import Home
-from harness.machine.devices import Machines
+from harness.machine.processes import Machines
 from harness.spec.files import parse_study
 from harness.store.attrs import StudyAttrs
 from harness.store.database import write_study_attrs

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from harness.errors import HarnessError, SweepError, UsageError
-from harness.machine.devices import Machines
+from harness.machine.processes import Machines
 from harness.sweep.messages import Crashed, Ended, Event, Watcher, WorkerJob
 
 # A worker that is lost more often than this, with no trial finished meanwhile, is not tried again.
