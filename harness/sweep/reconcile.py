@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from harness.errors import NotFoundError, StorageError, StorageLost, TrackingError, without_secrets
+from harness.findings.ranking import rank
 from harness.home import Home
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.database import open_storage
-from harness.store.studies import database_exists, started_study, stored_spec
+from harness.store.studies import database_exists, started_study, stored_spec, study_to_record
 from harness.store.trials import Trials, finished_count, trial_key
 from harness.tracking.mirror import Reflection, send_left
 from harness.tracking.mlflow import (
@@ -87,10 +87,13 @@ class ParentRun:
 
     def end(self, target: int) -> None:
         """Close the run, with the best score."""
-        ended = finished_count(self.trials.study)
+        ended, scores = finished_count(self.trials.study), {}
         try:
-            state, scores = ("COMPLETE", _summary(self.trials.study)) if ended >= target else ("FAIL", {})
+            record = study_to_record(self.trials.study)
+            if ended >= target and (best := rank(record, top=1).trials):
+                scores = {f"best_{record.attrs.final_metric}": best[0].value, "trials_complete": len(record.complete)}
             # As a step: MLflow shows the last one's, also where more trials were asked for since.
+            state = "COMPLETE" if ended >= target else "FAIL"
             self.tracker.end(self.run_id, state, scores=scores, tags={}, step=ended)
         except Exception as error:
             self._away(error)
@@ -101,17 +104,6 @@ class ParentRun:
             f"MLflow does not answer ({type(error).__name__}: {without_secrets(lines[0])[:120]}); "
             "`harness reconcile` makes it agree"
         )
-
-
-def _summary(study: optuna.Study) -> dict[str, float]:
-    done = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE and t.values]
-    if not done:
-        return {}
-    # Only scores of one protocol can be compared: that of most trials, as in the report.
-    hashes = [TrialAttrs.parse(trial.user_attrs).protocol_hash for trial in done]
-    (chosen, _), *_ = Counter(reversed(hashes)).most_common(1)
-    best = min(float(trial.values[0]) for trial, own in zip(done, hashes, strict=True) if own == chosen)
-    return {f"best_{StudyAttrs.parse(study.user_attrs).final_metric}": best, "trials_complete": float(len(done))}
 
 
 def reconcile_home(name: str | None, home: Home) -> Iterator[str]:

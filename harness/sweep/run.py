@@ -102,8 +102,8 @@ def run_sweep(
     )
     write_study_attrs(study, opened)
     # Trainings of a fixed study are done under whichever protocol most have.
-    job = _worker_job(spec, home, store, device, machines, tags, resume_anyway=resume_anyway or spec.plan is not None)
-    return _run(study, parent, job, machines, watcher, starts=True)
+    any_protocol = resume_anyway or spec.plan is not None
+    return _run(parent, store, device, tags, machines, watcher, starts=True, any_protocol=any_protocol)
 
 
 def join_sweep(name: str, home: Home, watcher: Watcher, *, source: Path | None, machines: Machines) -> SweepResult:
@@ -129,41 +129,25 @@ def join_sweep(name: str, home: Home, watcher: Watcher, *, source: Path | None, 
     tags = {**provenance(device), "study": name, "spec_hash": spec.spec_hash}
     parent = ParentRun.known(Trials(study, spec, home), home, watcher.say)
     parent.heal(crashed=watcher.stop_level() < 2)
-    job = _worker_job(spec, home, store, device, machines, tags)
-    return _run(study, parent, job, machines, watcher, starts=False)
-
-
-def _worker_job(
-    spec: ResolvedStudy,
-    home: Home,
-    store: ImageStore,
-    device: str,
-    machines: Machines,
-    tags: dict[str, str],
-    resume_anyway: bool = False,
-) -> WorkerJob:
-    cores = usable_cores()
-    return WorkerJob(
-        spec=spec,
-        home=home,
-        store=store,
-        device=device,
-        threads=threads_per_worker(cores, machines.workers),
-        cores=cores,
-        tags=tags,
-        workers=machines.workers,
-        gpus=call_with_torch(visible_gpus) if device == "cuda" else (),
-        resume_anyway=resume_anyway,
-    )
+    return _run(parent, store, device, tags, machines, watcher, starts=False)
 
 
 def _run(
-    study: optuna.Study, parent: ParentRun, job: WorkerJob, machines: Machines, watcher: Watcher, *, starts: bool
+    parent: ParentRun,
+    store: ImageStore,
+    device: str,
+    tags: dict[str, str],
+    machines: Machines,
+    watcher: Watcher,
+    *,
+    starts: bool,
+    any_protocol: bool = False,
 ) -> SweepResult:
     """Run workers until the study's target is reached, heal what they left, and close the study's run.
 
     ``starts``: this machine started the study, and closes its run also where the target is not reached.
     """
+    study, cores = parent.trials.study, usable_cores()
 
     def target() -> int:  # another machine's start may raise it
         return StudyAttrs.parse(study.user_attrs).target
@@ -181,6 +165,18 @@ def _run(
         end()
     else:
         with ending_with(heal, end):
+            job = WorkerJob(
+                spec=parent.trials.spec,
+                home=parent.home,
+                store=store,
+                device=device,
+                threads=threads_per_worker(cores, machines.workers),
+                cores=cores,
+                tags=tags,
+                workers=machines.workers,
+                gpus=call_with_torch(visible_gpus) if device == "cuda" else (),
+                resume_anyway=any_protocol,
+            )
             if machines.engine == "local":
                 LocalEngine(job, watcher, heal).run()
             else:
