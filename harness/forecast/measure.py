@@ -36,8 +36,7 @@ from harness.scoring.weights import vgg_file
 from harness.spec.resolved import ResolvedStudy
 from harness.store.studies import find_record
 from harness.sweep.engines.local import threads_per_worker
-from harness.sweep.precision import resolve_precision
-from harness.sweep.run import require_images
+from harness.sweep.run import require_images, resolve_precision
 from harness.text import duration
 
 # Files decoded to measure how fast that is.

@@ -54,6 +54,7 @@ class SpawningContext(SpawnContext):
 
 def worker_context() -> ForkContext | SpawningContext:
     """How this platform starts the processes that train and score."""
+    start_fork_server()
     return ForkContext() if FORKS else SpawningContext()
 
 
@@ -76,8 +77,7 @@ def call_in_fork(function: Callable[..., T], *arguments: object) -> T:
     """
     if not FORKS:
         return function(*arguments)
-    start_fork_server()
-    context = ForkContext()
+    context = worker_context()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_result, args=(sender, dict(os.environ), function, arguments), daemon=True)
     process.start()

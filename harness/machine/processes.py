@@ -28,11 +28,7 @@ _START_TOLERANCE_S = 2.0
 
 
 def this_process() -> dict[str, Any]:
-    """Machine, process id and creation time (s since boot), which tells it from a later process with the same id.
-
-    The machine is named by its host name (``HARNESS_MACHINE`` where that is not unique), the kernel's boot and the
-    container: process ids mean something only among processes that share all of them.
-    """
+    """Machine, process id and creation time (s since boot), which tells it from a later process with the same id."""
     return {**_machine(), "pid": os.getpid(), "created": _created_s(psutil.Process())}
 
 
@@ -72,6 +68,7 @@ def _created_s(process: psutil.Process) -> float:
 
 
 def _machine() -> dict[str, str]:
+    """Host name, the kernel's boot and the container: process ids mean something only where all of them are shared."""
     boot = container = ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -136,10 +133,10 @@ def use_threads(n: int) -> None:
 
 
 def keep_memory() -> None:
-    """Keep freed memory in this process, where the C library is glibc.
+    """Keep freed memory in this process, where the C library is glibc, which would return large blocks to the kernel.
 
-    It would return large blocks to the kernel and get them again as new pages, which one thread fills with zeros: a
-    tenth of a training step's time and a fifth of Inception's on a virtual machine (docs/performance.md).
+    It gets them again as new pages, which one thread fills with zeros: a tenth of a training step's time and a fifth of
+    Inception's on a virtual machine (docs/performance.md).
     """
     if sys.platform == "linux":
         with suppress(AttributeError):  # another C library
@@ -166,12 +163,8 @@ def cuda_graphs() -> bool:
 
 
 def on_device(images: Tensor, device: torch.device) -> Tensor:
-    """The images on the GPU where they take less than a third of its free memory, else unchanged.
-
-    The trainer takes batches from either; on the GPU no batch is copied.
-    """
-    fits = device.type == "cuda" and fits_on(images.numel() * images.element_size(), device)
-    return images.to(device) if fits else images
+    """The images on the GPU, from which no batch is copied, where there is room; the trainer takes them from either."""
+    return images.to(device) if device.type == "cuda" and fits_on(images.nbytes, device) else images
 
 
 def fits_on(n_bytes: int, device: torch.device) -> bool:

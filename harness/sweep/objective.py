@@ -64,13 +64,7 @@ class WorkerSetup:
 def objective(trial: optuna.Trial, attempt: Attempt, setup: WorkerSetup) -> list[float]:
     """Train one configuration and score it; the values are those of the study's objectives, the final score first.
 
-    Raises:
-        optuna.TrialPruned: the pruner stopped it at a rung.
-        Diverged: a gradient was not finite.
-        Degenerate: the generated images cannot be scored.
-        Interrupted: ``setup.stop()`` said so; a checkpoint is written.
-        Fenced: the trial was declared dead.
-        StorageLost: the database was away for too long; a checkpoint is written.
+    Raises TrialPruned, Diverged, Degenerate and Fenced; Interrupted and StorageLost after a checkpoint.
     """
     started = time.perf_counter()
     spec, number, publish = setup.spec, trial.number, setup.publish

@@ -35,10 +35,7 @@ from harness.training.run_folder import RunFolder
 
 
 class ParentRun:
-    """The study's run in MLflow, above those of its trials: a sweep opens, heals and closes it.
-
-    MLflow may be away once the run is known.
-    """
+    """The study's run in MLflow, above those of its trials. MLflow may be away once it is known."""
 
     def __init__(
         self, trials: Trials, tracker: MlflowTracker, run_id: str, home: Home, say: Callable[[str], None]
@@ -47,11 +44,7 @@ class ParentRun:
 
     @classmethod
     def open(cls, trials: Trials, home: Home, tags: dict[str, str], say: Callable[[str], None]) -> ParentRun:
-        """Open or create experiment and run.
-
-        Raises:
-            TrackingError: MLflow does not answer, and the study never had a run.
-        """
+        """Open or create experiment and run; raises TrackingError where MLflow is away and the study never had one."""
         spec, attrs = trials.spec, StudyAttrs.parse(trials.study.user_attrs)
         key, tags = f"{spec.name}/sweep/{attrs.uid}", {**tags, "role": "sweep"}
         info = RunInfo(key=key, name=f"sweep {spec.name}", experiment=spec.name, tags=tags)
@@ -109,11 +102,8 @@ class ParentRun:
 def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
     """Heal one study, or all of them and what trainings had yet to send; a line for each thing done.
 
-    Raises:
-        NotFoundError: there is no such study.
-        StorageError: a harness that knows other keys wrote the study; where all are healed this is only said.
-        TrackingError: MLflow does not answer; the database was healed all the same.
-        StorageLost: the database was away for too long.
+    Raises StorageError where a harness that knows other keys wrote the study; where all are healed this is only said.
+    Raises TrackingError where MLflow does not answer; the database was healed all the same.
     """
     studies: list[optuna.Study] = []
     storage = open_storage(home) if database_exists(home) else None

@@ -10,14 +10,14 @@ from pathlib import Path
 import optuna
 
 from harness.data.store import ImageStore, open_store
-from harness.errors import DataError, SpecDrift, StorageLost
+from harness.errors import DataError, SpecDrift, StorageLost, UsageError
 from harness.home import Home
 from harness.machine.forks import call_in_fork, call_with_torch, start_fork_server
 from harness.machine.imports import function_sha256
-from harness.machine.processes import Machines, choose_device, usable_cores, visible_gpus
+from harness.machine.processes import Machines, choose_device, exact_arithmetic, usable_cores, visible_gpus
 from harness.machine.provenance import provenance
-from harness.scoring.protocol import objective_name
-from harness.spec.precision import with_stored_precision
+from harness.scoring.protocol import INCEPTION, objective_name
+from harness.spec.precision import with_precision, with_stored_precision
 from harness.spec.resolved import ResolvedStudy
 from harness.store.attrs import StudyAttrs
 from harness.store.database import open_storage, write_study_attrs
@@ -26,7 +26,6 @@ from harness.store.studies import open_study, started_study, stored_spec, study_
 from harness.store.trials import Trials, finished_count
 from harness.sweep.engines.local import LocalEngine, threads_per_worker
 from harness.sweep.messages import Opened, Watcher, WorkerJob
-from harness.sweep.precision import resolve_precision
 from harness.sweep.reconcile import ParentRun
 from harness.tracking.mlflow import client_for
 
@@ -53,9 +52,7 @@ def run_sweep(
 ) -> SweepResult:
     """Run or continue a study until ``trials`` are COMPLETE or PRUNED; None: the file's number, or what it once was.
 
-    Raises:
-        HarnessError: anything that a person must see: data, weights, drift, workers that die.
-        StorageLost: the database was away for longer than the grace period.
+    Raises HarnessError for all that a person must see: data, weights, drift, workers that die, a lost database.
     """
 
     def resolved(spec: ResolvedStudy) -> ResolvedStudy:
@@ -110,10 +107,6 @@ def join_sweep(name: str, home: Home, watcher: Watcher, *, source: Path | None, 
     """Add this machine's workers to a study that was started elsewhere, until its target is reached.
 
     Study, images' fingerprint, target and tracking are the database's; this machine brings the images.
-
-    Raises:
-        HarnessError: the study was not started, the images are others, workers die.
-        StorageLost: the database was away for longer than the grace period.
     """
     device = choose_device(machines.device)
     storage = open_storage(home, grace=grace_s(), say=watcher.say, stop=watcher.stops)
@@ -143,10 +136,7 @@ def _run(
     starts: bool,
     any_protocol: bool = False,
 ) -> SweepResult:
-    """Run workers until the study's target is reached, heal what they left, and close the study's run.
-
-    ``starts``: this machine started the study, and closes its run also where the target is not reached.
-    """
+    """Run workers until the study has its target, heal what they left, and close the run of a study started here."""
     study, cores = parent.trials.study, usable_cores()
 
     def target() -> int:  # another machine's start may raise it
@@ -199,6 +189,47 @@ def ending_with(*steps: Callable[[], None]) -> Iterator[None]:
     finally:
         for step in () if lost else steps:
             step()
+
+
+def resolve_precision(spec: ResolvedStudy, device: str, exact: bool) -> tuple[ResolvedStudy, list[str]]:
+    """The study with every precision that its file leaves open, and what its user should hear of it.
+
+    Rungs are scored in bfloat16 where that is faster: it changes no order (docs/performance.md). Trainings are float32,
+    on CUDA in TF32 (docs/decisions/0010-tf32-on-cuda.md). bfloat16 is only offered. ``exact`` is float32 throughout,
+    also where the file says otherwise.
+    """
+    if exact and "precision" in spec.space:
+        raise UsageError(
+            f"{spec.name} searches precision, and --exact is float32 throughout",
+            "Take [space.precision] out of the file, or leave --exact away.",
+        )
+    of_training = spec.fixed.precision is None and "precision" not in spec.space
+    of_rungs = spec.scoring.rung.precision is None
+    if not (exact or of_training or of_rungs):
+        return spec, []
+    # What takes seconds to import is imported where a study is started, and not with every command.
+    import torch
+
+    from harness.gan.fast.precision import BF16, FLOAT32, usual
+    from harness.sweep import speed
+
+    if exact:
+        return with_precision(spec, training=FLOAT32, rung=FLOAT32), []
+    place = torch.device(device)
+    exact_arithmetic()
+    training = rung = None
+    said: list[str] = []
+    if of_training:
+        # Of each parameter that is always searched, the first or lowest value.
+        typical = spec.hparams({name: param.examples[0] for name, param in spec.space.items() if not param.when})
+        training, gain = usual(place), speed.training_gain(typical, place)
+        if gain >= speed.MIN_GAIN:
+            said.append(f'training in bfloat16 would be {gain:.1f} times faster here: precision = "bf16" in [fixed]')
+    if of_rungs:
+        quick = spec.scoring.rung.extractor == INCEPTION
+        quick = quick and speed.scoring_gain(spec.data.image_size, place) >= speed.MIN_GAIN
+        rung = BF16 if quick else FLOAT32
+    return with_precision(spec, training=training, rung=rung), said
 
 
 def require_images(spec: ResolvedStudy, n: int, n_held_out: int) -> None:

@@ -24,6 +24,8 @@ from harness.machine.processes import cuda_graphs
 from harness.scoring.extractors import to_device, untrained_module
 from harness.scoring.protocol import INCEPTION
 
+# bfloat16 must be faster by this factor: a smaller gain may be noise.
+MIN_GAIN = 1.1
 # How long each pair is timed (s), and a batch that shows it.
 _TIMED_S, _IMAGES = 0.6, 32
 

@@ -47,21 +47,13 @@ _LAST_SENDING_S, _HURRIED_SENDING_S = 60.0, 3.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialEnd:
-    """How a trial ended: Optuna's state, a COMPLETE one's values, the traceback of an error that nobody foresaw.
-
-    ``retires``: memory ran out next to other workers, and this one is to leave them its share.
-    """
+    """How a trial ended. ``retires``: memory ran out next to other workers, and this one leaves them its share."""
 
     state: TrialState
     values: Sequence[float] | None = None
     reason: str = ""
     traceback: str = ""
     retires: bool = False
-
-    @property
-    def failed(self) -> bool:
-        """Whether it failed for a reason of its own."""
-        return self.state == TrialState.FAIL and not self.reason.startswith(INTERRUPTED)
 
 
 def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Callable[[], bool]) -> None:
@@ -117,10 +109,7 @@ def work(setup: WorkerSetup, target: int | None = None) -> bool:
     """Run trials until COMPLETE and PRUNED ones reach the target (the study's own, which a later start may raise).
 
     Returns whether this worker retired: memory ran out, and others run. Number 0 takes trials again once it is alone.
-
-    Raises:
-        SweepError: several trials in a row failed for reasons of their own, as the rest of the budget would.
-        StorageLost, DiskFull: as of :func:`run_trial`.
+    Raises SweepError where several trials in a row failed for reasons of their own, as the rest of the budget would.
     """
     failures: list[str] = []
     retired = False
@@ -134,7 +123,8 @@ def work(setup: WorkerSetup, target: int | None = None) -> bool:
             continue
         end = run_trial(trial, setup)
         retired = retired or end.retires
-        failures = [*failures, end.reason] if end.failed else []
+        failed = end.state == TrialState.FAIL and not end.reason.startswith(INTERRUPTED)
+        failures = [*failures, end.reason] if failed else []
         if len(failures) == _MAX_FAILURES_IN_A_ROW:
             raise SweepError(
                 f"{len(failures)} trials in a row failed; the last: {failures[-1]}",

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from harness.errors import HarnessError, SweepError
-from harness.machine.forks import adopt_environment, start_fork_server, worker_context
+from harness.machine.forks import adopt_environment, worker_context
 from harness.sweep.messages import Ended, Event, Failed, Ready, Saved, Watcher, WorkerJob
 
 # Workers that may die one after the other without any trial getting further.
@@ -26,7 +26,6 @@ class _Worker:
 
     def __init__(self, job: WorkerJob) -> None:
         self.job = job
-        start_fork_server()
         context = worker_context()
         self.events, theirs = context.Pipe(duplex=False)
         arguments = (job, theirs, dict(os.environ))
@@ -50,10 +49,9 @@ class _Worker:
 
 
 class LocalEngine:
-    """Runs worker processes until the study's target is reached.
+    """Runs worker processes until the study's target is reached; the first loads references with all cores, alone.
 
-    The first worker loads weights and reference statistics with all cores before the others start. ``on_death`` is
-    called when a worker has died, before another takes its place.
+    ``on_death`` is called when a worker has died, before another takes its place.
     """
 
     def __init__(self, job: WorkerJob, watcher: Watcher, on_death: Callable[[], None]) -> None:
@@ -64,11 +62,6 @@ class LocalEngine:
         self.error: HarnessError | None = None
 
     def run(self) -> None:
-        """Return when it is reached.
-
-        Raises:
-            HarnessError: a worker met an error that the user must see, or workers kept dying.
-        """
         try:
             self._start(0)
             while self.running:

@@ -124,11 +124,6 @@ def run_ray(job: WorkerJob, machines: Machines, watcher: Watcher, on_death: Call
     Each reserves ``job.threads`` CPUs; those that do not fit into the cluster wait until they do. A worker whose
     process or node is lost is started again by Ray, as soon as some node has room; it continues only after
     ``on_death``. A Ray that is connected already is used and left as it is; the address ``local`` or None starts one.
-
-    Raises:
-        UsageError: Ray is not installed, or there is no cluster at the address.
-        HarnessError: a worker met an error that the user must see.
-        SweepError: workers kept dying, or Ray itself failed.
     """
     ray = _import_ray()
     connected = bool(ray.is_initialized())
