@@ -91,14 +91,7 @@ def forecast(
     published = spec.scoring.final.extractor == INCEPTION and vgg_file(home) is not None
     vgg = "; plus precision and recall by VGG16, which are not measured" if published else ""
     yield "  scores", f"{duration(scoring.rung_s)} a rung, {duration(scoring.final_s)} a final one{again}{vgg}"
-    result = Forecast(
-        spec=spec,
-        configurations=tuple(configurations),
-        scoring=scoring,
-        target=trials or spec.budget.trials,
-        device=on.type,
-        workers=workers,
-    )
+    result = Forecast(spec, configurations, scoring, trials or spec.budget.trials, on.type, workers)
     yield "time", result.time(mean_work(spec, find_record(spec.name, home)))
     yield "memory", _memory(_peak_bytes(on) + held_bytes, on, workers)
     yield "disk", result.disk(home, store_bytes, _grid_bytes(images))
@@ -129,7 +122,6 @@ def _images(
 
 
 def _memory(peak: int, device: torch.device, workers: int) -> str:
-    """Peak memory of a worker, and of those that share a device."""
     n_devices = len(visible_gpus()) if device.type == "cuda" else 1
     together = -(-workers // n_devices)
     where = "GPU memory" if device.type == "cuda" else "memory"

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,7 @@ WIDTHS = {INCEPTION: 2048, MOBILENET: 1280}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigurationSpeed:
-    """One configuration's speed and size. ``s_per_kimg`` is of training, ``s_per_sample`` of generating, alone.
-
-    ``checkpoint_bytes`` is of a whole snapshot, ``weights_bytes`` of the published generator.
-    """
+    """One configuration's speed, of training and of generating alone, and size: of a snapshot, of the generator."""
 
     name: str
     s_per_kimg: float
@@ -81,10 +79,13 @@ def measure_configurations(spec: ResolvedStudy, images: Tensor, device: torch.de
             rate, snapshot = result
             with torch.device("meta"):
                 networks = make_networks(hp)
+            generator, _ = build(hp, 0, device)
+            sample = partial(generate, generator, hp, BATCH, 0, device)
+            sample()  # warms up
             yield ConfigurationSpeed(
                 name=name,
                 s_per_kimg=1000 / rate,
-                s_per_sample=_sampling_s(hp, device),
+                s_per_sample=_seconds(sample) / BATCH,
                 parameters=sum(tensor.numel() for network in networks for tensor in network.parameters()),
                 checkpoint_bytes=tensor_bytes(snapshot.state),
                 weights_bytes=tensor_bytes(snapshot.generator.state_dict()),
@@ -114,19 +115,9 @@ def tensor_bytes(state: Any) -> int:
     return sum(tensor_bytes(value) for value in values)
 
 
-def _sampling_s(hp: HParams, device: torch.device) -> float:
-    """Seconds to generate one image for scoring."""
-    generator, _ = build(hp, 0, device)
-    generate(generator, hp, BATCH, 0, device)
-    return _seconds(lambda: generate(generator, hp, BATCH, 0, device)) / BATCH
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringTime:
-    """Seconds to score once: at a rung, at the end with all metrics, and with each further sampling seed.
-
-    ``references_s`` is once for all trials: the features of the real images.
-    """
+    """Seconds to score at a rung, at the end with all metrics, and with each further seed; once: of real images."""
 
     rung_s: float
     final_s: float

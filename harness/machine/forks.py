@@ -36,20 +36,14 @@ class _Mainless(BaseProcess):
             sys.modules["__main__"] = main
 
 
-class _ForkedProcess(_Mainless, ForkServerProcess):
-    pass
-
-
-class _SpawnedProcess(_Mainless, SpawnProcess):
-    pass
-
-
 class ForkContext(ForkServerContext):
-    Process = _ForkedProcess
+    class Process(_Mainless, ForkServerProcess):
+        """Forked."""
 
 
 class SpawningContext(SpawnContext):
-    Process = _SpawnedProcess
+    class Process(_Mainless, SpawnProcess):
+        """Spawned."""
 
 
 def worker_context() -> ForkContext | SpawningContext:

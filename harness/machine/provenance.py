@@ -36,7 +36,6 @@ def git_commit() -> str:
 
 
 def cpu_name() -> str:
-    """The processor's model name."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

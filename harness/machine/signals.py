@@ -85,6 +85,5 @@ def run_interruptibly(work: Callable[[], T], stop: StopSignals) -> T:
 
 
 def in_notebook() -> bool:
-    """Whether this is a Jupyter kernel."""
     ipython: Any = sys.modules.get("IPython")
     return ipython is not None and type(ipython.get_ipython()).__name__ == "ZMQInteractiveShell"

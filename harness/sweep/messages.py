@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, dataclass_transform
 
 from harness.data.store import ImageStore, OnProgress
 from harness.errors import HarnessError
@@ -61,14 +61,17 @@ class Watcher:
         return self.stop_level() > 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+@dataclass(frozen=True, kw_only=True)
 class Event:
-    """Anything that is reported. ``node`` is the Ray node that it comes from, empty elsewhere."""
+    """Anything that is reported, each kind a frozen dataclass. ``node`` is the Ray node that it comes from, if any."""
 
     node: str = ""
 
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
 class Opened(Event):
     """The study is open: what it had before, and how many trials are wanted."""
 
@@ -76,40 +79,34 @@ class Opened(Event):
     target: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Said(Event):
     """A line for people."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Ready(Event):
     """A worker has weights and reference statistics, and asks for its first trial."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Failed(Event):
     """A worker ends with an error that a person must see."""
 
     error: HarnessError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Crashed(Event):
     """A worker's process ends because of an error that nobody foresaw."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class OfTrial(Event):
     """Something about the trial of this number."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Started(OfTrial):
     """It begins at ``kimg``, above 0 where it continues ``retry_of``. ``params`` are what a person recognizes it by."""
 
@@ -118,27 +115,21 @@ class Started(OfTrial):
     retry_of: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Progressed(OfTrial):
-    """It has trained to ``kimg``."""
-
     kimg: float
     images_per_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Saved(OfTrial):
     """It has a checkpoint beyond the one that it continued from."""
 
     kimg: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring(OfTrial):
     """It is being scored."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Scored(OfTrial):
     """It has a rung score."""
 
@@ -146,7 +137,6 @@ class Scored(OfTrial):
     score: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Ended(OfTrial):
     """It ended in one of Optuna's states. ``value`` is the final score of a COMPLETE one."""
 

@@ -73,16 +73,15 @@ def objective(trial: optuna.Trial, attempt: Attempt, setup: WorkerSetup) -> list
     for step, value in sorted(attempt.history.rungs.items()):
         report(trial, value, step, attempt.history)
     budget = Budget(kimg=spec.budget.kimg, snapshots_kimg=spec.budget.rungs)
-    for event in train_on_disk(
-        attempt, setup.images_NHWC, budget=budget, stop=setup.stop, checkpoint_s=setup.checkpoint_s
-    ):
+    images, stop, every_s = setup.images_NHWC, setup.stop, setup.checkpoint_s
+    for event in train_on_disk(attempt, images, budget=budget, stop=stop, checkpoint_s=every_s):
         if isinstance(event, Progress):
             publish(messages.Progressed(number=number, kimg=event.kimg, images_per_s=event.images_per_s))
         elif isinstance(event, Saved):
             write_attrs(trial, TrialAttrs(saved_kimg=event.kimg, saved_s=round(time.perf_counter() - started, 2)))
             if event.kimg > attempt.resumed_kimg:
                 publish(messages.Saved(number=number, kimg=event.kimg))
-            if setup.stop():
+            if stop():
                 raise Interrupted(f"stopped at {event.kimg:.1f} kimg; saved")
             if event.mark is not None:
                 publish(messages.Scoring(number=number))
@@ -156,23 +155,17 @@ def open_attempt(trial: optuna.Trial, setup: WorkerSetup, lease: Lease) -> Attem
     if seed is None:
         assert attrs.position is not None
         seed = derive_seed(spec.sampler.seed, "trial", attrs.position)
+    tags = {**job.tags, "threads": str(job.threads), "role": "trial", "trial": str(number), "trial_state": "RUNNING"}
+    named = {"seed": str(seed), "preset": attrs.preset, "arm": attrs.arm}
+    tags |= {name: value for name, value in named.items() if value}
+    tags |= {"protocol_hash": setup.final.protocol.hash, "rung_protocol_hash": setup.rung.protocol.hash}
     folders = [RunFolder(job.home.trial_dir(spec.name, uid, n)) for n in (*setup.trials.history(trial), number)]
     info = RunInfo(
         key=trial_key(spec.name, number),
         name=f"trial {number}",
         experiment=spec.name,
         params=hp.to_dict(),
-        tags={
-            **job.tags,
-            "threads": str(job.threads),
-            "role": "trial",
-            "trial": str(number),
-            "trial_state": "RUNNING",
-            "seed": str(seed),
-            **{name: value for name, value in (("preset", attrs.preset), ("arm", attrs.arm)) if value},
-            "protocol_hash": setup.final.protocol.hash,
-            "rung_protocol_hash": setup.rung.protocol.hash,
-        },
+        tags=tags,
         dataset=spec.data.source,
         dataset_digest=job.store.fingerprint,
         dataset_source=spec.data.source,

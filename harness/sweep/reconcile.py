@@ -157,7 +157,6 @@ def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
 
 
 def training_records(home: Home) -> list[Path]:
-    """The records of single trainings."""
     return sorted(home.within("trainings").glob("*/run-*.json"))
 
 

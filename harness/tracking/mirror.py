@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 
@@ -36,8 +35,11 @@ class Reflection:
     run was opened there. ``lock`` is held by the process that mirrors it; the system releases it where that dies.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.folder = path, RunFolder(path.parent)
+    def __init__(self, path: Path, guard: Callable[[], None] = lambda: None) -> None:
+        self.path, self.folder, self.guard = path, RunFolder(path.parent), guard
+        # What a mirror sent last, and when; whether it was refused.
+        self.sent: tuple[int, ...] = ()
+        self.sent_at, self.refused = 0.0, False
         self.cursor_path = path.with_suffix(".mirror")
         self.lock = FileLock(path.with_name(f".{path.stem}.lock"))
         try:
@@ -132,21 +134,12 @@ class Reflection:
         atomic.write_text(self.cursor_path, json.dumps(cursor))
 
 
-@dataclass(slots=True)
-class _Followed:
-    reflection: Reflection
-    guard: Callable[[], None]
-    sent: tuple[int, ...] = ()
-    sent_at: float = 0.0
-    refused: bool = False
-
-
 class Mirror:
     """Follows the runs of this process in a thread, which calls ``connect``, again after a failure."""
 
     def __init__(self, connect: Callable[[], MlflowTracker], say: Callable[[str], None]) -> None:
         self.connect, self.say = connect, say
-        self._followed: dict[Path, _Followed] = {}
+        self._followed: dict[Path, Reflection] = {}
         self._runs: MlflowTracker | None = None
         self._away = False
         self._closing = Event()
@@ -155,7 +148,7 @@ class Mirror:
 
     def follow(self, record: Path, guard: Callable[[], None] = lambda: None) -> None:
         """Show the run of a record until its end; ``guard`` raises Fenced where its attempt was declared dead."""
-        self._followed[record] = _Followed(Reflection(record), guard)
+        self._followed[record] = Reflection(record, guard)
 
     def close(self, within_s: float) -> None:
         """Send what is left, for at most ``within_s`` seconds and not at all while MLflow is away."""
@@ -169,20 +162,20 @@ class Mirror:
         while not self._closing.wait(pause):
             pause = _EVERY_S if self._send_all() else min(2 * pause, _LONGEST_PAUSE_S)
         self._send_all()
-        for followed in self._followed.values():
-            followed.reflection.lock.release()
+        for reflection in self._followed.values():
+            reflection.lock.release()
 
     def _send_all(self) -> bool:
         """Whether all was taken. A run that is refused holds up no other; where nobody answers none is tried."""
         taken = True
-        for followed in list(self._followed.values()):
-            reflection, changed_at = followed.reflection, followed.reflection.changed_at()
-            if changed_at == followed.sent and time.monotonic() - followed.sent_at < _ASK_EVERY_S:
+        for reflection in list(self._followed.values()):
+            changed_at = reflection.changed_at()
+            if changed_at == reflection.sent and time.monotonic() - reflection.sent_at < _ASK_EVERY_S:
                 continue
             try:
                 if not reflection.lock.is_locked:
                     reflection.lock.acquire(timeout=0)
-                followed.guard()
+                reflection.guard()
             except Timeout:  # another process sends what an earlier one left
                 continue
             except Fenced:
@@ -193,11 +186,11 @@ class Mirror:
             try:
                 self._runs = self._runs or self.connect()
                 ended = reflection.send(self._runs)
-                followed.sent, followed.sent_at = changed_at, time.monotonic()
+                reflection.sent, reflection.sent_at = changed_at, time.monotonic()
             except Refused as error:
                 record, taken = reflection.unsent(), False
-                if record and not followed.refused:
-                    followed.refused = True
+                if record and not reflection.refused:
+                    reflection.refused = True
                     self._keep(record.info.key, error)
                 continue
             except Exception as error:  # whatever MLflow raises: it is tried again later

@@ -109,10 +109,7 @@ def answers(home: Home) -> Iterator[None]:
 
 
 def client_for(home: Home) -> MlflowClient:
-    """A client; the database is created once, under a lock, before anything else opens it.
-
-    Raises TrackingError where MLflow cannot be reached.
-    """
+    """A client; the database is created once, under a lock, before anything else opens it. As of :func:`answers`."""
     load()
     home.root.mkdir(parents=True, exist_ok=True)
     with answers(home), FileLock(home.root / ".mlflow.lock"):
@@ -203,7 +200,6 @@ class MlflowTracker:
         return run_id
 
     def log(self, run_id: str, points: Iterable[Point]) -> None:
-        """Add points to curves."""
         from mlflow.entities import Metric
 
         if run_id not in self._logged:  # an earlier process may have begun it
@@ -216,7 +212,6 @@ class MlflowTracker:
         self._logged[run_id] |= new.keys()
 
     def image(self, run_id: str, name: str, step: int, path: Path) -> None:
-        """Add a PNG file to a series of images."""
         # Asked at most once a run: only one process sends a run's record.
         if run_id not in self._images:
             # The small copy is written last: with it the image is there.
@@ -227,7 +222,6 @@ class MlflowTracker:
             self._images[run_id].add((name, step))
 
     def artifact(self, run_id: str, path: Path, folder: str = "") -> None:
-        """Keep a copy of a file or folder."""
         if path.is_dir():
             self.client.log_artifacts(run_id, str(path), folder or path.name)
         else:
