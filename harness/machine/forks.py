@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
@@ -65,15 +66,13 @@ def call_with_torch(function: Callable[..., T], *arguments: object) -> T:
 
 
 def call_in_fork(function: Callable[..., T], *arguments: object) -> T:
-    """Call a function in a process of the fork server, so that this process keeps none of the GPU memory it takes.
-
-    Where nothing is forked, the function is called here. Its HarnessError is raised here, too.
-    """
+    """Call a function in a process of the fork server, so that this one keeps none of the GPU memory that it takes."""
     if not FORKS:
         return function(*arguments)
     context = worker_context()
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_result, args=(sender, dict(os.environ), function, arguments), daemon=True)
+    act = partial(function, *arguments)
+    process = context.Process(target=_send_result, args=(sender, dict(os.environ), act), daemon=True)
     process.start()
     sender.close()
     try:
@@ -87,12 +86,10 @@ def call_in_fork(function: Callable[..., T], *arguments: object) -> T:
     return cast(T, result)
 
 
-def _send_result(
-    sender: Connection, environment: Mapping[str, str], function: Callable[..., object], arguments: tuple[object, ...]
-) -> None:
+def _send_result(sender: Connection, environment: Mapping[str, str], act: Callable[[], object]) -> None:
     adopt_environment(environment)
     try:
-        sender.send(function(*arguments))
+        sender.send(act())
     except HarnessError as error:
         sender.send(error)
 

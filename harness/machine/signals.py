@@ -50,9 +50,8 @@ class StopSignals:
 def run_interruptibly(work: Callable[[], T], stop: StopSignals) -> T:
     """What ``work`` returns, while interruptions raise ``stop.level``.
 
-    In the main thread of a program, ``stop`` handles the signals. In a notebook, whose kernel handles them, the work
-    runs in a thread and the KeyboardInterrupt that the kernel raises here counts. In any other thread, which no signal
-    reaches, there is nothing to do.
+    In a notebook, whose kernel handles the signals, the work runs in a thread and the KeyboardInterrupt that the kernel
+    raises here counts. No signal reaches any other thread than the main one.
     """
     if threading.current_thread() is not threading.main_thread():
         return work()

@@ -15,12 +15,7 @@ from harness.store.records import StudyRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerJob:
-    """All that a worker process is given. Everything in it can be pickled.
-
-    ``gpus`` are the CUDA devices that workers are spread over, as CUDA_VISIBLE_DEVICES names them; ``index`` is the
-    worker's number among ``workers`` on its machine. ``own_gpu``: Ray gave it a whole one. ``resume_anyway`` lets it
-    score by another protocol than before.
-    """
+    """All that a worker process is given. Everything in it can be pickled."""
 
     spec: ResolvedStudy
     home: Home
@@ -29,11 +24,11 @@ class WorkerJob:
     threads: int
     cores: int
     tags: dict[str, str]
-    workers: int = 1
+    workers: int = 1  # on its machine, and its own number among them
     index: int = 0
-    gpus: tuple[str, ...] = ()
-    own_gpu: bool = False
-    resume_anyway: bool = False
+    gpus: tuple[str, ...] = ()  # that workers are spread over, as CUDA_VISIBLE_DEVICES names them
+    own_gpu: bool = False  # Ray gave it a whole one
+    resume_anyway: bool = False  # also under another protocol than before
 
     @property
     def on_gpu(self) -> int:
@@ -44,15 +39,11 @@ class WorkerJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watcher:
-    """Whom a sweep tells, and whom it asks whether to stop.
-
-    ``stop_level()`` is 0 to continue, 1 to stop at the next snapshot, 2 to stop at once. ``on_progress`` follows the
-    preparation of images.
-    """
+    """Whom a sweep tells, and whom it asks whether to stop."""
 
     on_event: Callable[[Event], None]
-    stop_level: Callable[[], int]
-    on_progress: OnProgress = lambda *_: None
+    stop_level: Callable[[], int]  # 0 to continue, 1 to stop at the next snapshot, 2 to stop at once
+    on_progress: OnProgress = lambda *_: None  # of preparing images
 
     def say(self, text: str) -> None:
         self.on_event(Said(text=text))

@@ -37,19 +37,15 @@ from harness.training.share import Share
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSetup:
-    """What a worker needs for each trial: its job, and what it has loaded for it.
-
-    ``images_NHWC`` are uint8, on ``device`` if there is room. ``final`` and ``rung`` score finished and half-trained
-    generators. ``follow`` shows a run, by the path of its record, in MLflow as long as the check does not raise Fenced.
-    """
+    """What a worker needs for each trial: its job, and what it has loaded for it."""
 
     job: WorkerJob
     trials: Trials
-    images_NHWC: Tensor
+    images_NHWC: Tensor  # uint8, on the device if there is room
     device: device
     final: Scorer
     rung: Scorer
-    follow: Callable[[Path, Callable[[], None]], None]
+    follow: Callable[[Path, Callable[[], None]], None]  # as of Mirror
     stop: Callable[[], bool]
     publish: Callable[[messages.Event], None]
     real_distance: float
@@ -62,10 +58,7 @@ class WorkerSetup:
 
 
 def objective(trial: optuna.Trial, attempt: Attempt, setup: WorkerSetup) -> list[float]:
-    """Train one configuration and score it; the values are those of the study's objectives, the final score first.
-
-    Raises TrialPruned, Diverged, Degenerate and Fenced; Interrupted and StorageLost after a checkpoint.
-    """
+    """Train one configuration and score it; the values are the study's objectives'. What ends it early is raised."""
     started = time.perf_counter()
     spec, number, publish = setup.spec, trial.number, setup.publish
     if impossible := problems(attempt.hp):

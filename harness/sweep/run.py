@@ -50,10 +50,7 @@ def run_sweep(
     resume_anyway: bool,
     exact: bool = False,
 ) -> SweepResult:
-    """Run or continue a study until ``trials`` are COMPLETE or PRUNED; None: the file's number, or what it once was.
-
-    Raises HarnessError for all that a person must see: data, weights, drift, workers that die, a lost database.
-    """
+    """Run or continue a study until ``trials`` are COMPLETE or PRUNED; None: the file's number, or what it once was."""
 
     def resolved(spec: ResolvedStudy) -> ResolvedStudy:
         watcher.say("preparing workers")
@@ -192,11 +189,10 @@ def ending_with(*steps: Callable[[], None]) -> Iterator[None]:
 
 
 def resolve_precision(spec: ResolvedStudy, device: str, exact: bool) -> tuple[ResolvedStudy, list[str]]:
-    """The study with every precision that its file leaves open, and what its user should hear of it.
+    """The study with every precision that its file leaves open (``exact``: float32 throughout), and what to say of it.
 
     Rungs are scored in bfloat16 where that is faster: it changes no order (docs/performance.md). Trainings are float32,
-    on CUDA in TF32 (docs/decisions/0010-tf32-on-cuda.md). bfloat16 is only offered. ``exact`` is float32 throughout,
-    also where the file says otherwise.
+    on CUDA in TF32 (docs/decisions/0010-tf32-on-cuda.md). bfloat16 is only offered.
     """
     if exact and "precision" in spec.space:
         raise UsageError(

@@ -1,7 +1,4 @@
-"""How much faster bfloat16 is on this machine: in a training step, and in Inception.
-
-Timed on one thread, in CPU time, so that a busy machine decides alike.
-"""
+"""How much faster bfloat16 is here, on one thread and in CPU time: a busy machine decides as an idle one."""
 
 from __future__ import annotations
 

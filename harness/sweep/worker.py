@@ -136,10 +136,7 @@ def work(setup: WorkerSetup, target: int | None = None) -> bool:
 def run_trial(trial: optuna.Trial, setup: WorkerSetup) -> TrialEnd:
     """Run one trial to its end state in the database and in its folder.
 
-    Raises:
-        StorageLost, DiskFull: the database was away for longer than the grace period, or a checkpoint could not be
-            written; the trial is continued later.
-        AcceleratorError: the device is lost to this process, which must end.
+    Raises StorageLost and DiskFull where the trial is continued later, AcceleratorError where this process must end.
     """
     started = time.perf_counter()
     attempt: Attempt | None = None

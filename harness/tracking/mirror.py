@@ -66,14 +66,10 @@ class Reflection:
         return tuple(stamps)
 
     def send(self, runs: MlflowTracker, end: RunEnd | None = None) -> bool:
-        """Send what is new; whether the run is in MLflow to its end.
+        """Send what is new; whether the run is in MLflow to its end, which is ``end`` where its folder has none.
 
         A run that a person deleted meanwhile is restored; one that is gone for good is made again from the record.
-        ``end`` is how the run ended where its folder does not say so: its process was killed.
-
-        Raises:
-            Refused: MLflow does not take this run's record.
-            Exception: whatever MLflow raises while it cannot be reached. What was sent is not sent again.
+        Raises Refused where MLflow does not take it, and whatever MLflow raises where it cannot be reached.
         """
         record = self.unsent()
         if record is None:
