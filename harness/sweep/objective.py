@@ -17,7 +17,6 @@ from harness.gan.hparams import derive_seed
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress
 from harness.scoring.scorer import Scorer
-from harness.spec.resolved import ResolvedStudy
 from harness.spec.scoring import sampling_seeds
 from harness.spec.suggest import suggest
 from harness.store.attrs import StudyAttrs, TrialAttrs
@@ -52,15 +51,11 @@ class WorkerSetup:
     checkpoint_s: float = field(default_factory=checkpoint_every_s)
     share: Share | None = None
 
-    @property
-    def spec(self) -> ResolvedStudy:
-        return self.job.spec
-
 
 def objective(trial: optuna.Trial, attempt: Attempt, setup: WorkerSetup) -> list[float]:
     """Train one configuration and score it; the values are the study's objectives'. What ends it early is raised."""
     started = time.perf_counter()
-    spec, number, publish = setup.spec, trial.number, setup.publish
+    spec, number, publish = setup.job.spec, trial.number, setup.publish
     if impossible := problems(attempt.hp):
         raise Degenerate(f"no such network: {'; '.join(impossible)}")
     for step, value in sorted(attempt.history.rungs.items()):
@@ -96,7 +91,7 @@ def score_rung(trial: optuna.Trial, event: Snapshot, kimg: float, attempt: Attem
     attempt.rung(kimg, score)
     report(trial, score, kimg_to_images(kimg), attempt.history)
     setup.publish(messages.Scored(number=trial.number, kimg=event.kimg, score=score))
-    decides = kimg in setup.spec.budget.rungs and not TrialAttrs.parse(trial.user_attrs).recipe
+    decides = kimg in setup.job.spec.budget.rungs and not TrialAttrs.parse(trial.user_attrs).recipe
     if decides and setup.trials.should_prune(trial):
         raise optuna.TrialPruned(f"{name} {score:.4g} at {kimg:g} kimg")
 
@@ -117,7 +112,7 @@ def report(trial: optuna.Trial, score: float, step: int, history: History | None
 
 def conclude(trial: optuna.Trial, event: Snapshot, attempt: Attempt, setup: WorkerSetup) -> list[float]:
     """Score the finished generator, publish its weights, keep the scores; the score is the sampling seeds' mean."""
-    final, spec = setup.final, setup.spec
+    final, spec = setup.final, setup.job.spec
     scores = checked(final(event.generator, attempt.hp, all_metrics=True))
     samplings = [scores.values[final.objective]]
     for scorer in [final.with_seed(seed) for seed in sampling_seeds(spec.scoring)[1:]]:
@@ -141,7 +136,7 @@ def conclude(trial: optuna.Trial, event: Snapshot, attempt: Attempt, setup: Work
 
 def open_attempt(trial: optuna.Trial, setup: WorkerSetup, lease: Lease) -> Attempt:
     """Suggest the configuration, open the attempt's folder, name it in the database, and have it mirrored."""
-    job, spec, number = setup.job, setup.spec, trial.number
+    job, spec, number = setup.job, setup.job.spec, trial.number
     attrs, uid = TrialAttrs.parse(trial.user_attrs), StudyAttrs.parse(trial.study.user_attrs).uid
     hp = spec.hparams({}, attrs.overrides) if attrs.overrides else suggest(trial, spec)
     seed = attrs.training_seed  # a fixed study's
