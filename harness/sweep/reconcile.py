@@ -84,10 +84,8 @@ class ParentRun:
         try:
             record = study_to_record(self.trials.study)
             if ended >= target and (best := rank(record, top=1).trials):
-                scores = {
-                    f"best_{record.attrs.final_metric}": best[0].values[0],
-                    "trials_complete": len(record.complete),
-                }
+                metric = f"best_{record.attrs.final_metric}"
+                scores = {metric: best[0].values[0], "trials_complete": float(len(record.complete))}
             # As a step: MLflow shows the last one's, also where more trials were asked for since.
             state = "COMPLETE" if ended >= target else "FAIL"
             self.tracker.end(self.run_id, state, scores=scores, tags={}, step=ended)
