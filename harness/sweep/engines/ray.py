@@ -89,8 +89,6 @@ def worker_task(job: WorkerJob, index: int, board: Any, environment: dict[str, s
     os.environ.update(environment)
     import ray
 
-    from harness.sweep.worker import run_worker
-
     def wait(ref: Any) -> Any:
         # ray.get would hand this task's CPUs to another one while it waits, and both would compute on them afterwards.
         return ref.future().result()
@@ -106,6 +104,8 @@ def worker_task(job: WorkerJob, index: int, board: Any, environment: dict[str, s
             wait(board.publish.remote(index, node, event))
 
     try:
+        from harness.sweep.worker import run_worker
+
         # A task has the CPUs that it reserved and no more, also for the reference statistics.
         run_worker(dataclasses.replace(job, cores=job.threads, index=index), publish, stopped.done)
     except HarnessError as error:
