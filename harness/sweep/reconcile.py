@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import optuna
 from filelock import FileLock, Timeout
@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 from harness.errors import NotFoundError, StorageError, StorageLost, TrackingError, without_secrets
 from harness.findings.ranking import rank
 from harness.home import Home
+from harness.machine.provenance import provenance
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.database import open_storage
 from harness.store.studies import database_exists, started_study, stored_spec, study_to_record
@@ -37,33 +38,32 @@ from harness.training.run_folder import RunFolder
 class ParentRun:
     """The study's run in MLflow, above those of its trials. MLflow may be away once it is known."""
 
-    def __init__(
-        self, trials: Trials, tracker: MlflowTracker, run_id: str, home: Home, say: Callable[[str], None]
-    ) -> None:
-        self.trials, self.tracker, self.run_id, self.home, self.say = trials, tracker, run_id, home, say
+    def __init__(self, trials: Trials, home: Home, device: str, say: Callable[[str], None]) -> None:
+        self.trials, self.home, self.device, self.say = trials, home, device, say
+        self.tags = {**provenance(device), "study": trials.spec.name, "spec_hash": trials.spec.spec_hash}
 
-    @classmethod
-    def open(cls, trials: Trials, home: Home, tags: dict[str, str], say: Callable[[str], None]) -> ParentRun:
+    def open(self) -> Self:
         """Open or create experiment and run; raises TrackingError where MLflow is away and the study never had one."""
-        spec, attrs = trials.spec, StudyAttrs.parse(trials.study.user_attrs)
-        key, tags = f"{spec.name}/sweep/{attrs.uid}", {**tags, "role": "sweep"}
+        spec, attrs = self.trials.spec, StudyAttrs.parse(self.trials.study.user_attrs)
+        key, tags = f"{spec.name}/sweep/{attrs.uid}", {**self.tags, "role": "sweep"}
         info = RunInfo(key=key, name=f"sweep {spec.name}", experiment=spec.name, tags=tags)
         try:
-            client = client_for(home)
-            with answers(home):
-                tracker = MlflowTracker(client, open_experiment(client, home, spec.name, spec.description))
-                return cls(trials, tracker, tracker.start(info), home, say)
+            client = client_for(self.home)
+            with answers(self.home):
+                self.tracker = MlflowTracker(client, open_experiment(client, self.home, spec.name, spec.description))
+                self.run_id = self.tracker.start(info)
+                return self
         except TrackingError as error:
             if not attrs.mlflow_parent:
                 raise
-            say(f"{error.problem}; the sweep continues, and MLflow gets everything when it is back")
-            return cls.known(trials, home, say)
+            self.say(f"{error.problem}; the sweep continues, and MLflow gets everything when it is back")
+            return self.known()
 
-    @classmethod
-    def known(cls, trials: Trials, home: Home, say: Callable[[str], None]) -> ParentRun:
+    def known(self) -> Self:
         """Of a study that was started before; MLflow is not asked."""
-        attrs = StudyAttrs.parse(trials.study.user_attrs)
-        return cls(trials, MlflowTracker(new_client(home), attrs.mlflow_experiment), attrs.mlflow_parent, home, say)
+        attrs = StudyAttrs.parse(self.trials.study.user_attrs)
+        self.tracker, self.run_id = MlflowTracker(new_client(self.home), attrs.mlflow_experiment), attrs.mlflow_parent
+        return self
 
     def heal(self, *, crashed: bool) -> None:
         """Heal the database, then MLflow as far as it answers."""

@@ -15,7 +15,6 @@ from harness.home import Home
 from harness.machine.forks import call_in_fork, call_with_torch, start_fork_server
 from harness.machine.imports import function_sha256
 from harness.machine.processes import Machines, choose_device, exact_arithmetic, usable_cores, visible_gpus
-from harness.machine.provenance import provenance
 from harness.scoring.protocol import INCEPTION, objective_name
 from harness.spec.precision import with_precision, with_stored_precision
 from harness.spec.resolved import ResolvedStudy
@@ -79,16 +78,14 @@ def run_sweep(
     if machines.engine == "local" and finished_count(study) < target:
         start_fork_server()
     watcher.say("opening MLflow")
-    device = choose_device(machines.device)
-    tags = {**provenance(device), "study": spec.name, "spec_hash": spec.spec_hash}
-    parent = ParentRun.open(Trials(study, spec, home), home, tags, watcher.say)
+    parent = ParentRun(Trials(study, spec, home), home, choose_device(machines.device), watcher.say).open()
     parent.heal(crashed=True)
     source_name = spec.data.source
     dataset = {"name": source_name, "fingerprint": store.fingerprint, "source": source_name, "images": len(store)}
     opened = StudyAttrs(
         dataset=dataset,
         target=target,
-        environment=attrs.environment if attrs.environment and finished_count(study) >= target else tags,
+        environment=attrs.environment if attrs.environment and finished_count(study) >= target else parent.tags,
         final_metric=objective_name(spec.scoring.final),
         rung_metric=objective_name(spec.scoring.rung),
         mlflow_experiment=parent.tracker.experiment_id,
@@ -97,7 +94,7 @@ def run_sweep(
     write_study_attrs(study, opened)
     # Trainings of a fixed study are done under whichever protocol most have.
     any_protocol = resume_anyway or spec.plan is not None
-    return _run(parent, store, device, tags, machines, watcher, starts=True, any_protocol=any_protocol)
+    return _run(parent, store, machines, watcher, starts=True, any_protocol=any_protocol)
 
 
 def join_sweep(name: str, home: Home, watcher: Watcher, *, source: Path | None, machines: Machines) -> SweepResult:
@@ -116,22 +113,13 @@ def join_sweep(name: str, home: Home, watcher: Watcher, *, source: Path | None, 
         )
     store = open_store(home, spec.data, source, study=name, on_progress=watcher.on_progress, say=watcher.say)
     refuse_other_images(study, store.fingerprint)
-    tags = {**provenance(device), "study": name, "spec_hash": spec.spec_hash}
-    parent = ParentRun.known(Trials(study, spec, home), home, watcher.say)
+    parent = ParentRun(Trials(study, spec, home), home, device, watcher.say).known()
     parent.heal(crashed=watcher.stop_level() < 2)
-    return _run(parent, store, device, tags, machines, watcher, starts=False)
+    return _run(parent, store, machines, watcher, starts=False, any_protocol=False)
 
 
 def _run(
-    parent: ParentRun,
-    store: ImageStore,
-    device: str,
-    tags: dict[str, str],
-    machines: Machines,
-    watcher: Watcher,
-    *,
-    starts: bool,
-    any_protocol: bool = False,
+    parent: ParentRun, store: ImageStore, machines: Machines, watcher: Watcher, starts: bool, any_protocol: bool
 ) -> SweepResult:
     """Run workers until the study has its target, heal what they left, and close the run of a study started here."""
     study, cores = parent.trials.study, usable_cores()
@@ -156,12 +144,12 @@ def _run(
                 spec=parent.trials.spec,
                 home=parent.home,
                 store=store,
-                device=device,
+                device=parent.device,
                 threads=threads_per_worker(cores, machines.workers),
                 cores=cores,
-                tags=tags,
+                tags=parent.tags,
                 workers=machines.workers,
-                gpus=call_with_torch(visible_gpus) if device == "cuda" else (),
+                gpus=call_with_torch(visible_gpus) if parent.device == "cuda" else (),
                 resume_anyway=any_protocol,
             )
             if machines.engine == "local":

@@ -28,14 +28,14 @@ def test_a_server_that_fails_between_two_answers_stops_a_new_study_with_a_senten
     try:
         gateway.mode, gateway.spared = "500", spared
         with pytest.raises(TrackingError, match="MLflow does not answer: .*500"):
-            ParentRun.open(trials, home, {}, said.append)
+            ParentRun(trials, home, "cpu", said.append).open()
         gateway.mode = "pass"
-        parent = ParentRun.open(trials, home, {}, said.append)
+        parent = ParentRun(trials, home, "cpu", said.append).open()
         known = StudyAttrs(mlflow_experiment=parent.tracker.experiment_id, mlflow_parent=parent.run_id)
         write_study_attrs(trials.study, known)
         assert said == []
         gateway.mode, gateway.spared = "500", spared
-        again = ParentRun.open(trials, home, {}, said.append)
+        again = ParentRun(trials, home, "cpu", said.append).open()
         assert (again.run_id, again.tracker.experiment_id) == (parent.run_id, parent.tracker.experiment_id)
         (line,) = said
         assert line.endswith("the sweep continues, and MLflow gets everything when it is back")
