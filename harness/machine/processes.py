@@ -44,10 +44,8 @@ def is_gone(process: Mapping[str, Any] | None, *, one_machine: bool) -> bool | N
     if process["host"] != here["host"]:
         return None
     differs = {key for key in ("boot", "container") if process.get(key) and here[key] and process[key] != here[key]}
-    if "boot" in differs:
-        return True if one_machine else None
     if differs:
-        return None
+        return True if one_machine and "boot" in differs else None
     try:
         running = psutil.Process(int(process["pid"]))
         if running.status() == psutil.STATUS_ZOMBIE:  # killed, and its parent has yet to notice
