@@ -109,7 +109,7 @@ def _worker(root: str, trials: int, training: Training, experiment: str, found: 
     from harness.sweep.worker import run_trial
     from harness.tracking.mirror import Mirror
     from harness.tracking.mlflow import MlflowTracker, new_client
-    from harness.training import loop
+    from harness.training import attempt as loop
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     keep_memory()

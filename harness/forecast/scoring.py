@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +13,12 @@ from torch import nn
 
 from harness.gan.fast.precision import FLOAT32
 from harness.home import Home
-from harness.scoring.distance import frechet_distance
-from harness.scoring.extractors import ON_GPU, Extractor, to_device, untrained_module
+from harness.scoring.extractors import ON_GPU, Extractor, untrained_module
 from harness.scoring.fidelity import calculated, versions
 from harness.scoring.protocol import INCEPTION, MOBILENET, make_protocol
-from harness.scoring.reference import Reference
+from harness.scoring.reference import Reference, frechet_distance
 from harness.scoring.sampling import BATCH
-from harness.scoring.weights import OFFICIAL_NAME, vgg_file
+from harness.scoring.weights import OFFICIAL_NAME, cached_file, vgg_file
 from harness.spec.resolved import ResolvedStudy
 from harness.spec.scoring import ScoreSpec
 
@@ -55,15 +53,14 @@ def features_of(score: ScoreSpec) -> tuple[str, str]:
 
 def scoring_rate(name: str, precision: str, size: int, device: torch.device) -> float:
     """Images per second, on a GPU in a worker's batches."""
-    module = to_device(untrained_module(name, precision), name, precision, device)
-    return 1 / _s_per_image(module, size, device)
+    return 1 / _s_per_image(untrained_module(name, precision, device), size, device)
 
 
 class _Untrained(Extractor):
     """An extractor whose weights need not be fetched: for timing what is done with its features."""
 
     def __init__(self, name: str, device: torch.device) -> None:
-        self.name, self.device, self.batch = name, device, BATCH
+        self.device, self.batch = device, BATCH
         self.pooled, self.logits = str(WIDTHS[name]), ""
 
 
@@ -115,7 +112,7 @@ def _algebra_s(score: ScoreSpec, device: torch.device, *, all_metrics: bool) -> 
 
 
 def _logits_s(size: int, device: torch.device) -> float:
-    module = untrained_module(MOBILENET).to(device)
+    module = untrained_module(MOBILENET, FLOAT32, device)
     module.features_list = ["logits"]
     return _s_per_image(module, size, device)
 
@@ -137,8 +134,7 @@ def _seconds(act: Callable[[], Any]) -> float:
 
 def _has_head(home: Home) -> bool:
     """Whether Inception's own classifier is available, as far as one can tell without fetching or reading it."""
-    folders = (Path(torch.hub.get_dir()) / "checkpoints", home.weights)
-    return "HARNESS_FID_WEIGHTS" in os.environ or any((folder / OFFICIAL_NAME).is_file() for folder in folders)
+    return "HARNESS_FID_WEIGHTS" in os.environ or cached_file(home, OFFICIAL_NAME) is not None
 
 
 def has_vgg(spec: ResolvedStudy, home: Home) -> bool:

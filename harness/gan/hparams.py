@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from harness.errors import StorageError
-from harness.gan.registry import DCGAN
 
+# The networks of this package, which hyperparameters describe.
+DCGAN = "dcgan"
 # One name that sets a parameter of both networks.
 ALIASES: dict[str, tuple[str, ...]] = {
     "lr": ("lr_g", "lr_d"),
@@ -21,7 +22,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "kernel_size": ("kernel_g", "kernel_d"),
     "conv_bias": ("conv_bias_g", "conv_bias_d"),
 }
-
 
 ImageSize = Literal[16, 32, 64, 128, 256]
 Channels = Literal[1, 3]

@@ -1,7 +1,10 @@
-"""Generator and discriminator of Radford et al. (2016), and of what people made of them, for images of 16 to 256 px.
+"""Generator, discriminator and losses of Radford et al. (2016), and of what people made of them, for 16 to 256 px.
 
 ``z`` becomes a small map, and stride-2 transposed convolutions double it up to the image (section 3 and figure 1); the
 discriminator mirrors it. What each layer is follows from the configuration: :mod:`harness.gan.architecture`.
+
+The losses are binary cross-entropy on logits. Goodfellow et al. (2014), section 3: the discriminator ascends ``log D(x)
++ log(1 - D(G(z)))``, the generator ascends ``log D(G(z))``. Here both descend, with ``D = sigmoid(logits)``.
 """
 
 from __future__ import annotations
@@ -11,12 +14,12 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from harness.errors import HarnessError, UsageError
 from harness.gan.architecture import Layer, discriminator_layers, generator_layers
 from harness.gan.fast.layers import Down, FromImage, FromMaps, Projection, ToImage, ToLogit, ToMaps, Up
-from harness.gan.hparams import HParams
-from harness.gan.registry import DCGAN
+from harness.gan.hparams import DCGAN, HParams
 from harness.machine.imports import load_function
 
 
@@ -191,3 +194,23 @@ def _refuse_other_shapes(hp: HParams, generator: nn.Module, discriminator: nn.Mo
                 f"network {hp.network}: two z of {hp.z_dim} elements give {name} of shape {shape}, not {wanted[name]}",
                 "Images are (N, channels, size, size) in [-1, 1], logits (N,).",
             )
+
+
+def real_loss(real_logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """``mean BCE(real, 1 - label_smoothing)`` over D's logits of N real images, shape (N,): a scalar.
+
+    Smoothing is one-sided, as in Salimans et al. (2016), section 3.4.
+    """
+    # softplus(-x) = -log sigmoid(x). BCE is linear in its label, so smoothing adds a multiple of the logit.
+    loss = F.softplus(-real_logits).mean(0)
+    return loss + label_smoothing * real_logits.mean(0) if label_smoothing else loss
+
+
+def fake_loss(fake_logits: Tensor) -> Tensor:
+    """``mean BCE(fake, 0)`` over D's logits of N generated images, shape (N,): a scalar."""
+    return F.softplus(fake_logits).mean(0)
+
+
+def generator_loss(fake_logits: Tensor) -> Tensor:
+    """``mean BCE(fake, 1)``, the non-saturating loss, over D's logits of N generated images, shape (N,): a scalar."""
+    return F.softplus(-fake_logits).mean(0)

@@ -1,4 +1,4 @@
-"""The state of one training and its step: draws, updates, statistics, snapshots."""
+"""The state of one training and its step: batches, updates, statistics, snapshots."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import DataError, Diverged
-from harness.gan.batches import BatchSource, ShuffledBatches
-from harness.gan.fast.adam import Adam
+from harness.gan.fast.layers import Adam
 from harness.gan.fast.precision import autocast, tensor_cores
 from harness.gan.hparams import HParams, derive_seed
-from harness.gan.losses import fake_loss, generator_loss, real_loss
-from harness.gan.networks import build, latent_noise
+from harness.gan.networks import build, fake_loss, generator_loss, latent_noise, real_loss
 
 # The columns of the statistics window, each a mean over the window's steps.
 CURVE_NAMES = ("loss_d", "loss_g", "logit_real", "logit_fake", "grad_norm_d", "grad_norm_g")
@@ -36,6 +34,57 @@ class Snapshot:
     mark: float | None
     generator: nn.Module
     state: dict[str, Any] = field(repr=False)
+
+
+def smallest_batch(hp: HParams) -> int:
+    """The smallest last batch that is used: BatchNorm cannot normalise a single image of one pixel."""
+    return hp.batch_size if hp.last_batch == "drop" else 2
+
+
+class ShuffledBatches:
+    """Epochs in an order from one stream of ``seed``, mirrored by another."""
+
+    def __init__(
+        self, hp: HParams, n_images: int, seed: int, *, images_device: torch.device, device: torch.device
+    ) -> None:
+        self.hp, self.n_images, self.images_device, self.device = hp, n_images, images_device, device
+        self.order_rng = torch.Generator().manual_seed(derive_seed(seed, "order"))
+        self.flip_rng = torch.Generator().manual_seed(derive_seed(seed, "flip"))
+        self.epoch_rng_state = self.order_rng.get_state()
+        self.order = self._shuffled()
+        self.position = 0
+
+    def next_batch(self) -> tuple[Tensor, Tensor | None]:
+        """(indices of the images, which of them are mirrored), on the images' device and on the training's."""
+        if self.position + smallest_batch(self.hp) > len(self.order):
+            if self.hp.reshuffle:
+                self.epoch_rng_state = self.order_rng.get_state()
+                self.order = self._shuffled()
+            self.position = 0
+        index = self.order[self.position : self.position + self.hp.batch_size]
+        self.position += len(index)
+        if not self.hp.flip:
+            return index, None
+        return index, _to_device(torch.rand(len(index), generator=self.flip_rng) < 0.5, self.device)
+
+    def state(self) -> dict[str, Any]:
+        return {"epoch_rng": self.epoch_rng_state, "position": self.position, "flip_rng": self.flip_rng.get_state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.order_rng.set_state(state["epoch_rng"])
+        self.epoch_rng_state = state["epoch_rng"]
+        self.order = self._shuffled()
+        self.position = state["position"]
+        self.flip_rng.set_state(state["flip_rng"].cpu())
+
+    def _shuffled(self) -> Tensor:
+        # Drawn on the CPU, so that a seed means one order on every device; moved once an epoch.
+        return _to_device(torch.randperm(self.n_images, generator=self.order_rng), self.images_device)
+
+
+def _to_device(drawn: Tensor, device: torch.device) -> Tensor:
+    """Without waiting for the device: only pinned memory is copied while other work runs."""
+    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn
 
 
 class Run:
@@ -60,7 +109,7 @@ class Run:
         self.noise_rng = torch.Generator(device).manual_seed(derive_seed(seed, "noise"))
         self.shuffled = ShuffledBatches(hp, len(images_NHWC), seed, images_device=images_NHWC.device, device=device)
         # A CUDA graph's step reads its batches from buffers that are filled from the shuffled ones.
-        self.batches: BatchSource = self.shuffled
+        self.next_batch = self.shuffled.next_batch
         self.step = 0
         self.window = torch.zeros(len(CURVE_NAMES), device=device)
         self.window_steps = 0
@@ -148,7 +197,7 @@ class Run:
 
     def draw_real(self) -> Tensor:
         """The next real batch, shape (N, C, H, W), scaled, on the device."""
-        return self.pixels(*self.batches.next_batch())
+        return self.pixels(*self.next_batch())
 
     def pixels(self, index: Tensor, flipped: Tensor | None) -> Tensor:
         """These images, shape (N, C, H, W), scaled, on the device."""

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.gan.batches import smallest_batch
 from harness.gan.fast.graph import capture, obstacle
 from harness.gan.hparams import HParams
-from harness.gan.run import Run, Snapshot
+from harness.gan.run import Run, Snapshot, smallest_batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,37 +8,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch_fidelity
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-from torch_fidelity.generative_model_base import GenerativeModelBase
-from torch_fidelity.metric_fid import KEY_METRIC_FID
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL
-from torch_fidelity.metrics import calculate_metrics
-from torch_fidelity.registry import register_feature_extractor
 
 from harness.gan.hparams import HParams
-from harness.gan.networks import from_uniform
-from harness.scoring.distance import frechet_distance
 from harness.scoring.diversity import total_variance
 from harness.scoring.extractors import Extractor
 from harness.scoring.protocol import RUNNING, Protocol
-from harness.scoring.reference import Reference
-from harness.scoring.sampling import evaluating, samples, to_uint8, with_batch_statistics
+from harness.scoring.reference import Reference, frechet_distance
+from harness.scoring.sampling import samples, with_batch_statistics
+from harness.scoring.weights import NO_HEAD
 
 _KEYS = {
-    "fid": KEY_METRIC_FID,
-    "kid": KEY_METRIC_KID_MEAN,
-    "is": KEY_METRIC_ISC_MEAN,
-    "precision": KEY_METRIC_PRECISION,
-    "recall": KEY_METRIC_RECALL,
+    "fid": torch_fidelity.KEY_METRIC_FID,
+    "kid": torch_fidelity.KEY_METRIC_KID_MEAN,
+    "is": torch_fidelity.KEY_METRIC_ISC_MEAN,
+    "precision": torch_fidelity.KEY_METRIC_PRECISION,
+    "recall": torch_fidelity.KEY_METRIC_RECALL,
 }
 ALL = tuple(_KEYS)
 # Images per block where each image is compared with all others.
 _PRC_BATCH = 2_000
-NO_HEAD = "the weights in use are Inception's trunk without its classifier head (see `harness weights`)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,39 +48,8 @@ class Scores:
     spread: float = math.nan
 
 
-class LatentLawModel(GenerativeModelBase):  # type: ignore[misc]
-    """Our generator as torch-fidelity's: any latent law, and uint8 images of shape (N, 3, H, W).
-
-    Use it with torch-fidelity's own ``calculate_metrics``; with ``rng_seed`` equal to a protocol's seed it gives the
-    images that :func:`score` scores.
-    """
-
-    def __init__(self, generator: nn.Module, hp: HParams) -> None:
-        super().__init__()
-        self.generator, self.hp = generator, hp
-
-    @property
-    def z_size(self) -> int:
-        return self.hp.z_dim
-
-    @property
-    def z_type(self) -> str:
-        return "normal" if self.hp.latent == "normal" else "uniform_0_1"
-
-    @property
-    def num_classes(self) -> int:
-        return 0
-
-    def forward(self, noise: Tensor) -> Tensor:
-        z = noise if self.hp.latent == "normal" else from_uniform(noise, self.hp.latent)
-        with evaluating(self.generator):
-            return to_uint8(self.generator(z))
-
-
 def versions() -> dict[str, str]:
     """Versions of the libraries that a score depends on."""
-    import torch_fidelity
-
     return {"torch": torch.__version__.split("+")[0], "torch-fidelity": torch_fidelity.__version__}
 
 
@@ -119,8 +79,7 @@ def score(
     if reason:
         values = {protocol.metric(name): math.nan for name in only}
         return Scores(values=values, protocol_hash=protocol.hash, reason=reason, seconds=time.perf_counter() - started)
-    has_head = bool(extractor.logits)
-    possible = tuple(name for name in only if name != "is" or has_head)
+    possible = tuple(name for name in only if name != "is" or extractor.logits)
     spread = math.nan
     if quick:
         pooled = extractor(images).pooled
@@ -146,15 +105,10 @@ def calculated(
 ) -> dict[str, float]:
     """torch-fidelity's ``calculate_metrics`` by full metric name, with an extractor that is loaded already.
 
-    Args:
-        images: generated, uint8, shape (N, 3, H, W), or their features already, float32, where no logits are needed.
-        reference: its features stand for the real images.
-        protocol: seed, splits, subsets.
-        extractor: gives the features.
-        only: any of ``fid``, ``kid``, ``is``, ``precision`` and ``recall``.
+    Images are uint8, shape (N, 3, H, W), or their features already, float32, where no logits are needed.
     """
     prc = bool({"precision", "recall"} & set(only))
-    metrics = calculate_metrics(
+    metrics = torch_fidelity.calculate_metrics(
         input1=_Rows(images),
         input2=_Rows(reference.features) if prc or {"fid", "kid"} & set(only) else None,
         fid="fid" in only,
@@ -183,8 +137,6 @@ def calculated(
 
 
 class _Rows(Dataset[Tensor]):
-    """The rows of a tensor as a data set."""
-
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
 
@@ -195,7 +147,7 @@ class _Rows(Dataset[Tensor]):
         return self.rows[index]
 
 
-class _Resident(FeatureExtractorBase):  # type: ignore[misc]
+class _Resident(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]
     """An :class:`Extractor` for ``calculate_metrics``, which would make a new one at each call.
 
     It is passed as the path of its weights. Inputs of type float32 are features already.
@@ -222,4 +174,4 @@ class _Resident(FeatureExtractorBase):  # type: ignore[misc]
 
 
 _RESIDENT = "harness-resident"
-register_feature_extractor(_RESIDENT, _Resident)
+torch_fidelity.register_feature_extractor(_RESIDENT, _Resident)

@@ -1,24 +1,35 @@
-"""Scorers: a protocol with weights and reference statistics loaded, to score many generators."""
+"""Scorers: a protocol with weights and reference statistics loaded, to score many generators; the weights in use."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from harness import atomic
 from harness.data.store import ImageStore
+from harness.errors import HarnessError
 from harness.gan.fast.precision import FLOAT32
 from harness.gan.hparams import HParams
 from harness.home import Home
-from harness.scoring.extractors import Extractor
+from harness.scoring.extractors import Extractor, inception_shapes
 from harness.scoring.fidelity import ALL, Scores, score, versions
 from harness.scoring.protocol import INCEPTION, MOBILENET, VGG, Protocol, make_protocol
-from harness.scoring.reference import Reference, load_reference
+from harness.scoring.reference import Reference, load_reference, split_images
 from harness.scoring.sampling import BATCH
-from harness.scoring.weights import VGG_URL, vgg_file
+from harness.scoring.weights import (
+    NO_HEAD,
+    VGG_URL,
+    inception_weights,
+    mobilenet_weights,
+    vgg_file,
+    vgg_weights,
+)
 from harness.spec.scoring import ScoreSpec
 
 _PUBLISHED_PRC = ("precision", "recall")
@@ -27,12 +38,7 @@ _PUBLISHED_PRC = ("precision", "recall")
 class Scorers:
     """Makes scorers for one set of images; extractors are loaded once and shared.
 
-    Args:
-        home: where weights and reference statistics are kept.
-        store: the real images, those held out included.
-        device: where features are computed.
-        say: called before slow steps.
-        interrupt: called between batches; raises to abandon scoring.
+    ``interrupt`` is called between batches; it raises to abandon scoring.
     """
 
     def __init__(
@@ -49,8 +55,8 @@ class Scorers:
 
     def extractor(self, name: str, precision: str = FLOAT32) -> Extractor:
         if (name, precision) not in self._extractors:
-            made = Extractor(name, self.home, self.device, self.say, self.interrupt, precision)
-            self._extractors[name, precision] = made
+            extractor = Extractor(name, self.home, self.device, self.say, self.interrupt, precision)
+            self._extractors[name, precision] = extractor
         return self._extractors[name, precision]
 
     def protocol(self, spec: ScoreSpec) -> Protocol:
@@ -72,11 +78,6 @@ class Scorers:
     def scorer(self, spec: ScoreSpec) -> Scorer:
         """Load weights and reference statistics of a protocol."""
         return Scorer(self, spec)
-
-
-def split_images(store: ImageStore, spec: ScoreSpec) -> Tensor:
-    """The real images that a protocol compares with, uint8, shape (N, H, W, C)."""
-    return store.held_out() if spec.split == "held_out" else store.tensor()
 
 
 class Scorer:
@@ -141,3 +142,32 @@ class Scorer:
             seconds += more.seconds
         unavailable = {**scores.unavailable, **self.lacking}
         return dataclasses.replace(scores, values=values, unavailable=unavailable, seconds=seconds)
+
+
+def weights_in_use(home: Home, say: Callable[[str], None]) -> Iterator[tuple[str, str]]:
+    """(extractor, source and what it lacks), fetching what is not there yet."""
+
+    def inception() -> str:
+        weights = inception_weights(home, inception_shapes(), say)
+        lacks = "" if weights.has_head else f"; Inception Score unavailable: {NO_HEAD.split(' (')[0]}"
+        return f"{weights.source}{lacks}"
+
+    def vgg() -> str:
+        none = "none; precision and recall use the other extractors' features"
+        return vgg_weights(home).source if vgg_file(home) else none
+
+    sources = {"Inception": inception, "MobileNetV2": lambda: mobilenet_weights(home, say).source, "VGG16": vgg}
+    for name, source in sources.items():
+        try:
+            yield f"{name} weights", source()
+        except HarnessError as error:
+            yield f"{name} weights", f"error: {error}"
+
+
+def export_weights(home: Home, out: Path, say: Callable[[str], None]) -> str:
+    """Write the Inception weights in use in torch-fidelity's own format."""
+    weights = inception_weights(home, inception_shapes(), say)
+    buffer = io.BytesIO()
+    torch.save(weights.state, buffer)
+    atomic.write_bytes(out, buffer.getvalue())
+    return f"{out} (from {weights.source})"

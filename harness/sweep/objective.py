@@ -23,11 +23,9 @@ from harness.store.samplers import kimg_to_images
 from harness.store.trials import trial_key
 from harness.sweep import events
 from harness.sweep.setup import WorkerSetup
-from harness.training.attempt import Attempt
-from harness.training.history import History
-from harness.training.loop import Degenerate, Saved, checked, train_on_disk
-from harness.training.record import RunInfo, RunRecord
-from harness.training.run_folder import RunFolder
+from harness.training.attempt import Attempt, Degenerate, Saved, checked, train_on_disk
+from harness.training.checkpoint import History
+from harness.training.run_folder import RunFolder, RunInfo, RunRecord
 
 
 def objective(trial: optuna.Trial, attempt: Attempt, setup: WorkerSetup) -> list[float]:

@@ -16,7 +16,7 @@ from harness.store.trials import Trials, finished_count
 from harness.sweep.reconcile import reconcile_tracker
 from harness.tracking.journals import adopt_journals
 from harness.tracking.mlflow import MlflowTracker, answers, client_for, new_client, open_experiment
-from harness.training.record import RunInfo
+from harness.training.run_folder import RunInfo
 
 
 class ParentRun:

@@ -19,8 +19,7 @@ from harness.store.trials import Trials, trial_key
 from harness.tracking.journals import adopt_journals
 from harness.tracking.mirror import Reflection, send_left
 from harness.tracking.mlflow import STATUS, MlflowTracker, client_for, open_experiment, without_password
-from harness.training.record import RunEnd, RunInfo, RunRecord
-from harness.training.run_folder import RunFolder
+from harness.training.run_folder import RunEnd, RunFolder, RunInfo, RunRecord
 
 
 def reconcile_home(name: str | None, home: Home) -> Iterator[str]:

@@ -13,7 +13,7 @@ from harness.spec.resolved import ResolvedStudy
 from harness.store.trials import Trials
 from harness.sweep.engines.loop import WorkerJob
 from harness.sweep.events import Event
-from harness.training.loop import checkpoint_every_s
+from harness.training.attempt import checkpoint_every_s
 from harness.training.share import Share
 
 

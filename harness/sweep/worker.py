@@ -24,8 +24,7 @@ from harness.sweep import events
 from harness.sweep.failures import DISK_FULL, in_words, is_device_lost, is_disk_full, is_oom, is_oom_of_host
 from harness.sweep.objective import objective, open_attempt, report
 from harness.sweep.setup import WorkerSetup
-from harness.training.attempt import Attempt
-from harness.training.loop import Degenerate
+from harness.training.attempt import Attempt, Degenerate
 
 # What a trial that diverged teaches the sampler: worse than any real score, and finite.
 DIVERGED_VALUE = 1e4

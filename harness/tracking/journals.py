@@ -12,8 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from harness.home import Home
-from harness.training.record import RunEnd, RunInfo, RunRecord
-from harness.training.run_folder import RunFolder
+from harness.training.run_folder import RunEnd, RunFolder, RunInfo, RunRecord
 
 
 def adopt_journals(home: Home) -> list[str]:

@@ -27,14 +27,13 @@ from harness.machine.processes import exact_arithmetic, keep_memory, on_device
 from harness.machine.provenance import provenance
 from harness.scoring.diversity import real_distance
 from harness.scoring.fidelity import Scores
+from harness.scoring.reference import split_images
 from harness.scoring.sampling import GRID_IMAGES
-from harness.scoring.scorer import Scorer, Scorers, split_images
+from harness.scoring.scorer import Scorer, Scorers
 from harness.spec.images import DataSpec
 from harness.spec.scoring import ScoreSpec
-from harness.training.attempt import Attempt
-from harness.training.loop import Saved, checked, checkpoint_every_s, train_on_disk
-from harness.training.record import RunEnd, RunInfo, RunRecord
-from harness.training.run_folder import RunFolder
+from harness.training.attempt import Attempt, Saved, checked, checkpoint_every_s, train_on_disk
+from harness.training.run_folder import RunEnd, RunFolder, RunInfo, RunRecord
 
 # No more grids than this: every checkpoint, picture and MLflow image costs.
 _MOST_GRIDS = 100
@@ -44,30 +43,21 @@ _FEWEST_GRIDS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """A configuration with its data, seed, length and scoring protocol.
+    """A configuration with its data, seed, length and scoring protocol."""
 
-    Attributes:
-        label: names the folder and the run, such as ``svhn32-as_coded``.
-        experiment: in the tracker.
-        kimg: length; None is ``epochs`` passes over the images.
-        fingerprint: of the images that the configuration was found on; training on others is said. Empty: any.
-        usual_precision: of the device it runs on, instead of the configuration's.
-        about: what a report of it says in addition to the figures.
-    """
-
-    label: str
-    experiment: str
+    label: str  # names the folder and the run, such as svhn32-as_coded
+    experiment: str  # in the tracker
     hparams: HParams
     data: DataSpec
     seed: int
     scoring: ScoreSpec
-    kimg: float | None = None
+    kimg: float | None = None  # length; None is ``epochs`` passes over the images
     epochs: float = 0.0
-    fingerprint: str = ""
+    fingerprint: str = ""  # of the images that the configuration was found on; training on others is said; empty: any
     grid_images: int = GRID_IMAGES
     fresh_grids: bool = False
-    usual_precision: bool = False
-    about: dict[str, Any] = field(default_factory=dict)
+    usual_precision: bool = False  # that of the device it runs on, instead of the configuration's
+    about: dict[str, Any] = field(default_factory=dict)  # what its report says in addition to the figures
 
     def name(self, fingerprint: str) -> str:
         """The folder's name: the same configuration, seed and images continue the same training, also for longer."""
@@ -88,7 +78,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """Whom a training tells, and whom it asks whether to stop. ``follow`` gets the path of its run's record."""
+    """Whom a training tells, and asks whether to stop. ``follow`` gets the path of its run's record."""
 
     stop: Callable[[], bool]
     say: Callable[[str], None]
@@ -98,11 +88,7 @@ class Watch:
 
 
 def run_training(training: Training, home: Home, *, source: Path | None, device: str, watch: Watch) -> Outcome:
-    """Train to the end, score, and publish the weights. Interrupted, it is continued by the next call.
-
-    Raises:
-        HarnessError: data, weights, divergence, or a generator that cannot be scored.
-    """
+    """Train to the end, score, and publish the weights. Interrupted, it is continued by the next call."""
     keep_memory()
     exact_arithmetic()
     own_device = torch.device(choose_device(device))
@@ -176,11 +162,7 @@ def _close_shorter(attempt: Attempt) -> None:
 
 
 def _length(training: Training, store: ImageStore, say: Callable[[str], None]) -> float:
-    """The training's length (kimg) on these images.
-
-    Raises:
-        DataError: the images are too few to score it.
-    """
+    """The training's length (kimg) on these images, which must be enough to score it."""
     there = len(split_images(store, training.scoring))
     if there < training.scoring.reference:
         raise DataError(

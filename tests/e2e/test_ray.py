@@ -25,7 +25,7 @@ from harness.sweep.engines.loop import WorkerJob
 from harness.sweep.engines.ray import _Driver, run_ray
 from harness.sweep.events import Ended, Event, Progressed, Ready, Scored, Started
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
-from harness.training.record import RunInfo
+from harness.training.run_folder import RunInfo
 from tests.conftest import TINY_STUDY, blob_files, sharing_weights
 from tests.runs import reconcile
 

@@ -15,8 +15,7 @@ from harness.findings.health import Health, health, health_context, loss_floor
 from harness.gan.hparams import HParams
 from harness.gan.networks import build
 from harness.scoring import diversity
-from harness.scoring.audit import RealImages, audit
-from harness.scoring.diversity import copying, mean_distance, nearest, real_distance, total_variance
+from harness.scoring.diversity import RealImages, audit, copying, mean_distance, nearest, real_distance, total_variance
 from harness.scoring.extractors import Extractor
 from harness.scoring.sampling import generate, to_uint8, with_batch_statistics
 from harness.scoring.scorer import Scorers

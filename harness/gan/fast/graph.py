@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from harness.errors import Diverged
-from harness.gan.batches import BatchSource
 from harness.gan.fast.precision import tensor_cores
 from harness.gan.run import Run
 
@@ -27,7 +26,7 @@ class BufferedBatches:
     """Buffers that a step takes its batches from, filled before each step from the training's own source."""
 
     def __init__(self, run: Run) -> None:
-        self.source: BatchSource = run.batches
+        self.draw = run.shuffled.next_batch
         self.n_dis, self.flip, self.slot = run.hp.n_dis, run.hp.flip, 0
         shape, device = (run.hp.n_dis, run.hp.batch_size), run.device
         self.index = torch.zeros(shape, dtype=torch.long, device=device)
@@ -37,7 +36,7 @@ class BufferedBatches:
         """Draw the batches of the next step."""
         self.slot = 0
         for slot in range(self.n_dis):
-            index, flipped = self.source.next_batch()
+            index, flipped = self.draw()
             self.index[slot].copy_(index, non_blocking=True)
             if flipped is not None:
                 self.flipped[slot].copy_(flipped, non_blocking=True)
@@ -62,9 +61,8 @@ def capture(run: Run) -> str:
 
     The state is the same before and after.
     """
-    before, source = run.snapshot(None).state, run.batches
-    buffers = BufferedBatches(run)
-    run.batches = buffers
+    before, buffers = run.snapshot(None).state, BufferedBatches(run)
+    run.next_batch = buffers.next_batch
 
     def eagerly() -> None:
         buffers.fill()
@@ -82,7 +80,7 @@ def capture(run: Run) -> str:
         difference = (str(error).splitlines() or [type(error).__name__])[0]
     run.load(before)
     if difference:
-        run.batches = source
+        run.next_batch = run.shuffled.next_batch
         return difference
     run.replay = replay
     return ""

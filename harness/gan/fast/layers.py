@@ -1,4 +1,4 @@
-"""Layers that are matrix products, wholly or in part, where general convolution kernels leave a processor idle.
+"""Layers that are matrix products, wholly or in part, where general convolution kernels leave a processor idle; Adam.
 
 That is where a map is one pixel or has one or three channels, and where maps are small and have many: there the
 weights' gradient is a product, and with AMX the maps are. These layers are their PyTorch bases in parameters, names and
@@ -16,7 +16,18 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from harness.gan.fast.products import Convolution, Downsampling, Upsampling, faster_as_matmul, operands, plus
+from harness.gan.fast.products import (
+    Convolution,
+    Products,
+    faster_as_matmul,
+    operands,
+    plus,
+    up_to_image,
+    up_to_maps,
+)
+
+# Of a layer of images, the way from its maps to them.
+_UP = Products(down=False, up=True, weights=False)
 
 
 class Projection(nn.ConvTranspose2d):
@@ -44,7 +55,8 @@ class ToImage(nn.ConvTranspose2d):
         if maps_NCHW.device.type != "cpu":
             return super().forward(maps_NCHW, output_size)
         maps_NCHW, weight = operands(maps_NCHW, self.weight)
-        return plus(Upsampling.apply(maps_NCHW, weight), self.bias)
+        images: Tensor = Convolution.apply(maps_NCHW, weight, None, _places(self), True, _UP, up_to_image)
+        return plus(images, self.bias)
 
 
 class FromImage(nn.Conv2d):
@@ -55,7 +67,7 @@ class FromImage(nn.Conv2d):
             return super().forward(images_NCHW)
         images_NCHW, weight = operands(images_NCHW, self.weight)
         bias = self.bias if self.bias is None else self.bias.to(weight.dtype)
-        maps: Tensor = Downsampling.apply(images_NCHW, weight, bias)
+        maps: Tensor = Convolution.apply(images_NCHW, weight, bias, _places(self), False, _UP, up_to_image)
         return maps
 
 
@@ -120,9 +132,12 @@ def _convolution(
     if not any(products):
         return library(maps_NCHW)
     bias = layer.bias if layer.bias is None else layer.bias.to(weight.dtype)
-    places = [list(pair) for pair in (layer.stride, layer.padding, layer.output_padding)]
-    maps: Tensor = Convolution.apply(x, weight, bias, places, transposed, products)
+    maps: Tensor = Convolution.apply(x, weight, bias, _places(layer), transposed, products, up_to_maps)
     return maps
+
+
+def _places(layer: Any) -> list[list[int]]:
+    return [list(pair) for pair in (layer.stride, layer.padding, layer.output_padding)]
 
 
 class _ChannelsLastGradient(torch.autograd.Function):
@@ -136,3 +151,18 @@ class _ChannelsLastGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient.contiguous(memory_format=torch.channels_last)
+
+
+class Adam(torch.optim.Adam):
+    """PyTorch's fused one, bit for bit, without its copies of convolutions' gradients on a CPU.
+
+    Its kernel there wants contiguous tensors. In channels-last memory format they are, with their channels named last.
+    """
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Any]) -> bool:
+        has_complex: bool = super()._init_group(group, *lists)  # type: ignore[no-untyped-call]
+        parameters, *tensors, _ = lists
+        last = [p.device.type == "cpu" and p.dim() == 4 and not p.is_contiguous() for p in parameters]
+        for each in (parameters, *tensors):  # one of them is empty
+            each[:] = [t.permute(0, 2, 3, 1) if so else t for t, so in zip(each, last, strict=False)]
+        return has_complex
