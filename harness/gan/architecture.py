@@ -172,11 +172,7 @@ def register_network(name: str, function: Callable[..., Any]) -> None:
 
 
 def network_path(name: str) -> str:
-    """``module:function`` of a registered name; a name with a colon is one already.
-
-    Raises:
-        ValueError: nothing of that name is registered.
-    """
+    """``module:function`` of a registered name; a name with a colon is one already. ValueError where there is none."""
     if ":" in name or name == DCGAN:
         return name
     if name not in _registered:

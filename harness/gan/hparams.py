@@ -179,11 +179,7 @@ class HParams:
 
     @classmethod
     def from_params(cls, *layers: Mapping[str, Any]) -> HParams:
-        """Merge layers of parameters, later ones winning; an alias such as ``lr`` sets both networks' values.
-
-        Raises:
-            TypeError: for a name that is neither a field nor an alias.
-        """
+        """Merge layers of parameters, later ones winning; an alias such as ``lr`` sets both networks' values."""
         merged: dict[str, Any] = {}
         for layer in layers:
             merged |= expand(layer)
@@ -191,11 +187,7 @@ class HParams:
 
     @classmethod
     def from_stored(cls, params: Mapping[str, Any], where: str) -> HParams:
-        """What :meth:`to_dict` gave, perhaps long ago.
-
-        Raises:
-            StorageError: a harness that has other parameters wrote it; ``where`` names what it is of.
-        """
+        """What :meth:`to_dict` gave, perhaps long ago; ``where`` names what it is of."""
         if unknown := sorted(set(params) - set(FIELDS)):
             raise StorageError(
                 f"{where} was trained by another version of the harness, with what this one does not have: "

@@ -116,7 +116,7 @@ class Run:
         # The step, on the device; and per network, the first step with a non-finite gradient, 0 while there is none.
         self.clock = torch.zeros((), device=device)
         self.bad_step = {name: torch.zeros((), device=device) for name in ("discriminator", "generator")}
-        self.replay: Callable[[], None] | None = None
+        self.replay: Callable[[], None] | None = None  # of a CUDA graph
 
     @property
     def kimg(self) -> float:
@@ -155,10 +155,13 @@ class Run:
         loss_g = generator_loss(fake_logits)
         norm_g = self._update("generator", self.opt_g, loss_g)
         self.discriminator.requires_grad_(True)
-        if self.average is not None:
-            self._average()
         loss_d, logit_real, logit_fake, norm_d = seen
         with torch.no_grad():
+            if self.average is not None:
+                mine, theirs = (list(network.parameters()) for network in (self.average, self.generator))
+                torch._foreach_lerp_(mine, theirs, 1 - hp.ema)
+                for own, other in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+                    own.copy_(other)
             means = (loss_d, loss_g, logit_real, logit_fake, norm_d, norm_g)
             self.window += torch.stack([value.detach().float() for value in means])
 
@@ -197,10 +200,7 @@ class Run:
 
     def draw_real(self) -> Tensor:
         """The next real batch, shape (N, C, H, W), scaled, on the device."""
-        return self.pixels(*self.next_batch())
-
-    def pixels(self, index: Tensor, flipped: Tensor | None) -> Tensor:
-        """These images, shape (N, C, H, W), scaled, on the device."""
+        index, flipped = self.next_batch()
         batch_NHWC = self.images[index].to(self.device, non_blocking=True)
         if flipped is not None:
             batch_NHWC = torch.where(flipped[:, None, None, None], batch_NHWC.flip(2), batch_NHWC)
@@ -219,24 +219,11 @@ class Run:
         optimizer.step()
         return norm
 
-    def _average(self) -> None:
-        assert self.average is not None
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1 - self.hp.ema)
-            for mine, theirs in zip(self.average.buffers(), self.generator.buffers(), strict=True):
-                mine.copy_(theirs)
-
     def check(self) -> None:
-        """Read the divergence flags back.
-
-        Raises:
-            Diverged: with the step and the network that came first.
-        """
-        names = list(self.bad_step)
-        steps = torch.stack([self.bad_step[name] for name in names]).tolist()
-        found = [(int(step), name) for step, name in zip(steps, names, strict=True) if step]
-        if found:
-            raise Diverged(*min(found))
+        """Read the divergence flags back; Diverged is raised with the step and the network that came first."""
+        steps = torch.stack(list(self.bad_step.values())).tolist()
+        if diverged := [(int(step), name) for step, name in zip(steps, self.bad_step, strict=True) if step]:
+            raise Diverged(*min(diverged))
 
     def read_window(self) -> dict[str, float]:
         """The window's means; a new window begins."""
@@ -297,14 +284,13 @@ def _copied(value: Any) -> Any:
 
 def _load_adam(optimizer: torch.optim.Adam, saved: dict[str, Any]) -> None:
     """``load_state_dict``, into the tensors that are there where there are any."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not optimizer.state:
         capturable = [group["capturable"] for group in optimizer.param_groups]
         optimizer.load_state_dict(_copied(saved))  # it would share the tensors
         for group, own in zip(optimizer.param_groups, capturable, strict=True):
             group["capturable"] = own  # not that of the device which saved it
         return
-    for number, parameter in enumerate(parameters):
+    for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         for name, value in optimizer.state[parameter].items():
             if number in saved["state"]:
                 value.copy_(saved["state"][number][name])

@@ -39,11 +39,6 @@ class Progress:
     images_per_s: float
 
 
-def never() -> bool:
-    """The default of ``snapshot_now``: nobody asks."""
-    return False
-
-
 def total_steps(hp: HParams, budget: Budget) -> int:
     """Generator updates needed to show ``budget.kimg`` thousand images."""
     # Rounded first: epochs times their length must not become a step more by the last bit.
@@ -64,33 +59,22 @@ def train(
     seed: int,
     device: torch.device,
     resume: dict[str, Any] | None = None,
-    snapshot_now: Callable[[], bool] = never,
+    snapshot_now: Callable[[], bool] = lambda: False,
     graph: bool = True,
 ) -> Iterator[Progress | Snapshot]:
     """Train a DCGAN on uint8 images; the same seed on the same device gives the same result.
 
     Per step: ``n_dis`` discriminator updates, each on a new real batch, then one generator update (Goodfellow et al.
     2014, algorithm 1, with Adam). With ``g_noise="reuse"`` that is on the last fake batch, whose gradient is exact,
-    because the generator has not changed in between; with ``fresh`` on new noise. Images are scaled on the device.
+    because the generator has not changed in between; with ``fresh`` on new noise.
 
-    Args:
-        hp: the configuration.
-        images_NHWC: uint8, shape (N, H, W, C), in memory, memory-mapped, or on the device already.
-        budget: length and snapshot marks.
-        seed: of weights, data order and noise, each with a stream of its own.
-        device: where to train.
-        resume: the ``state`` of a Snapshot of the same configuration and seed.
-        graph: on CUDA, play the steps as a CUDA graph where that can be done; a warning says where it cannot.
-        snapshot_now: asked after every Progress; a Snapshot follows where it says yes.
+    Images of shape (N, H, W, C) are in memory, memory-mapped, or on the device already. ``resume`` is the ``state`` of
+    a Snapshot of the same configuration and seed. On CUDA, steps are a CUDA ``graph`` where that can be done; a warning
+    says where it cannot.
 
-    Yields:
-        Progress about every ``progress_kimg``; a Snapshot at each mark and at the end. Resuming at a mark yields
-        its Snapshot again.
-
-    Raises:
-        Diverged: a gradient was not finite. The step was not applied; the check is made on the device before the
-            optimizer step and read back with the next Progress or Snapshot.
-        DataError: fewer images than one batch.
+    Progress comes about every ``progress_kimg``, then a Snapshot where ``snapshot_now`` says yes; a Snapshot at each
+    mark and at the end. Resuming at a mark yields its Snapshot again. Diverged is raised where a gradient was not
+    finite: the step was not applied; the check is made on the device and read back with the next event.
     """
     run = Run(hp, images_NHWC, seed, device)
     if resume is not None:

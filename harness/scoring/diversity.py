@@ -48,7 +48,7 @@ def total_variance(features: Tensor) -> float:
 
 
 def nearest(features: Tensor, others: Tensor, *, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(distance, row) of the nearest of the others, shape (M, D), for each of the features, shape (N, D).
+    """(distance, row) of the nearest of the others (M, D) for each of the features (N, D).
 
     ``own``, shape (N,), says where each is itself among the others; it is not its own neighbour.
     """
@@ -81,10 +81,7 @@ class Copying:
 
 
 def copying(of_samples: Tensor, of_real: Tensor) -> Copying:
-    """The test for data-copying of Meehan et al. (2020, section 2): Mann and Whitney's, on distances to neighbours.
-
-    The distances of samples, shape (N,), and of real images, shape (M,), are to the nearest (other) training image.
-    """
+    """The test for data-copying of Meehan et al. (2020, section 2): Mann and Whitney's, on distances to neighbours."""
     from scipy.stats import mannwhitneyu  # takes a second to import, and only audits need it
 
     test = mannwhitneyu(of_real.numpy(), of_samples.numpy(), alternative="greater")
@@ -92,10 +89,7 @@ def copying(of_samples: Tensor, of_real: Tensor) -> Copying:
 
 
 class RealImages:
-    """Training images (uint8) with their features, to look up the nearest ones.
-
-    MobileNetV2's features take seconds for all images and show copies as well as any.
-    """
+    """Training images with MobileNetV2's features, which show copies as well as any, to look up the nearest ones."""
 
     def __init__(self, images_NHWC: Tensor, extractor: Extractor) -> None:
         self.extractor = extractor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -74,8 +75,7 @@ class FoldedInception(_Unloaded):
 class ConvReLU(nn.Module):
     """A convolution and its ReLU; on a CPU as one operation of oneDNN, whose weights are laid out once.
 
-    PyTorch would lay them out for every batch and read the maps again for the ReLU; the values are the same. It is the
-    operation that ``torch.compile`` makes of the two, without a compiler.
+    The values are the same. It is the operation that ``torch.compile`` makes of the two, without a compiler.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -110,16 +110,10 @@ def _with_fused_relu(module: nn.Module) -> nn.Module:
 class QuickInception(FoldedInception):
     """For rungs: the pooled features with bfloat16 convolutions; resizing and the last pooling are float32."""
 
-    _TRUNK = (
-        "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2",
-        "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7a",
-        "Mixed_7b", "Mixed_7c",
-    )  # fmt: skip
-
     def __init__(self, state: dict[str, Tensor]) -> None:
         super().__init__(state)
-        trunk = nn.Sequential(*(getattr(self, layer) for layer in self._TRUNK)).to(torch.bfloat16)
-        self.trunk = _with_fused_relu(trunk)
+        trunk = itertools.takewhile(lambda layer: layer is not self.AvgPool, self.children())
+        self.trunk = _with_fused_relu(nn.Sequential(*trunk).to(torch.bfloat16))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         rows, columns = (bilinear_weights(size, self.INPUT_IMAGE_SIZE).to(images.device) for size in images.shape[-2:])
@@ -197,11 +191,10 @@ class VGGExtractor(FeatureExtractorVGG16):  # type: ignore[misc]
 
 
 class Extractor:
-    """A feature extractor (by its name in :mod:`~harness.scoring.protocol`) with its weights, loaded once per worker.
+    """A feature extractor with its weights, loaded once per worker.
 
     On a CPU each thread has batches of its own: sharing a batch, two threads would spend a fifth of their time waiting
-    for each other after every layer. ``interrupt`` is called before every batch; it raises to abandon scoring.
-    ``precision`` may be ``bf16`` for Inception at rungs; MobileNetV2 is not faster with it.
+    for each other. ``interrupt`` is called before every batch; it raises to abandon scoring.
     """
 
     def __init__(

@@ -103,10 +103,7 @@ def score(
 def calculated(
     images: Tensor, reference: Reference, protocol: Protocol, extractor: Extractor, only: tuple[str, ...]
 ) -> dict[str, float]:
-    """torch-fidelity's ``calculate_metrics`` by full metric name, with an extractor that is loaded already.
-
-    Images are uint8, shape (N, 3, H, W), or their features already, float32, where no logits are needed.
-    """
+    """torch-fidelity's ``calculate_metrics`` by full metric name, of uint8 images, or of features where these do."""
     prc = bool({"precision", "recall"} & set(only))
     metrics = torch_fidelity.calculate_metrics(
         input1=_Rows(images),
@@ -148,9 +145,9 @@ class _Rows(Dataset[Tensor]):
 
 
 class _Resident(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]
-    """An :class:`Extractor` for ``calculate_metrics``, which would make a new one at each call.
+    """An :class:`Extractor`, passed as the path of its weights: ``calculate_metrics`` would make one at each call.
 
-    It is passed as the path of its weights. Inputs of type float32 are features already.
+    Inputs of type float32 are features already.
     """
 
     def __init__(

@@ -48,10 +48,7 @@ class Protocol:
 
 
 def metric_name(name: str, extractor: str, samples: int, precision: str | None = None) -> str:
-    """``fid`` with Inception and 10,000 samples is ``fid10k``; other extractors and precisions are named.
-
-    The extractor that a metric is published with is not named: Inception, or VGG16 for precision and recall.
-    """
+    """``fid`` with Inception and 10,000 samples is ``fid10k``; extractors other than the published one are named."""
     count = f"{samples // 1000}k" if samples % 1000 == 0 else str(samples)
     usual = extractor == (VGG if name in ("precision", "recall") else INCEPTION)
     whole = f"{name}{count}" if usual else f"{name}_{_FAMILY[extractor]}_{count}"

@@ -90,11 +90,7 @@ def split_images(store: ImageStore, spec: ScoreSpec) -> Tensor:
 
 
 def reference_images(images_NHWC: Tensor, n: int) -> Tensor:
-    """The first n images of a shuffle that depends only on the number of images, as uint8 of shape (n, 3, H, W).
-
-    Raises:
-        DataError: fewer than n images.
-    """
+    """The first n images of a shuffle that depends only on their number, as uint8 of shape (n, 3, H, W)."""
     if len(images_NHWC) < n:
         raise DataError(
             f"the scoring protocol compares with {n} real images, but there are {len(images_NHWC)}",
@@ -109,10 +105,7 @@ def reference_images(images_NHWC: Tensor, n: int) -> Tensor:
 def load_reference(
     home: Home, images_NHWC: Tensor, protocol: Protocol, extract: Callable[[Tensor], Features]
 ) -> Reference:
-    """The reference of a protocol, from the cache or computed now by ``extract`` (uint8 images to features).
-
-    The cache's key holds the fingerprint of the images and the digest of the weights; a damaged file is replaced.
-    """
+    """The reference of a protocol, from the cache or computed now by ``extract``; a damaged file is replaced."""
     key = digest(
         {
             "extractor": protocol.extractor,

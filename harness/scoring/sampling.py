@@ -25,10 +25,7 @@ GRID_IMAGES = 64
 
 
 def scoring_noise(n: int, hp: HParams, seed: int) -> Tensor:
-    """z of shape (n, z_dim), float32, drawn as torch-fidelity draws it: NumPy's RandomState, in order.
-
-    The stream does not depend on the batch size, and the first n of m > n draws are the n draws.
-    """
+    """z of shape (n, z_dim), float32, drawn as torch-fidelity draws it; the first n of m > n draws are the n draws."""
     rng = np.random.RandomState(seed)
     if hp.latent == "normal":
         return torch.from_numpy(rng.randn(n, hp.z_dim)).float()
@@ -73,8 +70,7 @@ def generate(generator: nn.Module, hp: HParams, n: int, seed: int, device: torch
 def samples(generator: nn.Module, hp: HParams, n: int, seed: int, device: torch.device) -> tuple[Tensor, str]:
     """The images of :func:`generate` as uint8, shape (n, 3, size, size), and why they must not be scored, or "".
 
-    Cast to bytes, non-finite values or one constant image would get a plausible score. Only one batch at a time is held
-    as float32: 10,000 images of 128 px would take 2 GB.
+    Only one batch at a time is held as float32: 10,000 images of 128 px would take 2 GB.
     """
     images = torch.empty(n, hp.channels, hp.image_size, hp.image_size, dtype=torch.uint8)
     made, constant = 0, True

@@ -22,24 +22,14 @@ from harness.scoring.fidelity import ALL, Scores, score, versions
 from harness.scoring.protocol import INCEPTION, MOBILENET, VGG, Protocol, make_protocol
 from harness.scoring.reference import Reference, load_reference, split_images
 from harness.scoring.sampling import BATCH
-from harness.scoring.weights import (
-    NO_HEAD,
-    VGG_URL,
-    inception_weights,
-    mobilenet_weights,
-    vgg_file,
-    vgg_weights,
-)
+from harness.scoring.weights import NO_HEAD, VGG_URL, inception_weights, mobilenet_weights, vgg_file, vgg_weights
 from harness.spec.scoring import ScoreSpec
 
 _PUBLISHED_PRC = ("precision", "recall")
 
 
 class Scorers:
-    """Makes scorers for one set of images; extractors are loaded once and shared.
-
-    ``interrupt`` is called between batches; it raises to abandon scoring.
-    """
+    """Makes scorers for one set of images; extractors, whose batches ``interrupt`` can raise between, are shared."""
 
     def __init__(
         self,

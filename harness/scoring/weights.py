@@ -59,13 +59,7 @@ class Weights:
 
 
 def inception_weights(home: Home, shapes: dict[str, torch.Size], say: Callable[[str], None]) -> Weights:
-    """The Inception weights in torch-fidelity's layout; ``fc`` is NaN where only the trunk is available.
-
-    ``shapes`` are those of the extractor's state dict; ``say`` is called with the source that is tried.
-
-    Raises:
-        WeightsError: the user's file is wrong, or no source can be reached.
-    """
+    """The Inception weights in torch-fidelity's layout; ``fc`` is NaN where only the trunk is available."""
     path, source = _inception_file(home, say)
     state = _load_trunk(path, shapes) if source == "mirror" else _load_state(path)
     missing = {name for name, shape in shapes.items() if name not in state or state[name].shape != shape}
@@ -205,10 +199,10 @@ def _load_state(path: Path) -> dict[str, Tensor]:
 
 
 def _load_trunk(path: Path, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """Rebuild the state dict from the mirrored TorchScript archive.
+    """Rebuild the state dict from the mirrored TorchScript archive, whose code is never executed.
 
-    The archive is read as a zip of raw little-endian float32 records ``data/0 … data/375``: weight, beta, mean and
-    variance of each convolution. Its code is never executed. BatchNorm scales are 1 in this network.
+    It is read as a zip of raw little-endian float32 records ``data/0 … data/375``: weight, beta, mean and variance of
+    each convolution. BatchNorm scales are 1 in this network.
     """
     blocks = [name.removesuffix(".conv.weight") for name in shapes if name.endswith(".conv.weight")]
     state = {f"{block}.bn.weight": torch.ones(shapes[f"{block}.bn.weight"]) for block in blocks}

@@ -121,10 +121,7 @@ class Attempt:
             self.history.watched.setdefault(round(kimg * 1000), {})[name] = round(value, 4)
 
     def grid(self, event: Snapshot, kimg: float, *, n: int = GRID_IMAGES, seed: int | None = None) -> None:
-        """Draw images from the same z at every mark (or of a seed), as a PNG.
-
-        How far they are from each other, as a share of real images' distance, is watched.
-        """
+        """Draw images from the same z at every mark (or of a seed); how far they are from each other is watched."""
         images = generate(event.generator, self.hp, n, GRID_SEED if seed is None else seed, self.device)
         save_png(self.folder.grid(kimg), image_grid(images, columns=min(8, math.ceil(math.sqrt(n)))))
         if self.real_distance:
@@ -195,15 +192,8 @@ def train_on_disk(
     """Train from an attempt's checkpoint to the end of the budget; the caller scores, prunes, publishes or stops.
 
     ``stop`` is asked after every Progress; a checkpoint follows where it says yes, and the caller then stops iterating.
-    ``fresh_grids`` are drawn from a new z at each mark, not from the same.
-
-    Yields:
-        Progress; Saved after each checkpoint; after that, at marks, the Snapshot whose grid was drawn.
-
-    Raises:
-        Diverged: a gradient was not finite.
-        Fenced: the attempt was declared dead.
-        OSError: a checkpoint cannot be written.
+    ``fresh_grids`` are drawn from a new z at each mark. Yields Progress; Saved after each checkpoint; after that, at
+    marks, the Snapshot whose grid was drawn. A full disk raises OSError; an attempt that was declared dead, Fenced.
     """
     for event in train(
         attempt.hp,

@@ -32,11 +32,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read a file of :func:`save_checkpoint`; its content is checked before anything is unpickled.
-
-    Raises:
-        CheckpointError: not such a file, damaged, or holding anything but plain values and tensors.
-    """
+    """Read a file of :func:`save_checkpoint`; its content is checked before anything is unpickled."""
     data = path.read_bytes()
     if not data.startswith(_MAGIC):
         raise CheckpointError(f"{path} is not a checkpoint of this harness")
@@ -56,10 +52,10 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class History:
-    """Curve and scores of a training. Part of the checkpoint, so that both agree after a crash.
+    """Curve and scores of a training, as each checkpoint keeps them, so that both agree after a crash.
 
-    ``identity`` is of the training: a checkpoint of another configuration, seed or images has another one. ``curve``
-    holds means over windows of steps; rung scores and measures of the samples' diversity are by images shown.
+    A checkpoint of another configuration, seed or images has another ``identity``. ``curve`` holds means over windows
+    of steps; rung scores and measures of the samples' diversity are by images shown.
     """
 
     identity: str
@@ -113,10 +109,7 @@ def newest_first(folders: Collection[RunFolder]) -> list[Path]:
 def newest_checkpoint(
     folders: Sequence[RunFolder], identity: str, device: torch.device, say: Callable[[str], None]
 ) -> tuple[dict[str, Any] | None, History, frozenset[Path]]:
-    """The newest checkpoint that is whole and of this training; damaged ones are set aside.
-
-    Its state, or None; its history, or an empty one; checkpoints of other trainings, which are left alone.
-    """
+    """(state or None, history, other trainings' checkpoints) of the newest of this training; damaged are set aside."""
     foreign: set[Path] = set()
     for path in newest_first(folders):
         try:

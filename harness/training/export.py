@@ -59,11 +59,7 @@ def publish(folder: Path, generator: nn.Module, discriminator: Mapping[str, Tens
 
 
 def import_generator(folder: Path, hp: HParams, device: torch.device) -> nn.Module:
-    """The published generator of a folder, in evaluation mode.
-
-    Raises:
-        CheckpointError: there is none, or its weights do not fit ``hp``.
-    """
+    """The published generator of a folder, in evaluation mode."""
     path = RunFolder(folder).weights
     if not path.is_file():
         raise CheckpointError(f"no published weights in {folder}", "Only finished trials and trainings have them.")
@@ -92,9 +88,6 @@ def export_onnx(generator: nn.Module, hp: HParams, path: Path) -> None:
     """Write ``z`` (float32, (n, z_dim)) to ``images`` (float32, (n, channels, size, size), in [-1, 1]) as an ONNX file.
 
     Its metadata hold the law of z, the range of the images, and the hyperparameters as JSON.
-
-    Raises:
-        UsageError: the packages that write ONNX are not installed.
     """
     try:
         import onnxscript  # noqa: F401 - torch.onnx needs it

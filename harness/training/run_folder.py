@@ -14,10 +14,7 @@ from harness import atomic
 
 
 class RunFolder:
-    """Names and finds the files of a run; creates nothing.
-
-    Checkpoints, curve and grids are written while it trains, weights when it has finished.
-    """
+    """Names and finds the files of a run; creates nothing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -130,8 +127,7 @@ class RunEnd:
 class RunRecord:
     """A run to ``kimg``, but for the curve, the grids and the weights, which are files of their own.
 
-    ``marks`` are rung scores and measures of diversity, by images shown and name; ``end`` is None while it trains, and
-    where its process was killed.
+    ``marks`` are rung scores and measures of diversity, by images shown and name; ``end`` is None while it trains.
     """
 
     info: RunInfo

@@ -2,8 +2,7 @@
 
 Small networks are bound by the host, which launches some 150 kernels a step; a replay is one launch. What a graph needs
 (static shapes, no reading back, Adam's step count and the noise generator on the device) holds for every
-:class:`~harness.gan.run.Run` whose batches are all of one size. A capture is compared with the step that it captured
-before it is used.
+:class:`~harness.gan.run.Run` whose batches are all of one size.
 """
 
 from __future__ import annotations
@@ -57,10 +56,7 @@ def obstacle(run: Run) -> str:
 
 
 def capture(run: Run) -> str:
-    """Make it play its steps as a graph; why not, where it does not, in which case nothing has changed.
-
-    The state is the same before and after.
-    """
+    """Make it play its steps as a graph, compared with the steps; why not, where it does not. Its state stays."""
     before, buffers = run.snapshot(None).state, BufferedBatches(run)
     run.next_batch = buffers.next_batch
 

@@ -2,8 +2,7 @@
 
 That is where a map is one pixel or has one or three channels, and where maps are small and have many: there the
 weights' gradient is a product, and with AMX the maps are. These layers are their PyTorch bases in parameters, names and
-results (up to rounding); only the way there differs. All but those of one pixel are so on the CPU alone. What each
-gains: docs/performance.md.
+results (up to rounding). All but those of one pixel are so on the CPU alone. What each gains: docs/performance.md.
 """
 
 from __future__ import annotations
@@ -13,18 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from harness.gan.fast.products import (
-    Convolution,
-    Products,
-    faster_as_matmul,
-    operands,
-    plus,
-    up_to_image,
-    up_to_maps,
-)
+from harness.gan.fast.products import Convolution, Products, faster_as_matmul, operands, plus, up_to_image, up_to_maps
 
 # Of a layer of images, the way from its maps to them.
 _UP = Products(down=False, up=True, weights=False)
@@ -80,14 +70,12 @@ class ToMaps(nn.Unflatten):
 
 
 class FromMaps(nn.Flatten):
-    """Maps to a linear layer's inputs; the gradient of the maps lies in memory as they do.
-
-    PyTorch's activations take three to five times as long where the two differ.
-    """
+    """Maps to a linear layer's inputs; the gradient lies in memory as the maps do, which activations want."""
 
     def forward(self, maps_NCHW: Tensor) -> Tensor:
-        if maps_NCHW.device.type == "cpu":
-            maps_NCHW = _ChannelsLastGradient.apply(maps_NCHW)
+        if maps_NCHW.device.type == "cpu" and maps_NCHW.requires_grad:
+            maps_NCHW = maps_NCHW.view_as(maps_NCHW)
+            maps_NCHW.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
         units: Tensor = super().forward(maps_NCHW)
         return units
 
@@ -138,19 +126,6 @@ def _convolution(
 
 def _places(layer: Any) -> list[list[int]]:
     return [list(pair) for pair in (layer.stride, layer.padding, layer.output_padding)]
-
-
-class _ChannelsLastGradient(torch.autograd.Function):
-    """The identity."""
-
-    @staticmethod
-    def forward(ctx: Any, maps_NCHW: Tensor) -> Tensor:
-        return maps_NCHW.view_as(maps_NCHW)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.contiguous(memory_format=torch.channels_last)
 
 
 class Adam(torch.optim.Adam):
