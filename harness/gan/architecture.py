@@ -106,7 +106,6 @@ def discriminator_layers(hp: HParams) -> list[Layer]:
 
 
 def parameter_counts(hp: HParams) -> tuple[int, int]:
-    """Trainable parameters of (generator, discriminator)."""
     up, down = generator_layers(hp), discriminator_layers(hp)
     generator, discriminator = sum(map(_count, up)), sum(map(_count, down))
     first, last = up[0], down[-1]

@@ -158,10 +158,9 @@ class Run:
         loss_d, logit_real, logit_fake, norm_d = seen
         with torch.no_grad():
             if self.average is not None:
-                mine, theirs = (list(network.parameters()) for network in (self.average, self.generator))
-                torch._foreach_lerp_(mine, theirs, 1 - hp.ema)
-                for own, other in zip(self.average.buffers(), self.generator.buffers(), strict=True):
-                    own.copy_(other)
+                torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1 - hp.ema)
+                for mine, theirs in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+                    mine.copy_(theirs)
             means = (loss_d, loss_g, logit_real, logit_fake, norm_d, norm_g)
             self.window += torch.stack([value.detach().float() for value in means])
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from harness.gan.hparams import HParams, derive_seed
 from harness.scoring.reference import reference_images
-from harness.scoring.sampling import GRID_IMAGES, GRID_SEED, generate, image_grid, to_uint8
+from harness.scoring.sampling import BATCH, GRID_IMAGES, GRID_SEED, generate, image_grid, to_uint8
 
 if TYPE_CHECKING:  # they need total_variance
     from harness.scoring.extractors import Extractor
@@ -114,15 +114,10 @@ class Audit:
     pairs: np.ndarray
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, without the picture."""
-        return {
-            "metric": self.metric,
-            "score": self.score,
-            "batch_score": self.batch_score,
-            "copying": dataclasses.asdict(self.copying) | {"memorises": self.copying.memorises},
-            "sample_distance": self.sample_distance,
-            "compared": _COMPARED,
-        }
+        plain = dataclasses.asdict(self) | {"compared": _COMPARED}
+        plain["copying"]["memorises"] = self.copying.memorises
+        del plain["pairs"]
+        return plain
 
 
 def audit(generator: nn.Module, hp: HParams, scorer: Scorer, real: RealImages) -> Audit:
@@ -132,7 +127,7 @@ def audit(generator: nn.Module, hp: HParams, scorer: Scorer, real: RealImages) -
     training uses: a gap means the running statistics do not match them. Samples are compared with all training images.
     """
     device = scorer.extractor.device
-    both = (scorer, scorer.with_batch_statistics())
+    both = (scorer, scorer.with_protocol(batch_norm=f"statistics of batches of {BATCH}"))
     scores = [each(generator, hp, all_metrics=False).values[each.objective] for each in both]
     samples = to_uint8(generate(generator, hp, _COMPARED, scorer.protocol.seed, device))
     distances, _ = nearest(real.extractor(samples).pooled, real.features)

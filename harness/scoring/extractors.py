@@ -260,7 +260,6 @@ def _module(name: str, precision: str, state: dict[str, Tensor], device: torch.d
 
 
 def inception_shapes() -> dict[str, torch.Size]:
-    """Names and shapes of torch-fidelity's Inception, without its weights."""
     return {name: value.shape for name, value in _Unloaded().state_dict().items()}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch_fidelity
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import TensorDataset
 
 from harness.gan.hparams import HParams
 from harness.scoring.diversity import total_variance
@@ -49,7 +49,6 @@ class Scores:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that a score depends on."""
     return {"torch": torch.__version__.split("+")[0], "torch-fidelity": torch_fidelity.__version__}
 
 
@@ -65,12 +64,10 @@ def score(
 ) -> Scores:
     """Score a generator: FID (Heusel et al. 2017), KID (Binkowski et al. 2018), Inception Score (Salimans et al. 2016).
 
-    Precision and recall (Kynkäänniemi et al. 2019, section 2): the share of generated images that lie among the real
-    ones, and of real ones that lie among the generated, by the extractor's features, up to the third neighbour.
-
-    The values are those of torch-fidelity's ``calculate_metrics``, on images that depend on the protocol's seed alone;
-    with ``quick``, FID is our own form of the same distance. A generator of non-finite or constant images gets NaN and
-    a reason: cast to uint8, such images would get a plausible score.
+    Precision and recall are those of Kynkäänniemi et al. (2019, section 2), up to the third neighbour. The values are
+    torch-fidelity's, on images that depend on the protocol's seed alone; with ``quick``, FID is our own form of the
+    same distance. A generator of non-finite or constant images gets NaN and a reason: cast to uint8, such images would
+    get a plausible score.
     """
     started = time.perf_counter()
     if protocol.batch_norm != RUNNING:
@@ -82,12 +79,10 @@ def score(
     possible = tuple(name for name in only if name != "is" or extractor.logits)
     spread = math.nan
     if quick:
-        pooled = extractor(images).pooled
-        spread = total_variance(pooled) / total_variance(reference.features)
-        if possible == ("fid",):
-            values = {protocol.metric("fid"): frechet_distance(pooled, reference, extractor.device)}
-        else:
-            values = calculated(pooled, reference, protocol, extractor, possible)
+        images = extractor(images).pooled
+        spread = total_variance(images) / total_variance(reference.features)
+    if quick and possible == ("fid",):
+        values = {protocol.metric("fid"): frechet_distance(images, reference, extractor.device)}
     else:
         values = calculated(images, reference, protocol, extractor, possible) if possible else {}
     return Scores(
@@ -133,15 +128,9 @@ def calculated(
     return {protocol.metric(name): float(metrics[key]) for name, key in _KEYS.items() if name in only}
 
 
-class _Rows(Dataset[Tensor]):
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.rows[index]
+class _Rows(TensorDataset):
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        return self.tensors[0][index]
 
 
 class _Resident(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]

@@ -45,7 +45,6 @@ class Reference:
 
     @functools.cached_property
     def sigma(self) -> Tensor:
-        """Covariance, shape (D, D)."""
         return torch.cov(self.features.double().T)
 
     @functools.cached_property

@@ -107,6 +107,5 @@ def save_folder(folder: Path, images_BCHW: Tensor) -> None:
 
 
 def refuse_to_mix(folder: Path) -> None:
-    """Accept only a folder that is empty or absent."""
     if folder.is_dir() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty", "Its files would be mixed with the images: name another folder.")

@@ -7,6 +7,7 @@ import dataclasses
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +22,6 @@ from harness.scoring.extractors import Extractor, inception_shapes
 from harness.scoring.fidelity import ALL, Scores, score, versions
 from harness.scoring.protocol import INCEPTION, MOBILENET, VGG, Protocol, make_protocol
 from harness.scoring.reference import Reference, load_reference, split_images
-from harness.scoring.sampling import BATCH
 from harness.scoring.weights import NO_HEAD, VGG_URL, inception_weights, mobilenet_weights, vgg_file, vgg_weights
 from harness.spec.scoring import ScoreSpec
 
@@ -66,7 +66,6 @@ class Scorers:
         return load_reference(self.home, images, self.protocol(spec), extractor)
 
     def scorer(self, spec: ScoreSpec) -> Scorer:
-        """Load weights and reference statistics of a protocol."""
         return Scorer(self, spec)
 
 
@@ -106,16 +105,10 @@ class Scorer:
         """The full name of the metric that is minimised."""
         return self.protocol.metric(self.spec.metric)
 
-    def with_seed(self, seed: int) -> Scorer:
-        """The same protocol, sampled with another seed."""
+    def with_protocol(self, **changes: Any) -> Scorer:
+        """The same with another seed, or another ``batch_norm``."""
         other = copy.copy(self)
-        other.protocol = dataclasses.replace(self.protocol, seed=seed)
-        return other
-
-    def with_batch_statistics(self) -> Scorer:
-        """The same protocol for generators whose BatchNorm uses the statistics of each batch."""
-        other = copy.copy(self)
-        other.protocol = dataclasses.replace(self.protocol, batch_norm=f"statistics of batches of {BATCH}")
+        other.protocol = dataclasses.replace(self.protocol, **changes)
         return other
 
     def __call__(self, generator: nn.Module, hp: HParams, *, all_metrics: bool) -> Scores:

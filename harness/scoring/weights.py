@@ -100,7 +100,6 @@ def vgg_file(home: Home) -> Path | None:
 
 
 def vgg_weights(home: Home) -> Weights:
-    """torchvision's VGG16 with its classifier."""
     path = vgg_file(home)
     if path is None:
         raise WeightsError("the VGG16 weights are not at hand", f"Set HARNESS_VGG16_WEIGHTS to {VGG_URL}")

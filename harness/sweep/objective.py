@@ -124,7 +124,7 @@ def conclude(trial: optuna.Trial, event: Snapshot, attempt: Attempt, setup: Work
 
 def resampled(generator: nn.Module, hp: HParams, setup: WorkerSetup) -> list[float]:
     """The final score of the same generator with each further sampling seed."""
-    scorers = [setup.final.with_seed(seed) for seed in sampling_seeds(setup.spec.scoring)[1:]]
+    scorers = [setup.final.with_protocol(seed=seed) for seed in sampling_seeds(setup.spec.scoring)[1:]]
     return [checked(scorer(generator, hp, all_metrics=False)).values[setup.final.objective] for scorer in scorers]
 
 

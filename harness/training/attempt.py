@@ -90,10 +90,6 @@ class Attempt:
     def record_path(self) -> Path:
         return self.folder.record(self.record.kimg)
 
-    def progress(self, event: Progress) -> None:
-        """Remember a point of the curves; it is written with the next checkpoint."""
-        self.history.curve.append({"kimg": event.kimg, **event.curve, "images_per_s": event.images_per_s})
-
     def save(self, event: Snapshot) -> None:
         """Write a checkpoint and the curve; OSError where the disk is full: the older checkpoints are untouched."""
         self.fence()
@@ -104,10 +100,6 @@ class Attempt:
         self._to_share(path, keep=_KEEP)
         self.flush()
         self.saved_at = time.monotonic()
-
-    def due(self, every_s: float) -> bool:
-        """Whether the last checkpoint is older than ``every_s`` seconds."""
-        return time.monotonic() - self.saved_at > every_s
 
     def rung(self, kimg: float, value: float) -> None:
         """Record a rung's score, and what was watched."""
@@ -202,11 +194,12 @@ def train_on_disk(
         seed=attempt.seed,
         device=attempt.device,
         resume=attempt.state,
-        snapshot_now=lambda: stop() or attempt.due(checkpoint_s),
+        snapshot_now=lambda: stop() or time.monotonic() - attempt.saved_at > checkpoint_s,
         graph=cuda_graphs(),
     ):
         if isinstance(event, Progress):
-            attempt.progress(event)
+            row = {"kimg": event.kimg, **event.curve, "images_per_s": event.images_per_s}
+            attempt.history.curve.append(row)  # written with the next checkpoint
             yield event
             continue
         attempt.save(event)

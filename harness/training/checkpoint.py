@@ -79,7 +79,6 @@ class History:
 
     @property
     def kimg(self) -> float:
-        """How far the curve reaches."""
         return self.curve[-1]["kimg"] if self.curve else 0.0
 
     def trained_s(self, until_kimg: float = math.inf) -> float:

@@ -22,11 +22,7 @@ from harness.training.run_folder import RunFolder
 
 OPSET = 18
 # What z is drawn from, as ``hp.latent`` names it.
-_LAWS = {
-    "normal": "N(0, 1)",
-    "uniform": "U(-1, 1)",
-    "truncated_normal": "N(0, 1) given that it lies within [-1, 1]",
-}
+_LAWS = {"normal": "N(0, 1)", "uniform": "U(-1, 1)", "truncated_normal": "N(0, 1) given that it lies within [-1, 1]"}
 # The arguments that make each kind of layer again.
 _ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.ConvTranspose2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding"),
@@ -59,7 +55,6 @@ def publish(folder: Path, generator: nn.Module, discriminator: Mapping[str, Tens
 
 
 def import_generator(folder: Path, hp: HParams, device: torch.device) -> nn.Module:
-    """The published generator of a folder, in evaluation mode."""
     path = RunFolder(folder).weights
     if not path.is_file():
         raise CheckpointError(f"no published weights in {folder}", "Only finished trials and trainings have them.")

@@ -39,7 +39,6 @@ class RunFolder:
         return self.path / f"grid-{round(kimg * 1000):09d}.png"
 
     def grids(self) -> list[Path]:
-        """All sample grids, the earliest first."""
         return sorted(self.path.glob("grid-*.png"))
 
     def checkpoint(self, step: int) -> Path:

@@ -59,10 +59,6 @@ class Training:
     usual_precision: bool = False  # that of the device it runs on, instead of the configuration's
     about: dict[str, Any] = field(default_factory=dict)  # what its report says in addition to the figures
 
-    def name(self, fingerprint: str) -> str:
-        """The folder's name: the same configuration, seed and images continue the same training, also for longer."""
-        return f"{self.label}-{digest([self.hparams.to_dict(), self.seed, fingerprint])[:8]}"
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -100,9 +96,10 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
     images = on_device(store.tensor(), own_device)
     watch.say("reference statistics")
     scorer = Scorers(home, store, own_device, watch.say).scorer(training.scoring)
-    folder = RunFolder(home.training_dir(training.name(store.fingerprint)))
+    # The same configuration, seed and images continue the same training, also for longer.
+    name = f"{training.label}-{digest([training.hparams.to_dict(), training.seed, store.fingerprint])[:8]}"
+    folder = RunFolder(home.training_dir(name))
     folder.path.mkdir(parents=True, exist_ok=True)
-    name = folder.path.name
     try:
         lock = FileLock(folder.lock, timeout=0).acquire()
     except Timeout:

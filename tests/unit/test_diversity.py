@@ -139,7 +139,7 @@ def test_running_statistics_that_do_not_fit_are_a_gap_and_batch_statistics_leave
     found = audit(generator, HP, scorer, real)
     assert found.batch_score != pytest.approx(found.score, rel=0.1)
     assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
-    assert scorer.with_batch_statistics().protocol.hash != scorer.protocol.hash
+    assert scorer.with_protocol(batch_norm="statistics of batches of 50").protocol.hash != scorer.protocol.hash
 
     generator.train()
     z = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))

@@ -32,7 +32,6 @@ class BufferedBatches:
         self.flipped = torch.zeros(shape, dtype=torch.bool, device=device)
 
     def fill(self) -> None:
-        """Draw the batches of the next step."""
         self.slot = 0
         for slot in range(self.n_dis):
             index, flipped = self.draw()

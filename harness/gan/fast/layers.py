@@ -75,7 +75,9 @@ class FromMaps(nn.Flatten):
     def forward(self, maps_NCHW: Tensor) -> Tensor:
         if maps_NCHW.device.type == "cpu" and maps_NCHW.requires_grad:
             maps_NCHW = maps_NCHW.view_as(maps_NCHW)
-            maps_NCHW.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
+            maps_NCHW.register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: gradient.contiguous(memory_format=torch.channels_last)
+            )
         units: Tensor = super().forward(maps_NCHW)
         return units
 
