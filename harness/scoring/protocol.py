@@ -10,8 +10,6 @@ from harness.spec.scoring import ScoreSpec
 INCEPTION, MOBILENET, VGG = "inception-v3", "mobilenet-v2", "vgg16"
 _FAMILY = {INCEPTION: "inception", MOBILENET: "mnv2", VGG: "vgg16"}
 RUNNING = "running statistics"
-KID_SUBSETS = 100
-ISC_SPLITS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +32,8 @@ class Protocol:
     batch_norm: str = RUNNING
     latent: str = "as trained, not truncated"
     precision: str = "float32"
-    kid_subsets: int = KID_SUBSETS
-    isc_splits: int = ISC_SPLITS
+    kid_subsets: int = 100
+    isc_splits: int = 10
     versions: tuple[tuple[str, str], ...] = ()
 
     @property

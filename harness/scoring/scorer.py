@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +29,16 @@ from harness.spec.scoring import ScoreSpec
 _PUBLISHED_PRC = ("precision", "recall")
 
 
+@dataclass(slots=True)
 class Scorers:
     """Makes scorers for one set of images; extractors, whose batches ``interrupt`` can raise between, are shared."""
 
-    def __init__(
-        self,
-        home: Home,
-        store: ImageStore,
-        device: torch.device,
-        say: Callable[[str], None],
-        interrupt: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.home, self.store, self.device, self.say = home, store, device, say
-        self.interrupt = interrupt
-        self._extractors: dict[tuple[str, str], Extractor] = {}
+    home: Home
+    store: ImageStore
+    device: torch.device
+    say: Callable[[str], None]
+    interrupt: Callable[[], None] = lambda: None
+    _extractors: dict[tuple[str, str], Extractor] = field(init=False, default_factory=dict)
 
     def extractor(self, name: str, precision: str = FLOAT32) -> Extractor:
         if (name, precision) not in self._extractors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +18,16 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 
+@dataclass(frozen=True, slots=True)
 class Share:
     """A study's part of ``HARNESS_CHECKPOINTS``: one folder an attempt, as in the home folder.
 
     ``root`` is the study's folder on the file system; ``name`` is for messages: no user, no password.
     """
 
-    def __init__(self, fs: AbstractFileSystem, root: str, name: str) -> None:
-        self.fs, self.root, self.name = fs, root.rstrip("/"), name
+    fs: AbstractFileSystem
+    root: str
+    name: str
 
     @classmethod
     def from_environment(cls, study: str, uid: str) -> Share | None:
