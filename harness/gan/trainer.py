@@ -90,22 +90,21 @@ def train(
         marks.setdefault(total_steps(hp, Budget(kimg=mark)), []).append(mark)
     interval = budget.progress_kimg or min(1.0, budget.kimg / 20)
     every = max(1, round(interval * 1000 / hp.images_per_step))
-    if resume is not None and run.step in marks:
-        # Whoever was interrupted may not have come to act on this mark.
-        for mark in marks[run.step]:
+    if resume is not None:  # whoever was interrupted may not have come to act on this mark
+        for mark in marks.get(run.step, ()):
             yield run.snapshot(mark)
     started, since = time.perf_counter(), run.step
     while run.step < last:
         run.advance()
-        if run.step % every == 0 or run.step == last:
+        reached, reports = marks.get(run.step, ()), run.step % every == 0 or run.step == last
+        if reports:
             curve = run.read_window()
             elapsed = time.perf_counter() - started
             rate = (run.step - since) * hp.images_per_step / elapsed
             yield Progress(step=run.step, kimg=run.kimg, curve=curve, images_per_s=rate)
-            if run.step not in marks and snapshot_now():
+            if not reached and snapshot_now():
                 yield run.snapshot(None)
-            started, since = time.perf_counter(), run.step
-        if run.step in marks:
-            for mark in marks[run.step]:
-                yield run.snapshot(mark)
+        for mark in reached:
+            yield run.snapshot(mark)
+        if reports or reached:
             started, since = time.perf_counter(), run.step

@@ -7,7 +7,7 @@ import io
 import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,19 +29,11 @@ ON_GPU = 256
 _LANES = 8
 
 
-class _Kind(NamedTuple):
-    """The layers of an extractor, how it resizes (a part of protocols), and images per batch on a CPU."""
-
-    pooled: str
-    logits: str
-    resize: str
-    batch: int
-
-
+# Layers of pooled features and of logits, how images are resized (a part of protocols), and images per batch on a CPU.
 _KINDS = {
-    INCEPTION: _Kind("2048", "logits_unbiased", "TensorFlow 1 bilinear to 299 px", 8),
-    MOBILENET: _Kind("1280", "logits", "none; logits: antialiased bilinear to 128 px", 50),
-    VGG: _Kind("fc2_relu", "", "TensorFlow 1 bilinear to 224 px", 8),
+    INCEPTION: ("2048", "logits_unbiased", "TensorFlow 1 bilinear to 299 px", 8),
+    MOBILENET: ("1280", "logits", "none; logits: antialiased bilinear to 128 px", 50),
+    VGG: ("fc2_relu", "", "TensorFlow 1 bilinear to 224 px", 8),
 }
 
 
@@ -53,7 +45,7 @@ class _Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
         torch.save({}, buffer)
         buffer.seek(0)
         with torch.device("meta"):  # drawing weights that are replaced takes seconds
-            super().__init__(INCEPTION, [_KINDS[INCEPTION].pooled], feature_extractor_weights_path=buffer)
+            super().__init__(INCEPTION, ["2048"], feature_extractor_weights_path=buffer)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         return None
@@ -143,7 +135,7 @@ class MobileNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
     """
 
     def __init__(self, state: dict[str, Tensor]) -> None:
-        super().__init__(MOBILENET, [_KINDS[MOBILENET].pooled])
+        super().__init__(MOBILENET, ["1280"])
         from torchvision.models import mobilenet_v2
 
         self.network = mobilenet_v2(weights=None)
@@ -177,7 +169,7 @@ class VGGExtractor(FeatureExtractorVGG16):  # type: ignore[misc]
     """torch-fidelity's VGG16 from a state that was loaded safely: its own constructor unpickles a file."""
 
     def __init__(self, state: dict[str, Tensor]) -> None:
-        FeatureExtractorBase.__init__(self, VGG, [_KINDS[VGG].pooled])
+        FeatureExtractorBase.__init__(self, VGG, ["fc2_relu"])
         from torchvision.models import vgg16
 
         with torch.device("meta"):

@@ -95,8 +95,7 @@ class Attempt:
         self.fence()
         path = self.folder.checkpoint(event.step)
         save_checkpoint(path, {**event.state, "extra": self.history.to_json()})
-        for old in self._checkpoints()[_KEEP:]:
-            old.unlink(missing_ok=True)
+        self._remove_checkpoints(_KEEP)
         self._to_share(path, keep=_KEEP)
         self.flush()
         self.saved_at = time.monotonic()
@@ -132,8 +131,7 @@ class Attempt:
         self.flush()
         self._write_record(RunEnd(state=state, scores=scores, tags=tags, kimg=self.history.kimg))
         if state in ("COMPLETE", "PRUNED"):
-            for old in self._checkpoints()[1:]:
-                old.unlink(missing_ok=True)
+            self._remove_checkpoints(1)
         if state == "PRUNED":
             self.hand_over()
 
@@ -152,9 +150,11 @@ class Attempt:
         self.record = dataclasses.replace(self.record, marks=marks, end=end)
         self.record.write(self.record_path)
 
-    def _checkpoints(self) -> list[Path]:
-        """Of this attempt and of those that it continues, newest first."""
-        return [path for path in newest_first((*self.earlier, self.folder)) if path not in self.foreign]
+    def _remove_checkpoints(self, keep: int) -> None:
+        """All but the newest of this attempt and of those that it continues."""
+        own = [path for path in newest_first((*self.earlier, self.folder)) if path not in self.foreign]
+        for old in own[keep:]:
+            old.unlink(missing_ok=True)
 
     def _to_share(self, path: Path, *, keep: int) -> None:
         if self.share is None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from harness import atomic
 from harness.data.store import ImageStore, OnProgress, open_store
@@ -26,13 +25,12 @@ from harness.machine.devices import choose_device
 from harness.machine.processes import exact_arithmetic, keep_memory, on_device
 from harness.machine.provenance import provenance
 from harness.scoring.diversity import real_distance
-from harness.scoring.fidelity import Scores
 from harness.scoring.reference import split_images
 from harness.scoring.sampling import GRID_IMAGES
 from harness.scoring.scorer import Scorer, Scorers
 from harness.spec.images import DataSpec
 from harness.spec.scoring import ScoreSpec
-from harness.training.attempt import Attempt, Saved, checked, checkpoint_every_s, train_on_disk
+from harness.training.attempt import Attempt, checked, checkpoint_every_s, train_on_disk
 from harness.training.run_folder import RunEnd, RunFolder, RunInfo, RunRecord
 
 # No more grids than this: every checkpoint, picture and MLflow image costs.
@@ -118,28 +116,35 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
         dataset_digest=store.fingerprint,
         dataset_source=training.data.source,
     )  # fmt: skip
-    record, distance = RunRecord(info=info, kimg=kimg), real_distance(images)
     attempt = Attempt(
-        folder, training.hparams, training.seed, record, own_device, say=watch.say, real_distance=distance
-    ).open()
+        folder, training.hparams, training.seed, RunRecord(info=info, kimg=kimg), own_device,
+        say=watch.say, real_distance=real_distance(images),
+    ).open()  # fmt: skip
     _close_shorter(attempt)
     watch.follow(attempt.record_path)
     try:
-        last = _train(attempt, training, kimg, images, watch)
-        if isinstance(last, Saved):
-            attempt.end("FAIL", {}, {"reason": "interrupted"})
-            return Outcome(folder.path, attempt.record_path, last.kimg, interrupted=True)
-        watch.say("scoring")
-        scores = checked(scorer(last.generator, training.hparams, all_metrics=True))
-        attempt.publish(last)
-        _write_summary(attempt, training, store, scorer, last, scores)
-        # Why it was interrupted before is no longer true.
-        again = {"reason": ""} if attempt.resumed_kimg else {}
-        attempt.end("COMPLETE", scores.values, {"protocol_hash": scores.protocol_hash, **again})
-        return Outcome(
-            folder.path, attempt.record_path, last.kimg, interrupted=False,
-            scores=scores.values, unavailable=scores.unavailable,
-        )  # fmt: skip
+        for event in train_on_disk(
+            attempt,
+            images,
+            budget=Budget(kimg=kimg, snapshots_kimg=_marks(training, kimg, len(images))),
+            stop=watch.stop,
+            checkpoint_s=checkpoint_every_s(),
+            grid_images=training.grid_images,
+            fresh_grids=training.fresh_grids,
+        ):
+            if isinstance(event, Progress):
+                watch.on_progress(event, kimg)
+            elif isinstance(event, Snapshot):
+                if event.mark == kimg:
+                    return _conclude(attempt, training, store, scorer, event)
+            elif watch.stop() and event.mark != kimg:  # what is trained to the end is scored as well
+                attempt.end("FAIL", {}, {"reason": "interrupted"})
+                return Outcome(folder.path, attempt.record_path, event.kimg, interrupted=True)
+        attempt.end("COMPLETE", {}, {"reason": "was trained already"})
+        raise DataError(
+            f"{name} was trained to {attempt.resumed_kimg:.1f} kimg already, more than {kimg:.1f}",
+            f"Its results are in {folder.path}; give more with --kimg.",
+        )
     except BaseException as error:
         if attempt.record.end is None:
             attempt.end("FAIL", {}, {"reason": f"{type(error).__name__}: {error}"})
@@ -181,35 +186,11 @@ def _marks(training: Training, kimg: float, n_images: int) -> tuple[float, ...]:
     return tuple(kimg * k / _FEWEST_GRIDS for k in range(1, _FEWEST_GRIDS))
 
 
-def _train(attempt: Attempt, training: Training, kimg: float, images: Tensor, watch: Watch) -> Snapshot | Saved:
-    """The finished generator, or the checkpoint at which it was interrupted."""
-    for event in train_on_disk(
-        attempt,
-        images,
-        budget=Budget(kimg=kimg, snapshots_kimg=_marks(training, kimg, len(images))),
-        stop=watch.stop,
-        checkpoint_s=checkpoint_every_s(),
-        grid_images=training.grid_images,
-        fresh_grids=training.fresh_grids,
-    ):
-        if isinstance(event, Progress):
-            watch.on_progress(event, kimg)
-        elif isinstance(event, Saved):
-            if watch.stop() and event.mark != kimg:  # what is trained to the end is scored as well
-                return event
-        elif event.mark == kimg:
-            return event
-    attempt.end("COMPLETE", {}, {"reason": "was trained already"})
-    raise DataError(
-        f"{attempt.folder.path.name} was trained to {attempt.resumed_kimg:.1f} kimg already, more than {kimg:.1f}",
-        f"Its results are in {attempt.folder.path}; give more with --kimg.",
-    )
-
-
-def _write_summary(
-    attempt: Attempt, training: Training, store: ImageStore, scorer: Scorer, last: Snapshot, scores: Scores
-) -> None:
-    """What a report of this training needs to know besides its other files."""
+def _conclude(attempt: Attempt, training: Training, store: ImageStore, scorer: Scorer, last: Snapshot) -> Outcome:
+    """Score the finished generator, publish its weights, and write what a report needs besides the other files."""
+    attempt.say("scoring")
+    scores = checked(scorer(last.generator, training.hparams, all_metrics=True))
+    attempt.publish(last)
     kimg = attempt.record.kimg
     epoch = epoch_kimg(training.hparams, len(store))
     summary = {
@@ -234,3 +215,10 @@ def _write_summary(
         "score_s": round(scores.seconds, 1),
     }
     atomic.write_text(attempt.folder.summary, json.dumps(summary, indent=1) + "\n")
+    # Why it was interrupted before is no longer true.
+    again = {"reason": ""} if attempt.resumed_kimg else {}
+    attempt.end("COMPLETE", scores.values, {"protocol_hash": scores.protocol_hash, **again})
+    return Outcome(
+        attempt.folder.path, attempt.record_path, last.kimg, interrupted=False,
+        scores=scores.values, unavailable=scores.unavailable,
+    )  # fmt: skip
