@@ -99,8 +99,7 @@ def train(
         reached, reports = marks.get(run.step, ()), run.step % every == 0 or run.step == last
         if reports:
             curve = run.read_window()
-            elapsed = time.perf_counter() - started
-            rate = (run.step - since) * hp.images_per_step / elapsed
+            rate = (run.step - since) * hp.images_per_step / (time.perf_counter() - started)
             yield Progress(step=run.step, kimg=run.kimg, curve=curve, images_per_s=rate)
             if not reached and snapshot_now():
                 yield run.snapshot(None)

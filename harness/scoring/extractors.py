@@ -27,8 +27,6 @@ from harness.scoring.weights import inception_weights, mobilenet_weights, vgg_we
 ON_GPU = 256
 # At most this many batches at a time on a CPU; each takes about 100 MB.
 _LANES = 8
-
-
 # Layers of pooled features and of logits, how images are resized (a part of protocols), and images per batch on a CPU.
 _KINDS = {
     INCEPTION: ("2048", "logits_unbiased", "TensorFlow 1 bilinear to 299 px", 8),

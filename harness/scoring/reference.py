@@ -33,11 +33,11 @@ class Features:
     logits: Tensor | None
 
 
+@dataclass(frozen=True)
 class Reference:
     """Real images as features, shape (n, D), with statistics in float64 that are computed when first asked for."""
 
-    def __init__(self, features: Tensor) -> None:
-        self.features = features
+    features: Tensor
 
     @functools.cached_property
     def mu(self) -> Tensor:

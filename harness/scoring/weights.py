@@ -43,8 +43,6 @@ MOBILENET_SHA256 = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee
 
 # The trunk's convolutions in the order in which the mirrored file stores them.
 _STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
-
-
 NO_HEAD = "the weights in use are Inception's trunk without its classifier head (see `harness weights`)"
 
 

@@ -34,22 +34,16 @@ def faster_as_matmul(weight: Tensor, images: int, rows: int, *, doubles: bool, l
     The weight is (channels of the smaller maps, of the larger, k, k), in the type that is used. ``doubles``: the larger
     map has exactly twice the side (kernel 4, stride 2, padding 1). ``learns``: the weights' gradient is wanted.
 
-    Measured for 4x4 and 5x5 kernels of stride 2, batches of 16 to 128, maps of 4 and 8 px, 16 to 1024 channels, on one
-    thread of an AMD EPYC: the weights' gradient is 1.3 to 3.3 times as fast in float32 where this says so, 1.1 to 6
-    times in bfloat16; elsewhere mostly slower. The maps in bfloat16 with AMX, on two threads of an Intel Xeon, batches
-    of 64 and 128: 1.3 to 3 times as fast; where the patches are there for the weights' gradient, both together 1.5 to
-    2.5 times (docs/performance.md).
+    Measured for kernels of 4x4 and 5x5, stride 2, batches of 16 to 128 and 16 to 1024 channels: docs/performance.md.
     """
-    channels, pixels = weight.shape[0], rows // images
+    channels, pixels, amx = weight.shape[0], rows // images, weight.dtype == torch.bfloat16 and has_amx()
     if weight.dtype != torch.bfloat16:
         weights = pixels <= 16 and (channels >= 512 or (channels >= 128 and rows <= 256))
-        return Products(down=False, up=False, weights=weights and learns)
-    if not has_amx():
-        weights = (pixels <= 16 and channels >= 128) or (pixels <= 64 and channels >= 512)
-        return Products(down=False, up=False, weights=weights and learns)
-    weights = learns and ((pixels <= 16 and channels >= 128) or (pixels <= 64 and channels >= 256))
-    down = weights or (pixels <= 16 and channels >= 512)
-    return Products(down=down, up=doubles and pixels <= 16 and channels >= 256, weights=weights)
+    else:
+        weights = (pixels <= 16 and channels >= 128) or (pixels <= 64 and channels >= (256 if amx else 512))
+    weights = weights and learns
+    down = amx and (weights or (pixels <= 16 and channels >= 512))
+    return Products(down=down, up=amx and doubles and pixels <= 16 and channels >= 256, weights=weights)
 
 
 def plus(maps_NCHW: Tensor, bias: Tensor | None) -> Tensor:
