@@ -110,7 +110,7 @@ def _worker(root: str, trials: int, training: Training, experiment: str, found: 
     from harness.sweep.worker import run_trial
     from harness.tracking.mirror import Mirror
     from harness.tracking.mlflow import MlflowTracker, new_client
-    from harness.training import loop
+    from harness.training import attempt
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     keep_memory()
@@ -118,7 +118,7 @@ def _worker(root: str, trials: int, training: Training, experiment: str, found: 
     home, spec = Home(Path(root)), load_study_file(STUDY)
     study = optuna.load_study(study_name=STUDY, storage=open_storage(home))
     mirror = Mirror(lambda: MlflowTracker(new_client(home), experiment, None), print)
-    loop.train = training  # type: ignore[assignment, attr-defined]
+    attempt.train = training  # type: ignore[assignment, attr-defined]
     images = torch.zeros(256, spec.data.image_size, spec.data.image_size, spec.data.channels, dtype=torch.uint8)
     job = WorkerJob(
         spec=spec, home=home, store=SimpleNamespace(fingerprint="0"),  # type: ignore[arg-type]

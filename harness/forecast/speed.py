@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,13 +24,12 @@ from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress, train
 from harness.home import Home
 from harness.machine.processes import cuda_graphs
-from harness.scoring.distance import frechet_distance
-from harness.scoring.extractors import ON_GPU, Extractor, to_device, untrained_module
+from harness.scoring.extractors import ON_GPU, Extractor, untrained_module
 from harness.scoring.fidelity import calculated, versions
 from harness.scoring.protocol import INCEPTION, MOBILENET, make_protocol
-from harness.scoring.reference import Reference
+from harness.scoring.reference import Reference, frechet_distance
 from harness.scoring.sampling import BATCH, generate
-from harness.scoring.weights import OFFICIAL_NAME
+from harness.scoring.weights import OFFICIAL_NAME, cached_file
 from harness.spec.resolved import ResolvedStudy
 from harness.spec.scoring import ScoreSpec
 from harness.spec.suggest import suggest
@@ -132,15 +130,14 @@ def features_of(score: ScoreSpec) -> tuple[str, str]:
 
 def scoring_rate(name: str, precision: str, size: int, device: torch.device) -> float:
     """Images per second, on a GPU in a worker's batches."""
-    module = to_device(untrained_module(name, precision), name, precision, device)
-    return 1 / _s_per_image(module, size, device)
+    return 1 / _s_per_image(untrained_module(name, precision, device), size, device)
 
 
 class _Untrained(Extractor):
     """An extractor whose weights need not be fetched: for timing what is done with its features."""
 
     def __init__(self, name: str, device: torch.device) -> None:
-        self.name, self.device, self.batch = name, device, BATCH
+        self.device, self.batch = device, BATCH
         self.pooled, self.logits = str(WIDTHS[name]), ""
 
 
@@ -156,7 +153,7 @@ def scoring_time(
 
     head_s = 0.0  # MobileNetV2's Inception Score, needed while Inception's own head is not available
     if final.extractor == INCEPTION and not _has_head(home):
-        module = untrained_module(MOBILENET).to(device)
+        module = untrained_module(MOBILENET, FLOAT32, device)
         module.features_list = ["logits"]
         head_s = final.samples * (_s_per_image(module, spec.data.image_size, device) + s_per_sample)
     references = {(features_of(s), s.reference, s.split) for s in (final, rung)}
@@ -209,5 +206,4 @@ def _seconds(act: Callable[[], Any]) -> float:
 
 def _has_head(home: Home) -> bool:
     """Whether Inception's own classifier is available, as far as one can tell without fetching or reading it."""
-    folders = (Path(torch.hub.get_dir()) / "checkpoints", home.weights)
-    return "HARNESS_FID_WEIGHTS" in os.environ or any((folder / OFFICIAL_NAME).is_file() for folder in folders)
+    return "HARNESS_FID_WEIGHTS" in os.environ or cached_file(home, OFFICIAL_NAME) is not None

@@ -26,11 +26,9 @@ from harness.store.samplers import kimg_to_images
 from harness.store.trials import Trials, trial_key
 from harness.sweep import messages
 from harness.sweep.messages import WorkerJob
-from harness.training.attempt import Attempt
-from harness.training.history import History
-from harness.training.loop import Degenerate, Saved, checked, checkpoint_every_s, train_on_disk
-from harness.training.record import RunInfo, RunRecord
-from harness.training.run_folder import RunFolder
+from harness.training.attempt import Attempt, Degenerate, Saved, checked, checkpoint_every_s, train_on_disk
+from harness.training.checkpoint import History
+from harness.training.run_folder import RunFolder, RunInfo, RunRecord
 from harness.training.share import Share
 
 
@@ -115,7 +113,7 @@ def conclude(trial: optuna.Trial, event: Snapshot, attempt: Attempt, setup: Work
     final, spec = setup.final, setup.job.spec
     scores = checked(final(event.generator, attempt.hp, all_metrics=True))
     samplings = [scores.values[final.objective]]
-    for scorer in [final.with_seed(seed) for seed in sampling_seeds(spec.scoring)[1:]]:
+    for scorer in [final.with_protocol(seed=seed) for seed in sampling_seeds(spec.scoring)[1:]]:
         again = checked(scorer(event.generator, attempt.hp, all_metrics=False))
         samplings.append(again.values[final.objective])
     attempt.publish(event)

@@ -31,8 +31,7 @@ from harness.tracking.mlflow import (
     open_experiment,
     without_password,
 )
-from harness.training.record import RunEnd, RunInfo, RunRecord
-from harness.training.run_folder import RunFolder
+from harness.training.run_folder import RunEnd, RunFolder, RunInfo, RunRecord
 
 
 class ParentRun:

@@ -31,8 +31,7 @@ from harness.sweep.messages import Ended, Event, Ready, Said, WorkerJob
 from harness.sweep.objective import WorkerSetup, objective, open_attempt, report
 from harness.tracking.mirror import Mirror
 from harness.tracking.mlflow import MlflowTracker, new_client
-from harness.training.attempt import Attempt
-from harness.training.loop import Degenerate
+from harness.training.attempt import Attempt, Degenerate
 from harness.training.share import Share
 
 # What a trial that diverged teaches the sampler: worse than any real score, and finite.

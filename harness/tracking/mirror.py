@@ -14,8 +14,7 @@ from filelock import FileLock, Timeout
 from harness import atomic
 from harness.errors import Fenced, without_secrets
 from harness.tracking.mlflow import MlflowTracker
-from harness.training.record import RunEnd, RunRecord
-from harness.training.run_folder import RunFolder, grid_kimg
+from harness.training.run_folder import RunEnd, RunFolder, RunRecord, grid_kimg
 
 _EVERY_S = 1.0
 _LONGEST_PAUSE_S = 30.0

@@ -20,7 +20,7 @@ from PIL import Image
 
 from harness.errors import TrackingError, UsageError
 from harness.home import Home
-from harness.training.record import Point, RunInfo, finite
+from harness.training.run_folder import Point, RunInfo, finite
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

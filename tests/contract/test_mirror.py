@@ -19,8 +19,7 @@ from harness.home import Home
 from harness.sweep.reconcile import adopt_journals
 from harness.tracking.mirror import Mirror, Reflection, send_left
 from harness.tracking.mlflow import MlflowTracker, client_for, new_client, open_experiment
-from harness.training.record import Point, RunEnd, RunInfo, RunRecord
-from harness.training.run_folder import RunFolder
+from harness.training.run_folder import Point, RunEnd, RunFolder, RunInfo, RunRecord
 from tests.runs import MemoryTracker
 from tests.servers import Gateway, MlflowServer
 

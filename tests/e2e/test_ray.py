@@ -27,7 +27,7 @@ from harness.store.trials import Trials, finished_count
 from harness.sweep.engines.ray import _Driver, run_ray
 from harness.sweep.messages import Ended, Event, Progressed, Ready, Scored, Started, Watcher, WorkerJob
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
-from harness.training.record import RunInfo
+from harness.training.run_folder import RunInfo
 from tests.conftest import TINY_STUDY, blob_files, sharing_weights
 from tests.runs import reconcile
 

@@ -49,8 +49,7 @@ from harness.spec.images import DataSpec
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment, ui_command
 from harness.training.attempt import Attempt
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
-from harness.training.record import RunInfo, RunRecord
-from harness.training.run_folder import RunFolder
+from harness.training.run_folder import RunFolder, RunInfo, RunRecord
 from tests.conftest import CPU, ROOT, TINY_STUDY
 from tests.unit.test_arrays import open_set
 from tests.unit.test_cli import make

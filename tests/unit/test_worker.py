@@ -40,9 +40,8 @@ from harness.sweep import messages
 from harness.sweep.messages import WorkerJob
 from harness.sweep.objective import WorkerSetup
 from harness.sweep.worker import DIVERGED_VALUE, failure, run_trial, work
-from harness.training.loop import checkpoint_every_s
-from harness.training.record import RunEnd, RunInfo, RunRecord
-from harness.training.run_folder import RunFolder
+from harness.training.attempt import checkpoint_every_s
+from harness.training.run_folder import RunEnd, RunFolder, RunInfo, RunRecord
 from harness.training.share import Share
 from tests.conftest import CPU, TINY_STUDY, blobs
 from tests.runs import MemoryTracker, reconcile, show
