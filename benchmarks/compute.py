@@ -22,12 +22,13 @@ import numpy as np
 from scipy import stats
 
 from harness.home import Home
-from harness.machine.devices import Machines
+from harness.machine.processes import Machines
 from harness.machine.provenance import provenance
 from harness.spec.files import load_study_file
 from harness.spec.resolved import ResolvedStudy
 from harness.store.records import StudyRecord
 from harness.store.studies import started_study, study_to_record
+from harness.sweep.messages import Watcher
 from harness.sweep.run import run_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,8 +184,8 @@ def main() -> None:
             continue
         spec = search(kind, seed, *same)
         run_sweep(
-            spec, home, source=None, trials=None, machines=Machines(workers=arguments.workers), resume_anyway=False,
-            on_event=lambda event: None, on_progress=lambda *_: None, stop_level=lambda: 0,
+            spec, home, Watcher(on_event=lambda event: None, stop_level=lambda: 0), source=None, trials=None,
+            machines=Machines(workers=arguments.workers), resume_anyway=False,
         )  # fmt: skip
         of = dict(zip(("search", "workers", "trials", "git_commit"), (kind, *same), strict=True))
         row = {**of, "seed": seed, "course": course(study_to_record(started_study(spec.name, home)))}

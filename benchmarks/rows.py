@@ -27,11 +27,10 @@ from harness.gan.hparams import HParams
 from harness.gan.networks import build
 from harness.gan.run import Run
 from harness.home import Home
-from harness.scoring.distance import frechet_distance
 from harness.scoring.extractors import Extractor
 from harness.scoring.fidelity import score, versions
 from harness.scoring.protocol import Protocol, make_protocol, objective_name
-from harness.scoring.reference import Reference
+from harness.scoring.reference import Reference, frechet_distance
 from harness.spec.files import load_recipe
 from harness.spec.scoring import ScoreSpec
 
@@ -365,7 +364,7 @@ def distance(n: int) -> Iterator[tuple[Timed, Timed]]:
 def logging(folder: Path, points: int) -> Iterator[tuple[Timed, Timed]]:
     """``points`` metrics into MLflow on SQLite: one batch, and one call a value."""
     from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
-    from harness.training.record import Point, RunInfo
+    from harness.training.run_folder import Point, RunInfo
 
     home = Home(folder / "logging")
     client = client_for(home)
@@ -389,10 +388,8 @@ def mirrored(folder: Path) -> Iterator[tuple[Timed, Timed]]:
     from harness.gan.trainer import Budget
     from harness.tracking.mirror import Mirror
     from harness.tracking.mlflow import MlflowTracker, client_for, new_client, open_experiment
-    from harness.training.attempt import Attempt
-    from harness.training.loop import train_on_disk
-    from harness.training.record import RunInfo, RunRecord
-    from harness.training.run_folder import RunFolder
+    from harness.training.attempt import Attempt, train_on_disk
+    from harness.training.run_folder import RunFolder, RunInfo, RunRecord
 
     home = Home(folder / "mirror")
     experiment = open_experiment(client_for(home), home, "bench")

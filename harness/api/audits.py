@@ -16,16 +16,15 @@ from harness.findings.health import audited
 from harness.findings.ranking import rank
 from harness.gan.hparams import HParams
 from harness.home import Home
-from harness.machine.devices import choose_device
-from harness.machine.processes import exact_arithmetic, keep_memory
-from harness.scoring.audit import RealImages, audit
+from harness.machine.processes import choose_device, exact_arithmetic, keep_memory
+from harness.scoring.diversity import RealImages, audit
 from harness.scoring.protocol import MOBILENET
+from harness.scoring.sampling import save_png
 from harness.scoring.scorer import Scorer, Scorers
 from harness.store.records import TrialRecord
 from harness.store.studies import started_study, stored_spec, study_to_record
 from harness.sweep.run import refuse_other_images
-from harness.training.attempt import save_png
-from harness.training.checkpoint import import_generator
+from harness.training.export import import_generator
 from harness.training.run_folder import RunFolder
 from harness.training.share import bring_results
 

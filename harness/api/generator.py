@@ -17,13 +17,20 @@ from harness.findings.confirmation import confirmation
 from harness.findings.ranking import rank
 from harness.gan.hparams import HParams
 from harness.home import Home
-from harness.scoring.sampling import BATCH, evaluating, generate, image_grid, to_uint8
+from harness.scoring.sampling import (
+    BATCH,
+    evaluating,
+    generate,
+    image_grid,
+    refuse_to_mix,
+    save_folder,
+    save_png,
+    to_uint8,
+)
 from harness.spec.files import load_best
 from harness.store.studies import find_record, started_study, study_to_record
 from harness.text import did_you_mean
-from harness.training.attempt import save_png
-from harness.training.checkpoint import import_generator
-from harness.training.pictures import refuse_to_mix, save_folder
+from harness.training.export import import_generator
 from harness.training.run_folder import RunFolder
 from harness.training.share import bring_results
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from harness.cli.display import complain, display, images_progress
 from harness.cli.live import SweepView
 from harness.home import Home
-from harness.machine.devices import Machines
+from harness.machine.processes import Machines
 from harness.machine.signals import StopSignals, run_interruptibly
 from harness.spec.resolved import ResolvedStudy
+from harness.sweep.messages import Watcher
 from harness.sweep.run import SweepResult, join_sweep, run_sweep
 
 
@@ -51,13 +52,12 @@ def _watched(
 ) -> SweepResult:
     view, stop = SweepView(spec), StopSignals(complain)
     with display(view, progress=progress) as show:
-        work = functools.partial(
-            sweep,
+        watcher = Watcher(
             on_event=lambda event: show(view.update(event)),
             on_progress=images_progress(show, view, stop),
             stop_level=lambda: stop.level,
         )
-        result = run_interruptibly(work, stop)
+        result = run_interruptibly(functools.partial(sweep, watcher=watcher), stop)
     if raises:
         stop.raise_if_interrupted()
     return result

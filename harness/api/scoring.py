@@ -18,8 +18,7 @@ from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress
 from harness.gan.trainer import train as train_gan
 from harness.home import Home
-from harness.machine.devices import choose_device
-from harness.machine.processes import exact_arithmetic
+from harness.machine.processes import choose_device, exact_arithmetic
 from harness.scoring.fidelity import ALL, Scores
 from harness.scoring.fidelity import score as score_images
 from harness.scoring.protocol import INCEPTION, MOBILENET

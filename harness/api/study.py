@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import NotFoundError
 from harness.home import Home
-from harness.machine.devices import Machines
+from harness.machine.processes import Machines
 from harness.spec import files
 from harness.spec.budget import with_budget
 from harness.spec.resolved import ResolvedStudy

@@ -12,7 +12,7 @@ from harness.cli.options import CONFIRM, DATA, DEVICE, MACHINES, STUDY, TOP, Num
 from harness.home import Home
 
 if TYPE_CHECKING:
-    from harness.machine.devices import Machines
+    from harness.machine.processes import Machines
     from harness.spec.resolved import ResolvedStudy
     from harness.sweep.run import SweepResult
 
@@ -116,7 +116,7 @@ def _conclude(result: SweepResult, text: str) -> int:
 
 def machines_of(given: Any) -> Machines:
     """Where a study runs, as the arguments say."""
-    from harness.machine.devices import Machines
+    from harness.machine.processes import Machines
 
     return Machines(
         workers=given.workers,

@@ -45,7 +45,7 @@ def data(given: Any) -> None:
     if given.action == "prepare":
         _describe(store)
         return
-    from harness.training.pictures import save_sheet
+    from harness.scoring.reference import save_sheet
 
     out = given.out or Path(f"{name}-images.png")
     say(f"{save_sheet(out, store, given.n)} of {len(store):,} images in {out}")
@@ -121,9 +121,9 @@ def _export(given: Any, home: Home) -> None:
     if given.out is None:
         raise UsageError("export needs a folder to write to", "Say --out FOLDER.")
     from harness.data.store import open_store
+    from harness.scoring.reference import save_reference
     from harness.store.attrs import StudyAttrs
     from harness.store.studies import started_study, stored_spec
-    from harness.training.pictures import save_reference
 
     study = started_study(given.study, home)
     spec = stored_spec(study)

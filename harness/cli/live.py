@@ -12,7 +12,7 @@ from rich.text import Text
 
 from harness.spec.resolved import ResolvedStudy
 from harness.store.records import StudyRecord
-from harness.sweep.events import (
+from harness.sweep.messages import (
     Crashed,
     Ended,
     Event,

@@ -26,14 +26,14 @@ def weights(given: Any) -> int:
     home = Home.from_environment()
     failed = _fetch_weights(home)
     if given.export and not failed:
-        from harness.scoring.available import export_weights
+        from harness.scoring.scorer import export_weights
 
         say(f"written: {export_weights(home, given.export, say)}")
     return failed
 
 
 def _fetch_weights(home: Home) -> int:
-    from harness.scoring.available import weights_in_use
+    from harness.scoring.scorer import weights_in_use
 
     failed = False
     for name, finding in weights_in_use(home, say):
@@ -65,7 +65,7 @@ def checks(home: Home) -> Iterator[tuple[bool, str, str]]:
 
     from harness.gan.fast.precision import has_amx
     from harness.machine.processes import usable_cores
-    from harness.scoring.available import weights_in_use
+    from harness.scoring.scorer import weights_in_use
 
     cuda = torch.cuda.is_available()
     yield True, "CUDA", torch.cuda.get_device_name(0) if cuda else "none; training runs on the CPU"
@@ -109,7 +109,7 @@ def _databases(home: Home) -> tuple[bool, str, str]:
 )  # fmt: skip
 def ui(given: Any) -> None:
     from harness.store.studies import final_metrics
-    from harness.tracking.ui import ui_command, ui_links
+    from harness.tracking.mlflow import ui_command, ui_links
 
     home = Home.from_environment()
     command = ui_command(home, given.port)

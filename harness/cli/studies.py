@@ -134,7 +134,7 @@ def _measure(spec: ResolvedStudy, home: Home, given: Any) -> None:
 )  # fmt: skip
 def worker(given: Any) -> int:
     from harness.api.running import join
-    from harness.machine.devices import Machines
+    from harness.machine.processes import Machines
     from harness.store.studies import started_study, stored_spec
 
     home = Home.from_environment()

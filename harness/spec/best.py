@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from harness.gan.hparams import Channels, ImageSize
-from harness.gan.registry import DCGAN
+from harness.gan.hparams import DCGAN, Channels, ImageSize
 from harness.spec.images import DataSpec
 from harness.spec.params import NAME_PATTERN, FixedParams, Int, Kimg, Scalar, Table
 from harness.spec.scoring import ScoreSpec

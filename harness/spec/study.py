@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from harness.gan.registry import network_path
+from harness.gan.architecture import network_path
 from harness.spec.images import DataSpec
 from harness.spec.mistakes import pydantic_problems, refuse
 from harness.spec.objectives import Objective

@@ -24,7 +24,7 @@ from harness.store.database import open_storage
 from harness.store.studies import open_study
 from harness.store.trials import MAX_CRASHES, Trials, finished_count, trial_key
 from harness.tracking.mlflow import STATUS
-from harness.training.record import RunInfo
+from harness.training.run_folder import RunInfo
 from tests.conftest import TINY_STUDY
 from tests.runs import MemoryTracker, reconcile
 

@@ -35,7 +35,7 @@ from harness.spec.files import load_study_file
 from harness.spec.resolved import ResolvedStudy
 from harness.store.samplers import kimg_to_images, make_pruner
 from harness.store.studies import find_record, open_study, started_study, stored_content
-from harness.sweep.events import Ended, Progressed, Said, Scored, Started
+from harness.sweep.messages import Ended, Progressed, Said, Scored, Started
 from harness.sweep.reconcile import reconcile_home
 from harness.training.run_folder import RunFolder
 from tests.conftest import ROOT

@@ -45,12 +45,10 @@ from harness.scoring import weights
 from harness.scoring.extractors import inception_shapes
 from harness.spec.files import load_best, load_recipe, load_study_file
 from harness.spec.images import DataSpec
-from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
-from harness.tracking.ui import ui_command
+from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment, ui_command
 from harness.training.attempt import Attempt
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
-from harness.training.record import RunInfo, RunRecord
-from harness.training.run_folder import RunFolder
+from harness.training.run_folder import RunFolder, RunInfo, RunRecord
 from tests.conftest import CPU, ROOT, TINY_STUDY
 from tests.unit.test_arrays import open_set
 from tests.unit.test_cli import make
@@ -828,7 +826,7 @@ def test_errors_hold_no_secrets(text, shown):
 def test_mlflows_telemetry_is_off():
     """In a process of its own: MLflow leaves tests and CI alone anyway."""
     code = (
-        "from harness.tracking.mlflow import quiet; quiet()\n"
+        "from harness.tracking.mlflow import load; load()\n"
         "from mlflow.telemetry import utils; utils._IS_IN_CI_ENV_OR_TESTING = False\n"
         "print(utils.is_telemetry_disabled())"
     )
