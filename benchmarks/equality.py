@@ -37,7 +37,7 @@ from harness.scoring.distance import frechet_distance
 from harness.scoring.extractors import Extractor
 from harness.scoring.reference import Reference, reference_images
 from harness.scoring.sampling import samples
-from harness.spec.images import DataSpec
+from harness.spec.tables import DataSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"

@@ -33,7 +33,7 @@ from harness.scoring.fidelity import score, versions
 from harness.scoring.protocol import Protocol, make_protocol, objective_name
 from harness.scoring.reference import Reference
 from harness.spec.files import load_recipe
-from harness.spec.scoring import ScoreSpec
+from harness.spec.tables import ScoreSpec
 
 GROUPS = ("step", "files", "score", "conv", "memory", "harness", "start")
 # float32 is the same maths as the baselines'. Without instructions for bfloat16 a processor emulates it, several times
@@ -217,7 +217,7 @@ def from_files(
 def our_epoch(recipe: str, n: int, files: Path, home: Home) -> list[Timed]:
     """An epoch of a training in each precision, on the images as they were prepared."""
     from harness.data.store import open_store
-    from harness.spec.images import DataSpec
+    from harness.spec.tables import DataSpec
 
     data = DataSpec(source="folder", image_size=system(recipe, 64).image_size, channels=3)
     store = open_store(home, data, files / "all", study="bench", on_progress=lambda *_: None, say=lambda _: None)
@@ -421,7 +421,7 @@ def finished_study(folder: Path, n: int) -> tuple[Any, Home]:
     from optuna.trial import TrialState, create_trial
 
     from harness.spec.files import load_study_file
-    from harness.spec.suggest import suggest
+    from harness.spec.resolved import suggest
     from harness.store.studies import open_study
     from harness.store.trials import Trials
 
@@ -465,7 +465,7 @@ def suggestion(folder: Path, n: int) -> Iterator[tuple[Timed, None]]:
     """Ask and suggest, with the sampler's model of n finished trials."""
     from optuna.trial import TrialState
 
-    from harness.spec.suggest import suggest
+    from harness.spec.resolved import suggest
 
     trials, _ = finished_study(folder, n)
 

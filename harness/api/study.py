@@ -11,10 +11,9 @@ from harness.errors import NotFoundError
 from harness.home import Home
 from harness.machine.devices import Machines
 from harness.spec import files
-from harness.spec.budget import with_budget
-from harness.spec.resolved import ResolvedStudy
+from harness.spec.files import file_names, spaces_dir
+from harness.spec.resolved import ResolvedStudy, with_budget
 from harness.spec.study import StudySpec
-from harness.spec.toml import file_names, spaces_dir
 from harness.text import did_you_mean
 
 if TYPE_CHECKING:

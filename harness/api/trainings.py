@@ -10,7 +10,7 @@ from harness.gan.hparams import HParams
 from harness.home import Home
 from harness.report.training import build_training_report
 from harness.spec.files import load_best, load_recipe, recipe_hparams
-from harness.spec.scoring import ScoreSpec
+from harness.spec.tables import ScoreSpec
 from harness.tracking.mirror import Mirror, Reflection
 from harness.training.single import Outcome, Training, Watch, run_training
 

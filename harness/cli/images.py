@@ -17,7 +17,7 @@ from harness.home import Home
 
 if TYPE_CHECKING:
     from harness.data.store import ImageStore
-    from harness.spec.images import DataSpec
+    from harness.spec.tables import DataSpec
 
 
 @front.verb(

@@ -26,7 +26,7 @@ from harness.errors import DataError
 from harness.gan.hparams import digest
 from harness.machine.forks import SpawningContext
 from harness.machine.imports import load_function
-from harness.spec.images import DataSpec
+from harness.spec.tables import DataSpec
 
 _CHUNK = 200
 # (name, pixels or None, note or reason) of one image.

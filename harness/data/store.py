@@ -26,7 +26,7 @@ from harness.data.sources import CELEBA_HELP
 from harness.errors import DataError, UsageError
 from harness.gan.hparams import digest
 from harness.home import Home
-from harness.spec.images import DataSpec
+from harness.spec.tables import DataSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

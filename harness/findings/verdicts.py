@@ -23,7 +23,7 @@ from harness.findings.statistics import (
     holm,
 )
 from harness.gan.hparams import HParams
-from harness.spec.claims import Claim, arm_name
+from harness.spec.fixed_study import Claim, arm_name
 from harness.store.records import StudyRecord, TrialRecord
 
 Verdict = Literal["supported", "refuted", "undecided"]
@@ -141,7 +141,7 @@ def judge(claim: Claim, arms: Mapping[str, HParams], results: Mapping[str, ArmRe
     Args:
         claim: what is claimed.
         arms: its arms by their names in the claim, the control included.
-        results: the plan's trainings by :func:`harness.spec.claims.arm_name`.
+        results: the plan's trainings by :func:`harness.spec.fixed_study.arm_name`.
     """
     own = {name: results.get(arm_name(hp), ArmResult(trials={})) for name, hp in arms.items()}
     scores = {name: result.scores for name, result in own.items()}

@@ -22,7 +22,7 @@ from harness.scoring.reference import Reference
 from harness.scoring.sampling import BATCH
 from harness.scoring.weights import OFFICIAL_NAME, vgg_file
 from harness.spec.resolved import ResolvedStudy
-from harness.spec.scoring import ScoreSpec
+from harness.spec.tables import ScoreSpec
 
 # Rows of features that the algebra of scores is timed with, at most: more than features have columns (2,048).
 _ROWS = 4096

@@ -21,8 +21,7 @@ from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress, train
 from harness.machine.processes import cuda_graphs
 from harness.scoring.sampling import BATCH, generate
-from harness.spec.resolved import ResolvedStudy
-from harness.spec.suggest import suggest
+from harness.spec.resolved import ResolvedStudy, suggest
 from harness.store.samplers import study_in_memory
 
 # Steps of one configuration: the first warms up and is not counted.

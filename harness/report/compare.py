@@ -13,7 +13,7 @@ from harness.findings.confirmation import Confirmation, confirmation
 from harness.findings.ranking import Leaderboard, rank
 from harness.report import plots
 from harness.report.page import Page
-from harness.spec.drift import changes
+from harness.spec.resolved import changes
 from harness.store.records import StudyRecord
 from harness.text import duration, number
 

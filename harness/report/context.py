@@ -9,7 +9,7 @@ import pandas as pd
 
 from harness.findings.ranking import Leaderboard, objectives, pareto_front
 from harness.gan.hparams import ALIASES
-from harness.spec.params import meaning
+from harness.spec.tables import meaning
 from harness.store.records import StudyRecord, TrialRecord
 from harness.text import duration, number, objective_label
 

@@ -12,7 +12,7 @@ from harness.errors import NotFoundError, UsageError
 from harness.findings.confirmation import Confirmation
 from harness.findings.health import Health
 from harness.findings.ranking import rank
-from harness.spec.drift import changes
+from harness.spec.resolved import changes
 from harness.store.records import StudyRecord
 from harness.text import number
 

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 from harness.gan.architecture import discriminator_layers, generator_layers, parameter_counts
 from harness.gan.hparams import HParams
-from harness.spec.files import load_recipe
+from harness.spec.files import file_names, load_recipe
 from harness.spec.recipes import Recipe
-from harness.spec.toml import file_names
 
 _INTRO = """# Recipes
 

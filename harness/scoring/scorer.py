@@ -19,7 +19,7 @@ from harness.scoring.protocol import INCEPTION, MOBILENET, VGG, Protocol, make_p
 from harness.scoring.reference import Reference, load_reference
 from harness.scoring.sampling import BATCH
 from harness.scoring.weights import VGG_URL, vgg_file
-from harness.spec.scoring import ScoreSpec
+from harness.spec.tables import ScoreSpec
 
 _PUBLISHED_PRC = ("precision", "recall")
 

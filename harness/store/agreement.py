@@ -10,8 +10,7 @@ import optuna
 
 from harness.errors import SpecDrift
 from harness.home import Home
-from harness.spec.drift import Change, changes
-from harness.spec.resolved import ResolvedStudy
+from harness.spec.resolved import Change, ResolvedStudy, changes
 from harness.store.attrs import StudyAttrs
 from harness.store.database import StudyLock, storage_of, write_study_attrs
 

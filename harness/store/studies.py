@@ -15,8 +15,7 @@ from harness.errors import NotFoundError, StorageError
 from harness.home import Home
 from harness.spec.mistakes import pydantic_problems
 from harness.spec.objectives import Objective, directions
-from harness.spec.precision import with_stored_precision
-from harness.spec.resolved import ResolvedPreset, ResolvedStudy
+from harness.spec.resolved import ResolvedPreset, ResolvedStudy, with_stored_precision
 from harness.store.address import database_url, describe_address
 from harness.store.agreement import refuse_drift
 from harness.store.attrs import StudyAttrs, TrialAttrs, is_of_harness

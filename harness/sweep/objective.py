@@ -13,9 +13,8 @@ from harness.gan.architecture import problems
 from harness.gan.hparams import HParams, derive_seed
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress
-from harness.spec.resolved import ResolvedStudy
-from harness.spec.scoring import sampling_seeds
-from harness.spec.suggest import suggest
+from harness.spec.resolved import ResolvedStudy, suggest
+from harness.spec.tables import sampling_seeds
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.lease import Lease, write_attrs
 from harness.store.optuna_private import id_of

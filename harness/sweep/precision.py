@@ -6,8 +6,8 @@ from harness.errors import UsageError
 from harness.gan.hparams import HParams
 from harness.machine.processes import exact_arithmetic
 from harness.scoring.protocol import INCEPTION
-from harness.spec.precision import with_precision
-from harness.spec.resolved import ResolvedStudy
+from harness.spec.resolved import ResolvedStudy, with_precision
+from harness.spec.tables import examples
 
 # bfloat16 must be faster by this factor: a smaller gain may be noise.
 MIN_GAIN = 1.1
@@ -61,4 +61,4 @@ def resolve_precision(spec: ResolvedStudy, device: str, exact: bool) -> tuple[Re
 
 def _typical(spec: ResolvedStudy) -> HParams:
     """One configuration of the space: of each parameter that is always searched, its first or lowest value."""
-    return spec.hparams({name: param.examples[0] for name, param in spec.space.items() if not param.when})
+    return spec.hparams({name: examples(param)[0] for name, param in spec.space.items() if not param.when})

@@ -18,8 +18,7 @@ from harness.machine.imports import function_sha256
 from harness.machine.processes import usable_cores, visible_gpus
 from harness.machine.provenance import provenance
 from harness.scoring.protocol import objective_name
-from harness.spec.precision import with_stored_precision
-from harness.spec.resolved import ResolvedStudy
+from harness.spec.resolved import ResolvedStudy, with_stored_precision
 from harness.store.attrs import StudyAttrs
 from harness.store.database import open_storage, write_study_attrs
 from harness.store.outage import grace_s

@@ -12,7 +12,7 @@ from harness.errors import UsageError
 from harness.scoring.reference import reference_images
 from harness.scoring.sampling import image_grid
 from harness.scoring.scorer import split_images
-from harness.spec.scoring import ScoreSpec
+from harness.spec.tables import ScoreSpec
 from harness.training.attempt import save_png
 
 

@@ -29,8 +29,7 @@ from harness.scoring.diversity import real_distance
 from harness.scoring.fidelity import Scores
 from harness.scoring.sampling import GRID_IMAGES
 from harness.scoring.scorer import Scorer, Scorers, split_images
-from harness.spec.images import DataSpec
-from harness.spec.scoring import ScoreSpec
+from harness.spec.tables import DataSpec, ScoreSpec
 from harness.training.attempt import Attempt
 from harness.training.loop import Saved, checked, checkpoint_every_s, train_on_disk
 from harness.training.record import RunEnd, RunInfo, RunRecord

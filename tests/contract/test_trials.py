@@ -22,8 +22,8 @@ from harness.errors import Fenced, SpecDrift, StorageError, StorageLost
 from harness.home import Home
 from harness.machine.processes import this_process
 from harness.spec.files import parse_study
+from harness.spec.resolved import suggest
 from harness.spec.study import PrunerSpec
-from harness.spec.suggest import suggest
 from harness.store.agreement import agree_on_protocols
 from harness.store.attrs import TrialAttrs
 from harness.store.database import StudyLock, dead_after, open_storage, storage_of

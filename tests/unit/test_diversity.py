@@ -20,8 +20,7 @@ from harness.scoring.diversity import copying, mean_distance, nearest, real_dist
 from harness.scoring.extractors import Extractor
 from harness.scoring.sampling import generate, to_uint8, with_batch_statistics
 from harness.scoring.scorer import Scorers
-from harness.spec.images import DataSpec
-from harness.spec.scoring import ScoreSpec
+from harness.spec.tables import DataSpec, ScoreSpec
 from harness.store.attrs import TrialAttrs
 from harness.store.records import TrialRecord
 from tests.conftest import CPU, blob_files, blobs

@@ -14,19 +14,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import HarnessError, NotFoundError, SpecError
-from harness.spec.claims import load_claim
 from harness.spec.files import (
     load_best,
+    load_claim,
     load_recipe,
     load_study_file,
+    parse,
     parse_study,
     recipe_hparams,
     resolve,
     schema_json,
 )
-from harness.spec.images import DataSpec
 from harness.spec.study import StudySpec
-from harness.spec.toml import parse
+from harness.spec.tables import DataSpec
 from harness.text import nearest
 from tests.conftest import ROOT, TINY_STUDY
 

@@ -19,7 +19,7 @@ from torchvision.datasets import FakeData
 from harness.data.store import ImageStore, existing_store, find_material, open_array_store, open_store
 from harness.errors import DataError, UsageError
 from harness.machine.imports import load_function
-from harness.spec.images import DataSpec
+from harness.spec.tables import DataSpec
 
 GREY = DataSpec(source="folder", image_size=16, channels=1)
 COLOUR = DataSpec(source="folder", image_size=16, channels=3)

@@ -11,8 +11,7 @@ from harness.errors import NotFoundError, SpecError
 from harness.gan.architecture import problems
 from harness.gan.hparams import HParams
 from harness.report.recipes import recipe_page, recipes_markdown, recipes_table
-from harness.spec.files import load_recipe, load_study_file, parse_study, recipe_hparams
-from harness.spec.toml import file_names, spaces_dir
+from harness.spec.files import file_names, load_recipe, load_study_file, parse_study, recipe_hparams, spaces_dir
 from tests.conftest import ROOT, TINY_STUDY
 
 PUBLISHED = {"udacity32", "udacity32_wide", "svhn32", "celeba32_deep", "celeba64", "celeba128", "paper64", "pytorch64"}

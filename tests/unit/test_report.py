@@ -16,8 +16,8 @@ from harness.findings.ranking import rank
 from harness.gan.hparams import HParams
 from harness.report.context import study_context
 from harness.report.study import build_report
-from harness.spec.budget import with_budget
 from harness.spec.files import load_best, load_study_file
+from harness.spec.resolved import with_budget
 from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.records import StudyRecord, TrialRecord
 from harness.text import heading, metric_label
