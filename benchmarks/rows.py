@@ -487,7 +487,7 @@ def report(folder: Path, n: int) -> Iterator[tuple[Timed, None]]:
     code = (
         "import sys, time; from pathlib import Path; from benchmarks.peak import peak_mib; began = time.perf_counter();"
         "from harness.home import Home; from harness.report.study import build_report;"
-        "from harness.store.importance import EVALUATOR, importances;"
+        "from harness.store.samplers import EVALUATOR, importances;"
         "from harness.store.studies import started_study, study_to_record;"
         "home = Home(Path(sys.argv[1])); study = started_study('mnist32', home);"
         "build_report(study_to_record(study), home.root, Path(sys.argv[2]), importances(study), EVALUATOR);"

@@ -274,7 +274,7 @@ def _find(name: str, home: Home) -> ResolvedStudy:
     """The study file of this name, or the started study whose file is gone."""
     if name.endswith(".toml") or name in file_names("study"):
         return files.load_study_file(name)
-    from harness.store.attrs import StudyAttrs
+    from harness.store.records import StudyAttrs
     from harness.store.studies import find_study, started_studies, stored_spec
 
     if (started := find_study(name, home)) is not None and StudyAttrs.parse(started.user_attrs).target:

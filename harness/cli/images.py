@@ -120,7 +120,7 @@ def _export(given: Any, home: Home) -> None:
     if given.out is None:
         raise UsageError("export needs a folder to write to", "Say --out FOLDER.")
     from harness.data.store import open_store
-    from harness.store.attrs import StudyAttrs
+    from harness.store.records import StudyAttrs
     from harness.store.studies import started_study, stored_spec
     from harness.training.pictures import save_reference
 

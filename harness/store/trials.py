@@ -1,4 +1,4 @@
-"""The life of a study's trials in the database: taken, ended, declared dead, continued. All of it under one lock."""
+"""The life of trials in the database: taken, held, ended, declared dead, continued."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from threading import Event, Thread
 from typing import TypeVar
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import DBAPIError
 
 from harness.errors import Fenced
 from harness.home import Home
 from harness.machine.processes import is_gone, this_process
 from harness.spec.resolved import ResolvedStudy
-from harness.store.attrs import TrialAttrs, stored_position, stored_retry_of
-from harness.store.database import StudyLock, storage_of
-from harness.store.lease import beat
-from harness.store.optuna_private import cached_storage, id_of, retry_chain, retry_notes, stale_trial_ids
+from harness.store.database import HEARTBEAT_S, PatientStorage, locked, storage_of
+from harness.store.optuna_private import (
+    cached_storage,
+    id_of,
+    remember_user_attrs,
+    retry_chain,
+    retry_notes,
+    stale_trial_ids,
+)
+from harness.store.records import TrialAttrs, stored_position, stored_retry_of
 from harness.store.samplers import make_pruner, make_sampler
 from harness.store.views import (
     FINISHED,
@@ -43,31 +51,19 @@ R = TypeVar("R")
 
 
 class Trials:
-    """What workers and healers do with a study's trials.
-
-    Args:
-        study: on a :class:`harness.store.database.PatientStorage`.
-        spec: the study's.
-        home: where the lock is, with SQLite.
-    """
+    """What workers and healers do with a study's trials; all that changes one's state is done under one lock."""
 
     def __init__(self, study: optuna.Study, spec: ResolvedStudy, home: Home) -> None:
-        self.study, self.spec = study, spec
+        self.study, self.spec, self.home = study, spec, home
         self.storage, self._cached = storage_of(study), cached_storage(study)
         self._study_id = self.storage.get_study_id_from_name(study.study_name)
-        url = self.storage.outages.url
-        self.one_machine = url.get_backend_name() == "sqlite"
-        self._lock = StudyLock(url, home, f"study-{study.study_name}")
+        self.one_machine = self.storage.outages.url.get_backend_name() == "sqlite"
 
     def ask(self, target: int, *, alone: bool = False) -> optuna.Trial | None:
-        """The next trial, or None where COMPLETE, PRUNED and RUNNING ones reach the target.
+        """The next trial, or None where COMPLETE, PRUNED and RUNNING ones reach the target; ``alone``: or another runs.
 
         First, trials of dead workers are failed and queued. Retries run before other trials, so that a sweep with one
         worker takes the same order no matter what was killed.
-
-        Args:
-            target: trials wanted.
-            alone: also None while another trial is RUNNING.
         """
         call = uuid.uuid4().hex
         return self._locked(lambda: self._ask(target, alone, call))
@@ -75,16 +71,14 @@ class Trials:
     def heal(self, *, crashed: bool = True) -> list[str]:
         """Fail the trials whose worker is gone, and queue those that continue; a line for each thing done.
 
-        Args:
-            crashed: whether a dead worker's trial counts as having crashed it.
+        ``crashed``: whether a dead worker's trial counts as having crashed it.
         """
         return self._locked(lambda: self._heal(crashed)[0])
 
     def end(self, trial: optuna.Trial, state: TrialState, values: float | Sequence[float] | None, reason: str) -> None:
         """Store a trial's end state, once; an interrupted trial is queued again.
 
-        Raises:
-            Fenced: it was declared dead before, and ended in another way.
+        Fenced: it was declared dead before, and ended in another way.
         """
         self._locked(lambda: self._end(trial, state, values, reason))
 
@@ -175,15 +169,9 @@ class Trials:
                 done.append(f"trial {trial.number}: {reason}")
         if done:
             trials = self.study.get_trials(deepcopy=False)
-        return done + self._queue_abandoned(trials), trials
-
-    def _queue_abandoned(self, trials: list[FrozenTrial]) -> list[str]:
         continued = {stored_retry_of(trial.user_attrs) for trial in trials}
-        return [
-            f"trial {trial.number}: queued to continue"
-            for trial in trials
-            if trial.number not in continued and self._requeue(trial)
-        ]
+        queued = [trial.number for trial in trials if trial.number not in continued and self._requeue(trial)]
+        return [*done, *(f"trial {number}: queued to continue" for number in queued)], trials
 
     def _requeue(self, trial: FrozenTrial) -> bool:
         """Queue a killed or interrupted trial with the same parameters, as Optuna's own retry does."""
@@ -220,24 +208,16 @@ class Trials:
             stored = TrialAttrs.parse(ended.user_attrs).reason
             if ended.state != state or stored != reason:
                 raise Fenced(f"was declared dead meanwhile: {stored or ended.state.name}")
-        if reason.startswith(INTERRUPTED) and not self._is_continued(trial.number):
-            self._requeue(self._cached.get_trial(id_of(trial)))
-
-    def _is_continued(self, number: int) -> bool:
-        return any(stored_retry_of(other.user_attrs) == number for other in self.study.get_trials(deepcopy=False))
+        if reason.startswith(INTERRUPTED):
+            others = self.study.get_trials(deepcopy=False)
+            if all(stored_retry_of(other.user_attrs) != trial.number for other in others):
+                self._requeue(self._cached.get_trial(id_of(trial)))
 
     def _write(self, trial_id: int, attrs: TrialAttrs) -> None:
         self.storage.set_trial_user_attrs(trial_id, attrs.stored())
 
     def _locked(self, action: Callable[[], R]) -> R:
-        """The action's result under the lock; during an outage let go of the lock, wait, and repeat all of it."""
-        outages = self.storage.outages
-
-        def attempt(repeated: bool) -> R:
-            with self._lock.held(), outages.not_waiting():
-                return action()
-
-        return outages.wait_out(attempt)
+        return locked(self.storage, self.home, self.study.study_name, action)
 
 
 def trial_key(study: str, number: int) -> str:
@@ -262,3 +242,49 @@ def crashes(trial: FrozenTrial) -> int:
 def finished_count(study: optuna.Study) -> int:
     """COMPLETE and PRUNED trials: what the budget counts."""
     return sum(trial.state in FINISHED for trial in study.get_trials(deepcopy=False))
+
+
+class Lease:
+    """A worker's hold on its trial: signs of life, by the database's clock, and the fence once it was declared dead."""
+
+    def __init__(self, trial: optuna.Trial) -> None:
+        self.storage, self.trial_id = storage_of(trial.study), id_of(trial)
+        self.ending = False
+        self._ended = Event()
+        self._thread = Thread(target=self._beat, name=f"lease {self.trial_id}", daemon=True)
+
+    def __enter__(self) -> Lease:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def check(self) -> None:
+        """Before anything is published: Fenced where the trial does not belong to this worker any more."""
+        state = self.storage.trial_state(self.trial_id)
+        if state != TrialState.RUNNING:
+            raise Fenced(f"was declared dead meanwhile (it is {state.name}); this attempt publishes nothing more")
+
+    def check_now(self) -> None:
+        """As :meth:`check`, without waiting for a database that is away; nothing while the worker ends the trial."""
+        if not self.ending:
+            with self.storage.outages.not_waiting():
+                self.check()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_S):
+            beat(self.storage, self.trial_id)
+
+
+def beat(storage: PatientStorage, trial_id: int) -> None:
+    """One sign of life; none during an outage, which ends before its silence counts as death."""
+    with suppress(StorageInternalError, DBAPIError):
+        storage.record_heartbeat(trial_id)
+
+
+def write_attrs(trial: optuna.Trial, attrs: TrialAttrs) -> None:
+    """Write the given attributes in one transaction, all or none; UpdateFinishedTrialError if the trial has ended."""
+    stored = attrs.stored()
+    storage_of(trial.study).set_trial_user_attrs(id_of(trial), stored)
+    remember_user_attrs(trial, stored)

@@ -15,8 +15,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.spec.objectives import dominated_share
-from harness.store.attrs import StudyAttrs, TrialAttrs, stored_position, stored_retry_of
 from harness.store.optuna_private import StudyView, id_of
+from harness.store.records import StudyAttrs, TrialAttrs, stored_position, stored_retry_of
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 

@@ -15,11 +15,10 @@ from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress
 from harness.spec.resolved import ResolvedStudy, suggest
 from harness.spec.tables import sampling_seeds
-from harness.store.attrs import StudyAttrs, TrialAttrs
-from harness.store.lease import Lease, write_attrs
 from harness.store.optuna_private import id_of
+from harness.store.records import StudyAttrs, TrialAttrs
 from harness.store.samplers import kimg_to_images
-from harness.store.trials import trial_key
+from harness.store.trials import Lease, trial_key, write_attrs
 from harness.sweep import events
 from harness.sweep.setup import WorkerSetup
 from harness.training.attempt import Attempt

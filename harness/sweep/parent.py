@@ -10,8 +10,8 @@ import optuna
 from harness.errors import StorageLost, TrackingError, without_secrets
 from harness.home import Home
 from harness.spec.resolved import ResolvedStudy
-from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.database import write_study_attrs
+from harness.store.records import StudyAttrs, TrialAttrs
 from harness.store.trials import Trials, finished_count
 from harness.sweep.reconcile import reconcile_tracker
 from harness.tracking.journals import adopt_journals

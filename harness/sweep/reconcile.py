@@ -12,8 +12,8 @@ from optuna.trial import FrozenTrial
 
 from harness.errors import NotFoundError, StorageError, StorageLost, TrackingError
 from harness.home import Home
-from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.database import open_storage
+from harness.store.records import StudyAttrs, TrialAttrs
 from harness.store.studies import database_exists, started_study, stored_spec
 from harness.store.trials import Trials, trial_key
 from harness.tracking.journals import adopt_journals

@@ -19,9 +19,9 @@ from harness.machine.processes import usable_cores, visible_gpus
 from harness.machine.provenance import provenance
 from harness.scoring.protocol import objective_name
 from harness.spec.resolved import ResolvedStudy, with_stored_precision
-from harness.store.attrs import StudyAttrs
+from harness.store.connection import grace_s
 from harness.store.database import open_storage, write_study_attrs
-from harness.store.outage import grace_s
+from harness.store.records import StudyAttrs
 from harness.store.studies import open_study, started_study, stored_spec, study_to_record
 from harness.store.trials import Trials, finished_count
 from harness.sweep.engines.local import run_local, threads_per_worker

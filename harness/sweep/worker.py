@@ -16,10 +16,9 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from harness.errors import DiskFull, Diverged, Fenced, Interrupted, StorageLost, SweepError, without_secrets
-from harness.store.attrs import StudyAttrs, TrialAttrs
-from harness.store.lease import Lease, write_attrs
+from harness.store.records import StudyAttrs, TrialAttrs
 from harness.store.samplers import kimg_to_images
-from harness.store.trials import INTERRUPTED, OOM
+from harness.store.trials import INTERRUPTED, OOM, Lease, write_attrs
 from harness.sweep import events
 from harness.sweep.failures import DISK_FULL, in_words, is_device_lost, is_disk_full, is_oom, is_oom_of_host
 from harness.sweep.objective import objective, open_attempt, report

@@ -18,8 +18,7 @@ from harness.report.context import study_context
 from harness.report.study import build_report
 from harness.spec.files import load_best, load_study_file
 from harness.spec.resolved import with_budget
-from harness.store.attrs import StudyAttrs, TrialAttrs
-from harness.store.records import StudyRecord, TrialRecord
+from harness.store.records import StudyAttrs, StudyRecord, TrialAttrs, TrialRecord
 from harness.text import heading, metric_label
 
 # A budget of its own: what the default study takes may change.

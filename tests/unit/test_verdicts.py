@@ -10,8 +10,7 @@ from harness.findings.power import ASSUMED, claim_power, divergence_power, seeds
 from harness.findings.verdicts import ArmResult, arm_results, judge
 from harness.spec.files import file_names, load_claim, load_study_file
 from harness.spec.fixed_study import Claim, arm_name, registered
-from harness.store.attrs import StudyAttrs, TrialAttrs
-from harness.store.records import StudyRecord, TrialRecord
+from harness.store.records import StudyAttrs, StudyRecord, TrialAttrs, TrialRecord
 
 SPEC = load_study_file("mnist32")
 TREATED = {"leaky": {"activation_g": "leaky_relu"}}

@@ -60,9 +60,9 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
     from harness.machine.processes import exact_arithmetic, keep_memory, on_device, use_threads
     from harness.scoring.diversity import real_distance
     from harness.scoring.scorer import Scorers
-    from harness.store.agreement import agree_on_protocols
+    from harness.store.connection import grace_s
     from harness.store.database import open_storage
-    from harness.store.outage import grace_s
+    from harness.store.studies import agree_on_protocols
     from harness.store.trials import Trials
     from harness.sweep.setup import WorkerSetup
     from harness.sweep.worker import work

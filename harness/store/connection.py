@@ -1,7 +1,8 @@
-"""What an outage of the database is, and waiting until it is over."""
+"""Where the Optuna database is, what messages may say of its address, and waiting while it is away."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,13 +10,15 @@ from threading import Event, local
 from typing import TypeVar
 
 from optuna.exceptions import StorageInternalError
-from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
-from harness.errors import StorageError, StorageLost
-from harness.home import seconds_from_environment
-from harness.store.address import describe_address, without_password
+from harness.errors import StorageError, StorageLost, UsageError
+from harness.home import Home, seconds_from_environment
 
+_ADDRESSES = (
+    "Use postgresql+psycopg://USER@HOST/DATABASE with the password in PGPASSWORD, or sqlite:////PATH/optuna.db."
+)
 _LONGEST_PAUSE_S = 2.0
 # Errors of SQLite that pass by themselves or when there is room on the disk again; no other error of SQLite does.
 _SQLITE_OUTAGES = ("locked", "busy", "disk is full", "disk I/O error")
@@ -27,23 +30,60 @@ _REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", 
 R = TypeVar("R")
 
 
-def grace_s() -> float:
-    """Seconds to wait for a database that is away: ``HARNESS_GRACE_S``, 300 by default.
+def database_url(home: Home) -> URL:
+    """``HARNESS_STORAGE``, or the SQLite file in the home folder.
 
-    Raises:
-        UsageError: HARNESS_GRACE_S is not a number of seconds.
+    The UsageError on an address that cannot be used leaves it out, since it may contain a password.
     """
+    address = os.environ.get("HARNESS_STORAGE")
+    if not address:
+        return make_url(home.optuna_url)
+    try:
+        url = make_url(address)
+    except ArgumentError:
+        raise UsageError("HARNESS_STORAGE is not a database's address", _ADDRESSES) from None
+    if url.drivername == "sqlite":
+        if url.database in (None, "", ":memory:"):
+            raise UsageError("HARNESS_STORAGE: SQLite without a file keeps nothing", _ADDRESSES)
+        return url
+    if url.drivername not in ("postgresql", "postgresql+psycopg"):
+        raise UsageError(f"HARNESS_STORAGE: {url.drivername} is not supported", _ADDRESSES)
+    try:
+        import psycopg  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            "HARNESS_STORAGE names PostgreSQL, but psycopg is not installed",
+            "`.venv/bin/pip install -c constraints.txt -e '.[postgresql]'`, or `pip install 'psycopg[binary]'`.",
+        ) from None
+    return url.set(drivername="postgresql+psycopg")
+
+
+def describe_address(url: URL) -> str:
+    """The address for messages and logs: no user, no password, no option."""
+    if url.get_backend_name() == "sqlite":
+        return str(url.database)
+    return f"{url.get_backend_name()} database {url.database} on {url.host or 'this machine'}"
+
+
+def first_line(error: BaseException, url: URL) -> str:
+    """What the database's driver said, with ``***`` for every password that the address or PGPASSWORD has."""
+    message = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    secrets = {str(url.password or ""), os.environ.get("PGPASSWORD", "")}
+    secrets |= {value for name, value in url.query.items() if "password" in name and isinstance(value, str)}
+    for secret in secrets - {""}:
+        message = message.replace(secret, "***")
+    return message
+
+
+def grace_s() -> float:
+    """Seconds to wait for a database that is away: ``HARNESS_GRACE_S``, 300 by default."""
     return seconds_from_environment("HARNESS_GRACE_S", 300.0)
 
 
 class Outages:
     """Waits while the database is away, up to the grace period, and says so once.
 
-    Args:
-        url: of the database, for messages.
-        grace_s: the grace period.
-        say: called with a line when waiting begins and when it ends.
-        stop: whether to give up earlier; called during an outage.
+    ``say`` is called with a line when waiting begins and when it ends; ``stop``, during it, is whether to give up.
     """
 
     def __init__(self, url: URL, grace_s: float, say: Callable[[str], None], stop: Callable[[], bool]) -> None:
@@ -72,12 +112,13 @@ class Outages:
             try:
                 result = call(repeated)
             except (StorageInternalError, DBAPIError) as error:
-                if is_forbidden(error):
+                cause = error if isinstance(error, DBAPIError) else error.__cause__
+                if isinstance(cause, DBAPIError) and any(text in str(cause.orig) for text in _FORBIDDEN):
                     raise StorageError(
-                        f"{self.name} cannot be written: {self._first_line(error)}",
+                        f"{self.name} cannot be written: {first_line(error.__cause__ or error, self.url)}",
                         "Let this user write it: the file and its folder, or the tables of a server.",
                     ) from None
-                if not is_outage(error) or not getattr(self._thread, "waits", True):
+                if not _is_outage(cause) or not getattr(self._thread, "waits", True):
                     raise
                 now = time.monotonic()
                 if not repeated:
@@ -85,8 +126,9 @@ class Outages:
                     self.say(f"{self.name} does not answer; waiting up to {self.grace_s:g} s")
                 repeated = True
                 if now - began > self.grace_s or self.stop():
+                    said = first_line(error.__cause__ or error, self.url)
                     raise StorageLost(
-                        f"{self.name} did not answer for {now - began:.0f} s: {self._first_line(error)}",
+                        f"{self.name} did not answer for {now - began:.0f} s: {said}",
                         "What was trained is saved. Start again when the database is back, and the sweep continues.",
                     ) from None
                 # Not time.sleep: nothing here may depend on how a signal ends it.
@@ -97,21 +139,10 @@ class Outages:
                 self.say(f"{self.name} is back after {time.monotonic() - began:.1f} s")
             return result
 
-    def _first_line(self, error: BaseException) -> str:
-        cause = error.__cause__ or error
-        return without_password(str(getattr(cause, "orig", None) or cause).strip().splitlines()[0], self.url)
 
-
-def is_forbidden(error: BaseException) -> bool:
-    """Whether the database refused to be written."""
-    cause = _of_database(error)
-    return cause is not None and any(text in str(cause.orig) for text in _FORBIDDEN)
-
-
-def is_outage(error: BaseException) -> bool:
+def _is_outage(cause: BaseException | None) -> bool:
     """Whether the database was away, locked or full: what time can heal. Not: a wrong address, statement or value."""
-    cause = _of_database(error)
-    if cause is None:
+    if not isinstance(cause, DBAPIError):
         return False
     message = str(cause.orig)
     if type(cause.orig).__module__ == "sqlite3":
@@ -119,8 +150,3 @@ def is_outage(error: BaseException) -> bool:
     if any(text in message for text in _REFUSALS):
         return False
     return cause.connection_invalidated or isinstance(cause, OperationalError | InterfaceError)
-
-
-def _of_database(error: BaseException) -> DBAPIError | None:
-    cause = error if isinstance(error, DBAPIError) else error.__cause__
-    return cause if isinstance(cause, DBAPIError) else None
