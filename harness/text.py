@@ -66,12 +66,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like a mistyped one; empty where none is."""
-    return next(iter(get_close_matches(name[:100], known, n=1)), "")
-
-
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a sentence on an unknown name: the nearest one as a question; empty where none is like it."""
-    guess = nearest(name, known)
-    return f"; did you mean {guess}?" if guess else ""
+    return "".join(f"; did you mean {guess}?" for guess in get_close_matches(name[:100], known, n=1))

@@ -98,10 +98,7 @@ for _name in _IDEMPOTENT:
 
 
 def dead_after(grace: float) -> float:
-    """Seconds without a sign of life after which a worker of another machine counts as dead.
-
-    Longer than the grace period: a living worker is never silent for longer than that.
-    """
+    """Seconds of silence, longer than a living worker's, after which one of another machine counts as dead."""
     return grace + 4 * HEARTBEAT_S
 
 

@@ -16,12 +16,17 @@ from harness.errors import NotFoundError, SpecDrift, StorageError
 from harness.home import Home
 from harness.spec.mistakes import pydantic_problems
 from harness.spec.objectives import Objective, directions
-from harness.spec.resolved import Change, ResolvedPreset, ResolvedStudy, changes, with_stored_precision
+from harness.spec.resolved import ResolvedStudy, changes, with_stored_precision
 from harness.store.connection import database_url, describe_address
 from harness.store.database import PatientStorage, locked, open_storage, storage_of, write_study_attrs
 from harness.store.records import StudyAttrs, StudyRecord, TrialAttrs, TrialRecord, is_of_harness
 from harness.store.trials import can_continue
 from harness.text import did_you_mean
+
+# What a fixed study may get after its start.
+_GROWING = ("plan.claims.", "plan.uid")
+# A preset's keys that attributes of its trial have by another name.
+_OF_PRESET = {"name": "preset", "seed": "training_seed"}
 
 
 def open_study(
@@ -59,16 +64,18 @@ def _created(
         _refuse_drift(spec, known.spec, resume_anyway)
     else:
         spec = resolve(spec)
-    uid = known.uid or uuid.uuid4().hex
-    written = StudyAttrs(uid=uid, spec=spec.identity(), spec_hash=spec.spec_hash, description=spec.description)
-    write_study_attrs(study, written)
+    uid, identity = known.uid or uuid.uuid4().hex, spec.identity()
+    own = StudyAttrs(uid=uid, spec=identity, spec_hash=spec.spec_hash, description=spec.description)
+    write_study_attrs(study, own)
     trials = study.get_trials(deepcopy=False)
     if spec.plan:  # an arm that failed for good is queued again
         trials = [trial for trial in trials if trial.state != TrialState.FAIL or can_continue(trial)]
     enqueued = {TrialAttrs.parse(trial.user_attrs).preset for trial in trials}
     for preset in spec.presets:
         if preset.name not in enqueued:
-            study.enqueue_trial(preset.params, user_attrs=preset_attrs(preset).stored())
+            given = preset.model_dump(exclude={"params"}, exclude_none=True)
+            attrs = TrialAttrs(**{_OF_PRESET.get(key, key): value for key, value in given.items()})
+            study.enqueue_trial(preset.params, user_attrs=attrs.stored())
     return study
 
 
@@ -76,7 +83,8 @@ def _refuse_drift(spec: ResolvedStudy, stored: Mapping[str, Any], resume_anyway:
     """Refuse a file that has changed since the study was started, and not soundly, or without ``resume_anyway``."""
     drift = changes(stored, spec.identity())
     if spec.plan:  # a fixed study may grow by arms, seeds and claims
-        drift = [change for change in drift if change.key != "presets" and not _is_new_to_plan(change)]
+        new = {change.key for change in drift if change.old is None and change.key.startswith(_GROWING)}
+        drift = [change for change in drift if change.key not in {"presets", *new}]
     unsound = [change for change in drift if not change.sound]
     if not drift or (resume_anyway and not unsound):
         return
@@ -94,10 +102,6 @@ def _refuse_drift(spec: ResolvedStudy, stored: Mapping[str, Any], resume_anyway:
     raise SpecDrift(f"study {spec.name} was started with another file:\n{listed}", hint)
 
 
-def _is_new_to_plan(change: Change) -> bool:
-    return change.key.startswith(("plan.claims.", "plan.uid")) and change.old is None
-
-
 def agree_on_protocols(
     study: optuna.Study, home: Home, protocols: Mapping[str, Mapping[str, Any]], *, resume_anyway: bool
 ) -> None:
@@ -109,43 +113,29 @@ def agree_on_protocols(
     mine = json.loads(json.dumps(protocols))  # as the database gives them back
 
     def agree() -> None:
-        known = StudyAttrs.parse(study.user_attrs).protocols
-        if known and not resume_anyway:
-            _refuse_other_protocols(study.study_name, known, mine)
+        known = {} if resume_anyway else StudyAttrs.parse(study.user_attrs).protocols
+        others = [
+            f"{kind}.{key}: {mine[kind].get(key)}, not {value}"
+            for kind, protocol in known.items()
+            for key, value in protocol.items()
+            if mine[kind].get(key) != value
+        ]
+        if others:
+            raise SpecDrift(
+                f"this machine would score study {study.study_name} by another protocol, and no score of its could be "
+                f"compared ({'; '.join(others)})",
+                "Install what the study was started with (constraints.txt names it). On the machine that started it "
+                "--resume-anyway continues; the report then ranks only the trials of the most frequent protocol.",
+            )
         write_study_attrs(study, StudyAttrs(protocols=mine))
 
     locked(storage_of(study), home, study.study_name, agree)
 
 
-def _refuse_other_protocols(
-    name: str, known: Mapping[str, Mapping[str, Any]], mine: Mapping[str, Mapping[str, Any]]
-) -> None:
-    others = [
-        f"{kind}.{key}: {mine[kind].get(key)}, not {value}"
-        for kind, protocol in known.items()
-        for key, value in protocol.items()
-        if mine[kind].get(key) != value
-    ]
-    if others:
-        raise SpecDrift(
-            f"this machine would score study {name} by another protocol, and no score of its could be compared "
-            f"({'; '.join(others)})",
-            "Install what the study was started with (constraints.txt names it). On the machine that started it "
-            "--resume-anyway continues; the report then ranks only the trials of the most frequent protocol.",
-        )
-
-
-def preset_attrs(preset: ResolvedPreset) -> TrialAttrs:
-    """The attributes of a preset's trial. A recipe's trial is a baseline with hyperparameters of its own."""
-    given = preset.model_dump(exclude={"params"}, exclude_none=True)
-    renamed = {"name": "preset", "seed": "training_seed"}
-    return TrialAttrs(**{renamed.get(key, key): value for key, value in given.items()})
-
-
 def find_study(name: str, home: Home, *, storage: PatientStorage | None = None) -> optuna.Study | None:
     """A study that may not have been created, and may have been killed before its first trial.
 
-    As all that read a study, it raises a StorageError where another program made it.
+    A StorageError means that another program made it.
     """
     if storage is None and not database_exists(home):
         return None
@@ -167,10 +157,9 @@ def started_study(name: str, home: Home, *, storage: PatientStorage | None = Non
     study = find_study(name, home, storage=storage)
     if study is None:
         names = sorted(optuna.get_all_study_names(storage))
-        raise NotFoundError(
-            f"{missing}{did_you_mean(name, names)}", f"Started are: {', '.join(names) or 'none'}. {start}"
-        )
-    if not _has_started(study):
+        started = f"Started are: {', '.join(names) or 'none'}."
+        raise NotFoundError(f"{missing}{did_you_mean(name, names)}", f"{started} {start}")
+    if not StudyAttrs.parse(study.user_attrs).final_metric:
         raise NotFoundError(f"study {name} was created, but never ran", f"`make sweep STUDY={name}` starts it.")
     return study
 
@@ -192,10 +181,6 @@ def _refuse_foreign(study: optuna.Study, objectives: Sequence[Objective] | None 
             f"the database has a study named {study.study_name} that another program made with Optuna",
             "Copy the study file to a new name, or set HARNESS_STORAGE to another database.",
         )
-
-
-def _has_started(study: optuna.Study) -> bool:
-    return bool(StudyAttrs.parse(study.user_attrs).final_metric)
 
 
 def stored_spec(study: optuna.Study) -> ResolvedStudy:
@@ -231,10 +216,8 @@ def started_studies(home: Home) -> dict[str, optuna.Study | None]:
 
 def final_metrics(home: Home) -> dict[str, str]:
     """The final metric of each study in the database that ran."""
-    metrics = {
-        name: StudyAttrs.parse(study.user_attrs).final_metric for name, study in started_studies(home).items() if study
-    }
-    return {name: metric for name, metric in metrics.items() if metric}
+    parsed = {name: StudyAttrs.parse(study.user_attrs) for name, study in started_studies(home).items() if study}
+    return {name: attrs.final_metric for name, attrs in parsed.items() if attrs.final_metric}
 
 
 def stored_content(name: str, home: Home) -> Mapping[str, Any]:
@@ -246,7 +229,8 @@ def stored_content(name: str, home: Home) -> Mapping[str, Any]:
 def find_record(name: str, home: Home) -> StudyRecord | None:
     """A study as plain values; None where it never ran."""
     study = find_study(name, home)
-    return study_to_record(study) if study is not None and _has_started(study) else None
+    record = study_to_record(study) if study else None
+    return record if record and record.attrs.final_metric else None
 
 
 def study_to_record(study: optuna.Study) -> StudyRecord:

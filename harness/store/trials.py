@@ -69,17 +69,11 @@ class Trials:
         return self._locked(lambda: self._ask(target, alone, call))
 
     def heal(self, *, crashed: bool = True) -> list[str]:
-        """Fail the trials whose worker is gone, and queue those that continue; a line for each thing done.
-
-        ``crashed``: whether a dead worker's trial counts as having crashed it.
-        """
+        """Fail the trials whose worker is gone (``crashed``: by them), queue those that continue; a line for each."""
         return self._locked(lambda: self._heal(crashed)[0])
 
     def end(self, trial: optuna.Trial, state: TrialState, values: float | Sequence[float] | None, reason: str) -> None:
-        """Store a trial's end state, once; an interrupted trial is queued again.
-
-        Fenced: it was declared dead before, and ended in another way.
-        """
+        """Store a trial's end state, once, and queue an interrupted one again; Fenced where it ended in another way."""
         self._locked(lambda: self._end(trial, state, values, reason))
 
     def is_done(self, target: int) -> bool:

@@ -41,11 +41,9 @@ class PositionView(StudyView):
     """A study in which a retry stands for the trial that it continues, under its number.
 
     Of several objectives the first, the score, is the one that rung scores belong to.
-
-    Attributes:
-        judged: a trial for whose verdict ``get_trials`` adds the running ones that were scored at its newest rung.
     """
 
+    # For whose verdict get_trials adds the running ones that were scored at its newest rung.
     judged: FrozenTrial | None = None
 
     def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
@@ -118,9 +116,11 @@ class AsyncPercentilePruner(PercentilePruner):
 
 def rung_losses(trial: FrozenTrial, step: int | None, *, timed: bool) -> tuple[float, ...] | None:
     """The score of a trial at a rung, with ``timed`` the seconds trained too; None where it was not scored there."""
-    score = trial.intermediate_values.get(step) if step is not None else None
-    if score is None or step is None or not timed:
-        return None if score is None else (score,)
+    if step is None or step not in trial.intermediate_values:
+        return None
+    score = trial.intermediate_values[step]
+    if not timed:
+        return (score,)
     seconds = TrialAttrs.parse(trial.user_attrs).rung_seconds.get(step)
     return None if seconds is None else (score, seconds)
 

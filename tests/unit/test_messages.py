@@ -27,7 +27,7 @@ from harness.spec.files import (
 )
 from harness.spec.study import StudySpec
 from harness.spec.tables import DataSpec
-from harness.text import nearest
+from harness.text import did_you_mean
 from tests.conftest import ROOT, TINY_STUDY
 
 INTERNAL = ("plan", "overrides", "own_images", "arm")
@@ -123,8 +123,8 @@ def test_every_kind_of_file_is_read_by_the_same_rules(load, tmp_path: Path, monk
 
 
 def test_unknown_names_are_answered_with_the_nearest_one():
-    assert nearest("mnist23", ["mnist32", "celeba32"]) == "mnist32"
-    assert nearest("zzz", ["mnist32"]) == ""
+    assert did_you_mean("mnist23", ["mnist32", "celeba32"]) == "; did you mean mnist32?"
+    assert did_you_mean("zzz", ["mnist32"]) == ""
     with pytest.raises(NotFoundError, match=r"no study 'mnist23' in .*; did you mean mnist32\?"):
         load_study_file("mnist23")
     with pytest.raises(NotFoundError, match=r"no study 'mnist32.tml' in .*; did you mean mnist32\?"):
