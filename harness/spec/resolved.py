@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -125,9 +125,8 @@ def with_budget(spec: ResolvedStudy, *, quick: bool, trials: int | None, kimg: f
     if kimg is None and trials is None:
         return spec
     whole, rungs = spec.budget.kimg, spec.budget.rungs
-    if kimg is None or kimg == whole:
-        kimg = whole
-    else:
+    kimg = whole if kimg is None else kimg
+    if kimg != whole:
         rungs = tuple(kimg if rung == whole else rung * kimg / whole for rung in rungs)
     try:
         budget = {**spec.budget.model_dump(), "kimg": kimg, "rungs": rungs, "trials": trials or spec.budget.trials}
@@ -178,18 +177,12 @@ class Change:
         return f"{self.key}: was {self.old!r}, is {self.new!r}"
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+def changes(old: Any, new: Any, path: tuple[str, ...] = ()) -> list[Change]:
     """The differences between two :meth:`ResolvedStudy.identity` values, leaf by leaf."""
-    return [Change(".".join(path), a, b, _is_sound(path)) for path, a, b in _leaves(old, new, ())]
-
-
-def _leaves(old: Any, new: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted({*old, *new}):
-            yield from _leaves(old.get(key), new.get(key), (*path, key))
-    elif old != new:
-        yield path, old, new
-
-
-def _is_sound(path: tuple[str, ...]) -> bool:
-    return path[0] in _STEERING or (path[0] == "space" and path[-1] in ("low", "high") and len(path) == 3)
+        keys = sorted({*old, *new})
+        return [change for key in keys for change in changes(old.get(key), new.get(key), (*path, key))]
+    if old == new:
+        return []
+    sound = path[0] in _STEERING or (path[0] == "space" and path[-1] in ("low", "high") and len(path) == 3)
+    return [Change(".".join(path), old, new, sound)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args, get_t
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, create_model, model_validator
 
-from harness.gan.hparams import ALIASES, FIELDS, HParams, Precision, derive_seed, expand
+from harness.gan.hparams import ALIASES, FIELDS, Channels, HParams, ImageSize, Precision, derive_seed, expand
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 FUNCTION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
@@ -174,8 +174,8 @@ class DataSpec(Table):
         "array; package.module:function: what your own function returns or yields.",
         json_schema_extra={"anyOf": [{"enum": list(SOURCES)}, {"pattern": FUNCTION_PATTERN}]},
     )
-    image_size: Literal[16, 32, 64, 128, 256] = Field(description="Side of the square training images (px).")
-    channels: Literal[1, 3] = Field(3, description="1 for grey, 3 for colour.")
+    image_size: ImageSize = Field(description="Side of the square training images (px).")
+    channels: Channels = Field(3, description="1 for grey, 3 for colour.")
     crop: Crop = Field(
         "square",
         description="square: the largest centred square, then resized; a number: a centred square of that side (px), "

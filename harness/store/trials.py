@@ -22,21 +22,14 @@ from harness.store.database import HEARTBEAT_S, PatientStorage, locked, storage_
 from harness.store.optuna_private import (
     cached_storage,
     id_of,
-    remember_user_attrs,
+    remember_attrs,
     retry_chain,
     retry_notes,
     stale_trial_ids,
 )
 from harness.store.records import TrialAttrs, stored_position, stored_retry_of
 from harness.store.samplers import make_pruner, make_sampler
-from harness.store.views import (
-    FINISHED,
-    DominanceView,
-    PositionSampler,
-    PositionView,
-    numbered_by_position,
-    position_of,
-)
+from harness.store.views import FINISHED, DominanceView, PositionSampler, PositionView, by_position, position_of
 
 # A trial whose workers die this often in a row, without getting any further, is not retried.
 MAX_CRASHES = 3
@@ -88,13 +81,13 @@ class Trials:
         Optuna prunes by one objective only. With several, its pruners see, instead of rung scores, the share of trials
         that dominate a trial at its newest rung: what is Pareto-optimal there is not pruned.
         """
-        own = numbered_by_position(self._cached.get_trial(id_of(trial)))
+        own = by_position(self._cached.get_trial(id_of(trial)))
         pruner = make_pruner(self.spec)
         if not self.spec.objectives:
             pruned = pruner.prune(PositionView(self.study), own)
         else:
             view = DominanceView(self.study)
-            view.step = own.last_step
+            view.step, view.timed = own.last_step, "seconds" in self.spec.objectives
             pruned = pruner.prune(view, view.as_ranked(own))
         if not pruned:
             self._write(id_of(trial), TrialAttrs(kept_at=own.last_step))
@@ -108,19 +101,19 @@ class Trials:
         healed, trials = self._heal(crashed=True)
         if healed:
             trials = self.study.get_trials(deepcopy=False)
-        for trial in [trial for trial in trials if trial.state == TrialState.RUNNING]:
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
+        for trial in running:
             attrs = TrialAttrs.parse(trial.user_attrs)
             if attrs.worker and attrs.worker.get("call") == call and attrs.position is not None:
                 return self._asked(id_of(trial), attrs.position)  # the answer was lost
-        # A fixed study is done when nothing of it waits: its target may have been lowered meanwhile.
-        if not self.spec.plan and sum(t.state in (*FINISHED, TrialState.RUNNING) for t in trials) >= target:
+        # Of a fixed study nothing is searched, and its target may have been lowered meanwhile: it is done when nothing
+        # of it waits. The next start queues again what failed for good.
+        enough = len(running) + sum(trial.state in FINISHED for trial in trials) >= target
+        if (alone and running) or (enough if not self.spec.plan else not waiting):
             return None
-        if alone and any(trial.state == TrialState.RUNNING for trial in trials):
-            return None
-        if self.spec.plan and not any(trial.state == TrialState.WAITING for trial in trials):
-            return None  # nothing is searched; the next start queues again what failed for good
         next_position = 1 + max((at for trial in trials if (at := position_of(trial)) is not None), default=-1)
-        trial_id = self._take(trials)
+        trial_id = self._take(waiting)
         position = stored_position(self._cached.get_trial(trial_id).user_attrs)
         position = next_position if position is None else position
         beat(self.storage, trial_id)
@@ -134,8 +127,7 @@ class Trials:
         sampler = PositionSampler(make_sampler(self.spec, position))
         return optuna.Trial(PositionView(self.study, sampler=sampler), trial_id)
 
-    def _take(self, trials: list[FrozenTrial]) -> int:
-        waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
+    def _take(self, waiting: list[FrozenTrial]) -> int:
         for trial in sorted(waiting, key=lambda trial: (stored_retry_of(trial.user_attrs) is None, trial.number)):
             with suppress(UpdateFinishedTrialError):
                 if self.storage.set_trial_state_values(id_of(trial), TrialState.RUNNING):
@@ -281,4 +273,4 @@ def write_attrs(trial: optuna.Trial, attrs: TrialAttrs) -> None:
     """Write the given attributes in one transaction, all or none; UpdateFinishedTrialError if the trial has ended."""
     stored = attrs.stored()
     storage_of(trial.study).set_trial_user_attrs(id_of(trial), stored)
-    remember_user_attrs(trial, stored)
+    remember_attrs(trial, stored)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Container
 from typing import Any
 
@@ -16,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.spec.objectives import dominated_share
 from harness.store.optuna_private import StudyView, id_of
-from harness.store.records import StudyAttrs, TrialAttrs, stored_position, stored_retry_of
+from harness.store.records import TrialAttrs, stored_position, stored_retry_of
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -27,7 +26,7 @@ def position_of(trial: FrozenTrial) -> int | None:
     return trial.number if position is None and trial.state in FINISHED else position
 
 
-def numbered_by_position(trial: FrozenTrial) -> FrozenTrial:
+def by_position(trial: FrozenTrial) -> FrozenTrial:
     """The trial with its position as its number, as samplers and pruners see it."""
     position = position_of(trial)
     if position is None or position == trial.number:
@@ -67,7 +66,7 @@ class PositionView(StudyView):
             every = trials if states is None else super().visible_trials(deepcopy=False)
             continued = {stored_retry_of(trial.user_attrs) for trial in every}
             trials = [trial for trial in trials if trial.number not in continued]
-        return [numbered_by_position(trial) for trial in trials]
+        return [by_position(trial) for trial in trials]
 
 
 class DominanceView(PositionView):
@@ -78,22 +77,28 @@ class DominanceView(PositionView):
     """
 
     step: int | None = None
-
-    @functools.cached_property
-    def timed(self) -> bool:
-        """Whether seconds are an objective."""
-        return "seconds" in StudyAttrs.parse(self.user_attrs).spec["objectives"]
+    timed = False  # whether seconds are an objective
 
     def as_ranked(self, trial: FrozenTrial) -> FrozenTrial:
         """The trial with its share as its only rung score."""
         ranked = copy.copy(trial)
         ranked.intermediate_values = {}
-        own = rung_losses(trial, self.step, timed=self.timed)
+        own = self._losses(trial)
         if own is not None and self.step is not None:
             rest = [other for other in super().visible_trials(deepcopy=False) if id_of(other) != id_of(trial)]
-            others = [rung_losses(other, self.step, timed=self.timed) for other in rest]
-            ranked.intermediate_values[self.step] = dominated_share(own, [each for each in others if each is not None])
+            others = [losses for other in rest if (losses := self._losses(other)) is not None]
+            ranked.intermediate_values[self.step] = dominated_share(own, others)
         return ranked
+
+    def _losses(self, trial: FrozenTrial) -> tuple[float, ...] | None:
+        """What is known of a trial at the step; None where it was not scored there."""
+        if self.step is None or self.step not in trial.intermediate_values:
+            return None
+        score = trial.intermediate_values[self.step]
+        if not self.timed:
+            return (score,)
+        seconds = TrialAttrs.parse(trial.user_attrs).rung_seconds.get(self.step)
+        return None if seconds is None else (score, seconds)
 
     def visible_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
@@ -114,17 +119,6 @@ class AsyncPercentilePruner(PercentilePruner):
         return super().prune(view, trial)
 
 
-def rung_losses(trial: FrozenTrial, step: int | None, *, timed: bool) -> tuple[float, ...] | None:
-    """The score of a trial at a rung, with ``timed`` the seconds trained too; None where it was not scored there."""
-    if step is None or step not in trial.intermediate_values:
-        return None
-    score = trial.intermediate_values[step]
-    if not timed:
-        return (score,)
-    seconds = TrialAttrs.parse(trial.user_attrs).rung_seconds.get(step)
-    return None if seconds is None else (score, seconds)
-
-
 class PositionSampler(BaseSampler):
     """A sampler that knows a trial by its position, by which it leaves the trial out of the running ones."""
 
@@ -132,17 +126,17 @@ class PositionSampler(BaseSampler):
         self.sampler = sampler
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self.sampler.infer_relative_search_space(study, numbered_by_position(trial))
+        return self.sampler.infer_relative_search_space(study, by_position(trial))
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self.sampler.sample_relative(study, numbered_by_position(trial), search_space)
+        return self.sampler.sample_relative(study, by_position(trial), search_space)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return self.sampler.sample_independent(study, numbered_by_position(trial), param_name, param_distribution)
+        return self.sampler.sample_independent(study, by_position(trial), param_name, param_distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self.sampler.before_trial(study, numbered_by_position(trial))
+        self.sampler.before_trial(study, by_position(trial))
