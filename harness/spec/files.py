@@ -220,11 +220,10 @@ def recipe_hparams(recipe: Recipe, variant: str) -> HParams:
 
 
 def load_recipe(name: str) -> Recipe:
-    return load(find("recipe", name), Recipe, _recipe_problems, name=name)
+    def unbuildable(recipe: Recipe) -> list[str]:
+        return [f"{v}: {p}" for v in recipe.variants for p in architecture_problems(recipe.configuration(v))]
 
-
-def _recipe_problems(recipe: Recipe) -> list[str]:
-    return [f"{v}: {p}" for v in recipe.variants for p in architecture_problems(recipe.configuration(v))]
+    return load(find("recipe", name), Recipe, unbuildable, name=name)
 
 
 def load_claim(name: str) -> Claim:

@@ -95,8 +95,7 @@ class BestTraining(Table):
 class BestConfirmed(Table):
     """The configuration's mean score over training seeds, and the configurations that tie with it.
 
-    The interval is widened because the configuration was picked as the best of several: it covers the true mean with
-    probability ``level``.
+    The interval is widened, as for the best of several: it covers the true mean with probability ``level``.
     """
 
     configuration: str

@@ -31,10 +31,7 @@ R = TypeVar("R")
 
 
 def database_url(home: Home) -> URL:
-    """``HARNESS_STORAGE``, or the SQLite file in the home folder.
-
-    The UsageError on an address that cannot be used leaves it out, since it may contain a password.
-    """
+    """``HARNESS_STORAGE``, or the SQLite file of the home folder. Messages leave it out: it may contain a password."""
     address = os.environ.get("HARNESS_STORAGE")
     if not address:
         return make_url(home.optuna_url)
@@ -81,10 +78,7 @@ def grace_s() -> float:
 
 
 class Outages:
-    """Waits while the database is away, up to the grace period, and says so once.
-
-    ``say`` is called with a line when waiting begins and when it ends; ``stop``, during it, is whether to give up.
-    """
+    """Waits while the database is away, up to the grace period, and says when that begins and ends."""
 
     def __init__(self, url: URL, grace_s: float, say: Callable[[str], None], stop: Callable[[], bool]) -> None:
         self.url, self.grace_s, self.say, self.stop = url, grace_s, say, stop
@@ -103,9 +97,7 @@ class Outages:
     def wait_out(self, call: Callable[[bool], R]) -> R:
         """The result of ``call(repeated)``, which is repeated until the database answers.
 
-        Raises:
-            StorageLost: the outage lasted longer than the grace period, or ``stop()`` was true during it.
-            StorageError: the database may be read, but not written.
+        It is StorageLost after the grace period, or when ``stop()`` is true; StorageError if it may not be written.
         """
         began, pause, repeated = 0.0, 0.05, False
         while True:

@@ -39,13 +39,8 @@ def open_study(
 ) -> optuna.Study:
     """The study of a file: created with its presets enqueued, or continued.
 
-    ``resume_anyway`` continues although the file has changed, if the changes are sound; ``resolve``, which decides what
-    the file leaves open, is called for a new study only.
-
-    Raises:
-        SpecDrift: the study was started with another search space, scoring or data.
-        StorageError: another program made a study of this name.
-        StorageLost: the database does not answer.
+    It is a SpecDrift where the file has changed; ``resume_anyway`` continues if the changes are sound. ``resolve``, which
+    decides what the file leaves open, is called for a new study only.
     """
     opened = storage or open_storage(home)
     return locked(opened, home, spec.name, lambda: _created(spec, opened, resume_anyway, resolve))
@@ -133,10 +128,7 @@ def agree_on_protocols(
 
 
 def find_study(name: str, home: Home, *, storage: PatientStorage | None = None) -> optuna.Study | None:
-    """A study that may not have been created, and may have been killed before its first trial.
-
-    A StorageError means that another program made it.
-    """
+    """A study, also one killed before its first trial; None where there is none, StorageError if it is not ours."""
     if storage is None and not database_exists(home):
         return None
     try:

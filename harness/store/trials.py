@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from threading import Event, Thread
-from typing import TypeVar
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
@@ -40,8 +39,6 @@ GIVEN_UP = f"{KILLED} {MAX_CRASHES} times without getting further; given up"
 _KEPT = {"preset", "recipe", "variant", "overrides", "own_images", "arm", "training_seed", "position", "oom", "hparams",
          "kept_at"}  # fmt: skip
 
-R = TypeVar("R")
-
 
 class Trials:
     """What workers and healers do with a study's trials; all that changes one's state is done under one lock."""
@@ -59,15 +56,15 @@ class Trials:
         worker takes the same order no matter what was killed.
         """
         call = uuid.uuid4().hex
-        return self._locked(lambda: self._ask(target, alone, call))
+        return locked(self.storage, self.home, self.study.study_name, lambda: self._ask(target, alone, call))
 
     def heal(self, *, crashed: bool = True) -> list[str]:
         """Fail the trials whose worker is gone (``crashed``: by them), queue those that continue; a line for each."""
-        return self._locked(lambda: self._heal(crashed)[0])
+        return locked(self.storage, self.home, self.study.study_name, lambda: self._heal(crashed)[0])
 
     def end(self, trial: optuna.Trial, state: TrialState, values: float | Sequence[float] | None, reason: str) -> None:
         """Store a trial's end state, once, and queue an interrupted one again; Fenced where it ended in another way."""
-        self._locked(lambda: self._end(trial, state, values, reason))
+        locked(self.storage, self.home, self.study.study_name, lambda: self._end(trial, state, values, reason))
 
     def is_done(self, target: int) -> bool:
         """Whether the target of COMPLETE and PRUNED trials is reached; of a plan, whether no trial is left to run."""
@@ -201,9 +198,6 @@ class Trials:
 
     def _write(self, trial_id: int, attrs: TrialAttrs) -> None:
         self.storage.set_trial_user_attrs(trial_id, attrs.stored())
-
-    def _locked(self, action: Callable[[], R]) -> R:
-        return locked(self.storage, self.home, self.study.study_name, action)
 
 
 def trial_key(study: str, number: int) -> str:
