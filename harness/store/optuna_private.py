@@ -34,7 +34,7 @@ def id_of(trial: optuna.Trial | FrozenTrial) -> int:
     return trial._trial_id
 
 
-def remember_attrs(trial: optuna.Trial, user_attrs: Mapping[str, Any]) -> None:
+def show_attrs(trial: optuna.Trial, user_attrs: Mapping[str, Any]) -> None:
     """Let a trial show attributes that were written past it."""
     trial._cached_frozen_trial.user_attrs.update(user_attrs)
 

@@ -39,8 +39,8 @@ def open_study(
 ) -> optuna.Study:
     """The study of a file: created with its presets enqueued, or continued.
 
-    It is a SpecDrift where the file has changed; ``resume_anyway`` continues if the changes are sound. ``resolve``, which
-    decides what the file leaves open, is called for a new study only.
+    A changed file is a SpecDrift, which ``resume_anyway`` permits if the changes are sound. ``resolve``, which decides
+    what the file leaves open, is called for a new study only.
     """
     opened = storage or open_storage(home)
     return locked(opened, home, spec.name, lambda: _created(spec, opened, resume_anyway, resolve))

@@ -18,17 +18,9 @@ from harness.home import Home
 from harness.machine.processes import is_gone, this_process
 from harness.spec.resolved import ResolvedStudy
 from harness.store.database import HEARTBEAT_S, PatientStorage, locked, storage_of
-from harness.store.optuna_private import (
-    cached_storage,
-    id_of,
-    remember_attrs,
-    retry_chain,
-    retry_notes,
-    stale_trial_ids,
-)
+from harness.store.optuna_private import cached_storage, id_of, retry_chain, retry_notes, show_attrs, stale_trial_ids
 from harness.store.records import TrialAttrs, stored_position, stored_retry_of
-from harness.store.samplers import make_pruner, make_sampler
-from harness.store.views import FINISHED, DominanceView, PositionSampler, PositionView, by_position, position_of
+from harness.store.samplers import FINISHED, is_pruned, position_of, sampled_trial
 
 # A trial whose workers die this often in a row, without getting any further, is not retried.
 MAX_CRASHES = 3
@@ -73,22 +65,12 @@ class Trials:
         return finished_count(self.study) >= target
 
     def should_prune(self, trial: optuna.Trial) -> bool:
-        """The pruner's verdict on a trial at its position, which a retry shares with what it continues.
-
-        Optuna prunes by one objective only. With several, its pruners see, instead of rung scores, the share of trials
-        that dominate a trial at its newest rung: what is Pareto-optimal there is not pruned.
-        """
-        own = by_position(self._cached.get_trial(id_of(trial)))
-        pruner = make_pruner(self.spec)
-        if not self.spec.objectives:
-            pruned = pruner.prune(PositionView(self.study), own)
-        else:
-            view = DominanceView(self.study)
-            view.step, view.timed = own.last_step, "seconds" in self.spec.objectives
-            pruned = pruner.prune(view, view.as_ranked(own))
+        """The pruner's verdict on a trial; one that continues is noted."""
+        own = self._cached.get_trial(id_of(trial))
+        pruned = is_pruned(self.study, self.spec, own)
         if not pruned:
             self._write(id_of(trial), TrialAttrs(kept_at=own.last_step))
-        return bool(pruned)
+        return pruned
 
     def history(self, trial: optuna.Trial) -> list[int]:
         """Numbers of the trials that this one continues, the first first."""
@@ -103,7 +85,7 @@ class Trials:
         for trial in running:
             attrs = TrialAttrs.parse(trial.user_attrs)
             if attrs.worker and attrs.worker.get("call") == call and attrs.position is not None:
-                return self._asked(id_of(trial), attrs.position)  # the answer was lost
+                return sampled_trial(self.study, self.spec, id_of(trial), attrs.position)  # the answer was lost
         # Of a fixed study nothing is searched, and its target may have been lowered meanwhile: it is done when nothing
         # of it waits. The next start queues again what failed for good.
         enough = len(running) + sum(trial.state in FINISHED for trial in trials) >= target
@@ -117,12 +99,7 @@ class Trials:
         # Last, and together: an outage before this leaves a trial without a worker, which the next attempt fails. A
         # trial with a living worker is never failed.
         self._write(trial_id, TrialAttrs(worker={**this_process(), "call": call}, position=position))
-        return self._asked(trial_id, position)
-
-    def _asked(self, trial_id: int, position: int) -> optuna.Trial:
-        # A retry without parameters is suggested those that its position would have got without the kill.
-        sampler = PositionSampler(make_sampler(self.spec, position))
-        return optuna.Trial(PositionView(self.study, sampler=sampler), trial_id)
+        return sampled_trial(self.study, self.spec, trial_id, position)
 
     def _take(self, waiting: list[FrozenTrial]) -> int:
         for trial in sorted(waiting, key=lambda trial: (stored_retry_of(trial.user_attrs) is None, trial.number)):
@@ -267,4 +244,4 @@ def write_attrs(trial: optuna.Trial, attrs: TrialAttrs) -> None:
     """Write the given attributes in one transaction, all or none; UpdateFinishedTrialError if the trial has ended."""
     stored = attrs.stored()
     storage_of(trial.study).set_trial_user_attrs(id_of(trial), stored)
-    remember_attrs(trial, stored)
+    show_attrs(trial, stored)
