@@ -53,14 +53,14 @@ def data(given: Any) -> None:
 
 def _wanted(study: str, recipe: str | None, variant: str | None) -> tuple[str, DataSpec]:
     """(name, images) of a study file, or of a recipe's variant."""
-    from harness.spec.files import load_recipe, load_study_file, recipe_hparams
+    from harness.spec.files import load_recipe, load_study_file
 
     if recipe is None:
         spec = load_study_file(study)
         return spec.name, spec.data
     loaded = load_recipe(recipe)
     variant = variant or loaded.default_variant
-    recipe_hparams(loaded, variant)  # names the variants there are
+    loaded.configuration(variant)  # names the variants there are
     return recipe, loaded.images_of(variant)
 
 

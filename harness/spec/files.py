@@ -168,7 +168,7 @@ def _with_recipes(content: Mapping[str, Any]) -> tuple[list[Any], list[str]]:
 def _baseline(preset: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     recipe = load_recipe(str(preset["recipe"]))
     variant = str(preset.get("variant") or recipe.default_variant)
-    wanted = recipe_hparams(recipe, variant).to_dict()
+    wanted = recipe.configuration(variant).to_dict()
     size = data.get("image_size")
     if recipe.data.image_size != size:
         raise SpecError(f"recipe {recipe.name} is for {recipe.data.image_size} px, this study for {size} px")
@@ -208,15 +208,6 @@ def _network_problems(study: ResolvedStudy) -> Iterator[str]:
     for preset in study.presets:
         for problem in architecture_problems(study.hparams(preset.params, preset.overrides)):
             yield f"presets {preset.name}: {problem}"
-
-
-def recipe_hparams(recipe: Recipe, variant: str) -> HParams:
-    if variant not in recipe.variants:
-        raise NotFoundError(
-            f"recipe {recipe.name} has no variant {variant!r}{did_you_mean(variant, recipe.variants)}",
-            f"There are: {', '.join(recipe.variants)}.",
-        )
-    return recipe.configuration(variant)
 
 
 def load_recipe(name: str) -> Recipe:

@@ -6,9 +6,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from harness.errors import NotFoundError
 from harness.gan.hparams import FIELDS, Channels, HParams, ImageSize
 from harness.gan.registry import DCGAN
 from harness.spec.tables import Crop, DataSpec, FixedParams, Float, Int, Kimg, Name, Scalar, ScoreSpec, Table
+from harness.text import did_you_mean
 
 
 class RecipeTraining(Table):
@@ -73,6 +75,11 @@ class Recipe(Table):
         return self.data.model_copy(update=self.variants[variant].data.model_dump(exclude_none=True))
 
     def configuration(self, variant: str) -> HParams:
+        if variant not in self.variants:
+            raise NotFoundError(
+                f"recipe {self.name} has no variant {variant!r}{did_you_mean(variant, self.variants)}",
+                f"There are: {', '.join(self.variants)}.",
+            )
         size = {"image_size": self.data.image_size, "channels": self.data.channels}
         return HParams.from_params(size, self.hparams.params(), self.variants[variant].hparams.params())
 

@@ -21,7 +21,6 @@ from harness.spec.files import (
     load_study_file,
     parse,
     parse_study,
-    recipe_hparams,
     resolve,
     schema_json,
 )
@@ -130,7 +129,7 @@ def test_unknown_names_are_answered_with_the_nearest_one():
     with pytest.raises(NotFoundError, match=r"no study 'mnist32.tml' in .*; did you mean mnist32\?"):
         load_study_file("mnist32.tml")
     with pytest.raises(NotFoundError, match=r"has no variant 'as_code'; did you mean as_coded\?"):
-        recipe_hparams(load_recipe("svhn32"), "as_code")
+        load_recipe("svhn32").configuration("as_code")
 
 
 # Values that a person or an editor gone wrong may write, each of them TOML.
