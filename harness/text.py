@@ -35,12 +35,8 @@ def metric_label(name: str) -> str:
 
 def heading(name: str) -> str:
     """A metric's name at the head of a column: ``fid_mnv2_250`` is FID, MobileNetV2; how many images, the text says."""
-    match = _METRIC.fullmatch(name)
-    if match is None:
-        return name
-    metric, features, _, quick = match.groups()
-    by = f", {_FEATURES[features]}" if features else ""
-    return f"{_METRICS[metric]}{by}{', bf16' if quick else ''}"
+    words = re.sub(r" of [\d,]+ images", "", metric_label(name)).replace(" in bf16", ", bf16")
+    return re.sub(r" by (\w+)'s features", r", \1", words)
 
 
 def objective_label(name: str, metric: str) -> str:

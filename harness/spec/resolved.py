@@ -147,12 +147,9 @@ def with_precision(spec: ResolvedStudy, *, training: str | None, rung: str | Non
 
 def with_stored_precision(spec: ResolvedStudy, stored: Mapping[str, Any]) -> ResolvedStudy:
     """The study with the precisions that its file leaves open as they are in its stored ``identity()``."""
-    training, rung = stored["fixed"].get("precision"), stored["scoring"]["rung"].get("precision")
-    return with_precision(
-        spec,
-        training=training if spec.fixed.precision is None else None,
-        rung=rung if spec.scoring.rung.precision is None else None,
-    )
+    training = None if spec.fixed.precision else stored["fixed"].get("precision")
+    rung = None if spec.scoring.rung.precision else stored["scoring"]["rung"].get("precision")
+    return with_precision(spec, training=training, rung=rung)
 
 
 def study_toml(spec: ResolvedStudy) -> str:
