@@ -36,7 +36,7 @@ from harness.machine.provenance import provenance
 from harness.scoring.extractors import Extractor
 from harness.scoring.reference import Reference, frechet_distance, reference_images
 from harness.scoring.sampling import samples
-from harness.spec.images import DataSpec
+from harness.spec.tables import DataSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"

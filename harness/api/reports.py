@@ -13,8 +13,8 @@ from harness.home import Home
 from harness.report.claims import build_claims_report
 from harness.report.compare import build_comparison
 from harness.report.study import build_report
-from harness.store.importance import EVALUATOR, importances
 from harness.store.records import StudyRecord
+from harness.store.samplers import EVALUATOR, importances
 from harness.store.studies import find_record, started_study, stored_spec, study_to_record
 from harness.training.share import bring_results
 

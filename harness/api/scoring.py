@@ -24,8 +24,7 @@ from harness.scoring.fidelity import score as score_images
 from harness.scoring.protocol import INCEPTION, MOBILENET
 from harness.scoring.scorer import Scorers
 from harness.spec.files import load_study_file
-from harness.spec.images import DataSpec
-from harness.spec.scoring import ScoreSpec
+from harness.spec.tables import DataSpec, ScoreSpec
 from harness.text import did_you_mean
 
 

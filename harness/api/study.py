@@ -11,10 +11,9 @@ from harness.errors import NotFoundError
 from harness.home import Home
 from harness.machine.processes import Machines
 from harness.spec import files
-from harness.spec.budget import with_budget
-from harness.spec.resolved import ResolvedStudy
+from harness.spec.files import file_names, spaces_dir
+from harness.spec.resolved import ResolvedStudy, with_budget
 from harness.spec.study import StudySpec
-from harness.spec.toml import file_names, spaces_dir
 from harness.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -275,7 +274,7 @@ def _find(name: str, home: Home) -> ResolvedStudy:
     """The study file of this name, or the started study whose file is gone."""
     if name.endswith(".toml") or name in file_names("study"):
         return files.load_study_file(name)
-    from harness.store.attrs import StudyAttrs
+    from harness.store.records import StudyAttrs
     from harness.store.studies import find_study, started_studies, stored_spec
 
     if (started := find_study(name, home)) is not None and StudyAttrs.parse(started.user_attrs).target:

@@ -9,8 +9,8 @@ from harness.errors import UsageError
 from harness.gan.hparams import HParams
 from harness.home import Home
 from harness.report.training import build_training_report
-from harness.spec.files import load_best, load_recipe, recipe_hparams
-from harness.spec.scoring import ScoreSpec
+from harness.spec.files import load_best, load_recipe
+from harness.spec.tables import ScoreSpec
 from harness.tracking.mirror import Mirror, Reflection
 from harness.training.single import Outcome, Training, Watch, run_training
 
@@ -39,7 +39,7 @@ def recipe_training(name: str, variant: str | None) -> Training:
     """A published system, for its published epochs."""
     recipe = load_recipe(name)
     variant = variant or recipe.default_variant
-    hparams = recipe_hparams(recipe, variant)
+    hparams = recipe.configuration(variant)
     chosen = recipe.variants[variant]
     return Training(
         label=f"{name}-{variant}",

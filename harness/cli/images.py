@@ -17,7 +17,7 @@ from harness.home import Home
 
 if TYPE_CHECKING:
     from harness.data.store import ImageStore
-    from harness.spec.images import DataSpec
+    from harness.spec.tables import DataSpec
 
 
 @front.verb(
@@ -53,14 +53,14 @@ def data(given: Any) -> None:
 
 def _wanted(study: str, recipe: str | None, variant: str | None) -> tuple[str, DataSpec]:
     """(name, images) of a study file, or of a recipe's variant."""
-    from harness.spec.files import load_recipe, load_study_file, recipe_hparams
+    from harness.spec.files import load_recipe, load_study_file
 
     if recipe is None:
         spec = load_study_file(study)
         return spec.name, spec.data
     loaded = load_recipe(recipe)
     variant = variant or loaded.default_variant
-    recipe_hparams(loaded, variant)  # names the variants there are
+    loaded.configuration(variant)  # names the variants there are
     return recipe, loaded.images_of(variant)
 
 
@@ -122,7 +122,7 @@ def _export(given: Any, home: Home) -> None:
         raise UsageError("export needs a folder to write to", "Say --out FOLDER.")
     from harness.data.store import open_store
     from harness.scoring.reference import save_reference
-    from harness.store.attrs import StudyAttrs
+    from harness.store.records import StudyAttrs
     from harness.store.studies import started_study, stored_spec
 
     study = started_study(given.study, home)

@@ -91,7 +91,7 @@ def _import_check() -> tuple[bool, str, str]:
 
 
 def _databases(home: Home) -> tuple[bool, str, str]:
-    from harness.store.address import database_url, describe_address
+    from harness.store.connection import database_url, describe_address
     from harness.store.database import open_storage
     from harness.tracking.mlflow import client_for, tracking_url
 

@@ -26,8 +26,8 @@ from harness.errors import HarnessError, SweepError
 from harness.home import Home
 
 if TYPE_CHECKING:
+    from harness.spec.files import file_names
     from harness.spec.resolved import ResolvedStudy
-    from harness.spec.toml import file_names
 
 
 @front.verb(
@@ -97,14 +97,14 @@ def plan(given: Any) -> None:
 
 
 def _asked(given: Any) -> ResolvedStudy:
-    from harness.spec.budget import with_budget
     from harness.spec.files import load_study_file
+    from harness.spec.resolved import with_budget
 
     return with_budget(load_study_file(given.study), quick=given.quick, trials=given.trials, kimg=given.kimg)
 
 
 def _dry_run(spec: ResolvedStudy, home: Home, given: Any) -> int:
-    from harness.spec.budget import study_toml
+    from harness.spec.resolved import study_toml
 
     say(study_toml(spec))
     _measure(spec, home, given)

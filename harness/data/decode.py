@@ -12,7 +12,7 @@ import PIL
 from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
 from harness.data.sources import MAX_FILE_BYTES, opened
-from harness.spec.images import Crop, DataSpec
+from harness.spec.tables import Crop, DataSpec
 
 # More pixels than this in one file are refused (a decompression bomb, or a scan that would fill the memory).
 MAX_PIXELS = 100_000_000

@@ -28,7 +28,7 @@ from harness.home import Home
 from harness.machine.forks import SpawningContext
 from harness.machine.imports import load_function
 from harness.machine.processes import usable_cores
-from harness.spec.images import DataSpec
+from harness.spec.tables import DataSpec
 
 Say = Callable[[str], None]
 # Images that are decoded, and reported, at a time.

@@ -22,7 +22,7 @@ from harness.data.sources import printable
 from harness.errors import DataError
 from harness.gan.hparams import digest
 from harness.home import Home
-from harness.spec.images import DataSpec
+from harness.spec.tables import DataSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

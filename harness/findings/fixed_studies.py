@@ -9,11 +9,10 @@ from harness.errors import NotFoundError, UsageError
 from harness.findings.ranking import objectives, pareto_front, rank
 from harness.findings.verdicts import RULE
 from harness.gan.hparams import HParams, digest
-from harness.spec.claims import arm_name, load_claim, registered
-from harness.spec.fixed_study import fixed_study, fresh_seeds
+from harness.spec.files import file_names, load_claim
+from harness.spec.fixed_study import arm_name, fixed_study, fresh_seeds, registered
 from harness.spec.resolved import ResolvedPreset, ResolvedStudy
-from harness.spec.scoring import ScoreSpec
-from harness.spec.toml import file_names
+from harness.spec.tables import ScoreSpec
 from harness.store.records import StudyRecord, TrialRecord
 
 # Where in a training claims' curves have points, as shares of its length, and images generated for each.

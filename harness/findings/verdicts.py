@@ -25,7 +25,7 @@ from harness.findings.statistics import (
     estimate,
 )
 from harness.gan.hparams import HParams
-from harness.spec.claims import Claim, arm_name
+from harness.spec.fixed_study import Claim, arm_name
 from harness.store.records import StudyRecord, TrialRecord
 
 Verdict = Literal["supported", "refuted", "undecided"]

@@ -30,9 +30,8 @@ from harness.scoring.protocol import INCEPTION, MOBILENET, make_protocol
 from harness.scoring.reference import Reference, frechet_distance
 from harness.scoring.sampling import BATCH, generate
 from harness.scoring.weights import OFFICIAL_NAME, cached_file
-from harness.spec.resolved import ResolvedStudy
-from harness.spec.scoring import ScoreSpec
-from harness.spec.suggest import suggest
+from harness.spec.resolved import ResolvedStudy, suggest
+from harness.spec.tables import ScoreSpec
 from harness.store.samplers import study_in_memory
 
 # Steps of one configuration: the first warms up and is not counted.

@@ -43,7 +43,7 @@ class HParams:
     Recipe ``paper64`` is Radford et al. (2016): kernels of 5, z uniform, twice as wide, fresh noise for the generator.
 
     Each hyperparameter is declared here only: type, limits, meaning, default. Files are validated by it
-    (:mod:`harness.spec.params`), and ``harness schema`` prints it; an instance made in Python is not checked.
+    (:mod:`harness.spec.tables`), and ``harness schema`` prints it; an instance made in Python is not checked.
 
     >>> import harness
     >>> harness.HParams(image_size=32, batch_size=64, n_dis=2).images_per_step

@@ -14,10 +14,10 @@ from harness.findings.ranking import rank, rung_scores
 from harness.findings.verdicts import ASSUMED, ASSUMED_SHARE, RULE, WORSENED, Judgement, arm_results, judge
 from harness.report import plots
 from harness.report.page import write_page
-from harness.spec.claims import from_registered
-from harness.spec.params import FixedParams
+from harness.spec.files import file_names
+from harness.spec.fixed_study import Claim
 from harness.spec.resolved import ResolvedStudy
-from harness.spec.toml import file_names
+from harness.spec.tables import FixedParams
 from harness.store.records import StudyRecord
 from harness.text import duration
 from harness.training.run_folder import RunFolder
@@ -41,7 +41,7 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
     spec = ResolvedStudy.model_validate({**stored, "budget": {**stored["budget"], "trials": len(stored["presets"])}})
     assert spec.plan is not None
     results, board = arm_results(record), rank(record)
-    claims = [from_registered(text) for text in spec.plan.claims.values()]
+    claims = [Claim.model_validate_json(text) for text in spec.plan.claims.values()]
     judged = [judge(claim, claim.arms(spec), results) for claim in claims]
     judged.sort(key=lambda judgement: (_ORDER[judgement.verdict], judgement.claim.name))
     figures, files = {}, dict[str, bytes]()

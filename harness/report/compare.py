@@ -13,7 +13,7 @@ from harness.findings.confirmation import confirmation
 from harness.findings.ranking import rank
 from harness.report import plots
 from harness.report.page import write_page
-from harness.spec.drift import changes
+from harness.spec.resolved import changes
 from harness.store.records import StudyRecord
 from harness.text import duration, number
 

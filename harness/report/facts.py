@@ -16,7 +16,7 @@ from harness.findings.confirmation import Confirmation
 from harness.findings.health import Health
 from harness.findings.ranking import rank
 from harness.findings.statistics import LEVEL
-from harness.spec.drift import changes
+from harness.spec.resolved import changes
 from harness.store.records import StudyRecord, TrialRecord
 from harness.text import number
 from harness.training.run_folder import RunFolder

@@ -19,7 +19,7 @@ from harness.findings.confirmation import Confirmation
 from harness.findings.outlook import Outlook
 from harness.findings.statistics import Estimate
 from harness.findings.verdicts import Judgement
-from harness.spec.params import label as param_label
+from harness.spec.tables import label as param_label
 from harness.text import metric_label, number, objective_label
 
 _BLUE, _ORANGE, _GREY, _RED = "#2b6cb0", "#dd6b20", "#a0aec0", "#c53030"

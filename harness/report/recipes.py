@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from harness.gan.architecture import discriminator_layers, generator_layers, parameter_counts
 from harness.gan.hparams import HParams
-from harness.spec.files import load_recipe
-from harness.spec.toml import file_names
+from harness.spec.files import file_names, load_recipe
 
 
 def recipes_table() -> Iterator[str]:

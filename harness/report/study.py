@@ -17,7 +17,7 @@ from harness.gan.hparams import ALIASES
 from harness.report import plots
 from harness.report.facts import FACTS_FILE, best_toml, facts
 from harness.report.page import write_page
-from harness.spec.params import meaning
+from harness.spec.tables import meaning
 from harness.store.records import StudyRecord, TrialRecord
 from harness.text import duration, number, objective_label
 from harness.training.run_folder import RunFolder

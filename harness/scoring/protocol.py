@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from harness.gan.hparams import digest
-from harness.spec.scoring import ScoreSpec
+from harness.spec.tables import ScoreSpec
 
 INCEPTION, MOBILENET, VGG = "inception-v3", "mobilenet-v2", "vgg16"
 _FAMILY = {INCEPTION: "inception", MOBILENET: "mnv2", VGG: "vgg16"}

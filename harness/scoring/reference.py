@@ -22,7 +22,7 @@ from harness.gan.hparams import derive_seed, digest
 from harness.home import Home
 from harness.scoring.protocol import Protocol
 from harness.scoring.sampling import image_grid, save_folder, save_png
-from harness.spec.scoring import ScoreSpec
+from harness.spec.tables import ScoreSpec
 
 
 @dataclass(frozen=True, slots=True)

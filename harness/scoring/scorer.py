@@ -24,7 +24,7 @@ from harness.scoring.fidelity import ALL, Scores, score, versions
 from harness.scoring.protocol import INCEPTION, MOBILENET, VGG, Protocol, make_protocol
 from harness.scoring.reference import Reference, load_reference, split_images
 from harness.scoring.weights import NO_HEAD, VGG_URL, inception_weights, mobilenet_weights, vgg_file, vgg_weights
-from harness.spec.scoring import ScoreSpec
+from harness.spec.tables import ScoreSpec
 
 _PUBLISHED_PRC = ("precision", "recall")
 

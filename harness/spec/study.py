@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BeforeValidator,
-    Discriminator,
-    Field,
-    ModelWrapValidatorHandler,
-    Tag,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
 from harness.gan.architecture import network_path
-from harness.spec.images import DataSpec
-from harness.spec.mistakes import pydantic_problems, refuse
+from harness.spec.mistakes import pydantic_problems, refuse, space_problems
 from harness.spec.objectives import Objective
-from harness.spec.params import FUNCTION_PATTERN, NAME_PATTERN, FixedParams, Float, Int, Kimg, Scalar, Table
-from harness.spec.scoring import ScoringSpec
-from harness.spec.space import Param
-from harness.spec.space_mistakes import space_problems
+from harness.spec.tables import (
+    FUNCTION_PATTERN,
+    DataSpec,
+    FixedParams,
+    Float,
+    Int,
+    Kimg,
+    Name,
+    Param,
+    Scalar,
+    ScoringSpec,
+    Table,
+)
 
 HINT = "`harness schema` prints everything that is allowed."
 
@@ -79,7 +79,7 @@ class PrunerSpec(Table):
 class Preset(Table):
     """A known configuration that is tried before the sampler chooses."""
 
-    name: str = Field(pattern=NAME_PATTERN)
+    name: Name
     params: dict[str, Scalar] = Field(description="A value for each searched parameter that is active.")
 
 
@@ -125,7 +125,7 @@ class StudySpec(Table):
         20
     """
 
-    name: str = Field(pattern=NAME_PATTERN, description="Taken from the file's name.")
+    name: Name = Field(description="Taken from the file's name.")
     description: str = ""
     data: DataSpec
     network: Annotated[str, Field(pattern=FUNCTION_PATTERN), BeforeValidator(network_path)] | None = Field(
@@ -148,10 +148,9 @@ class StudySpec(Table):
     quick: QuickSpec | None = Field(None, description="The budget of `harness sweep --quick`.")
 
     @model_validator(mode="after")
-    def _rungs_fit_pruner(self) -> Self:
-        factor = self.pruner.reduction_factor
+    def _consistent(self) -> Self:
+        factor, rungs, names = self.pruner.reduction_factor, self.budget.marks, self.objectives
         if self.pruner.name in ("successive_halving", "hyperband"):
-            rungs = self.budget.marks
             if len(rungs) < 2:
                 raise ValueError(f"pruner {self.pruner.name} needs at least one rung in budget.rungs")
             for low, high in pairwise(rungs):
@@ -160,21 +159,12 @@ class StudySpec(Table):
                         f"pruner {self.pruner.name} needs rungs at least reduction_factor = {factor} times apart, "
                         f"found {low} and {high}"
                     )
-        return self
-
-    @model_validator(mode="after")
-    def _objectives_differ(self) -> Self:
-        names = self.objectives
         if names is not None and (len(names) < 2 or names[0] != "score" or len(set(names)) < len(names)):
             raise ValueError(
                 f"objectives are score, then others, each once; found {list(names)} (leave it out for one)"
             )
         if names is not None and self.pruner.name == "hyperband":
             raise ValueError("pruner hyperband knows one objective only; use median, percentile or successive_halving")
-        return self
-
-    @model_validator(mode="after")
-    def _split_exists(self) -> Self:
         for name, score in (("final", self.scoring.final), ("rung", self.scoring.rung)):
             if score.split == "held_out" and self.data.held_out is None:
                 raise ValueError(f"scoring.{name}.split is held_out, but data.held_out does not hold any image out")
@@ -182,7 +172,7 @@ class StudySpec(Table):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _in_sentences(cls, content: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _in_sentences(cls, content: Any, handler: Callable[[Any], Self]) -> Self:
         if cls is not StudySpec:  # what the harness resolved is not for a person to mend
             return handler(content)
         mistakes: list[str] = []

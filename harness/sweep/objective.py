@@ -17,13 +17,12 @@ from harness.gan.hparams import derive_seed
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress
 from harness.scoring.scorer import Scorer
-from harness.spec.scoring import sampling_seeds
-from harness.spec.suggest import suggest
-from harness.store.attrs import StudyAttrs, TrialAttrs
-from harness.store.lease import Lease, write_attrs
+from harness.spec.resolved import suggest
+from harness.spec.tables import sampling_seeds
 from harness.store.optuna_private import id_of
+from harness.store.records import StudyAttrs, TrialAttrs
 from harness.store.samplers import kimg_to_images
-from harness.store.trials import Trials, trial_key
+from harness.store.trials import Lease, Trials, trial_key, write_attrs
 from harness.sweep import messages
 from harness.sweep.messages import WorkerJob
 from harness.training.attempt import Attempt, Degenerate, Saved, checked, checkpoint_every_s, train_on_disk

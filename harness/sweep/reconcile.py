@@ -17,8 +17,8 @@ from harness.errors import NotFoundError, StorageError, StorageLost, TrackingErr
 from harness.findings.ranking import rank
 from harness.home import Home
 from harness.machine.provenance import provenance
-from harness.store.attrs import StudyAttrs, TrialAttrs
 from harness.store.database import open_storage
+from harness.store.records import StudyAttrs, TrialAttrs
 from harness.store.studies import database_exists, started_study, stored_spec, study_to_record
 from harness.store.trials import Trials, finished_count, trial_key
 from harness.tracking.mirror import Reflection, send_left

@@ -16,11 +16,11 @@ from harness.machine.forks import call_in_fork, call_with_torch, start_fork_serv
 from harness.machine.imports import function_sha256
 from harness.machine.processes import Machines, choose_device, exact_arithmetic, usable_cores, visible_gpus
 from harness.scoring.protocol import INCEPTION, objective_name
-from harness.spec.precision import with_precision, with_stored_precision
-from harness.spec.resolved import ResolvedStudy
-from harness.store.attrs import StudyAttrs
+from harness.spec.resolved import ResolvedStudy, with_precision, with_stored_precision
+from harness.spec.tables import examples
+from harness.store.connection import grace_s
 from harness.store.database import open_storage, write_study_attrs
-from harness.store.outage import grace_s
+from harness.store.records import StudyAttrs
 from harness.store.studies import open_study, started_study, stored_spec, study_to_record
 from harness.store.trials import Trials, finished_count
 from harness.sweep.engines.local import LocalEngine, threads_per_worker
@@ -205,7 +205,7 @@ def resolve_precision(spec: ResolvedStudy, device: str, exact: bool) -> tuple[Re
     said: list[str] = []
     if of_training:
         # Of each parameter that is always searched, the first or lowest value.
-        typical = spec.hparams({name: param.examples[0] for name, param in spec.space.items() if not param.when})
+        typical = spec.hparams({name: examples(param)[0] for name, param in spec.space.items() if not param.when})
         training, gain = usual(place), speed.training_gain(typical, place)
         if gain >= speed.MIN_GAIN:
             said.append(f'training in bfloat16 would be {gain:.1f} times faster here: precision = "bf16" in [fixed]')

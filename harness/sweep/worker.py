@@ -20,13 +20,12 @@ from harness.errors import DiskFull, Diverged, Fenced, Interrupted, StorageLost,
 from harness.machine.processes import exact_arithmetic, keep_memory, on_device, use_threads
 from harness.scoring.diversity import real_distance
 from harness.scoring.scorer import Scorers
-from harness.store.agreement import agree_on_protocols
-from harness.store.attrs import StudyAttrs, TrialAttrs
+from harness.store.connection import grace_s
 from harness.store.database import open_storage
-from harness.store.lease import Lease, write_attrs
-from harness.store.outage import grace_s
+from harness.store.records import StudyAttrs, TrialAttrs
 from harness.store.samplers import kimg_to_images
-from harness.store.trials import INTERRUPTED, OOM, Trials
+from harness.store.studies import agree_on_protocols
+from harness.store.trials import INTERRUPTED, OOM, Lease, Trials, write_attrs
 from harness.sweep.messages import Ended, Event, Ready, Said, WorkerJob
 from harness.sweep.objective import WorkerSetup, objective, open_attempt, report
 from harness.tracking.mirror import Mirror

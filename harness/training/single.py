@@ -27,8 +27,7 @@ from harness.scoring.diversity import real_distance
 from harness.scoring.reference import split_images
 from harness.scoring.sampling import GRID_IMAGES
 from harness.scoring.scorer import Scorer, Scorers
-from harness.spec.images import DataSpec
-from harness.spec.scoring import ScoreSpec
+from harness.spec.tables import DataSpec, ScoreSpec
 from harness.training.attempt import Attempt, checked, checkpoint_every_s, train_on_disk
 from harness.training.run_folder import RunEnd, RunFolder, RunInfo, RunRecord
 

@@ -6,8 +6,8 @@ import pytest
 
 from harness.errors import TrackingError
 from harness.spec.files import parse_study
-from harness.store.attrs import StudyAttrs
 from harness.store.database import write_study_attrs
+from harness.store.records import StudyAttrs
 from harness.store.studies import open_study
 from harness.store.trials import Trials
 from harness.sweep.reconcile import ParentRun

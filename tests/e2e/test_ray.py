@@ -19,9 +19,8 @@ from harness.errors import SweepError, UsageError, WeightsError
 from harness.home import Home
 from harness.machine.processes import Machines
 from harness.spec.files import parse_study
-from harness.store.attrs import StudyAttrs
 from harness.store.database import write_study_attrs
-from harness.store.records import TrialRecord
+from harness.store.records import StudyAttrs, TrialRecord
 from harness.store.studies import open_study, study_to_record
 from harness.store.trials import Trials, finished_count
 from harness.sweep.engines.ray import _Driver, run_ray

@@ -22,7 +22,7 @@ from harness.scoring.protocol import make_protocol
 from harness.scoring.reference import Reference, load_reference, reference_images
 from harness.scoring.sampling import evaluating, generate, to_uint8
 from harness.scoring.weights import inception_weights
-from harness.spec.scoring import ScoreSpec
+from harness.spec.tables import ScoreSpec
 from tests.conftest import CPU, blobs
 
 HP = HParams(image_size=32, channels=1, ngf=4, z_dim=8, latent="uniform", init_std=0.3)
@@ -160,7 +160,7 @@ def test_without_a_head_the_inception_score_is_unavailable_and_mobilenets_stands
 ):
     from harness.data.store import open_store
     from harness.scoring.scorer import Scorers
-    from harness.spec.images import DataSpec
+    from harness.spec.tables import DataSpec
 
     trunk = torch.load(full_weights, weights_only=True)
     del trunk["fc.weight"], trunk["fc.bias"]

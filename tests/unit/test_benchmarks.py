@@ -15,7 +15,7 @@ from benchmarks.compute import table as compute_table
 from benchmarks.gpu import Counted
 from benchmarks.peak import peak_mib
 from benchmarks.pruners import Curve, replay, speeds
-from harness.store.views import AsyncPercentilePruner
+from harness.store.samplers import AsyncPercentilePruner
 from tests.conftest import ROOT
 
 

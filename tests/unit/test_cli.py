@@ -30,9 +30,8 @@ from harness.gan.hparams import HParams
 from harness.home import Home
 from harness.machine.signals import StopSignals
 from harness.report.facts import read_facts
-from harness.spec.budget import with_budget
 from harness.spec.files import load_study_file
-from harness.spec.resolved import ResolvedStudy
+from harness.spec.resolved import ResolvedStudy, with_budget
 from harness.store.samplers import kimg_to_images, make_pruner
 from harness.store.studies import find_record, open_study, started_study, stored_content
 from harness.sweep.messages import Ended, Progressed, Said, Scored, Started

@@ -17,7 +17,7 @@ from harness.data.sources import list_images
 from harness.data.store import open_store
 from harness.errors import DataError, UsageError
 from harness.home import Home
-from harness.spec.images import DataSpec
+from harness.spec.tables import DataSpec
 from tests.conftest import blobs
 
 COLOUR = Preparation(image_size=16, channels=3)
@@ -441,7 +441,7 @@ def test_a_crash_while_writing_leaves_no_store_and_the_next_call_builds_it(home,
         from pathlib import Path
         from harness.data import store
         from harness.home import Home
-        from harness.spec.images import DataSpec
+        from harness.spec.tables import DataSpec
         def die(done, total):
             os.kill(os.getpid(), 9)
         if __name__ == "__main__":

@@ -19,10 +19,8 @@ from harness.scoring.diversity import RealImages, audit, copying, mean_distance,
 from harness.scoring.extractors import Extractor
 from harness.scoring.sampling import generate, to_uint8, with_batch_statistics
 from harness.scoring.scorer import Scorers
-from harness.spec.images import DataSpec
-from harness.spec.scoring import ScoreSpec
-from harness.store.attrs import TrialAttrs
-from harness.store.records import TrialRecord
+from harness.spec.tables import DataSpec, ScoreSpec
+from harness.store.records import TrialAttrs, TrialRecord
 from tests.conftest import CPU, blob_files, blobs
 
 HP = HParams(image_size=16, channels=1, ngf=4, ndf=4, z_dim=8, bn="paper")

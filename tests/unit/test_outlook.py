@@ -27,8 +27,8 @@ from harness.forecast.speed import ConfigurationSpeed, ScoringTime, measure_trai
 from harness.home import Home
 from harness.spec.files import parse_study
 from harness.spec.resolved import ResolvedPreset
-from harness.spec.scoring import ScoreSpec, ScoringSpec
 from harness.spec.study import PrunerSpec
+from harness.spec.tables import ScoreSpec, ScoringSpec
 from harness.store.samplers import kimg_to_images
 from harness.store.studies import find_record, open_study
 from harness.store.trials import Trials

@@ -22,7 +22,7 @@ from harness.gan.trainer import Budget, Progress, train
 from harness.scoring.extractors import ConvReLU, Extractor, bilinear_weights
 from harness.scoring.sampling import to_uint8
 from harness.spec.files import parse_study
-from harness.spec.precision import with_stored_precision
+from harness.spec.resolved import with_stored_precision
 from harness.store.studies import open_study
 from harness.sweep import speed
 from harness.sweep.run import resolve_precision

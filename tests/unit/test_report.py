@@ -14,10 +14,9 @@ from harness.errors import SpecError
 from harness.findings.ranking import rank, trials_frame
 from harness.gan.hparams import HParams
 from harness.report.study import build_report, study_context
-from harness.spec.budget import with_budget
 from harness.spec.files import load_best, load_study_file
-from harness.store.attrs import StudyAttrs, TrialAttrs
-from harness.store.records import StudyRecord, TrialRecord
+from harness.spec.resolved import with_budget
+from harness.store.records import StudyAttrs, StudyRecord, TrialAttrs, TrialRecord
 from harness.text import heading, metric_label
 
 # A budget of its own: what the default study takes may change.

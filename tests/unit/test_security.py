@@ -44,7 +44,7 @@ from harness.machine.provenance import provenance
 from harness.scoring import weights
 from harness.scoring.extractors import inception_shapes
 from harness.spec.files import load_best, load_recipe, load_study_file
-from harness.spec.images import DataSpec
+from harness.spec.tables import DataSpec
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment, ui_command
 from harness.training.attempt import Attempt
 from harness.training.checkpoint import load_checkpoint, save_checkpoint

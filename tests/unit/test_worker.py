@@ -31,8 +31,7 @@ from harness.machine.processes import is_gone, this_process, use_threads
 from harness.scoring.diversity import real_distance
 from harness.scoring.fidelity import Scores
 from harness.spec.files import parse_study
-from harness.spec.resolved import ResolvedPreset
-from harness.spec.suggest import suggest
+from harness.spec.resolved import ResolvedPreset, suggest
 from harness.store.samplers import make_sampler
 from harness.store.studies import open_study, study_to_record
 from harness.store.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, finished_count
@@ -480,7 +479,7 @@ def dead_pid() -> int:
 def test_a_killed_workers_trial_is_failed_queued_and_its_run_closed(study, env):
     import socket
 
-    from harness.spec.suggest import suggest
+    from harness.spec.resolved import suggest
 
     for crash in range(1, MAX_CRASHES + 1):
         trial = env.trials.ask(99)
