@@ -13,8 +13,7 @@ import pytest
 
 from harness.api.generator import training_generator
 from harness.cli import main
-from harness.cli.display import display
-from harness.cli.live import SweepView
+from harness.cli.live import SweepView, display
 from harness.errors import (
     CheckpointError,
     DataError,
