@@ -33,11 +33,10 @@ from harness.gan.trainer import Budget, train
 from harness.home import Home
 from harness.machine.processes import exact_arithmetic
 from harness.machine.provenance import provenance
-from harness.scoring.distance import frechet_distance
 from harness.scoring.extractors import Extractor
-from harness.scoring.reference import Reference, reference_images
+from harness.scoring.reference import Reference, frechet_distance, reference_images
 from harness.scoring.sampling import samples
-from harness.spec.images import DataSpec
+from harness.spec.tables import DataSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"

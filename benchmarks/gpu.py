@@ -42,9 +42,8 @@ from harness.gan.run import Run
 from harness.home import Home
 from harness.machine.processes import exact_arithmetic
 from harness.machine.provenance import provenance
-from harness.scoring.distance import frechet_distance
 from harness.scoring.extractors import Extractor
-from harness.scoring.reference import Reference
+from harness.scoring.reference import Reference, frechet_distance
 from harness.scoring.sampling import samples
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -104,12 +105,12 @@ def _worker(root: str, trials: int, training: Training, experiment: str, found: 
 
     from harness.store.database import open_storage
     from harness.store.trials import Trials
-    from harness.sweep.engines.loop import WorkerJob
-    from harness.sweep.setup import WorkerSetup
+    from harness.sweep.messages import WorkerJob
+    from harness.sweep.objective import WorkerSetup
     from harness.sweep.worker import run_trial
     from harness.tracking.mirror import Mirror
     from harness.tracking.mlflow import MlflowTracker, new_client
-    from harness.training import loop
+    from harness.training import attempt
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     keep_memory()
@@ -117,12 +118,11 @@ def _worker(root: str, trials: int, training: Training, experiment: str, found: 
     home, spec = Home(Path(root)), load_study_file(STUDY)
     study = optuna.load_study(study_name=STUDY, storage=open_storage(home))
     mirror = Mirror(lambda: MlflowTracker(new_client(home), experiment, None), print)
-    loop.train = training  # type: ignore[assignment, attr-defined]
+    attempt.train = training  # type: ignore[assignment, attr-defined]
     images = torch.zeros(256, spec.data.image_size, spec.data.image_size, spec.data.channels, dtype=torch.uint8)
     job = WorkerJob(
-        spec=spec, home=home, store=None, device="cpu", threads=1, cores=1, tags={},  # type: ignore[arg-type]
-        dataset={"name": "bench", "fingerprint": "0", "source": "bench"}, experiment_id=experiment,
-        parent_run="", uid="",
+        spec=spec, home=home, store=SimpleNamespace(fingerprint="0"),  # type: ignore[arg-type]
+        device="cpu", threads=1, cores=1, tags={},
     )  # fmt: skip
     setup = WorkerSetup(
         job=job, trials=Trials(study, spec, home), images_NHWC=images, device=torch.device("cpu"),

@@ -37,8 +37,8 @@ from scipy.stats import spearmanr
 
 from benchmarks.rungs import rows
 from harness.home import Home
+from harness.store.samplers import AsyncPercentilePruner, PositionView
 from harness.store.studies import started_study, study_to_record
-from harness.store.views import AsyncPercentilePruner, PositionView
 from harness.sweep.worker import DIVERGED_VALUE
 
 RUNGS = (

@@ -27,13 +27,12 @@ from harness.gan.hparams import HParams
 from harness.gan.networks import build
 from harness.gan.run import Run
 from harness.home import Home
-from harness.scoring.distance import frechet_distance
 from harness.scoring.extractors import Extractor
 from harness.scoring.fidelity import score, versions
 from harness.scoring.protocol import Protocol, make_protocol, objective_name
-from harness.scoring.reference import Reference
+from harness.scoring.reference import Reference, frechet_distance
 from harness.spec.files import load_recipe
-from harness.spec.scoring import ScoreSpec
+from harness.spec.tables import ScoreSpec
 
 GROUPS = ("step", "files", "score", "conv", "memory", "harness", "start")
 # float32 is the same maths as the baselines'. Without instructions for bfloat16 a processor emulates it, several times
@@ -217,7 +216,7 @@ def from_files(
 def our_epoch(recipe: str, n: int, files: Path, home: Home) -> list[Timed]:
     """An epoch of a training in each precision, on the images as they were prepared."""
     from harness.data.store import open_store
-    from harness.spec.images import DataSpec
+    from harness.spec.tables import DataSpec
 
     data = DataSpec(source="folder", image_size=system(recipe, 64).image_size, channels=3)
     store = open_store(home, data, files / "all", study="bench", on_progress=lambda *_: None, say=lambda _: None)
@@ -365,7 +364,7 @@ def distance(n: int) -> Iterator[tuple[Timed, Timed]]:
 def logging(folder: Path, points: int) -> Iterator[tuple[Timed, Timed]]:
     """``points`` metrics into MLflow on SQLite: one batch, and one call a value."""
     from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
-    from harness.training.record import Point, RunInfo
+    from harness.training.run_folder import Point, RunInfo
 
     home = Home(folder / "logging")
     client = client_for(home)
@@ -389,10 +388,8 @@ def mirrored(folder: Path) -> Iterator[tuple[Timed, Timed]]:
     from harness.gan.trainer import Budget
     from harness.tracking.mirror import Mirror
     from harness.tracking.mlflow import MlflowTracker, client_for, new_client, open_experiment
-    from harness.training.attempt import Attempt
-    from harness.training.loop import train_on_disk
-    from harness.training.record import RunInfo, RunRecord
-    from harness.training.run_folder import RunFolder
+    from harness.training.attempt import Attempt, train_on_disk
+    from harness.training.run_folder import RunFolder, RunInfo, RunRecord
 
     home = Home(folder / "mirror")
     experiment = open_experiment(client_for(home), home, "bench")
@@ -421,7 +418,7 @@ def finished_study(folder: Path, n: int) -> tuple[Any, Home]:
     from optuna.trial import TrialState, create_trial
 
     from harness.spec.files import load_study_file
-    from harness.spec.suggest import suggest
+    from harness.spec.resolved import suggest
     from harness.store.studies import open_study
     from harness.store.trials import Trials
 
@@ -465,7 +462,7 @@ def suggestion(folder: Path, n: int) -> Iterator[tuple[Timed, None]]:
     """Ask and suggest, with the sampler's model of n finished trials."""
     from optuna.trial import TrialState
 
-    from harness.spec.suggest import suggest
+    from harness.spec.resolved import suggest
 
     trials, _ = finished_study(folder, n)
 
@@ -487,7 +484,7 @@ def report(folder: Path, n: int) -> Iterator[tuple[Timed, None]]:
     code = (
         "import sys, time; from pathlib import Path; from benchmarks.peak import peak_mib; began = time.perf_counter();"
         "from harness.home import Home; from harness.report.study import build_report;"
-        "from harness.store.importance import EVALUATOR, importances;"
+        "from harness.store.samplers import EVALUATOR, importances;"
         "from harness.store.studies import started_study, study_to_record;"
         "home = Home(Path(sys.argv[1])); study = started_study('mnist32', home);"
         "build_report(study_to_record(study), home.root, Path(sys.argv[2]), importances(study), EVALUATOR);"

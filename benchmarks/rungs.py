@@ -34,11 +34,9 @@ from harness.home import Home
 from harness.machine.processes import use_threads
 from harness.machine.provenance import provenance
 from harness.scoring.scorer import Scorers
-from harness.spec.budget import with_budget
 from harness.spec.files import load_study_file
-from harness.spec.resolved import ResolvedStudy
-from harness.spec.scoring import ScoreSpec
-from harness.spec.suggest import suggest
+from harness.spec.resolved import ResolvedStudy, suggest, with_budget
+from harness.spec.tables import ScoreSpec
 from harness.sweep.worker import DIVERGED_VALUE
 
 ROOT = Path(__file__).resolve().parents[1]

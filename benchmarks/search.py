@@ -31,12 +31,12 @@ import numpy as np
 from scipy import stats
 
 from harness.home import Home
-from harness.machine.devices import Machines
+from harness.machine.processes import Machines
 from harness.machine.provenance import provenance
 from harness.spec.files import load_study_file
 from harness.spec.resolved import ResolvedStudy
 from harness.store.studies import started_study, study_to_record
-from harness.sweep.events import Ended, Event
+from harness.sweep.messages import Ended, Event
 from harness.sweep.run import run_sweep
 
 RESULTS = Path(__file__).resolve().parent / "results"

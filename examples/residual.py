@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from harness import HParams
+from harness.gan.hparams import HParams
 
 
 class Up(nn.Module):

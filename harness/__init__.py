@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from harness.api.generator import Generator, load_generator
     from harness.api.scoring import score, train
     from harness.api.study import Study
+    from harness.gan.architecture import register_network
     from harness.gan.hparams import HParams
-    from harness.gan.registry import register_network
     from harness.spec.study import StudySpec
 
 # Imported when they are first used: torch and Optuna take seconds.
@@ -26,7 +26,7 @@ _HOMES = {
     "Study": "harness.api.study",
     "StudySpec": "harness.spec.study",
     "load_generator": "harness.api.generator",
-    "register_network": "harness.gan.registry",
+    "register_network": "harness.gan.architecture",
     "score": "harness.api.scoring",
     "train": "harness.api.scoring",
 }

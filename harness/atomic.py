@@ -9,11 +9,7 @@ from pathlib import Path
 
 
 def write_bytes(path: Path, payload: bytes) -> None:
-    """Replace ``path`` by ``payload`` in one step; a crash leaves the old file or the new one.
-
-    Raises:
-        OSError: if the disk is full or the folder cannot be written; the old file is then untouched.
-    """
+    """Replace ``path`` by ``payload`` in one step; a crash, or an OSError, leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

@@ -17,24 +17,16 @@ def without_secrets(text: str) -> str:
 
 
 class HarnessError(Exception):
-    """Base of every expected error: printed as a message without a traceback, and without secrets in addresses.
-
-    Args:
-        problem: what is wrong and where.
-        hint: what to do next; printed on a line of its own.
-    """
+    """Base of every expected error: what is wrong and where, and what to do next, without secrets in addresses."""
 
     exit_code = 1
 
     def __init__(self, problem: str, hint: str = "") -> None:
         self.problem, self.hint = without_secrets(problem), without_secrets(hint)
-        super().__init__(self.problem)
+        super().__init__(self.problem, self.hint)
 
     def __str__(self) -> str:
         return f"{self.problem}\n{self.hint}" if self.hint else self.problem
-
-    def __reduce__(self) -> tuple[type[HarnessError], tuple[str, str]]:
-        return (type(self), (self.problem, self.hint))
 
 
 class UsageError(HarnessError):
@@ -44,13 +36,7 @@ class UsageError(HarnessError):
 
 
 class SpecError(UsageError):
-    """A file, or a study made in Python, with mistakes; the message lists all of them.
-
-    Args:
-        problem: what has mistakes.
-        hint: what to do next.
-        mistakes: a sentence each.
-    """
+    """A file, or a study made in Python, with mistakes; the message lists all of them, a sentence each."""
 
     def __init__(self, problem: str, hint: str = "", mistakes: Sequence[str] = ()) -> None:
         self.mistakes = tuple(mistakes)
@@ -116,17 +102,9 @@ class Interrupted(HarnessError):
 
 
 class Diverged(HarnessError):
-    """Training left the finite numbers.
-
-    Attributes:
-        step: the generator update at which the first non-finite gradient appeared.
-        network: ``generator`` or ``discriminator``.
-    """
+    """Training left the finite numbers: at generator update ``step``, ``network`` (generator or discriminator)."""
 
     def __init__(self, step: int, network: str) -> None:
         super().__init__(f"the {network}'s gradients stopped being finite at step {step}")
-        self.step = step
-        self.network = network
-
-    def __reduce__(self) -> tuple[type[Diverged], tuple[int, str]]:  # type: ignore[override]
-        return (type(self), (self.step, self.network))
+        self.step, self.network = step, network
+        self.args = (step, network)  # what a pickle is rebuilt with

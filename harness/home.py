@@ -55,16 +55,11 @@ class Home:
         return self.within("trainings", name)
 
     def within(self, *parts: str) -> Path:
-        """Join plain names below the root and refuse to leave it.
-
-        Raises:
-            UsageError: a part is more than a name, or a link leads out of the home folder.
-        """
+        """Join plain names below the root; a UsageError where a part is more, or a link leads out of the root."""
         for part in parts:
             if not _PLAIN_NAME.fullmatch(part):
-                raise UsageError(
-                    f"{part!r} is no plain name", "Names have letters, digits, dots, hyphens, underscores."
-                )
+                hint = "Names have letters, digits, dots, hyphens, underscores."
+                raise UsageError(f"{part!r} is no plain name", hint)
         path = self.root.joinpath(*parts).resolve()
         if not path.is_relative_to(self.root):
             raise UsageError(f"{'/'.join(parts)!r} leads out of {self.root}", "Use a plain name.")
@@ -79,11 +74,7 @@ class Home:
 
 
 def seconds_from_environment(name: str, default: float) -> float:
-    """A number of seconds, 0 to 86,400, that a variable may set.
-
-    Raises:
-        UsageError: it is no such number.
-    """
+    """A number of seconds, 0 to 86,400, that a variable may set; a UsageError where it is not one."""
     found = os.environ.get(name)
     try:
         seconds = float(found) if found else default

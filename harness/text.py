@@ -35,12 +35,8 @@ def metric_label(name: str) -> str:
 
 def heading(name: str) -> str:
     """A metric's name at the head of a column: ``fid_mnv2_250`` is FID, MobileNetV2; how many images, the text says."""
-    match = _METRIC.fullmatch(name)
-    if match is None:
-        return name
-    metric, features, _, quick = match.groups()
-    by = f", {_FEATURES[features]}" if features else ""
-    return f"{_METRICS[metric]}{by}{', bf16' if quick else ''}"
+    words = re.sub(r" of [\d,]+ images", "", metric_label(name)).replace(" in bf16", ", bf16")
+    return re.sub(r" by (\w+)'s features", r", \1", words)
 
 
 def objective_label(name: str, metric: str) -> str:
@@ -66,12 +62,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like a mistyped one; empty where none is."""
-    return next(iter(get_close_matches(name[:100], known, n=1)), "")
-
-
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a sentence on an unknown name: the nearest one as a question; empty where none is like it."""
-    guess = nearest(name, known)
-    return f"; did you mean {guess}?" if guess else ""
+    return "".join(f"; did you mean {guess}?" for guess in get_close_matches(name[:100], known, n=1))

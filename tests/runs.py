@@ -12,7 +12,7 @@ from harness.store.trials import Trials
 from harness.sweep.reconcile import reconcile_tracker
 from harness.tracking.mirror import Reflection
 from harness.tracking.mlflow import STATUS
-from harness.training.record import Point, RunInfo, finite
+from harness.training.run_folder import Point, RunInfo, finite
 
 
 @dataclass(slots=True)

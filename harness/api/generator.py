@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,18 +17,14 @@ from harness.findings.confirmation import confirmation
 from harness.findings.ranking import rank
 from harness.gan.hparams import HParams
 from harness.home import Home
-from harness.scoring.sampling import BATCH, evaluating, generate, image_grid, to_uint8
+from harness.scoring import sampling
 from harness.spec.files import load_best
+from harness.store.records import StudyRecord, TrialRecord
 from harness.store.studies import find_record, started_study, study_to_record
 from harness.text import did_you_mean
-from harness.training.attempt import save_png
-from harness.training.checkpoint import import_generator
-from harness.training.pictures import refuse_to_mix, save_folder
+from harness.training.export import import_generator
 from harness.training.run_folder import RunFolder
 from harness.training.share import bring_results
-
-if TYPE_CHECKING:
-    from harness.store.records import StudyRecord, TrialRecord
 
 
 class Generator:
@@ -57,17 +53,15 @@ class Generator:
 
     def latents(self, n: int, *, seed: int = 0) -> np.ndarray:
         """z of shape (n, z_dim), float32, from the law that the generator was trained with."""
-        from harness.scoring.sampling import scoring_noise
-
-        latents: np.ndarray = scoring_noise(n, self.hparams, seed).numpy()
+        latents: np.ndarray = sampling.scoring_noise(n, self.hparams, seed).numpy()
         return latents
 
     def __call__(self, z: np.ndarray | Tensor) -> np.ndarray:
         """Images of a latent z of shape (N, z_dim), as uint8 of shape (N, H, W, C)."""
         latents = torch.as_tensor(z, dtype=torch.float32)
         place = next(self.network.parameters()).device
-        with evaluating(self.network), torch.inference_mode():
-            batches = [self.network(part.to(place)).float().cpu() for part in torch.split(latents, BATCH)]
+        with sampling.evaluating(self.network), torch.inference_mode():
+            batches = [self.network(part.to(place)).float().cpu() for part in torch.split(latents, sampling.BATCH)]
         return self._pixels(torch.cat(batches))
 
     def sample(self, n: int, *, seed: int = 0) -> np.ndarray:
@@ -84,18 +78,18 @@ class Generator:
             UsageError: the folder has other files.
         """
         if folder is not None:
-            refuse_to_mix(folder)
+            sampling.refuse_to_mix(folder)
         images = self._sampled(n, seed)
         if folder is not None:
-            save_folder(folder, to_uint8(images))
+            sampling.save_folder(folder, sampling.to_uint8(images))
         if grid is not None:
-            save_png(grid, image_grid(images))
+            sampling.save_png(grid, sampling.image_grid(images))
 
     def _sampled(self, n: int, seed: int) -> Tensor:
-        return generate(self.network, self.hparams, n, seed, next(self.network.parameters()).device)
+        return sampling.generate(self.network, self.hparams, n, seed, next(self.network.parameters()).device)
 
     def _pixels(self, images_BCHW: Tensor) -> np.ndarray:
-        pixels = to_uint8(images_BCHW)[:, : self.hparams.channels]
+        pixels = sampling.to_uint8(images_BCHW)[:, : self.hparams.channels]
         array: np.ndarray = pixels.permute(0, 2, 3, 1).contiguous().numpy()
         return array
 
@@ -132,7 +126,11 @@ def load_generator(path: str | Path, *, device: str = "cpu", home: Home | None =
         stored = json.loads(settings.read_text())
     except ValueError:
         raise CheckpointError(f"{settings} is damaged: it is not JSON") from None
-    hparams = HParams.from_stored(stored, f"the generator in {folder}")
+    return _published(folder, stored, f"the generator in {folder}", device)
+
+
+def _published(folder: Path, stored: Mapping[str, Any], what: str, device: str = "cpu") -> Generator:
+    hparams = HParams.from_stored(stored, what)
     return Generator(import_generator(folder, hparams, torch.device(device)), hparams)
 
 
@@ -140,7 +138,7 @@ def _folder_of_best(path: Path, home: Home) -> Path:
     """Where the weights of a ``best.toml`` are, after a look at their sha256 where it names one."""
     best = load_best(path)
     if best.weights is None:
-        return home.root / numbered(study_to_record(started_study(best.study, home)), best.trial).attrs.folder
+        return home.root / _numbered(study_to_record(started_study(best.study, home)), best.trial).attrs.folder
     weights = home.within(*Path(best.weights.path).parts)
     if not weights.is_file():
         raise NotFoundError(f"the weights that {path} names are not in {home.root}: {best.weights.path}")
@@ -149,12 +147,7 @@ def _folder_of_best(path: Path, home: Home) -> Path:
     return weights.parent
 
 
-def numbered(record: StudyRecord, number: int) -> TrialRecord:
-    """The trial of this number.
-
-    Raises:
-        NotFoundError: there is none that was started.
-    """
+def _numbered(record: StudyRecord, number: int) -> TrialRecord:
     for trial in record.trials:
         if trial.number == number and trial.attrs.folder:
             return trial
@@ -162,29 +155,22 @@ def numbered(record: StudyRecord, number: int) -> TrialRecord:
 
 
 def best_trial(record: StudyRecord, home: Home, say: Callable[[str], None]) -> TrialRecord:
-    """The best trial of a study: of the confirmed best the training of the median seed, where it was confirmed.
-
-    What another machine trained is fetched from the share; ``say`` reports where that cannot be read.
-
-    Raises:
-        NotFoundError: no trial is finished.
-    """
+    """The best trial of a study, or :func:`confirmed_best`, with its files; NotFoundError where none is finished."""
     if confirmed := confirmed_best(record, home, say):
         return confirmed
     board = rank(record, top=1)
     if not board.trials:
-        raise NotFoundError(
-            f"no trial of {record.name} is finished yet", f"`make sweep STUDY={record.name}` continues it."
-        )
+        raise nothing_finished(record.name)
     bring_results(record, home, say, board.trials)
     return board.trials[0]
 
 
-def confirmed_best(record: StudyRecord, home: Home, say: Callable[[str], None]) -> TrialRecord | None:
-    """The training of the median seed of a study's confirmed best, fetched from the share where it was done elsewhere.
+def nothing_finished(study: str) -> NotFoundError:
+    return NotFoundError(f"no trial of {study} is finished yet", f"`make sweep STUDY={study}` continues it.")
 
-    None where the study was not confirmed.
-    """
+
+def confirmed_best(record: StudyRecord, home: Home, say: Callable[[str], None]) -> TrialRecord | None:
+    """The training of the median seed of a study's confirmed best, fetched from the share; None if not confirmed."""
     fixed = find_record(f"{record.name}-confirm", home)
     found = confirmation(record, fixed) if fixed else None
     if fixed is None or found is None:
@@ -193,28 +179,28 @@ def confirmed_best(record: StudyRecord, home: Home, say: Callable[[str], None]) 
     return found.best.median_trial
 
 
-def trial_generator(trial: TrialRecord, study: str, home: Home) -> Generator:
-    """The published generator of a finished trial.
+def study_generator(
+    study: str, number: int | None, home: Home, say: Callable[[str], None]
+) -> tuple[Generator, int, str]:
+    """(generator, seed of its scoring protocol, what it is) of a study's trial, the best one if ``number`` is None."""
+    record = study_to_record(started_study(study, home))
+    if number is None:
+        trial = best_trial(record, home, say)
+    else:
+        trial = _numbered(record, number)
+        bring_results(record, home, say, [trial])
+    generator = _published(home.root / trial.attrs.folder, trial.attrs.hparams, f"trial {trial.number} of {study}")
+    what = f"trial {trial.number}" + (f" ({trial.attrs.preset})" if trial.attrs.arm else "")
+    return generator, record.attrs.spec["scoring"]["final"]["seed"], what
 
-    Raises:
-        CheckpointError: the trial was not finished, or its weights are on another machine.
-    """
-    hparams = HParams.from_stored(trial.attrs.hparams, f"trial {trial.number} of {study}")
-    network = import_generator(home.root / trial.attrs.folder, hparams, torch.device("cpu"))
-    return Generator(network, hparams)
 
-
-def training_generator(training: str, home: Home) -> tuple[Generator, int]:
-    """(generator, seed of its scoring protocol) of a finished ``harness train``.
-
-    Raises:
-        NotFoundError: there is no such training, or it is not finished.
-    """
+def training_generator(training: str, home: Home) -> tuple[Generator, int, str]:
+    """As :func:`study_generator`, of a finished ``harness train``."""
     done = [path.name for path in sorted(home.within("trainings").glob("*")) if RunFolder(path).summary.is_file()]
     if training not in done:
         guess = did_you_mean(training, done)
         raise NotFoundError(f"no finished training {training!r}{guess}", f"There are: {', '.join(done) or 'none'}.")
     folder = home.training_dir(training)
     summary = RunFolder(folder).read_summary()
-    hparams = HParams.from_stored(summary["hparams"], f"training {training}")
-    return Generator(import_generator(folder, hparams, torch.device("cpu")), hparams), int(summary["scoring"]["seed"])
+    what = f"training {training}"
+    return _published(folder, summary["hparams"], what), int(summary["scoring"]["seed"]), what

@@ -1,7 +1,8 @@
-"""Training and scoring in the caller's process: events of a training, and scores of any generator."""
+"""Training, scoring and auditing in the caller's process."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,24 +11,33 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harness.api.generator import Generator
-from harness.data.store import ImageStore, open_array_store, open_store
-from harness.errors import UsageError
+from harness import atomic
+from harness.api.generator import Generator, confirmed_best, nothing_finished
+from harness.data.store import ImageStore, OnProgress, open_array_store, open_store
+from harness.errors import DataError, UsageError
+from harness.findings.health import audited
+from harness.findings.ranking import rank
 from harness.gan.hparams import HParams
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress
 from harness.gan.trainer import train as train_gan
 from harness.home import Home
-from harness.machine.devices import choose_device
-from harness.machine.processes import exact_arithmetic
+from harness.machine.processes import choose_device, exact_arithmetic, keep_memory
+from harness.scoring.diversity import RealImages, audit
 from harness.scoring.fidelity import ALL, Scores
 from harness.scoring.fidelity import score as score_images
 from harness.scoring.protocol import INCEPTION, MOBILENET
+from harness.scoring.sampling import save_png
 from harness.scoring.scorer import Scorers
 from harness.spec.files import load_study_file
-from harness.spec.images import DataSpec
-from harness.spec.scoring import ScoreSpec
+from harness.spec.tables import DataSpec, ScoreSpec
+from harness.store.records import TrialRecord
+from harness.store.studies import started_study, stored_spec, study_to_record
+from harness.sweep.run import refuse_other_images
 from harness.text import did_you_mean
+from harness.training.export import import_generator
+from harness.training.run_folder import RunFolder
+from harness.training.share import bring_results
 
 
 def train(
@@ -144,13 +154,62 @@ def score(
     return scores
 
 
-def load_images(images: Any, hp: HParams, home: Home) -> ImageStore:
-    """The images that a caller gives, prepared for a configuration's networks.
+def audit_study(
+    study_name: str,
+    home: Home,
+    *,
+    top: int,
+    source: Path | None,
+    device: str,
+    on_images: OnProgress,
+    say: Callable[[str], None],
+) -> int:
+    """Audit the best ``top`` trials of a study, and the confirmed best, that were not yet; how many these were.
 
-    Raises:
-        UsageError: the networks' images have a size or a number of channels that no store has.
-        DataError: images cannot be had or used.
+    Each trial's folder gets ``audit.json``, and a picture of its samples with their nearest training images.
     """
+    study = started_study(study_name, home)
+    spec, record = stored_spec(study), study_to_record(study)
+    bring_results(record, home, say)
+    confirmed = confirmed_best(record, home, say)
+    chosen = [*rank(record, top=top).trials, *([confirmed] if confirmed else [])]
+    if not chosen:
+        raise nothing_finished(study_name)
+    waiting = [trial for trial in chosen if audited(trial, home.root) is None]
+    if not waiting:
+        return 0
+    keep_memory()
+    exact_arithmetic()
+    place = torch.device(choose_device(device))
+    store = open_store(home, spec.data, source, study=study_name, on_progress=on_images, say=say)
+    refuse_other_images(study, store.fingerprint)
+    scorers = Scorers(home, store, place, say)
+    scorer = scorers.scorer(spec.scoring.final)
+    if others := [_name(trial) for trial in waiting if trial.attrs.protocol_hash != scorer.protocol.hash]:
+        raise DataError(
+            f"{', '.join(others)}: scored under another protocol than this machine's ({scorer.protocol.hash})",
+            "Weights or versions of torch and torch-fidelity differ: audit where the study ran, or with what it used.",
+        )
+    say(f"features of {len(store)} training images")
+    real = RealImages(store.tensor(), scorers.extractor(MOBILENET))
+    for trial in waiting:
+        say(f"auditing {_name(trial)}")
+        hp = HParams.from_stored(trial.attrs.hparams, f"{_name(trial)} of {study_name}")
+        folder = RunFolder(home.root / trial.attrs.folder)
+        result = audit(import_generator(folder.path, hp, place), hp, scorer, real)
+        save_png(folder.nearest, result.pairs)
+        stated = {**result.to_dict(), "protocol_hash": scorer.protocol.hash}
+        atomic.write_text(folder.audit, json.dumps(stated, indent=1) + "\n")
+    return len(waiting)
+
+
+def _name(trial: TrialRecord) -> str:
+    """For people; of a fixed study the configuration's and its seed's."""
+    return trial.attrs.preset if trial.attrs.arm else f"trial {trial.number}"
+
+
+def load_images(images: Any, hp: HParams, home: Home) -> ImageStore:
+    """The images that a caller gives, prepared for a configuration's networks."""
     if isinstance(images, str) and not Path(images).exists():
         return open_store(home, load_study_file(images).data, None, study=images, on_progress=_quiet, say=_quiet)
     try:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import NotFoundError
+from harness.gan.hparams import HParams
 from harness.home import Home
-from harness.machine.devices import Machines
+from harness.machine.processes import Machines
 from harness.spec import files
-from harness.spec.budget import with_budget
-from harness.spec.resolved import ResolvedStudy
+from harness.spec.files import file_names, spaces_dir
+from harness.spec.resolved import ResolvedStudy, with_budget
 from harness.spec.study import StudySpec
-from harness.spec.toml import file_names, spaces_dir
 from harness.text import did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from harness.api.generator import Generator
-    from harness.gan.hparams import HParams
-    from harness.store.records import StudyRecord, TrialRecord
+    from harness.store.records import StudyRecord
     from harness.sweep.run import SweepResult
 
 
@@ -81,13 +81,13 @@ class Study:
 
     A study made in Python:
 
-    >>> spec = harness.StudySpec.model_validate({
-    ...     "name": "mine",
-    ...     "data": {"source": "mnist", "image_size": 32, "channels": 1},
-    ...     "space": {"lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}},
-    ...     "budget": {"trials": 10, "kimg": 20, "rungs": [5]},
-    ...     "scoring": {"final": {"samples": 500, "reference": 5000}, "rung": {"samples": 250, "reference": 1000}},
-    ... })
+    >>> spec = harness.StudySpec(
+    ...     name="mine",
+    ...     data={"source": "mnist", "image_size": 32, "channels": 1},
+    ...     space={"lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}},
+    ...     budget={"trials": 10, "kimg": 20, "rungs": [5]},
+    ...     scoring={"final": {"samples": 500, "reference": 5000}, "rung": {"samples": 250, "reference": 1000}},
+    ... )
     >>> harness.Study(spec)
     Study('mine')
     """
@@ -150,9 +150,7 @@ class Study:
         4
         """
         machines = Machines(workers=workers, device=device)
-        return self._run(
-            self.spec, machines, trials=trials, exact=exact, resume_anyway=resume_anyway, progress=progress
-        )
+        return self._run(self.spec, machines, progress, trials=trials, exact=exact, resume_anyway=resume_anyway)
 
     def confirm(
         self,
@@ -183,13 +181,15 @@ class Study:
         Study('tiny-confirm')
         """
         spec = confirm_spec(self.name, self.home, top=top, seeds=seeds, samplings=samplings)
-        self._run(spec, Machines(workers=workers, device=device), progress=progress)
+        self._run(spec, Machines(workers=workers, device=device), progress, trials=None, resume_anyway=False)
         return Study(spec, data=self.data, home=self.home.root, say=self.say)
 
-    def _run(self, spec: ResolvedStudy, machines: Machines, **arguments: Any) -> SweepResult:
-        from harness.api.running import run
+    def _run(self, spec: ResolvedStudy, machines: Machines, progress: bool, **asked: Any) -> SweepResult:
+        from harness.cli.live import watch
+        from harness.sweep.run import run_sweep
 
-        return run(spec, self.home, source=self.data, machines=machines, raises=True, **arguments)
+        work = functools.partial(run_sweep, spec, self.home, source=self.data, machines=machines, **asked)
+        return watch(spec, work, progress=progress, raises=True)
 
     def record(self) -> StudyRecord:
         """The study and its trials as plain values.
@@ -212,7 +212,7 @@ class Study:
         >>> list(frame.columns[:2]), "rung_0.1kimg" in frame, "batch_size" in frame
         (['number', 'state'], True, True)
         """
-        from harness.findings.frames import trials_dataframe
+        from harness.findings.ranking import trials_dataframe
 
         return trials_dataframe(self.record())
 
@@ -230,8 +230,16 @@ class Study:
         """
         from harness.api.generator import best_trial
 
-        record = self.record()
-        return as_best(record, best_trial(record, self.home, self.say), self.home)
+        trial = best_trial(self.record(), self.home, self.say)
+        study = f"{self.name}-confirm" if trial.attrs.arm else self.name
+        return BestTrial(
+            study=study,
+            number=trial.number,
+            hparams=HParams.from_stored(trial.attrs.hparams, f"trial {trial.number} of {study}"),
+            value=float(trial.value if trial.value is not None else "nan"),
+            scores=trial.attrs.scores,
+            folder=self.home.root / trial.attrs.folder,
+        )
 
     def report(self) -> Path:
         """Write ``reports/STUDY/report.md`` in the current folder, with figures and ``best.toml``; return its path.
@@ -246,7 +254,7 @@ class Study:
 
 
 def confirm_spec(name: str, home: Home, *, top: int, seeds: int, samplings: int) -> ResolvedStudy:
-    """What confirming a started study runs, as :func:`harness.findings.fixed_studies.confirm_spec`."""
+    """What confirming a started study runs."""
     from harness.findings import fixed_studies
     from harness.store.studies import started_study, stored_content, stored_spec, study_to_record
 
@@ -256,26 +264,11 @@ def confirm_spec(name: str, home: Home, *, top: int, seeds: int, samplings: int)
     )
 
 
-def as_best(record: StudyRecord, trial: TrialRecord, home: Home) -> BestTrial:
-    """A finished trial as the value that a person sees."""
-    from harness.gan.hparams import HParams
-
-    study = f"{record.name}-confirm" if trial.attrs.arm else record.name
-    return BestTrial(
-        study=study,
-        number=trial.number,
-        hparams=HParams.from_stored(trial.attrs.hparams, f"trial {trial.number} of {study}"),
-        value=float(trial.value if trial.value is not None else "nan"),
-        scores=trial.attrs.scores,
-        folder=home.root / trial.attrs.folder,
-    )
-
-
 def _find(name: str, home: Home) -> ResolvedStudy:
     """The study file of this name, or the started study whose file is gone."""
     if name.endswith(".toml") or name in file_names("study"):
         return files.load_study_file(name)
-    from harness.store.attrs import StudyAttrs
+    from harness.store.records import StudyAttrs
     from harness.store.studies import find_study, started_studies, stored_spec
 
     if (started := find_study(name, home)) is not None and StudyAttrs.parse(started.user_attrs).target:

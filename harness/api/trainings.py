@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from harness.errors import UsageError
 from harness.gan.hparams import HParams
 from harness.home import Home
 from harness.report.training import build_training_report
-from harness.spec.files import load_best, load_recipe, recipe_hparams
-from harness.spec.scoring import ScoreSpec
+from harness.spec.files import load_best, load_recipe
+from harness.spec.tables import ScoreSpec
 from harness.tracking.mirror import Mirror, Reflection
+from harness.tracking.mlflow import MlflowTracker, answers, client_for, new_client, open_experiment
 from harness.training.single import Outcome, Training, Watch, run_training
 
-RECIPES_EXPERIMENT = "recipes"
 # Seconds for sending what MLflow has yet to get when the training has ended.
 _LAST_SENDING_S = 30.0
 
@@ -39,11 +40,11 @@ def recipe_training(name: str, variant: str | None) -> Training:
     """A published system, for its published epochs."""
     recipe = load_recipe(name)
     variant = variant or recipe.default_variant
-    hparams = recipe_hparams(recipe, variant)
+    hparams = recipe.configuration(variant)
     chosen = recipe.variants[variant]
     return Training(
         label=f"{name}-{variant}",
-        experiment=RECIPES_EXPERIMENT,
+        experiment="recipes",
         hparams=hparams,
         data=recipe.images_of(variant),
         seed=recipe.training.seed,
@@ -67,34 +68,24 @@ def recipe_training(name: str, variant: str | None) -> Training:
 
 
 def adjusted(training: Training, *, kimg: float | None, samples: int | None, seed: int | None, exact: bool) -> Training:
-    """A training with another length, number of scored samples, seed, or in float32.
-
-    Raises:
-        UsageError: too many samples.
-    """
+    """A training with another length, number of scored samples, seed, or in float32."""
+    changes: dict[str, Any] = {"kimg": kimg or training.kimg, "seed": training.seed if seed is None else seed}
     if samples:
+        wanted = {**training.scoring.model_dump(), "samples": samples, "reference": samples}
         try:
-            wanted = {**training.scoring.model_dump(), "samples": samples, "reference": samples}
-            scoring = ScoreSpec.model_validate(wanted)
+            changes["scoring"] = ScoreSpec.model_validate(wanted)
         except ValueError:
             raise UsageError(f"SAMPLES={samples} is too many", "1,000,000 are allowed.") from None
-        training = dataclasses.replace(training, scoring=scoring)
-    training = dataclasses.replace(training, kimg=kimg or training.kimg, seed=training.seed if seed is None else seed)
     if exact:
         hparams = dataclasses.replace(training.hparams, precision="float32")
-        training = dataclasses.replace(training, hparams=hparams, usual_precision=False)
-    return training
+        changes |= {"hparams": hparams, "usual_precision": False}
+    return dataclasses.replace(training, **changes)
 
 
 def train_and_report(
     training: Training, home: Home, *, source: Path | None, device: str, watch: Watch
 ) -> tuple[Outcome, Path | None]:
-    """Train, score and log; (outcome, its report), the latter None where it was interrupted.
-
-    An interrupted training is continued by the next call.
-    """
-    from harness.tracking.mlflow import MlflowTracker, answers, client_for, new_client, open_experiment
-
+    """Train or continue, score and log; (outcome, its report), the latter None where it was interrupted."""
     with answers(home):
         experiment = open_experiment(client_for(home), home, training.experiment)
     mirror = Mirror(lambda: MlflowTracker(new_client(home), experiment), watch.say)

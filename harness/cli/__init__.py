@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import click
 
-from harness.cli import fixed, generators, images, machine, reports, studies, trainings  # noqa: F401 - adds the verbs
+from harness.cli import images, machine, studies, trainings  # noqa: F401 - adds the verbs
 from harness.cli.display import complain
-from harness.cli.front import front
+from harness.cli.verbs import INTERRUPTED, front
 from harness.errors import HarnessError
 
-# As a shell has them for SIGINT and SIGPIPE.
-_INTERRUPTED, _PIPE_CLOSED = 130, 141
+# As a shell has it for SIGPIPE.
+_PIPE_CLOSED = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         complain("interrupted")
-        return _INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:  # `harness studies | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED

@@ -1,22 +1,15 @@
-"""Printing: lines, live tables, progress bars."""
+"""Printing: lines, and the progress of one training or of images being prepared."""
 
 from __future__ import annotations
 
-import io
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from typing import Any
 
-from harness.machine.signals import StopSignals, in_notebook
+from harness.machine.signals import StopSignals
 
 # Without a terminal a long training prints a line this often (seconds).
 _LINE_EVERY_S = 5.0
-# A notebook's table is drawn this often (seconds).
-_DRAW_EVERY_S = 0.5
-
-Show = Callable[[str | None], None]
 
 
 def say(text: str) -> None:
@@ -27,72 +20,8 @@ def complain(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _say_if_heard(line: str | None) -> None:
-    """A sweep does not end because its reader is gone, as where ``| tee log`` was killed."""
-    if line:
-        with suppress(BrokenPipeError):
-            say(line)
-
-
-@contextmanager
-def display(view: Any, *, progress: bool = True) -> Iterator[Show]:
-    """A live table in a terminal or a notebook, lines elsewhere; nothing without ``progress``."""
-    if not progress:
-        yield lambda line: None
-    elif in_notebook():
-        table = _NotebookTable(view)
-        yield table.draw
-        table.draw(None, now=True)
-    elif sys.stdout.isatty():
-        from rich.live import Live
-
-        with Live(get_renderable=view.render, refresh_per_second=4, transient=False):
-            yield lambda line: None
-    else:
-        yield _say_if_heard
-
-
-class _NotebookTable:
-    """The live table as one output of a notebook's cell, drawn again in place."""
-
-    def __init__(self, view: Any) -> None:
-        from IPython import display
-
-        self.view, self._drawn_at = view, 0.0
-        self._output: Any = display.display(self._html(), display_id=True)  # type: ignore[no-untyped-call]
-
-    def draw(self, line: str | None, *, now: bool = False) -> None:
-        if now or time.monotonic() - self._drawn_at >= _DRAW_EVERY_S:
-            self._drawn_at = time.monotonic()
-            self._output.update(self._html())
-
-    def _html(self) -> Any:
-        from IPython import display
-        from rich.console import Console
-
-        console = Console(record=True, width=120, file=io.StringIO(), force_jupyter=False)
-        console.print(self.view.render())
-        html = console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
-        return display.HTML(html)  # type: ignore[no-untyped-call]
-
-
-def images_progress(show: Show, view: Any, stop: StopSignals) -> Callable[[int, int], None]:
-    """Shows images being prepared, which ends at the first Ctrl-C: the half-made store is removed."""
-
-    def on_images(done: int, total: int) -> None:
-        stop.raise_if_interrupted()
-        view.doing = f"preparing images: {done:,} of {total:,}"
-        if done == total or done % 2000 == 0:
-            show(view.doing)
-
-    return on_images
-
-
 class TrainingProgress:
-    """A progress bar on a terminal, plain lines elsewhere; for one training, or for preparing images.
-
-    Ctrl-C is counted in ``stop``.
-    """
+    """A progress bar on a terminal, plain lines elsewhere. Ctrl-C is counted in ``stop``."""
 
     def __init__(self, label: str) -> None:
         self.label = label

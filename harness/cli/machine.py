@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import platform
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
 from harness.cli.display import say
-from harness.cli.front import front
-from harness.cli.options import PATH, Whole, option
+from harness.cli.verbs import PATH, Whole, front, option
 from harness.errors import HarnessError, without_secrets
 from harness.home import Home
 
 
 @front.verb("setup", "install into .venv (make does it) and fetch the scoring weights")
 def setup(given: Any) -> int:
-    return _fetch_weights(Home.from_environment())
+    return _fetch_weights(given.home)
 
 
 @front.verb(
@@ -23,17 +24,16 @@ def setup(given: Any) -> int:
     option("--export", PATH, "write the Inception weights in torch-fidelity's format to this file"),
 )  # fmt: skip
 def weights(given: Any) -> int:
-    home = Home.from_environment()
-    failed = _fetch_weights(home)
+    failed = _fetch_weights(given.home)
     if given.export and not failed:
-        from harness.scoring.available import export_weights
+        from harness.scoring.scorer import export_weights
 
-        say(f"written: {export_weights(home, given.export, say)}")
+        say(f"written: {export_weights(given.home, given.export, say)}")
     return failed
 
 
 def _fetch_weights(home: Home) -> int:
-    from harness.scoring.available import weights_in_use
+    from harness.scoring.scorer import weights_in_use
 
     failed = False
     for name, finding in weights_in_use(home, say):
@@ -45,7 +45,7 @@ def _fetch_weights(home: Home) -> int:
 @front.verb("doctor", "check everything that a sweep needs")
 def doctor(given: Any) -> int:
     broken = False
-    for fine, what, finding in checks(Home.from_environment()):
+    for fine, what, finding in checks(given.home):
         say(f"{'ok  ' if fine else 'FAIL'}  {what:22} {finding}")
         broken |= not fine
     return int(broken)
@@ -53,19 +53,22 @@ def doctor(given: Any) -> int:
 
 def checks(home: Home) -> Iterator[tuple[bool, str, str]]:
     """(fine, what, finding) of everything that a sweep needs."""
-    import platform
-    import shutil
-
     yield True, "Python", platform.python_version()
-    fits = _import_check()
-    yield fits
-    if not fits[0]:
-        return
-    import torch
+    try:
+        import torch
+        import torchvision
 
+        torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    except (ImportError, RuntimeError) as error:
+        yield False, "torch and torchvision", f"they do not fit together ({error}); reinstall both from one source"
+        return
+    yield True, "torch and torchvision", f"{torch.__version__} and {torchvision.__version__}"
     from harness.gan.fast.precision import has_amx
     from harness.machine.processes import usable_cores
-    from harness.scoring.available import weights_in_use
+    from harness.scoring.scorer import weights_in_use
+    from harness.store.connection import database_url, describe_address
+    from harness.store.database import open_storage
+    from harness.tracking.mlflow import client_for, tracking_url
 
     cuda = torch.cuda.is_available()
     yield True, "CUDA", torch.cuda.get_device_name(0) if cuda else "none; training runs on the CPU"
@@ -76,31 +79,14 @@ def checks(home: Home) -> Iterator[tuple[bool, str, str]]:
     yield free_gb > 2, "Disk", f"{free_gb:.0f} GB free for {home.root}"
     for name, finding in weights_in_use(home, lambda text: None):
         yield not finding.startswith("error"), name, finding
-    yield _databases(home)
-
-
-def _import_check() -> tuple[bool, str, str]:
-    try:
-        import torch
-        import torchvision
-
-        torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
-    except (ImportError, RuntimeError) as error:
-        return False, "torch and torchvision", f"they do not fit together ({error}); reinstall both from one source"
-    return True, "torch and torchvision", f"{torch.__version__} and {torchvision.__version__}"
-
-
-def _databases(home: Home) -> tuple[bool, str, str]:
-    from harness.store.address import database_url, describe_address
-    from harness.store.database import open_storage
-    from harness.tracking.mlflow import client_for, tracking_url
-
     try:
         open_storage(home)
         client_for(home)
     except HarnessError as error:
-        return False, "Databases", error.problem
-    return True, "Databases", f"{describe_address(database_url(home))}, MLflow at {without_secrets(tracking_url(home))}"
+        yield False, "Databases", error.problem
+        return
+    optuna, mlflow = describe_address(database_url(home)), without_secrets(tracking_url(home))
+    yield True, "Databases", f"{optuna}, MLflow at {mlflow}"
 
 
 @front.verb(
@@ -109,12 +95,11 @@ def _databases(home: Home) -> tuple[bool, str, str]:
 )  # fmt: skip
 def ui(given: Any) -> None:
     from harness.store.studies import final_metrics
-    from harness.tracking.ui import ui_command, ui_links
+    from harness.tracking.mlflow import ui_command, ui_links
 
-    home = Home.from_environment()
-    command = ui_command(home, given.port)
+    command = ui_command(given.home, given.port)
     say(f"MLflow answers in some seconds at http://127.0.0.1:{given.port} (Ctrl-C ends it)")
     say("its start page shows GenAI; choose Model training at the top left, or go to a study's trials directly:")
-    for name, address in ui_links(home, given.port, final_metrics(home)):
+    for name, address in ui_links(given.home, given.port, final_metrics(given.home)):
         say(f"  {name}: {address}")
     os.execv(command[0], command)

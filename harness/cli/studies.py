@@ -1,147 +1,171 @@
-"""The verbs of a study: run it, join it, heal it, plan it, list them."""
+"""The verbs of studies: run, join, plan, heal and list them; how sure they are, what others claim; their reports."""
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.cli.display import say
-from harness.cli.fixed import INTERRUPTED, confirm_study, machines_of
-from harness.cli.front import front
-from harness.cli.options import (
-    BUDGET,
-    CONFIRM,
-    DATA,
-    DEVICE,
-    MACHINES,
-    STUDY,
-    WORKERS,
-    Whole,
-    argument,
-    flag,
-    option,
-)  # fmt: skip
+import click
+
+from harness.cli import verbs
+from harness.cli.display import TrainingProgress, say
+from harness.cli.verbs import INTERRUPTED, Number, Whole, argument, flag, front, option
 from harness.errors import HarnessError, SweepError
 from harness.home import Home
 
 if TYPE_CHECKING:
     from harness.spec.resolved import ResolvedStudy
-    from harness.spec.toml import file_names
+    from harness.sweep.run import SweepResult
 
 
 @front.verb(
     "sweep", "run or continue a study to its budget, then write its report",
-    STUDY, DATA, *BUDGET, *MACHINES,
-    flag("--confirm", "then retrain the best on fresh seeds, as `harness confirm`", env="CONFIRM"), *CONFIRM,
+    verbs.STUDY, verbs.DATA, *verbs.BUDGET, *verbs.MACHINES,
+    flag("--confirm", "then retrain the best on fresh seeds, as `harness confirm`", env="CONFIRM"), *verbs.CONFIRM,
     flag("--dry-run", "say what would run, with measured time, memory and disk; nothing is written"),
     flag("--resume-anyway", "continue although sampler, pruner, presets, ranges or versions changed"),
 )  # fmt: skip
-def sweep(given: Any) -> int:
-    spec, home = _asked(given), Home.from_environment()
+def sweep(given: Any) -> int | None:
+    spec = _asked(given)
     if given.dry_run:
-        return _dry_run(spec, home, given)
-    from harness.api.running import run
+        from harness.spec.resolved import study_toml
 
-    with _report_anyway(spec.name, home):
-        result = run(
-            spec,
-            home,
-            source=given.data,
-            trials=given.trials,
-            machines=machines_of(given),
-            resume_anyway=given.resume_anyway,
-            exact=given.exact,
-        )
-    from harness.api.reports import write_report
-
-    path = write_report(spec.name, home, say)
+        say(study_toml(spec))
+        _measure(spec, given)
+        say("a dry run: nothing was written")
+        return 0
+    try:
+        result = _run(spec, given, trials=given.trials, exact=given.exact, resume_anyway=given.resume_anyway)
+    except SweepError:  # such a sweep has a report too, with the reasons of its trials
+        with suppress(Exception):  # there may be no study yet; the sweep's error is what must be seen
+            say(f"report so far: {_report(spec.name, given.home)}")
+        raise
+    path = _report(spec.name, given.home)
     say(f"{result.finished} of {result.target} trials finished; report: {path}")
     if result.interrupted:
         say("the same command continues where this one stopped")
         return INTERRUPTED
     if given.confirm:
-        return confirm_study(spec.name, home, given)
+        given.study = spec.name  # STUDY-quick of a quick one
+        return confirm(given)
     say(
         f"compare the trials: make ui; sample from the best: harness generate --study {spec.name} --best --out grid.png"
     )
     return 0
 
 
-@contextmanager
-def _report_anyway(study: str, home: Home) -> Iterator[None]:
-    """A sweep that ends with an error has a report too, with the reasons of its trials."""
-    try:
-        yield
-    except SweepError:
-        from harness.api.reports import write_report
+@front.verb(
+    "confirm", "retrain a study's best configurations on fresh seeds: how sure is it?",
+    verbs.STUDY, *verbs.CONFIRM, verbs.DATA, *verbs.MACHINES,
+)  # fmt: skip
+def confirm(given: Any) -> int:
+    from harness.api.study import confirm_spec
 
-        with suppress(Exception):  # there may be no study yet; the sweep's error is what must be seen
-            say(f"report so far: {write_report(study, home, say)}")
-        raise
+    study, home = given.study, given.home
+    spec = confirm_spec(study, home, top=given.top, seeds=given.seeds, samplings=given.samplings)
+    arms = len({preset.arm for preset in spec.presets})
+    say(f"confirming {arms} configurations of {study}: {spec.budget.trials} trainings of {spec.budget.kimg:g} kimg")
+    result = _run(spec, given)
+    return _conclude(result, _report(study, home))
+
+
+@front.verb(
+    "claims", "test published sentences on a study's images, and report the verdicts",
+    verbs.STUDY,
+    click.Argument(["claims"], required=False, nargs=-1,
+                   help="files of search_spaces/claims/, without .toml; all of them unless given"),
+    option("--kimg", Number(), "length of a training in thousands of images; else the study's", env="KIMG"),
+    option("--samples", Whole(20), "images to score with, generated and real; else the study's", env="SAMPLES"),
+    option("--extractor", click.Choice(["inception-v3", "mobilenet-v2"]),
+           "of the final score; mobilenet-v2 is faster; else the study's"),
+    option("--seeds", Whole(2), "training seeds of each arm; else as in the claims' files", env="SEEDS"),
+    flag("--no-images", "a report without samples, which may be published whatever the data"),
+    verbs.DATA, *verbs.MACHINES,
+)  # fmt: skip
+def claims(given: Any) -> int:
+    from harness.findings.fixed_studies import claims_spec
+    from harness.spec.files import load_study_file
+    from harness.store.studies import stored_content
+
+    search = load_study_file(given.study)
+    known = stored_content(f"{search.name}-claims", given.home)
+    changes = {name: getattr(given, name) for name in ("kimg", "samples", "seeds", "extractor")}
+    spec = claims_spec(search, given.claims, known=known, **changes)
+    assert spec.plan is not None
+    arms = len({preset.arm for preset in spec.presets})
+    say(f"{len(spec.plan.claims)} claims on {given.study}: {arms} configurations, {spec.budget.trials} trainings")
+    result = _run(spec, given)
+    return _conclude(result, _report(spec.name, given.home, images=not given.no_images))
+
+
+def _run(spec: ResolvedStudy, given: Any, **asked: Any) -> SweepResult:
+    from harness.cli.live import watch
+    from harness.machine.processes import Machines
+    from harness.sweep.run import run_sweep
+
+    machines = Machines(**{field.name: getattr(given, field.name) for field in fields(Machines)})
+    asked = {"trials": None, "resume_anyway": False, **asked}
+    return watch(spec, functools.partial(run_sweep, spec, given.home, source=given.data, machines=machines, **asked))
+
+
+def _conclude(result: SweepResult, report: Path) -> int:
+    say(f"{result.finished} of {result.target} trainings finished; report: {report}")
+    if result.interrupted:
+        say("the same command continues where this one stopped, and tries again what failed")
+        return INTERRUPTED
+    return 0
+
+
+@front.verb(
+    "worker", "join a study that was started elsewhere, through the same database",
+    verbs.STUDY, verbs.DATA, verbs.DEVICE, verbs.WORKERS,
+)  # fmt: skip
+def worker(given: Any) -> int:
+    from harness.cli.live import watch
+    from harness.machine.processes import Machines
+    from harness.store.studies import started_study, stored_spec
+    from harness.sweep.run import join_sweep
+
+    spec = stored_spec(started_study(given.study, given.home))
+    machines = Machines(workers=given.workers, device=given.device)
+    result = watch(spec, functools.partial(join_sweep, spec.name, given.home, source=given.data, machines=machines))
+    say(f"{result.finished} of {result.target} trials finished; `harness report {given.study}` writes the report")
+    return INTERRUPTED if result.interrupted else 0
 
 
 @front.verb(
     "plan", "say what a study would take on this machine, and what more trials would bring",
-    STUDY, DATA, *BUDGET, DEVICE, WORKERS,
+    verbs.STUDY, verbs.DATA, *verbs.BUDGET, verbs.DEVICE, verbs.WORKERS,
     option("--more", Whole(), "how many more trials to look ahead", default=20),
 )  # fmt: skip
 def plan(given: Any) -> None:
     from harness.findings.outlook import outlook_lines
     from harness.store.studies import find_record
 
-    spec, home = _asked(given), Home.from_environment()
-    _measure(spec, home, given)
-    for line in outlook_lines(find_record(spec.name, home), given.more):
+    spec = _asked(given)
+    _measure(spec, given)
+    for line in outlook_lines(find_record(spec.name, given.home), given.more):
         say(line)
 
 
 def _asked(given: Any) -> ResolvedStudy:
-    from harness.spec.budget import with_budget
     from harness.spec.files import load_study_file
+    from harness.spec.resolved import with_budget
 
     return with_budget(load_study_file(given.study), quick=given.quick, trials=given.trials, kimg=given.kimg)
 
 
-def _dry_run(spec: ResolvedStudy, home: Home, given: Any) -> int:
-    from harness.spec.budget import study_toml
-
-    say(study_toml(spec))
-    _measure(spec, home, given)
-    say("a dry run: nothing was written")
-    return 0
-
-
-def _measure(spec: ResolvedStudy, home: Home, given: Any) -> None:
+def _measure(spec: ResolvedStudy, given: Any) -> None:
     from harness.forecast.measure import forecast
 
-    for what, finding in forecast(
-        spec,
-        home,
-        source=given.data,
-        trials=given.trials,
-        workers=given.workers,
-        device=given.device,
-        exact=given.exact,
-        say=say,
-    ):
+    asked = {name: getattr(given, name) for name in ("trials", "workers", "device", "exact")}
+    for what, finding in forecast(spec, given.home, source=given.data, say=say, **asked):
         say(f"{what:28} {finding}")
-
-
-@front.verb(
-    "worker", "join a study that was started elsewhere, through the same database",
-    STUDY, DATA, DEVICE, WORKERS,
-)  # fmt: skip
-def worker(given: Any) -> int:
-    from harness.api.running import join
-    from harness.machine.devices import Machines
-    from harness.store.studies import started_study, stored_spec
-
-    home = Home.from_environment()
-    spec = stored_spec(started_study(given.study, home))
-    result = join(spec, home, source=given.data, machines=Machines(workers=given.workers, device=given.device))
-    say(f"{result.finished} of {result.target} trials finished; `harness report {given.study}` writes the report")
-    return INTERRUPTED if result.interrupted else 0
 
 
 @front.verb(
@@ -152,7 +176,7 @@ def reconcile(given: Any) -> None:
     from harness.sweep.reconcile import reconcile_home
 
     done = False
-    for line in reconcile_home(given.study, Home.from_environment()):
+    for line in reconcile_home(given.study, given.home):
         say(line)
         done = True
     if not done:
@@ -161,13 +185,13 @@ def reconcile(given: Any) -> None:
 
 @front.verb("studies", "list the studies there are, and how far they are")
 def studies(given: Any) -> None:
-    for name, state, text in studies_table(Home.from_environment()):
+    for name, state, text in studies_table(given.home):
         say(f"{name:16} {state:32} {text}")
 
 
 def studies_table(home: Home) -> Iterator[tuple[str, str, str]]:
     """(name, state, description) of every study file and of every study in the database."""
-    from harness.spec.files import load_study_file
+    from harness.spec.files import file_names, load_study_file
     from harness.store.studies import started_studies
     from harness.store.trials import finished_count
 
@@ -182,8 +206,7 @@ def studies_table(home: Home) -> Iterator[tuple[str, str, str]]:
             budget, text = f" of {spec.budget.trials}", spec.description
         except HarnessError as error:
             budget, text = "", error.problem.splitlines()[0]
-        state = f"{finished_count(study)}{budget} trials finished" if study else "not started"
-        yield name, state, text
+        yield name, f"{finished_count(study)}{budget} trials finished" if study else "not started", text
 
 
 @front.verb("schema", "print the JSON Schema of study files, for editors")
@@ -191,3 +214,50 @@ def schema(given: Any) -> None:
     from harness.spec.files import schema_json
 
     say(schema_json())
+
+
+@front.verb(
+    "audit", "look for collapse, copied training images, BatchNorm gaps in the best trials",
+    verbs.STUDY, verbs.TOP, verbs.DATA, verbs.DEVICE,
+)  # fmt: skip
+def audit(given: Any) -> None:
+    from harness.api.scoring import audit_study
+
+    asked = {"top": given.top, "source": given.data, "device": given.device}
+    with TrainingProgress(given.study) as progress:
+        audited = audit_study(given.study, given.home, on_images=progress.images, say=progress.say, **asked)
+    say(f"{audited} trainings audited; report: {_report(given.study, given.home)}")
+
+
+def _report(study: str, home: Home, *, images: bool = True) -> Path:
+    from harness.api.reports import write_report
+
+    return write_report(study, home, say, images=images)
+
+
+@front.verb(
+    "report", "write a study's report again, from the database; or compare studies",
+    click.Argument(["studies"], required=False, nargs=-1,
+                   help=f"one: its report (STUDY, default {verbs.DEFAULT_STUDY}); several: a comparison"),
+)  # fmt: skip
+def report(given: Any) -> None:
+    studies = given.studies or [os.environ.get("STUDY") or verbs.DEFAULT_STUDY]
+    if len(studies) == 1:
+        say(str(_report(studies[0], given.home)))
+        return
+    from harness.api.reports import write_comparison
+
+    say(str(write_comparison(studies, given.home)))
+
+
+@front.verb(
+    "report-diff", "say what changed between two reports of one study",
+    click.Argument(["old"], type=verbs.PATH, help="an older copy of reports/STUDY"),
+    click.Argument(["new"], type=verbs.PATH, help="a newer one"),
+)  # fmt: skip
+def report_diff(given: Any) -> None:
+    from harness.report import facts
+
+    changed = facts.report_diff(facts.read_facts(given.old), facts.read_facts(given.new))
+    for line in list(changed) or ["nothing changed"]:
+        say(line)

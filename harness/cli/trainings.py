@@ -1,47 +1,41 @@
-"""The verbs of single trainings and of recipes."""
+"""The verbs of single trainings and recipes, and of trained generators."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from harness.cli import verbs
 from harness.cli.display import TrainingProgress, say
-from harness.cli.fixed import INTERRUPTED
-from harness.cli.front import front
-from harness.cli.options import (
-    DATA,
-    DEFAULT_STUDY,
-    DEVICE,
-    EXACT,
-    PATH,
-    SEED,
-    Number,
-    Whole,
-    argument,
-    flag,
-    option,
-    was_typed,
-)  # fmt: skip
+from harness.cli.verbs import INTERRUPTED, Number, Whole, argument, flag, front, option, was_typed
 from harness.errors import UsageError
-from harness.home import Home
+
+if TYPE_CHECKING:
+    from harness.api.generator import Generator
 
 RECIPE = option("--recipe", str, "a published system: see `harness recipes`", env="RECIPE")
 VARIANT = option("--variant", str, "as_written or as_coded, where a recipe's text and code differ; else as_coded",
                  env="VARIANT")  # fmt: skip
+CHOICE: Sequence[click.Parameter] = (
+    flag("--best", "the best trial, as without this option"),
+    option("--trial", int, "trial N"),
+    option("--training", str, "a `harness train`: its folder's name in runs/trainings"),
+)
 
 
 @front.verb(
     "train", "train a recipe, or a configuration such as a report's best.toml, and score it",
     RECIPE, VARIANT,
-    option("--config", PATH, "a best.toml; else reports/STUDY/best.toml", env="CONFIG"),
+    option("--config", verbs.PATH, "a best.toml; else reports/STUDY/best.toml", env="CONFIG"),
     option("--kimg", Number(), "thousands of real images to show; else as in the file, or the published epochs",
            env="KIMG"),
     option("--samples", Whole(20), "images to score with, generated and real ones each; else as in the file",
            env="SAMPLES"),
-    EXACT, option("--seed", SEED, "of the training", env="SEED"), DATA, DEVICE,
+    verbs.EXACT, option("--seed", verbs.SEED, "of the training", env="SEED"), verbs.DATA, verbs.DEVICE,
 )  # fmt: skip
 def train(given: Any) -> int:
     if was_typed("config") and was_typed("recipe"):
@@ -56,7 +50,7 @@ def train(given: Any) -> int:
     if recipe:
         training = recipe_training(recipe, variant)
     else:
-        study = os.environ.get("STUDY") or DEFAULT_STUDY
+        study = os.environ.get("STUDY") or verbs.DEFAULT_STUDY
         training = config_training(config or Path("reports") / study / "best.toml")
     training = adjusted(training, kimg=given.kimg, samples=given.samples, seed=given.seed, exact=given.exact)
     with TrainingProgress(training.label) as progress:
@@ -66,8 +60,7 @@ def train(given: Any) -> int:
             on_images=progress.images,
             on_progress=progress.progress,
         )
-        home = Home.from_environment()
-        outcome, page = train_and_report(training, home, source=given.data, device=given.device, watch=watch)
+        outcome, page = train_and_report(training, given.home, source=given.data, device=given.device, watch=watch)
     if outcome.interrupted:
         say(f"interrupted at {outcome.kimg:.1f} kimg; the same command continues from there ({outcome.folder})")
         return INTERRUPTED
@@ -104,3 +97,49 @@ def recipes(given: Any) -> None:
     else:
         for line in recipes_table():
             say(line)
+
+
+@front.verb(
+    "generate", "sample images from a trained generator",
+    option("--study", str, "the study", env="STUDY", default=verbs.DEFAULT_STUDY),
+    *CHOICE,
+    option("-n", Whole(), "number of images", default=64),
+    option("--seed", verbs.SEED, "of z; else the scoring protocol's, which gives the scored images"),
+    option("--out", verbs.PATH, "write a grid to this PNG; else STUDY-grid.png"),
+    option("--images", verbs.PATH, "write single PNG files into this folder"),
+)  # fmt: skip
+def generate(given: Any) -> None:
+    generator, scored_with, what = _chosen_generator(given)
+    seed = scored_with if given.seed is None else given.seed
+    grid = given.out
+    if grid is None and given.images is None:
+        grid = Path(f"{given.training or given.study}-grid.png")
+    generator.save(given.n, seed=seed, grid=grid, folder=given.images)
+    where = [f"{given.n} PNG files in {given.images}"] if given.images else []
+    where += [str(grid)] if grid else []
+    say(f"{given.n} images of {what} (seed {seed}): {' and '.join(where)}")
+
+
+@front.verb(
+    "export", "write a trained generator as ONNX, for programs without PyTorch",
+    verbs.STUDY, *CHOICE, option("--out", verbs.PATH, "the file; else STUDY.onnx"),
+)  # fmt: skip
+def export(given: Any) -> None:
+    generator, _, what = _chosen_generator(given)
+    from harness.training.export import export_onnx
+
+    path = given.out or Path(f"{given.training or given.study}.onnx")
+    export_onnx(generator.network, generator.hparams, path)
+    say(f"{what} is written to {path}; its metadata say what z is drawn from")
+
+
+def _chosen_generator(given: Any) -> tuple[Generator, int, str]:
+    """(generator, seed of its scoring protocol, what it is)."""
+    chosen = [name for name in ("best", "trial", "training") if getattr(given, name) not in (None, False)]
+    if len(chosen) > 1:
+        raise click.UsageError(f"{' and '.join(f'--{name}' for name in chosen)} cannot be used together.")
+    from harness.api.generator import study_generator, training_generator
+
+    if given.training is not None:
+        return training_generator(given.training, given.home)
+    return study_generator(given.study, given.trial, given.home, say)

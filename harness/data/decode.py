@@ -11,23 +11,19 @@ import numpy as np
 import PIL
 from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
-from harness.data.archive import MAX_FILE_BYTES, opened
+from harness.data.sources import MAX_FILE_BYTES, opened
+from harness.spec.tables import Crop, DataSpec
 
 # More pixels than this in one file are refused (a decompression bomb, or a scan that would fill the memory).
 MAX_PIXELS = 100_000_000
 # Pillow goes by content, and knows formats that start other programs (EPS) or hold images larger than they say (ICO).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# The pixels of an image and a note on what was converted, or None and why it is left out.
+Prepared = tuple[np.ndarray | None, str]
 
 
 class Rejected(Exception):
     """This file cannot be used; the message says why."""
-
-
-_FILTERS = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,18 +32,30 @@ class Preparation:
 
     image_size: int
     channels: int
-    crop: str | int | tuple[int, int, int, int] = "square"
+    crop: Crop = "square"
     resample: str = "bicubic"
     sharpen: float = 1.0
     decoder: str = f"4, Pillow {PIL.__version__}"
 
+    @classmethod
+    def of(cls, data: DataSpec) -> Preparation:
+        """What a study's data section asks for."""
+        return cls(
+            image_size=data.image_size,
+            channels=data.channels,
+            crop=data.crop,
+            resample=data.resample or "bicubic",
+            sharpen=data.sharpen or 1.0,
+        )
+
+    @property
+    def keeps_square(self) -> bool:
+        """Whether a square image of the target's size stays as it is."""
+        return self.sharpen == 1.0 and self.crop in ("square", "after_resize", "none", self.image_size)
+
 
 def decode(payload: bytes, prep: Preparation) -> tuple[np.ndarray, str]:
-    """Pixels of shape (size, size, channels) and a note on what was converted, empty for a plain image.
-
-    Raises:
-        Rejected: unreadable, truncated, smaller than the target, or absurdly large.
-    """
+    """Pixels of shape (size, size, channels) and a note on what was converted, empty for a plain image."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
@@ -67,15 +75,13 @@ def decode(payload: bytes, prep: Preparation) -> tuple[np.ndarray, str]:
 
 
 def image_to_pixels(image: Image.Image, prep: Preparation, notes: list[str]) -> tuple[np.ndarray, str]:
-    """As :func:`decode`, for an image that is loaded; ``notes`` gets what was converted.
-
-    Raises:
-        Rejected: it is smaller than the target, or has pixels of unknown range.
-    """
-    image = _oriented(image, notes)
-    if too_small := smaller_than(*image.size, prep):
+    """As :func:`decode`, for an image that is loaded; ``notes`` gets what was converted."""
+    turned = ImageOps.exif_transpose(image)
+    if turned is not image and image.getexif().get(0x0112, 1) != 1:
+        notes.append("turned as its EXIF says")
+    if too_small := smaller_than(*turned.size, prep):
         raise Rejected(too_small)
-    return fit(_plain(image, prep.channels, notes), prep), ", ".join(notes)
+    return fit(_plain(turned, prep.channels, notes), prep), ", ".join(notes)
 
 
 def smaller_than(width: int, height: int, prep: Preparation) -> str:
@@ -94,7 +100,7 @@ def smaller_than(width: int, height: int, prep: Preparation) -> str:
 
 def fit(image: Image.Image, prep: Preparation) -> np.ndarray:
     """Crop, resize and sharpen a grey or RGB image; uint8, shape (image_size, image_size, channels)."""
-    size, how = prep.image_size, _FILTERS[prep.resample]
+    size, how = prep.image_size, Image.Resampling[prep.resample.upper()]
     if prep.crop == "after_resize":
         # As torchvision's Resize and CenterCrop, rounding included.
         short = min(image.size)
@@ -118,13 +124,6 @@ def _centre(image: Image.Image, side: int) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def _oriented(image: Image.Image, notes: list[str]) -> Image.Image:
-    turned = ImageOps.exif_transpose(image)
-    if turned is not image and image.getexif().get(0x0112, 1) != 1:
-        notes.append("turned as its EXIF says")
-    return turned
-
-
 def _plain(image: Image.Image, channels: int, notes: list[str]) -> Image.Image:
     """8-bit grey or RGB, with transparency laid over white."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
@@ -144,12 +143,10 @@ def _plain(image: Image.Image, channels: int, notes: list[str]) -> Image.Image:
     return image.convert(wanted)
 
 
-def decode_chunk(
-    root: Path, is_zip: bool, members: tuple[str, ...], prep: Preparation
-) -> list[tuple[np.ndarray | None, str]]:
-    """Decode files of a folder or zip, in order: (pixels, note) a file, or (None, why it was rejected)."""
+def decode_chunk(root: Path, is_zip: bool, members: tuple[str, ...], prep: Preparation) -> list[Prepared]:
+    """Decode files of a folder or zip, in order."""
     archive = opened(root) if is_zip else None
-    results: list[tuple[np.ndarray | None, str]] = []
+    results: list[Prepared] = []
     for member in members:
         try:
             payload = archive.payload(archive.getinfo(member)) if archive else _content(root / member)
@@ -162,7 +159,6 @@ def decode_chunk(
 
 
 def _content(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
+    if (size := path.stat().st_size) > MAX_FILE_BYTES:
         raise Rejected(f"{size / 2**20:,.0f} MiB are more than {MAX_FILE_BYTES // 2**20} MiB")
     return path.read_bytes()

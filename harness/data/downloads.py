@@ -13,25 +13,25 @@ from filelock import FileLock
 from harness.errors import DataError
 from harness.home import Home
 
-CELEBA_TERMS = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+_CELEBA_TERMS = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+CELEBA_HELP = """CelebA is not downloaded unasked: it is for non-commercial research and its owners ask you to accept
+their terms. If you do, `harness data prepare celeba32 --download` gets it through torchvision, with its partition (it
+needs `.venv/bin/pip install gdown`); or get "Align&Cropped Images" (img_align_celeba.zip, 1.4 GB) from
+https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html and pass the zip, or the folder that it unpacks to:
+    DATA=/path/to/img_align_celeba.zip
+The zip is read in place. The prepared images of all 202,599 photographs take {size_mb:,.0f} MB at this size."""
 
 
 def fetch_file(urls: Sequence[str], path: Path, known_hash: str) -> None:
     """Download a file from the first of its mirrors that has it; ``path`` gets the whole, checked file or nothing.
 
-    Args:
-        urls: mirrors, in order.
-        path: kept as it is where it matches already.
-        known_hash: such as ``sha256:…`` or ``md5:…``.
-
-    Raises:
-        OSError: no mirror can be reached, or the disk is full.
-        ValueError: what came is not the known file.
+    ``known_hash`` is such as ``sha256:…``; a file that matches it is kept. What came instead is a ValueError, an
+    OSError that no mirror can be reached.
     """
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
-    failure: Exception | None = None
+    failure: Exception = OSError("no mirror")
     for url in urls:
         try:
             pooch.retrieve(url, known_hash, path.name, path.parent, progressbar=sys.stderr.isatty())
@@ -42,25 +42,26 @@ def fetch_file(urls: Sequence[str], path: Path, known_hash: str) -> None:
         else:
             path.chmod(0o644)
             return
-    assert failure is not None
     raise failure
 
 
 def fill_folder(
-    root: Path, *, is_complete: Callable[[], bool], fetch: Callable[[Path], None], title: str, hint: str
+    root: Path,
+    is_complete: Callable[[], bool],
+    fetch: Callable[[Path], None],
+    say: Callable[[str], None],
+    *,
+    title: str,
+    terms: str,
+    hint: str,
 ) -> None:
-    """Fill ``root`` by ``fetch`` unless it is complete; of several processes one does it.
+    """Fill ``root`` by ``fetch``, which checks what it gets, unless it is complete; of several processes one does it.
 
-    Args:
-        root: where the files belong; files that are there already are kept.
-        is_complete: whether ``root`` has everything.
-        fetch: downloads into the folder that it is given, and checks what it got.
-        title: of the set, for errors.
-        hint: what a person can do instead.
-
-    Raises:
-        DataError: ``fetch`` failed; ``root`` is as it was.
+    Files that are there already are kept. A DataError says that ``fetch`` failed; ``root`` is then as it was.
     """
+    if is_complete():
+        return
+    say(f"downloading {title}{terms}")
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.parent / f".{root.name}.lock"):
         if is_complete():  # another process downloaded it meanwhile
@@ -84,18 +85,11 @@ def fill_folder(
 
 
 def celeba_folder(home: Home) -> Path:
-    """Where a downloaded CelebA is."""
     return home.within("downloads", "celeba")
 
 
 def download_celeba(home: Home, say: Callable[[str], None]) -> Path:
-    """Have torchvision download CelebA (1.4 GB) unless it is there, and return its folder.
-
-    The caller has shown the person CelebA's terms.
-
-    Raises:
-        DataError: it cannot be downloaded, or is not what was published.
-    """
+    """Have torchvision download CelebA (1.4 GB) unless it is there, and return its folder; the terms are shown."""
     root = celeba_folder(home)
 
     def fetch(incoming: Path) -> None:
@@ -105,16 +99,13 @@ def download_celeba(home: Home, say: Callable[[str], None]) -> Path:
         for archive in incoming.rglob("img_align_celeba.zip"):  # it was unpacked
             archive.unlink()
 
-    def is_complete() -> bool:
-        return (root / "celeba" / "img_align_celeba").is_dir()
-
-    if not is_complete():
-        say(f"downloading CelebA, for non-commercial research only; its terms: {CELEBA_TERMS}")
     fill_folder(
         root,
-        is_complete=is_complete,
-        fetch=fetch,
+        (root / "celeba" / "img_align_celeba").is_dir,
+        fetch,
+        say,
         title="CelebA",
-        hint=f"Get img_align_celeba.zip from {CELEBA_TERMS} and pass it with DATA=/path/to/img_align_celeba.zip.",
+        terms=f", for non-commercial research only; its terms: {_CELEBA_TERMS}",
+        hint=f"Get img_align_celeba.zip from {_CELEBA_TERMS} and pass it with DATA=/path/to/img_align_celeba.zip.",
     )
     return root

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing import parent_process
 from pathlib import Path
@@ -17,18 +18,21 @@ from typing import Any
 
 import numpy as np
 
-from harness.data import arrays
-from harness.data.decode import Preparation, decode_chunk, fit, smaller_than
+from harness.data.arrays import SETS, download, find_files, load, mnist_images
+from harness.data.decode import Preparation, decode_chunk, smaller_than
+from harness.data.downloads import CELEBA_HELP, celeba_folder
 from harness.data.own import OwnImages, own_images, read_array, user_code_failed
-from harness.data.sources import Listing, list_images, mnist_images
-from harness.data.split import Split, find_partition, split
-from harness.errors import DataError
-from harness.gan.hparams import digest
+from harness.data.sources import Split, find_partition, list_images, split
+from harness.errors import DataError, UsageError
+from harness.home import Home
 from harness.machine.forks import SpawningContext
 from harness.machine.imports import load_function
-from harness.spec.images import DataSpec
+from harness.machine.processes import usable_cores
+from harness.spec.tables import DataSpec
 
-_CHUNK = 200
+Say = Callable[[str], None]
+# Images that are decoded, and reported, at a time.
+CHUNK = 200
 # (name, pixels or None, note or reason) of one image.
 Item = tuple[str, np.ndarray | None, str]
 
@@ -37,16 +41,21 @@ Item = tuple[str, np.ndarray | None, str]
 class Material:
     """Images to be prepared.
 
-    ``identity`` changes whenever the prepared pixels may change. ``split()`` names the images, those to train on first,
-    and ``items()`` gives all of them in that order; ``sample(n)`` gives the first n at once, in this process.
+    ``identity`` and ``prep`` change whenever the prepared pixels may change. ``split()`` names the images, those to
+    train on first, and ``items()`` gives all of them in that order.
     """
 
     label: str
     identity: dict[str, Any]
     prep: Preparation
     split: Callable[[], Split]
-    items: Callable[[], Iterator[list[Item]]]
-    sample: Callable[[int], list[Item]]
+    items: Callable[[], Iterator[Item]]
+    # As ``items()``, but in this process; None where that is the same.
+    items_here: Callable[[], Iterator[Item]] | None = None
+
+    def sample(self, n: int) -> list[Item]:
+        """The first n, in this process."""
+        return list(islice((self.items_here or self.items)(), n))
 
     @property
     def n_train(self) -> int:
@@ -54,168 +63,149 @@ class Material:
 
     @property
     def count(self) -> int:
-        return self.n_train + len(self.split().held_out)
+        return len(self.split().names)
 
 
-def preparation(data: DataSpec) -> Preparation:
-    """The preparation that a study's data section asks for."""
-    return Preparation(
-        image_size=data.image_size,
-        channels=data.channels,
-        crop=data.crop,
-        resample=data.resample or "bicubic",
-        sharpen=data.sharpen or 1.0,
+def find_material(
+    home: Home, data: DataSpec, source: Path | None, *, study: str, say: Say, may_download: bool = True
+) -> Material:
+    """The images of a data section, not prepared yet; nothing is written unless they are downloaded."""
+    if data.source == "mnist" or ":" in data.source:
+        if source is not None:
+            own = "the digits that come with it" if data.source == "mnist" else f"the images of {data.source}"
+            raise UsageError(
+                f"study {study} trains on {own}: {source} would not be used",
+                'Leave DATA away, or name a study with your images: source = "folder" in its [data].',
+            )
+        return _of_mnist(data) if data.source == "mnist" else _of_function(data)
+    if data.source in SETS:
+        if source is None:
+            source = home.within("downloads", data.source)
+            if may_download:
+                download(data.source, source, held_out=data.held_out is not None, say=say)
+            elif not source.is_dir():
+                raise DataError(
+                    f"{SETS[data.source].title} is not downloaded yet",
+                    f"`harness data prepare {study}` downloads and prepares it, or pass its folder with DATA=.",
+                )
+        return _of_set(data, source.resolve(), say)
+    if source is None and data.source == "celeba" and celeba_folder(home).is_dir():
+        source = celeba_folder(home)
+    if source is None:
+        if data.source == "celeba":
+            size_mb = 202_599 * data.image_size**2 * data.channels / 1e6
+            raise DataError(f"{study} needs CelebA", CELEBA_HELP.format(size_mb=size_mb))
+        hint = "Pass DATA=/path/to/a/folder/or/zip of images, or to an .npy or .npz array."
+        raise DataError(f"{study} needs images", hint)
+    return _of_array_file(data, source) if source.suffix in (".npy", ".npz") else _of_files(data, source.resolve())
+
+
+def _of_mnist(data: DataSpec) -> Material:
+    images, prep = _framed(mnist_images()), Preparation.of(data)
+    _refuse_smaller("mnist", images, prep)
+    divided = split([f"mnist-{index:05d}" for index in range(len(images))], data.held_out)
+    own = own_images(images, prep, "mnist")
+    return Material(
+        label="mnist",
+        identity={"source": "mnist", **divided.identity()},
+        prep=prep,
+        split=lambda: divided,
+        items=lambda: _numbered(own, divided.names),
     )
 
 
-def of_mnist(data: DataSpec) -> Material:
-    """The digits that come inside a package.
-
-    Raises:
-        DataError: they are smaller than the target.
-    """
-    prep = preparation(data)
-    images = mnist_images()
-    height, width = _framed(images[:1]).shape[1:3]
-    if too_small := smaller_than(width, height, prep):
-        raise DataError(f"mnist: {too_small}", "Use a smaller image_size or crop.")
-    names = [f"mnist-{index:05d}" for index in range(len(images))]
-    divided = split(names, data.held_out)
-    index_of = {name: index for index, name in enumerate(names)}
-    ordered = [index_of[name] for name in (*divided.train, *divided.held_out)]
-    return _material("mnist", {"source": "mnist"}, data, divided, lambda: _resized(_framed(images)[ordered], prep))
-
-
-def of_array_set(data: DataSpec, root: Path, say: arrays.Say) -> Material:
-    """MNIST, Fashion-MNIST, SVHN or CIFAR-10 from their files below ``root``.
-
-    Raises:
-        DataError: a file is missing, damaged, or its images are smaller than the target.
-    """
-    files = arrays.find_files(data.source, root, held_out=data.held_out is not None)
+def _of_set(data: DataSpec, root: Path, say: Say) -> Material:
+    """MNIST, Fashion-MNIST, SVHN or CIFAR-10 from their files below ``root``."""
+    prep = Preparation.of(data)
+    files = find_files(data.source, root, held_out=data.held_out is not None)
     signature = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path, _ in files]
-    parts = [(path, file, arrays.load(data.source, path, file, say)) for path, file in files]
-    parts = [(path, file, _framed(images[..., 0]) if images.shape[1:] == (28, 28, 1) else images)
-             for path, file, images in parts]  # fmt: skip
-    prep = preparation(data)
-    for path, _, images in parts:
-        height, width = images.shape[1:3]
-        if too_small := smaller_than(width, height, prep):
-            raise DataError(f"{path.name}: {too_small}", "Use a smaller image_size or crop.")
-    names = {True: [], False: []}  # type: dict[bool, list[str]]
-    for path, file, images in parts:
-        names[file.held_out] += [f"{path.name}-{index:05d}" for index in range(len(images))]
+    parts: list[tuple[OwnImages, list[str]]] = []
+    names: dict[bool, list[str]] = {True: [], False: []}
+    for path, file in files:
+        images = load(SETS[data.source], path, file, say)
+        if images.shape[1:] == (28, 28, 1):
+            images = _framed(images[..., 0])
+        _refuse_smaller(path.name, images, prep)
+        own = [f"{path.name}-{index:05d}" for index in range(len(images))]
+        parts.append((own_images(images, prep, path.name), own))
+        names[file.held_out] += own
     rule = "the set's own test images are held out" if data.held_out is not None else "all images are trained on"
     divided = Split(rule, tuple(names[False]), tuple(names[True]))
+    return Material(
+        label=data.source,
+        identity={"source": data.source, "files": signature, **divided.identity()},
+        prep=prep,
+        split=lambda: divided,
+        items=lambda: chain.from_iterable(_numbered(images, own) for images, own in parts),
+    )
 
-    def items() -> Iterator[list[Item]]:
-        for _, _, images in parts:
-            yield from _resized(images, prep)
 
-    return _material(data.source, {"source": data.source, "files": signature}, data, divided, items)
-
-
-def of_files(data: DataSpec, root: Path, workers: int | None = None) -> Material:
-    """Photographs of a folder or a zip, decoded by ``workers`` processes (all cores unless given).
-
-    Raises:
-        DataError: nothing usable is there.
-    """
-    root = root.resolve()
-    listing = list_images(root)
+def _of_files(data: DataSpec, root: Path) -> Material:
+    """Photographs of a folder or a zip."""
+    files, is_zip, prep = list_images(root), root.is_file(), Preparation.of(data)
     partition = find_partition(root) if data.source == "celeba" and data.held_out is not None else None
-    divided = split(listing.members, data.held_out, partition)
-    prep = preparation(data)
-    identity = {"source": str(listing.root), "files": listing.signature}
-    members = (*divided.train, *divided.held_out)
+    divided = split([name for name, _, _ in files], data.held_out, partition)
+    return Material(
+        label=data.source,
+        identity={"source": str(root), "files": files, **divided.identity()},
+        prep=prep,
+        split=lambda: divided,
+        items=lambda: _decoded(root, is_zip, divided.names, prep),
+        items_here=lambda: ((name, *decode_chunk(root, is_zip, (name,), prep)[0]) for name in divided.names),
+    )
 
-    def sample(n: int) -> list[Item]:
-        results = decode_chunk(listing.root, listing.is_zip, members[:n], prep)
-        return [(member, pixels, note) for member, (pixels, note) in zip(members, results, strict=False)]
 
-    return _material(data.source, identity, data, divided, lambda: _decoded(listing, members, prep, workers), sample)
-
-
-def of_array_file(data: DataSpec, path: Path) -> Material:
-    """Images of a person's ``.npy`` or ``.npz`` file.
-
-    Raises:
-        DataError: the file does not hold images.
-    """
-    array = read_array(path)
-    stat = path.stat()
+def _of_array_file(data: DataSpec, path: Path) -> Material:
+    array, stat = read_array(path), path.stat()
     identity = {"source": str(path.resolve()), "file": [stat.st_size, stat.st_mtime_ns]}
-    return _own(data.source, identity, data, lambda: own_images(array, preparation(data), path.name))
+    return _of_own(data.source, identity, data, lambda: own_images(array, Preparation.of(data), path.name))
 
 
-def of_function(data: DataSpec) -> Material:
-    """Images of a function, which is called only where no store has been made with the same code.
-
-    Raises:
-        UsageError: the function cannot be imported.
-    """
+def _of_function(data: DataSpec) -> Material:
+    """Images of a function, which is called only where no store has been made with the same code."""
     function = load_function(data.source)
 
-    def load() -> OwnImages:
+    def call() -> OwnImages:
         try:
             images = function.call()
         except Exception as error:  # the user's code
             raise user_code_failed(data.source, error) from error
-        return own_images(images, preparation(data), data.source)
+        return own_images(images, Preparation.of(data), data.source)
 
     identity = {"source": data.source, "code": function.sha256}
-    return _own(data.source.replace(":", "."), identity, data, load)
+    return _of_own(data.source.replace(":", "."), identity, data, call)
 
 
 def of_object(data: DataSpec, images: Any) -> Material:
-    """Images of an array or a data set in memory, known by their pixels.
-
-    Raises:
-        DataError: they are not images.
-    """
-    own = own_images(images, preparation(data), "images")
+    """Images of an array or a data set in memory, known by their pixels; DataError if they are not images."""
+    own = own_images(images, Preparation.of(data), "images")
     total = hashlib.sha256()
     for index in range(own.count):
         pixels, note = own.pixels(index)
         total.update(note.encode() if pixels is None else pixels.tobytes())
-    return _own("array", {"source": "array", "pixels": total.hexdigest()}, data, lambda: own)
+    return _of_own("array", {"source": "array", "pixels": total.hexdigest()}, data, lambda: own)
 
 
-def _own(label: str, identity: dict[str, Any], data: DataSpec, load: Callable[[], OwnImages]) -> Material:
+def _of_own(label: str, identity: dict[str, Any], data: DataSpec, load: Callable[[], OwnImages]) -> Material:
     loaded = functools.cache(load)
 
     @functools.cache
     def divided() -> Split:
         return split([f"image-{index:06d}" for index in range(loaded().count)], data.held_out)
 
-    def items() -> Iterator[list[Item]]:
-        names = (*divided().train, *divided().held_out)
-        for start in range(0, len(names), _CHUNK):
-            yield [(name, *loaded().pixels(int(name.removeprefix("image-")))) for name in names[start : start + _CHUNK]]
-
-    prep = preparation(data)
-    whole = {**identity, "prep": asdict(prep), "share": data.held_out}
-    return Material(label=label, identity=whole, prep=prep, split=divided, items=items, sample=_first(items))
-
-
-def _material(
-    label: str,
-    identity: dict[str, Any],
-    data: DataSpec,
-    divided: Split,
-    items: Callable[[], Iterator[list[Item]]],
-    sample: Callable[[int], list[Item]] | None = None,
-) -> Material:
-    prep = preparation(data)
-    # Held-out names, for a partition file may change while the images do not.
-    whole = {**identity, "prep": asdict(prep), "rule": divided.rule, "held_out": digest(list(divided.held_out))}
     return Material(
-        label=label, identity=whole, prep=prep, split=lambda: divided, items=items, sample=sample or _first(items)
+        label=label,
+        identity={**identity, "share": data.held_out},
+        prep=Preparation.of(data),
+        split=divided,
+        items=lambda: _numbered(loaded(), divided().names),
     )
 
 
-def _first(items: Callable[[], Iterator[list[Item]]]) -> Callable[[int], list[Item]]:
-    return lambda n: list(islice(chain.from_iterable(items()), n))
+def _refuse_smaller(name: str, images_NHWC: np.ndarray, prep: Preparation) -> None:
+    height, width = images_NHWC.shape[1:3]
+    if too_small := smaller_than(width, height, prep):
+        raise DataError(f"{name}: {too_small}", "Use a smaller image_size or crop.")
 
 
 def _framed(images_NHW: np.ndarray) -> np.ndarray:
@@ -224,22 +214,9 @@ def _framed(images_NHW: np.ndarray) -> np.ndarray:
     return padded[..., None]
 
 
-def _resized(images_NHWC: np.ndarray, prep: Preparation) -> Iterator[list[Item]]:
-    from PIL import Image
-
-    channels = images_NHWC.shape[3]
-    side = prep.image_size
-    as_they_are = images_NHWC.shape[1:] == (side, side, prep.channels) and prep.sharpen == 1.0
-    as_they_are &= prep.crop in ("square", "after_resize", "none", side)
-    mode = "L" if prep.channels == 1 else "RGB"
-    for start in range(0, len(images_NHWC), _CHUNK):
-        chunk = images_NHWC[start : start + _CHUNK]
-        if as_they_are:
-            pixels = list(chunk)
-        else:
-            flat = chunk[..., 0] if channels == 1 else chunk
-            pixels = [fit(Image.fromarray(np.ascontiguousarray(image)).convert(mode), prep) for image in flat]
-        yield [("", image, "") for image in pixels]
+def _numbered(own: OwnImages, names: Sequence[str]) -> Iterator[Item]:
+    """Images by the numbers at the end of their names."""
+    return ((name, *own.pixels(int(name.rpartition("-")[2]))) for name in names)
 
 
 def _end_with_parent() -> None:
@@ -254,23 +231,21 @@ def _end_with_parent() -> None:
     Thread(target=wait, daemon=True).start()
 
 
-def _decoded(
-    listing: Listing, members: tuple[str, ...], prep: Preparation, workers: int | None
-) -> Iterator[list[Item]]:
-    chunks = [members[start : start + _CHUNK] for start in range(0, len(members), _CHUNK)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _decoded(root: Path, is_zip: bool, members: tuple[str, ...], prep: Preparation) -> Iterator[Item]:
+    """By as many processes as there are cores."""
+    cores = usable_cores()
+    chunks = [members[start : start + CHUNK] for start in range(0, len(members), CHUNK)]
     # spawn: the parent may hold threads (torch, the live table) that must not be forked.
-    pool = ProcessPoolExecutor(min(workers or cores, len(chunks)), SpawningContext(), _end_with_parent)
+    pool = ProcessPoolExecutor(min(cores, len(chunks)), SpawningContext(), _end_with_parent)
     try:
+        submitted = ((names, pool.submit(decode_chunk, root, is_zip, names, prep)) for names in chunks)
         # Only a few chunks ahead of the caller, so that results never pile up in memory.
-        ahead = 2 * (workers or cores)
-        jobs = [pool.submit(decode_chunk, listing.root, listing.is_zip, chunk, prep) for chunk in chunks[:ahead]]
-        for index, chunk in enumerate(chunks):
-            results = jobs[index].result()
-            jobs[index] = None  # type: ignore[call-overload]
-            if index + ahead < len(chunks):
-                jobs.append(pool.submit(decode_chunk, listing.root, listing.is_zip, chunks[index + ahead], prep))
-            yield [(member, pixels, note) for member, (pixels, note) in zip(chunk, results, strict=True)]
+        waiting = deque(islice(submitted, 2 * cores))
+        while waiting:
+            names, job = waiting.popleft()
+            results = job.result()
+            waiting.extend(islice(submitted, 1))
+            yield from ((name, *result) for name, result in zip(names, results, strict=True))
     except BrokenProcessPool:
         raise DataError(
             "a process that decodes images was killed", "Out of memory? Free some and start again."

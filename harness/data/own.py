@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from harness.data.archive import Archive
 from harness.data.arrays import MAX_SET_BYTES
-from harness.data.decode import Preparation, Rejected, image_to_pixels
+from harness.data.decode import Preparation, Prepared, Rejected, image_to_pixels
+from harness.data.sources import Archive
 from harness.errors import DataError, HarnessError
 
-ARRAY_SUFFIXES = (".npy", ".npz")
 _HINT = (
     "An image is a PIL image, a uint8 array (H, W) or (H, W, 1 or 3), or a tensor (C, H, W), uint8 or in [0, 1]; "
     "a data set may give (image, label) pairs."
@@ -24,24 +23,17 @@ _HINT = (
 
 @dataclass(frozen=True, slots=True)
 class OwnImages:
-    """``pixels(i)`` prepares image i: (pixels, note), or (None, why it is left out)."""
+    """``pixels(i)`` prepares image i."""
 
     count: int
-    pixels: Callable[[int], tuple[np.ndarray | None, str]]
+    pixels: Callable[[int], Prepared]
 
 
 def own_images(images: Any, prep: Preparation, where: str) -> OwnImages:
-    """Images of an array, a data set or an iterable, prepared when they are asked for.
+    """Images of an array (N, H, W[, 1 or 3]) uint8, a data set or an iterable, prepared when they are asked for.
 
-    Those of an iterable without a length, such as a generator, are all prepared now and held in memory.
-
-    Args:
-        images: a uint8 array (N, H, W) or (N, H, W, 1 or 3); or anything that yields or is indexed to images.
-        prep: crop, size and channels.
-        where: what the images are, for messages.
-
-    Raises:
-        DataError: they are not images.
+    Those of an iterable without a length, such as a generator, are all prepared now and held in memory. A DataError
+    about what is no image says ``where``.
     """
     if isinstance(images, np.ndarray):
         _check_array(images, where)
@@ -50,8 +42,16 @@ def own_images(images: Any, prep: Preparation, where: str) -> OwnImages:
     ):
         raise DataError(f"{where}: {type(images).__name__} is not a set of images", _HINT)
     if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
-        return OwnImages(len(images), lambda index: _pixels(_item(images, index, where), prep, f"{where}[{index}]"))
-    prepared: list[tuple[np.ndarray | None, str]] = []
+
+        def pixels(index: int) -> Prepared:
+            try:
+                picture = images[index]
+            except Exception as error:  # the user's code
+                raise user_code_failed(f"{where}[{index}]", error) from error
+            return _pixels(picture, prep, f"{where}[{index}]")
+
+        return OwnImages(len(images), pixels)
+    prepared: list[Prepared] = []
     try:
         for picture in images:
             prepared.append(_pixels(picture, prep, f"{where}[{len(prepared)}]"))
@@ -63,11 +63,7 @@ def own_images(images: Any, prep: Preparation, where: str) -> OwnImages:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """The images of an ``.npy`` file, memory-mapped, or of an ``.npz``: its only array, or the one named ``images``.
-
-    Raises:
-        DataError: there is no such file, it is damaged, or it does not hold images.
-    """
+    """The images of an ``.npy`` file, memory-mapped, or of an ``.npz``: its only array, or the one named ``images``."""
     if not path.is_file():
         raise DataError(f"no such file: {path}", "Pass DATA=/path/to/images.npy or .npz.")
     try:
@@ -109,28 +105,24 @@ def _check_array(array: np.ndarray, where: str) -> None:
         raise DataError(f"{where} has shape {array.shape}", "Images have shape (N, H, W) or (N, H, W, 1 or 3).")
 
 
-def _item(images: Any, index: int, where: str) -> Any:
-    try:
-        return images[index]
-    except Exception as error:  # the user's code
-        raise user_code_failed(f"{where}[{index}]", error) from error
-
-
-def _pixels(picture: Any, prep: Preparation, where: str) -> tuple[np.ndarray | None, str]:
+def _pixels(picture: Any, prep: Preparation, where: str) -> Prepared:
     if isinstance(picture, (tuple, list)) and len(picture):
         picture = picture[0]  # (image, label)
     if hasattr(picture, "detach") and hasattr(picture, "is_floating_point"):
         picture = _tensor_to_array(picture, where)
-    notes: list[str] = []
     try:
         if isinstance(picture, Image.Image):
-            return image_to_pixels(picture, prep, notes)
+            return image_to_pixels(picture, prep, [])
         if not isinstance(picture, np.ndarray):
             raise DataError(f"{where} is of type {type(picture).__name__}, not an image", _HINT)
         if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (1, 3))):
             raise DataError(f"{where} has shape {picture.shape} and type {picture.dtype}", _HINT)
-        flat = picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
-        return image_to_pixels(Image.fromarray(np.ascontiguousarray(flat)), prep, notes)[0], ""
+        side, channels = prep.image_size, picture.shape[2] if picture.ndim == 3 else 1
+        # What is prepared already need not pass through Pillow, which takes seconds for published sets.
+        if picture.shape[:2] == (side, side) and channels == prep.channels and prep.keeps_square:
+            return np.array(picture).reshape(side, side, channels), ""  # a copy: the caller may use its buffer again
+        flat = picture[..., 0] if picture.ndim == 3 and channels == 1 else picture
+        return image_to_pixels(Image.fromarray(np.ascontiguousarray(flat)), prep, [])[0], ""
     except Rejected as rejected:
         return None, str(rejected)
     except OSError as error:  # a file that PIL opens only now

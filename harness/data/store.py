@@ -17,16 +17,12 @@ import numpy as np
 from filelock import FileLock
 
 from harness import atomic
-from harness.data import arrays
-from harness.data.archive import printable
-from harness.data.downloads import celeba_folder
-from harness.data.material import Material, of_array_file, of_array_set, of_files, of_function, of_mnist, of_object
-from harness.data.own import ARRAY_SUFFIXES
-from harness.data.sources import CELEBA_HELP
-from harness.errors import DataError, UsageError
+from harness.data.material import CHUNK, Material, Say, find_material, of_object
+from harness.data.sources import printable
+from harness.errors import DataError
 from harness.gan.hparams import digest
 from harness.home import Home
-from harness.spec.images import DataSpec
+from harness.spec.tables import DataSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +37,7 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class ImageStore:
-    """Square uint8 images, shape (N, H, W, C), memory-mapped.
+    """Square uint8 images, shape (N, H, W, C), memory-mapped; those held out come last.
 
     ``fingerprint`` is the sha256 of shape and pixels: a changed image changes it.
     """
@@ -65,7 +61,6 @@ class ImageStore:
 
     @property
     def n_train(self) -> int:
-        """Images to train on; those held out come after them."""
         return int(self.manifest["train"])
 
     @property
@@ -76,11 +71,11 @@ class ImageStore:
         return self.n_train
 
     def tensor(self) -> Tensor:
-        """The images to train on, as a tensor over the memory map: pages are read when they are indexed."""
+        """The images to train on, over the memory map: pages are read when they are indexed."""
         return self._all()[: self.n_train]
 
     def held_out(self) -> Tensor:
-        """The images held out of training, as a tensor over the memory map; empty where none are."""
+        """The images held out of training; empty where none are."""
         return self._all()[self.n_train :]
 
     def _all(self) -> Tensor:
@@ -91,65 +86,37 @@ class ImageStore:
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return torch.from_numpy(array)
 
-    def verify(self) -> None:
-        """Compare the pixels with the manifest.
-
-        Raises:
-            DataError: they differ.
-        """
-        try:
-            same = _fingerprint(self.path / _ARRAY, self.n_train) == self.fingerprint
-        except (ValueError, KeyError, OSError):  # no array file any more
-            same = False
-        if not same:
-            raise _damaged(self.path)
-
 
 def open_store(
-    home: Home, data: DataSpec, source: Path | None, *, study: str, on_progress: OnProgress, say: Callable[[str], None]
+    home: Home, data: DataSpec, source: Path | None, *, study: str, on_progress: OnProgress, say: Say
 ) -> ImageStore:
     """The store of these images, prepared now unless it is there already.
 
-    Args:
-        home: stores live under ``data/``.
-        data: source, size, crop and split.
-        source: folder, zip, ``.npy`` or ``.npz``; None for data that come with a package, a function or a download.
-        study: named in the help on getting data.
-        on_progress: called with (done, total) images.
-        say: called with what was left out or downloaded.
-
-    Raises:
-        DataError: no data given, no image usable, disk too full, or the store is damaged.
+    ``source`` is a folder, zip, ``.npy`` or ``.npz``; None for data that come with a package, a function or a download.
+    A DataError says that no data are given, no image is usable, the disk is too full, or the store is damaged.
     """
     return _open(home, find_material(home, data, source, study=study, say=say), on_progress, say)
 
 
 def open_array_store(
-    home: Home,
-    images: Any,
-    data: DataSpec,
-    *,
-    on_progress: OnProgress = lambda *_: None,
-    say: Callable[[str], None] = lambda _: None,
+    home: Home, images: Any, data: DataSpec, *, on_progress: OnProgress = lambda *_: None, say: Say = lambda _: None
 ) -> ImageStore:
-    """The store of images that are Python values, prepared now unless the same pixels were prepared before.
+    """As :func:`open_store`, for images that are Python values, whatever the ``source`` of ``data``.
 
-    Args:
-        home: stores live under ``data/``.
-        images: a uint8 array (N, H, W) or (N, H, W, 1 or 3); or a data set or iterable of images or (image, label)
-            pairs, an image being a PIL image, a uint8 array, or a tensor (C, H, W), uint8 or in [0, 1].
-        data: size, channels, crop and split; its ``source`` is not used.
-        on_progress: called with (done, total) images.
-        say: called with what was left out.
-
-    Raises:
-        DataError: these are not images, none is usable, the disk is too full, or the store is damaged.
+    They are a uint8 array (N, H, W) or (N, H, W, 1 or 3); or a data set or iterable of images or (image, label) pairs,
+    an image being a PIL image, a uint8 array, or a tensor (C, H, W), uint8 or in [0, 1].
     """
     return _open(home, of_object(data, images), on_progress, say)
 
 
-def _open(home: Home, material: Material, on_progress: OnProgress, say: Callable[[str], None]) -> ImageStore:
-    folder = store_folder(home, material)
+def existing_store(home: Home, material: Material) -> ImageStore | None:
+    """The store of these images if it was prepared, verified."""
+    folder = _folder(home, material)
+    return _opened(folder) if (folder / _MANIFEST).is_file() else None
+
+
+def _open(home: Home, material: Material, on_progress: OnProgress, say: Say) -> ImageStore:
+    folder = _folder(home, material)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if not (folder / _MANIFEST).is_file():
@@ -162,84 +129,21 @@ def _open(home: Home, material: Material, on_progress: OnProgress, say: Callable
     return store
 
 
+def _folder(home: Home, material: Material) -> Path:
+    identity = digest({**material.identity, "prep": asdict(material.prep)})
+    return home.within("data", f"{material.label}-{material.prep.image_size}-{identity}")
+
+
 def _opened(folder: Path) -> ImageStore:
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-        store = ImageStore(folder, manifest)
+        store = ImageStore(folder, json.loads((folder / _MANIFEST).read_text()))
         _ = store.n_held_out, store.split_rule, store.rejected
-    except (ValueError, KeyError, TypeError, IndexError):
-        raise _damaged(folder) from None
-    store.verify()
+        sound = _fingerprint(folder / _ARRAY, store.n_train) == store.fingerprint
+    except (ValueError, KeyError, TypeError, IndexError, OSError):  # OSError: no array file any more
+        sound = False
+    if not sound:
+        raise DataError(f"the image store {folder} is damaged", "Delete that folder; it is built again.")
     return store
-
-
-def _damaged(folder: Path) -> DataError:
-    return DataError(f"the image store {folder} is damaged", "Delete that folder; it is built again.")
-
-
-def find_material(
-    home: Home,
-    data: DataSpec,
-    source: Path | None,
-    *,
-    study: str,
-    say: Callable[[str], None],
-    may_download: bool = True,
-) -> Material:
-    """The images of a data section, not prepared yet; nothing is written unless they are downloaded.
-
-    Raises:
-        DataError: they are missing.
-        UsageError: images were given for a study that brings its own, or its function cannot be imported.
-    """
-    if data.source == "mnist" or ":" in data.source:
-        if source is not None:
-            own = "the digits that come with it" if data.source == "mnist" else f"the images of {data.source}"
-            raise UsageError(
-                f"study {study} trains on {own}: {source} would not be used",
-                'Leave DATA away, or name a study with your images: source = "folder" in its [data].',
-            )
-        return of_mnist(data) if data.source == "mnist" else of_function(data)
-    if data.source in arrays.SETS:
-        if source is None:
-            source = home.within("downloads", data.source)
-            if may_download:
-                arrays.download(data.source, source, held_out=data.held_out is not None, say=say)
-            elif not source.is_dir():
-                raise DataError(
-                    f"{arrays.SETS[data.source].title} is not downloaded yet",
-                    f"`harness data prepare {study}` downloads and prepares it, or pass its folder with DATA=.",
-                )
-        return of_array_set(data, source.resolve(), say)
-    if source is None and data.source == "celeba" and celeba_folder(home).is_dir():
-        source = celeba_folder(home)
-    if source is None:
-        raise _missing_data(data, study)
-    if source.suffix in ARRAY_SUFFIXES:
-        return of_array_file(data, source)
-    return of_files(data, source)
-
-
-def store_folder(home: Home, material: Material) -> Path:
-    """Where the store of these images is, or will be."""
-    return home.within("data", f"{material.label}-{material.prep.image_size}-{digest(material.identity)}")
-
-
-def existing_store(home: Home, material: Material) -> ImageStore | None:
-    """The store of these images if it was prepared, verified."""
-    folder = store_folder(home, material)
-    if not (folder / _MANIFEST).is_file():
-        return None
-    return _opened(folder)
-
-
-def _missing_data(data: DataSpec, study: str) -> DataError:
-    size_mb = 202_599 * data.image_size**2 * data.channels / 1e6
-    if data.source == "celeba":
-        return DataError(f"{study} needs CelebA", CELEBA_HELP.format(size_mb=size_mb))
-    return DataError(
-        f"{study} needs images", "Pass DATA=/path/to/a/folder/or/zip of images, or to an .npy or .npz array."
-    )
 
 
 def _build(folder: Path, material: Material, on_progress: OnProgress) -> None:
@@ -275,27 +179,27 @@ def _write_array(
     """Write usable images one after the other, whatever their number, in little memory; return the manifest."""
     rejected: dict[str, str] = {}
     notes: dict[str, str] = {}
-    done = used = train = 0
+    used = train = 0
     with path.open("w+b") as file:
         _write_header(file, shape)
         start = file.tell()
         if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not after an hour
             os.posix_fallocate(file.fileno(), 0, start + int(np.prod(shape)))
-        for chunk in material.items():
-            for name, pixels, note in chunk:
-                done += 1
-                if pixels is None:
-                    rejected[name] = note
-                    continue
+        n_train = material.n_train
+        for done, (name, pixels, note) in enumerate(material.items(), start=1):
+            if pixels is None:
+                rejected[name] = note
+            else:
                 if note:
                     notes[name] = note
                 file.write(np.ascontiguousarray(pixels).data)
                 used += 1
-                train += done <= material.n_train
-            on_progress(done, material.count)
+                train += done <= n_train
+            if done % CHUNK == 0 or done == shape[0]:
+                on_progress(done, shape[0])
         if not train:
-            first = next(iter(rejected.items()), ("", "no file"))
-            raise DataError(f"none of {done} files is usable; the first, {printable(first[0])}: {printable(first[1])}")
+            name, why = next(iter(rejected.items()), ("", "no file"))
+            raise DataError(f"none of {shape[0]} files is usable; the first, {printable(name)}: {printable(why)}")
         file.truncate()
         file.seek(0)
         _write_header(file, (used, *shape[1:]))
@@ -314,8 +218,7 @@ def _write_array(
 
 
 def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
 def _fingerprint(path: Path, train: int) -> str:

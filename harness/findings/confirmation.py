@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from harness.findings import statistics as stats
 from harness.findings.ranking import rank
-from harness.findings.statistics import (
-    Difference,
-    Estimate,
-    VarianceSplit,
-    detectable,
-    estimate,
-    standing,
-    variance_split,
-)
 from harness.gan.hparams import digest
 from harness.store.records import StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfirmedArm:
-    """One configuration's confirmation.
+    """One configuration: its finished trainings by seed; those that diverged, wait or are of another protocol counted.
 
-    ``trials`` are the finished trainings by seed, ``n_diverged`` others ended without a score, ``n_open`` still wait,
-    ``n_other`` ended under another protocol. ``searched`` is its score in the search, a single, selected one; None
-    without one of this protocol.
+    ``searched`` is its score in the search, a single, selected one; None without one of this protocol.
     """
 
     name: str
-    estimate: Estimate
+    estimate: stats.Estimate
     trials: Mapping[int, TrialRecord]
     n_diverged: int
     n_open: int
@@ -60,10 +50,9 @@ class ConfirmedArm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confirmation:
-    """What a confirmation found.
+    """``ranked`` have no diverged training, the best mean first; ``unsound`` have one, or nothing yet.
 
-    ``ranked`` have no diverged training, the best mean first; ``unsound`` have one, or nothing yet. ``differences``
-    are those from the best, ``splits`` the sources of chance of each where they can be told.
+    ``differences`` are those from the best, ``splits`` the sources of chance of each where they can be told.
     """
 
     study: str
@@ -73,33 +62,30 @@ class Confirmation:
     n_samplings: int
     ranked: tuple[ConfirmedArm, ...]
     unsound: tuple[ConfirmedArm, ...]
-    differences: Mapping[str, Difference]
-    splits: Mapping[str, VarianceSplit]
+    differences: Mapping[str, stats.Difference]
+    splits: Mapping[str, stats.VarianceSplit]
 
     @property
     def best(self) -> ConfirmedArm:
         return self.ranked[0]
 
-    def against_best(self, arm: ConfirmedArm) -> Difference | None:
+    def against_best(self, arm: ConfirmedArm) -> stats.Difference | None:
         """How much worse than the best it is, on the seeds that both have."""
         return self.differences.get(arm.name)
 
     @property
     def ties(self) -> list[ConfirmedArm]:
-        """Those that the data cannot tell from the best."""
         return [arm for arm in self.ranked[1:] if (gap := self.against_best(arm)) is None or gap.tie]
 
     def verdict(self, arm: ConfirmedArm) -> str:
-        """How a ranked configuration compares with the best one: ``best``, ``tie``, ``worse`` or ``not told``."""
         gap = self.against_best(arm)
         return "best" if arm is self.best else "not told" if gap is None else "tie" if gap.tie else "worse"
 
     @property
     def leader(self) -> ConfirmedArm | None:
         """The best of the search among those that are ranked here."""
-        return min(
-            (arm for arm in self.ranked if arm.searched is not None), key=lambda a: a.searched or 0, default=None
-        )
+        searched = [arm for arm in self.ranked if arm.searched is not None]
+        return min(searched, key=lambda arm: arm.searched or 0, default=None)
 
     @property
     def best_published(self) -> ConfirmedArm | None:
@@ -122,22 +108,13 @@ class Confirmation:
     def detectable(self) -> float | None:
         """The difference from the best that is detected in at least 8 of 10 repeats, by the runner-up's spread."""
         pair = self.against_best(self.ranked[1]) if len(self.ranked) > 1 else None
-        return detectable(pair.sd, pair.estimate.n, len(self.ranked)) if pair else None
+        return stats.detectable(pair.sd, pair.estimate.n, len(self.ranked)) if pair else None
 
 
 def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
-    """The confirmation of a study, from both records; None while no configuration has a score.
-
-    Args:
-        search: the study.
-        plan: ``STUDY-confirm``. Trials of another protocol than most are left out, and all trials if the search
-            was started again from scratch since.
-    """
-    of = plan.attrs.spec.get("plan", {}).get("uid")
-    if of not in (None, search.attrs.uid):
-        return None
-    board = rank(plan)
-    if not board.trials:
+    """None while no configuration has a score, or where the search was started again from scratch since."""
+    of, board = plan.attrs.spec.get("plan", {}).get("uid"), rank(plan)
+    if of not in (None, search.attrs.uid) or not board.trials:
         return None
     by_arm: dict[str, list[TrialRecord]] = {}
     for trial in plan.trials:
@@ -146,8 +123,12 @@ def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
     by_name = {arm.name: arm for arm in arms if arm.trials and not arm.n_diverged}
     if not by_name:
         return None
-    result = standing({name: arm.scores for name, arm in by_name.items()})
+    result = stats.standing({name: arm.scores for name, arm in by_name.items()})
     sound = [replace(by_name[name], estimate=result.estimates[name]) for name in result.order]
+    # By configuration: a bad one varies in other ways than a good one.
+    splits = {
+        arm.name: stats.variance_split({s: trial.attrs.samplings for s, trial in arm.trials.items()}) for arm in sound
+    }
     return Confirmation(
         study=plan.name,
         metric=plan.attrs.final_metric,
@@ -157,27 +138,15 @@ def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
         ranked=tuple(sound),
         unsound=tuple(arm for arm in arms if arm.name not in by_name),
         differences=result.against_first,
-        splits=_splits(sound),
+        splits={name: split for name, split in splits.items() if split},
     )
 
 
-def _splits(arms: Iterable[ConfirmedArm]) -> dict[str, VarianceSplit]:
-    """By configuration: a bad one varies in other ways than a good one."""
-    splits = {
-        arm.name: variance_split({(arm.name, seed): trial.attrs.samplings for seed, trial in arm.trials.items()})
-        for arm in arms
-    }
-    return {name: split for name, split in splits.items() if split}
-
-
 def _arm(name: str, trials: list[TrialRecord], protocol_hash: str, search: StudyRecord) -> ConfirmedArm:
-    done = {
-        trial.training_seed: trial
-        for trial in trials
-        if trial.state == "COMPLETE" and trial.attrs.protocol_hash == protocol_hash
-    }
+    complete = [trial for trial in trials if trial.state == "COMPLETE"]
+    done = {trial.training_seed: trial for trial in complete if trial.attrs.protocol_hash == protocol_hash}
     diverged = {trial.training_seed for trial in trials if trial.attrs.diverged}
-    other = {t.training_seed for t in trials if t.state == "COMPLETE"} - set(done)
+    other = {trial.training_seed for trial in complete} - set(done)
     planned = {trial.training_seed for trial in trials}
     overrides = trials[0].attrs.overrides or {}
     same = [
@@ -188,9 +157,7 @@ def _arm(name: str, trials: list[TrialRecord], protocol_hash: str, search: Study
     comparable = [t for t in same if t.state == "COMPLETE" and t.attrs.protocol_hash == protocol_hash]
     return ConfirmedArm(
         name=name,
-        estimate=estimate([float(done[seed].value or 0.0) for seed in sorted(done)])
-        if done
-        else Estimate(mean=float("nan"), low=None, high=None, n=0),
+        estimate=stats.estimate([float(done[seed].value or 0.0) for seed in sorted(done)]),
         trials=done,
         n_diverged=len(diverged),
         n_open=len(planned - set(done) - diverged - other),

@@ -9,11 +9,10 @@ from harness.errors import NotFoundError, UsageError
 from harness.findings.ranking import objectives, pareto_front, rank
 from harness.findings.verdicts import RULE
 from harness.gan.hparams import HParams, digest
-from harness.spec.claims import arm_name, load_claim, registered
-from harness.spec.fixed_study import fixed_study, fresh_seeds
+from harness.spec.files import file_names, load_claim
+from harness.spec.fixed_study import arm_name, fixed_study, fresh_seeds, registered
 from harness.spec.resolved import ResolvedPreset, ResolvedStudy
-from harness.spec.scoring import ScoreSpec
-from harness.spec.toml import file_names
+from harness.spec.tables import ScoreSpec
 from harness.store.records import StudyRecord, TrialRecord
 
 # Where in a training claims' curves have points, as shares of its length, and images generated for each.
@@ -24,19 +23,10 @@ _CLAIM_SAMPLES = 250
 def confirm_spec(
     spec: ResolvedStudy, record: StudyRecord, *, top: int, seeds: int, samplings: int, known: Mapping[str, Any]
 ) -> ResolvedStudy:
-    """The study ``STUDY-confirm``: the best configurations of a search and the published ones, on fresh seeds.
+    """The study ``STUDY-confirm``: the ``top`` configurations of a search and the published ones, on fresh seeds.
 
-    Args:
-        spec: of the search, as the database has it.
-        record: the search, with finished trials.
-        top: number of ranked configurations; published recipes and the paper's settings are added.
-        seeds: trainings of each, with seeds that the search never used.
-        samplings: how often each generator is scored, with other noise.
-        known: what the database has of an earlier start of it; empty if there was none.
-
-    Raises:
-        NotFoundError: the study has no finished trial.
-        UsageError: it is not a search, or its name is too long.
+    Each generator is scored ``samplings`` times, with other noise. ``known`` is what the database has of an earlier
+    start of the confirmation, else empty.
     """
     if spec.plan:
         raise UsageError(f"{spec.name} is not a search", f"Say `harness confirm {spec.plan.study}`.")
@@ -62,15 +52,13 @@ def confirm_spec(
 
 def finalists(record: StudyRecord, top: int) -> dict[str, HParams]:
     """The best configurations and every published one by name, those of the front first; equal ones once."""
-    ranked = list(rank(record, top=len(record.trials)).trials)
+    ranked = list(rank(record).trials)
     if len(objectives(record)) > 1:
         best = pareto_front(record)
         ranked = [*best, *(trial for trial in ranked if trial not in best)]
-    if not ranked:
-        return {}
     # What was published is trained in full here, also where the search found it too poor for that.
     pruned = [trial for trial in record.trials if trial.state == "PRUNED" and not trial.attrs.diverged]
-    published = [trial for trial in (*ranked[top:], *pruned) if trial.published]
+    published = [trial for trial in (*ranked[top:], *pruned) if ranked and trial.published]
     chosen: dict[str, TrialRecord] = {}
     for trial in (*ranked[:top], *published):
         chosen.setdefault(digest(dict(trial.attrs.hparams)), trial)
@@ -88,20 +76,10 @@ def claims_spec(
     seeds: int | None = None,
     extractor: str | None = None,
 ) -> ResolvedStudy:
-    """The study ``STUDY-claims``: the arms of claims on a study's images.
+    """The study ``STUDY-claims``: the arms of claims (all claims if none is named) on a study's images.
 
-    Args:
-        spec: a study; it need not have been started.
-        names: of claims; all of them if empty.
-        known: what the database has of an earlier start of ``STUDY-claims``, whose claims stay; else empty.
-        kimg: length of a training, if not the study's.
-        samples: images of the final score, generated and real ones each, if not the study's.
-        seeds: trainings of each arm, if not the claims' own number.
-        extractor: of the final score, if not the study's.
-
-    Raises:
-        HarnessError: there is no such claim, or a claim cannot be tested on the study.
-        UsageError: a number that makes no budget, or a name that is too long.
+    ``known`` is what the database has of an earlier start of it, whose claims stay, else empty. Length, final score and
+    seeds are the study's and the claims' own unless given; ``samples`` are generated and real images each.
     """
     budget = {**spec.budget.model_dump(), "kimg": kimg or spec.budget.kimg}
     budget["rungs"] = tuple(round(budget["kimg"] * share, 3) for share in _CLAIM_RUNGS)

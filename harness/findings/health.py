@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.findings.frames import curve_frame
+import pandas as pd
+
 from harness.store.records import TrialRecord
 from harness.text import number
 from harness.training.run_folder import RunFolder
@@ -23,20 +24,18 @@ GAP = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """What is known of a trial's samples; None where it was not measured.
-
-    ``distance``, ``variance``: of samples, as a share of real images'; by pixels at a fixed z, and by features.
-    ``won``: share of the training's second half in which the discriminator's loss was at its floor.
-    ``batch_score``: the score with BatchNorm's batch statistics, ``score`` with running ones.
-    ``nearer``: probability that a sample is nearer to a training image than another real image is.
-    """
+    """What is known of a trial's samples; None where it was not measured."""
 
     name: str
+    # Of samples as a share of real images': the distance by pixels at a fixed z, the variance of features.
     distance: float | None
     variance: float | None
+    # Share of the training's second half in which the discriminator's loss was at its floor.
     won: float | None
+    # With BatchNorm's running statistics, and with those of each batch.
     score: float | None
     batch_score: float | None
+    # Probability that a sample is nearer to a training image than another real image is.
     nearer: float | None
     memorises: bool
 
@@ -53,22 +52,19 @@ class Health:
             scores = f"{number(self.score)} with running ones, {number(self.batch_score)} with those of each batch"
             texts.append(f"the score depends on BatchNorm's statistics: {scores}")
         if self.memorises and self.nearer is not None:
-            near = (
-                "samples are nearer to training images than other real images are with a probability of "
-                f"{100 * self.nearer:.0f} % (50 % is chance, 100 % all copies)"
-            )
+            near = "samples are nearer to training images than other real images are with a probability of "
+            near += f"{100 * self.nearer:.0f} % (50 % is chance, 100 % all copies)"
             # A nearly blank image is near to many others.
-            texts.append(
-                f"{near}; alike as they are, they need be no copies" if collapsed else f"**memorises**: {near}"
-            )
+            blank = f"{near}; alike as they are, they need be no copies"
+            texts.append(blank if collapsed else f"**memorises**: {near}")
         return texts
 
 
 def health(name: str, trial: TrialRecord, root: Path) -> Health:
     """What the database and a trial's folder say of its samples."""
-    watched = trial.attrs.watched
+    watched, audit = trial.attrs.watched, audited(trial, root) or {}
     last = watched[max(watched)] if watched else {}
-    audit = audited(trial, root) or {}
+    copying = audit.get("copying", {})
     return Health(
         name=name,
         distance=last.get("sample_distance", audit.get("sample_distance")),
@@ -76,8 +72,8 @@ def health(name: str, trial: TrialRecord, root: Path) -> Health:
         won=_won(trial, root),
         score=audit.get("score"),
         batch_score=audit.get("batch_score"),
-        nearer=audit.get("copying", {}).get("probability"),
-        memorises=bool(audit.get("copying", {}).get("memorises")),
+        nearer=copying.get("probability"),
+        memorises=bool(copying.get("memorises")),
     )
 
 
@@ -95,7 +91,7 @@ def loss_floor(hparams: Mapping[str, Any]) -> float:
 
 
 def _won(trial: TrialRecord, root: Path) -> float | None:
-    curve = curve_frame(RunFolder(root / trial.attrs.folder).curve)
+    curve = pd.DataFrame(RunFolder(root / trial.attrs.folder).read_curve())
     if not len(curve):
         return None
     half = curve[curve["kimg"] > curve["kimg"].max() / 2]["loss_d"]

@@ -24,15 +24,16 @@ _LOW, _HIGH = 5.0, 95.0  # per cent
 class Outlook:
     """The best score after k trials, as resampling a study's own trials expects it.
 
-    ``expected[k - 1]`` is the mean of the best of k of its n trials; from ``low`` to ``high`` is its bootstrap interval
-    (90 %). ``probability`` is that ``more`` trials hold a new best. ``gain`` is how much the expected best fell from
-    ``fewer`` trials to n, which are by the same factor more as n + ``more`` will be.
+    ``gain`` is how much the expected best fell from ``fewer`` trials to n, which are by the same factor more as
+    n + ``more`` will be.
     """
 
+    # [k - 1]: the mean of the best of k of its n trials, with its bootstrap interval (90 %).
     expected: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
     more: int
+    # That ``more`` trials hold a new best.
     probability: float
     fewer: int
     gain: float
@@ -41,15 +42,13 @@ class Outlook:
 def outlook(record: StudyRecord, more: int) -> Outlook | None:
     """The outlook of a study; None where :func:`too_few` says why.
 
-    Final scores under one protocol count, and pruned trials as the worst of them: that is what they were pruned for.
-    Presets, published recipes among them, are no draws from the search space and are left out. Trials are taken as
-    exchangeable: a sampler that learns does better than that, so that this is a cautious figure.
+    Pruned trials count as the worst finished one; presets, published recipes among them, are no draws from the search
+    space. Trials are taken as exchangeable: a sampler that learns does better, so that this is a cautious figure.
     """
-    if too_few(record):
-        return None
     scores = _finished(record)
-    pruned = _pruned(record)
-    values = np.array([*scores, *[max(scores)] * pruned])
+    if len(scores) < _FEWEST:
+        return None
+    values = np.array([*scores, *[max(scores)] * _pruned(record)])
     n, rng = len(values), np.random.default_rng(0)
     drawn = [rng.choice(values, n) for _ in range(_RESAMPLED)]
     expected, *resampled = expected_best([values, *drawn])
@@ -104,25 +103,25 @@ def in_words(ahead: Outlook, metric: str) -> list[str]:
     ]
 
 
-def _searched(trial: TrialRecord) -> bool:
+def _drawn(trial: TrialRecord) -> bool:
+    """By the sampler."""
     return not trial.attrs.preset and not trial.attrs.recipe
 
 
 def _pruned(record: StudyRecord) -> int:
-    return sum(trial.state == "PRUNED" and _searched(trial) for trial in record.trials)
+    return sum(trial.state == "PRUNED" and _drawn(trial) for trial in record.trials)
 
 
 def _finished(record: StudyRecord) -> list[float]:
-    """Final scores of what the sampler drew, under the leaderboard's protocol."""
-    return [float(t.value or 0.0) for t in rank(record).trials if _searched(t)]
+    """Final scores under the leaderboard's protocol."""
+    return [float(trial.value or 0.0) for trial in rank(record).trials if _drawn(trial)]
 
 
 def expected_best(samples: Sequence[Sequence[float]] | Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """The mean of the lowest of k values drawn from a sample of n without replacement, for k = 1 … n.
 
-    Takes and returns shape (samples, n). The i-th lowest is the lowest of a draw with probability
-    C(n - i, k - 1) / C(n, k). Unbiased for every k up to n, which drawing with replacement (Dodge et al. 2019, "Show
-    Your Work") is not (Tang et al. 2020, "Showing Your Work Doesn't Always Work").
+    Shape (samples, n). The i-th lowest is the lowest of a draw with probability C(n - i, k - 1) / C(n, k): unbiased,
+    which drawing with replacement (Dodge et al. 2019, "Show Your Work") is not (Tang et al. 2020).
     """
     ordered = np.sort(np.asarray(samples, dtype=float)).T
     n = len(ordered)
@@ -139,30 +138,20 @@ def expected_best(samples: Sequence[Sequence[float]] | Sequence[NDArray[np.float
 
 
 def new_best_probability(n: int, more: int) -> float:
-    """How likely the best of n + more exchangeable trials is among the later ones.
-
-    Distribution-free: each is the best with the same probability, whatever the scores are. It says nothing about by
-    how much a new best would be better.
-    """
+    """How likely the best of n + more exchangeable trials is among the later ones, whatever the scores are."""
     return more / (n + more)
 
 
 def outlook_lines(record: StudyRecord | None, more: int) -> Iterator[str]:
-    """What the rest of a started study takes, and what more trials would bring, if it has enough of them.
-
-    Args:
-        record: the study; None if it was not started.
-        more: number of further trials.
-    """
+    """What the rest of a study takes (None: not started), and what more trials would bring, if it has enough."""
     ended = [record.seconds(t) for t in record.trials if t.state in ("COMPLETE", "PRUNED")] if record else []
     if record and len(ended) >= _FEWEST_ENDED:
         each, left = sum(ended) / len(ended), max(0, record.attrs.target - len(ended))
         rest = f"the {left} that are left take {duration(each * left)} of a worker's time" if left else "none is left"
         yield f"so far: {len(ended)} trials, pruned ones included, took {duration(each)} each; {rest}"
-    found = outlook(record, more) if record else None
-    if record is None or found is None:
-        yield f"no outlook: {too_few(record)}"
-        if said := chance(record, more):
-            yield said
+    if record and (found := outlook(record, more)):
+        yield from in_words(found, record.attrs.final_metric)
         return
-    yield from in_words(found, record.attrs.final_metric)
+    yield f"no outlook: {too_few(record)}"
+    if said := chance(record, more):
+        yield said

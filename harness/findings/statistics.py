@@ -40,16 +40,18 @@ class Estimate:
     n: int
 
     def scaled(self, factor: float) -> Estimate:
-        """In other units; the factor is positive."""
-        low, high = (None if bound is None else factor * bound for bound in (self.low, self.high))
+        """In other units, or turned round by a negative factor."""
+        if self.low is None or self.high is None:
+            return replace(self, mean=factor * self.mean)
+        low, high = sorted((factor * self.low, factor * self.high))
         return replace(self, mean=factor * self.mean, low=low, high=high)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Scores of ``b`` less those of ``a`` on the seeds that both have.
+    """Scores of ``b`` less those of ``a`` on the seeds that both have, by the paired t-test.
 
-    ``p`` is the paired t-test's, ``p_holm`` corrected for all pairs of the family. ``sd`` is that of the differences.
+    ``p_holm`` is corrected for all pairs of the family; ``sd`` is that of the differences.
     """
 
     a: str
@@ -64,6 +66,9 @@ class Difference:
         """Whether the data cannot tell the two apart."""
         return not self.p_holm < ALPHA
 
+    def flipped(self) -> Difference:
+        return replace(self, a=self.b, b=self.a, estimate=self.estimate.scaled(-1.0))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VarianceSplit:
@@ -77,10 +82,7 @@ class VarianceSplit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """Configurations by their means, the lowest first.
-
-    The intervals of the first, and of the differences from it, allow for its having been picked as the lowest.
-    """
+    """Configurations by their means, the lowest first; intervals allow for its having been picked as the lowest."""
 
     order: tuple[str, ...]
     estimates: Mapping[str, Estimate]
@@ -92,8 +94,7 @@ def standing(scores: Mapping[str, Scores]) -> Standing:
 
     The lowest of k means is too low: its own interval must reach higher, and those of the differences from it lower.
     That it misses to the other side becomes rare, so all of ALPHA is left to this one: the bound is at 1 - ALPHA / k
-    (Bonferroni), where k counts the first and those within its reach. For two that is a plain interval. Simulated in
-    docs/decisions/0008.
+    (Bonferroni), where k counts the first and those within its reach. Simulated in docs/decisions/0008.
     """
     plain = {name: estimate(list(values.values())) for name, values in scores.items()}
     order = tuple(sorted(plain, key=lambda name: (plain[name].mean, name)))
@@ -111,13 +112,12 @@ def standing(scores: Mapping[str, Scores]) -> Standing:
 
 
 def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
-    """The mean with Student's t-interval."""
     return _tested(values, level)[0]
 
 
 def _tested(values: Sequence[float], level: float) -> tuple[Estimate, float]:
     """(estimate, p of the one-sample t-test against 0)."""
-    mean, n = statistics.fmean(values), len(values)
+    mean, n = statistics.fmean(values) if values else math.nan, len(values)
     if n < 2:
         return Estimate(mean=mean, low=None, high=None, n=n), 1.0
     if len(set(values)) == 1:  # nothing to divide by: equal values are all the evidence there is
@@ -127,12 +127,12 @@ def _tested(values: Sequence[float], level: float) -> tuple[Estimate, float]:
     return Estimate(mean=mean, low=low, high=high, n=n), float(stats.ttest_mean(0.0)[1])
 
 
-def difference(a: str, b: str, scores: Mapping[str, Scores], level: float = LEVEL) -> Difference | None:
+def difference(a: str, b: str, scores: Mapping[str, Scores]) -> Difference | None:
     """The paired difference of two configurations; None with fewer than two common seeds. ``p_holm`` equals ``p``."""
     gaps = _gaps(a, b, scores)
     if len(gaps) < 2:
         return None
-    gap, p = _tested(gaps, level)  # the paired t-test
+    gap, p = _tested(gaps, LEVEL)
     return Difference(a=a, b=b, estimate=gap, sd=statistics.stdev(gaps), p=p, p_holm=p)
 
 
@@ -141,33 +141,21 @@ def _gaps(a: str, b: str, scores: Mapping[str, Scores]) -> list[float]:
 
 
 def all_differences(scores: Mapping[str, Scores]) -> dict[tuple[str, str], Difference]:
-    """Every pair's difference, with Holm's correction (1979) over all pairs.
+    """Every pair's difference, with Holm's correction over all pairs.
 
-    All pairs, not only those with the best: which one is the best is read from the same data, and correcting over
-    the comparisons with it alone finds differences between equals too often (docs/decisions/0008).
+    Correcting over the comparisons with the best alone, which is read from the same data, finds differences between
+    equals too often (docs/decisions/0008).
     """
-    pairs = [pair for a, b in combinations(scores, 2) if (pair := difference(a, b, scores))]
-    if not pairs:
-        return {}
-    corrected = holm([pair.p for pair in pairs])
-    made: dict[tuple[str, str], Difference] = {}
-    for pair, p_holm in zip(pairs, corrected, strict=True):
-        made[pair.a, pair.b] = replace(pair, p_holm=p_holm)
-        made[pair.b, pair.a] = _flipped(made[pair.a, pair.b])
-    return made
+    pairs = corrected([pair for a, b in combinations(scores, 2) if (pair := difference(a, b, scores))])
+    return {(pair.a, pair.b): pair for one in pairs for pair in (one, one.flipped())}
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values after Holm's correction (1979); a single one needs none."""
-    if len(p_values) == 1:
-        return list(p_values)
-    return [float(p) for p in multipletests(p_values, alpha=ALPHA, method="holm")[1]]
-
-
-def _flipped(pair: Difference) -> Difference:
-    gap = pair.estimate
-    low, high = (None if bound is None else -bound for bound in (gap.high, gap.low))
-    return replace(pair, a=pair.b, b=pair.a, estimate=replace(gap, mean=-gap.mean, low=low, high=high))
+def corrected(pairs: Sequence[Difference]) -> list[Difference]:
+    """A family of differences with ``p_holm`` after Holm's correction (1979); a single one needs none."""
+    if len(pairs) < 2:
+        return list(pairs)
+    p_values = multipletests([pair.p for pair in pairs], alpha=ALPHA, method="holm")[1]
+    return [replace(pair, p_holm=float(p)) for pair, p in zip(pairs, p_values, strict=True)]
 
 
 def power(effect: float, sd: float, n: int, alpha: float = ALPHA) -> float:
@@ -184,8 +172,7 @@ def power(effect: float, sd: float, n: int, alpha: float = ALPHA) -> float:
 def told(effect: float, sd: float, n: int, configurations: int) -> float:
     """How often n seeds tell two of the compared configurations apart that differ by ``effect``.
 
-    Exact for two. For more a lower bound that is close where all others are ties: Holm's first step over all pairs,
-    which are n (n - 1) / 2 for n configurations; later steps tell more.
+    Exact for two; for more Holm's first step over all pairs: a lower bound, close where all others are ties.
     """
     return power(effect, sd, n, ALPHA / math.comb(configurations, 2))
 
@@ -200,37 +187,28 @@ def detectable(sd: float, n: int, configurations: int) -> float | None:
     return sd * float(brentq(lambda effect: told(effect, 1.0, n, configurations) - WANTED_POWER, 0.0, high))
 
 
-def variance_split(samplings: Mapping[tuple[str, int], Sequence[float]]) -> VarianceSplit | None:
-    """Training seed against sampling seed, by a mixed linear model (REML) with a mean for each configuration.
+def variance_split(samplings: Mapping[int, Sequence[float]]) -> VarianceSplit | None:
+    """Training seed against sampling seed of one configuration, by a mixed linear model (REML).
 
-    Args:
-        samplings: by (configuration, training seed), the score of one generator with each sampling seed.
-
-    Returns:
-        None where there are not two trainings of one configuration, each sampled twice, or no such model fits.
+    ``samplings`` has, by training seed, the score of one generator with each sampling seed. None where there are not
+    two trainings, each sampled twice, or no such model fits.
     """
-    rows = [
-        {"arm": arm, "training": f"{arm} {seed}", "score": value}
-        for (arm, seed), values in samplings.items()
-        for value in values
-        if len(values) > 1
-    ]
-    frame = pd.DataFrame(rows, columns=["arm", "training", "score"])
-    arms, trainings = frame["arm"].nunique(), frame["training"].nunique()
-    if trainings <= arms or not len(frame):
+    repeated = {str(seed): values for seed, values in samplings.items() if len(values) > 1}
+    if len(repeated) < 2:
         return None
+    rows = [(training, score) for training, scores in repeated.items() for score in scores]
+    frame = pd.DataFrame(rows, columns=["training", "score"])
     scale = float(frame["score"].std()) or 1.0  # the optimiser is made for numbers around one
     scaled = frame.assign(score=(frame["score"] - frame["score"].mean()) / scale)
-    formula = "score ~ C(arm)" if arms > 1 else "score ~ 1"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a variance of zero lies on the boundary
         try:
-            fit = MixedLM.from_formula(formula, scaled, groups="training").fit(reml=True)
+            fit = MixedLM.from_formula("score ~ 1", scaled, groups="training").fit(reml=True)
         except (np.linalg.LinAlgError, ValueError):
             return None
     return VarianceSplit(
         training_sd=scale * float(np.sqrt(max(0.0, fit.cov_re.iloc[0, 0]))),
         sampling_sd=scale * float(np.sqrt(fit.scale)),
-        trainings=trainings,
+        trainings=len(repeated),
         samplings=len(frame),
     )

@@ -1,29 +1,31 @@
-"""Verdicts on claims, from the trainings of their arms."""
+"""Verdicts on claims, from the trainings of their arms, and how often true claims would be supported."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
 import numpy as np
+from scipy.stats import binom, binomtest, chi2, norm, t
 from statsmodels.stats.weightstats import ttost_paired
 
 from harness.findings.health import COLLAPSED
-from harness.findings.power import claim_power, divergence_power, seeds_needed, share_bounds
 from harness.findings.ranking import rank
 from harness.findings.statistics import (
     ALPHA,
     LEVEL,
+    WANTED_POWER,
     Difference,
     Estimate,
+    corrected,
     difference,
     estimate,
-    holm,
 )
 from harness.gan.hparams import HParams
-from harness.spec.claims import Claim, arm_name
+from harness.spec.fixed_study import Claim, arm_name
 from harness.store.records import StudyRecord, TrialRecord
 
 Verdict = Literal["supported", "refuted", "undecided"]
@@ -32,6 +34,13 @@ Verdict = Literal["supported", "refuted", "undecided"]
 WORSENED = 1.5
 # The rules of this module, as they are kept with a plan before its trainings.
 RULE = f"2: diverged where the last quick score is {WORSENED:g} times the best, or the distance below {COLLAPSED:g}"
+# Power is for an effect this many times the smallest one that matters: one of just that size is supported in half of
+# all repeats at best, since what was seen must reach it, too.
+ASSUMED = 2.0
+# And that of finding divergence, where so large a share of trainings diverges.
+ASSUMED_SHARE = 0.9
+_SIMULATED = 20_000
+_MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,40 +75,37 @@ class ArmResult:
 class Comparison:
     """A treated arm against the control.
 
-    ``margin`` is the smallest difference that matters, in units of the score; ``n_arms`` are corrected together.
-    ``effect`` is the difference in per cent of the control's mean.
+    ``margin`` is the smallest difference that matters, in units of the score; ``effect`` in per cent of the control's.
     """
 
+    claim: Claim
     treated: str
     result: ArmResult
     difference: Difference | None
     effect: Estimate | None
     margin: float | None
-    says: str
-    n_arms: int
     verdict: Verdict
 
     @property
     def power(self) -> float | None:
         """How often this many seeds would support the claim if it were true."""
-        if self.says == "diverges":
+        says, pair = self.claim.says, self.difference
+        if says == "diverges":
             return divergence_power(len(self.result.trials))
-        if self.difference is None or self.margin is None:
+        if pair is None or self.margin is None:
             return None
-        return claim_power(self.says, self.margin, self.difference.sd, self.difference.estimate.n, self.n_arms)
+        return claim_power(says, self.margin, pair.sd, pair.estimate.n, len(self.claim.treated))
 
     @property
     def needed(self) -> int | None:
         """Seeds that would in 8 of 10 repeats."""
-        if self.says == "diverges" or self.difference is None or self.margin is None:
+        if self.claim.says == "diverges" or self.difference is None or self.margin is None:
             return None
-        return seeds_needed(self.says, self.margin, self.difference.sd, self.n_arms)
+        return seeds_needed(self.claim.says, self.margin, self.difference.sd, len(self.claim.treated))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """A claim with its verdict."""
-
     claim: Claim
     control: ArmResult
     comparisons: tuple[Comparison, ...]
@@ -122,10 +128,7 @@ class Judgement:
 
 
 def arm_results(plan: StudyRecord) -> dict[str, ArmResult]:
-    """The ended trainings of a plan by arm; of a seed that was trained twice the first.
-
-    Scores of another protocol than most cannot be compared: those trainings are left out.
-    """
+    """The ended trainings of a plan by arm, but for scores of another protocol; of a seed trained twice the first."""
     other = set(rank(plan).left_out)
     by_arm: dict[str, dict[int, TrialRecord]] = {}
     for trial in plan.trials:
@@ -136,24 +139,15 @@ def arm_results(plan: StudyRecord) -> dict[str, ArmResult]:
 
 
 def judge(claim: Claim, arms: Mapping[str, HParams], results: Mapping[str, ArmResult]) -> Judgement:
-    """The verdict on a claim.
-
-    Args:
-        claim: what is claimed.
-        arms: its arms by their names in the claim, the control included.
-        results: the plan's trainings by :func:`harness.spec.claims.arm_name`.
-    """
+    """The verdict on a claim, from its arms by their names in the claim and the plan's trainings by ``arm_name``."""
     own = {name: results.get(arm_name(hp), ArmResult(trials={})) for name, hp in arms.items()}
     scores = {name: result.scores for name, result in own.items()}
-    pairs = {name: difference("control", name, scores) for name in claim.treated}
-    measured = {name: pair for name, pair in pairs.items() if pair is not None}
-    if measured:
-        corrected = holm([pair.p for pair in measured.values()])
-        pairs |= {n: replace(pair, p_holm=p) for (n, pair), p in zip(measured.items(), corrected, strict=True)}
+    measured = [pair for name in claim.treated if (pair := difference("control", name, scores))]
+    pairs = {pair.b: pair for pair in corrected(measured)}
     return Judgement(
         claim=claim,
         control=own["control"],
-        comparisons=tuple(_compare(claim, name, own["control"], own[name], pairs[name]) for name in claim.treated),
+        comparisons=tuple(_compare(claim, name, own["control"], own[name], pairs.get(name)) for name in claim.treated),
         n_open=sum(max(0, claim.seeds - len(result.trials)) for result in own.values()),
     )
 
@@ -165,13 +159,12 @@ def _compare(claim: Claim, name: str, control: ArmResult, treated: ArmResult, pa
     else:
         verdict = _lost(claim, control, treated) or _score_verdict(claim.says, pair, margin, control, treated)
     return Comparison(
+        claim=claim,
         treated=name,
         result=treated,
         difference=pair,
         effect=pair.estimate.scaled(100 / fmean(control.scores.values())) if pair else None,
         margin=margin,
-        says=claim.says,
-        n_arms=len(claim.treated),
         verdict=verdict,
     )
 
@@ -187,12 +180,10 @@ def _divergence_verdict(treated: ArmResult) -> Verdict:
 
 def _lost(claim: Claim, control: ArmResult, treated: ArmResult) -> Verdict | None:
     """The verdict where most trainings of just one side have no score at all."""
-    treated_lost = 2 * len(treated.unscored) > len(treated.trials)
-    control_lost = 2 * len(control.unscored) > len(control.trials)
+    treated_lost, control_lost = (2 * len(arm.unscored) > len(arm.trials) for arm in (treated, control))
     if treated_lost == control_lost:
         return None
-    wanted = "worse" if treated_lost else "better"
-    return "supported" if claim.says == wanted else "refuted"
+    return "supported" if claim.says == ("worse" if treated_lost else "better") else "refuted"
 
 
 def _score_verdict(
@@ -230,3 +221,45 @@ def _came_apart(trial: TrialRecord) -> bool:
     *before, last = sorted(trial.intermediate) or [0]
     sound = [trial.intermediate[step] for step in before if diverse[step]]
     return bool(sound) and (not diverse[last] or trial.intermediate[last] > WORSENED * min(sound))
+
+
+def share_bounds(k: int, n: int) -> tuple[float, float]:
+    """The one-sided 95 % bounds, low and high, of a share of which k of n were seen (Clopper and Pearson 1934)."""
+    # A two-sided interval at 90 % has the one-sided bounds at 95 %.
+    interval = binomtest(k, n).proportion_ci(1 - 2 * ALPHA, method="exact")
+    return float(interval.low), float(interval.high)
+
+
+def divergence_power(n: int, share: float = ASSUMED_SHARE) -> float:
+    """How often n trainings support that most diverge, where ``share`` of all do."""
+    supporting = [k for k in range(n + 1) if n and share_bounds(k, n)[0] > 0.5]
+    return float(sum(binom.pmf(supporting, n, share)))
+
+
+def claim_power(says: str, margin: float, sd: float, n: int, arms: int = 1) -> float:
+    """How often n seeds support a true claim on a score, by simulated means and spreads (``sd``) of the differences.
+
+    The true one is ``ASSUMED`` times the margin, for ``same`` none; arms are corrected together (Holm's first step).
+    """
+    if n < 2:
+        return 0.0
+    rng = np.random.default_rng(0)
+    # Of normal differences mean and spread are independent.
+    chance, spread = norm.rvs(size=_SIMULATED, random_state=rng), chi2.rvs(n - 1, size=_SIMULATED, random_state=rng)
+    error = sd * np.sqrt(spread / (n - 1) / n)
+    if says == "same":
+        mean = sd / n**0.5 * chance
+        return float(np.mean(np.abs(mean) + t.ppf(LEVEL, n - 1) * error < margin))
+    mean = ASSUMED * margin + sd / n**0.5 * chance
+    told = mean > error * t.ppf(1 - ALPHA / arms / 2, n - 1)
+    return float(np.mean(told & (mean >= margin)))
+
+
+def seeds_needed(says: str, margin: float, sd: float, arms: int = 1) -> int | None:
+    """Seeds with which :func:`claim_power` is 8 of 10; None where more than 1,000."""
+
+    def suffices(n: int) -> bool:
+        return claim_power(says, margin, sd, n, arms) >= WANTED_POWER
+
+    counts = range(2, _MOST_SEEDS + 1)
+    return counts[bisect_left(counts, True, hi=len(counts) - 1, key=suffices)] if suffices(_MOST_SEEDS) else None

@@ -7,8 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.forecast.scoring import WIDTHS, ScoringTime, features_of
-from harness.forecast.speed import ConfigurationSpeed
+from harness.forecast.speed import WIDTHS, ConfigurationSpeed, ScoringTime, features_of
 from harness.home import Home
 from harness.machine.processes import usable_cores, visible_gpus
 from harness.spec.resolved import ResolvedStudy
@@ -21,7 +20,7 @@ from harness.text import duration
 _FEWEST_ENDED = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class TrialWork:
     """What a trial runs, on average: shares of a full training and of the final scoring, and rungs scored."""
 
@@ -30,12 +29,9 @@ class TrialWork:
     scored: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a sweep of ``target`` trials takes, with ``workers`` on this machine's ``device`` (``cpu`` or ``cuda``).
-
-    ``configurations`` and ``scoring`` are measured on that device, with one worker's threads.
-    """
+    """What a sweep of ``target`` trials takes with ``workers`` on a ``device``, measured with one worker's threads."""
 
     spec: ResolvedStudy
     configurations: Sequence[ConfigurationSpeed]
@@ -68,8 +64,14 @@ class Forecast:
 
         on = f"on this {self.device}{f', {at_once} trials at once' if at_once > 1 else ''}"
         others = self.target - len(recipes)
-        if not spec.budget.rungs or spec.pruner.name == "none":
+        budget, came = spec.budget, spec.funnel(others)
+        to = {r: TrialWork(r / budget.kimg, sum(mark <= r for mark in budget.marks), 0) for r in budget.rungs}
+        if not budget.rungs or spec.pruner.name == "none":
             says = f"about {total([full] * others)} {on}, nothing is pruned"
+        elif spec.promotions:
+            ends = zip(to.values(), came, came[1:], strict=False)
+            works = [*(work for work, n, beyond in ends for _ in range(n - beyond)), *[full] * came[-1]]
+            says = f"about {total(works)} {on}: {others} trials are tried, {came[-1]} of them trained to the end"
         elif own is not None:
             says = (
                 f"about {total([own] * others)} {on}, if pruning continues as so far: its trials, recipes aside, "
@@ -77,7 +79,7 @@ class Forecast:
             )
         else:
             rungs = earliest_rungs(spec, self.target)
-            least = [full if rung is None else _work_to(rung, spec) for rung in rungs]
+            least = [full if rung is None else to[rung] for rung in rungs]
             first = "the first rung of their bracket" if spec.pruner.name == "hyperband" else "the first rung"
             says = (
                 f"about {total([full] * others)} at most {on} (nothing pruned), "
@@ -90,13 +92,7 @@ class Forecast:
         )
 
     def disk(self, home: Home, store_bytes: int, grid_bytes: int) -> str:
-        """What is kept of trials that finish, here and in MLflow's artifacts; pruned ones keep less.
-
-        Args:
-            home: where it is kept.
-            store_bytes: images that are still to be prepared.
-            grid_bytes: a sample grid's PNG.
-        """
+        """What is kept of trials that finish, here and in MLflow's artifacts, and of images still to be prepared."""
         final, rung = self.spec.scoring.final, self.spec.scoring.rung
         references = {
             (features_of(s), s.reference, s.split): 4 * s.reference * WIDTHS[s.extractor] for s in (final, rung)
@@ -156,8 +152,3 @@ def earliest_rungs(spec: ResolvedStudy, target: int) -> list[float | None]:
         ends.append(rung if first in judged else None)
         judged.add(first)
     return ends
-
-
-def _work_to(rung: float, spec: ResolvedStudy) -> TrialWork:
-    scored = sum(mark <= rung for mark in spec.budget.marks)
-    return TrialWork(trained=rung / spec.budget.kimg, rungs=scored, scored=0)

@@ -16,20 +16,28 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from harness.data.store import existing_store, find_material
+from harness.data.material import find_material
+from harness.data.store import existing_store
 from harness.errors import DataError
 from harness.forecast.forecast import Forecast, mean_work
-from harness.forecast.scoring import feature_networks, has_vgg, scoring_rate, scoring_time
-from harness.forecast.speed import measure_configurations
+from harness.forecast.speed import features_of, measure_configurations, scoring_rate, scoring_time
 from harness.home import Home
-from harness.machine.devices import choose_device
-from harness.machine.processes import exact_arithmetic, fits_on, keep_memory, usable_cores, use_threads, visible_gpus
+from harness.machine.processes import (
+    choose_device,
+    exact_arithmetic,
+    fits_on,
+    keep_memory,
+    usable_cores,
+    use_threads,
+    visible_gpus,
+)
+from harness.scoring.protocol import INCEPTION
 from harness.scoring.sampling import GRID_IMAGES, image_grid
+from harness.scoring.weights import vgg_file
 from harness.spec.resolved import ResolvedStudy
 from harness.store.studies import find_record
 from harness.sweep.engines.local import threads_per_worker
-from harness.sweep.precision import resolve_precision
-from harness.sweep.run import require_images
+from harness.sweep.run import require_images, resolve_precision
 from harness.text import duration
 
 # Files decoded to measure how fast that is.
@@ -47,21 +55,7 @@ def forecast(
     exact: bool,
     say: Callable[[str], None],
 ) -> Iterator[tuple[str, str]]:
-    """(what, finding), line by line, as it is measured.
-
-    Args:
-        spec: the study; its own trials are used if it was started.
-        home: where images and weights are looked for.
-        source: folder or archive of the images, where the study needs one.
-        trials: number of trials, if not the study's.
-        workers: processes that would share this machine.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        exact: train in float32 whatever is faster.
-        say: receives what preparing reports.
-
-    Raises:
-        HarnessError: the data are not there, or the device is not.
-    """
+    """(what, finding), line by line, as it is measured; a started study's own trials are used."""
     keep_memory()
     exact_arithmetic()
     on = torch.device(choose_device(device))
@@ -88,22 +82,17 @@ def forecast(
         yield f"  {each.name}", f"{rate:,.0f} images/s, {parameters:,.2f} M parameters"
     if not configurations:
         raise DataError("none of the tried configurations trains on these images", "Each of them diverged at once.")
-    rates = {each: scoring_rate(*each, spec.data.image_size, on) for each in feature_networks(spec)}
+    networks = sorted({features_of(spec.scoring.final), features_of(spec.scoring.rung)})
+    rates = {each: scoring_rate(*each, spec.data.image_size, on) for each in networks}
     for (name, precision), rate in rates.items():
         yield f"  {name} {precision}", f"{rate:,.1f} images/s"
     scoring = scoring_time(spec, home, rates, statistics.mean(each.s_per_sample for each in configurations), on)
     n_seeds = spec.scoring.sampling_seeds or 1
     again = f", {duration(scoring.again_s)} each of {n_seeds - 1} further sampling seeds" if n_seeds > 1 else ""
-    vgg = "; plus precision and recall by VGG16, which are not measured" if has_vgg(spec, home) else ""
+    published = spec.scoring.final.extractor == INCEPTION and vgg_file(home) is not None
+    vgg = "; plus precision and recall by VGG16, which are not measured" if published else ""
     yield "  scores", f"{duration(scoring.rung_s)} a rung, {duration(scoring.final_s)} a final one{again}{vgg}"
-    result = Forecast(
-        spec=spec,
-        configurations=tuple(configurations),
-        scoring=scoring,
-        target=trials or spec.budget.trials,
-        device=on.type,
-        workers=workers,
-    )
+    result = Forecast(spec, configurations, scoring, trials or spec.budget.trials, on.type, workers)
     yield "time", result.time(mean_work(spec, find_record(spec.name, home)))
     yield "memory", _memory(_peak_bytes(on) + held_bytes, on, workers)
     yield "disk", result.disk(home, store_bytes, _grid_bytes(images))
@@ -134,7 +123,6 @@ def _images(
 
 
 def _memory(peak: int, device: torch.device, workers: int) -> str:
-    """Peak memory of a worker, and of those that share a device."""
     n_devices = len(visible_gpus()) if device.type == "cuda" else 1
     together = -(-workers // n_devices)
     where = "GPU memory" if device.type == "cuda" else "memory"

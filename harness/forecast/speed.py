@@ -1,42 +1,52 @@
-"""How fast a study's configurations train on this machine, and how large they are."""
+"""How fast a study trains and scores on this machine, and how large its configurations are."""
 
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from optuna.samplers import RandomSampler
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.errors import Diverged
 from harness.gan.architecture import problems
+from harness.gan.fast.precision import FLOAT32
 from harness.gan.hparams import HParams
 from harness.gan.networks import build, make_networks
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress, train
+from harness.home import Home
 from harness.machine.processes import cuda_graphs
+from harness.scoring.extractors import ON_GPU, Extractor, untrained_module
+from harness.scoring.fidelity import calculated, versions
+from harness.scoring.protocol import INCEPTION, MOBILENET, make_protocol
+from harness.scoring.reference import Reference, frechet_distance
 from harness.scoring.sampling import BATCH, generate
-from harness.spec.resolved import ResolvedStudy
-from harness.spec.suggest import suggest
+from harness.scoring.weights import OFFICIAL_NAME, cached_file
+from harness.spec.resolved import ResolvedStudy, suggest
+from harness.spec.tables import ScoreSpec
 from harness.store.samplers import study_in_memory
 
 # Steps of one configuration: the first warms up and is not counted.
 _STEPS = 4
 # Configurations drawn from the space; no new measurement starts after this many seconds.
 _DRAWN, _ENOUGH_S = 4, 90.0
+# Rows of features that the algebra of scores is timed with, at most: more than features have columns (2,048).
+_ROWS = 4096
+# Features of an image.
+WIDTHS = {INCEPTION: 2048, MOBILENET: 1280}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigurationSpeed:
-    """One configuration's speed and size. ``s_per_kimg`` is of training, ``s_per_sample`` of generating, alone.
-
-    ``checkpoint_bytes`` is of a whole snapshot, ``weights_bytes`` of the published generator.
-    """
+    """One configuration's speed, of training and of generating alone, and size: of a snapshot, of the generator."""
 
     name: str
     s_per_kimg: float
@@ -64,11 +74,16 @@ def measure_configurations(spec: ResolvedStudy, images: Tensor, device: torch.de
         gc.collect()
         if result:
             rate, snapshot = result
+            with torch.device("meta"):
+                networks = make_networks(hp)
+            generator, _ = build(hp, 0, device)
+            sample = partial(generate, generator, hp, BATCH, 0, device)
+            sample()  # warms up
             yield ConfigurationSpeed(
                 name=name,
                 s_per_kimg=1000 / rate,
-                s_per_sample=_sampling_s(hp, device),
-                parameters=_parameters(hp),
+                s_per_sample=_seconds(sample) / BATCH,
+                parameters=sum(tensor.numel() for network in networks for tensor in network.parameters()),
                 checkpoint_bytes=tensor_bytes(snapshot.state),
                 weights_bytes=tensor_bytes(snapshot.generator.state_dict()),
                 baseline=baseline,
@@ -97,16 +112,97 @@ def tensor_bytes(state: Any) -> int:
     return sum(tensor_bytes(value) for value in values)
 
 
-def _sampling_s(hp: HParams, device: torch.device) -> float:
-    """Seconds to generate one image for scoring."""
-    generator, _ = build(hp, 0, device)
-    generate(generator, hp, BATCH, 0, device)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringTime:
+    """Seconds to score at a rung, at the end with all metrics, and with each further seed; once: of real images."""
+
+    rung_s: float
+    final_s: float
+    again_s: float
+    references_s: float
+
+
+def features_of(score: ScoreSpec) -> tuple[str, str]:
+    """(extractor, precision) of a score."""
+    return score.extractor, score.precision or FLOAT32
+
+
+def scoring_rate(name: str, precision: str, size: int, device: torch.device) -> float:
+    """Images per second, on a GPU in a worker's batches."""
+    return 1 / _s_per_image(untrained_module(name, precision, device), size, device)
+
+
+class _Untrained(Extractor):
+    """An extractor whose weights need not be fetched: for timing what is done with its features."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.device, self.batch = device, BATCH
+        self.pooled, self.logits = str(WIDTHS[name]), ""
+
+
+def scoring_time(
+    spec: ResolvedStudy, home: Home, rates: dict[tuple[str, str], float], s_per_sample: float, device: torch.device
+) -> ScoringTime:
+    """Generating, features and algebra, each as measured here."""
+    rung, final = spec.scoring.rung, spec.scoring.final
+
+    def score_s(score: ScoreSpec, *, all_metrics: bool = False) -> float:
+        images_s = score.samples * (1 / rates[features_of(score)] + s_per_sample)
+        return images_s + _algebra_s(score, device, all_metrics=all_metrics)
+
+    head_s = 0.0  # MobileNetV2's Inception Score, needed while Inception's own head is not available
+    if final.extractor == INCEPTION and not _has_head(home):
+        module = untrained_module(MOBILENET, FLOAT32, device)
+        module.features_list = ["logits"]
+        head_s = final.samples * (_s_per_image(module, spec.data.image_size, device) + s_per_sample)
+    references = {(features_of(s), s.reference, s.split) for s in (final, rung)}
+    return ScoringTime(
+        rung_s=score_s(rung) if spec.has_rungs else 0.0,
+        final_s=score_s(final, all_metrics=True) + head_s,
+        again_s=score_s(final) if (spec.scoring.sampling_seeds or 1) > 1 else 0.0,
+        references_s=sum(n / rates[of] for of, n, _ in references),
+    )
+
+
+def _algebra_s(score: ScoreSpec, device: torch.device, *, all_metrics: bool) -> float:
+    """Seconds from features to one score's metrics, by the functions that compute them, on random features."""
+    extractor = _Untrained(score.extractor, device)
+    n, n_real = min(score.samples, _ROWS), min(score.reference, _ROWS)
+    rng = torch.Generator().manual_seed(0)
+    pooled, real = (torch.randn(rows, WIDTHS[score.extractor], generator=rng) for rows in (n, n_real))
+    reference = Reference(real)
+    if not all_metrics and score.metric == "fid":
+        frechet_distance(pooled, reference, device)  # the reference computes its own statistics once
+        return _seconds(lambda: frechet_distance(pooled, reference, device))
+    protocol = make_protocol(
+        score.model_copy(update={"samples": n, "reference": n_real}),
+        weights_sha256="", fingerprint="", split_rule="", resize="", versions=versions(),
+    )  # fmt: skip
+    names = ("fid", "kid") if all_metrics else (score.metric,)
+    seconds = _seconds(lambda: calculated(pooled, reference, protocol, extractor, names))
+    if not all_metrics:
+        return seconds
+    # Each image is compared with all others: that grows with the square.
+    growth = ((score.samples + score.reference) / (n + n_real)) ** 2
+    neighbours = ("precision", "recall")
+    return seconds + growth * _seconds(lambda: calculated(pooled, reference, protocol, extractor, neighbours))
+
+
+def _s_per_image(module: nn.Module, size: int, device: torch.device) -> float:
+    batch = torch.zeros(ON_GPU if device.type == "cuda" else BATCH, 3, size, size, dtype=torch.uint8, device=device)
+    # A GPU's libraries choose their algorithms by the shape.
+    first = batch if device.type == "cuda" else batch[:2]
+    with torch.inference_mode():
+        float(module(first)[0].sum())  # reading a value waits for the device
+        return _seconds(lambda: float(module(batch)[0].sum())) / len(batch)
+
+
+def _seconds(act: Callable[[], Any]) -> float:
     started = time.perf_counter()
-    generate(generator, hp, BATCH, 0, device)
-    return (time.perf_counter() - started) / BATCH
+    act()
+    return time.perf_counter() - started
 
 
-def _parameters(hp: HParams) -> int:
-    with torch.device("meta"):
-        networks = make_networks(hp)
-    return sum(parameter.numel() for network in networks for parameter in network.parameters())
+def _has_head(home: Home) -> bool:
+    """Whether Inception's own classifier is available, as far as one can tell without fetching or reading it."""
+    return "HARNESS_FID_WEIGHTS" in os.environ or cached_file(home, OFFICIAL_NAME) is not None

@@ -1,16 +1,21 @@
-"""The layers of both networks, as plain values worked out from a configuration."""
+"""Which networks a configuration means: the layers of this package's, as plain values, and names of people's own."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from harness.gan.hparams import HParams
-from harness.gan.registry import DCGAN
+from harness.errors import UsageError
+from harness.gan.hparams import DCGAN, HParams
+from harness.text import did_you_mean
 
 # What each placement of BatchNorm normalises, beside the hidden layers of the network that it names.
 _IN_G = ("generator", "paper", "hidden", "input", "inner", "all")
 _IN_D = ("discriminator", "paper", "hidden", "input", "inner", "all")
+# Names that this process gave to functions of its own.
+_registered: dict[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +37,7 @@ class Layer:
 
 
 def generator_layers(hp: HParams) -> list[Layer]:
-    """The projection of z, then one layer a doubling; the last one's tanh is not listed.
-
-    Raises:
-        ValueError: the widths do not fit the image.
-    """
+    """The projection of z, then one layer a doubling, without the last tanh; ValueError where no such can be built."""
     steps = _halvings(hp)
     widths = _numbers(hp.widths_g) or [hp.ngf * 2**step for step in reversed(range(steps))]
     if len(widths) != steps:
@@ -75,11 +76,7 @@ def generator_layers(hp: HParams) -> list[Layer]:
 
 
 def discriminator_layers(hp: HParams) -> list[Layer]:
-    """The convolutions; the last map goes into one logit.
-
-    Raises:
-        ValueError: widths, strides and depth contradict each other, or leave no map.
-    """
+    """The convolutions; the last map goes into one logit. ValueError where no such can be built."""
     widths, strides = _numbers(hp.widths_d), _numbers(hp.strides_d)
     depth = hp.depth_d or len(widths) or len(strides) or _halvings(hp)
     widths = widths or [hp.ndf * 2**step for step in range(depth)]
@@ -109,11 +106,6 @@ def discriminator_layers(hp: HParams) -> list[Layer]:
 
 
 def parameter_counts(hp: HParams) -> tuple[int, int]:
-    """Trainable parameters of (generator, discriminator).
-
-    Raises:
-        ValueError: no such networks can be built.
-    """
     up, down = generator_layers(hp), discriminator_layers(hp)
     generator, discriminator = sum(map(_count, up)), sum(map(_count, down))
     first, last = up[0], down[-1]
@@ -149,3 +141,39 @@ def _halvings(hp: HParams) -> int:
 def _numbers(text: str) -> list[int]:
     """``512-256`` as [512, 256]; ``auto`` as nothing."""
     return [] if text == "auto" else [int(part) for part in text.split("-")]
+
+
+def register_network(name: str, function: Callable[..., Any]) -> None:
+    """Let studies of this process say ``network = name`` for a function of a module.
+
+    Args:
+        name: any but ``dcgan``.
+        function: takes :class:`HParams` and the shape of an image (channels, height, width); returns generator and
+            discriminator. Worker processes import it, so it must stand in a module, not in a script or notebook.
+
+    Raises:
+        UsageError: the function is not one of a module, or the name is taken.
+
+    >>> import harness
+    >>> from examples.residual import networks
+    >>> harness.register_network("residual", networks)
+    """
+    module, qualified = function.__module__, function.__qualname__
+    if module == "__main__" or not qualified.isidentifier():
+        raise UsageError(
+            f"{module}.{qualified} cannot be imported by worker processes",
+            "Move the function into a module of its own, at its top level.",
+        )
+    path = f"{module}:{qualified}"
+    if name == DCGAN or _registered.get(name, path) != path:
+        raise UsageError(f"the name {name!r} is taken", "Choose another one.")
+    _registered[name] = path
+
+
+def network_path(name: str) -> str:
+    """``module:function`` of a registered name; a name with a colon is one already. ValueError where there is none."""
+    if ":" in name or name == DCGAN:
+        return name
+    if name not in _registered:
+        raise ValueError(f"found {name!r}; must be module:function{did_you_mean(name, _registered)}")
+    return _registered[name]

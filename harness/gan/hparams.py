@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from harness.errors import StorageError
-from harness.gan.registry import DCGAN
 
+# The networks of this package, which hyperparameters describe.
+DCGAN = "dcgan"
 # One name that sets a parameter of both networks.
 ALIASES: dict[str, tuple[str, ...]] = {
     "lr": ("lr_g", "lr_d"),
@@ -21,7 +22,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "kernel_size": ("kernel_g", "kernel_d"),
     "conv_bias": ("conv_bias_g", "conv_bias_d"),
 }
-
 
 ImageSize = Literal[16, 32, 64, 128, 256]
 Channels = Literal[1, 3]
@@ -43,7 +43,7 @@ class HParams:
     Recipe ``paper64`` is Radford et al. (2016): kernels of 5, z uniform, twice as wide, fresh noise for the generator.
 
     Each hyperparameter is declared here only: type, limits, meaning, default. Files are validated by it
-    (:mod:`harness.spec.params`), and ``harness schema`` prints it; an instance made in Python is not checked.
+    (:mod:`harness.spec.tables`), and ``harness schema`` prints it; an instance made in Python is not checked.
 
     >>> import harness
     >>> harness.HParams(image_size=32, batch_size=64, n_dis=2).images_per_step
@@ -179,11 +179,7 @@ class HParams:
 
     @classmethod
     def from_params(cls, *layers: Mapping[str, Any]) -> HParams:
-        """Merge layers of parameters, later ones winning; an alias such as ``lr`` sets both networks' values.
-
-        Raises:
-            TypeError: for a name that is neither a field nor an alias.
-        """
+        """Merge layers of parameters, later ones winning; an alias such as ``lr`` sets both networks' values."""
         merged: dict[str, Any] = {}
         for layer in layers:
             merged |= expand(layer)
@@ -191,11 +187,7 @@ class HParams:
 
     @classmethod
     def from_stored(cls, params: Mapping[str, Any], where: str) -> HParams:
-        """What :meth:`to_dict` gave, perhaps long ago.
-
-        Raises:
-            StorageError: a harness that has other parameters wrote it; ``where`` names what it is of.
-        """
+        """What :meth:`to_dict` gave, perhaps long ago; ``where`` names what it is of."""
         if unknown := sorted(set(params) - set(FIELDS)):
             raise StorageError(
                 f"{where} was trained by another version of the harness, with what this one does not have: "

@@ -1,7 +1,10 @@
-"""Generator and discriminator of Radford et al. (2016), and of what people made of them, for images of 16 to 256 px.
+"""Generator, discriminator and losses of Radford et al. (2016), and of what people made of them, for 16 to 256 px.
 
 ``z`` becomes a small map, and stride-2 transposed convolutions double it up to the image (section 3 and figure 1); the
 discriminator mirrors it. What each layer is follows from the configuration: :mod:`harness.gan.architecture`.
+
+The losses are binary cross-entropy on logits. Goodfellow et al. (2014), section 3: the discriminator ascends ``log D(x)
++ log(1 - D(G(z)))``, the generator ascends ``log D(G(z))``. Here both descend, with ``D = sigmoid(logits)``.
 """
 
 from __future__ import annotations
@@ -11,20 +14,17 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from harness.errors import HarnessError, UsageError
 from harness.gan.architecture import Layer, discriminator_layers, generator_layers
 from harness.gan.fast.layers import Down, FromImage, FromMaps, Projection, ToImage, ToLogit, ToMaps, Up
-from harness.gan.hparams import HParams
-from harness.gan.registry import DCGAN
+from harness.gan.hparams import DCGAN, HParams
 from harness.machine.imports import load_function
 
 
 def latent_noise(shape: tuple[int, ...], law: str, generator: torch.Generator) -> Tensor:
-    """Draw z on the generator's device.
-
-    ``normal`` is N(0, 1), ``uniform`` U(-1, 1), and ``truncated_normal`` N(0, 1) given that it lies within [-1, 1].
-    """
+    """Draw z of a law (:attr:`HParams.latent`) on the generator's device."""
     if law == "normal":
         return torch.randn(shape, generator=generator, device=generator.device)
     return from_uniform(torch.rand(shape, generator=generator, device=generator.device), law)
@@ -108,44 +108,31 @@ def initialise(network: nn.Module, hp: HParams, generator: torch.Generator) -> N
     default. ``glorot``: Glorot and Bengio (2010) uniform, every bias 0. With ``bias_init="default"`` biases are drawn
     as PyTorch does.
     """
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-                _initialise_weights(module, hp, generator)
-            elif isinstance(module, nn.BatchNorm2d) and hp.init == "normal":
-                nn.init.normal_(module.weight, 1.0, hp.init_std, generator=generator)
-
-
-def _initialise_weights(
-    module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, hp: HParams, generator: torch.Generator
-) -> None:
-    inputs = module.weight[0].numel()
-    default = hp.init == "default"
-    if hp.init == "linear_fan_in":
-        default = not isinstance(module, nn.Linear)
-    if default:
-        nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
-    elif hp.init == "glorot":
-        nn.init.xavier_uniform_(module.weight, generator=generator)
-    else:
-        std = 1 / math.sqrt(inputs) if hp.init == "linear_fan_in" else hp.init_std
-        nn.init.normal_(module.weight, 0.0, std, generator=generator)
-    if module.bias is not None:
-        bound = 1 / math.sqrt(inputs) if default or hp.bias_init == "default" else 0.0
-        nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+    for module in network.modules():  # torch.nn.init records no gradients
+        if isinstance(module, nn.BatchNorm2d) and hp.init == "normal":
+            nn.init.normal_(module.weight, 1.0, hp.init_std, generator=generator)
+        if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            continue
+        spread = 1 / math.sqrt(module.weight[0].numel())
+        default = hp.init == "default" or (hp.init == "linear_fan_in" and not isinstance(module, nn.Linear))
+        if default:
+            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
+        elif hp.init == "glorot":
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+        else:
+            std = spread if hp.init == "linear_fan_in" else hp.init_std
+            nn.init.normal_(module.weight, 0.0, std, generator=generator)
+        if module.bias is not None:
+            bound = spread if default or hp.bias_init == "default" else 0.0
+            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
 
 
 def make_networks(hp: HParams) -> tuple[nn.Module, nn.Module]:
-    """Generator and discriminator, with the weights that their constructors draw.
-
-    Raises:
-        UsageError: somebody's own function cannot be imported, fails, or returns something else.
-    """
+    """Generator and discriminator, with the weights that their constructors draw; UsageError where one's own fail."""
     if hp.network == DCGAN:
         return Generator(hp), Discriminator(hp)
     try:
-        made = load_function(hp.network).call(hp, (hp.channels, hp.image_size, hp.image_size))
-        generator, discriminator = made
+        generator, discriminator = load_function(hp.network).call(hp, (hp.channels, hp.image_size, hp.image_size))
     except HarnessError:
         raise
     except Exception as error:  # of somebody's own code
@@ -159,13 +146,7 @@ def make_networks(hp: HParams) -> tuple[nn.Module, nn.Module]:
 
 
 def build(hp: HParams, seed: int, device: torch.device) -> tuple[nn.Module, nn.Module]:
-    """Both networks, seeded, in channels-last memory format on ``device``.
-
-    The weights are drawn on the CPU, so that one seed gives the same start on every device.
-
-    Raises:
-        UsageError: as :func:`make_networks`; or somebody's own give outputs of another shape.
-    """
+    """Both networks, channels last. Weights are drawn on the CPU: a seed gives the same start on every device."""
     rng = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         if hp.network != DCGAN:
@@ -191,3 +172,20 @@ def _refuse_other_shapes(hp: HParams, generator: nn.Module, discriminator: nn.Mo
                 f"network {hp.network}: two z of {hp.z_dim} elements give {name} of shape {shape}, not {wanted[name]}",
                 "Images are (N, channels, size, size) in [-1, 1], logits (N,).",
             )
+
+
+def real_loss(real_logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """``mean BCE(real, 1 - label_smoothing)`` of logits (N,): a scalar. Salimans et al. (2016), section 3.4."""
+    # softplus(-x) = -log sigmoid(x). BCE is linear in its label, so smoothing adds a multiple of the logit.
+    loss = F.softplus(-real_logits).mean(0)
+    return loss + label_smoothing * real_logits.mean(0) if label_smoothing else loss
+
+
+def fake_loss(fake_logits: Tensor) -> Tensor:
+    """``mean BCE(fake, 0)`` over D's logits of N generated images, shape (N,): a scalar."""
+    return F.softplus(fake_logits).mean(0)
+
+
+def generator_loss(fake_logits: Tensor) -> Tensor:
+    """``mean BCE(fake, 1)``, the non-saturating loss, over D's logits of N generated images, shape (N,): a scalar."""
+    return F.softplus(-fake_logits).mean(0)

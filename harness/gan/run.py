@@ -1,4 +1,4 @@
-"""The state of one training and its step: draws, updates, statistics, snapshots."""
+"""The state of one training and its step: batches, updates, statistics, snapshots."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import DataError, Diverged
-from harness.gan.batches import BatchSource, ShuffledBatches
-from harness.gan.fast.adam import Adam
+from harness.gan.fast.layers import Adam
 from harness.gan.fast.precision import autocast, tensor_cores
 from harness.gan.hparams import HParams, derive_seed
-from harness.gan.losses import fake_loss, generator_loss, real_loss
-from harness.gan.networks import build, latent_noise
+from harness.gan.networks import build, fake_loss, generator_loss, latent_noise, real_loss
 
 # The columns of the statistics window, each a mean over the window's steps.
 CURVE_NAMES = ("loss_d", "loss_g", "logit_real", "logit_fake", "grad_norm_d", "grad_norm_g")
@@ -36,6 +34,57 @@ class Snapshot:
     mark: float | None
     generator: nn.Module
     state: dict[str, Any] = field(repr=False)
+
+
+def smallest_batch(hp: HParams) -> int:
+    """The smallest last batch that is used: BatchNorm cannot normalise a single image of one pixel."""
+    return hp.batch_size if hp.last_batch == "drop" else 2
+
+
+class ShuffledBatches:
+    """Epochs in an order from one stream of ``seed``, mirrored by another."""
+
+    def __init__(
+        self, hp: HParams, n_images: int, seed: int, *, images_device: torch.device, device: torch.device
+    ) -> None:
+        self.hp, self.n_images, self.images_device, self.device = hp, n_images, images_device, device
+        self.order_rng = torch.Generator().manual_seed(derive_seed(seed, "order"))
+        self.flip_rng = torch.Generator().manual_seed(derive_seed(seed, "flip"))
+        self.epoch_rng_state = self.order_rng.get_state()
+        self.order = self._shuffled()
+        self.position = 0
+
+    def next_batch(self) -> tuple[Tensor, Tensor | None]:
+        """(indices of the images, which of them are mirrored), on the images' device and on the training's."""
+        if self.position + smallest_batch(self.hp) > len(self.order):
+            if self.hp.reshuffle:
+                self.epoch_rng_state = self.order_rng.get_state()
+                self.order = self._shuffled()
+            self.position = 0
+        index = self.order[self.position : self.position + self.hp.batch_size]
+        self.position += len(index)
+        if not self.hp.flip:
+            return index, None
+        return index, _to_device(torch.rand(len(index), generator=self.flip_rng) < 0.5, self.device)
+
+    def state(self) -> dict[str, Any]:
+        return {"epoch_rng": self.epoch_rng_state, "position": self.position, "flip_rng": self.flip_rng.get_state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.order_rng.set_state(state["epoch_rng"])
+        self.epoch_rng_state = state["epoch_rng"]
+        self.order = self._shuffled()
+        self.position = state["position"]
+        self.flip_rng.set_state(state["flip_rng"].cpu())
+
+    def _shuffled(self) -> Tensor:
+        # Drawn on the CPU, so that a seed means one order on every device; moved once an epoch.
+        return _to_device(torch.randperm(self.n_images, generator=self.order_rng), self.images_device)
+
+
+def _to_device(drawn: Tensor, device: torch.device) -> Tensor:
+    """Without waiting for the device: only pinned memory is copied while other work runs."""
+    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn
 
 
 class Run:
@@ -60,14 +109,14 @@ class Run:
         self.noise_rng = torch.Generator(device).manual_seed(derive_seed(seed, "noise"))
         self.shuffled = ShuffledBatches(hp, len(images_NHWC), seed, images_device=images_NHWC.device, device=device)
         # A CUDA graph's step reads its batches from buffers that are filled from the shuffled ones.
-        self.batches: BatchSource = self.shuffled
+        self.next_batch = self.shuffled.next_batch
         self.step = 0
         self.window = torch.zeros(len(CURVE_NAMES), device=device)
         self.window_steps = 0
         # The step, on the device; and per network, the first step with a non-finite gradient, 0 while there is none.
         self.clock = torch.zeros((), device=device)
         self.bad_step = {name: torch.zeros((), device=device) for name in ("discriminator", "generator")}
-        self.replay: Callable[[], None] | None = None
+        self.replay: Callable[[], None] | None = None  # of a CUDA graph
 
     @property
     def kimg(self) -> float:
@@ -106,10 +155,12 @@ class Run:
         loss_g = generator_loss(fake_logits)
         norm_g = self._update("generator", self.opt_g, loss_g)
         self.discriminator.requires_grad_(True)
-        if self.average is not None:
-            self._average()
         loss_d, logit_real, logit_fake, norm_d = seen
         with torch.no_grad():
+            if self.average is not None:
+                torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1 - hp.ema)
+                for mine, theirs in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+                    mine.copy_(theirs)
             means = (loss_d, loss_g, logit_real, logit_fake, norm_d, norm_g)
             self.window += torch.stack([value.detach().float() for value in means])
 
@@ -148,10 +199,7 @@ class Run:
 
     def draw_real(self) -> Tensor:
         """The next real batch, shape (N, C, H, W), scaled, on the device."""
-        return self.pixels(*self.batches.next_batch())
-
-    def pixels(self, index: Tensor, flipped: Tensor | None) -> Tensor:
-        """These images, shape (N, C, H, W), scaled, on the device."""
+        index, flipped = self.next_batch()
         batch_NHWC = self.images[index].to(self.device, non_blocking=True)
         if flipped is not None:
             batch_NHWC = torch.where(flipped[:, None, None, None], batch_NHWC.flip(2), batch_NHWC)
@@ -170,24 +218,11 @@ class Run:
         optimizer.step()
         return norm
 
-    def _average(self) -> None:
-        assert self.average is not None
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1 - self.hp.ema)
-            for mine, theirs in zip(self.average.buffers(), self.generator.buffers(), strict=True):
-                mine.copy_(theirs)
-
     def check(self) -> None:
-        """Read the divergence flags back.
-
-        Raises:
-            Diverged: with the step and the network that came first.
-        """
-        names = list(self.bad_step)
-        steps = torch.stack([self.bad_step[name] for name in names]).tolist()
-        found = [(int(step), name) for step, name in zip(steps, names, strict=True) if step]
-        if found:
-            raise Diverged(*min(found))
+        """Read the divergence flags back; Diverged is raised with the step and the network that came first."""
+        steps = torch.stack(list(self.bad_step.values())).tolist()
+        if diverged := [(int(step), name) for step, name in zip(steps, self.bad_step, strict=True) if step]:
+            raise Diverged(*min(diverged))
 
     def read_window(self) -> dict[str, float]:
         """The window's means; a new window begins."""
@@ -248,14 +283,13 @@ def _copied(value: Any) -> Any:
 
 def _load_adam(optimizer: torch.optim.Adam, saved: dict[str, Any]) -> None:
     """``load_state_dict``, into the tensors that are there where there are any."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not optimizer.state:
         capturable = [group["capturable"] for group in optimizer.param_groups]
         optimizer.load_state_dict(_copied(saved))  # it would share the tensors
         for group, own in zip(optimizer.param_groups, capturable, strict=True):
             group["capturable"] = own  # not that of the device which saved it
         return
-    for number, parameter in enumerate(parameters):
+    for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         for name, value in optimizer.state[parameter].items():
             if number in saved["state"]:
                 value.copy_(saved["state"][number][name])

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.gan.batches import smallest_batch
 from harness.gan.fast.graph import capture, obstacle
 from harness.gan.hparams import HParams
-from harness.gan.run import Run, Snapshot
+from harness.gan.run import Run, Snapshot, smallest_batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +39,6 @@ class Progress:
     images_per_s: float
 
 
-def never() -> bool:
-    """The default of ``snapshot_now``: nobody asks."""
-    return False
-
-
 def total_steps(hp: HParams, budget: Budget) -> int:
     """Generator updates needed to show ``budget.kimg`` thousand images."""
     # Rounded first: epochs times their length must not become a step more by the last bit.
@@ -65,33 +59,22 @@ def train(
     seed: int,
     device: torch.device,
     resume: dict[str, Any] | None = None,
-    snapshot_now: Callable[[], bool] = never,
+    snapshot_now: Callable[[], bool] = lambda: False,
     graph: bool = True,
 ) -> Iterator[Progress | Snapshot]:
     """Train a DCGAN on uint8 images; the same seed on the same device gives the same result.
 
     Per step: ``n_dis`` discriminator updates, each on a new real batch, then one generator update (Goodfellow et al.
     2014, algorithm 1, with Adam). With ``g_noise="reuse"`` that is on the last fake batch, whose gradient is exact,
-    because the generator has not changed in between; with ``fresh`` on new noise. Images are scaled on the device.
+    because the generator has not changed in between; with ``fresh`` on new noise.
 
-    Args:
-        hp: the configuration.
-        images_NHWC: uint8, shape (N, H, W, C), in memory, memory-mapped, or on the device already.
-        budget: length and snapshot marks.
-        seed: of weights, data order and noise, each with a stream of its own.
-        device: where to train.
-        resume: the ``state`` of a Snapshot of the same configuration and seed.
-        graph: on CUDA, play the steps as a CUDA graph where that can be done; a warning says where it cannot.
-        snapshot_now: asked after every Progress; a Snapshot follows where it says yes.
+    Images of shape (N, H, W, C) are in memory, memory-mapped, or on the device already. ``resume`` is the ``state`` of
+    a Snapshot of the same configuration and seed. On CUDA, steps are a CUDA ``graph`` where that can be done; a warning
+    says where it cannot.
 
-    Yields:
-        Progress about every ``progress_kimg``; a Snapshot at each mark and at the end. Resuming at a mark yields
-        its Snapshot again.
-
-    Raises:
-        Diverged: a gradient was not finite. The step was not applied; the check is made on the device before the
-            optimizer step and read back with the next Progress or Snapshot.
-        DataError: fewer images than one batch.
+    Progress comes about every ``progress_kimg``, then a Snapshot where ``snapshot_now`` says yes; a Snapshot at each
+    mark and at the end. Resuming at a mark yields its Snapshot again. Diverged is raised where a gradient was not
+    finite: the step was not applied; the check is made on the device and read back with the next event.
     """
     run = Run(hp, images_NHWC, seed, device)
     if resume is not None:
@@ -107,22 +90,20 @@ def train(
         marks.setdefault(total_steps(hp, Budget(kimg=mark)), []).append(mark)
     interval = budget.progress_kimg or min(1.0, budget.kimg / 20)
     every = max(1, round(interval * 1000 / hp.images_per_step))
-    if resume is not None and run.step in marks:
-        # Whoever was interrupted may not have come to act on this mark.
-        for mark in marks[run.step]:
+    if resume is not None:  # whoever was interrupted may not have come to act on this mark
+        for mark in marks.get(run.step, ()):
             yield run.snapshot(mark)
     started, since = time.perf_counter(), run.step
     while run.step < last:
         run.advance()
-        if run.step % every == 0 or run.step == last:
+        reached, reports = marks.get(run.step, ()), run.step % every == 0 or run.step == last
+        if reports:
             curve = run.read_window()
-            elapsed = time.perf_counter() - started
-            rate = (run.step - since) * hp.images_per_step / elapsed
+            rate = (run.step - since) * hp.images_per_step / (time.perf_counter() - started)
             yield Progress(step=run.step, kimg=run.kimg, curve=curve, images_per_s=rate)
-            if run.step not in marks and snapshot_now():
+            if not reached and snapshot_now():
                 yield run.snapshot(None)
-            started, since = time.perf_counter(), run.step
-        if run.step in marks:
-            for mark in marks[run.step]:
-                yield run.snapshot(mark)
+        for mark in reached:
+            yield run.snapshot(mark)
+        if reports or reached:
             started, since = time.perf_counter(), run.step

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
+from multiprocessing.process import BaseProcess
 from types import ModuleType
 from typing import TypeVar, cast
 
@@ -20,47 +21,35 @@ FORKS = sys.platform == "linux"
 T = TypeVar("T")
 
 
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Inside, a process that is started does not import the caller's main module.
+class _Mainless(BaseProcess):
+    """A process that does not import the caller's main module.
 
     multiprocessing has its children run the main script again, up to ``if __name__ == "__main__"``. A script without
     that line would start its sweep again in each of them.
     """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")  # has neither a path nor a spec to import it by
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
-
-class _ForkedProcess(ForkServerProcess):
     def start(self) -> None:
-        with _without_main():
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")  # has neither a path nor a spec to import it by
+        try:
             super().start()
-
-
-class _SpawnedProcess(SpawnProcess):
-    def start(self) -> None:
-        with _without_main():
-            super().start()
+        finally:
+            sys.modules["__main__"] = main
 
 
 class ForkContext(ForkServerContext):
-    """multiprocessing's fork server; its processes never import the caller's main module."""
-
-    Process = _ForkedProcess
+    class Process(_Mainless, ForkServerProcess):
+        """Forked."""
 
 
 class SpawningContext(SpawnContext):
-    """multiprocessing's spawn; its processes never import the caller's main module."""
-
-    Process = _SpawnedProcess
+    class Process(_Mainless, SpawnProcess):
+        """Spawned."""
 
 
 def worker_context() -> ForkContext | SpawningContext:
     """How this platform starts the processes that train and score."""
+    start_fork_server()
     return ForkContext() if FORKS else SpawningContext()
 
 
@@ -72,32 +61,18 @@ def start_fork_server() -> None:
 
 
 def call_with_torch(function: Callable[..., T], *arguments: object) -> T:
-    """Call a function that needs torch: here if torch is imported already, else in a process of the fork server.
-
-    So a supervisor never spends seconds on importing torch.
-
-    Raises:
-        HarnessError: the function's own.
-        SweepError: the process died.
-    """
+    """Call a function that needs torch here where that is imported already, which takes seconds; else in a fork."""
     return function(*arguments) if "torch" in sys.modules else call_in_fork(function, *arguments)
 
 
 def call_in_fork(function: Callable[..., T], *arguments: object) -> T:
-    """Call a function in a process of the fork server, so that this process keeps none of the GPU memory it takes.
-
-    Where nothing is forked, the function is called here.
-
-    Raises:
-        HarnessError: the function's own.
-        SweepError: the process died.
-    """
+    """Call a function in a process of the fork server, so that this one keeps none of the GPU memory that it takes."""
     if not FORKS:
         return function(*arguments)
-    start_fork_server()
-    context = ForkContext()
+    context = worker_context()
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_result, args=(sender, dict(os.environ), function, arguments), daemon=True)
+    act = partial(function, *arguments)
+    process = context.Process(target=_send_result, args=(sender, dict(os.environ), act), daemon=True)
     process.start()
     sender.close()
     try:
@@ -111,12 +86,10 @@ def call_in_fork(function: Callable[..., T], *arguments: object) -> T:
     return cast(T, result)
 
 
-def _send_result(
-    sender: Connection, environment: Mapping[str, str], function: Callable[..., object], arguments: tuple[object, ...]
-) -> None:
+def _send_result(sender: Connection, environment: Mapping[str, str], act: Callable[[], object]) -> None:
     adopt_environment(environment)
     try:
-        sender.send(function(*arguments))
+        sender.send(act())
     except HarnessError as error:
         sender.send(error)
 

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from harness import atomic
@@ -27,9 +26,6 @@ def load_function(name: str) -> UserFunction:
 
     >>> load_function("fractions:Fraction").call(1, 2)
     Fraction(1, 2)
-
-    Raises:
-        UsageError: the module cannot be imported in another process too, has no source file or no such function.
     """
     module_name, _, attribute = name.partition(":")
     if module_name == "__main__":
@@ -37,7 +33,22 @@ def load_function(name: str) -> UserFunction:
             f"{name} cannot be imported by the processes that need it",
             "Move it from the script or notebook into a module of its own and name it package.module:function.",
         )
-    module = _import(module_name, name)
+    here = str(Path.cwd())
+    # Last, so that a file of the current folder never hides an installed module.
+    added = here not in sys.path
+    if added:
+        sys.path.append(here)
+    try:
+        importlib.invalidate_caches()  # the file may be new
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's code runs here
+        raise UsageError(
+            f"{name} cannot be imported: {type(error).__name__}: {error}",
+            f"Modules are looked for among the installed packages and in {here}.",
+        ) from error
+    finally:
+        if added:
+            sys.path.remove(here)
     path = Path(getattr(module, "__file__", None) or "")
     if path.suffix != ".py":
         raise UsageError(f"{name}: {module_name} has no source file", "Wrap the function in a module of your own.")
@@ -51,22 +62,3 @@ def load_function(name: str) -> UserFunction:
 def function_sha256(name: str) -> str:
     """The hash of :func:`load_function` alone, which can be sent between processes."""
     return load_function(name).sha256
-
-
-def _import(module_name: str, name: str) -> ModuleType:
-    here = str(Path.cwd())
-    # Last, so that a file of the current folder never hides an installed module.
-    added = here not in sys.path
-    if added:
-        sys.path.append(here)
-    try:
-        importlib.invalidate_caches()  # the file may be new
-        return importlib.import_module(module_name)
-    except Exception as error:  # the user's code runs here
-        raise UsageError(
-            f"{name} cannot be imported: {type(error).__name__}: {error}",
-            f"Modules are looked for among the installed packages and in {here}.",
-        ) from error
-    finally:
-        if added:
-            sys.path.remove(here)

@@ -1,4 +1,4 @@
-"""Processes: identity and liveness of workers; cores, GPUs, threads, memory and arithmetic of this one."""
+"""Processes: identity and liveness of workers; devices, cores, threads, memory and arithmetic of this one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import socket
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+
+from harness.errors import UsageError
+from harness.machine.forks import call_with_torch
 
 if TYPE_CHECKING:
     import torch
@@ -19,27 +23,20 @@ if TYPE_CHECKING:
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-
-
 # Reading when the machine booted can be off by a second; two processes of one id never start this close together.
 _START_TOLERANCE_S = 2.0
 
 
 def this_process() -> dict[str, Any]:
-    """Machine, process id and creation time (s since boot), which tells it from a later process with the same id.
-
-    The machine is named by its host name (``HARNESS_MACHINE`` where that is not unique), the kernel's boot and the
-    container: process ids mean something only among processes that share all of them.
-    """
+    """Machine, process id and creation time (s since boot), which tells it from a later process with the same id."""
     return {**_machine(), "pid": os.getpid(), "created": _created_s(psutil.Process())}
 
 
 def is_gone(process: Mapping[str, Any] | None, *, one_machine: bool) -> bool | None:
     """Whether a process has ended; None where this machine cannot tell and the worker's heartbeat must decide.
 
-    Args:
-        process: a record of :func:`this_process`; None or empty for a worker that died before it wrote one.
-        one_machine: whether all processes run on this machine, as with SQLite; an earlier boot's have then ended.
+    ``process`` is a record of :func:`this_process`, empty for a worker that died before it wrote one. ``one_machine``:
+    all processes run on this machine, as with SQLite; an earlier boot's have then ended.
     """
     if not process:
         return True
@@ -47,16 +44,16 @@ def is_gone(process: Mapping[str, Any] | None, *, one_machine: bool) -> bool | N
     if process["host"] != here["host"]:
         return None
     differs = {key for key in ("boot", "container") if process.get(key) and here[key] and process[key] != here[key]}
-    if "boot" in differs:
-        return True if one_machine else None
     if differs:
-        return None
+        return True if one_machine and "boot" in differs else None
     try:
         running = psutil.Process(int(process["pid"]))
         if running.status() == psutil.STATUS_ZOMBIE:  # killed, and its parent has yet to notice
             return True
-        created_s = _recorded_creation_s(process)
-        return created_s is not None and abs(_created_s(running) - created_s) > _START_TOLERANCE_S
+        created_s = process.get("created")
+        if process.get("start"):  # an older record's, in clock ticks
+            created_s = int(process["start"]) / os.sysconf("SC_CLK_TCK")
+        return created_s is not None and abs(_created_s(running) - float(created_s)) > _START_TOLERANCE_S
     except psutil.NoSuchProcess:
         return True
     except (psutil.Error, OSError):  # unreadable, for example without a free file descriptor: unknown, not ended
@@ -68,15 +65,8 @@ def _created_s(process: psutil.Process) -> float:
     return float(process.create_time() - psutil.boot_time())
 
 
-def _recorded_creation_s(process: Mapping[str, Any]) -> float | None:
-    """The creation time of a record; older records have ``start`` in clock ticks, or empty where there was no /proc."""
-    if process.get("start"):
-        return int(process["start"]) / os.sysconf("SC_CLK_TCK")
-    created_s = process.get("created")
-    return None if created_s is None else float(created_s)
-
-
 def _machine() -> dict[str, str]:
+    """Host name, the kernel's boot and the container: process ids mean something only where all of them are shared."""
     boot = container = ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -99,10 +89,33 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(map(str, range(torch.cuda.device_count())))
 
 
-def cuda_is_available() -> bool:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machines:
+    """Where a sweep runs. ``engine`` is ``local`` or ``ray``; ``address`` and ``gpus_per_worker`` are Ray's."""
+
+    workers: int = 1
+    device: str = "auto"
+    engine: str = "local"
+    address: str | None = None
+    gpus_per_worker: float = 1.0
+
+
+def _cuda_is_available() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def choose_device(wanted: str) -> str:
+    """``auto`` becomes ``cuda`` where there is one; one that is unknown or not there is a UsageError."""
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"DEVICE={wanted!r} is not known", "Use auto, cpu or cuda.")
+    if wanted == "cpu":
+        return wanted
+    available = call_with_torch(_cuda_is_available)
+    if wanted == "cuda" and not available:
+        raise UsageError("DEVICE=cuda, but torch finds no CUDA device", "`harness doctor` shows why; or use cpu.")
+    return "cuda" if available else "cpu"
 
 
 def use_threads(n: int) -> None:
@@ -118,10 +131,10 @@ def use_threads(n: int) -> None:
 
 
 def keep_memory() -> None:
-    """Keep freed memory in this process, where the C library is glibc.
+    """Keep freed memory in this process, where the C library is glibc, which would return large blocks to the kernel.
 
-    It would return large blocks to the kernel and get them again as new pages, which one thread fills with zeros: a
-    tenth of a training step's time and a fifth of Inception's on a virtual machine (docs/performance.md).
+    It gets them again as new pages, which one thread fills with zeros: a tenth of a training step's time and a fifth of
+    Inception's on a virtual machine (docs/performance.md).
     """
     if sys.platform == "linux":
         with suppress(AttributeError):  # another C library
@@ -148,12 +161,8 @@ def cuda_graphs() -> bool:
 
 
 def on_device(images: Tensor, device: torch.device) -> Tensor:
-    """The images on the GPU where they take less than a third of its free memory, else unchanged.
-
-    The trainer takes batches from either; on the GPU no batch is copied.
-    """
-    fits = device.type == "cuda" and fits_on(images.numel() * images.element_size(), device)
-    return images.to(device) if fits else images
+    """The images on the GPU, from which no batch is copied, where there is room; the trainer takes them from either."""
+    return images.to(device) if device.type == "cuda" and fits_on(images.nbytes, device) else images
 
 
 def fits_on(n_bytes: int, device: torch.device) -> bool:

@@ -36,13 +36,10 @@ def git_commit() -> str:
 
 
 def cpu_name() -> str:
-    """The processor's model name."""
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 
@@ -52,9 +49,10 @@ def provenance(device_name: str) -> dict[str, str]:
     for name in _LIBRARIES:
         with suppress(PackageNotFoundError):  # mlflow may be installed as mlflow-skinny
             libraries[name] = version(name)
-    tags = {"versions": ", ".join(f"{name} {number}" for name, number in libraries.items())}
-    tags["git_commit"] = git_commit()
-    tags["device"] = device_name
-    tags["cpu"] = cpu_name()
-    tags["cores"] = str(usable_cores())
-    return tags
+    return {
+        "versions": ", ".join(f"{name} {number}" for name, number in libraries.items()),
+        "git_commit": git_commit(),
+        "device": device_name,
+        "cpu": cpu_name(),
+        "cores": str(usable_cores()),
+    }

@@ -6,6 +6,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -14,19 +16,13 @@ _POLL_S = 0.2
 
 
 class StopSignals:
-    """Ctrl-C (or SIGTERM) once: stop at the next snapshot; twice: stop at once.
+    """Ctrl-C (or SIGTERM) once: stop at the next snapshot; twice: stop at once (``raise_at_two``: KeyboardInterrupt).
 
     Handlers are installed inside a ``with`` block only.
-
-    Args:
-        say: told what an interruption means.
-        raise_at_two: the second one raises KeyboardInterrupt.
     """
 
     def __init__(self, say: Callable[[str], None], *, raise_at_two: bool = False) -> None:
-        self.level = 0
-        self.say = say
-        self._raise_at_two = raise_at_two
+        self.level, self.say, self._raise_at_two = 0, say, raise_at_two
 
     def __enter__(self) -> StopSignals:
         self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -39,7 +35,6 @@ class StopSignals:
             signal.signal(number, handler)
 
     def interrupt(self, *_: object) -> None:
-        """Take in one interruption."""
         self.level += 1
         text = "stopping at the next snapshot; Ctrl-C again stops at once" if self.level == 1 else "stopping at once"
         self.say(f"\n{text}")
@@ -55,22 +50,14 @@ class StopSignals:
 def run_interruptibly(work: Callable[[], T], stop: StopSignals) -> T:
     """What ``work`` returns, while interruptions raise ``stop.level``.
 
-    In the main thread of a program, ``stop`` handles the signals. In a notebook, whose kernel handles them, the work
-    runs in a thread and the KeyboardInterrupt that the kernel raises here counts. In any other thread, which no signal
-    reaches, there is nothing to do.
+    In a notebook, whose kernel handles the signals, the work runs in a thread and the KeyboardInterrupt that the kernel
+    raises here counts. No signal reaches any other thread than the main one.
     """
     if threading.current_thread() is not threading.main_thread():
         return work()
     if not in_notebook():
         with stop:
             return work()
-    return _run_in_thread(work, stop)
-
-
-def _run_in_thread(work: Callable[[], T], stop: StopSignals) -> T:
-    from concurrent.futures import ThreadPoolExecutor, wait
-    from queue import SimpleQueue
-
     begins: SimpleQueue[bool] = SimpleQueue()
 
     def begin() -> T:
@@ -97,6 +84,5 @@ def _run_in_thread(work: Callable[[], T], stop: StopSignals) -> T:
 
 
 def in_notebook() -> bool:
-    """Whether this is a Jupyter kernel."""
     ipython: Any = sys.modules.get("IPython")
     return ipython is not None and type(ipython.get_ipython()).__name__ == "ZMQInteractiveShell"

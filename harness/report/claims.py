@@ -9,17 +9,15 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from harness.findings.frames import rung_scores
 from harness.findings.health import COLLAPSED
-from harness.findings.power import ASSUMED, ASSUMED_SHARE
-from harness.findings.ranking import rank
-from harness.findings.verdicts import RULE, WORSENED, Judgement, arm_results, judge
-from harness.report.claim_plots import curves, effects
-from harness.report.page import Page
-from harness.spec.claims import from_registered
-from harness.spec.params import FixedParams
+from harness.findings.ranking import rank, rung_scores
+from harness.findings.verdicts import ASSUMED, ASSUMED_SHARE, RULE, WORSENED, Judgement, arm_results, judge
+from harness.report import plots
+from harness.report.page import write_page
+from harness.spec.files import file_names
+from harness.spec.fixed_study import Claim
 from harness.spec.resolved import ResolvedStudy
-from harness.spec.toml import file_names
+from harness.spec.tables import FixedParams
 from harness.store.records import StudyRecord
 from harness.text import duration
 from harness.training.run_folder import RunFolder
@@ -35,90 +33,56 @@ _SAYS = {
 
 
 def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: bool) -> Path:
-    """Write ``report.md`` with figures into ``out``: the same record and files give the same bytes.
+    """Write ``report.md`` on ``STUDY-claims`` into ``out``, and return its path: the same record gives the same bytes.
 
-    Args:
-        record: of the plan ``STUDY-claims``.
-        root: the home folder, where the files that the record names are.
-        out: ``reports/claims-STUDY``.
-        images: whether samples are shown.
-
-    Returns:
-        The path of ``report.md``.
+    ``root`` is the home folder, where the files that the record names are; ``images`` whether samples are shown.
     """
     stored = record.attrs.spec
     spec = ResolvedStudy.model_validate({**stored, "budget": {**stored["budget"], "trials": len(stored["presets"])}})
     assert spec.plan is not None
     results, board = arm_results(record), rank(record)
-    claims = [from_registered(text) for text in spec.plan.claims.values()]
+    claims = [Claim.model_validate_json(text) for text in spec.plan.claims.values()]
     judged = [judge(claim, claim.arms(spec), results) for claim in claims]
     judged.sort(key=lambda judgement: (_ORDER[judgement.verdict], judgement.claim.name))
     figures, files = {}, dict[str, bytes]()
     if any(comparison.effect for judgement in judged for comparison in judgement.comparisons):
-        figures["effects"] = effects(judged)
+        figures["effects"] = plots.effects(judged)
     for judgement in judged:
         if len(frame := _curve_frame(judgement)):
-            figures[judgement.claim.name] = curves(frame, record.attrs.rung_metric)
-    page = Page(
-        template="claims.md.j2",
-        context={
-            "study": spec.plan.study,
-            "judged": [_entry(judgement, _samples(judgement, root, files) if images else []) for judgement in judged],
-            "counts": {verdict: sum(judgement.verdict == verdict for judgement in judged) for verdict in _ORDER},
-            "images": images,
-            "spec": spec,
-            "dataset": record.attrs.dataset,
-            "metric": record.attrs.final_metric,
-            "rung_metric": record.attrs.rung_metric,
-            "protocol_hash": board.protocol_hash,
-            "left_out": len(board.left_out),
-            "worsened": WORSENED,
-            "assumed": ASSUMED,
-            "assumed_share": ASSUMED_SHARE,
-            "passes": 1000 * spec.budget.kimg / record.attrs.dataset["images"],
-            "later_rule": spec.plan.rule != RULE,
-            "claims_named": ""
-            if set(spec.plan.claims) >= set(file_names("claim"))
-            else " ".join(sorted(spec.plan.claims)),
-            "seeds": max(claim.seeds for claim in claims),
-            "collapsed": COLLAPSED,
-            "n_trainings": sum(len(result.trials) for result in results.values()),
-            "n_arms": len(results),
-            "time": duration(sum(trial.seconds for trial in record.trials)),
-            "n_comparisons": sum(len(judgement.comparisons) for judgement in judged),
-            "data_option": "" if spec.data.source == "mnist" else " --data PATH",
-            "environment": sorted((k, v) for k, v in record.attrs.environment.items() if k != "study"),
-        },
-        figures=figures,
-        files=files,
-        owned=("*.png",),
-    )
-    return page.write(out)
+            figures[judgement.claim.name] = plots.arm_curves(frame, record.attrs.rung_metric)
+    asked = "" if set(spec.plan.claims) >= set(file_names("claim")) else " ".join(sorted(spec.plan.claims))
+    context = {
+        "judged": [_entry(judgement, _samples(judgement, root, files) if images else []) for judgement in judged],
+        "counts": {verdict: sum(judgement.verdict == verdict for judgement in judged) for verdict in _ORDER},
+        "images": images,
+        "record": record,
+        "spec": spec,
+        "listed": _listed,
+        "protocol_hash": board.protocol_hash,
+        "left_out": len(board.left_out),
+        "worsened": WORSENED,
+        "assumed": ASSUMED,
+        "assumed_share": ASSUMED_SHARE,
+        "passes": 1000 * spec.budget.kimg / record.attrs.dataset["images"],
+        "later_rule": spec.plan.rule != RULE,
+        "claims_named": asked,
+        "seeds": max(claim.seeds for claim in claims),
+        "collapsed": COLLAPSED,
+        "n_trainings": sum(len(result.trials) for result in results.values()),
+        "n_arms": len(results),
+        "time": duration(sum(trial.seconds for trial in record.trials)),
+        "n_comparisons": sum(len(judgement.comparisons) for judgement in judged),
+        "data_option": "" if spec.data.source == "mnist" else " --data PATH",
+    }
+    return write_page(out, "claims.md.j2", context, figures=figures, files=files, owned=("*.png",))
 
 
 def _entry(judgement: Judgement, samples: list[dict[str, str]]) -> dict[str, Any]:
     claim = judgement.claim
     return {
-        "claim": claim,
-        "verdict": judgement.verdict,
+        "judgement": judgement,
         "says": _SAYS[claim.says].format(share=f"{100 * claim.relevant:.3g} %"),
-        "control": {"name": "control", "params": _listed(claim.control), "result": judgement.control},
-        "rows": [
-            {
-                "name": comparison.treated,
-                "params": _listed(claim.treated[comparison.treated]),
-                "result": comparison.result,
-                "effect": comparison.effect,
-                "p": comparison.difference and comparison.difference.p_holm,
-                "power": None if (power := comparison.power) is None else round(100 * power),
-                "needed": comparison.needed,
-                "verdict": comparison.verdict,
-            }
-            for comparison in judgement.comparisons
-        ],
         "samples": samples,
-        "n_open": judgement.n_open,
-        "base": _listed(claim.base),
         "cost": duration(sum(result.seconds for result in judgement.arms.values())),
     }
 
@@ -129,10 +93,10 @@ def _listed(params: FixedParams) -> str:
 
 def _curve_frame(judgement: Judgement) -> pd.DataFrame:
     rows = [
-        {"arm": name, "seed": seed, "kimg": kimg, "score": score}
+        (name, seed, *scored)
         for name, result in judgement.arms.items()
         for seed, trial in result.trials.items()
-        for kimg, score in rung_scores(trial)
+        for scored in rung_scores(trial)
     ]
     return pd.DataFrame(rows, columns=["arm", "seed", "kimg", "score"])
 
@@ -147,14 +111,9 @@ def _samples(judgement: Judgement, root: Path, files: dict[str, bytes]) -> list[
         trial = result.trials[done[(len(done) - 1) // 2][1]]
         if grids := RunFolder(root / trial.attrs.folder).grids():
             file = f"{trial.attrs.arm}.png"
-            files[file] = _top_rows(grids[-1])
+            buffer = io.BytesIO()
+            with Image.open(grids[-1]) as grid:
+                grid.crop((0, 0, grid.width, grid.width * _ROWS_SHOWN // 8)).save(buffer, "PNG")
+            files[file] = buffer.getvalue()
             shown.append({"title": name, "file": file})
     return shown
-
-
-def _top_rows(path: Path) -> bytes:
-    buffer = io.BytesIO()
-    with Image.open(path) as grid:
-        height = grid.width * _ROWS_SHOWN // 8
-        grid.crop((0, 0, grid.width, height)).save(buffer, "PNG")
-    return buffer.getvalue()

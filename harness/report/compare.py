@@ -9,76 +9,58 @@ from typing import Any
 
 import pandas as pd
 
-from harness.findings.confirmation import Confirmation, confirmation
-from harness.findings.ranking import Leaderboard, rank
+from harness.findings.confirmation import confirmation
+from harness.findings.ranking import rank
 from harness.report import plots
-from harness.report.page import Page
-from harness.spec.drift import changes
+from harness.report.page import write_page
+from harness.spec.resolved import changes
 from harness.store.records import StudyRecord
 from harness.text import duration, number
 
 _SHOWN_DIFFERENCES = 40
+_Entry = Mapping[str, Any]
 
 
 def build_comparison(pairs: Sequence[tuple[StudyRecord, StudyRecord | None]], out: Path) -> Path:
-    """Write ``report.md`` and its figure into ``out``: the same records give the same bytes.
+    """Write ``report.md`` and its figure into ``out``, and return its path: the same records give the same bytes.
 
-    Args:
-        pairs: each study with its confirmation, if there is one; two studies at least.
-        out: ``reports/compare-A-B``.
-
-    Returns:
-        The path of ``report.md``.
+    ``pairs`` has each study with its confirmation, if there is one; two studies at least.
     """
     first, *others = [record for record, _ in pairs]
-    entries = [_entry(record, confirmation(record, plan) if plan else None) for record, plan in pairs]
-    groups = _by_protocol(entries)
-    shared = max(groups, key=len)
-    curves = [_spent(record, entry["protocol"]) for (record, _), entry in zip(pairs, entries, strict=True)]
-    shown = [curve for curve in curves if len(curve) and curve["study"].iloc[0] in shared]
-    metric = next(entry["metric"] for entry in entries if entry["name"] in shared)
-    page = Page(
-        template="compare.md.j2",
-        context={
-            "entries": entries,
-            "groups": groups,
-            "leader": _leader([entry for entry in entries if entry["name"] in shared]),
-            "samplings": _samplings(entries),
-            "reasons": _reasons(first, others) if len(groups) > 1 else [],
-            "differences": [_differences(first, record) for record in others],
-        },
-        figures={"spent": plots.spent(pd.concat(shown), metric)} if shown else {},
-        owned=("spent.png",),
-    )
-    return page.write(out)
-
-
-def _entry(record: StudyRecord, confirmed: Confirmation | None) -> dict[str, Any]:
-    board: Leaderboard = rank(record, top=1)
-    best = board.trials[0] if board.trials else None
-    return {
-        "name": record.name,
-        "metric": record.attrs.final_metric,
-        "protocol": board.protocol_hash,
-        "best": best,
-        "finished": sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials),
-        "target": record.attrs.target,
-        "time": duration(sum(trial.seconds for trial in record.trials)),
-        "confirmed": confirmed,
-        "n_samplings": record.attrs.spec["scoring"].get("sampling_seeds") or 1,
-        "environment": record.attrs.environment,
-    }
-
-
-def _by_protocol(entries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The studies whose scores compare, in groups; those without a score have none to compare."""
+    entries = [_entry(record, plan) for record, plan in pairs]
+    # Studies whose scores compare; those without a score have none to compare.
     groups: dict[str, list[str]] = {}
     for entry in entries:
         groups.setdefault(entry["protocol"] or f"no score: {entry['name']}", []).append(entry["name"])
-    return list(groups.values())
+    shared = [entry for entry in entries if entry["name"] in max(groups.values(), key=len)]
+    curves = [curve for entry in shared if len(curve := _spent(entry["record"], entry["protocol"]))]
+    context = {
+        "entries": entries,
+        "groups": list(groups.values()),
+        "leader": _leader(shared),
+        "samplings": _samplings(entries),
+        "reasons": [reason for other in others for reason in _reasons(first, other)] if len(groups) > 1 else [],
+        "differences": [_differences(first, record) for record in others],
+    }
+    figures = {"spent": plots.spent(pd.concat(curves), shared[0]["record"].attrs.final_metric)} if curves else {}
+    return write_page(out, "compare.md.j2", context, figures=figures, files={}, owned=("spent.png",))
 
 
-def _leader(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _entry(record: StudyRecord, plan: StudyRecord | None) -> dict[str, Any]:
+    board = rank(record, top=1)
+    return {
+        "name": record.name,
+        "record": record,
+        "protocol": board.protocol_hash,
+        "best": board.trials[0] if board.trials else None,
+        "finished": sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials),
+        "time": duration(sum(trial.seconds for trial in record.trials)),
+        "confirmed": confirmation(record, plan) if plan else None,
+        "n_samplings": record.attrs.spec["scoring"].get("sampling_seeds") or 1,
+    }
+
+
+def _leader(entries: Sequence[_Entry]) -> dict[str, Any] | None:
     """The best of the studies that compare, and the next; by confirmed means where all have one of one protocol.
 
     ``overlap``: whether the confirmed intervals of the two do; None where one has no interval.
@@ -87,30 +69,27 @@ def _leader(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     if not scored:
         return None
     unconfirmed = [entry["name"] for entry in scored if entry["confirmed"] is None]
-    protocols = {entry["confirmed"].protocol_hash for entry in scored if entry["confirmed"]}
-    confirmed = not unconfirmed and len(protocols) == 1
+    confirmed = not unconfirmed and len({entry["confirmed"].protocol_hash for entry in scored}) == 1
 
-    def value(entry: Mapping[str, Any]) -> float:
+    def value(entry: _Entry) -> float:
         return float(entry["confirmed"].best.estimate.mean if confirmed else entry["best"].value)
 
-    first, *rest = sorted(scored, key=lambda entry: (value(entry), entry["name"]))
-    second = rest[0] if rest else None
+    first, second, *_ = [*sorted(scored, key=lambda entry: (value(entry), entry["name"])), None]
+    overlap = None
+    if confirmed and second:
+        upper, lower = first["confirmed"].best.estimate.high, second["confirmed"].best.estimate.low
+        overlap = None if upper is None or lower is None else lower <= upper
     return {
         "confirmed": confirmed,
         "unconfirmed": unconfirmed,
         "first": first,
         "second": second,
         "gap": value(second) - value(first) if second else None,
-        "overlap": _overlap(first["confirmed"], second["confirmed"]) if confirmed and second else None,
+        "overlap": overlap,
     }
 
 
-def _overlap(first: Confirmation, second: Confirmation) -> bool | None:
-    upper, lower = first.best.estimate.high, second.best.estimate.low
-    return None if upper is None or lower is None else lower <= upper
-
-
-def _samplings(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+def _samplings(entries: Sequence[_Entry]) -> list[str]:
     """How many samplings scores are means of, where that differs: the protocol's hash does not tell."""
     searched = {entry["name"]: entry["n_samplings"] for entry in entries if entry["best"]}
     confirmed = {entry["name"]: entry["confirmed"].n_samplings for entry in entries if entry["confirmed"]}
@@ -130,24 +109,21 @@ def _spent(record: StudyRecord, protocol: str) -> pd.DataFrame:
         if trial.state == "COMPLETE" and trial.value is not None and trial.attrs.protocol_hash == protocol:
             best = min(best, trial.value)
         if best < float("inf"):
-            rows.append({"study": record.name, "hours": hours, "best": best})
+            rows.append((record.name, hours, best))
     return pd.DataFrame(rows, columns=["study", "hours", "best"])
 
 
-def _reasons(first: StudyRecord, others: Sequence[StudyRecord]) -> list[str]:
-    """Why scores of some studies do not compare with the first one's, in words."""
-    reasons: list[str] = []
-    for other in others:
-        reasons += [
-            f"{change.key} is {number(change.old)} in {first.name}, {number(change.new)} in {other.name}"
-            for change in changes(first.attrs.spec["scoring"]["final"], other.attrs.spec["scoring"]["final"])
-        ]
-        prints = [record.attrs.dataset["fingerprint"][:12] for record in (first, other)]
-        if prints[0] != prints[1]:
-            reasons.append(f"the images are others ({prints[0]} and {prints[1]})")
-        versions = [record.attrs.environment.get("versions", "") for record in (first, other)]
-        if versions[0] != versions[1]:
-            reasons.append("the libraries' versions differ")
+def _reasons(first: StudyRecord, other: StudyRecord) -> list[str]:
+    """Why scores of a study do not compare with the first one's, in words."""
+    reasons = [
+        f"{change.key} is {number(change.old)} in {first.name}, {number(change.new)} in {other.name}"
+        for change in changes(first.attrs.spec["scoring"]["final"], other.attrs.spec["scoring"]["final"])
+    ]
+    old, new = (record.attrs.dataset["fingerprint"][:12] for record in (first, other))
+    if old != new:
+        reasons.append(f"the images are others ({old} and {new})")
+    if first.attrs.environment.get("versions", "") != other.attrs.environment.get("versions", ""):
+        reasons.append("the libraries' versions differ")
     return reasons
 
 

@@ -1,4 +1,4 @@
-"""What a report states, for machines: ``report.json``, and what changed between two of them."""
+"""What a report states, for machines: ``report.json``, ``best.toml``, and what changed between two reports."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
+from harness import atomic
 from harness.errors import NotFoundError, UsageError
 from harness.findings.confirmation import Confirmation
 from harness.findings.health import Health
 from harness.findings.ranking import rank
-from harness.spec.drift import changes
-from harness.store.records import StudyRecord
+from harness.findings.statistics import LEVEL
+from harness.spec.resolved import changes
+from harness.store.records import StudyRecord, TrialRecord
 from harness.text import number
+from harness.training.run_folder import RunFolder
 
 FACTS_FILE = "report.json"
 # What is known of a training's health, in words.
@@ -26,6 +31,11 @@ _HEALTH = {
     "batch_score": "audited score with batch statistics",
     "nearer": "probability of being nearer to a training image than other real images are",
 }
+# What :func:`report_diff` compares.
+_KEYS = {
+    "study", "uid", "metric", "protocol_hash", "target", "finished", "ranked", "spec", "environment", "fingerprint",
+}  # fmt: skip
+_Facts = Mapping[str, Any]
 
 
 def facts(record: StudyRecord, confirmed: Confirmation | None, watched: Sequence[Health] = ()) -> str:
@@ -46,8 +56,18 @@ def facts(record: StudyRecord, confirmed: Confirmation | None, watched: Sequence
             for t in record.trials
             if t.state not in ("COMPLETE", "WAITING", "RUNNING")
         },
-        "confirmed": _confirmed(confirmed) if confirmed else None,
-        "health": {row.name: {"findings": row.findings, "measured": _measured(row)} for row in watched},
+        "confirmed": [
+            {"name": arm.name, **asdict(arm.estimate), "verdict": confirmed.verdict(arm)} for arm in confirmed.ranked
+        ]
+        if confirmed
+        else None,
+        "health": {
+            row.name: {
+                "findings": row.findings,
+                "measured": {label: getattr(row, name) for name, label in _HEALTH.items()},
+            }
+            for row in watched
+        },
         "spec": record.attrs.spec,
         "environment": record.attrs.environment,
         "fingerprint": record.attrs.dataset["fingerprint"],
@@ -55,26 +75,48 @@ def facts(record: StudyRecord, confirmed: Confirmation | None, watched: Sequence
     return json.dumps(stated, indent=1, sort_keys=True) + "\n"
 
 
-def _confirmed(confirmed: Confirmation) -> list[dict[str, Any]]:
-    return [{"name": arm.name, **asdict(arm.estimate), "verdict": confirmed.verdict(arm)} for arm in confirmed.ranked]
+def best_toml(record: StudyRecord, root: Path, best: TrialRecord, confirmed: Confirmation | None) -> str:
+    """What ``harness train --config`` reads: the confirmed best's training of its median seed, else the search's best.
 
-
-def _measured(row: Health) -> dict[str, float | None]:
-    return {label: getattr(row, name) for name, label in _HEALTH.items()}
-
-
-# What :func:`report_diff` compares.
-_KEYS = {
-    "study", "uid", "metric", "protocol_hash", "target", "finished", "ranked", "spec", "environment", "fingerprint",
-}  # fmt: skip
+    Its weights are named with their sha256 where they are below ``root``, the home folder.
+    """
+    spec = record.attrs.spec
+    chosen = confirmed.best.median_trial if confirmed else best
+    tables = {
+        "study": confirmed.study if confirmed else record.name,
+        "trial": chosen.number,
+        "hparams": dict(chosen.attrs.hparams),
+        "data": {**spec["data"], "fingerprint": record.attrs.dataset["fingerprint"]},
+        "training": {"seed": chosen.attrs.seed, "kimg": spec["budget"]["kimg"]},
+        "scoring": spec["scoring"]["final"],
+        "score": {
+            "metric": record.attrs.final_metric,
+            "value": chosen.value,
+            "protocol_hash": chosen.attrs.protocol_hash,
+        },
+    }
+    weights = RunFolder(root / chosen.attrs.folder).weights
+    if weights.is_file():
+        path = weights.relative_to(root).as_posix()
+        tables["weights"] = {"path": path, "sha256": atomic.file_sha256(weights)}
+    if confirmed:
+        estimate = confirmed.best.estimate
+        interval = {} if estimate.low is None else {"level": LEVEL, "low": estimate.low, "high": estimate.high}
+        tables["confirmed"] = {
+            "configuration": confirmed.best.name,
+            "metric": confirmed.metric,
+            "mean": estimate.mean,
+            **interval,
+            "training_seeds": sorted(confirmed.best.trials),
+            "samplings": confirmed.n_samplings,
+            "ties": [arm.name for arm in confirmed.ties],
+            "protocol_hash": confirmed.protocol_hash,
+        }
+    return tomli_w.dumps(tables)
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The facts of a report, by its folder or by a file in it.
-
-    Raises:
-        NotFoundError: there is none, or it cannot be read.
-    """
+    """The facts of a report, by its folder or by a file in it; a NotFoundError if there is none, or it is damaged."""
     folder = path.parent if path.is_file() else path
     try:
         stated: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
@@ -88,12 +130,8 @@ def read_facts(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def report_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    """What changed from one report of a study to another, a line each.
-
-    Raises:
-        UsageError: they are of two studies.
-    """
+def report_diff(old: _Facts, new: _Facts) -> Iterator[str]:
+    """What changed from one report of a study to another, a line each; a UsageError if they are of two studies."""
     if old["study"] != new["study"]:
         raise UsageError(
             f"these are reports of two studies, {old['study']} and {new['study']}",
@@ -101,23 +139,22 @@ def report_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]
         )
     if old["uid"] != new["uid"]:
         yield "the study was started again from scratch in between: its trials are different ones"
-    for change in changes(old["spec"], new["spec"]):
-        yield f"setting {change}"
+    yield from (f"setting {change}" for change in changes(old["spec"], new["spec"]))
     if old["fingerprint"] != new["fingerprint"]:
         yield f"images: {old['fingerprint'][:12]} became {new['fingerprint'][:12]}"
-    for key in ("finished", "target"):
+    for key, name in (("finished", "finished"), ("target", "wanted")):
         if old[key] != new[key]:
-            yield f"trials {'wanted' if key == 'target' else key}: {old[key]} became {new[key]}"
+            yield f"trials {name}: {old[key]} became {new[key]}"
     if old["protocol_hash"] != new["protocol_hash"]:
         yield "the scoring protocol is another one: scores before and after do not compare"
     yield from _scores(old, new)
     yield from _confirmations(old, new)
-    yield from _health(old, new)
-    for change in changes(old["environment"], new["environment"]):
-        yield f"environment {change}"
+    if "health" in old and "health" in new:  # reports of before they said it have none
+        yield from _health(old["health"], new["health"])
+    yield from (f"environment {change}" for change in changes(old["environment"], new["environment"]))
 
 
-def _scores(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+def _scores(old: _Facts, new: _Facts) -> Iterator[str]:
     before, after = ({row["trial"]: row["value"] for row in facts["ranked"]} for facts in (old, new))
     metric = new["metric"]
     if old["ranked"] and new["ranked"] and old["ranked"][0] != new["ranked"][0]:
@@ -126,17 +163,19 @@ def _scores(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
             f"best: trial {was['trial']} with {old['metric']} = {number(was['value'])} became "
             f"trial {now['trial']} with {metric} = {number(now['value'])}"
         )
-    for trial in [trial for trial in after if trial not in before]:
-        place = list(after).index(trial) + 1
-        yield f"new: trial {trial} with {metric} = {number(after[trial])}, place {place} of {len(after)}"
-    for trial in [trial for trial in before if trial not in after]:
-        yield f"trial {trial}, which had {number(before[trial])}, is not ranked any more"
+    for place, (trial, value) in enumerate(after.items(), start=1):
+        if trial not in before:
+            yield f"new: trial {trial} with {metric} = {number(value)}, place {place} of {len(after)}"
+    for trial, value in before.items():
+        if trial not in after:
+            yield f"trial {trial}, which had {number(value)}, is not ranked any more"
     if old["uid"] == new["uid"] and old["protocol_hash"] == new["protocol_hash"]:
-        for trial in [trial for trial in before if trial in after and before[trial] != after[trial]]:
-            yield f"WARNING: trial {trial} had {before[trial]!r} and has {after[trial]!r}: a finished one never changes"
+        for trial, value in before.items():
+            if trial in after and value != after[trial]:
+                yield f"WARNING: trial {trial} had {value!r} and has {after[trial]!r}: a finished one never changes"
 
 
-def _confirmations(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+def _confirmations(old: _Facts, new: _Facts) -> Iterator[str]:
     before, after = ({row["name"]: row for row in facts["confirmed"] or []} for facts in (old, new))
     for name, row in after.items():
         was = before.get(name)
@@ -146,24 +185,20 @@ def _confirmations(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[s
             # Where a change is too small for the digits that are shown, all of them are.
             shown = number if _estimate(was, number) != _estimate(row, number) else repr
             yield f"confirmed: {name}, {_estimate(was, shown)} became {_estimate(row, shown)}"
-    for name in before:
-        if name not in after:
-            yield f"{name} is not among the confirmed any more"
+    yield from (f"{name} is not among the confirmed any more" for name in before if name not in after)
 
 
-def _estimate(row: Mapping[str, Any], shown: Callable[[Any], str]) -> str:
+def _estimate(row: _Facts, shown: Callable[[Any], str]) -> str:
     """Mean, interval, seeds and verdict; reports from before there were verdicts have none."""
     interval = "" if row["low"] is None else f" ({shown(row['low'])} to {shown(row['high'])})"
     verdict = f", {row['verdict']}" if "verdict" in row else ""
     return f"{shown(row['mean'])}{interval} from {row['n']} seeds{verdict}"
 
 
-def _health(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+def _health(old: _Facts, new: _Facts) -> Iterator[str]:
     """Findings that came and went, and measurements that changed, of trainings that both reports show."""
-    if "health" not in old or "health" not in new:
-        return  # one was written before reports said it
-    for name, row in new["health"].items():
-        was = old["health"].get(name)
+    for name, row in new.items():
+        was = old.get(name)
         if was is None:
             yield from (f"found of {name}, which was not shown before: {text}" for text in row["findings"])
             continue

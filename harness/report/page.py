@@ -2,51 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import base64
+from collections.abc import Mapping, Sequence
+from functools import cache
+from html import escape
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from markdown_it.utils import EnvType, OptionsDict
 from matplotlib.figure import Figure
 
 from harness import atomic
-from harness.report.html import write_html
-from harness.report.markdown import fill, squeeze
 from harness.report.plots import to_png
+from harness.text import heading, metric_label, number
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    """What a page says, and the files that it comes with.
+def write_page(
+    out: Path,
+    template: str,
+    context: Mapping[str, Any],
+    *,
+    figures: Mapping[str, Figure],
+    files: Mapping[str, bytes],
+    owned: Sequence[str],
+) -> Path:
+    """Write a page into a folder, and return the path of ``report.md``: the same page gives the same bytes.
 
-    Attributes:
-        template: a file of ``templates/``.
-        context: what the template is filled with; ``figures`` (name to file) is added.
-        figures: written as ``NAME.png``.
-        files: whatever else is written, by file name.
-        owned: patterns of files that only this kind of page writes; those of an earlier page are removed.
+    The template gets ``figures`` (name to file), too. Files of an earlier page that match the patterns of ``owned`` are
+    removed.
     """
+    drawn = {name: f"{name}.png" for name in figures}
+    files = {**files, **{drawn[name]: to_png(figure) for name, figure in figures.items()}}
+    for name, payload in files.items():
+        atomic.write_bytes(out / name, payload)
+    path = out / "report.md"
+    atomic.write_text(path, _squeezed(filled(template, **context, figures=drawn)))
+    write_html(path)
+    for old in (old for pattern in owned for old in out.glob(pattern)):
+        if old.name not in files:
+            old.unlink()
+    return path
 
-    template: str
-    context: Mapping[str, Any]
-    figures: Mapping[str, Figure]
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    owned: tuple[str, ...]
 
-    def write(self, out: Path) -> Path:
-        """Write the page into a folder: the same page gives the same bytes.
+def filled(template: str, **context: Any) -> str:
+    """A file of ``templates/``, filled in; a name that the context lacks is an error."""
+    return _environment().get_template(template).render(context)
 
-        Returns:
-            The path of ``report.md``; ``report.html`` is next to it.
-        """
-        figures = {name: f"{name}.png" for name in self.figures}
-        files = {**self.files, **{figures[name]: to_png(figure) for name, figure in self.figures.items()}}
-        for name, payload in files.items():
-            atomic.write_bytes(out / name, payload)
-        path = out / "report.md"
-        atomic.write_text(path, squeeze(fill(self.template, **self.context, figures=figures)))
-        write_html(path)
-        for old in (old for pattern in self.owned for old in out.glob(pattern)):
-            if old.name not in files:
-                old.unlink()
-        return path
+
+@cache
+def _environment() -> Environment:
+    # Markdown for people, not HTML: nothing is escaped; names in it are validated where they enter.
+    made = Environment(  # noqa: S701
+        loader=PackageLoader("harness.report"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters |= {"num": number, "metric": metric_label, "heading": heading}
+    return made
+
+
+def _squeezed(text: str) -> str:
+    """At most one blank line in a row, and one newline at the end."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.strip() or (lines and lines[-1]):
+            lines.append(line.rstrip())
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def write_html(page: Path) -> Path:
+    """Write ``report.html`` next to a ``report.md``; the same files give the same bytes."""
+    text = page.read_text(encoding="utf-8")
+    title = next((line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")), page.parent.name)
+    path = page.with_suffix(".html")
+    atomic.write_text(path, page_to_html(text, page.parent, title=title))
+    return path
+
+
+def page_to_html(markdown: str, folder: Path, *, title: str) -> str:
+    """CommonMark with tables as HTML; images are of ``folder``. Markup in the text is shown, never obeyed."""
+    reader = MarkdownIt("commonmark", {"html": False}, renderer_cls=_Renderer).enable("table")
+    body = reader.render(markdown, {"folder": folder.resolve()})
+    return filled("page.html.j2", title=escape(title), body=body)
+
+
+class _Renderer(RendererHTML):
+    """Images as data, those outside the folder named instead; tables in a frame that scrolls by itself."""
+
+    def image(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
+        token: Any = tokens[idx]
+        folder: Path = env["folder"]
+        source, label = str(token.attrs["src"]), escape(token.content, quote=True)
+        path = (folder / source).resolve()
+        if not path.is_relative_to(folder) or path.suffix != ".png" or not path.is_file():
+            return f"<em>{label}: no image {escape(source)}</em>"
+        data = base64.b64encode(path.read_bytes()).decode()
+        return f'<img src="data:image/png;base64,{data}" alt="{label}">'
+
+    def table_open(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
+        return '<div class="table"><table>\n'
+
+    def table_close(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
+        return "</table></div>\n"

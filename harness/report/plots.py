@@ -12,15 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from harness.findings.confirmation import Confirmation
 from harness.findings.outlook import Outlook
-from harness.spec.params import label as param_label
+from harness.findings.statistics import Estimate
+from harness.findings.verdicts import Judgement
+from harness.spec.tables import label as param_label
 from harness.text import metric_label, number, objective_label
 
 _BLUE, _ORANGE, _GREY, _RED = "#2b6cb0", "#dd6b20", "#a0aec0", "#c53030"
 _STATE_COLOURS = {"COMPLETE": _BLUE, "PRUNED": _GREY, "FAIL": _RED, "RUNNING": _ORANGE}
+_VERDICT_COLOURS = {"supported": "#2f855a", "refuted": _RED, "undecided": "#718096"}
+_TICKS = (-50, -25, 0, 25, 50, 100, 200, 400)
 
 
 def new_figure(width: float = 7.2, height: float = 3.6, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -46,6 +51,21 @@ def wrapped(label: str, width: int = 30) -> str:
     return textwrap.fill(name, width) + ("\n(" + rest if bracket else "")
 
 
+def _lower(metric: str) -> str:
+    return wrapped(f"{metric_label(metric)} (lower is better)")
+
+
+def _interval(axis: Axes, row: int, estimate: Estimate, colour: str, *, size: int) -> None:
+    if estimate.low is not None and estimate.high is not None:
+        axis.plot([estimate.low, estimate.high], [row, row], color=colour, linewidth=2, zorder=3)
+    axis.scatter([estimate.mean], [row], s=size, color=colour, zorder=4)
+
+
+def _name_rows(axis: Axes, names: Sequence[str]) -> None:
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+
+
 def history(trials: pd.DataFrame, metric: str) -> Figure:
     """Final scores by trial with the best so far; trials without a final score as ticks below."""
     figure, (axis,) = new_figure()
@@ -58,7 +78,7 @@ def history(trials: pd.DataFrame, metric: str) -> Figure:
         if len(others):
             axis.scatter(others["number"], [low * 0.93] * len(others), marker="|", s=90, color=colour,
                          label=f"{state.lower()} (no final score)")  # fmt: skip
-    axis.set(xlabel="trial", ylabel=wrapped(f"{metric_label(metric)} (lower is better)"))
+    axis.set(xlabel="trial", ylabel=_lower(metric))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=True)
     return figure
@@ -71,15 +91,11 @@ def confirmed(result: Confirmation) -> Figure:
     for place, arm in enumerate(arms):
         scores = list(arm.scores.values())
         axis.scatter(scores, [place + 0.18] * len(scores), s=16, color=_GREY, zorder=2)
-        mean, low, high = arm.estimate.mean, arm.estimate.low, arm.estimate.high
-        if low is not None and high is not None:
-            axis.plot([low, high], [place, place], color=_BLUE, linewidth=2, zorder=3)
-        axis.scatter([mean], [place], s=46, color=_BLUE, zorder=4)
+        _interval(axis, place, arm.estimate, _BLUE, size=46)
         if arm.searched is not None:
             axis.scatter([arm.searched], [place - 0.18], marker="D", s=26, zorder=4,
                          facecolor="white", edgecolor=_ORANGE)  # fmt: skip
-    axis.set_yticks(range(len(arms)), [arm.name for arm in arms])
-    axis.set_ylim(len(arms) - 0.5, -0.5)
+    _name_rows(axis, [arm.name for arm in arms])
     axis.set(xlabel=wrapped(f"{metric_label(result.metric)} (lower is better)", 70), ylabel="")
     axis.legend(handles=[
         Line2D([], [], color=_BLUE, marker="o", label="mean, 95 % interval"),
@@ -151,7 +167,7 @@ def rung_curves(rungs: pd.DataFrame, best: int | None, metric: str) -> Figure:
     # Searching all lines for the best place takes seconds; scores fall, so this one is free.
     axis.legend(handles=handles, frameon=True, loc="upper right")
     axis.set_ylim(0, float(rungs["score"].quantile(0.95)) * 1.15 if len(rungs) else 1)
-    axis.set(xlabel="real images shown (kimg)", ylabel=wrapped(f"{metric_label(metric)} (lower is better)"))
+    axis.set(xlabel="real images shown (kimg)", ylabel=_lower(metric))
     return figure
 
 
@@ -182,4 +198,45 @@ def losses(curve: pd.DataFrame) -> Figure:
             axis.plot(curve["kimg"], curve[column], color=colour, label=name)
         axis.set(xlabel="real images shown (kimg)", ylabel=label)
         axis.legend(frameon=True)
+    return figure
+
+
+def effects(judged: Sequence[Judgement]) -> Figure:
+    """Every comparison's effect in per cent of the control's score, with its interval and the zone of no matter."""
+    every = ((judgement.claim, comparison) for judgement in judged for comparison in judgement.comparisons)
+    seen = [(claim, comparison, comparison.effect) for claim, comparison in every if comparison.effect]
+    figure, (axis,) = new_figure(height=0.44 * len(seen) + 1.4)
+    for place, (claim, comparison, effect) in enumerate(seen):
+        margin, colour = 100 * claim.relevant, _VERDICT_COLOURS[comparison.verdict]
+        axis.fill_betweenx([place - 0.4, place + 0.4], -margin, margin, color="#edf2f7", zorder=1)
+        _interval(axis, place, effect, colour, size=36)
+    axis.axvline(0, color="#4a5568", linewidth=1, zorder=2)
+    _name_rows(axis, [textwrap.fill(f"{claim.title}: {comparison.treated}", 44) for claim, comparison, _ in seen])
+    axis.set_xscale("symlog", linthresh=50)
+    axis.set_xticks(_TICKS, [f"{tick}".replace("-", "−") for tick in _TICKS])
+    axis.set(xlabel="score against the control's (%)\nleft is better, right is worse", ylabel="")
+    axis.legend(
+        handles=[
+            *(Line2D([], [], color=colour, marker="o", label=verdict) for verdict, colour in _VERDICT_COLOURS.items()),
+            Patch(color="#edf2f7", label="too small to matter"),
+        ],
+        frameon=True,
+        loc="lower right",
+    )
+    return figure
+
+
+def arm_curves(frame: pd.DataFrame, metric: str) -> Figure:
+    """Quick scores along the trainings: a thin line for each seed, a thick one for each arm's mean."""
+    figure, (axis,) = new_figure(height=3.2)
+    arms = list(dict.fromkeys(frame["arm"]))
+    palette = dict(zip(arms, sns.color_palette("colorblind", len(arms)), strict=True))
+    for (arm, _), rows in frame.groupby(["arm", "seed"], sort=False):
+        axis.plot(rows["kimg"], rows["score"], color=palette[arm], linewidth=0.8, alpha=0.45)
+    for arm, rows in frame.groupby("arm", sort=False):
+        mean = rows.groupby("kimg")["score"].mean()
+        axis.plot(mean.index, mean, color=palette[str(arm)], marker="o", markersize=4, linewidth=2.4, label=str(arm))
+    axis.set(xlabel="real images shown (kimg)", ylabel=_lower(metric))
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=True)
     return figure

@@ -6,25 +6,7 @@ from collections.abc import Iterator
 
 from harness.gan.architecture import discriminator_layers, generator_layers, parameter_counts
 from harness.gan.hparams import HParams
-from harness.spec.files import load_recipe
-from harness.spec.recipes import Recipe
-from harness.spec.toml import file_names
-
-_INTRO = """# Recipes
-
-Published DCGAN systems, each as its text says (`as_written`) and as its code does (`as_coded`). Bugs are switches of
-the configuration, not copies of code. This page is printed by `harness recipes --markdown`; the files are in
-[search_spaces/recipes](../search_spaces/recipes).
-
-```
-make train RECIPE=svhn32                                  # downloads SVHN; 25 epochs, as published
-make train RECIPE=celeba64 VARIANT=as_written DATA=/path/to/celeba KIMG=500 SAMPLES=1000
-```
-
-Parameters are counted by the tool. A training writes losses, sample grids after every epoch (ten in a training of
-fewer, at most a hundred), checkpoints every minute, weights, scores, an MLflow run (experiment `recipes`) and
-`reports/trainings/NAME/report.md`; started again, it continues.
-"""
+from harness.spec.files import file_names, load_recipe
 
 
 def recipes_table() -> Iterator[str]:
@@ -53,11 +35,8 @@ def recipe_page(name: str) -> str:
         lines += ["", "  where text and code differ:"]
         for row in recipe.differences:
             switch = ", ".join(row.switch) or "none, it changes no result"
-            lines += [
-                f"    {row.what} (switch: {switch})",
-                f"      written: {row.written}",
-                f"      coded:   {row.coded}",
-            ]
+            lines += [f"    {row.what} (switch: {switch})", f"      written: {row.written}"]
+            lines += [f"      coded:   {row.coded}"]
     if recipe.left_out:
         lines += ["", "  not reproduced, or assumed:", *(f"    {text}" for text in recipe.left_out)]
     return "\n".join(lines)
@@ -65,45 +44,10 @@ def recipe_page(name: str) -> str:
 
 def recipes_markdown() -> str:
     """The page docs/recipes.md."""
-    rows = [
-        _INTRO,
-        "| recipe | variant | px | epochs | batch | G parameters | D parameters | source |",
-        "|---|---|---:|---:|---:|---:|---:|---|",
-    ]
+    from harness.report.page import filled  # matplotlib takes a second, and the other pages have no figures
+
     recipes = [load_recipe(name) for name in file_names("recipe")]
-    for recipe in recipes:
-        for variant in recipe.variants:
-            hp = recipe.configuration(variant)
-            g, d = parameter_counts(hp)
-            rows.append(
-                f"| [{recipe.name}](#{recipe.name}) | {variant} | {hp.image_size} | {recipe.training.epochs:g} | "
-                f"{hp.batch_size} | {g:,} | {d:,} | {recipe.title}; {recipe.source} |"
-            )
-    for recipe in recipes:
-        rows += ["", *_section(recipe)]
-    return "\n".join(rows) + "\n"
-
-
-def _section(recipe: Recipe) -> Iterator[str]:
-    yield f"## {recipe.name}"
-    yield ""
-    yield f"{recipe.title}; {recipe.source}. Images: {recipe.images}."
-    yield ""
-    for variant, chosen in recipe.variants.items():
-        yield f"- **{variant}**: {chosen.note}"
-    if recipe.differences:
-        yield ""
-        yield "| what | as written | as coded | switch |"
-        yield "|---|---|---|---|"
-        for row in recipe.differences:
-            switch = ", ".join(f"`{name}`" for name in row.switch) or "none: changes no result"
-            yield f"| {row.what} | {row.written} | {row.coded} | {switch} |"
-    if recipe.left_out:
-        yield ""
-        yield "Not reproduced, or assumed:"
-        yield ""
-        for text in recipe.left_out:
-            yield f"- {text}"
+    return filled("recipes.md.j2", recipes=recipes, parameter_counts=parameter_counts)
 
 
 def _network_lines(hp: HParams) -> Iterator[str]:

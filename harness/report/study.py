@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from harness.findings.confirmation import Confirmation, confirmation
-from harness.findings.frames import curve_frame, rungs_frame, trials_frame
+from harness.findings.confirmation import confirmation
 from harness.findings.health import health, health_context
 from harness.findings.outlook import chance, outlook, too_few
-from harness.findings.ranking import Leaderboard, objectives, pareto_front, rank
+from harness.findings.ranking import Leaderboard, objectives, pareto_front, rank, rungs_frame, trials_frame
+from harness.gan.hparams import ALIASES
 from harness.report import plots
-from harness.report.best import best_toml
-from harness.report.context import study_context
-from harness.report.facts import FACTS_FILE, facts
-from harness.report.page import Page
+from harness.report.facts import FACTS_FILE, best_toml, facts
+from harness.report.page import write_page
+from harness.spec.tables import meaning
 from harness.store.records import StudyRecord, TrialRecord
-from harness.text import number
+from harness.text import duration, number, objective_label
 from harness.training.run_folder import RunFolder
 
-TOP = 5
+_TOP = 5
 _GRIDS = 3
 # The report says what this many more trials would bring.
-MORE_TRIALS = 20
+_MORE_TRIALS = 20
 _FIGURES = ("confirmed", "outlook", "tradeoff", "history", "rungs", "losses", "importance", "placement")
 _PAIRS = "nearest.png"
 _OWNED = (*(f"{name}.png" for name in _FIGURES), "grid-*.png", _PAIRS, "best.toml")
+# What a final score is called in a sentence.
+_SCORES = {"fid": "FID, the Fréchet distance", "kid": "KID, the kernel distance"}
 
 
 def build_report(
@@ -39,73 +41,54 @@ def build_report(
     evaluator: str,
     plan: StudyRecord | None = None,
 ) -> Path:
-    """Write the report into ``out``: the same record and files give the same bytes.
+    """Write the report into ``out``, and return the path of ``report.md``: the same record and files, the same bytes.
 
-    Args:
-        record: the study as the database has it.
-        root: the home folder, where the files that the record names are.
-        out: ``reports/STUDY``.
-        importances: of the searched parameters, by name; may be empty.
-        evaluator: how they were computed.
-        plan: of its confirmation, if there is one.
-
-    Returns:
-        The path of ``report.md``.
+    ``root`` is the home folder, where the files that the record names are. ``importances`` of the searched parameters
+    by name, which may be empty, were computed by ``evaluator``. ``plan`` is the study's confirmation, if it has one.
     """
     board, trials = rank(record), trials_frame(record)
     confirmed = confirmation(record, plan) if plan else None
-    shown = _shown(board, confirmed)
+    # The trainings that are shown: the confirmed best's median seed, then the search's best.
+    shown = [(f"trial {trial.number}", trial) for trial in board.trials[:_TOP]]
+    if confirmed:
+        shown.insert(0, (f"{confirmed.best.name}, confirmed (median seed)", confirmed.best.median_trial))
     files = {}
     grids = []
     for place, (name, trial) in enumerate(shown[:_GRIDS], start=1):
         if drawn := RunFolder(root / trial.attrs.folder).grids():
-            files[f"grid-{place}.png"] = drawn[-1].read_bytes()
-            grids.append({"file": f"grid-{place}.png", "of": name, "title": f"{name}, {number(trial.value)}"})
-    leader_name, leader = shown[0] if shown else ("", None)
+            files[file := f"grid-{place}.png"] = drawn[-1].read_bytes()
+            grids.append({"file": file, "of": name, "title": f"{name}, {number(trial.value)}"})
     watched = health_context([health(name, trial, root) for name, trial in shown])
-    pairs = RunFolder(root / leader.attrs.folder).nearest if leader else None
-    if watched and pairs and pairs.is_file():
-        files[_PAIRS] = pairs.read_bytes()
-        watched |= {"pairs": _PAIRS, "pairs_of": leader_name}
-    if board.trials:
-        files["best.toml"] = best_toml(record, root, board.trials[0], confirmed).encode()
-    files[FACTS_FILE] = facts(record, confirmed, watched["rows"] if watched else ()).encode()
-    ahead = outlook(record, MORE_TRIALS)
+    ahead = outlook(record, _MORE_TRIALS)
     figures = dict(_figures(record, board, trials, importances, evaluator))
     if confirmed:
         figures["confirmed"] = plots.confirmed(confirmed)
     if ahead:
         figures["outlook"] = plots.best_after(ahead, record.attrs.final_metric)
-    if leader and len(curve := curve_frame(RunFolder(root / leader.attrs.folder).curve)):
-        figures["losses"] = plots.losses(curve)
-    samplings = leader.attrs.samplings if leader else ()
-    page = Page(
-        template="study.md.j2",
-        context={
-            **study_context(record, board, trials, top=TOP),
-            "evaluator": evaluator,
-            "confirmed": confirmed,
-            "grids": grids,
-            "losses_of": leader_name,
-            "first_sampling": samplings[0] if len(samplings) > 1 else None,
-            "health": watched,
-            "outlook": ahead,
-            "no_outlook": too_few(record),
-            "chance": chance(record, MORE_TRIALS),
-        },
-        figures=figures,
-        files=files,
-        owned=_OWNED,
-    )
-    return page.write(out)
-
-
-def _shown(board: Leaderboard, confirmed: Confirmation | None) -> list[tuple[str, TrialRecord]]:
-    """The trainings that are shown, named: the confirmed best's median seed, then the search's best."""
-    searched = [(f"trial {trial.number}", trial) for trial in board.trials[:TOP]]
-    if confirmed is None:
-        return searched
-    return [(f"{confirmed.best.name}, confirmed (median seed)", confirmed.best.median_trial), *searched]
+    samplings: Sequence[float] = ()
+    if shown:
+        folder, samplings = RunFolder(root / shown[0][1].attrs.folder), shown[0][1].attrs.samplings
+        if watched and folder.nearest.is_file():
+            files[_PAIRS] = folder.nearest.read_bytes()
+            watched |= {"pairs": _PAIRS, "pairs_of": shown[0][0]}
+        if len(curve := pd.DataFrame(folder.read_curve())):
+            figures["losses"] = plots.losses(curve)
+    if board.trials:
+        files["best.toml"] = best_toml(record, root, board.trials[0], confirmed).encode()
+    files[FACTS_FILE] = facts(record, confirmed, watched["rows"] if watched else ()).encode()
+    context = {
+        **study_context(record, board, trials),
+        "evaluator": evaluator,
+        "confirmed": confirmed,
+        "grids": grids,
+        "losses_of": shown[0][0] if shown else "",
+        "first_sampling": samplings[0] if len(samplings) > 1 else None,
+        "health": watched,
+        "outlook": ahead,
+        "no_outlook": too_few(record),
+        "chance": chance(record, _MORE_TRIALS),
+    }
+    return write_page(out, "study.md.j2", context, figures=figures, files=files, owned=_OWNED)
 
 
 def _figures(
@@ -132,3 +115,110 @@ def _figures(
         rows = [{"number": trial.number, **dict(zip(names, trial.values, strict=True))} for trial in ranked]
         front = {trial.number for trial in pareto_front(record)}
         yield "tradeoff", plots.tradeoff(pd.DataFrame(rows), names, front, final_metric)
+
+
+def study_context(record: StudyRecord, board: Leaderboard, trials: pd.DataFrame) -> dict[str, Any]:
+    """What the record alone says; ``spec`` stays as the version that stored it wrote it."""
+    spec, best = record.attrs.spec, board.trials[0] if board.trials else None
+    final, rungs, leading = spec["scoring"]["final"], spec["budget"]["rungs"], board.trials[:_TOP]
+    paper = next((t for t in board.trials if t.attrs.preset == "paper"), None)
+    pruned = next((t for t in record.trials if t.attrs.preset == "paper" and t.state == "PRUNED"), None)
+    searched = "precision" in spec["space"]
+    names = objectives(record)
+    return {
+        "record": record,
+        "best": best,
+        "paper": paper if paper is not best else None,
+        "paper_pruned": _at_its_last_rung(pruned, best) if pruned and best else None,
+        "rungs": ", ".join(number(rung) for rung in rungs) or "no",
+        "n_finished": int(trials["state"].isin(["COMPLETE", "PRUNED"]).sum()),
+        "meaning": _SCORES[final["metric"]],
+        "kid_subset": min(1000, final["samples"], final["reference"]),
+        "data_option": "" if spec["data"]["source"] == "mnist" else " --data PATH",
+        "protocol_hash": board.protocol_hash,
+        "arithmetic": {
+            "training": "what each trial searched" if searched else spec["fixed"].get("precision", "float32"),
+            "rung": spec["scoring"]["rung"].get("precision", "float32"),
+        },
+        "space": [_space_row(name, param) for name, param in spec["space"].items()],
+        "other_metrics": sorted(
+            {name for t in leading for name in t.attrs.scores if name != record.attrs.final_metric}
+        ),
+        "board": [_board_row(trial, record) for trial in leading],
+        "baselines": _baselines(record, best),
+        "left_out": ", ".join(map(str, board.left_out)),
+        "unavailable": best.attrs.unavailable if best else {},
+        "first_rung": rungs[0] if rungs else spec["budget"]["kimg"],
+        "ended": _ended(trials),
+        "time": _time(trials),
+        "tradeoff": None
+        if len(names) == 1
+        else {
+            "names": [objective_label(name, record.attrs.final_metric) for name in names],
+            "rows": [_board_row(trial, record) for trial in pareto_front(record)],
+            "timed": "seconds" in names,
+            "n": len(board.trials),
+        },
+    }  # fmt: skip
+
+
+def _baselines(record: StudyRecord, best: TrialRecord | None) -> list[dict[str, Any]]:
+    """A row for each published recipe that was tried, best first; those without a score last, with the reason."""
+    rows = []
+    continued = {trial.attrs.retry_of for trial in record.trials}
+    for trial in record.trials:
+        if not trial.attrs.recipe or trial.state == "WAITING" or trial.number in continued:
+            continue
+        ranked = best is not None and trial.attrs.protocol_hash == best.attrs.protocol_hash
+        value = trial.value if trial.state == "COMPLETE" and ranked else None
+        gain = value - best.value if value is not None and best and best.value is not None else None
+        end = "" if value is not None else trial.reason or trial.state.lower()
+        rows.append({"trial": trial, "value": value, "gain": gain, "seconds": record.seconds(trial), "end": end})
+    return sorted(rows, key=lambda row: (row["value"] is None, row["value"] or 0.0, row["trial"].number))
+
+
+def _board_row(trial: TrialRecord, record: StudyRecord) -> dict[str, Any]:
+    hparams, space = trial.attrs.hparams, record.attrs.spec["space"]
+    # A baseline was not asked for any: its values of what the others search.
+    params = trial.params or {name: hparams[ALIASES.get(name, (name,))[0]] for name in space if hparams}
+    return {"trial": trial, "seconds": record.seconds(trial), "params": params}
+
+
+def _ended(trials: pd.DataFrame) -> list[dict[str, Any]]:
+    ended = []
+    for row in trials[trials["state"].isin(["PRUNED", "FAIL", "RUNNING"])].sort_values("number").to_dict("records"):
+        state = "diverged" if row["diverged"] else str(row["state"]).lower()
+        reason = str(row["reason"]).replace("|", "\\|").replace("\n", " ")
+        ended.append({"number": row["number"], "state": state, "kimg": row["kimg"], "reason": reason})
+    return ended
+
+
+def _time(trials: pd.DataFrame) -> dict[str, Any]:
+    by_state = trials.groupby("state")["seconds"].sum()
+    done = trials[trials["state"] == "COMPLETE"]
+    states = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
+    return {
+        "trials": len(trials),
+        "total": duration(float(trials["seconds"].sum())),
+        **{name: duration(float(by_state.get(state, 0.0))) for name, state in states.items()},
+        "scoring": duration(float(done["score_s"].sum())),
+        "median": duration(float(done["seconds"].median())) if len(done) else "no time",
+    }
+
+
+def _space_row(name: str, param: Mapping[str, Any]) -> dict[str, str]:
+    if param["type"] == "categorical":
+        text = ", ".join(number(choice) for choice in param["choices"])
+    else:
+        text = f"{number(param['low'])} to {number(param['high'])}" + (", log scale" if param["log"] else "")
+    for parent, wanted in param.get("when", {}).items():
+        text += f" (when {parent} is {wanted})"
+    return {"name": name, "type": param["type"], "range": text, "meaning": meaning(name)}
+
+
+def _at_its_last_rung(trial: TrialRecord, best: TrialRecord) -> dict[str, float] | None:
+    """A pruned trial's last rung score and the best trial's there; None if it diverged, or one has none."""
+    step = max(trial.intermediate, default=0)
+    if trial.attrs.diverged or step not in trial.intermediate or step not in best.intermediate:
+        return None
+    return {"kimg": step / 1000, "score": trial.intermediate[step], "best": best.intermediate[step]}

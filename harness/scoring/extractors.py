@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,21 +23,27 @@ from harness.scoring.protocol import INCEPTION, MOBILENET, VGG
 from harness.scoring.reference import Features
 from harness.scoring.weights import inception_weights, mobilenet_weights, vgg_weights
 
-# Images per batch: many fill a GPU; on a CPU the maps of a few images of 299 px stay in its cache.
-ON_GPU, _ON_CPU = 256, {INCEPTION: 8, MOBILENET: 50, VGG: 8}
+# Images per batch on a GPU; on a CPU the maps of a few images of 299 px stay in its cache.
+ON_GPU = 256
 # At most this many batches at a time on a CPU; each takes about 100 MB.
 _LANES = 8
+# Layers of pooled features and of logits, how images are resized (a part of protocols), and images per batch on a CPU.
+_KINDS = {
+    INCEPTION: ("2048", "logits_unbiased", "TensorFlow 1 bilinear to 299 px", 8),
+    MOBILENET: ("1280", "logits", "none; logits: antialiased bilinear to 128 px", 50),
+    VGG: ("fc2_relu", "", "TensorFlow 1 bilinear to 224 px", 8),
+}
 
 
 class _Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
     """torch-fidelity's Inception without weights: its constructor reads a file, which would be unpickled."""
 
-    def __init__(self, name: str, features_list: tuple[str, ...]) -> None:
+    def __init__(self) -> None:
         buffer = io.BytesIO()
         torch.save({}, buffer)
         buffer.seek(0)
         with torch.device("meta"):  # drawing weights that are replaced takes seconds
-            super().__init__(name, list(features_list), feature_extractor_weights_path=buffer)
+            super().__init__(INCEPTION, ["2048"], feature_extractor_weights_path=buffer)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         return None
@@ -45,8 +52,8 @@ class _Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
 class FoldedInception(_Unloaded):
     """torch-fidelity's Inception with BatchNorm folded into its convolutions, channels last: same values, faster."""
 
-    def __init__(self, name: str, features_list: tuple[str, ...], state: dict[str, Tensor]) -> None:
-        super().__init__(name, features_list)
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
         nn.Module.load_state_dict(self, state, assign=True)
         for module in self.modules():
             if isinstance(module, BasicConv2d):
@@ -58,8 +65,7 @@ class FoldedInception(_Unloaded):
 class ConvReLU(nn.Module):
     """A convolution and its ReLU; on a CPU as one operation of oneDNN, whose weights are laid out once.
 
-    PyTorch would lay them out for every batch and read the maps again for the ReLU; the values are the same. It is the
-    operation that ``torch.compile`` makes of the two, without a compiler.
+    The values are the same. It is the operation that ``torch.compile`` makes of the two, without a compiler.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -94,16 +100,10 @@ def _with_fused_relu(module: nn.Module) -> nn.Module:
 class QuickInception(FoldedInception):
     """For rungs: the pooled features with bfloat16 convolutions; resizing and the last pooling are float32."""
 
-    _TRUNK = (
-        "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2",
-        "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7a",
-        "Mixed_7b", "Mixed_7c",
-    )  # fmt: skip
-
-    def __init__(self, name: str, features_list: tuple[str, ...], state: dict[str, Tensor]) -> None:
-        super().__init__(name, features_list, state)
-        trunk = nn.Sequential(*(getattr(self, layer) for layer in self._TRUNK)).to(torch.bfloat16)
-        self.trunk = _with_fused_relu(trunk)
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__(state)
+        trunk = itertools.takewhile(lambda layer: layer is not self.AvgPool, self.children())
+        self.trunk = _with_fused_relu(nn.Sequential(*trunk).to(torch.bfloat16))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         rows, columns = (bilinear_weights(size, self.INPUT_IMAGE_SIZE).to(images.device) for size in images.shape[-2:])
@@ -132,10 +132,8 @@ class MobileNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
     recognises almost nothing. Only the requested layers are computed.
     """
 
-    LOGITS_SIZE = 128
-
-    def __init__(self, name: str, features_list: tuple[str, ...], state: dict[str, Tensor]) -> None:
-        super().__init__(name, list(features_list))
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__(MOBILENET, ["1280"])
         from torchvision.models import mobilenet_v2
 
         self.network = mobilenet_v2(weights=None)
@@ -150,18 +148,6 @@ class MobileNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
     def get_provided_features_list() -> tuple[str, ...]:
         return "1280", "logits"
 
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return {"isc": "logits", "fid": "1280", "kid": "1280"}[metric]
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return True
-
-    @staticmethod
-    def get_dummy_input_for_compile() -> Tensor:
-        return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         compute = {"1280": self._features, "logits": self._logits}
         return tuple(compute[name](images.float() / 255) for name in self.features_list)
@@ -172,8 +158,7 @@ class MobileNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
         return pooled
 
     def _logits(self, x: Tensor) -> Tensor:
-        size = (self.LOGITS_SIZE, self.LOGITS_SIZE)
-        enlarged = functional.interpolate(x, size, mode="bilinear", antialias=True)
+        enlarged = functional.interpolate(x, (128, 128), mode="bilinear", antialias=True)
         logits: Tensor = self.network.classifier(self._features(enlarged))
         return logits
 
@@ -181,8 +166,8 @@ class MobileNetExtractor(FeatureExtractorBase):  # type: ignore[misc]
 class VGGExtractor(FeatureExtractorVGG16):  # type: ignore[misc]
     """torch-fidelity's VGG16 from a state that was loaded safely: its own constructor unpickles a file."""
 
-    def __init__(self, name: str, features_list: tuple[str, ...], state: dict[str, Tensor]) -> None:
-        FeatureExtractorBase.__init__(self, name, list(features_list))
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        FeatureExtractorBase.__init__(self, VGG, ["fc2_relu"])
         from torchvision.models import vgg16
 
         with torch.device("meta"):
@@ -199,18 +184,7 @@ class Extractor:
     """A feature extractor with its weights, loaded once per worker.
 
     On a CPU each thread has batches of its own: sharing a batch, two threads would spend a fifth of their time waiting
-    for each other after every layer.
-
-    Args:
-        name: ``inception-v3``, ``mobilenet-v2`` or ``vgg16``.
-        home: where weights are kept.
-        device: where it runs.
-        say: called when weights are downloaded.
-        interrupt: called before every batch; raises to abandon scoring.
-        precision: ``bf16`` for Inception at rungs; MobileNetV2 is not faster with it.
-
-    Raises:
-        WeightsError: the weights are damaged, or cannot be had.
+    for each other. ``interrupt`` is called before every batch; it raises to abandon scoring.
     """
 
     def __init__(
@@ -222,24 +196,17 @@ class Extractor:
         interrupt: Callable[[], None] = lambda: None,
         precision: str = FLOAT32,
     ) -> None:
-        self.name, self.device, self.interrupt = name, device, interrupt
+        self.device, self.interrupt = device, interrupt
+        self.pooled, self.logits, self.resize, self.batch = _KINDS[name]
         if name == INCEPTION:
             self.weights = inception_weights(home, inception_shapes(), say)
-            self.pooled, self.logits = "2048", "logits_unbiased" if self.weights.has_head and precision != BF16 else ""
-            kind = QuickInception if precision == BF16 else FoldedInception
-            self.module: FeatureExtractorBase = kind("inception-v3-compat", (self.pooled,), self.weights.state)
-            self.resize = "TensorFlow 1 bilinear to 299 px"
-        elif name == VGG:
-            self.weights, self.pooled, self.logits = vgg_weights(home), "fc2_relu", ""
-            self.module = VGGExtractor(VGG, (self.pooled,), self.weights.state)
-            self.resize = "TensorFlow 1 bilinear to 224 px"
+            if precision == BF16 or not self.weights.has_head:
+                self.logits = ""
         else:
-            self.weights = mobilenet_weights(home, say)
-            self.pooled, self.logits = "1280", "logits"
-            self.module = MobileNetExtractor(MOBILENET, (self.pooled,), self.weights.state)
-            self.resize = f"none; logits: antialiased bilinear to {MobileNetExtractor.LOGITS_SIZE} px"
-        self.batch = ON_GPU if device.type == "cuda" else _ON_CPU[name]
-        to_device(self.module, name, precision, device)
+            self.weights = vgg_weights(home) if name == VGG else mobilenet_weights(home, say)
+        if device.type == "cuda":
+            self.batch = ON_GPU
+        self.module = _module(name, precision, self.weights.state, device)
 
     def __call__(self, images_BCHW: Tensor, *, logits: bool = False) -> Features:
         """Features of uint8 images, shape (N, 3, H, W); logits where they are requested and available."""
@@ -270,25 +237,28 @@ class Extractor:
         return tuple(f.float().cpu() for f in self.module(batch.to(self.device)))
 
 
-def to_device(module: FeatureExtractorBase, name: str, precision: str, device: torch.device) -> FeatureExtractorBase:
-    """Move the module to a device, in the memory format that is fastest there."""
-    module.to(device)
-    if device.type == "cuda" and name == INCEPTION and precision == FLOAT32:
+def _module(name: str, precision: str, state: dict[str, Tensor], device: torch.device) -> FeatureExtractorBase:
+    if name != INCEPTION:
+        return (VGGExtractor if name == VGG else MobileNetExtractor)(state).to(device)
+    if precision == BF16:
+        return QuickInception(state).to(device)
+    module = FoldedInception(state).to(device)
+    if device.type == "cuda" and precision == FLOAT32:
         # cuDNN's float32 convolutions, without TF32, are a quarter faster this way (benchmarks/results, H100).
         module.to(memory_format=torch.contiguous_format)
     return module
 
 
 def inception_shapes() -> dict[str, torch.Size]:
-    """Names and shapes of torch-fidelity's Inception, without its weights."""
-    return {name: value.shape for name, value in _Unloaded("skeleton", ("2048",)).state_dict().items()}
+    return {name: value.shape for name, value in _Unloaded().state_dict().items()}
 
 
-def untrained_module(name: str, precision: str = FLOAT32) -> FeatureExtractorBase:
+def untrained_module(name: str, precision: str, device: torch.device) -> FeatureExtractorBase:
     """An extractor with arbitrary weights, to measure how long scoring takes where none were downloaded."""
     if name == INCEPTION:
         state = {key: torch.full(shape, 1e-2) for key, shape in inception_shapes().items()}
-        return (QuickInception if precision == BF16 else FoldedInception)("inception-v3-compat", ("2048",), state)
-    from torchvision.models import mobilenet_v2
+    else:
+        from torchvision.models import mobilenet_v2
 
-    return MobileNetExtractor(MOBILENET, ("1280",), mobilenet_v2(weights=None).state_dict())
+        state = mobilenet_v2(weights=None).state_dict()
+    return _module(name, precision, state, device)

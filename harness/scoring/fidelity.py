@@ -8,37 +8,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch_fidelity
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-from torch_fidelity.generative_model_base import GenerativeModelBase
-from torch_fidelity.metric_fid import KEY_METRIC_FID
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL
-from torch_fidelity.metrics import calculate_metrics
-from torch_fidelity.registry import register_feature_extractor
+from torch.utils.data import TensorDataset
 
 from harness.gan.hparams import HParams
-from harness.gan.networks import from_uniform
-from harness.scoring.distance import frechet_distance
 from harness.scoring.diversity import total_variance
 from harness.scoring.extractors import Extractor
 from harness.scoring.protocol import RUNNING, Protocol
-from harness.scoring.reference import Reference
-from harness.scoring.sampling import evaluating, samples, to_uint8, with_batch_statistics
+from harness.scoring.reference import Reference, frechet_distance
+from harness.scoring.sampling import samples, with_batch_statistics
+from harness.scoring.weights import NO_HEAD
 
 _KEYS = {
-    "fid": KEY_METRIC_FID,
-    "kid": KEY_METRIC_KID_MEAN,
-    "is": KEY_METRIC_ISC_MEAN,
-    "precision": KEY_METRIC_PRECISION,
-    "recall": KEY_METRIC_RECALL,
+    "fid": torch_fidelity.KEY_METRIC_FID,
+    "kid": torch_fidelity.KEY_METRIC_KID_MEAN,
+    "is": torch_fidelity.KEY_METRIC_ISC_MEAN,
+    "precision": torch_fidelity.KEY_METRIC_PRECISION,
+    "recall": torch_fidelity.KEY_METRIC_RECALL,
 }
 ALL = tuple(_KEYS)
 # Images per block where each image is compared with all others.
 _PRC_BATCH = 2_000
-NO_HEAD = "the weights in use are Inception's trunk without its classifier head (see `harness weights`)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,39 +48,7 @@ class Scores:
     spread: float = math.nan
 
 
-class LatentLawModel(GenerativeModelBase):  # type: ignore[misc]
-    """Our generator as torch-fidelity's: any latent law, and uint8 images of shape (N, 3, H, W).
-
-    Use it with torch-fidelity's own ``calculate_metrics``; with ``rng_seed`` equal to a protocol's seed it gives the
-    images that :func:`score` scores.
-    """
-
-    def __init__(self, generator: nn.Module, hp: HParams) -> None:
-        super().__init__()
-        self.generator, self.hp = generator, hp
-
-    @property
-    def z_size(self) -> int:
-        return self.hp.z_dim
-
-    @property
-    def z_type(self) -> str:
-        return "normal" if self.hp.latent == "normal" else "uniform_0_1"
-
-    @property
-    def num_classes(self) -> int:
-        return 0
-
-    def forward(self, noise: Tensor) -> Tensor:
-        z = noise if self.hp.latent == "normal" else from_uniform(noise, self.hp.latent)
-        with evaluating(self.generator):
-            return to_uint8(self.generator(z))
-
-
 def versions() -> dict[str, str]:
-    """Versions of the libraries that a score depends on."""
-    import torch_fidelity
-
     return {"torch": torch.__version__.split("+")[0], "torch-fidelity": torch_fidelity.__version__}
 
 
@@ -105,12 +64,10 @@ def score(
 ) -> Scores:
     """Score a generator: FID (Heusel et al. 2017), KID (Binkowski et al. 2018), Inception Score (Salimans et al. 2016).
 
-    Precision and recall (Kynkäänniemi et al. 2019, section 2): the share of generated images that lie among the real
-    ones, and of real ones that lie among the generated, by the extractor's features, up to the third neighbour.
-
-    The values are those of torch-fidelity's ``calculate_metrics``, on images that depend on the protocol's seed alone;
-    with ``quick``, FID is our own form of the same distance. A generator of non-finite or constant images gets NaN and
-    a reason: cast to uint8, such images would get a plausible score.
+    Precision and recall are those of Kynkäänniemi et al. (2019, section 2), up to the third neighbour. The values are
+    torch-fidelity's, on images that depend on the protocol's seed alone; with ``quick``, FID is our own form of the
+    same distance. A generator of non-finite or constant images gets NaN and a reason: cast to uint8, such images would
+    get a plausible score.
     """
     started = time.perf_counter()
     if protocol.batch_norm != RUNNING:
@@ -119,16 +76,13 @@ def score(
     if reason:
         values = {protocol.metric(name): math.nan for name in only}
         return Scores(values=values, protocol_hash=protocol.hash, reason=reason, seconds=time.perf_counter() - started)
-    has_head = bool(extractor.logits)
-    possible = tuple(name for name in only if name != "is" or has_head)
+    possible = tuple(name for name in only if name != "is" or extractor.logits)
     spread = math.nan
     if quick:
-        pooled = extractor(images).pooled
-        spread = total_variance(pooled) / total_variance(reference.features)
-        if possible == ("fid",):
-            values = {protocol.metric("fid"): frechet_distance(pooled, reference, extractor.device)}
-        else:
-            values = calculated(pooled, reference, protocol, extractor, possible)
+        images = extractor(images).pooled
+        spread = total_variance(images) / total_variance(reference.features)
+    if quick and possible == ("fid",):
+        values = {protocol.metric("fid"): frechet_distance(images, reference, extractor.device)}
     else:
         values = calculated(images, reference, protocol, extractor, possible) if possible else {}
     return Scores(
@@ -144,17 +98,9 @@ def score(
 def calculated(
     images: Tensor, reference: Reference, protocol: Protocol, extractor: Extractor, only: tuple[str, ...]
 ) -> dict[str, float]:
-    """torch-fidelity's ``calculate_metrics`` by full metric name, with an extractor that is loaded already.
-
-    Args:
-        images: generated, uint8, shape (N, 3, H, W), or their features already, float32, where no logits are needed.
-        reference: its features stand for the real images.
-        protocol: seed, splits, subsets.
-        extractor: gives the features.
-        only: any of ``fid``, ``kid``, ``is``, ``precision`` and ``recall``.
-    """
+    """torch-fidelity's ``calculate_metrics`` by full metric name, of uint8 images, or of features where these do."""
     prc = bool({"precision", "recall"} & set(only))
-    metrics = calculate_metrics(
+    metrics = torch_fidelity.calculate_metrics(
         input1=_Rows(images),
         input2=_Rows(reference.features) if prc or {"fid", "kid"} & set(only) else None,
         fid="fid" in only,
@@ -182,23 +128,15 @@ def calculated(
     return {protocol.metric(name): float(metrics[key]) for name, key in _KEYS.items() if name in only}
 
 
-class _Rows(Dataset[Tensor]):
-    """The rows of a tensor as a data set."""
-
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.rows[index]
+class _Rows(TensorDataset):
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        return self.tensors[0][index]
 
 
-class _Resident(FeatureExtractorBase):  # type: ignore[misc]
-    """An :class:`Extractor` for ``calculate_metrics``, which would make a new one at each call.
+class _Resident(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]
+    """An :class:`Extractor`, passed as the path of its weights: ``calculate_metrics`` would make one at each call.
 
-    It is passed as the path of its weights. Inputs of type float32 are features already.
+    Inputs of type float32 are features already.
     """
 
     def __init__(
@@ -222,4 +160,4 @@ class _Resident(FeatureExtractorBase):  # type: ignore[misc]
 
 
 _RESIDENT = "harness-resident"
-register_feature_extractor(_RESIDENT, _Resident)
+torch_fidelity.register_feature_extractor(_RESIDENT, _Resident)

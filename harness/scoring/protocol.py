@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from harness.gan.hparams import digest
-from harness.spec.scoring import ScoreSpec
+from harness.spec.tables import ScoreSpec
 
 INCEPTION, MOBILENET, VGG = "inception-v3", "mobilenet-v2", "vgg16"
 _FAMILY = {INCEPTION: "inception", MOBILENET: "mnv2", VGG: "vgg16"}
 RUNNING = "running statistics"
-KID_SUBSETS = 100
-ISC_SPLITS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +32,8 @@ class Protocol:
     batch_norm: str = RUNNING
     latent: str = "as trained, not truncated"
     precision: str = "float32"
-    kid_subsets: int = KID_SUBSETS
-    isc_splits: int = ISC_SPLITS
+    kid_subsets: int = 100
+    isc_splits: int = 10
     versions: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -48,10 +46,7 @@ class Protocol:
 
 
 def metric_name(name: str, extractor: str, samples: int, precision: str | None = None) -> str:
-    """``fid`` with Inception and 10,000 samples is ``fid10k``; other extractors and precisions are named.
-
-    The extractor that a metric is published with is not named: Inception, or VGG16 for precision and recall.
-    """
+    """``fid`` with Inception and 10,000 samples is ``fid10k``; extractors other than the published one are named."""
     count = f"{samples // 1000}k" if samples % 1000 == 0 else str(samples)
     usual = extractor == (VGG if name in ("precision", "recall") else INCEPTION)
     whole = f"{name}{count}" if usual else f"{name}_{_FAMILY[extractor]}_{count}"

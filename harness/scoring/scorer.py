@@ -1,56 +1,49 @@
-"""Scorers: a protocol with weights and reference statistics loaded, to score many generators."""
+"""Scorers: a protocol with weights and reference statistics loaded, to score many generators; the weights in use."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from harness import atomic
 from harness.data.store import ImageStore
+from harness.errors import HarnessError
 from harness.gan.fast.precision import FLOAT32
 from harness.gan.hparams import HParams
 from harness.home import Home
-from harness.scoring.extractors import Extractor
+from harness.scoring.extractors import Extractor, inception_shapes
 from harness.scoring.fidelity import ALL, Scores, score, versions
 from harness.scoring.protocol import INCEPTION, MOBILENET, VGG, Protocol, make_protocol
-from harness.scoring.reference import Reference, load_reference
-from harness.scoring.sampling import BATCH
-from harness.scoring.weights import VGG_URL, vgg_file
-from harness.spec.scoring import ScoreSpec
+from harness.scoring.reference import Reference, load_reference, split_images
+from harness.scoring.weights import NO_HEAD, VGG_URL, inception_weights, mobilenet_weights, vgg_file, vgg_weights
+from harness.spec.tables import ScoreSpec
 
 _PUBLISHED_PRC = ("precision", "recall")
 
 
+@dataclass(slots=True)
 class Scorers:
-    """Makes scorers for one set of images; extractors are loaded once and shared.
+    """Makes scorers for one set of images; extractors, whose batches ``interrupt`` can raise between, are shared."""
 
-    Args:
-        home: where weights and reference statistics are kept.
-        store: the real images, those held out included.
-        device: where features are computed.
-        say: called before slow steps.
-        interrupt: called between batches; raises to abandon scoring.
-    """
-
-    def __init__(
-        self,
-        home: Home,
-        store: ImageStore,
-        device: torch.device,
-        say: Callable[[str], None],
-        interrupt: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.home, self.store, self.device, self.say = home, store, device, say
-        self.interrupt = interrupt
-        self._extractors: dict[tuple[str, str], Extractor] = {}
+    home: Home
+    store: ImageStore
+    device: torch.device
+    say: Callable[[str], None]
+    interrupt: Callable[[], None] = lambda: None
+    _extractors: dict[tuple[str, str], Extractor] = field(init=False, default_factory=dict)
 
     def extractor(self, name: str, precision: str = FLOAT32) -> Extractor:
         if (name, precision) not in self._extractors:
-            made = Extractor(name, self.home, self.device, self.say, self.interrupt, precision)
-            self._extractors[name, precision] = made
+            extractor = Extractor(name, self.home, self.device, self.say, self.interrupt, precision)
+            self._extractors[name, precision] = extractor
         return self._extractors[name, precision]
 
     def protocol(self, spec: ScoreSpec) -> Protocol:
@@ -70,13 +63,7 @@ class Scorers:
         return load_reference(self.home, images, self.protocol(spec), extractor)
 
     def scorer(self, spec: ScoreSpec) -> Scorer:
-        """Load weights and reference statistics of a protocol."""
         return Scorer(self, spec)
-
-
-def split_images(store: ImageStore, spec: ScoreSpec) -> Tensor:
-    """The real images that a protocol compares with, uint8, shape (N, H, W, C)."""
-    return store.held_out() if spec.split == "held_out" else store.tensor()
 
 
 class Scorer:
@@ -115,16 +102,10 @@ class Scorer:
         """The full name of the metric that is minimised."""
         return self.protocol.metric(self.spec.metric)
 
-    def with_seed(self, seed: int) -> Scorer:
-        """The same protocol, sampled with another seed."""
+    def with_protocol(self, **changes: Any) -> Scorer:
+        """The same with another seed, or another ``batch_norm``."""
         other = copy.copy(self)
-        other.protocol = dataclasses.replace(self.protocol, seed=seed)
-        return other
-
-    def with_batch_statistics(self) -> Scorer:
-        """The same protocol for generators whose BatchNorm uses the statistics of each batch."""
-        other = copy.copy(self)
-        other.protocol = dataclasses.replace(self.protocol, batch_norm=f"statistics of batches of {BATCH}")
+        other.protocol = dataclasses.replace(self.protocol, **changes)
         return other
 
     def __call__(self, generator: nn.Module, hp: HParams, *, all_metrics: bool) -> Scores:
@@ -141,3 +122,32 @@ class Scorer:
             seconds += more.seconds
         unavailable = {**scores.unavailable, **self.lacking}
         return dataclasses.replace(scores, values=values, unavailable=unavailable, seconds=seconds)
+
+
+def weights_in_use(home: Home, say: Callable[[str], None]) -> Iterator[tuple[str, str]]:
+    """(extractor, source and what it lacks), fetching what is not there yet."""
+
+    def inception() -> str:
+        weights = inception_weights(home, inception_shapes(), say)
+        lacks = "" if weights.has_head else f"; Inception Score unavailable: {NO_HEAD.split(' (')[0]}"
+        return f"{weights.source}{lacks}"
+
+    def vgg() -> str:
+        none = "none; precision and recall use the other extractors' features"
+        return vgg_weights(home).source if vgg_file(home) else none
+
+    sources = {"Inception": inception, "MobileNetV2": lambda: mobilenet_weights(home, say).source, "VGG16": vgg}
+    for name, source in sources.items():
+        try:
+            yield f"{name} weights", source()
+        except HarnessError as error:
+            yield f"{name} weights", f"error: {error}"
+
+
+def export_weights(home: Home, out: Path, say: Callable[[str], None]) -> str:
+    """Write the Inception weights in use in torch-fidelity's own format."""
+    weights = inception_weights(home, inception_shapes(), say)
+    buffer = io.BytesIO()
+    torch.save(weights.state, buffer)
+    atomic.write_bytes(out, buffer.getvalue())
+    return f"{out} (from {weights.source})"

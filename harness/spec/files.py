@@ -1,58 +1,127 @@
-"""The files of search_spaces/ and a report's best.toml as typed values; a study with its recipes filled in."""
+"""The files of search_spaces/ and a report's best.toml: found, read, and every mistake in a sentence."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from harness.errors import HarnessError, NotFoundError, SpecError
 from harness.gan.architecture import problems as architecture_problems
 from harness.gan.hparams import HParams
-from harness.spec.best import BestConfig
-from harness.spec.mistakes import pydantic_problems, refuse
-from harness.spec.recipes import Recipe
+from harness.spec.fixed_study import Claim
+from harness.spec.mistakes import pydantic_problems, refuse, table
+from harness.spec.recipes import BestConfig, Recipe
 from harness.spec.resolved import ResolvedStudy
-from harness.spec.space_mistakes import table
 from harness.spec.study import HINT, StudySpec
-from harness.spec.toml import find, load, parse, read
+from harness.spec.tables import examples
 from harness.text import did_you_mean
 
+Kind = Literal["study", "recipe", "claim"]
+M = TypeVar("M", bound=BaseModel)
+
+_FOLDERS: dict[Kind, str] = {"study": ".", "recipe": "recipes", "claim": "claims"}
+_DEEPEST = 16  # tables and lists within one another; our own files have five
 _DATA_DEFAULTS = {"channels": 3, "crop": "square", "resample": "bicubic"}
 
 
-def load_study_file(name: str) -> ResolvedStudy:
-    """The study ``search_spaces/<name>.toml``; ``name`` may also be the path of a .toml file.
+def spaces_dir() -> Path:
+    """``HARNESS_SEARCH_SPACES``, else ``search_spaces/`` of the current folder, else the files of the package.
 
-    Raises:
-        NotFoundError: there is no such file.
-        SpecError: the file has mistakes; the message lists all of them.
+    In a clone the package's folder is a link to the clone's own ``search_spaces/``.
     """
+    if chosen := os.environ.get("HARNESS_SEARCH_SPACES"):
+        return Path(chosen)
+    here = Path("search_spaces")
+    return here if here.is_dir() else Path(str(files("harness"))).joinpath("search_spaces").resolve()
+
+
+def file_names(kind: Kind) -> list[str]:
+    """The names of the files of a kind."""
+    return sorted(path.stem for path in (spaces_dir() / _FOLDERS[kind]).glob("*.toml"))
+
+
+def find(kind: Kind, name: str) -> Path:
+    """The file of this name; a NotFoundError has the nearest name."""
+    folder, known = spaces_dir() / _FOLDERS[kind], file_names(kind)
+    if name not in known:
+        listed = ", ".join(known) or "none"
+        raise NotFoundError(f"no {kind} {name!r} in {folder}/{did_you_mean(name, known)}", f"There are: {listed}.")
+    return folder / f"{name}.toml"
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})", "Save it as UTF-8.") from None
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def parse(text: str, shown_as: str) -> dict[str, Any]:
+    """The tables of a file. A byte order mark at its start is skipped."""
+    try:
+        raw = tomllib.loads(text.removeprefix("\ufeff"))
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{shown_as}: not valid TOML: {error}", "See https://toml.io for the syntax.") from None
+    except RecursionError:
+        raise SpecError(f"{shown_as}: tables or lists are nested too deeply") from None
+    except ValueError:  # Python refuses to read thousands of digits
+        raise SpecError(f"{shown_as}: an integer has too many digits; it may have 64 bits") from None
+    refuse(shown_as, _beyond_limits(raw))
+    return raw
+
+
+def load(path: Path, model: type[M], check: Callable[[M], Iterable[str]], **given: Any) -> M:
+    """A file, with the values ``given``, as a model; ``check`` finds mistakes where keys and values are allowed."""
+    raw = parse(read(path), str(path))
+    try:
+        loaded = model.model_validate({**raw, **given})
+    except ValidationError as error:
+        refuse(str(path), pydantic_problems(error, model))
+        raise
+    refuse(str(path), check(loaded))
+    return loaded
+
+
+def _beyond_limits(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Keys that are nested too deeply, and integers that are longer than TOML's. It does not recurse itself."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), raw)]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, dict | list) and len(path) > _DEEPEST:
+            yield f"{'.'.join(path[:3])}: tables or lists are nested too deeply"
+            return
+        if isinstance(value, dict):
+            waiting += [((*path, key), inner) for key, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [((*path, str(index)), inner) for index, inner in enumerate(value)]
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            yield f"{'.'.join(path)}: an integer may have 64 bits"
+
+
+def load_study_file(name: str) -> ResolvedStudy:
+    """The study ``search_spaces/<name>.toml``; ``name`` may also be the path of a .toml file."""
     given = Path(name)
     path = given if name.endswith(".toml") and given.is_file() else find("study", name)
     return parse_study(path.stem, read(path), shown_as=str(path))
 
 
 def parse_study(name: str, text: str, *, shown_as: str) -> ResolvedStudy:
-    """A study from the text of its file.
-
-    Raises:
-        SpecError: the text has mistakes; the message lists all of them.
-    """
     raw = parse(text, shown_as)
     mistakes = ["name: the study is named after its file; remove this key"] if "name" in raw else []
     return _resolved({**raw, "name": name}, shown_as, mistakes)
 
 
 def resolve(spec: StudySpec) -> ResolvedStudy:
-    """A study made in Python, with its recipes filled in.
-
-    Raises:
-        SpecError: a recipe does not exist or does not fit, or a configuration makes no network.
-    """
+    """A study made in Python, with its recipes filled in."""
     return _resolved(spec.model_dump(mode="json", exclude_unset=True), f"study {spec.name}", [])
 
 
@@ -99,7 +168,7 @@ def _with_recipes(content: Mapping[str, Any]) -> tuple[list[Any], list[str]]:
 def _baseline(preset: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     recipe = load_recipe(str(preset["recipe"]))
     variant = str(preset.get("variant") or recipe.default_variant)
-    wanted = recipe_hparams(recipe, variant).to_dict()
+    wanted = recipe.configuration(variant).to_dict()
     size = data.get("image_size")
     if recipe.data.image_size != size:
         raise SpecError(f"recipe {recipe.name} is for {recipe.data.image_size} px, this study for {size} px")
@@ -125,14 +194,14 @@ def _network_problems(study: ResolvedStudy) -> Iterator[str]:
         return
     for name, param in study.space.items():
         given = {key: wanted[0] if isinstance(wanted, list) else wanted for key, wanted in param.when.items()}
-        for value in param.examples:
+        for value in examples(param):
             # A value may need one of another parameter: refused only where it fits none of their single values.
             refused = architecture_problems(study.hparams({**given, name: value}))
             pairs = (
                 {**given, other: choice, name: value}
                 for other, other_param in study.space.items()
                 if other != name and other not in given
-                for choice in other_param.examples
+                for choice in examples(other_param)
             )
             if refused and all(architecture_problems(study.hparams(params)) for params in pairs):
                 yield f"space.{name}: {value!r} makes no network: {refused[0]}"
@@ -141,41 +210,18 @@ def _network_problems(study: ResolvedStudy) -> Iterator[str]:
             yield f"presets {preset.name}: {problem}"
 
 
-def recipe_hparams(recipe: Recipe, variant: str) -> HParams:
-    """The configuration of a recipe's variant.
-
-    Raises:
-        NotFoundError: the recipe has no such variant.
-    """
-    if variant not in recipe.variants:
-        raise NotFoundError(
-            f"recipe {recipe.name} has no variant {variant!r}{did_you_mean(variant, recipe.variants)}",
-            f"There are: {', '.join(recipe.variants)}.",
-        )
-    return recipe.configuration(variant)
-
-
 def load_recipe(name: str) -> Recipe:
-    """The recipe ``search_spaces/recipes/<name>.toml``.
+    def unbuildable(recipe: Recipe) -> list[str]:
+        return [f"{v}: {p}" for v in recipe.variants for p in architecture_problems(recipe.configuration(v))]
 
-    Raises:
-        NotFoundError: there is no such file.
-        SpecError: the file has mistakes; the message lists all of them.
-    """
-    return load(find("recipe", name), Recipe, _recipe_problems, name=name)
+    return load(find("recipe", name), Recipe, unbuildable, name=name)
 
 
-def _recipe_problems(recipe: Recipe) -> list[str]:
-    return [f"{v}: {p}" for v in recipe.variants for p in architecture_problems(recipe.configuration(v))]
+def load_claim(name: str) -> Claim:
+    return load(find("claim", name), Claim, lambda _: (), name=name)
 
 
 def load_best(path: Path) -> BestConfig:
-    """A ``best.toml`` of a report.
-
-    Raises:
-        NotFoundError: there is no such file.
-        SpecError: the file has mistakes; the message lists all of them.
-    """
     if not path.is_file():
         raise NotFoundError(f"no configuration file {path}", "A finished study writes reports/STUDY/best.toml.")
     return load(path, BestConfig, _best_problems)

@@ -1,15 +1,15 @@
-"""Recipes: published DCGAN systems as fixed configurations, as their texts say and as their code does."""
+"""Recipes, which are published DCGAN systems as fixed configurations, and ``best.toml``, what a study found."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from harness.gan.hparams import FIELDS, HParams
-from harness.spec.images import Crop, DataSpec
-from harness.spec.params import NAME_PATTERN, FixedParams, Float, Int, Table
-from harness.spec.scoring import ScoreSpec
+from harness.errors import NotFoundError
+from harness.gan.hparams import DCGAN, FIELDS, Channels, HParams, ImageSize
+from harness.spec.tables import Crop, DataSpec, FixedParams, Float, Int, Kimg, Name, Scalar, ScoreSpec, Table
+from harness.text import did_you_mean
 
 
 class RecipeTraining(Table):
@@ -21,14 +21,10 @@ class RecipeTraining(Table):
 
 
 class VariantData(Table):
-    """What a variant prepares in another way."""
-
     crop: Crop | None = None
 
 
 class Variant(Table):
-    """One way to run a recipe."""
-
     note: str
     data: VariantData = Field(default_factory=VariantData)
     hparams: FixedParams = Field(default_factory=FixedParams, description="Added to those that all variants share.")
@@ -47,7 +43,7 @@ class Difference(Table):
 class Recipe(Table):
     """A file of ``search_spaces/recipes/``. Its name is the file's."""
 
-    name: str = Field(pattern=NAME_PATTERN)
+    name: Name
     title: str
     source: str = Field(description="Who published it, when and where.")
     images: str = Field(description="The images that it was made for.")
@@ -55,7 +51,7 @@ class Recipe(Table):
     training: RecipeTraining
     scoring: ScoreSpec
     hparams: FixedParams = Field(default_factory=FixedParams, description="What all variants share.")
-    variants: dict[Annotated[str, Field(pattern=NAME_PATTERN)], Variant] = Field(min_length=1)
+    variants: dict[Name, Variant] = Field(min_length=1)
     differences: tuple[Difference, ...] = ()
     left_out: tuple[str, ...] = Field((), description="What is not reproduced, and why.")
 
@@ -74,18 +70,68 @@ class Recipe(Table):
         return "as_coded" if "as_coded" in self.variants else next(iter(self.variants))
 
     def images_of(self, variant: str) -> DataSpec:
-        """How a variant prepares its images.
-
-        Raises:
-            KeyError: there is no such variant.
-        """
+        """How a variant prepares its images."""
         return self.data.model_copy(update=self.variants[variant].data.model_dump(exclude_none=True))
 
     def configuration(self, variant: str) -> HParams:
-        """The hyperparameters of a variant.
-
-        Raises:
-            KeyError: there is no such variant.
-        """
+        if variant not in self.variants:
+            raise NotFoundError(
+                f"recipe {self.name} has no variant {variant!r}{did_you_mean(variant, self.variants)}",
+                f"There are: {', '.join(self.variants)}.",
+            )
         size = {"image_size": self.data.image_size, "channels": self.data.channels}
         return HParams.from_params(size, self.hparams.params(), self.variants[variant].hparams.params())
+
+
+class BestParams(FixedParams):
+    network: str = DCGAN
+    image_size: ImageSize
+    channels: Channels
+
+
+class BestData(DataSpec):
+    fingerprint: str
+
+
+class BestTraining(Table):
+    seed: Int = Field(ge=0)
+    kimg: Kimg
+
+
+class BestConfirmed(Table):
+    """The configuration's mean score over training seeds, and the configurations that tie with it.
+
+    The interval is widened, as for the best of several: it covers the true mean with probability ``level``.
+    """
+
+    configuration: str
+    metric: str
+    mean: float
+    level: float | None = None
+    low: float | None = None
+    high: float | None = None
+    training_seeds: tuple[int, ...]
+    samplings: int
+    ties: tuple[str, ...] = ()
+    protocol_hash: str
+
+
+class BestWeights(Table):
+    """The published weights of the generator: their file, from the home folder on, and its sha256."""
+
+    path: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class BestConfig(Table):
+    """A ``best.toml``: one configuration with all that is needed to train it again."""
+
+    study: Name
+    trial: int
+    hparams: BestParams
+    data: BestData
+    training: BestTraining
+    scoring: ScoreSpec
+    score: dict[str, Scalar]
+    confirmed: BestConfirmed | None = None
+    weights: BestWeights | None = None

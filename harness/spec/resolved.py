@@ -1,15 +1,24 @@
-"""ResolvedStudy: a study as it runs, with recipes filled in, and the arms and seeds of a fixed study."""
+"""ResolvedStudy: a study as it runs, with its recipes, budget and precisions; what its trials train."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+import tomli_w
 from pydantic import Field
 
+from harness.errors import UsageError
 from harness.gan.hparams import HParams, digest
-from harness.spec.params import NAME_PATTERN, Scalar, Table
 from harness.spec.study import Preset, StudySpec
+from harness.spec.tables import NAME_PATTERN, CategoricalParam, IntParam, Param, Scalar, Table, examples, is_active
+
+if TYPE_CHECKING:
+    import optuna
+
+# Trials before and after a change of these stay comparable: they steer the search, not what a score means.
+_STEERING = ("sampler", "pruner", "presets")
 
 
 class ResolvedPreset(Preset):
@@ -58,11 +67,7 @@ class ResolvedStudy(StudySpec):
         return digest(self.identity())
 
     def quickened(self) -> Self:
-        """The study NAME-quick with the budget of its [quick] table.
-
-        Raises:
-            ValueError: the file has no such table, or its rungs do not fit.
-        """
+        """The study NAME-quick with the budget of its [quick] table; a ValueError where it has none or does not fit."""
         if self.quick is None:
             raise ValueError("it has no [quick] table")
         content = self.model_dump()
@@ -77,7 +82,7 @@ class ResolvedStudy(StudySpec):
     def largest_batch(self) -> int:
         """The largest batch that a trial may use (images)."""
         searched = self.space.get("batch_size")
-        sizes = searched.examples if searched else (self.hparams({}).batch_size,)
+        sizes = examples(searched) if searched else (self.hparams({}).batch_size,)
         return max(int(size) for size in sizes)
 
     def base_params(self) -> dict[str, Any]:
@@ -91,3 +96,90 @@ class ResolvedStudy(StudySpec):
         if overrides:  # they name the network, too, where it is somebody's own
             base.pop("network", None)
         return HParams.from_params(base, params, overrides or {})
+
+
+def suggest(trial: optuna.Trial, spec: ResolvedStudy) -> HParams:
+    """Ask the trial for every active parameter, unconditional ones first, and merge them over the fixed ones."""
+    params: dict[str, Any] = {}
+    for conditional in (False, True):
+        for name, param in spec.space.items():
+            if bool(param.when) is conditional and is_active(param.when, params):
+                params[name] = _suggested(trial, name, param)
+    return spec.hparams(params)
+
+
+def _suggested(trial: optuna.Trial, name: str, param: Param) -> Any:
+    if isinstance(param, CategoricalParam):
+        return trial.suggest_categorical(name, param.choices)
+    if isinstance(param, IntParam):
+        return trial.suggest_int(name, param.low, param.high, step=param.step, log=param.log)
+    return trial.suggest_float(name, param.low, param.high, step=param.step, log=param.log)
+
+
+def with_budget(spec: ResolvedStudy, *, quick: bool, trials: int | None, kimg: float | None) -> ResolvedStudy:
+    """The study with a budget given by its caller, or a UsageError; rungs are scaled along with ``kimg``."""
+    try:
+        spec = spec.quickened() if quick else spec
+    except ValueError as error:
+        raise UsageError(f"study {spec.name} cannot be run with --quick: {error}") from None
+    if kimg is None and trials is None:
+        return spec
+    whole, rungs = spec.budget.kimg, spec.budget.rungs
+    kimg = whole if kimg is None else kimg
+    if kimg != whole:
+        rungs = tuple(kimg if rung == whole else rung * kimg / whole for rung in rungs)
+    try:
+        budget = {**spec.budget.model_dump(), "kimg": kimg, "rungs": rungs, "trials": trials or spec.budget.trials}
+        return ResolvedStudy.model_validate({**spec.model_dump(), "budget": budget})
+    except ValueError as error:
+        raise UsageError(f"--kimg {kimg} makes no budget: {error}") from None
+
+
+def with_precision(spec: ResolvedStudy, *, training: str | None, rung: str | None) -> ResolvedStudy:
+    """The study with these precisions; None leaves one as it is, and a searched one is not fixed."""
+    fixed, scoring = spec.fixed, spec.scoring
+    if training is not None and "precision" not in spec.space:
+        fixed = fixed.model_copy(update={"precision": training})
+    if rung is not None:
+        scoring = scoring.model_copy(update={"rung": scoring.rung.model_copy(update={"precision": rung})})
+    return spec.model_copy(update={"fixed": fixed, "scoring": scoring})
+
+
+def with_stored_precision(spec: ResolvedStudy, stored: Mapping[str, Any]) -> ResolvedStudy:
+    """The study with the precisions that its file leaves open as they are in its stored ``identity()``."""
+    training = None if spec.fixed.precision else stored["fixed"].get("precision")
+    rung = None if spec.scoring.rung.precision else stored["scoring"]["rung"].get("precision")
+    return with_precision(spec, training=training, rung=rung)
+
+
+def study_toml(spec: ResolvedStudy) -> str:
+    """A study as it will run, recipes filled in: the text of a study file in which no preset is a recipe."""
+    content = spec.model_dump(mode="json", exclude_none=True, exclude={"name", "quick"})
+    for dimension in content["space"].values():
+        if not dimension["when"]:
+            del dimension["when"]
+    return f"# {spec.name}\n{tomli_w.dumps(content)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One key that differs. ``sound``: old and new trials may be ranked together."""
+
+    key: str
+    old: Any
+    new: Any
+    sound: bool
+
+    def __str__(self) -> str:
+        return f"{self.key}: was {self.old!r}, is {self.new!r}"
+
+
+def changes(old: Any, new: Any, path: tuple[str, ...] = ()) -> list[Change]:
+    """The differences between two :meth:`ResolvedStudy.identity` values, leaf by leaf."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = sorted({*old, *new})
+        return [change for key in keys for change in changes(old.get(key), new.get(key), (*path, key))]
+    if old == new:
+        return []
+    sound = path[0] in _STEERING or (path[0] == "space" and path[-1] in ("low", "high") and len(path) == 3)
+    return [Change(".".join(path), old, new, sound)]

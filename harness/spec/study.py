@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BeforeValidator,
-    Discriminator,
-    Field,
-    ModelWrapValidatorHandler,
-    Tag,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
-from harness.gan.registry import network_path
-from harness.spec.images import DataSpec
-from harness.spec.mistakes import pydantic_problems, refuse
+from harness.gan.architecture import network_path
+from harness.spec.mistakes import pydantic_problems, refuse, space_problems
 from harness.spec.objectives import Objective
-from harness.spec.params import FUNCTION_PATTERN, NAME_PATTERN, FixedParams, Float, Int, Kimg, Scalar, Table
-from harness.spec.scoring import ScoringSpec
-from harness.spec.space import Param
-from harness.spec.space_mistakes import space_problems
+from harness.spec.tables import (
+    FUNCTION_PATTERN,
+    DataSpec,
+    FixedParams,
+    Float,
+    Int,
+    Kimg,
+    Name,
+    Param,
+    Scalar,
+    ScoringSpec,
+    Table,
+)
 
 HINT = "`harness schema` prints everything that is allowed."
 
@@ -86,7 +86,7 @@ class PrunerSpec(Table):
 class Preset(Table):
     """A known configuration that is tried before the sampler chooses."""
 
-    name: str = Field(pattern=NAME_PATTERN)
+    name: Name
     params: dict[str, Scalar] = Field(description="A value for each searched parameter that is active.")
 
 
@@ -121,9 +121,11 @@ class QuickSpec(Table):
 _RUNG_SHARES = (1 / 9, 1 / 3)
 
 
-def _with_rungs(content: Any) -> Any:
+def _with_rungs(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """The content of a study file, with the rungs of promotion where it names none."""
     pruner, budget = content.get("pruner", {}), content.get("budget")
+    if isinstance(pruner, PrunerSpec):
+        pruner = pruner.model_dump()
     if not isinstance(pruner, Mapping) or pruner.get("name", "promotion") != "promotion":
         return content
     if not isinstance(budget, Mapping) or "rungs" in budget or not isinstance(budget.get("kimg"), int | float):
@@ -146,7 +148,7 @@ class StudySpec(Table):
         20
     """
 
-    name: str = Field(pattern=NAME_PATTERN, description="Taken from the file's name.")
+    name: Name = Field(description="Taken from the file's name.")
     description: str = ""
     data: DataSpec
     network: Annotated[str, Field(pattern=FUNCTION_PATTERN), BeforeValidator(network_path)] | None = Field(
@@ -168,26 +170,6 @@ class StudySpec(Table):
     )
     quick: QuickSpec | None = Field(None, description="The budget of `harness sweep --quick`.")
 
-    @model_validator(mode="after")
-    def _rungs_fit_pruner(self) -> Self:
-        factor, keep = self.pruner.reduction_factor, self.pruner.keep
-        if keep is not None and (self.pruner.name != "promotion" or len(keep) != len(self.budget.rungs)):
-            raise ValueError(
-                f"pruner.keep is for promotion and has a number for each of budget.rungs: found {list(keep)} for "
-                f"{list(self.budget.rungs)}"
-            )
-        if self.pruner.name in ("successive_halving", "hyperband"):
-            rungs = self.budget.marks
-            if len(rungs) < 2:
-                raise ValueError(f"pruner {self.pruner.name} needs at least one rung in budget.rungs")
-            for low, high in pairwise(rungs):
-                if high < low * factor * (1 - 1e-9):  # 33 / 9 is less than three times 33 / 27, by rounding
-                    raise ValueError(
-                        f"pruner {self.pruner.name} needs rungs at least reduction_factor = {factor} times apart, "
-                        f"found {low} and {high}"
-                    )
-        return self
-
     @property
     def promotions(self) -> tuple[tuple[float, int], ...]:
         """Where trials pause (kimg), and of how many one continues there; empty with another pruner."""
@@ -196,19 +178,44 @@ class StudySpec(Table):
         keep = self.pruner.keep or (8, *[2] * len(self.budget.rungs))
         return tuple(zip(self.budget.rungs, keep, strict=False))
 
+    def funnel(self, trials: int) -> tuple[int, ...]:
+        """How many of so many trials come to each rung and to their end, if none is overtaken after its promotion."""
+        came = [trials]
+        for _, keep in self.promotions:
+            came.append(-(-came[-1] // keep))
+        return tuple(came)
+
+    def expected_kimg(self, trials: int) -> float:
+        """What so many trials train in all, if none is overtaken after its promotion (kimg)."""
+        marks = (0.0, *(rung for rung, _ in self.promotions), self.budget.kimg)
+        return sum(
+            came * (mark - before) for came, (before, mark) in zip(self.funnel(trials), pairwise(marks), strict=True)
+        )
+
     @model_validator(mode="after")
-    def _objectives_differ(self) -> Self:
-        names = self.objectives
+    def _consistent(self) -> Self:
+        factor, rungs, names = self.pruner.reduction_factor, self.budget.marks, self.objectives
+        keep = self.pruner.keep
+        if keep is not None and (self.pruner.name != "promotion" or len(keep) != len(self.budget.rungs)):
+            raise ValueError(
+                f"pruner.keep is for promotion and has a number for each of budget.rungs: found {list(keep)} for "
+                f"{list(self.budget.rungs)}"
+            )
+        if self.pruner.name in ("successive_halving", "hyperband"):
+            if len(rungs) < 2:
+                raise ValueError(f"pruner {self.pruner.name} needs at least one rung in budget.rungs")
+            for low, high in pairwise(rungs):
+                if high < low * factor * (1 - 1e-9):  # 33 / 9 is less than three times 33 / 27, by rounding
+                    raise ValueError(
+                        f"pruner {self.pruner.name} needs rungs at least reduction_factor = {factor} times apart, "
+                        f"found {low} and {high}"
+                    )
         if names is not None and (len(names) < 2 or names[0] != "score" or len(set(names)) < len(names)):
             raise ValueError(
                 f"objectives are score, then others, each once; found {list(names)} (leave it out for one)"
             )
         if names is not None and self.pruner.name == "hyperband":
             raise ValueError("pruner hyperband knows one objective only; use median, percentile or successive_halving")
-        return self
-
-    @model_validator(mode="after")
-    def _split_exists(self) -> Self:
         for name, score in (("final", self.scoring.final), ("rung", self.scoring.rung)):
             if score.split == "held_out" and self.data.held_out is None:
                 raise ValueError(f"scoring.{name}.split is held_out, but data.held_out does not hold any image out")
@@ -216,7 +223,7 @@ class StudySpec(Table):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _in_sentences(cls, content: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _in_sentences(cls, content: Any, handler: Callable[[Any], Self]) -> Self:
         if isinstance(content, Mapping):
             content = _with_rungs(content)
         if cls is not StudySpec:  # what the harness resolved is not for a person to mend

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from filelock import FileLock
@@ -19,11 +19,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from harness.errors import StorageError
 from harness.home import Home
-from harness.store.address import database_url, describe_address, without_password
-from harness.store.attrs import StudyAttrs
+from harness.store.connection import Outages, database_url, describe_address, first_line, grace_s
 from harness.store.optuna_private import CALLED_BY_CACHE, set_trial_user_attrs, trial_state, uncached_storage
-from harness.store.outage import Outages, grace_s
+from harness.store.records import StudyAttrs
 
+R = TypeVar("R")
+
+# Seconds between a worker's signs of life.
+HEARTBEAT_S = 15
 # Seconds that a writer waits for another one's SQLite transaction.
 _BUSY_S = 60
 # A holder of the study's lock that is silent for this long (a sleeping laptop) loses it.
@@ -35,15 +38,12 @@ _POSTGRES = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval"
 class PatientStorage(RDBStorage):
     """Optuna's storage, whose idempotent calls wait for the database to come back.
 
-    Creating a trial is not one of them, because a lost answer leaves open whether it happened:
-    :class:`harness.store.trials.Trials` repeats it as a whole, and fails what was left behind as a trial without a
-    worker.
+    Creating a trial is not one of them, because a lost answer leaves open whether it happened: ``Trials`` repeats it as
+    a whole, and fails what was left behind as a trial without a worker.
     """
 
     def __init__(self, url: URL, outages: Outages, dead_after_s: float) -> None:
-        connect_args: dict[str, Any] = dict(_POSTGRES)
-        if url.get_backend_name() == "sqlite":
-            connect_args = {"timeout": _BUSY_S}
+        connect_args = {"timeout": _BUSY_S} if url.get_backend_name() == "sqlite" else _POSTGRES
         # pre_ping: a connection that the server has closed is replaced before it is used.
         kwargs: dict[str, Any] = {"connect_args": connect_args, "pool_pre_ping": True}
         super().__init__(url.render_as_string(hide_password=False), engine_kwargs=kwargs)
@@ -52,11 +52,9 @@ class PatientStorage(RDBStorage):
         self.grace_period = round(dead_after_s)
 
     def set_trial_user_attrs(self, trial_id: int, attrs: Mapping[str, Any]) -> None:
-        """As :func:`harness.store.optuna_private.set_trial_user_attrs`, after an outage again."""
         self.outages.wait_out(lambda repeated: set_trial_user_attrs(self, trial_id, attrs))
 
     def trial_state(self, trial_id: int) -> TrialState:
-        """As :func:`harness.store.optuna_private.trial_state`, after an outage again."""
         return self.outages.wait_out(lambda repeated: trial_state(self, trial_id))
 
     def get_heartbeat_interval(self) -> int | None:
@@ -99,15 +97,8 @@ for _name in _IDEMPOTENT:
     setattr(PatientStorage, _name, _waiting(getattr(RDBStorage, _name)))
 
 
-# Seconds between a worker's signs of life.
-HEARTBEAT_S = 15
-
-
 def dead_after(grace: float) -> float:
-    """Seconds without a sign of life after which a worker of another machine counts as dead.
-
-    Longer than the grace period: a living worker is never silent for longer than that.
-    """
+    """Seconds of silence, longer than a living worker's, after which one of another machine counts as dead."""
     return grace + 4 * HEARTBEAT_S
 
 
@@ -120,33 +111,24 @@ def open_storage(
 ) -> PatientStorage:
     """The storage; its tables are created by the first process, under a lock.
 
-    Args:
-        home: the home folder.
-        grace: seconds to wait during an outage; short where a person waits for an answer.
-        say: called with a line when an outage begins and ends.
-        stop: whether to give up; called during an outage.
-
-    Raises:
-        StorageLost: the database does not answer within the grace period.
-        StorageError: the database cannot be used.
+    ``grace``: seconds to wait during an outage, short where a person waits for an answer; past them it is StorageLost.
+    Another StorageError means that the database cannot be used.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = database_url(home)
     outages = Outages(url, grace, say, stop)
-    lock = StudyLock(url, home, "tables")
 
     def create(repeated: bool) -> PatientStorage:
-        with lock.held():
+        with lock(url, home, "tables"):
             return PatientStorage(url, outages, dead_after(grace_s()))
 
     try:
         return outages.wait_out(create)
     except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
-        first = without_password(str(getattr(error, "orig", None) or error).splitlines()[0], url)
         hint = "If it is damaged, restore it from a backup, or move it away to start from scratch."
         if url.get_backend_name() != "sqlite":
             hint = "Check HARNESS_STORAGE and the rights of its user."
-        raise StorageError(f"{describe_address(url)} cannot be opened: {first}", hint) from None
+        raise StorageError(f"{describe_address(url)} cannot be opened: {first_line(error, url)}", hint) from None
 
 
 def storage_of(study: optuna.Study) -> PatientStorage:
@@ -164,37 +146,33 @@ def write_study_attrs(study: optuna.Study, attrs: StudyAttrs) -> None:
             study.set_user_attr(name, value)
 
 
-class StudyLock:
+@contextmanager
+def lock(url: URL, home: Home, name: str) -> Iterator[None]:
     """One writer at a time, among all processes that use the database: a file's lock, or PostgreSQL's advisory lock.
 
-    The operating system or the server releases it when its holder dies.
+    The operating system or the server releases it when its holder dies. A DBAPIError means that the server went away.
     """
-
-    def __init__(self, url: URL, home: Home, name: str) -> None:
-        self.url, self.home, self.name = url, home, name
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Wait for the lock and hold it.
-
-        Raises:
-            DBAPIError: the server went away.
-        """
-        if self.url.get_backend_name() == "sqlite":
-            database = Path(str(self.url.database))
-            if database.parent == self.home.root:
-                database.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(database.with_name(f".{database.name}-{self.name}.lock")):
-                yield
-            return
-        engine = create_engine(self.url, poolclass=NullPool, connect_args=_POSTGRES)
-        with engine.connect() as connection, connection.begin():
-            connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{_LOCK_IDLE_S}s'"))
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": self._key()})
+    if url.get_backend_name() == "sqlite":
+        database = Path(str(url.database))
+        if database.parent == home.root:
+            database.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(database.with_name(f".{database.name}-{name}.lock")):
             yield
-            # Fails where the lock was lost meanwhile.
-            connection.execute(text("SELECT 1"))
+        return
+    key = int.from_bytes(hashlib.sha256(f"dcgan-sweep-harness {name}".encode()).digest()[:8], signed=True)
+    engine = create_engine(url, poolclass=NullPool, connect_args=_POSTGRES)
+    with engine.connect() as connection, connection.begin():
+        connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{_LOCK_IDLE_S}s'"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+        yield
+        connection.execute(text("SELECT 1"))  # fails where the lock was lost meanwhile
 
-    def _key(self) -> int:
-        sha256 = hashlib.sha256(f"dcgan-sweep-harness {self.name}".encode()).digest()
-        return int.from_bytes(sha256[:8], signed=True)
+
+def locked(storage: PatientStorage, home: Home, study: str, action: Callable[[], R]) -> R:
+    """The action's result under a study's lock; during an outage let go of the lock, wait, and repeat all of it."""
+
+    def attempt(repeated: bool) -> R:
+        with lock(storage.outages.url, home, f"study-{study}"), storage.outages.not_waiting():
+            return action()
+
+    return storage.outages.wait_out(attempt)

@@ -1,8 +1,4 @@
-"""Everything that Optuna keeps private and this package needs; nothing else in the package uses a private name of it.
-
-For Optuna 5.0. ``tests/contract/test_optuna_private.py`` tests what each use relies on, and names the public way that
-is missing.
-"""
+"""Everything that Optuna 5.0 keeps private and this package needs; tests/contract/test_optuna_private.py says why."""
 
 from __future__ import annotations
 
@@ -38,7 +34,7 @@ def id_of(trial: optuna.Trial | FrozenTrial) -> int:
     return trial._trial_id
 
 
-def remember_user_attrs(trial: optuna.Trial, user_attrs: Mapping[str, Any]) -> None:
+def show_attrs(trial: optuna.Trial, user_attrs: Mapping[str, Any]) -> None:
     """Let a trial show attributes that were written past it."""
     trial._cached_frozen_trial.user_attrs.update(user_attrs)
 
@@ -49,22 +45,14 @@ def stale_trial_ids(storage: RDBStorage, study_id: int) -> set[int]:
 
 
 def set_trial_user_attrs(storage: RDBStorage, trial_id: int, user_attrs: Mapping[str, Any]) -> None:
-    """Several attributes in one transaction.
-
-    Raises:
-        UpdateFinishedTrialError: the trial has ended.
-    """
+    """Several attributes in one transaction; an UpdateFinishedTrialError where the trial has ended."""
     with _create_scoped_session(storage.scoped_session, True) as session:
         for name, value in user_attrs.items():
             storage._set_trial_attr_without_commit(session, TrialUserAttributeModel, trial_id, name, value)
 
 
 def trial_state(storage: RDBStorage, trial_id: int) -> TrialState:
-    """A trial's state alone, for a quarter of what reading the whole trial takes.
-
-    Raises:
-        KeyError: there is no such trial.
-    """
+    """A trial's state alone, for a quarter of what reading the whole trial takes; a KeyError where there is none."""
     with storage.engine.connect() as connection:
         query = select(TrialModel.state).where(TrialModel.trial_id == trial_id)
         state: TrialState | None = connection.execute(query).scalar_one_or_none()
@@ -79,12 +67,10 @@ def retry_chain(trial: FrozenTrial) -> list[int]:
 
 
 def retry_notes(trial: FrozenTrial, *, undecided: bool) -> dict[str, Any]:
-    """System attributes of a trial that continues this one: its own, with Optuna's chain of retries.
+    """System attributes of a trial that continues this one, which ended: its own, with Optuna's chain of retries.
 
-    Args:
-        trial: that ended.
-        undecided: whether it ended between its newest score and the pruner's verdict on that. Successive halving's note
-            on that rung is then left out: it would count as a verdict.
+    ``undecided``: it ended between its newest score and the pruner's verdict on that. Successive halving's note on that
+    rung is then left out: it would count as a verdict.
     """
     score = trial.intermediate_values[trial.last_step] if undecided and trial.last_step is not None else None
     own = {
@@ -96,13 +82,9 @@ def retry_notes(trial: FrozenTrial, *, undecided: bool) -> dict[str, Any]:
 
 
 class StudyView(optuna.Study):
-    """A study whose samplers and pruners see the trials that :meth:`visible_trials` returns.
+    """A study whose samplers and pruners see the trials that :meth:`visible_trials` returns."""
 
-    Attributes:
-        is_member: which of them ``get_trials`` returns; None is all.
-    """
-
-    is_member: Callable[[FrozenTrial], bool] | None = None
+    is_member: Callable[[FrozenTrial], bool] | None = None  # which of them get_trials returns; None is all
 
     def __init__(self, study: optuna.Study, **parts: Any) -> None:
         super().__init__(study.study_name, study._storage, **parts)

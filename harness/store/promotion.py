@@ -7,8 +7,25 @@ later, when more trials were scored at its rung.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Container, Mapping, Sequence
 from statistics import NormalDist
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from harness.spec.objectives import as_losses, dominated_share
+from harness.spec.resolved import ResolvedStudy
+from harness.store.records import TrialAttrs
+from harness.store.samplers import (
+    PositionSampler,
+    PositionView,
+    kimg_to_images,
+    make_sampler,
+    rung_losses,
+)
 
 # By trial, lower is better.
 Losses = Mapping[int, float]
@@ -71,3 +88,97 @@ def merits(levels: Sequence[Losses]) -> dict[int, float]:
     """One value a trial on one scale, lower is better: the normal quantile of its place in the order of merit."""
     order = order_of_merit(levels)
     return {trial: NormalDist().inv_cdf((place + 0.5) / len(order)) for place, trial in enumerate(order)}
+
+
+class MeritView(PositionView):
+    """A study as samplers of a promoting search see it: each trial that was scored at any rung has one value.
+
+    Paused, pruned, running and complete trials stand on one scale, that of :func:`merits`. Trials that diverged stay
+    infeasible, running ones without a score stay running, and baselines, which search nothing, are left out.
+    """
+
+    def __init__(self, study: optuna.Study, spec: ResolvedStudy, **parts: Any) -> None:
+        super().__init__(study, **parts)
+        self.spec = spec
+
+    @property
+    def directions(self) -> list[StudyDirection]:
+        return [StudyDirection.MINIMIZE]
+
+    def visible_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        trials = [trial for trial in super().visible_trials(deepcopy=False) if not is_baseline(trial)]
+        values = merits(losses_at_levels(trials, self.spec))
+        shown = [_with_value(trial, values.get(trial.number)) for trial in trials]
+        return [trial for trial in shown if states is None or trial.state in states]
+
+
+def _with_value(trial: FrozenTrial, value: float | None) -> FrozenTrial:
+    if value is None:
+        return trial
+    valued = copy.copy(trial)
+    valued.state, valued.values, valued.intermediate_values = TrialState.COMPLETE, [value], {}
+    return valued
+
+
+def sampled_trial(study: optuna.Study, spec: ResolvedStudy, trial_id: int, position: int) -> optuna.Trial:
+    """A running trial: even a retry is suggested what its position would have got without the kill."""
+    sampler = PositionSampler(make_sampler(spec, position))
+    if spec.promotions:
+        return optuna.Trial(MeritView(study, spec, sampler=sampler), trial_id)
+    return optuna.Trial(PositionView(study, sampler=sampler), trial_id)
+
+
+def promoted_trial(study: optuna.Study, spec: ResolvedStudy, *, closing: bool) -> FrozenTrial | None:
+    """The paused trial of a study that continues next (:func:`next_promotion`)."""
+    view = PositionView(study).get_trials(deepcopy=False) if spec.promotions else []
+    trials = {trial.number: trial for trial in view if not is_baseline(trial)}
+    steps = [kimg_to_images(kimg) for kimg, _ in spec.promotions]
+    levels = losses_at_levels(list(trials.values()), spec)
+    chosen = next_promotion(
+        [(losses, keep) for losses, (_, keep) in zip(levels, spec.promotions, strict=False)],
+        {at: steps.index(step) for at, trial in trials.items() if (step := paused_at(trial)) is not None},
+        closing=closing,
+        gone=[at for at, trial in trials.items() if trial.state == TrialState.PRUNED],
+    )
+    return None if chosen is None else trials[chosen]
+
+
+def is_baseline(trial: FrozenTrial) -> bool:
+    """Whether it trains a published recipe in full, outside the search."""
+    return bool(TrialAttrs.parse(trial.user_attrs).recipe)
+
+
+def paused_at(trial: FrozenTrial) -> int | None:
+    """The step of the rung at which it waits to be promoted."""
+    return TrialAttrs.parse(trial.user_attrs).paused_at if trial.state == TrialState.WAITING else None
+
+
+def losses_at_levels(trials: Sequence[FrozenTrial], spec: ResolvedStudy) -> list[dict[int, float]]:
+    """Losses at each rung and of the final scores, by position; of trials that failed or diverged, none.
+
+    With several objectives a loss is the share of the trials of that level that dominate it.
+
+    Args:
+        trials: numbered by position, one for each.
+        spec: the study's.
+    """
+    objectives = spec.objectives or ("score",)
+    valid = [t for t in trials if t.state != TrialState.FAIL and not TrialAttrs.parse(t.user_attrs).diverged]
+    levels = []
+    for rung, _ in spec.promotions:
+        known = {t.number: rung_losses(t, kimg_to_images(rung), timed="seconds" in objectives) for t in valid}
+        levels.append(_as_one({number: losses for number, losses in known.items() if losses is not None}))
+    ended = [trial for trial in valid if trial.state == TrialState.COMPLETE and trial.values]
+    return [*levels, _as_one({trial.number: as_losses(trial.values, objectives) for trial in ended})]
+
+
+def _as_one(losses: dict[int, tuple[float, ...]]) -> dict[int, float]:
+    """One loss a trial: its only one, or the share of the others that dominate it."""
+    if all(len(each) == 1 for each in losses.values()):
+        return {number: each[0] for number, each in losses.items()}
+    return {
+        number: dominated_share(own, [other for key, other in losses.items() if key != number])
+        for number, own in losses.items()
+    }

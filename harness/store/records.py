@@ -1,13 +1,159 @@
-"""A study and its trials as plain values, as the database has them: what reports and reconciling read."""
+"""Studies and trials as plain values; the attributes that the database has of them, named here and nowhere else."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
-from harness.store.attrs import StudyAttrs, TrialAttrs
+
+class _Attrs:
+    """Values that remember which of them were given: those are written, even where one equals its default."""
+
+    __slots__ = ("given",)
+    given: frozenset[str]
+
+    def __new__(cls, **values: Any) -> Self:
+        attrs = super().__new__(cls)
+        object.__setattr__(attrs, "given", frozenset(values))
+        return attrs
+
+    def __reduce__(self) -> tuple[partial[Self], tuple[()]]:
+        return partial(type(self), **{name: getattr(self, name) for name in self.given}), ()
+
+    @classmethod
+    def parse(cls, stored: Mapping[str, Any]) -> Self:
+        """The attributes as the database has them, without those that this version does not know.
+
+        An absent one, and a null that an older version stored, has its default.
+        """
+        values = {}
+        for stored_name, value in stored.items():
+            name = _FIELDS[cls].get(stored_name)
+            if name is not None and value is not None:
+                values[name] = _PARSERS[name](value) if name in _PARSERS else value
+        return cls(**values)
+
+    def stored(self) -> dict[str, Any]:
+        """The given ones as the database has them, to be written over what is there."""
+        return {
+            stored_name: _WRITERS[name](getattr(self, name)) if name in _WRITERS else getattr(self, name)
+            for stored_name, name in _FIELDS[type(self)].items()
+            if name in self.given
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialAttrs(_Attrs):
+    """What the database knows of a trial, in addition to Optuna's own fields."""
+
+    # What it trains: a preset; of a published system (recipe) also how that prepares its images; of a fixed study the
+    # configuration (arm) with its seed.
+    preset: str = ""
+    recipe: str = ""
+    variant: str = ""
+    own_images: str = ""
+    arm: str = ""
+    training_seed: int | None = None
+    # Hyperparameters that replace the study's fixed ones: all of a recipe's or an arm's.
+    overrides: Mapping[str, Any] | None = None
+    hparams: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    # Of the run, relative to the home folder.
+    folder: str = ""
+    # In the search; a retry shares it with the trial that it continues.
+    position: int | None = None
+    # Numbers of the trial that it continues, and of the first of those.
+    retry_of: int | None = None
+    root: int | None = None
+    # How often in a row workers died without getting further.
+    crashes: int = 0
+    # Whether it ran out of memory once, with other workers running.
+    oom: bool = False
+    # The step at which it was last let continue, and at which it waits to be promoted.
+    kept_at: int | None = None
+    paused_at: int | None = None
+    # The process that runs it.
+    worker: Mapping[str, Any] | None = None
+    # The newest checkpoint, after how many seconds it was written, and where this attempt began.
+    saved_kimg: float = 0.0
+    saved_s: float = 0.0
+    resumed_kimg: float = 0.0
+    # By images shown: the samples' diversity by name, and seconds trained.
+    watched: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    rung_seconds: Mapping[int, float] = field(default_factory=dict)
+    elapsed_s: float | None = None
+    # Why it ended as it did.
+    reason: str = ""
+    # A gradient was not finite (at this generator update), or the images could not be scored.
+    diverged: bool = False
+    diverged_step: int | None = None
+    # Of the final protocol: by metric, and why others are missing; the score with each sampling seed.
+    scores: Mapping[str, float] = field(default_factory=dict)
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    samplings: Sequence[float] = ()
+    protocol_hash: str = ""
+    score_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyAttrs(_Attrs):
+    """What the database knows of a study, in addition to Optuna's own fields."""
+
+    # Tells it from another study of the same name. Written first: without it, a study is another program's.
+    uid: str = ""
+    # The study file when the study was started.
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    spec_hash: str = ""
+    description: str = ""
+    # Name, source, number and fingerprint of the images.
+    dataset: Mapping[str, Any] = field(default_factory=dict)
+    # Trials wanted.
+    target: int = 0
+    # Versions and machine of the newest start.
+    environment: Mapping[str, str] = field(default_factory=dict)
+    final_metric: str = ""
+    rung_metric: str = ""
+    # By kind of score: everything that its meaning depends on.
+    protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    mlflow_experiment: str = ""
+    mlflow_parent: str = ""
+
+
+def is_of_harness(user_attrs: Mapping[str, Any]) -> bool:
+    """Whether a study has attributes that this harness wrote; early versions wrote no ``uid``."""
+    return "uid" in user_attrs or "spec_hash" in user_attrs
+
+
+def stored_position(user_attrs: Mapping[str, int | None]) -> int | None:
+    """A trial's position alone, for loops over thousands of trials."""
+    return user_attrs.get(_POSITION)
+
+
+def stored_retry_of(user_attrs: Mapping[str, int | None]) -> int | None:
+    """The number of the trial that it continues alone, for loops over thousands of trials."""
+    return user_attrs.get("retry_of")
+
+
+def _by_step(stored: Mapping[str, Any]) -> dict[int, Any]:
+    return {int(step): value for step, value in stored.items()}
+
+
+def _by_text(values: Mapping[int, Any]) -> dict[str, Any]:
+    return {str(step): value for step, value in sorted(values.items())}
+
+
+_POSITION = "place"
+# By stored name, which is the field's own but for the position's.
+_FIELDS: dict[type, dict[str, str]] = {
+    kind: {_POSITION if own.name == "position" else own.name: own.name for own in fields(kind)}
+    for kind in (TrialAttrs, StudyAttrs)
+}
+_PARSERS: dict[str, Any] = {"watched": _by_step, "rung_seconds": _by_step, "spec": json.loads}
+_WRITERS: dict[str, Any] = {"watched": _by_text, "rung_seconds": _by_text, "spec": json.dumps}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,17 +1,151 @@
-"""Optuna's sampler and pruner of a study."""
+"""A study's samplers and pruners, the study as they see it, and the importance of its parameters."""
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Container
+from typing import Any
 
 import optuna
-from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
+from optuna.distributions import BaseDistribution
+from optuna.pruners import BasePruner, NopPruner, PercentilePruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from harness.gan.hparams import derive_seed
+from harness.spec.objectives import dominated_share
 from harness.spec.resolved import ResolvedStudy
-from harness.store.optuna_private import HyperbandOfView
-from harness.store.views import AsyncPercentilePruner
+from harness.store.optuna_private import HyperbandOfView, StudyView, id_of
+from harness.store.records import TrialAttrs, stored_position, stored_retry_of
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+EVALUATOR = "PED-ANOVA"
+_FEWEST = 8
+
+
+def position_of(trial: FrozenTrial) -> int | None:
+    """A trial's position in the search; None where it has none yet, or was killed before it was given one."""
+    position = stored_position(trial.user_attrs)
+    return trial.number if position is None and trial.state in FINISHED else position
+
+
+def by_position(trial: FrozenTrial) -> FrozenTrial:
+    """The trial with its position as its number, as samplers and pruners see it."""
+    position = position_of(trial)
+    if position is None or position == trial.number:
+        return trial
+    numbered = copy.copy(trial)
+    numbered.number = position
+    return numbered
+
+
+class PositionView(StudyView):
+    """A study in which a retry stands for the trial that it continues, under its number.
+
+    Of several objectives the first, the score, is the one that rung scores belong to.
+    """
+
+    # For whose verdict get_trials adds the running ones that were scored at its newest rung.
+    judged: FrozenTrial | None = None
+
+    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        trials = super().get_trials(deepcopy, states)
+        if self.judged is not None:
+            own, step = self.judged.number, self.judged.last_step
+            running = super().get_trials(deepcopy, (TrialState.RUNNING,))
+            trials += [trial for trial in running if trial.number != own and step in trial.intermediate_values]
+        return trials
+
+    @property
+    def direction(self) -> StudyDirection:
+        return self.directions[0]
+
+    def visible_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        trials = super().visible_trials(deepcopy, states, use_cache)
+        if any(trial.state == TrialState.FAIL for trial in trials):
+            # Successive halving counts the rungs of failed trials, too: those of an attempt are its continuation's.
+            every = trials if states is None else super().visible_trials(deepcopy=False)
+            continued = {stored_retry_of(trial.user_attrs) for trial in every}
+            trials = [trial for trial in trials if trial.number not in continued]
+        return [by_position(trial) for trial in trials]
+
+
+class DominanceView(PositionView):
+    """A study of several objectives as pruners see it: one value a trial, at one step, lower is better.
+
+    The value is the share of other trials that dominate it in those of the study's objectives that are known at a rung:
+    the score, and the seconds where they are an objective.
+    """
+
+    step: int | None = None
+    timed = False  # whether seconds are an objective
+
+    def as_ranked(self, trial: FrozenTrial) -> FrozenTrial:
+        """The trial with its share as its only rung score."""
+        ranked = copy.copy(trial)
+        ranked.intermediate_values = {}
+        own = rung_losses(trial, self.step, timed=self.timed)
+        if own is not None and self.step is not None:
+            rest = [other for other in super().visible_trials(deepcopy=False) if id_of(other) != id_of(trial)]
+            others = [rung_losses(other, self.step, timed=self.timed) for other in rest]
+            ranked.intermediate_values[self.step] = dominated_share(own, [each for each in others if each is not None])
+        return ranked
+
+    def visible_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        return [self.as_ranked(trial) for trial in super().visible_trials(deepcopy, states, use_cache)]
+
+
+def rung_losses(trial: FrozenTrial, step: int | None, *, timed: bool) -> tuple[float, ...] | None:
+    """The score of a trial at a rung, with ``timed`` the seconds trained too; None where it was not scored there."""
+    if step is None or step not in trial.intermediate_values:
+        return None
+    score = trial.intermediate_values[step]
+    if not timed:
+        return (score,)
+    seconds = TrialAttrs.parse(trial.user_attrs).rung_seconds.get(step)
+    return None if seconds is None else (score, seconds)
+
+
+class AsyncPercentilePruner(PercentilePruner):
+    """The percentile of the finished trials and of the running ones that were scored at the same rung.
+
+    Optuna's pruner waits for finished trials: with N workers, the first N trials would all train in full.
+    """
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        view = copy.copy(study)
+        assert isinstance(view, PositionView)
+        view.judged = trial
+        return super().prune(view, trial)
+
+
+class PositionSampler(BaseSampler):
+    """A sampler that knows a trial by its position, by which it leaves the trial out of the running ones."""
+
+    def __init__(self, sampler: BaseSampler) -> None:
+        self.sampler = sampler
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self.sampler.infer_relative_search_space(study, by_position(trial))
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self.sampler.sample_relative(study, by_position(trial), search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self.sampler.sample_independent(study, by_position(trial), param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self.sampler.before_trial(study, by_position(trial))
 
 
 def make_sampler(spec: ResolvedStudy, trials_so_far: int) -> BaseSampler:
@@ -31,7 +165,7 @@ def make_sampler(spec: ResolvedStudy, trials_so_far: int) -> BaseSampler:
 
 
 def make_pruner(spec: ResolvedStudy) -> BasePruner:
-    """The pruner of a :class:`harness.store.views.PositionView`; its resource is images shown, as in reported steps."""
+    """The pruner of a ``PositionView``; its resource is images shown, as in reported steps."""
     factor = spec.pruner.reduction_factor
     # Optuna's rungs are multiples of the first, which is rounded down: rounded up, they would miss the reported ones.
     first = max(1, min(kimg_to_images(mark) // factor**index for index, mark in enumerate(spec.budget.marks)))
@@ -45,11 +179,22 @@ def make_pruner(spec: ResolvedStudy) -> BasePruner:
         case "successive_halving":
             return SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
         case "hyperband":
-            return HyperbandOfView(
-                min_resource=first,
-                max_resource=kimg_to_images(spec.budget.kimg),
-                reduction_factor=factor,
-            )
+            longest = kimg_to_images(spec.budget.kimg)
+            return HyperbandOfView(min_resource=first, max_resource=longest, reduction_factor=factor)
+
+
+def is_pruned(study: optuna.Study, spec: ResolvedStudy, trial: FrozenTrial) -> bool:
+    """The pruner's verdict on a trial at its position, which a retry shares with what it continues.
+
+    Optuna prunes by one objective only. With several, its pruners see, instead of rung scores, the share of trials
+    that dominate a trial at its newest rung: what is Pareto-optimal there is not pruned.
+    """
+    own, pruner = by_position(trial), make_pruner(spec)
+    if not spec.objectives:
+        return bool(pruner.prune(PositionView(study), own))
+    view = DominanceView(study)
+    view.step, view.timed = own.last_step, "seconds" in spec.objectives
+    return bool(pruner.prune(view, view.as_ranked(own)))
 
 
 def study_in_memory(name: str | None = None, sampler: BaseSampler | None = None) -> optuna.Study:
@@ -65,3 +210,31 @@ def study_in_memory(name: str | None = None, sampler: BaseSampler | None = None)
 def kimg_to_images(kimg: float) -> int:
     """Images shown, which is Optuna's integer step of a rung score."""
     return round(kimg * 1000)
+
+
+def importances(study: optuna.Study) -> dict[str, float]:
+    """Importance of each parameter for the first score of a trial, by PED-ANOVA (Watanabe et al. 2023), summing to 1.
+
+    The first rung is where every trial is comparable, pruned ones too; final scores exist only for the few that the
+    pruner let through. Empty with fewer than 8 trials, or where Optuna cannot compute it.
+    """
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances  # with scikit-learn: seconds
+
+    scored = [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=FINISHED)
+        if trial.intermediate_values and not TrialAttrs.parse(trial.user_attrs).recipe  # a baseline searches nothing
+    ]
+    if len(scored) < _FEWEST:
+        return {}
+    first_rung = study_in_memory()
+    for trial in scored:
+        value = trial.intermediate_values[min(trial.intermediate_values)]
+        first_rung.add_trial(create_trial(params=trial.params, distributions=trial.distributions, value=value))
+    # A conditional parameter exists in some trials only, whose scores depend on the condition as well.
+    common = sorted(set.intersection(*(set(trial.params) for trial in scored)))
+    try:
+        importance = get_param_importances(first_rung, evaluator=PedAnovaImportanceEvaluator(), params=common)
+    except (RuntimeError, ValueError):
+        return {}
+    return {name: float(value) for name, value in importance.items()}

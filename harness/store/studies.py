@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,19 +12,21 @@ import optuna
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
-from harness.errors import NotFoundError, StorageError
+from harness.errors import NotFoundError, SpecDrift, StorageError
 from harness.home import Home
 from harness.spec.mistakes import pydantic_problems
 from harness.spec.objectives import Objective, directions
-from harness.spec.precision import with_stored_precision
-from harness.spec.resolved import ResolvedPreset, ResolvedStudy
-from harness.store.address import database_url, describe_address
-from harness.store.agreement import refuse_drift
-from harness.store.attrs import StudyAttrs, TrialAttrs, is_of_harness
-from harness.store.database import PatientStorage, StudyLock, open_storage, write_study_attrs
-from harness.store.records import StudyRecord, TrialRecord
+from harness.spec.resolved import ResolvedStudy, changes, with_stored_precision
+from harness.store.connection import database_url, describe_address
+from harness.store.database import PatientStorage, locked, open_storage, storage_of, write_study_attrs
+from harness.store.records import StudyAttrs, StudyRecord, TrialAttrs, TrialRecord, is_of_harness
 from harness.store.trials import can_continue
 from harness.text import did_you_mean
+
+# What a fixed study may get after its start.
+_GROWING = ("plan.claims.", "plan.uid")
+# A preset's keys that attributes of its trial have by another name.
+_OF_PRESET = {"name": "preset", "seed": "training_seed"}
 
 
 def open_study(
@@ -36,81 +39,96 @@ def open_study(
 ) -> optuna.Study:
     """The study of a file: created with its presets enqueued, or continued.
 
-    Args:
-        spec: the file.
-        home: where the database is, unless the environment names another.
-        resume_anyway: continue although the file has changed, if the changes are sound.
-        storage: the database.
-        resolve: decides what the file leaves open; called for a new study only.
-
-    Raises:
-        SpecDrift: the study was started with another search space, scoring or data.
-        StorageError: another program made a study of this name.
-        StorageLost: the database does not answer.
+    A changed file is a SpecDrift, which ``resume_anyway`` permits if the changes are sound. ``resolve``, which decides
+    what the file leaves open, is called for a new study only.
     """
-    storage = storage or open_storage(home)
-    lock = StudyLock(storage.outages.url, home, f"study-{spec.name}")
-
-    def create(repeated: bool) -> optuna.Study:
-        with lock.held(), storage.outages.not_waiting():
-            return _created(spec, storage, resume_anyway, resolve)
-
-    return storage.outages.wait_out(create)
+    opened = storage or open_storage(home)
+    return locked(opened, home, spec.name, lambda: _created(spec, opened, resume_anyway, resolve))
 
 
 def _created(
     spec: ResolvedStudy, storage: PatientStorage, resume_anyway: bool, resolve: Callable[[ResolvedStudy], ResolvedStudy]
 ) -> optuna.Study:
-    study = optuna.create_study(
-        storage=storage,
-        study_name=spec.name,
-        directions=directions(spec.objectives or ("score",)),
-        load_if_exists=True,
-    )
-    _refuse_foreign(study, spec.objectives or ("score",))
+    objectives: tuple[Objective, ...] = spec.objectives or ("score",)
+    wanted = directions(objectives)
+    study = optuna.create_study(storage=storage, study_name=spec.name, directions=wanted, load_if_exists=True)
+    _refuse_foreign(study, objectives)
     known = StudyAttrs.parse(study.user_attrs)
     if known.spec:
         spec = with_stored_precision(spec, known.spec)
-        refuse_drift(spec, known.spec, resume_anyway)
+        _refuse_drift(spec, known.spec, resume_anyway)
     else:
         spec = resolve(spec)
-    attrs = StudyAttrs(
-        uid=known.uid or uuid.uuid4().hex,
-        spec=spec.identity(),
-        spec_hash=spec.spec_hash,
-        description=spec.description,
-    )
-    write_study_attrs(study, attrs)
+    uid, identity = known.uid or uuid.uuid4().hex, spec.identity()
+    own = StudyAttrs(uid=uid, spec=identity, spec_hash=spec.spec_hash, description=spec.description)
+    write_study_attrs(study, own)
     trials = study.get_trials(deepcopy=False)
     if spec.plan:  # an arm that failed for good is queued again
         trials = [trial for trial in trials if trial.state != TrialState.FAIL or can_continue(trial)]
     enqueued = {TrialAttrs.parse(trial.user_attrs).preset for trial in trials}
     for preset in spec.presets:
         if preset.name not in enqueued:
-            study.enqueue_trial(preset.params, user_attrs=preset_attrs(preset).stored())
+            given = preset.model_dump(exclude={"params"}, exclude_none=True)
+            attrs = TrialAttrs(**{_OF_PRESET.get(key, key): value for key, value in given.items()})
+            study.enqueue_trial(preset.params, user_attrs=attrs.stored())
     return study
 
 
-def preset_attrs(preset: ResolvedPreset) -> TrialAttrs:
-    """The attributes of a preset's trial. A recipe's trial is a baseline with hyperparameters of its own."""
-    given: dict[str, Any] = {
-        "preset": preset.name,
-        "recipe": preset.recipe,
-        "variant": preset.variant,
-        "own_images": preset.own_images,
-        "overrides": preset.overrides,
-        "arm": preset.arm,
-        "training_seed": preset.seed,
-    }
-    return TrialAttrs(**{name: value for name, value in given.items() if value is not None})
+def _refuse_drift(spec: ResolvedStudy, stored: Mapping[str, Any], resume_anyway: bool) -> None:
+    """Refuse a file that has changed since the study was started, and not soundly, or without ``resume_anyway``."""
+    drift = changes(stored, spec.identity())
+    if spec.plan:  # a fixed study may grow by arms, seeds and claims
+        new = {change.key for change in drift if change.old is None and change.key.startswith(_GROWING)}
+        drift = [change for change in drift if change.key not in {"presets", *new}]
+    unsound = [change for change in drift if not change.sound]
+    if not drift or (resume_anyway and not unsound):
+        return
+    listed = "\n".join(f"  {change}" for change in drift)
+    copy = f"copy search_spaces/{spec.name}.toml to a new name and run that"
+    if spec.plan:
+        copy = f"copy search_spaces/{spec.plan.study}.toml to a new name and use that"
+        hint = f"Trainings would not be comparable. Leave claims and budget as they were, or {copy}."
+        if any(change.key == "plan.uid" for change in drift):
+            hint = f"The search was restarted since, and {spec.name} belongs to the one before: {copy}."
+    elif unsound:
+        hint = f"Trials before and after would not be comparable ({unsound[0].key}): {copy}."
+    else:
+        hint = f"To search the changed study as a new one, {copy}. These changes are sound: --resume-anyway continues."
+    raise SpecDrift(f"study {spec.name} was started with another file:\n{listed}", hint)
+
+
+def agree_on_protocols(
+    study: optuna.Study, home: Home, protocols: Mapping[str, Mapping[str, Any]], *, resume_anyway: bool
+) -> None:
+    """Score by these protocols from now on; a study's protocols are those of its first worker.
+
+    By kind of score, ``final`` and ``rung``, they hold everything that its meaning depends on. Others are a SpecDrift,
+    or replaced with ``resume_anyway``: a report ranks the trials of the most frequent protocol.
+    """
+    mine = json.loads(json.dumps(protocols))  # as the database gives them back
+
+    def agree() -> None:
+        known = {} if resume_anyway else StudyAttrs.parse(study.user_attrs).protocols
+        others = [
+            f"{kind}.{key}: {mine[kind].get(key)}, not {value}"
+            for kind, protocol in known.items()
+            for key, value in protocol.items()
+            if mine[kind].get(key) != value
+        ]
+        if others:
+            raise SpecDrift(
+                f"this machine would score study {study.study_name} by another protocol, and no score of its could be "
+                f"compared ({'; '.join(others)})",
+                "Install what the study was started with (constraints.txt names it). On the machine that started it "
+                "--resume-anyway continues; the report then ranks only the trials of the most frequent protocol.",
+            )
+        write_study_attrs(study, StudyAttrs(protocols=mine))
+
+    locked(storage_of(study), home, study.study_name, agree)
 
 
 def find_study(name: str, home: Home, *, storage: PatientStorage | None = None) -> optuna.Study | None:
-    """A study that may not have been created, and may have been killed before its first trial.
-
-    Raises:
-        StorageError: another program made it.
-    """
+    """A study, also one killed before its first trial; None where there is none, StorageError if it is not ours."""
     if storage is None and not database_exists(home):
         return None
     try:
@@ -122,12 +140,7 @@ def find_study(name: str, home: Home, *, storage: PatientStorage | None = None) 
 
 
 def started_study(name: str, home: Home, *, storage: PatientStorage | None = None) -> optuna.Study:
-    """A study that was started.
-
-    Raises:
-        NotFoundError: no study of this name was started.
-        StorageError: another program made it.
-    """
+    """A study that was started; a NotFoundError where none of this name was."""
     start = f"Start it with `make sweep STUDY={name}`."
     missing = f"no study {name!r} has been started in {describe_address(database_url(home))}"
     if storage is None and not database_exists(home):
@@ -136,21 +149,11 @@ def started_study(name: str, home: Home, *, storage: PatientStorage | None = Non
     study = find_study(name, home, storage=storage)
     if study is None:
         names = sorted(optuna.get_all_study_names(storage))
-        raise NotFoundError(
-            f"{missing}{did_you_mean(name, names)}", f"Started are: {', '.join(names) or 'none'}. {start}"
-        )
-    if not _has_started(study):
+        started = f"Started are: {', '.join(names) or 'none'}."
+        raise NotFoundError(f"{missing}{did_you_mean(name, names)}", f"{started} {start}")
+    if not StudyAttrs.parse(study.user_attrs).final_metric:
         raise NotFoundError(f"study {name} was created, but never ran", f"`make sweep STUDY={name}` starts it.")
     return study
-
-
-def studies_by_name(storage: PatientStorage) -> dict[str, optuna.Study | None]:
-    """Every study of the database, in order of name; None is one that another program made."""
-    studies = [optuna.load_study(storage=storage, study_name=name) for name in optuna.get_all_study_names(storage)]
-    return {
-        study.study_name: None if _is_foreign(study) else study
-        for study in sorted(studies, key=lambda study: study.study_name)
-    }
 
 
 def _is_foreign(study: optuna.Study, objectives: Sequence[Objective] | None = None) -> bool:
@@ -172,16 +175,8 @@ def _refuse_foreign(study: optuna.Study, objectives: Sequence[Objective] | None 
         )
 
 
-def _has_started(study: optuna.Study) -> bool:
-    return bool(StudyAttrs.parse(study.user_attrs).final_metric)
-
-
 def stored_spec(study: optuna.Study) -> ResolvedStudy:
-    """The study file as the database has it.
-
-    Raises:
-        StorageError: another version of the harness, with other keys, wrote it.
-    """
+    """The study file as the database has it; a StorageError where a version of the harness with other keys wrote it."""
     attrs = StudyAttrs.parse(study.user_attrs)
     budget = {**attrs.spec["budget"], "trials": attrs.target}
     try:
@@ -202,16 +197,19 @@ def database_exists(home: Home) -> bool:
 
 
 def started_studies(home: Home) -> dict[str, optuna.Study | None]:
-    """As :func:`studies_by_name`, of the home's database; empty where there is none."""
-    return studies_by_name(open_storage(home)) if database_exists(home) else {}
+    """Every study of the database, in order of name; None is one that another program made."""
+    if not database_exists(home):
+        return {}
+    storage = open_storage(home)
+    names = sorted(optuna.get_all_study_names(storage))
+    studies = {name: optuna.load_study(storage=storage, study_name=name) for name in names}
+    return {name: None if _is_foreign(study) else study for name, study in studies.items()}
 
 
 def final_metrics(home: Home) -> dict[str, str]:
     """The final metric of each study in the database that ran."""
-    metrics = {
-        name: StudyAttrs.parse(study.user_attrs).final_metric for name, study in started_studies(home).items() if study
-    }
-    return {name: metric for name, metric in metrics.items() if metric}
+    parsed = {name: StudyAttrs.parse(study.user_attrs) for name, study in started_studies(home).items() if study}
+    return {name: attrs.final_metric for name, attrs in parsed.items() if attrs.final_metric}
 
 
 def stored_content(name: str, home: Home) -> Mapping[str, Any]:
@@ -221,17 +219,13 @@ def stored_content(name: str, home: Home) -> Mapping[str, Any]:
 
 
 def find_record(name: str, home: Home) -> StudyRecord | None:
-    """A study as plain values; None where it never ran.
-
-    Raises:
-        StorageError: another program made it.
-    """
+    """A study as plain values; None where it never ran."""
     study = find_study(name, home)
-    return study_to_record(study) if study is not None and _has_started(study) else None
+    record = study_to_record(study) if study else None
+    return record if record and record.attrs.final_metric else None
 
 
 def study_to_record(study: optuna.Study) -> StudyRecord:
-    """The study as plain values."""
     trials = tuple(
         TrialRecord(
             number=trial.number,

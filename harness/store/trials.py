@@ -1,40 +1,30 @@
-"""The life of a study's trials in the database: taken, ended, declared dead, continued. All of it under one lock."""
+"""The life of trials in the database: taken, held, ended, declared dead, continued."""
 
 from __future__ import annotations
 
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from functools import partial
+from threading import Event, Thread
+from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import DBAPIError
 
 from harness.errors import Fenced
 from harness.home import Home
 from harness.machine.processes import is_gone, this_process
 from harness.spec.resolved import ResolvedStudy
-from harness.store.attrs import TrialAttrs, stored_position, stored_retry_of
-from harness.store.database import StudyLock, storage_of
-from harness.store.lease import beat
-from harness.store.optuna_private import cached_storage, id_of, retry_chain, retry_notes, stale_trial_ids
-from harness.store.promotion import next_promotion
-from harness.store.samplers import kimg_to_images, make_pruner, make_sampler
-from harness.store.views import (
-    FINISHED,
-    DominanceView,
-    MeritView,
-    PositionSampler,
-    PositionView,
-    is_baseline,
-    is_paused,
-    losses_at_levels,
-    numbered_by_position,
-    position_of,
-)
+from harness.store.database import HEARTBEAT_S, PatientStorage, locked, storage_of
+from harness.store.optuna_private import cached_storage, id_of, retry_chain, retry_notes, show_attrs, stale_trial_ids
+from harness.store.promotion import paused_at, promoted_trial, sampled_trial
+from harness.store.records import TrialAttrs, stored_position, stored_retry_of
+from harness.store.samplers import FINISHED, PositionView, is_pruned, position_of
 
 # A trial whose workers die this often in a row, without getting any further, is not retried.
 MAX_CRASHES = 3
@@ -45,65 +35,39 @@ GIVEN_UP = f"{KILLED} {MAX_CRASHES} times without getting further; given up"
 _KEPT = {"preset", "recipe", "variant", "overrides", "own_images", "arm", "training_seed", "position", "oom", "hparams",
          "kept_at"}  # fmt: skip
 
-R = TypeVar("R")
-
 
 class Trials:
-    """What workers and healers do with a study's trials.
-
-    Args:
-        study: on a :class:`harness.store.database.PatientStorage`.
-        spec: the study's.
-        home: where the lock is, with SQLite.
-    """
+    """What workers and healers do with a study's trials; all that changes one's state is done under one lock."""
 
     def __init__(self, study: optuna.Study, spec: ResolvedStudy, home: Home) -> None:
-        self.study, self.spec = study, spec
+        self.study, self.spec, self.home = study, spec, home
         self.storage, self._cached = storage_of(study), cached_storage(study)
         self._study_id = self.storage.get_study_id_from_name(study.study_name)
-        url = self.storage.outages.url
-        self.one_machine = url.get_backend_name() == "sqlite"
-        self._lock = StudyLock(url, home, f"study-{study.study_name}")
+        self.one_machine = self.storage.outages.url.get_backend_name() == "sqlite"
 
     def ask(self, target: int, *, alone: bool = False) -> optuna.Trial | None:
-        """The next trial, or None where none is to be run now.
+        """The next trial, or None where none is to be run now; ``alone``: also while another runs.
 
         First, trials of dead workers are failed and queued. Retries run before other trials, so that a sweep with one
-        worker takes the same order no matter what was killed; then the paused trial that is promoted; then a new one,
-        until COMPLETE, PRUNED, RUNNING and paused ones reach the target. With the last of them, paused trials that
-        were not promoted are pruned.
-
-        Args:
-            target: trials wanted.
-            alone: also None while another trial is RUNNING.
+        worker takes the same order no matter what was killed; then a paused trial that is promoted; then a new one,
+        until COMPLETE, PRUNED, RUNNING and paused ones reach the target. In the end, what was not promoted is pruned.
         """
         call = uuid.uuid4().hex
-        return self._locked(lambda: self._ask(target, alone, call))
+        return locked(self.storage, self.home, self.study.study_name, lambda: self._ask(target, alone, call))
 
     def heal(self, *, crashed: bool = True) -> list[str]:
-        """Fail the trials whose worker is gone, and queue those that continue; a line for each thing done.
-
-        Args:
-            crashed: whether a dead worker's trial counts as having crashed it.
-        """
-        return self._locked(lambda: self._heal(crashed)[0])
+        """Fail the trials whose worker is gone (``crashed``: by them), queue those that continue; a line for each."""
+        return locked(self.storage, self.home, self.study.study_name, lambda: self._heal(crashed)[0])
 
     def end(self, trial: optuna.Trial, state: TrialState, values: float | Sequence[float] | None, reason: str) -> None:
-        """Store a trial's end state, once; an interrupted trial is queued again.
-
-        Raises:
-            Fenced: it was declared dead before, and ended in another way.
-        """
-        self._locked(lambda: self._end(trial, state, values, reason))
+        """Store a trial's end state, once, and queue an interrupted one again; Fenced where it ended in another way."""
+        locked(self.storage, self.home, self.study.study_name, lambda: self._end(trial, state, values, reason))
 
     def pause(self, trial: optuna.Trial, step: int) -> None:
-        """Leave a trial at the rung of this step to whoever promotes it.
-
-        Raises:
-            Fenced: it was declared dead before.
-        """
+        """Leave a trial at the rung of this step to whoever promotes it; Fenced where it was declared dead before."""
         mine = TrialAttrs.parse(trial.user_attrs).worker
-        self._locked(lambda: self._pause(id_of(trial), step, mine))
+        action = partial(self._pause, id_of(trial), step, mine)
+        locked(self.storage, self.home, self.study.study_name, action)
 
     def is_done(self, target: int) -> bool:
         """Whether the target of COMPLETE and PRUNED trials is reached; of a plan, whether no trial is left to run."""
@@ -112,22 +76,12 @@ class Trials:
         return finished_count(self.study) >= target
 
     def should_prune(self, trial: optuna.Trial) -> bool:
-        """The pruner's verdict on a trial at its position, which a retry shares with what it continues.
-
-        Optuna prunes by one objective only. With several, its pruners see, instead of rung scores, the share of trials
-        that dominate a trial at its newest rung: what is Pareto-optimal there is not pruned.
-        """
-        own = numbered_by_position(self._cached.get_trial(id_of(trial)))
-        pruner = make_pruner(self.spec)
-        if not self.spec.objectives:
-            pruned = pruner.prune(PositionView(self.study), own)
-        else:
-            view = DominanceView(self.study)
-            view.step = own.last_step
-            pruned = pruner.prune(view, view.as_ranked(own))
+        """The pruner's verdict on a trial; one that continues is noted."""
+        own = self._cached.get_trial(id_of(trial))
+        pruned = is_pruned(self.study, self.spec, own)
         if not pruned:
             self._write(id_of(trial), TrialAttrs(kept_at=own.last_step))
-        return bool(pruned)
+        return pruned
 
     def history(self, trial: optuna.Trial) -> list[int]:
         """Numbers of the trials that this one continues, the first first."""
@@ -137,25 +91,26 @@ class Trials:
         healed, trials = self._heal(crashed=True)
         if healed:
             trials = self.study.get_trials(deepcopy=False)
-        for trial in [trial for trial in trials if trial.state == TrialState.RUNNING]:
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        paused = [trial for trial in trials if paused_at(trial) is not None]
+        waiting = [trial for trial in trials if trial.state == TrialState.WAITING and paused_at(trial) is None]
+        for trial in running:
             attrs = TrialAttrs.parse(trial.user_attrs)
             if attrs.worker and attrs.worker.get("call") == call and attrs.position is not None:
-                return self._asked(id_of(trial), attrs.position)  # the answer was lost
-        running = any(trial.state == TrialState.RUNNING for trial in trials)
-        if alone and running:
+                return sampled_trial(self.study, self.spec, id_of(trial), attrs.position)  # the answer was lost
+        # Of a fixed study nothing is searched, and its target may have been lowered meanwhile: it is done when nothing
+        # of it waits. The next start queues again what failed for good.
+        enough = len(running) + len(paused) + sum(trial.state in FINISHED for trial in trials) >= target
+        if (alone and running) or (self.spec.plan and not waiting):
             return None
-        # A fixed study is done when nothing of it waits: its target may have been lowered meanwhile.
-        if self.spec.plan and not any(trial.state == TrialState.WAITING for trial in trials):
-            return None  # nothing is searched; the next start queues again what failed for good
-        begun = sum(trial.state in (*FINISHED, TrialState.RUNNING) or is_paused(trial) for trial in trials)
-        closing = not self.spec.plan and begun >= target
-        waiting = [trial for trial in trials if trial.state == TrialState.WAITING and not is_paused(trial)]
         retries = any(stored_retry_of(trial.user_attrs) is not None for trial in waiting)
-        if not retries and (promoted := self._next_promotion(trials, closing)) is not None:
-            return self._promote(promoted, call)
-        if closing:
+        if paused and not retries:
+            promoted = promoted_trial(self.study, self.spec, closing=enough)
+            if promoted is not None:
+                return self._promote(promoted, call)
+        if enough and not self.spec.plan:
             if not running and not retries:
-                self._prune_paused(trials)
+                self._prune(paused)
             return None
         next_position = 1 + max((at for trial in trials if (at := position_of(trial)) is not None), default=-1)
         trial_id = self._take(waiting)
@@ -165,43 +120,15 @@ class Trials:
         # Last, and together: an outage before this leaves a trial without a worker, which the next attempt fails. A
         # trial with a living worker is never failed.
         self._write(trial_id, TrialAttrs(worker={**this_process(), "call": call}, position=position))
-        return self._asked(trial_id, position)
-
-    def _asked(self, trial_id: int, position: int) -> optuna.Trial:
-        # A retry without parameters is suggested those that its position would have got without the kill.
-        sampler = PositionSampler(make_sampler(self.spec, position))
-        if self.spec.promotions:
-            return optuna.Trial(MeritView(self.study, self.spec, sampler=sampler), trial_id)
-        return optuna.Trial(PositionView(self.study, sampler=sampler), trial_id)
-
-    def _next_promotion(self, trials: list[FrozenTrial], closing: bool) -> FrozenTrial | None:
-        if not self.spec.promotions or not any(is_paused(trial) for trial in trials):
-            return None
-        continued = {stored_retry_of(trial.user_attrs) for trial in trials}
-        searched = {
-            numbered.number: trial
-            for trial in trials
-            if trial.number not in continued and not is_baseline(trial)
-            for numbered in [numbered_by_position(trial)]
-        }
-        levels = losses_at_levels([numbered_by_position(trial) for trial in searched.values()], self.spec)
-        steps = [kimg_to_images(kimg) for kimg, _ in self.spec.promotions]
-        attrs = {position: TrialAttrs.parse(trial.user_attrs) for position, trial in searched.items()}
-        chosen = next_promotion(
-            [(losses, keep) for losses, (_, keep) in zip(levels, self.spec.promotions, strict=False)],
-            {at: steps.index(attrs[at].paused_at) for at, trial in searched.items() if is_paused(trial)},
-            closing=closing,
-            gone={at for at, trial in searched.items() if trial.state == TrialState.PRUNED},
-        )
-        return None if chosen is None else searched[chosen]
+        return sampled_trial(self.study, self.spec, trial_id, position)
 
     def _promote(self, trial: FrozenTrial, call: str) -> optuna.Trial | None:
         if not self.storage.set_trial_state_values(id_of(trial), TrialState.RUNNING):
             return None
         beat(self.storage, id_of(trial))
-        paused_at = TrialAttrs.parse(trial.user_attrs).paused_at
         worker = {**this_process(), "call": call}
-        self._write(id_of(trial), TrialAttrs(worker=worker, kept_at=paused_at, paused_at=None))
+        kept_at = TrialAttrs.parse(trial.user_attrs).paused_at
+        self._write(id_of(trial), TrialAttrs(worker=worker, kept_at=kept_at, paused_at=None))
         # All of its parameters are known: no sampler is asked.
         return optuna.Trial(PositionView(self.study, sampler=RandomSampler()), id_of(trial))
 
@@ -215,17 +142,15 @@ class Trials:
             self._write(trial_id, TrialAttrs(worker=None, paused_at=step))
             self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
-    def _prune_paused(self, trials: list[FrozenTrial]) -> None:
-        """At the end of the study, nothing is compared any more."""
-        for trial in trials:
-            if is_paused(trial):
-                last = trial.last_step
-                assert last is not None
-                reason = f"paused at {last / 1000:g} kimg, and not promoted: others were better there"
+    def _prune(self, paused: Sequence[FrozenTrial]) -> None:
+        for trial in paused:
+            last = trial.last_step
+            assert last is not None
+            reason = f"paused at {last / 1000:g} kimg, and not promoted: others were better there"
+            values = None if self.spec.objectives else [trial.intermediate_values[last]]
+            with suppress(UpdateFinishedTrialError):
                 self._write(id_of(trial), TrialAttrs(reason=reason))
-                values = [trial.intermediate_values[last]] if not self.spec.objectives else None
-                with suppress(UpdateFinishedTrialError):
-                    self.storage.set_trial_state_values(id_of(trial), TrialState.PRUNED, values)
+                self.storage.set_trial_state_values(id_of(trial), TrialState.PRUNED, values)
 
     def _take(self, waiting: list[FrozenTrial]) -> int:
         for trial in sorted(waiting, key=lambda trial: (stored_retry_of(trial.user_attrs) is None, trial.number)):
@@ -255,15 +180,9 @@ class Trials:
                 done.append(f"trial {trial.number}: {reason}")
         if done:
             trials = self.study.get_trials(deepcopy=False)
-        return done + self._queue_abandoned(trials), trials
-
-    def _queue_abandoned(self, trials: list[FrozenTrial]) -> list[str]:
         continued = {stored_retry_of(trial.user_attrs) for trial in trials}
-        return [
-            f"trial {trial.number}: queued to continue"
-            for trial in trials
-            if trial.number not in continued and self._requeue(trial)
-        ]
+        queued = [trial.number for trial in trials if trial.number not in continued and self._requeue(trial)]
+        return [*done, *(f"trial {number}: queued to continue" for number in queued)], trials
 
     def _requeue(self, trial: FrozenTrial) -> bool:
         """Queue a killed or interrupted trial with the same parameters, as Optuna's own retry does."""
@@ -300,24 +219,13 @@ class Trials:
             stored = TrialAttrs.parse(ended.user_attrs).reason
             if ended.state != state or stored != reason:
                 raise Fenced(f"was declared dead meanwhile: {stored or ended.state.name}")
-        if reason.startswith(INTERRUPTED) and not self._is_continued(trial.number):
-            self._requeue(self._cached.get_trial(id_of(trial)))
-
-    def _is_continued(self, number: int) -> bool:
-        return any(stored_retry_of(other.user_attrs) == number for other in self.study.get_trials(deepcopy=False))
+        if reason.startswith(INTERRUPTED):
+            others = self.study.get_trials(deepcopy=False)
+            if all(stored_retry_of(other.user_attrs) != trial.number for other in others):
+                self._requeue(self._cached.get_trial(id_of(trial)))
 
     def _write(self, trial_id: int, attrs: TrialAttrs) -> None:
         self.storage.set_trial_user_attrs(trial_id, attrs.stored())
-
-    def _locked(self, action: Callable[[], R]) -> R:
-        """The action's result under the lock; during an outage let go of the lock, wait, and repeat all of it."""
-        outages = self.storage.outages
-
-        def attempt(repeated: bool) -> R:
-            with self._lock.held(), outages.not_waiting():
-                return action()
-
-        return outages.wait_out(attempt)
 
 
 def trial_key(study: str, number: int) -> str:
@@ -342,3 +250,49 @@ def crashes(trial: FrozenTrial) -> int:
 def finished_count(study: optuna.Study) -> int:
     """COMPLETE and PRUNED trials: what the budget counts."""
     return sum(trial.state in FINISHED for trial in study.get_trials(deepcopy=False))
+
+
+class Lease:
+    """A worker's hold on its trial: signs of life, by the database's clock, and the fence once it was declared dead."""
+
+    def __init__(self, trial: optuna.Trial) -> None:
+        self.storage, self.trial_id = storage_of(trial.study), id_of(trial)
+        self.ending = False
+        self._ended = Event()
+        self._thread = Thread(target=self._beat, name=f"lease {self.trial_id}", daemon=True)
+
+    def __enter__(self) -> Lease:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def check(self) -> None:
+        """Before anything is published: Fenced where the trial does not belong to this worker any more."""
+        state = self.storage.trial_state(self.trial_id)
+        if state != TrialState.RUNNING:
+            raise Fenced(f"was declared dead meanwhile (it is {state.name}); this attempt publishes nothing more")
+
+    def check_now(self) -> None:
+        """As :meth:`check`, without waiting for a database that is away; nothing while the worker ends the trial."""
+        if not self.ending:
+            with self.storage.outages.not_waiting():
+                self.check()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_S):
+            beat(self.storage, self.trial_id)
+
+
+def beat(storage: PatientStorage, trial_id: int) -> None:
+    """One sign of life; none during an outage, which ends before its silence counts as death."""
+    with suppress(StorageInternalError, DBAPIError):
+        storage.record_heartbeat(trial_id)
+
+
+def write_attrs(trial: optuna.Trial, attrs: TrialAttrs) -> None:
+    """Write the given attributes in one transaction, all or none; UpdateFinishedTrialError if the trial has ended."""
+    stored = attrs.stored()
+    storage_of(trial.study).set_trial_user_attrs(id_of(trial), stored)
+    show_attrs(trial, stored)

@@ -4,66 +4,74 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import optuna
-from torch import nn
+from torch import Tensor, device
 
 from harness.errors import Interrupted, Paused
 from harness.gan.architecture import problems
-from harness.gan.hparams import HParams, derive_seed
+from harness.gan.hparams import derive_seed
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress
-from harness.spec.resolved import ResolvedStudy
-from harness.spec.scoring import sampling_seeds
-from harness.spec.suggest import suggest
-from harness.store.attrs import StudyAttrs, TrialAttrs
-from harness.store.lease import Lease, write_attrs
+from harness.scoring.scorer import Scorer
+from harness.spec.resolved import ResolvedStudy, suggest
+from harness.spec.tables import sampling_seeds
 from harness.store.optuna_private import id_of
+from harness.store.records import StudyAttrs, TrialAttrs
 from harness.store.samplers import kimg_to_images
-from harness.store.trials import trial_key
-from harness.sweep import events
-from harness.sweep.setup import WorkerSetup
-from harness.training.attempt import Attempt
-from harness.training.history import History
-from harness.training.loop import Degenerate, Saved, checked, train_on_disk
-from harness.training.record import RunInfo, RunRecord
-from harness.training.run_folder import RunFolder
+from harness.store.trials import Lease, Trials, trial_key, write_attrs
+from harness.sweep import messages
+from harness.sweep.messages import WorkerJob
+from harness.training.attempt import Attempt, Degenerate, Saved, checked, checkpoint_every_s, train_on_disk
+from harness.training.checkpoint import History
+from harness.training.run_folder import RunFolder, RunInfo, RunRecord
+from harness.training.share import Share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSetup:
+    """What a worker needs for each trial: its job, and what it has loaded for it."""
+
+    job: WorkerJob
+    trials: Trials
+    images_NHWC: Tensor  # uint8, on the device if there is room
+    device: device
+    final: Scorer
+    rung: Scorer
+    follow: Callable[[Path, Callable[[], None]], None]  # as of Mirror
+    stop: Callable[[], bool]
+    publish: Callable[[messages.Event], None]
+    real_distance: float
+    checkpoint_s: float = field(default_factory=checkpoint_every_s)
+    share: Share | None = None
 
 
 def objective(trial: optuna.Trial, attempt: Attempt, setup: WorkerSetup) -> list[float]:
-    """Train one configuration and score it; the values are those of the study's objectives, the final score first.
-
-    Raises:
-        optuna.TrialPruned: the pruner stopped it at a rung.
-        Paused: it waits at a rung to be promoted.
-        Diverged: a gradient was not finite.
-        Degenerate: the generated images cannot be scored.
-        Interrupted: ``setup.stop()`` said so; a checkpoint is written.
-        Fenced: the trial was declared dead.
-        StorageLost: the database was away for too long; a checkpoint is written.
-    """
+    """Train one configuration and score it; the values are the study's objectives'. What ends it early is raised."""
     # Also what it took before it was paused.
     started = time.perf_counter() - (TrialAttrs.parse(trial.user_attrs).elapsed_s or 0.0)
-    spec, number, publish = setup.spec, trial.number, setup.publish
+    spec, number, publish = setup.job.spec, trial.number, setup.publish
     if impossible := problems(attempt.hp):
         raise Degenerate(f"no such network: {'; '.join(impossible)}")
     for step, value in sorted(attempt.history.rungs.items()):
         report(trial, value, step, spec, attempt.history)
         pause_at(trial, step, setup)
     budget = Budget(kimg=spec.budget.kimg, snapshots_kimg=spec.budget.rungs)
-    for event in train_on_disk(
-        attempt, setup.images_NHWC, budget=budget, stop=setup.stop, checkpoint_s=setup.checkpoint_s
-    ):
+    images, stop, every_s = setup.images_NHWC, setup.stop, setup.checkpoint_s
+    for event in train_on_disk(attempt, images, budget=budget, stop=stop, checkpoint_s=every_s):
         if isinstance(event, Progress):
-            publish(events.Progressed(number=number, kimg=event.kimg, images_per_s=event.images_per_s))
+            publish(messages.Progressed(number=number, kimg=event.kimg, images_per_s=event.images_per_s))
         elif isinstance(event, Saved):
             write_attrs(trial, TrialAttrs(saved_kimg=event.kimg, saved_s=round(time.perf_counter() - started, 2)))
             if event.kimg > attempt.resumed_kimg:
-                publish(events.Saved(number=number, kimg=event.kimg))
-            if setup.stop():
+                publish(messages.Saved(number=number, kimg=event.kimg))
+            if stop():
                 raise Interrupted(f"stopped at {event.kimg:.1f} kimg; saved")
             if event.mark is not None:
-                publish(events.Scoring(number=number))
+                publish(messages.Scoring(number=number))
         else:
             assert event.mark is not None
             if spec.has_rungs and kimg_to_images(event.mark) not in attempt.history.rungs:
@@ -74,36 +82,26 @@ def objective(trial: optuna.Trial, attempt: Attempt, setup: WorkerSetup) -> list
 
 
 def score_rung(trial: optuna.Trial, event: Snapshot, kimg: float, attempt: Attempt, setup: WorkerSetup) -> None:
-    """Score a half-trained generator and report it.
-
-    Raises:
-        optuna.TrialPruned: this is the place to stop. Baselines are trained to the end.
-        Paused: it waits here to be promoted; its checkpoint has the score.
-        Degenerate: its images cannot be scored.
-    """
+    """Score a half-trained generator and report it; a trial that is no baseline may be paused or pruned here."""
     name = setup.rung.objective
     scores = checked(setup.rung(event.generator, attempt.hp, all_metrics=False))
     score = scores.values[name]
     attempt.watch(kimg, "feature_variance", scores.spread)
     attempt.rung(kimg, score)
-    if setup.spec.promotions:
+    if setup.job.spec.promotions:
         attempt.save(event)  # with the score, which is then not computed again, whatever happens
-    report(trial, score, kimg_to_images(kimg), setup.spec, attempt.history)
-    setup.publish(events.Scored(number=trial.number, kimg=event.kimg, score=score))
+    report(trial, score, kimg_to_images(kimg), setup.job.spec, attempt.history)
+    setup.publish(messages.Scored(number=trial.number, kimg=event.kimg, score=score))
     pause_at(trial, kimg_to_images(kimg), setup)
-    decides = kimg in setup.spec.budget.rungs and not TrialAttrs.parse(trial.user_attrs).recipe
+    decides = kimg in setup.job.spec.budget.rungs and not TrialAttrs.parse(trial.user_attrs).recipe
     if decides and setup.trials.should_prune(trial):
         raise optuna.TrialPruned(f"{name} {score:.4g} at {kimg:g} kimg")
 
 
 def pause_at(trial: optuna.Trial, step: int, setup: WorkerSetup) -> None:
-    """Leave a trial that was scored at a rung until it is promoted beyond it. Baselines are trained to the end.
-
-    Raises:
-        Paused: this is such a rung.
-    """
+    """Raise Paused at a rung at which the trial waits to be promoted. Baselines are trained to the end."""
     attrs = TrialAttrs.parse(trial.user_attrs)
-    rungs = [kimg_to_images(kimg) for kimg, _ in setup.spec.promotions]
+    rungs = [kimg_to_images(kimg) for kimg, _ in setup.job.spec.promotions]
     if step in rungs and not attrs.recipe and (attrs.kept_at is None or attrs.kept_at < step):
         raise Paused(step)
 
@@ -126,9 +124,12 @@ def report(trial: optuna.Trial, score: float, step: int, spec: ResolvedStudy, hi
 
 def conclude(trial: optuna.Trial, event: Snapshot, attempt: Attempt, setup: WorkerSetup) -> list[float]:
     """Score the finished generator, publish its weights, keep the scores; the score is the sampling seeds' mean."""
-    final, spec = setup.final, setup.spec
+    final, spec = setup.final, setup.job.spec
     scores = checked(final(event.generator, attempt.hp, all_metrics=True))
-    samplings = [scores.values[final.objective], *resampled(event.generator, attempt.hp, setup)]
+    samplings = [scores.values[final.objective]]
+    for scorer in [final.with_protocol(seed=seed) for seed in sampling_seeds(spec.scoring)[1:]]:
+        again = checked(scorer(event.generator, attempt.hp, all_metrics=False))
+        samplings.append(again.values[final.objective])
     attempt.publish(event)
     attempt.hand_over()
     attrs = TrialAttrs(
@@ -145,47 +146,29 @@ def conclude(trial: optuna.Trial, event: Snapshot, attempt: Attempt, setup: Work
     return [own[name] if name in own else scores.values[final.protocol.metric(name)] for name in names]
 
 
-def resampled(generator: nn.Module, hp: HParams, setup: WorkerSetup) -> list[float]:
-    """The final score of the same generator with each further sampling seed."""
-    scorers = [setup.final.with_seed(seed) for seed in sampling_seeds(setup.spec.scoring)[1:]]
-    return [checked(scorer(generator, hp, all_metrics=False)).values[setup.final.objective] for scorer in scorers]
-
-
-def training_seed(trial: optuna.Trial, spec: ResolvedStudy) -> int:
-    """The seed that a fixed study gives a trial, or the one of its position in the search."""
-    attrs = TrialAttrs.parse(trial.user_attrs)
-    if attrs.training_seed is not None:
-        return attrs.training_seed
-    assert attrs.position is not None
-    return derive_seed(spec.sampler.seed, "trial", attrs.position)
-
-
 def open_attempt(trial: optuna.Trial, setup: WorkerSetup, lease: Lease) -> Attempt:
     """Suggest the configuration, open the attempt's folder, name it in the database, and have it mirrored."""
-    job, spec, number = setup.job, setup.spec, trial.number
+    job, spec, number = setup.job, setup.job.spec, trial.number
     attrs, uid = TrialAttrs.parse(trial.user_attrs), StudyAttrs.parse(trial.study.user_attrs).uid
     hp = spec.hparams({}, attrs.overrides) if attrs.overrides else suggest(trial, spec)
-    seed = training_seed(trial, spec)
+    seed = attrs.training_seed  # a fixed study's
+    if seed is None:
+        assert attrs.position is not None
+        seed = derive_seed(spec.sampler.seed, "trial", attrs.position)
+    tags = {**job.tags, "threads": str(job.threads), "role": "trial", "trial": str(number), "trial_state": "RUNNING"}
+    named = {"seed": str(seed), "preset": attrs.preset, "arm": attrs.arm}
+    tags |= {name: value for name, value in named.items() if value}
+    tags |= {"protocol_hash": setup.final.protocol.hash, "rung_protocol_hash": setup.rung.protocol.hash}
     folders = [RunFolder(job.home.trial_dir(spec.name, uid, n)) for n in (*setup.trials.history(trial), number)]
     info = RunInfo(
         key=trial_key(spec.name, number),
         name=f"trial {number}",
         experiment=spec.name,
         params=hp.to_dict(),
-        tags={
-            **job.tags,
-            "threads": str(job.threads),
-            "role": "trial",
-            "trial": str(number),
-            "trial_state": "RUNNING",
-            "seed": str(seed),
-            **{name: value for name, value in (("preset", attrs.preset), ("arm", attrs.arm)) if value},
-            "protocol_hash": setup.final.protocol.hash,
-            "rung_protocol_hash": setup.rung.protocol.hash,
-        },
-        dataset=job.dataset["name"],
-        dataset_digest=job.dataset["fingerprint"],
-        dataset_source=job.dataset["source"],
+        tags=tags,
+        dataset=spec.data.source,
+        dataset_digest=job.store.fingerprint,
+        dataset_source=spec.data.source,
     )
     attempt = Attempt(
         folders[-1],
@@ -197,17 +180,12 @@ def open_attempt(trial: optuna.Trial, setup: WorkerSetup, lease: Lease) -> Attem
         earlier=folders[:-1],
         fence=lease.check,
         share=setup.share,
-        say=lambda text: setup.publish(events.Said(text=f"trial {number}: {text}")),
+        say=lambda text: setup.publish(messages.Said(text=f"trial {number}: {text}")),
         real_distance=setup.real_distance,
     ).open()
     setup.follow(attempt.record_path, lease.check_now)
-    opened = TrialAttrs(
-        hparams=hp.to_dict(),
-        seed=seed,
-        folder=str(attempt.folder.path.relative_to(job.home.root)),
-        resumed_kimg=attempt.resumed_kimg,
-    )
-    write_attrs(trial, opened)
+    folder = str(attempt.folder.path.relative_to(job.home.root))
+    write_attrs(trial, TrialAttrs(hparams=hp.to_dict(), seed=seed, folder=folder, resumed_kimg=attempt.resumed_kimg))
     params = trial.params or {"preset": attrs.preset}
-    setup.publish(events.Started(number=number, kimg=attempt.resumed_kimg, params=params, retry_of=attrs.retry_of))
+    setup.publish(messages.Started(number=number, kimg=attempt.resumed_kimg, params=params, retry_of=attrs.retry_of))
     return attempt

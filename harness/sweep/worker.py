@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import statistics
+import threading
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
-from threading import Event
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 import optuna
 import torch
@@ -16,66 +17,99 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from harness.errors import DiskFull, Diverged, Fenced, Interrupted, Paused, StorageLost, SweepError, without_secrets
+from harness.machine.processes import exact_arithmetic, keep_memory, on_device, use_threads
+from harness.scoring.diversity import real_distance
+from harness.scoring.scorer import Scorers
 from harness.spec.resolved import ResolvedStudy
-from harness.store.attrs import StudyAttrs, TrialAttrs
-from harness.store.lease import Lease, write_attrs
+from harness.store.connection import grace_s
+from harness.store.database import open_storage
+from harness.store.records import StudyAttrs, TrialAttrs
 from harness.store.samplers import kimg_to_images
-from harness.store.trials import INTERRUPTED, OOM
-from harness.sweep import events
-from harness.sweep.failures import DISK_FULL, in_words, is_device_lost, is_disk_full, is_oom, is_oom_of_host
-from harness.sweep.objective import objective, open_attempt, report
-from harness.sweep.setup import WorkerSetup
-from harness.training.attempt import Attempt
-from harness.training.loop import Degenerate
+from harness.store.studies import agree_on_protocols
+from harness.store.trials import INTERRUPTED, OOM, Lease, Trials, write_attrs
+from harness.sweep.messages import Ended, Event, Ready, Said, WorkerJob
+from harness.sweep.objective import WorkerSetup, objective, open_attempt, report
+from harness.tracking.mirror import Mirror
+from harness.tracking.mlflow import MlflowTracker, new_client
+from harness.training.attempt import Attempt, Degenerate
+from harness.training.share import Share
 
 # What a trial that diverged teaches the sampler: worse than any real score, and finite.
 DIVERGED_VALUE = 1e4
 _MAX_FAILURES_IN_A_ROW = 3
-_DECLARED_DEAD = "was declared dead; continued elsewhere"
+_DECLARED_DEAD, _DISK_FULL = "was declared dead; continued elsewhere", "the disk is full"
 # Seconds between questions of a worker without a trial: others run the last ones, and may yet die.
 _IDLE_S = 1.0
+# Seconds for sending what MLflow has yet to get: at the end of the work, and where the machine is to be given back.
+_LAST_SENDING_S, _HURRIED_SENDING_S = 60.0, 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialEnd:
-    """How a trial ended.
-
-    Attributes:
-        state: Optuna's.
-        values: of the objectives, of a COMPLETE trial.
-        reason: why it is not COMPLETE.
-        paused_at: the rung's step at which a WAITING one is paused.
-        traceback: of an error that nobody foresaw.
-        retires: memory ran out next to other workers: this one is to leave them its share.
-    """
+    """How a trial ended. ``retires``: memory ran out next to other workers, and this one leaves them its share."""
 
     state: TrialState
     values: Sequence[float] | None = None
     reason: str = ""
-    paused_at: int | None = None
+    paused_at: int | None = None  # the step of the rung where a WAITING one is left
     traceback: str = ""
     retires: bool = False
 
-    @property
-    def failed(self) -> bool:
-        """Whether it failed for a reason of its own."""
-        return self.state == TrialState.FAIL and not self.reason.startswith(INTERRUPTED)
+
+def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Callable[[], bool]) -> None:
+    """What a worker's process does, whatever engine runs it: load, connect, work, send what is left."""
+
+    def say(text: str) -> None:
+        publish(Said(text=text))
+
+    def interrupt() -> None:
+        if should_stop():
+            raise Interrupted("stopped while scoring; saved")
+
+    keep_memory()
+    exact_arithmetic()
+    use_threads(job.cores)
+    device = torch.device(job.device)
+    images = on_device(job.store.tensor(), device)
+    scorers = Scorers(job.home, job.store, device, say, interrupt)
+    say(f"reference statistics of {job.spec.scoring.final.reference} real images")
+    try:
+        rung, final = scorers.scorer(job.spec.scoring.rung), scorers.scorer(job.spec.scoring.final)
+    except Interrupted:
+        return
+    publish(Ready())
+    use_threads(job.threads)
+
+    storage = open_storage(job.home, grace=grace_s(), say=say, stop=should_stop)
+    study = optuna.load_study(study_name=job.spec.name, storage=storage)
+    attrs = StudyAttrs.parse(study.user_attrs)
+    protocols = {"final": asdict(final.protocol), "rung": asdict(rung.protocol)}
+    agree_on_protocols(study, job.home, protocols, resume_anyway=job.resume_anyway)
+    mirror = Mirror(lambda: MlflowTracker(new_client(job.home), attrs.mlflow_experiment, attrs.mlflow_parent), say)
+    setup = WorkerSetup(
+        job=job,
+        trials=Trials(study, job.spec, job.home),
+        images_NHWC=images,
+        device=device,
+        follow=mirror.follow,
+        final=final,
+        rung=rung,
+        stop=should_stop,
+        publish=publish,
+        real_distance=real_distance(images),
+        share=Share.from_environment(job.spec.name, attrs.uid),
+    )
+    try:
+        work(setup)
+    finally:
+        mirror.close(_HURRIED_SENDING_S if should_stop() else _LAST_SENDING_S)
 
 
 def work(setup: WorkerSetup, target: int | None = None) -> bool:
-    """Run trials until the study has its target or ``setup.stop()`` says so.
+    """Run trials until COMPLETE and PRUNED ones reach the target (the study's own, which a later start may raise).
 
-    Args:
-        setup: what trials need.
-        target: COMPLETE and PRUNED trials wanted; None is the study's own, which a later start may raise.
-
-    Returns:
-        Whether this worker retired: memory ran out, and others run. Number 0 takes trials again once it is alone.
-
-    Raises:
-        SweepError: several trials in a row failed for reasons of their own, as the rest of the budget would.
-        StorageLost: the database was away for longer than the grace period.
-        DiskFull: a checkpoint could not be written; the trial is continued later.
+    Returns whether this worker retired: memory ran out, and others run. Number 0 takes trials again once it is alone.
+    Raises SweepError where several trials in a row failed for reasons of their own, as the rest of the budget would.
     """
     failures: list[str] = []
     retired = False
@@ -85,11 +119,12 @@ def work(setup: WorkerSetup, target: int | None = None) -> bool:
         if trial is None:
             if setup.trials.is_done(wanted):
                 break
-            Event().wait(_IDLE_S)
+            threading.Event().wait(_IDLE_S)
             continue
         end = run_trial(trial, setup)
         retired = retired or end.retires
-        failures = [*failures, end.reason] if end.failed else []
+        failed = end.state == TrialState.FAIL and not end.reason.startswith(INTERRUPTED)
+        failures = [*failures, end.reason] if failed else []
         if len(failures) == _MAX_FAILURES_IN_A_ROW:
             raise SweepError(
                 f"{len(failures)} trials in a row failed; the last: {failures[-1]}",
@@ -101,10 +136,7 @@ def work(setup: WorkerSetup, target: int | None = None) -> bool:
 def run_trial(trial: optuna.Trial, setup: WorkerSetup) -> TrialEnd:
     """Run one trial to a pause, or to its end state in the database and in its folder.
 
-    Raises:
-        StorageLost: the database was away for longer than the grace period; the trial is continued later.
-        DiskFull: a checkpoint could not be written; the trial is continued later.
-        AcceleratorError: the device is lost to this process, which must end.
+    Raises StorageLost and DiskFull where the trial is continued later, AcceleratorError where this process must end.
     """
     # Also what it took before it was paused.
     started = time.perf_counter() - (TrialAttrs.parse(trial.user_attrs).elapsed_s or 0.0)
@@ -120,13 +152,14 @@ def run_trial(trial: optuna.Trial, setup: WorkerSetup) -> TrialEnd:
                 end = TrialEnd(state=TrialState.WAITING, reason=paused.problem, paused_at=paused.step)
             except (Diverged, Degenerate) as problem:
                 end = TrialEnd(state=TrialState.PRUNED, reason=f"diverged: {problem.problem}")
-                teach_divergence(trial, problem, setup.spec, attempt.history.kimg if attempt else 0.0)
+                teach_divergence(trial, problem, setup.job.spec, attempt.history.kimg if attempt else 0.0)
             except Interrupted as stopped:
                 end = TrialEnd(state=TrialState.FAIL, reason=f"{INTERRUPTED}: {stopped.problem}")
             except (Fenced, StorageLost, UpdateFinishedTrialError):
                 raise
             except Exception as error:
-                if is_device_lost(error):
+                # The device does nothing more for this process: another one must continue the trial.
+                if isinstance(error, torch.AcceleratorError) and not _is_oom(error):
                     raise
                 end = failure(error, trial, setup)
             write_attrs(trial, TrialAttrs(elapsed_s=round(time.perf_counter() - started, 2)))
@@ -138,14 +171,14 @@ def run_trial(trial: optuna.Trial, setup: WorkerSetup) -> TrialEnd:
         except (Fenced, UpdateFinishedTrialError):
             lease.ending = False
             # Another attempt has the trial now; this one's run is closed when somebody reconciles.
-            setup.publish(events.Ended(number=trial.number, state="FAIL", reason=_DECLARED_DEAD))
+            setup.publish(Ended(number=trial.number, state="FAIL", reason=_DECLARED_DEAD))
             return TrialEnd(state=TrialState.FAIL, reason=f"{INTERRUPTED}: {_DECLARED_DEAD}")
     _conclude(trial, end, attempt, setup)
     # A training and its step, on CUDA a graph with all of its memory, hold on to each other; the next needs the room.
     gc.collect()
     if OOM in end.reason and torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if DISK_FULL in end.reason:
+    if _DISK_FULL in end.reason:
         raise DiskFull(
             end.reason.removeprefix(f"{INTERRUPTED}: "), "Free some space and start again: it continues from there."
         )
@@ -154,20 +187,34 @@ def run_trial(trial: optuna.Trial, setup: WorkerSetup) -> TrialEnd:
 
 def failure(error: Exception, trial: optuna.Trial, setup: WorkerSetup) -> TrialEnd:
     """The end of a trial that raised. Where memory or disk ran out, another attempt may succeed."""
-    text, details = in_words(error), without_secrets("".join(traceback.format_exception(error)))
-    if is_disk_full(error):
-        return TrialEnd(state=TrialState.FAIL, reason=f"{INTERRUPTED}: {DISK_FULL}: {text}", traceback=details)
-    if not is_oom(error):
-        return TrialEnd(state=TrialState.FAIL, reason=f"{type(error).__name__}: {text}", traceback=details)
-    # A GPU's memory is shared with the workers on it, the machine's with all.
-    on_gpu = setup.device.type == "cuda" and not is_oom_of_host(error)
-    others = (setup.job.on_gpu if on_gpu else setup.job.workers) - 1
-    if others and not TrialAttrs.parse(trial.user_attrs).oom:
-        # Retry once with one worker fewer. Worker 0 never retires for good, so one is always left.
-        write_attrs(trial, TrialAttrs(oom=True))
-        reason = f"{INTERRUPTED}: {OOM} beside {others} other workers; queued again: {text}"
-        return TrialEnd(state=TrialState.FAIL, reason=reason, traceback=details, retires=True)
-    return TrialEnd(state=TrialState.FAIL, reason=f"{OOM}: {text}", traceback=details)
+    details = without_secrets("".join(traceback.format_exception(error)))
+    lines = str(error).strip().splitlines()
+    text, retires = without_secrets(lines[0]) if lines else type(error).__name__, False
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        reason = f"{INTERRUPTED}: {_DISK_FULL}: {text}"
+    elif not _is_oom(error):
+        reason = f"{type(error).__name__}: {text}"
+    else:
+        # A GPU's memory is shared with the workers on it, the machine's with all.
+        on_gpu = setup.device.type == "cuda" and not _is_oom_of_host(error)
+        others = (setup.job.on_gpu if on_gpu else setup.job.workers) - 1
+        retires = others > 0 and not TrialAttrs.parse(trial.user_attrs).oom
+        reason = f"{OOM}: {text}"
+        if retires:
+            # Retry once with one worker fewer. Worker 0 never retires for good, so one is always left.
+            write_attrs(trial, TrialAttrs(oom=True))
+            reason = f"{INTERRUPTED}: {OOM} beside {others} other workers; queued again: {text}"
+    return TrialEnd(state=TrialState.FAIL, reason=reason, traceback=details, retires=retires)
+
+
+def _is_oom(error: Exception) -> bool:
+    """Whether memory ran out, the machine's or a GPU's (as CUDA, or cuBLAS and cuDNN, say it)."""
+    of_gpu = isinstance(error, RuntimeError) and any(text in str(error) for text in ("out of memory", "ALLOC_FAILED"))
+    return of_gpu or isinstance(error, torch.OutOfMemoryError) or _is_oom_of_host(error)
+
+
+def _is_oom_of_host(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
 def teach_divergence(trial: optuna.Trial, problem: Diverged | Degenerate, spec: ResolvedStudy, kimg: float) -> None:
@@ -193,7 +240,7 @@ def _conclude(trial: optuna.Trial, end: TrialEnd, attempt: Attempt | None, setup
         try:
             attempt.end(end.state.name, scores, {name: text for name, text in tags.items() if text})
         except OSError:
-            if DISK_FULL not in end.reason:  # there is no room for the curve either; the checkpoint has it
+            if _DISK_FULL not in end.reason:  # there is no room for the curve either; the checkpoint has it
                 raise
     value = end.values[0] if end.values else None
-    setup.publish(events.Ended(number=trial.number, state=end.state.name, value=value, reason=end.reason))
+    setup.publish(Ended(number=trial.number, state=end.state.name, value=value, reason=end.reason))

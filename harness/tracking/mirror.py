@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 
@@ -15,8 +14,7 @@ from filelock import FileLock, Timeout
 from harness import atomic
 from harness.errors import Fenced, without_secrets
 from harness.tracking.mlflow import MlflowTracker
-from harness.training.record import RunEnd, RunRecord
-from harness.training.run_folder import RunFolder, grid_kimg
+from harness.training.run_folder import RunEnd, RunFolder, RunRecord, grid_kimg
 
 _EVERY_S = 1.0
 _LONGEST_PAUSE_S = 30.0
@@ -32,18 +30,15 @@ class Reflection:
     """One run's record, and how much of it is in MLflow.
 
     What is sent twice, because a crash came before the cursor was written, is one thing to MLflow: points and pictures
-    that it has are left out, runs are found by their key, files are replaced.
-
-    Args:
-        path: the record.
-
-    Attributes:
-        run_id: MLflow's, empty until the run was opened there.
-        lock: held by the process that mirrors it, while it trains its own; released by the system where that dies.
+    that it has are left out, runs are found by their key, files are replaced. ``run_id`` is MLflow's, empty until the
+    run was opened there. ``lock`` is held by the process that mirrors it; the system releases it where that dies.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.folder = path, RunFolder(path.parent)
+    def __init__(self, path: Path, guard: Callable[[], None] = lambda: None) -> None:
+        self.path, self.folder, self.guard = path, RunFolder(path.parent), guard
+        # What a mirror sent last, and when; whether it was refused.
+        self.sent: tuple[int, ...] = ()
+        self.sent_at, self.refused = 0.0, False
         self.cursor_path = path.with_suffix(".mirror")
         self.lock = FileLock(path.with_name(f".{path.stem}.lock"))
         try:
@@ -70,17 +65,10 @@ class Reflection:
         return tuple(stamps)
 
     def send(self, runs: MlflowTracker, end: RunEnd | None = None) -> bool:
-        """Send what is new; whether the run is in MLflow to its end.
+        """Send what is new; whether the run is in MLflow to its end, which is ``end`` where its folder has none.
 
         A run that a person deleted meanwhile is restored; one that is gone for good is made again from the record.
-
-        Args:
-            runs: where to.
-            end: how the run ended where its folder does not say so: its process was killed, or it was paused.
-
-        Raises:
-            Refused: MLflow does not take this run's record.
-            Exception: whatever MLflow raises while it cannot be reached. What was sent is not sent again.
+        Raises Refused where MLflow does not take it, and whatever MLflow raises where it cannot be reached.
         """
         record = self.unsent()
         if record is None:
@@ -93,7 +81,13 @@ class Reflection:
         except Exception as error:
             if not self.run_id:
                 raise
-            self._revive(runs, error)
+            try:
+                revived = runs.revive(self.run_id)  # which raises where MLflow cannot be reached
+            except KeyError:
+                self._move("", 0, ended=False)
+                raise Refused("its run is gone; it is made again") from error
+            if not revived:
+                raise Refused(str(error)) from error
             self._send(runs, record, end)
         return end is not None
 
@@ -133,42 +127,18 @@ class Reflection:
             runs.end(self.run_id, end.state, scores=end.scores, tags=end.tags)
             self._move(self.run_id, record.opened_ms, ended=True)
 
-    def _revive(self, runs: MlflowTracker, error: Exception) -> None:
-        """Restore a run that a person deleted. MLflow is asked, which raises where it cannot be reached."""
-        try:
-            if runs.revive(self.run_id):
-                return
-        except KeyError:
-            self._move("", 0, ended=False)
-            raise Refused("its run is gone; it is made again") from error
-        raise Refused(str(error)) from error
-
     def _move(self, run_id: str, opened_ms: int, *, ended: bool) -> None:
         self.run_id, self._opened_ms, self._ended = run_id, opened_ms, ended
         cursor = {"run_id": run_id, "opened_ms": opened_ms, "ended": ended}
         atomic.write_text(self.cursor_path, json.dumps(cursor))
 
 
-@dataclass(slots=True)
-class _Followed:
-    reflection: Reflection
-    guard: Callable[[], None]
-    sent: tuple[int, ...] = ()
-    sent_at: float = 0.0
-    refused: bool = False
-
-
 class Mirror:
-    """Follows the runs of this process in a thread.
-
-    Args:
-        connect: where runs are shown; called in the thread, again after a failure.
-        say: told when MLflow cannot be reached, and when it can again.
-    """
+    """Follows the runs of this process in a thread, which calls ``connect``, again after a failure."""
 
     def __init__(self, connect: Callable[[], MlflowTracker], say: Callable[[str], None]) -> None:
         self.connect, self.say = connect, say
-        self._followed: dict[Path, _Followed] = {}
+        self._followed: dict[Path, Reflection] = {}
         self._runs: MlflowTracker | None = None
         self._away = False
         self._closing = Event()
@@ -176,78 +146,72 @@ class Mirror:
         self._thread.start()
 
     def follow(self, record: Path, guard: Callable[[], None] = lambda: None) -> None:
-        """Show a run until its end.
-
-        Args:
-            record: the run's.
-            guard: asked before anything of it is sent; raises Fenced where its attempt was declared dead.
-        """
-        self._followed[record] = _Followed(Reflection(record), guard)
+        """Show the run of a record until its end; ``guard`` raises Fenced where its attempt was declared dead."""
+        self._followed[record] = Reflection(record, guard)
 
     def close(self, within_s: float) -> None:
         """Send what is left, for at most ``within_s`` seconds and not at all while MLflow is away."""
         self._closing.set()
         self._thread.join(within_s)
-        if left := [record for record in self._followed if Reflection(record).unsent()]:
-            self.say(
-                f"{len(left)} runs are not wholly in MLflow yet; `harness reconcile` or the next start sends the rest"
-            )
+        if left := sum(Reflection(record).unsent() is not None for record in self._followed):
+            self.say(f"{left} runs are not wholly in MLflow yet; `harness reconcile` or the next start sends the rest")
 
     def _run(self) -> None:
         pause = _EVERY_S
         while not self._closing.wait(pause):
             pause = _EVERY_S if self._send_all() else min(2 * pause, _LONGEST_PAUSE_S)
         self._send_all()
-        for followed in self._followed.values():
-            followed.reflection.lock.release()
+        for reflection in self._followed.values():
+            reflection.lock.release()
 
     def _send_all(self) -> bool:
         """Whether all was taken. A run that is refused holds up no other; where nobody answers none is tried."""
         taken = True
-        for followed in list(self._followed.values()):
-            reflection, changed_at = followed.reflection, followed.reflection.changed_at()
-            if changed_at == followed.sent and time.monotonic() - followed.sent_at < _ASK_EVERY_S:
+        for reflection in list(self._followed.values()):
+            changed_at = reflection.changed_at()
+            if changed_at == reflection.sent and time.monotonic() - reflection.sent_at < _ASK_EVERY_S:
                 continue
             try:
                 if not reflection.lock.is_locked:
                     reflection.lock.acquire(timeout=0)
-                followed.guard()
+                reflection.guard()
             except Timeout:  # another process sends what an earlier one left
                 continue
             except Fenced:
-                self._let_go(followed)
+                self._let_go(reflection)
                 continue
             except Exception:  # the database is away: whether this may be sent is not known now
                 return False
             try:
                 self._runs = self._runs or self.connect()
                 ended = reflection.send(self._runs)
-                followed.sent, followed.sent_at = changed_at, time.monotonic()
+                reflection.sent, reflection.sent_at = changed_at, time.monotonic()
             except Refused as error:
                 record, taken = reflection.unsent(), False
-                if record and not followed.refused:
-                    followed.refused = True
-                    key = record.info.key
-                    self.say(f"MLflow does not take {key} ({_short(error)}); kept on disk, training continues")
+                if record and not reflection.refused:
+                    reflection.refused = True
+                    self._keep(record.info.key, error)
                 continue
             except Exception as error:  # whatever MLflow raises: it is tried again later
                 self._runs = None
                 if not self._away:
                     self._away = True
-                    self.say(f"MLflow does not take it ({_short(error)}); kept on disk, training continues")
+                    self._keep("it", error)
                 return False
             if self._away:
                 self._away = False
                 self.say("MLflow takes it again; what was kept is being sent")
             if ended:
-                self._let_go(followed)
+                self._let_go(reflection)
         return taken
 
-    def _let_go(self, followed: _Followed) -> None:
-        path = followed.reflection.path
-        if self._followed.get(path) is followed:  # not a run that was paused, and is followed again
-            del self._followed[path]
-        followed.reflection.lock.release()
+    def _keep(self, what: str, error: Exception) -> None:
+        self.say(f"MLflow does not take {what} ({_short(error)}); kept on disk, training continues")
+
+    def _let_go(self, reflection: Reflection) -> None:
+        if self._followed.get(reflection.path) is reflection:  # not one that was paused, and is followed again
+            del self._followed[reflection.path]
+        reflection.lock.release()
 
 
 def send_left(
@@ -257,19 +221,12 @@ def send_left(
 ) -> dict[str, str]:
     """Send what dead processes, and MLflow's outages, left; what was done, by the run's key.
 
-    Args:
-        records: of runs.
-        runs_of: where a run is shown.
-        end_of: how a run ended whose folder does not say so; None where that is not known.
-
-    Raises:
-        Exception: whatever MLflow raises where it cannot be reached; what was not sent stays.
+    ``end_of`` is how a run ended whose folder does not say so. Raises what MLflow does where it cannot be reached.
     """
     done: dict[str, str] = {}
     for path in records:
         reflection = Reflection(path)
-        record = reflection.unsent()
-        if record is None:
+        if (record := reflection.unsent()) is None:
             continue
         with suppress(Timeout), reflection.lock.acquire(timeout=0):  # else a living process sends it
             end = None if record.end else end_of(record)

@@ -1,4 +1,4 @@
-"""Tracking in MLflow: one experiment a study, one parent run, one child run a trial attempt."""
+"""MLflow: its client and its server; one experiment a study, one parent run, one child run a trial attempt."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import gc
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import socket
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -18,7 +20,7 @@ from PIL import Image
 
 from harness.errors import TrackingError, UsageError
 from harness.home import Home
-from harness.training.record import Point, RunInfo, finite
+from harness.training.run_folder import Point, RunInfo, finite
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,39 +32,36 @@ STATUS = {
 KEY_TAG = "harness.key"
 _PARENT_TAG = "mlflow.parentRunId"
 _NOTE_TAG = "mlflow.note.content"
-# MLflow's limits per call, and of one tag's value (longer is refused or cut).
-_METRICS_PER_CALL, _PARAMS_PER_CALL, _NOTE_CHARACTERS = 1000, 100, 7900
-
+# Longer is refused or cut.
+_NOTE_CHARACTERS = 7900
 # What MLflow makes of an image's key and step.
 _IMAGE = re.compile(r"images/(?P<name>.+)\+step\+(?P<step>\d+)\+.*\.webp")
-
-T = TypeVar("T")
-
-
-def quiet() -> None:
-    """No telemetry, no progress bars, no migration chatter; a dead server is noticed in seconds, not minutes."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+# No telemetry, no progress bars, no migration chatter; a dead server is noticed in seconds, not minutes.
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
     # The server's job runners are for its GenAI features: seven idle processes next to a sweep.
-    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     # A server may ask for hours of patience.
-    os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     # With each run that ends it would print the address, and the password in it.
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # It prints what it raises, with a traceback and the statement's values.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+# The last prints what it raises, with a traceback and the statement's values.
+_LOG_LEVELS = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL}
 
 
 def load() -> None:
     """Import MLflow, quietly; without looking for garbage meanwhile, which takes a third of the time and finds none."""
-    quiet()
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    for name, level in _LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -73,26 +72,20 @@ def load() -> None:
 
 
 def tracking_url(home: Home) -> str:
-    """``MLFLOW_TRACKING_URI``, or the database in the home folder.
-
-    Raises:
-        UsageError: it is not an address. Its text, which may hold a password, is not shown.
-    """
-    found = os.environ.get("MLFLOW_TRACKING_URI")
-    if not found:
-        return home.mlflow_url
+    """``MLFLOW_TRACKING_URI``, or the database in the home folder."""
+    url = os.environ.get("MLFLOW_TRACKING_URI") or home.mlflow_url
     try:
-        urlsplit(found)
-    except ValueError:
+        urlsplit(url)
+    except ValueError:  # its text, which may hold a password, is not shown
         raise UsageError("MLFLOW_TRACKING_URI is not an address", "Use http://HOST:PORT, or unset it.") from None
-    return found
+    return url
 
 
 def without_password(text: str, url: str) -> str:
     """A text in which an address's password, and the one of MLFLOW_TRACKING_PASSWORD, is blotted out."""
-    for secret in (urlsplit(url).password, os.environ.get("MLFLOW_TRACKING_PASSWORD"),
-                   os.environ.get("MLFLOW_TRACKING_TOKEN")):  # fmt: skip
-        text = text.replace(secret, "***") if secret else text
+    named = (os.environ.get(name) for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"))
+    for secret in filter(None, (urlsplit(url).password, *named)):
+        text = text.replace(secret, "***")
     return text
 
 
@@ -106,11 +99,7 @@ def new_client(home: Home) -> MlflowClient:
 
 @contextmanager
 def answers(home: Home) -> Iterator[None]:
-    """Whatever MLflow raises within is one error of ours.
-
-    Raises:
-        TrackingError: MLflow cannot be reached, or refuses.
-    """
+    """Whatever MLflow raises within, where it cannot be reached or refuses, is a TrackingError."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -122,11 +111,7 @@ def answers(home: Home) -> Iterator[None]:
 
 
 def client_for(home: Home) -> MlflowClient:
-    """A client; the database is created once, under a lock, before anything else opens it.
-
-    Raises:
-        TrackingError: MLflow cannot be reached.
-    """
+    """A client; the database is created once, under a lock, before anything else opens it. As of :func:`answers`."""
     load()
     home.root.mkdir(parents=True, exist_ok=True)
     with answers(home), FileLock(home.root / ".mlflow.lock"):
@@ -138,26 +123,46 @@ def client_for(home: Home) -> MlflowClient:
 def open_experiment(client: MlflowClient, home: Home, study: str, description: str = "") -> str:
     """The id of the study's experiment, created if need be (or restored, where a person deleted it in the UI)."""
     with FileLock(home.root / ".mlflow.lock"):
-        found = client.get_experiment_by_name(study)
-        if found is None:
-            location = None
-            if not os.environ.get("MLFLOW_TRACKING_URI"):
-                location = home.within("artifacts", study).as_uri()
+        experiment = client.get_experiment_by_name(study)
+        if experiment is None:
+            here = not os.environ.get("MLFLOW_TRACKING_URI")
+            location = home.within("artifacts", study).as_uri() if here else None
             tags = {_NOTE_TAG: description} if description else None
             return str(client.create_experiment(study, artifact_location=location, tags=tags))
-        if found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
+        if experiment.lifecycle_stage == "deleted":
+            client.restore_experiment(experiment.experiment_id)
+        return str(experiment.experiment_id)
 
 
-def runs_page(experiment_id: str, metric: str) -> str:
-    """Path of an experiment's runs in the UI, ranked by a metric, with charts.
+def ui_command(home: Home, port: int) -> list[str]:
+    """The command line of the MLflow server over the home folder's database, on this machine only."""
+    if address := os.environ.get("MLFLOW_TRACKING_URI"):
+        raise UsageError("MLFLOW_TRACKING_URI is set, so runs are on that server", f"Open {address}.")
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise UsageError(f"port {port} is in use", f"Choose another: harness ui --port {port + 1}")
+    client_for(home)
+    os.environ["MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE"] = "false"
+    artifacts = str(home.artifacts)
+    return [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
+        *("--backend-store-uri", home.mlflow_url, "--artifacts-destination", artifacts, "--workers", "1"),
+        *("--uvicorn-opts", "--log-level warning"),
+        # By itself MLflow also answers to 10.* and 192.168.*, which are names that anybody can own: 10.example.com.
+        *("--allowed-hosts", ",".join(f"{name}{port}" for name in ("127.0.0.1", "localhost") for port in ("", ":*"))),
+        *("--cors-allowed-origins", f"http://127.0.0.1:{port}"),
+    ]
 
-    ``workflowType`` leaves the UI's GenAI view, in which runs are not shown and which is its default.
-    """
-    order = quote(f"metrics.`{metric}`", safe=".")
-    query = f"workflowType=machine_learning&compareRunsMode=CHART&orderByKey={order}&orderByAsc=true"
-    return f"/#/experiments/{experiment_id}/runs?{query}"
+
+def ui_links(home: Home, port: int, metrics: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(study, address of its trials as a table ranked by its final metric, with charts) of every study in MLflow."""
+    client = client_for(home)
+    for name, metric in metrics.items():
+        if experiment := client.get_experiment_by_name(name):
+            order = quote(f"metrics.`{metric}`", safe=".")
+            # workflowType leaves the UI's GenAI view, in which runs are not shown and which is its default.
+            query = f"workflowType=machine_learning&compareRunsMode=CHART&orderByKey={order}&orderByAsc=true"
+            yield name, f"http://127.0.0.1:{port}/#/experiments/{experiment.experiment_id}/runs?{query}"
 
 
 class MlflowTracker:
@@ -174,6 +179,8 @@ class MlflowTracker:
 
     def start(self, info: RunInfo) -> str:
         """Open a run, or the one of the same key, and return its id."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
         tags = {KEY_TAG: info.key, **info.tags}
         if self.parent_id:
             tags[_PARENT_TAG] = self.parent_id
@@ -181,19 +188,20 @@ class MlflowTracker:
         if run_id is None:
             run = self.client.create_run(self.experiment_id, tags=tags, run_name=info.name)
             run_id = str(run.info.run_id)
-            self._logged[run_id] = set()
-            self._images[run_id] = set()
+            self._logged[run_id], self._images[run_id] = set(), set()
         else:
             self._remember(run_id)
             self.client.update_run(run_id, status="RUNNING")
             self._tag(run_id, tags)
-        self._params(run_id, info.params)
+        self.client.log_batch(run_id, params=[Param(name, str(value)) for name, value in info.params.items()])
         if info.dataset:
-            self._dataset(run_id, info)
+            digest = info.dataset_digest[:12]
+            dataset = Dataset(name=info.dataset, digest=digest, source_type="local", source=info.dataset_source)
+            inputs = DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+            self.client.log_inputs(run_id, datasets=[inputs])
         return run_id
 
     def log(self, run_id: str, points: Iterable[Point]) -> None:
-        """Add points to curves, in batches."""
         from mlflow.entities import Metric
 
         if run_id not in self._logged:  # an earlier process may have begun it
@@ -202,12 +210,10 @@ class MlflowTracker:
         fresh = {(point.name, point.step): point for point in finite(points)}
         new = {key: point for key, point in fresh.items() if key not in self._logged[run_id]}
         metrics = [Metric(point.name, point.value, point.at_ms, point.step) for point in new.values()]
-        for part in _parts(metrics, _METRICS_PER_CALL):
-            self.client.log_batch(run_id, metrics=part)
+        self.client.log_batch(run_id, metrics=metrics)
         self._logged[run_id] |= new.keys()
 
     def image(self, run_id: str, name: str, step: int, path: Path) -> None:
-        """Add a PNG file to a series of images."""
         # Asked at most once a run: only one process sends a run's record.
         if run_id not in self._images:
             # The small copy is written last: with it the image is there.
@@ -218,7 +224,6 @@ class MlflowTracker:
             self._images[run_id].add((name, step))
 
     def artifact(self, run_id: str, path: Path, folder: str = "") -> None:
-        """Keep a copy of a file or folder."""
         if path.is_dir():
             self.client.log_artifacts(run_id, str(path), folder or path.name)
         else:
@@ -238,15 +243,16 @@ class MlflowTracker:
 
     def runs_by_key(self) -> dict[str, tuple[str, str]]:
         """(run id, status) of every run that is not deleted, by key."""
-        found = self._search(f"tags.`{_PARENT_TAG}` = '{self.parent_id}'")
-        return {run.data.tags.get(KEY_TAG, ""): (run.info.run_id, run.info.status) for run in found}
+        return {run.data.tags.get(KEY_TAG, ""): (run.info.run_id, run.info.status) for run in self._children()}
 
     def drop_doubles(self) -> list[str]:
         """A request that was answered too late may have made a second run; the emptier one goes to MLflow's bin."""
         seen: set[str] = set()
         doubled = []
-        found = self._search(f"tags.`{_PARENT_TAG}` = '{self.parent_id}'")
-        for run in sorted(found, key=lambda run: (-len(run.data.metrics), run.info.start_time or 0, run.info.run_id)):
+        by_metrics = sorted(
+            self._children(), key=lambda run: (-len(run.data.metrics), run.info.start_time or 0, run.info.run_id)
+        )
+        for run in by_metrics:
             key = run.data.tags.get(KEY_TAG, "")
             if key and key in seen:
                 self.client.delete_run(run.info.run_id)
@@ -255,11 +261,7 @@ class MlflowTracker:
         return doubled
 
     def revive(self, run_id: str) -> bool:
-        """Restore a run that a person deleted; whether it was.
-
-        Raises:
-            KeyError: it is gone for good.
-        """
+        """Restore a run that a person deleted; whether it was. Raises KeyError where it is gone for good."""
         from mlflow.exceptions import MlflowException
         from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
@@ -290,8 +292,11 @@ class MlflowTracker:
 
     def _find(self, key: str) -> str | None:
         of_parent = f" and tags.`{_PARENT_TAG}` = '{self.parent_id}'" if self.parent_id else ""
-        runs = list(self._search(f"tags.`{KEY_TAG}` = '{key}'{of_parent}"))
-        return str(runs[0].info.run_id) if runs else None
+        run = next(self._search(f"tags.`{KEY_TAG}` = '{key}'{of_parent}"), None)
+        return str(run.info.run_id) if run else None
+
+    def _children(self) -> Iterator[Any]:
+        return self._search(f"tags.`{_PARENT_TAG}` = '{self.parent_id}'")
 
     def _search(self, query: str) -> Iterator[Any]:
         token = None
@@ -302,28 +307,7 @@ class MlflowTracker:
             if not token:
                 return
 
-    def _params(self, run_id: str, params: Mapping[str, object]) -> None:
-        from mlflow.entities import Param
-
-        listed = [Param(name, str(value)) for name, value in params.items()]
-        for part in _parts(listed, _PARAMS_PER_CALL):
-            self.client.log_batch(run_id, params=part)
-
     def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        for part in _parts([RunTag(name, value) for name, value in tags.items()], _PARAMS_PER_CALL):
-            self.client.log_batch(run_id, tags=part)
-
-    def _dataset(self, run_id: str, info: RunInfo) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        dataset = Dataset(
-            name=info.dataset, digest=info.dataset_digest[:12], source_type="local", source=info.dataset_source
-        )
-        self.client.log_inputs(run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
-
-
-def _parts(items: Sequence[T], size: int) -> Iterator[list[T]]:
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])
+        self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])

@@ -1,4 +1,4 @@
-"""One attempt at a training: its folder, what its checkpoints keep, and the record of its run."""
+"""One attempt at a training, kept on disk: its folder, the record of its run, and the one loop around ``gan.train``."""
 
 from __future__ import annotations
 
@@ -6,70 +6,67 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 
 from harness import atomic
+from harness.errors import HarnessError
 from harness.gan.hparams import HParams, canonical_json, digest
 from harness.gan.run import Snapshot
-from harness.gan.trainer import Progress
+from harness.gan.trainer import Budget, Progress, train
+from harness.home import seconds_from_environment
+from harness.machine.processes import cuda_graphs
 from harness.scoring.diversity import mean_distance
-from harness.scoring.sampling import GRID_IMAGES, GRID_SEED, generate, image_grid
-from harness.training.checkpoint import publish, save_checkpoint
-from harness.training.history import History
-from harness.training.record import RunEnd, RunRecord
-from harness.training.resume import inherit, newest_checkpoint
-from harness.training.run_folder import RunFolder, newest_first
+from harness.scoring.fidelity import Scores
+from harness.scoring.sampling import GRID_IMAGES, GRID_SEED, generate, image_grid, save_png
+from harness.training.checkpoint import History, inherit, newest_checkpoint, newest_first, save_checkpoint
+from harness.training.export import publish
+from harness.training.run_folder import RunEnd, RunFolder, RunRecord
 from harness.training.share import Share
 
 _KEEP = 2
 
 
+class Degenerate(HarnessError):
+    """The configuration makes no generator that can be scored: no network, or constant or non-finite images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """A checkpoint was written. ``mark`` (kimg) is the one of the budget that it answers, if any."""
+
+    kimg: float
+    mark: float | None
+
+
 @dataclass(slots=True)
 class Attempt:
-    """Keeps everything of a training that must survive it, in files of one folder.
+    """Keeps everything of a training that must survive it, in files of one folder."""
 
-    Attributes:
-        folder: of this attempt alone, so that one that was declared dead can overwrite nothing of its successor's.
-        hp, seed: the configuration, and the seed of weights, data order and noise.
-        record: of its run, as the folder has it.
-        device: where it is trained.
-        rung_metric: name of the rung scores.
-        earlier: folders of the attempts that it continues, oldest first.
-        fence: called before anything is published; raises where this attempt was declared dead.
-        share: where workers of other machines find the checkpoints.
-        say: told about damaged checkpoints, and about a share that cannot be reached.
-        real_distance: between real images, as of :func:`harness.scoring.diversity.mean_distance`; 0 if unknown.
-        state: of the checkpoint that it continues; None where it begins.
-        history: what goes into the next checkpoint.
-        foreign: checkpoints in the folders that are of another training.
-    """
-
-    folder: RunFolder
+    folder: RunFolder  # of this attempt alone: one that was declared dead can overwrite nothing of its successor's
     hp: HParams
     seed: int
     record: RunRecord
     device: torch.device
     _: KW_ONLY
     rung_metric: str = ""
-    earlier: Sequence[RunFolder] = ()
-    fence: Callable[[], None] = lambda: None
+    earlier: Sequence[RunFolder] = ()  # of the attempts that it continues, oldest first
+    fence: Callable[[], None] = lambda: None  # raises where this attempt was declared dead
     share: Share | None = None
     say: Callable[[str], None] = lambda text: None
-    real_distance: float = 0.0
-    state: dict[str, Any] | None = field(init=False, default=None)
+    real_distance: float = 0.0  # as of scoring.diversity.real_distance; 0 if unknown
+    state: dict[str, Any] | None = field(init=False, default=None)  # of the checkpoint that it continues
     history: History = field(init=False)
-    foreign: frozenset[Path] = field(init=False, default=frozenset())
+    foreign: frozenset[Path] = field(init=False, default=frozenset())  # checkpoints that are of another training
     saved_at: float = field(init=False, default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.earlier = [before for before in self.earlier if before != self.folder]
+        self.earlier = [before for before in self.earlier if before.path != self.folder.path]
         self.history = History(digest([self.hp.to_dict(), self.seed, self.record.info.dataset_digest]))
 
     def open(self) -> Self:
@@ -77,8 +74,8 @@ class Attempt:
         self.folder.path.mkdir(parents=True, exist_ok=True)
         inherit(self.folder, self.earlier, self.share, self.say)
         folders = (*self.earlier, self.folder)
-        found = newest_checkpoint(folders, self.history.identity, self.device, self.say)
-        self.state, self.history, self.foreign = found
+        resumed = newest_checkpoint(folders, self.history.identity, self.device, self.say)
+        self.state, self.history, self.foreign = resumed
         atomic.write_text(self.folder.hparams, canonical_json(self.hp.to_dict()) + "\n")
         if self.state:
             self.flush()
@@ -87,35 +84,21 @@ class Attempt:
 
     @property
     def resumed_kimg(self) -> float:
-        """Where it began."""
         return self.state["step"] * self.hp.images_per_step / 1000 if self.state else 0.0
 
     @property
     def record_path(self) -> Path:
         return self.folder.record(self.record.kimg)
 
-    def progress(self, event: Progress) -> None:
-        """Remember a point of the curves; it is written with the next checkpoint."""
-        self.history.curve.append({"kimg": event.kimg, **event.curve, "images_per_s": event.images_per_s})
-
     def save(self, event: Snapshot) -> None:
-        """Write a checkpoint and the curve.
-
-        Raises:
-            OSError: the disk is full; the older checkpoints are untouched.
-        """
+        """Write a checkpoint and the curve; OSError where the disk is full: the older checkpoints are untouched."""
         self.fence()
         path = self.folder.checkpoint(event.step)
         save_checkpoint(path, {**event.state, "extra": self.history.to_json()})
-        for old in self._checkpoints()[_KEEP:]:
-            old.unlink(missing_ok=True)
+        self._remove_checkpoints(_KEEP)
         self._to_share(path, keep=_KEEP)
         self.flush()
         self.saved_at = time.monotonic()
-
-    def due(self, every_s: float) -> bool:
-        """Whether the last checkpoint is older than ``every_s`` seconds."""
-        return time.monotonic() - self.saved_at > every_s
 
     def rung(self, kimg: float, value: float) -> None:
         """Record a rung's score, and what was watched."""
@@ -129,17 +112,13 @@ class Attempt:
             self.history.watched.setdefault(round(kimg * 1000), {})[name] = round(value, 4)
 
     def grid(self, event: Snapshot, kimg: float, *, n: int = GRID_IMAGES, seed: int | None = None) -> None:
-        """Draw images from the same z at every mark (or of a seed), as a PNG.
-
-        How far they are from each other, as a share of real images' distance, is watched.
-        """
+        """Draw images from the same z at every mark (or of a seed); how far they are from each other is watched."""
         images = generate(event.generator, self.hp, n, GRID_SEED if seed is None else seed, self.device)
         save_png(self.folder.grid(kimg), image_grid(images, columns=min(8, math.ceil(math.sqrt(n)))))
         if self.real_distance:
             self.watch(kimg, "sample_distance", mean_distance(images) / self.real_distance)
 
     def publish(self, event: Snapshot) -> None:
-        """Write the weights of both networks for use, with the configuration next to them."""
         self.fence()
         publish(self.folder.path, event.generator, event.state["discriminator"], self.hp)
 
@@ -152,17 +131,12 @@ class Attempt:
         self.flush()
         self._write_record(RunEnd(state=state, scores=scores, tags=tags, kimg=self.history.kimg))
         if state in ("COMPLETE", "PRUNED"):
-            for old in self._checkpoints()[1:]:
-                old.unlink(missing_ok=True)
+            self._remove_checkpoints(1)
         if state in ("PRUNED", "WAITING"):
             self.hand_over()
 
     def hand_over(self) -> None:
-        """Copy what was made to the share. Of a finished training before the database has its score: none is lost.
-
-        Raises:
-            OSError: the curve cannot be written on this machine.
-        """
+        """Copy what was made to the share. Of a finished training before the database has its score: none is lost."""
         if self.share is None:
             return
         self.flush()
@@ -176,9 +150,11 @@ class Attempt:
         self.record = dataclasses.replace(self.record, marks=marks, end=end)
         self.record.write(self.record_path)
 
-    def _checkpoints(self) -> list[Path]:
-        """Of this attempt and of those that it continues, newest first."""
-        return [path for path in newest_first((*self.earlier, self.folder)) if path not in self.foreign]
+    def _remove_checkpoints(self, keep: int) -> None:
+        """All but the newest of this attempt and of those that it continues."""
+        own = [path for path in newest_first((*self.earlier, self.folder)) if path not in self.foreign]
+        for old in own[keep:]:
+            old.unlink(missing_ok=True)
 
     def _to_share(self, path: Path, *, keep: int) -> None:
         if self.share is None:
@@ -190,11 +166,51 @@ class Attempt:
             self.say(f"{self.share} cannot be written ({type(error).__name__}); training continues")
 
 
-def save_png(path: Path, pixels_HWC: np.ndarray) -> None:
-    """Write a uint8 image atomically."""
-    from io import BytesIO
+def checkpoint_every_s() -> float:
+    """Seconds between checkpoints that no mark asks for: ``HARNESS_CHECKPOINT_S``, 60 by default."""
+    return seconds_from_environment("HARNESS_CHECKPOINT_S", 60.0)
 
-    buffer = BytesIO()
-    # "optimize" takes up to 0.2 s for a sample grid, and the file is no smaller.
-    Image.fromarray(pixels_HWC).save(buffer, "PNG", compress_level=3)
-    atomic.write_bytes(path, buffer.getvalue())
+
+def train_on_disk(
+    attempt: Attempt,
+    images_NHWC: Tensor,
+    *,
+    budget: Budget,
+    stop: Callable[[], bool],
+    checkpoint_s: float,
+    grid_images: int = GRID_IMAGES,
+    fresh_grids: bool = False,
+) -> Iterator[Progress | Saved | Snapshot]:
+    """Train from an attempt's checkpoint to the end of the budget; the caller scores, prunes, publishes or stops.
+
+    ``stop`` is asked after every Progress; a checkpoint follows where it says yes, and the caller then stops iterating.
+    ``fresh_grids`` are drawn from a new z at each mark. Yields Progress; Saved after each checkpoint; after that, at
+    marks, the Snapshot whose grid was drawn. A full disk raises OSError; an attempt that was declared dead, Fenced.
+    """
+    for event in train(
+        attempt.hp,
+        images_NHWC,
+        budget=budget,
+        seed=attempt.seed,
+        device=attempt.device,
+        resume=attempt.state,
+        snapshot_now=lambda: stop() or time.monotonic() - attempt.saved_at > checkpoint_s,
+        graph=cuda_graphs(),
+    ):
+        if isinstance(event, Progress):
+            row = {"kimg": event.kimg, **event.curve, "images_per_s": event.images_per_s}
+            attempt.history.curve.append(row)  # written with the next checkpoint
+            yield event
+            continue
+        attempt.save(event)
+        yield Saved(kimg=event.kimg, mark=event.mark)
+        if event.mark is not None:
+            attempt.grid(event, event.mark, n=grid_images, seed=event.step if fresh_grids else None)
+            yield event
+
+
+def checked(scores: Scores) -> Scores:
+    """The scores, if they are valid; else Degenerate is raised, with the reason."""
+    if scores.reason:
+        raise Degenerate(scores.reason)
+    return scores

@@ -1,48 +1,38 @@
-"""One file per snapshot that proves itself: a header with the sha256 of the payload, then the payload."""
+"""Checkpoints: files that prove themselves, what a training has done so far, and the one that it continues from."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
 
 from harness import atomic
 from harness.errors import CheckpointError
-from harness.gan.hparams import HParams, canonical_json
-from harness.gan.networks import make_networks
-from harness.gan.plain import layer_lists
 from harness.training.run_folder import RunFolder
+from harness.training.share import Share
 
 _MAGIC = b"dcgan-harness checkpoint 1\n"
+_KEPT_ON_CPU = ("epoch_rng", "noise_rng", "flip_rng")  # for the trainer to place
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> str:
-    """Write a snapshot's state and whatever else belongs to that moment, atomically; return its sha256.
-
-    Args:
-        path: the file; replaced in one step.
-        state: tensors, numbers, strings and containers of them.
-    """
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors, numbers, strings and containers of them atomically: a header with the sha256, then the payload."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()
-    sha256 = hashlib.sha256(payload).hexdigest()
-    atomic.write_bytes(path, _MAGIC + sha256.encode() + b"\n" + payload)
-    return sha256
+    atomic.write_bytes(path, _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read a file of :func:`save_checkpoint`; its content is checked before anything is unpickled.
-
-    Raises:
-        CheckpointError: not such a file, damaged, or holding anything but plain values and tensors.
-    """
+    """Read a file of :func:`save_checkpoint`; its content is checked before anything is unpickled."""
     data = path.read_bytes()
     if not data.startswith(_MAGIC):
         raise CheckpointError(f"{path} is not a checkpoint of this harness")
@@ -51,55 +41,104 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     if data[start + 64 : start + 65] != b"\n" or hashlib.sha256(payload).hexdigest().encode() != expected:
         raise CheckpointError(f"{path} is damaged: its sha256 is not the one in its header")
     try:
-        # map_location leaves RNG states (CPU byte tensors) for the trainer to place.
-        state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception:  # its text advises to load the file unsafely
         raise CheckpointError(f"{path} cannot be loaded: it holds more than plain values and tensors") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} is not a checkpoint of this harness")
-    return _to_device(state, device)
+    moved = {key for key, value in state.items() if isinstance(value, torch.Tensor) and key not in _KEPT_ON_CPU}
+    return {key: value.to(device) if key in moved else value for key, value in state.items()}
 
 
-def _to_device(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    keep_on_cpu = ("epoch_rng", "noise_rng", "flip_rng")
-    return {
-        key: value.to(device) if isinstance(value, torch.Tensor) and key not in keep_on_cpu else value
-        for key, value in state.items()
-    }
+@dataclass(slots=True)
+class History:
+    """Curve and scores of a training, as each checkpoint keeps them, so that both agree after a crash.
 
-
-def publish(folder: Path, generator: nn.Module, discriminator: Mapping[str, Tensor], hp: HParams) -> None:
-    """Publish the weights of both networks as safetensors, with the configuration in their headers and next to them.
-
-    ``layers`` in the header lists a DCGAN's layers in PyTorch's own terms, so that they load without this package.
-    The header has one entry, because safetensors writes several in a random order and equal weights make equal files.
-
-    Args:
-        folder: of the run.
-        generator: the network that is sampled from.
-        discriminator: a ``state_dict``.
-        hp: the configuration.
+    A checkpoint of another configuration, seed or images has another ``identity``. ``curve`` holds means over windows
+    of steps; rung scores and measures of the samples' diversity are by images shown.
     """
-    run, hparams, layers = RunFolder(folder), hp.to_dict(), layer_lists(hp)
-    for path, state in ((run.weights, generator.state_dict()), (run.discriminator, discriminator)):
-        header = {"model": canonical_json({"hparams": hparams, "layers": layers[path.stem] if layers else None})}
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        atomic.write_bytes(path, save(tensors, header))
-    atomic.write_text(run.hparams, canonical_json(hparams) + "\n")
+
+    identity: str
+    curve: list[dict[str, float]] = field(default_factory=list)
+    rungs: dict[int, float] = field(default_factory=dict)
+    watched: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """A history of :meth:`to_json`; ValueError, KeyError or TypeError where it is none."""
+        kept = json.loads(text)
+        return cls(
+            identity=kept["identity"],
+            curve=list(kept["curve"]),
+            rungs={int(step): value for step, value in kept["rungs"].items()},
+            watched={int(step): values for step, values in kept.get("watched", {}).items()},
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @property
+    def kimg(self) -> float:
+        return self.curve[-1]["kimg"] if self.curve else 0.0
+
+    def trained_s(self, until_kimg: float = math.inf) -> float:
+        """Seconds of training up to ``until_kimg``, over all attempts, without scoring and checkpoints.
+
+        Rates are of windows of the curve; a mark within a window, or after the last one, counts at the nearest rate.
+        """
+        seconds = reached = 0.0
+        rate = math.inf
+        for row in self.curve:
+            rate = row["images_per_s"]
+            if row["kimg"] > until_kimg:
+                break
+            seconds += 1000 * (row["kimg"] - reached) / rate
+            reached = row["kimg"]
+        if math.isfinite(until_kimg):
+            seconds += 1000 * max(0.0, until_kimg - reached) / rate
+        return seconds
 
 
-def import_generator(folder: Path, hp: HParams, device: torch.device) -> nn.Module:
-    """The published generator of a folder, in evaluation mode.
+def newest_first(folders: Collection[RunFolder]) -> list[Path]:
+    """The checkpoints of several folders; of two of the same step, that of the later folder first."""
+    paths = {path for folder in folders for path in folder.checkpoints()}
+    return sorted(paths, key=lambda path: (path.name, path.parent.name), reverse=True)
 
-    Raises:
-        CheckpointError: there is none, or its weights do not fit ``hp``.
+
+def newest_checkpoint(
+    folders: Sequence[RunFolder], identity: str, device: torch.device, say: Callable[[str], None]
+) -> tuple[dict[str, Any] | None, History, frozenset[Path]]:
+    """(state or None, history, other trainings' checkpoints) of the newest of this training; damaged are set aside."""
+    foreign: set[Path] = set()
+    for path in newest_first(folders):
+        try:
+            state = load_checkpoint(path, device)
+            history = History.from_json(state.pop("extra"))
+        except (CheckpointError, OSError, KeyError, TypeError, ValueError) as error:
+            with suppress(OSError):
+                path.rename(path.with_suffix(".damaged"))
+            say(f"{path.name} is not usable ({str(error).splitlines()[0]}); set aside, an older one is used")
+            continue
+        if history.identity == identity:
+            return state, history, frozenset(foreign)
+        foreign.add(path)
+        say(f"{path.name} belongs to another configuration, other images or another version; not used")
+    return None, History(identity), frozenset(foreign)
+
+
+def inherit(folder: RunFolder, earlier: Sequence[RunFolder], share: Share | None, say: Callable[[str], None]) -> None:
+    """Bring checkpoints from the share, where another machine made them, and copy the earlier attempts' grids.
+
+    The attempt itself may be there, too: another machine trained it to the rung where it was paused.
     """
-    path = RunFolder(folder).weights
-    if not path.is_file():
-        raise CheckpointError(f"no published weights in {folder}", "Only finished trials and trainings have them.")
-    generator, _ = make_networks(hp)
-    try:
-        generator.load_state_dict(load_file(path))
-    except Exception as error:
-        raise CheckpointError(f"{path} does not fit its configuration: {error}") from None
-    return generator.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+    if share:
+        try:
+            for each in (*earlier, folder):
+                share.fetch(each.path)
+        except Exception as error:
+            say(f"{share} cannot be read ({type(error).__name__}); checkpoints of this machine are used")
+    for before in earlier:
+        atomic.remove_torn(before.path)  # its writer is dead
+        for grid in before.grids():
+            if not (folder.path / grid.name).exists():
+                atomic.write_bytes(folder.path / grid.name, grid.read_bytes())

@@ -1,36 +1,88 @@
-"""A published generator as ONNX: z to images, for programs without PyTorch."""
+"""A finished training's networks as files: weights in safetensors, ONNX, and both in PyTorch's own layers."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
 from harness import atomic
-from harness.errors import UsageError
-from harness.gan.hparams import HParams, canonical_json
-from harness.gan.networks import Generator
-from harness.gan.plain import PlainGenerator
+from harness.errors import CheckpointError, UsageError
+from harness.gan.fast.layers import with_library_layers
+from harness.gan.hparams import DCGAN, HParams, canonical_json
+from harness.gan.networks import Discriminator, Generator, make_networks
+from harness.training.run_folder import RunFolder
 
 OPSET = 18
 # What z is drawn from, as ``hp.latent`` names it.
-_LAWS = {
-    "normal": "N(0, 1)",
-    "uniform": "U(-1, 1)",
-    "truncated_normal": "N(0, 1) given that it lies within [-1, 1]",
+_LAWS = {"normal": "N(0, 1)", "uniform": "U(-1, 1)", "truncated_normal": "N(0, 1) given that it lies within [-1, 1]"}
+# The arguments that make each kind of layer again.
+_ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.ConvTranspose2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding"),
+    nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding"),
+    nn.Linear: ("in_features", "out_features"),
+    nn.BatchNorm2d: ("num_features", "eps", "momentum"),
+    nn.LeakyReLU: ("negative_slope",),
+    nn.ReLU: (),
+    nn.Tanh: (),
+    nn.Unflatten: ("dim", "unflattened_size"),
+    nn.Flatten: (),
 }
+
+
+def publish(folder: Path, generator: nn.Module, discriminator: Mapping[str, Tensor], hp: HParams) -> None:
+    """Publish the weights of both networks as safetensors, with the configuration in their headers and next to them.
+
+    ``layers`` in the header lists a DCGAN's layers in PyTorch's own terms, so that they load without this package.
+    The header has one entry, because safetensors writes several in a random order and equal weights make equal files.
+    """
+    run, hparams, layers = RunFolder(folder), hp.to_dict(), {}
+    if hp.network == DCGAN:
+        with torch.device("meta"):
+            layers = {run.weights: layer_list(Generator(hp)), run.discriminator: layer_list(Discriminator(hp))}
+    for path, state in ((run.weights, generator.state_dict()), (run.discriminator, discriminator)):
+        header = {"model": canonical_json({"hparams": hparams, "layers": layers.get(path)})}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        atomic.write_bytes(path, save(tensors, header))
+    atomic.write_text(run.hparams, canonical_json(hparams) + "\n")
+
+
+def import_generator(folder: Path, hp: HParams, device: torch.device) -> nn.Module:
+    path = RunFolder(folder).weights
+    if not path.is_file():
+        raise CheckpointError(f"no published weights in {folder}", "Only finished trials and trainings have them.")
+    generator, _ = make_networks(hp)
+    try:
+        generator.load_state_dict(load_file(path))
+    except Exception as error:
+        raise CheckpointError(f"{path} does not fit its configuration: {error}") from None
+    return generator.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+
+
+def layer_list(network: Generator | Discriminator) -> list[tuple[str, dict[str, Any]]]:
+    """(class of ``torch.nn``, its arguments) of each layer, as plain values."""
+    listed = []
+    copied = copy.deepcopy(network)
+    with_library_layers(copied)
+    for module in copied.layers:
+        arguments = {name: getattr(module, name) for name in _ARGUMENTS[type(module)]}
+        if isinstance(module, nn.ConvTranspose2d | nn.Conv2d | nn.Linear):
+            arguments["bias"] = module.bias is not None
+        listed.append((type(module).__name__, arguments))
+    return listed
 
 
 def export_onnx(generator: nn.Module, hp: HParams, path: Path) -> None:
     """Write ``z`` (float32, (n, z_dim)) to ``images`` (float32, (n, channels, size, size), in [-1, 1]) as an ONNX file.
 
     Its metadata hold the law of z, the range of the images, and the hyperparameters as JSON.
-
-    Raises:
-        UsageError: the packages that write ONNX are not installed.
     """
     try:
         import onnxscript  # noqa: F401 - torch.onnx needs it
@@ -40,7 +92,7 @@ def export_onnx(generator: nn.Module, hp: HParams, path: Path) -> None:
             "`.venv/bin/pip install -c constraints.txt -e '.[export]'`",
         ) from None
     # Networks of this package have layers of their own, which ONNX does not know.
-    network = PlainGenerator(generator) if isinstance(generator, Generator) else generator
+    network = with_library_layers(copy.deepcopy(generator)) if isinstance(generator, Generator) else generator
     before = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:

@@ -1,58 +1,32 @@
-"""The folder of one run, of a trial's attempt or of a single training: where each of its files is."""
+"""The folder of one run, of a trial's attempt or of a single training: where its files are, and its record."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
+
+from harness import atomic
 
 
-@dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Names and finds the files of a run; creates nothing.
+    """Names and finds the files of a run; creates nothing."""
 
-    Checkpoints, curve and grids are written while it trains, weights when it has finished. ``summary`` is a single
-    training's (a trial has its row in the database instead), ``audit`` and ``nearest`` are of `harness audit`.
-    """
-
-    path: Path
-
-    @property
-    def curve(self) -> Path:
-        """Rows of the losses and gradients, as JSON. Copied to a share last: with it a folder there is whole."""
-        return self.path / "curve.json"
-
-    @property
-    def weights(self) -> Path:
-        """Of the generator."""
-        return self.path / "generator.safetensors"
-
-    @property
-    def discriminator(self) -> Path:
-        return self.path / "discriminator.safetensors"
-
-    @property
-    def hparams(self) -> Path:
-        return self.path / "hparams.json"
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "training.json"
-
-    @property
-    def audit(self) -> Path:
-        return self.path / "audit.json"
-
-    @property
-    def nearest(self) -> Path:
-        """Samples next to their nearest training images."""
-        return self.path / "nearest.png"
-
-    @property
-    def lock(self) -> Path:
-        return self.path / ".lock"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # Rows of the losses and gradients. Copied to a share last: with it a folder there is whole.
+        self.curve = path / "curve.json"
+        self.weights = path / "generator.safetensors"
+        self.discriminator = path / "discriminator.safetensors"
+        self.hparams = path / "hparams.json"
+        self.summary = path / "training.json"  # a single training's; a trial has its row in the database instead
+        self.audit = path / "audit.json"
+        self.nearest = path / "nearest.png"  # of `harness audit`: samples next to their nearest training images
+        self.lock = path / ".lock"
 
     def record(self, kimg: float) -> Path:
         """What the run to ``kimg`` is of, and how it ended: a single training may be continued to more."""
@@ -62,11 +36,9 @@ class RunFolder:
         return sorted(self.path.glob("run-*.json"))
 
     def grid(self, kimg: float) -> Path:
-        """The samples drawn at ``kimg``; its name counts images shown."""
         return self.path / f"grid-{round(kimg * 1000):09d}.png"
 
     def grids(self) -> list[Path]:
-        """All sample grids, the earliest first."""
         return sorted(self.path.glob("grid-*.png"))
 
     def checkpoint(self, step: int) -> Path:
@@ -78,9 +50,8 @@ class RunFolder:
 
     def results(self) -> list[Path]:
         """What other machines need of a finished run, in the order in which it is copied."""
-        made = [path for path in self.path.iterdir() if path.suffix in (".png", ".json", ".safetensors")]
-        made = [path for path in made if path not in self.records()]
-        return sorted(made, key=lambda path: self.order(path.name))
+        made = {path for path in self.path.iterdir() if path.suffix in (".png", ".json", ".safetensors")}
+        return sorted(made - set(self.records()), key=lambda path: self.order(path.name))
 
     def order(self, name: str) -> tuple[bool, str]:
         """Sorts the folder's file names as they are copied: the curve last."""
@@ -92,18 +63,21 @@ class RunFolder:
 
     def read_audit(self) -> dict[str, Any] | None:
         """What `harness audit` found; None where it was not run, or was damaged."""
-        found: dict[str, Any] | None = _read(self.audit, dict)
-        return found
+        content: dict[str, Any] | None = _read(self.audit, dict)
+        return content
 
     def read_summary(self) -> dict[str, Any]:
-        """Settings and scores of a finished single training.
-
-        Raises:
-            OSError: it is not finished.
-            ValueError: the file is damaged.
-        """
+        """Settings and scores of a single training; OSError while it is not finished."""
         summary: dict[str, Any] = json.loads(self.summary.read_text())
         return summary
+
+
+def _read(path: Path, kind: type) -> Any:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, kind) else None
 
 
 def grid_kimg(path: Path) -> float:
@@ -111,24 +85,81 @@ def grid_kimg(path: Path) -> float:
     return int(path.stem.removeprefix("grid-")) / 1000
 
 
-def set_aside(checkpoint: Path) -> None:
-    """Rename a damaged checkpoint, so that it is neither used nor lost.
+class Point(NamedTuple):
+    """One value of a curve at ``step`` images shown, as of ``at_ms`` (milliseconds since 1970)."""
 
-    Raises:
-        OSError: it cannot be renamed.
+    name: str
+    value: float
+    step: int
+    at_ms: int
+
+
+def finite(points: Iterable[Point]) -> list[Point]:
+    return [point for point in points if math.isfinite(point.value)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """What a run is of. ``key`` identifies it: the same key again continues the same run."""
+
+    key: str
+    name: str
+    experiment: str
+    params: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    dataset: str = ""
+    dataset_digest: str = ""
+    dataset_source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnd:
+    """How a run ended, in Optuna's words for its trial's state. ``kimg`` is how far it had trained."""
+
+    state: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    kimg: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """A run to ``kimg``, but for the curve, the grids and the weights, which are files of their own.
+
+    ``marks`` are rung scores and measures of diversity, by images shown and name; ``end`` is None while it trains.
     """
-    checkpoint.rename(checkpoint.with_suffix(".damaged"))
 
+    info: RunInfo
+    kimg: float
+    opened_ms: int = field(default_factory=lambda: int(time.time() * 1000))
+    marks: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    end: RunEnd | None = None
 
-def newest_first(folders: Collection[RunFolder]) -> list[Path]:
-    """The checkpoints of several folders; of two of the same step, that of the later folder first."""
-    found = {path for folder in folders for path in folder.checkpoints()}
-    return sorted(found, key=lambda path: (path.name, path.parent.name), reverse=True)
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """A record of :meth:`write`; OSError, ValueError, KeyError or TypeError where there is none."""
+        content = json.loads(path.read_text())
+        end = RunEnd(**content["end"]) if content["end"] else None
+        marks = {int(step): values for step, values in content["marks"].items()}
+        return cls(**{**content, "info": RunInfo(**content["info"]), "marks": marks, "end": end})
 
+    def write(self, path: Path) -> None:
+        atomic.write_text(path, json.dumps(asdict(self)) + "\n")
 
-def _read(path: Path, kind: type) -> Any:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, kind) else None
+    def points(self, curve: Sequence[Mapping[str, float]]) -> Iterator[Point]:
+        """All curves of the run, its marks included.
+
+        The same record gives the same points, times included: a point's time is the opening and the seconds trained.
+        """
+        until = self.end.kimg if self.end and self.end.kimg is not None else math.inf
+        times, seconds, reached = {0: self.opened_ms}, 0.0, 0.0
+        for row in curve:
+            if row["kimg"] <= until:
+                seconds += 1000 * (row["kimg"] - reached) / row["images_per_s"]
+                reached, step = row["kimg"], round(row["kimg"] * 1000)
+                times[step] = self.opened_ms + round(1000 * seconds)
+                # kimg is the step already; as a metric it would be the first that MLflow's comparisons offer.
+                yield from (Point(name, row[name], step, times[step]) for name in row if name != "kimg")
+        for step, values in self.marks.items():
+            at_ms = times[max(known for known in times if known <= step)]
+            yield from (Point(name, value, step, at_ms) for name, value in values.items())

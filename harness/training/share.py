@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,25 +18,20 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 
+@dataclass(frozen=True, slots=True)
 class Share:
     """A study's part of ``HARNESS_CHECKPOINTS``: one folder an attempt, as in the home folder.
 
-    Args:
-        fs: the file system.
-        root: the study's folder on it.
-        name: for messages: no user, no password.
+    ``root`` is the study's folder on the file system; ``name`` is for messages: no user, no password.
     """
 
-    def __init__(self, fs: AbstractFileSystem, root: str, name: str) -> None:
-        self.fs, self.root, self.name = fs, root.rstrip("/"), name
+    fs: AbstractFileSystem
+    root: str
+    name: str
 
     @classmethod
     def from_environment(cls, study: str, uid: str) -> Share | None:
-        """The share of a study, or None where none is set. Credentials come from the store's own variables.
-
-        Raises:
-            UsageError: an address that no installed file system understands.
-        """
+        """The share of a study, or None where none is set. Credentials come from the store's own variables."""
         url = os.environ.get("HARNESS_CHECKPOINTS")
         if not url:
             return None
@@ -57,11 +53,12 @@ class Share:
     def put(self, path: Path, *, keep: int) -> None:
         """Copy a file of an attempt's folder there, whole or not at all; ``keep`` > 0: that many snapshots stay.
 
-        Raises:
-            Exception: the store is away, full, or refuses; each store's library has classes of its own for that.
+        Where the store is away, full, or refuses, its library raises an exception of its own; so does :meth:`fetch`.
         """
+        from fsspec.implementations.local import LocalFileSystem
+
         folder = f"{self.root}/{path.parent.name}"
-        if _is_local(self.fs):
+        if isinstance(self.fs, LocalFileSystem):
             atomic.write_bytes(Path(folder) / path.name, path.read_bytes())
         else:
             self.fs.pipe_file(f"{folder}/{path.name}", path.read_bytes())  # an object appears whole
@@ -70,11 +67,7 @@ class Share:
                 self.fs.rm_file(f"{folder}/{old}")
 
     def fetch(self, folder: Path) -> None:
-        """Copy what the share has of an attempt and this machine has not, and the curve, which grows.
-
-        Raises:
-            Exception: as :meth:`put`.
-        """
+        """Copy what the share has of an attempt and this machine has not, and the curve, which grows."""
         there = f"{self.root}/{folder.name}"
         for name in sorted(self._names(there, ""), key=RunFolder(folder).order):
             if name == RunFolder(folder).curve.name or not (folder / name).exists():
@@ -91,21 +84,10 @@ class Share:
         return sorted(n for n in names if n.startswith(prefix) and not n.startswith(".") and "\\" not in n)
 
 
-def _is_local(fs: AbstractFileSystem) -> bool:
-    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
-
-
 def bring_results(
     record: StudyRecord, home: Home, say: Callable[[str], None], trials: Sequence[TrialRecord] | None = None
 ) -> None:
-    """Fetch what other machines' trials left on the share, where this machine has no folder of them.
-
-    Args:
-        record: the study.
-        home: where their folders belong.
-        say: told where the share cannot be read.
-        trials: which ones; all finished ones if None.
-    """
+    """Fetch what trials (all finished ones if None) left on the share, where this machine has no folder of them."""
     share = Share.from_environment(record.name, record.attrs.uid)
     if share is None:
         return

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from harness import atomic
 from harness.data.store import ImageStore, OnProgress, open_store
@@ -22,19 +21,15 @@ from harness.gan.hparams import HParams, digest
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress, epoch_kimg
 from harness.home import Home
-from harness.machine.devices import choose_device
-from harness.machine.processes import exact_arithmetic, keep_memory, on_device
+from harness.machine.processes import choose_device, exact_arithmetic, keep_memory, on_device
 from harness.machine.provenance import provenance
 from harness.scoring.diversity import real_distance
-from harness.scoring.fidelity import Scores
+from harness.scoring.reference import split_images
 from harness.scoring.sampling import GRID_IMAGES
-from harness.scoring.scorer import Scorer, Scorers, split_images
-from harness.spec.images import DataSpec
-from harness.spec.scoring import ScoreSpec
-from harness.training.attempt import Attempt
-from harness.training.loop import Saved, checked, checkpoint_every_s, train_on_disk
-from harness.training.record import RunEnd, RunInfo, RunRecord
-from harness.training.run_folder import RunFolder
+from harness.scoring.scorer import Scorer, Scorers
+from harness.spec.tables import DataSpec, ScoreSpec
+from harness.training.attempt import Attempt, checked, checkpoint_every_s, train_on_disk
+from harness.training.run_folder import RunEnd, RunFolder, RunInfo, RunRecord
 
 # No more grids than this: every checkpoint, picture and MLflow image costs.
 _MOST_GRIDS = 100
@@ -44,34 +39,21 @@ _FEWEST_GRIDS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """A configuration with its data, seed, length and scoring protocol.
+    """A configuration with its data, seed, length and scoring protocol."""
 
-    Attributes:
-        label: names the folder and the run, such as ``svhn32-as_coded``.
-        experiment: in the tracker.
-        kimg: length; None is ``epochs`` passes over the images.
-        fingerprint: of the images that the configuration was found on; training on others is said. Empty: any.
-        usual_precision: of the device it runs on, instead of the configuration's.
-        about: what a report of it says in addition to the figures.
-    """
-
-    label: str
-    experiment: str
+    label: str  # names the folder and the run, such as svhn32-as_coded
+    experiment: str  # in the tracker
     hparams: HParams
     data: DataSpec
     seed: int
     scoring: ScoreSpec
-    kimg: float | None = None
+    kimg: float | None = None  # length; None is ``epochs`` passes over the images
     epochs: float = 0.0
-    fingerprint: str = ""
+    fingerprint: str = ""  # of the images that the configuration was found on; training on others is said; empty: any
     grid_images: int = GRID_IMAGES
     fresh_grids: bool = False
-    usual_precision: bool = False
-    about: dict[str, Any] = field(default_factory=dict)
-
-    def name(self, fingerprint: str) -> str:
-        """The folder's name: the same configuration, seed and images continue the same training, also for longer."""
-        return f"{self.label}-{digest([self.hparams.to_dict(), self.seed, fingerprint])[:8]}"
+    usual_precision: bool = False  # that of the device it runs on, instead of the configuration's
+    about: dict[str, Any] = field(default_factory=dict)  # what its report says in addition to the figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +70,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """Whom a training tells, and whom it asks whether to stop. ``follow`` gets the path of its run's record."""
+    """Whom a training tells, and asks whether to stop. ``follow`` gets the path of its run's record."""
 
     stop: Callable[[], bool]
     say: Callable[[str], None]
@@ -98,11 +80,7 @@ class Watch:
 
 
 def run_training(training: Training, home: Home, *, source: Path | None, device: str, watch: Watch) -> Outcome:
-    """Train to the end, score, and publish the weights. Interrupted, it is continued by the next call.
-
-    Raises:
-        HarnessError: data, weights, divergence, or a generator that cannot be scored.
-    """
+    """Train to the end, score, and publish the weights. Interrupted, it is continued by the next call."""
     keep_memory()
     exact_arithmetic()
     own_device = torch.device(choose_device(device))
@@ -114,9 +92,10 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
     images = on_device(store.tensor(), own_device)
     watch.say("reference statistics")
     scorer = Scorers(home, store, own_device, watch.say).scorer(training.scoring)
-    folder = RunFolder(home.training_dir(training.name(store.fingerprint)))
+    # The same configuration, seed and images continue the same training, also for longer.
+    name = f"{training.label}-{digest([training.hparams.to_dict(), training.seed, store.fingerprint])[:8]}"
+    folder = RunFolder(home.training_dir(name))
     folder.path.mkdir(parents=True, exist_ok=True)
-    name = folder.path.name
     try:
         lock = FileLock(folder.lock, timeout=0).acquire()
     except Timeout:
@@ -135,28 +114,35 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
         dataset_digest=store.fingerprint,
         dataset_source=training.data.source,
     )  # fmt: skip
-    record, distance = RunRecord(info=info, kimg=kimg), real_distance(images)
     attempt = Attempt(
-        folder, training.hparams, training.seed, record, own_device, say=watch.say, real_distance=distance
-    ).open()
+        folder, training.hparams, training.seed, RunRecord(info=info, kimg=kimg), own_device,
+        say=watch.say, real_distance=real_distance(images),
+    ).open()  # fmt: skip
     _close_shorter(attempt)
     watch.follow(attempt.record_path)
     try:
-        last = _train(attempt, training, kimg, images, watch)
-        if isinstance(last, Saved):
-            attempt.end("FAIL", {}, {"reason": "interrupted"})
-            return Outcome(folder.path, attempt.record_path, last.kimg, interrupted=True)
-        watch.say("scoring")
-        scores = checked(scorer(last.generator, training.hparams, all_metrics=True))
-        attempt.publish(last)
-        _write_summary(attempt, training, store, scorer, last, scores)
-        # Why it was interrupted before is no longer true.
-        again = {"reason": ""} if attempt.resumed_kimg else {}
-        attempt.end("COMPLETE", scores.values, {"protocol_hash": scores.protocol_hash, **again})
-        return Outcome(
-            folder.path, attempt.record_path, last.kimg, interrupted=False,
-            scores=scores.values, unavailable=scores.unavailable,
-        )  # fmt: skip
+        for event in train_on_disk(
+            attempt,
+            images,
+            budget=Budget(kimg=kimg, snapshots_kimg=_marks(training, kimg, len(images))),
+            stop=watch.stop,
+            checkpoint_s=checkpoint_every_s(),
+            grid_images=training.grid_images,
+            fresh_grids=training.fresh_grids,
+        ):
+            if isinstance(event, Progress):
+                watch.on_progress(event, kimg)
+            elif isinstance(event, Snapshot):
+                if event.mark == kimg:
+                    return _conclude(attempt, training, store, scorer, event)
+            elif watch.stop() and event.mark != kimg:  # what is trained to the end is scored as well
+                attempt.end("FAIL", {}, {"reason": "interrupted"})
+                return Outcome(folder.path, attempt.record_path, event.kimg, interrupted=True)
+        attempt.end("COMPLETE", {}, {"reason": "was trained already"})
+        raise DataError(
+            f"{name} was trained to {attempt.resumed_kimg:.1f} kimg already, more than {kimg:.1f}",
+            f"Its results are in {folder.path}; give more with --kimg.",
+        )
     except BaseException as error:
         if attempt.record.end is None:
             attempt.end("FAIL", {}, {"reason": f"{type(error).__name__}: {error}"})
@@ -176,11 +162,7 @@ def _close_shorter(attempt: Attempt) -> None:
 
 
 def _length(training: Training, store: ImageStore, say: Callable[[str], None]) -> float:
-    """The training's length (kimg) on these images.
-
-    Raises:
-        DataError: the images are too few to score it.
-    """
+    """The training's length (kimg) on these images, which must be enough to score it."""
     there = len(split_images(store, training.scoring))
     if there < training.scoring.reference:
         raise DataError(
@@ -202,35 +184,11 @@ def _marks(training: Training, kimg: float, n_images: int) -> tuple[float, ...]:
     return tuple(kimg * k / _FEWEST_GRIDS for k in range(1, _FEWEST_GRIDS))
 
 
-def _train(attempt: Attempt, training: Training, kimg: float, images: Tensor, watch: Watch) -> Snapshot | Saved:
-    """The finished generator, or the checkpoint at which it was interrupted."""
-    for event in train_on_disk(
-        attempt,
-        images,
-        budget=Budget(kimg=kimg, snapshots_kimg=_marks(training, kimg, len(images))),
-        stop=watch.stop,
-        checkpoint_s=checkpoint_every_s(),
-        grid_images=training.grid_images,
-        fresh_grids=training.fresh_grids,
-    ):
-        if isinstance(event, Progress):
-            watch.on_progress(event, kimg)
-        elif isinstance(event, Saved):
-            if watch.stop() and event.mark != kimg:  # what is trained to the end is scored as well
-                return event
-        elif event.mark == kimg:
-            return event
-    attempt.end("COMPLETE", {}, {"reason": "was trained already"})
-    raise DataError(
-        f"{attempt.folder.path.name} was trained to {attempt.resumed_kimg:.1f} kimg already, more than {kimg:.1f}",
-        f"Its results are in {attempt.folder.path}; give more with --kimg.",
-    )
-
-
-def _write_summary(
-    attempt: Attempt, training: Training, store: ImageStore, scorer: Scorer, last: Snapshot, scores: Scores
-) -> None:
-    """What a report of this training needs to know besides its other files."""
+def _conclude(attempt: Attempt, training: Training, store: ImageStore, scorer: Scorer, last: Snapshot) -> Outcome:
+    """Score the finished generator, publish its weights, and write what a report needs besides the other files."""
+    attempt.say("scoring")
+    scores = checked(scorer(last.generator, training.hparams, all_metrics=True))
+    attempt.publish(last)
     kimg = attempt.record.kimg
     epoch = epoch_kimg(training.hparams, len(store))
     summary = {
@@ -255,3 +213,10 @@ def _write_summary(
         "score_s": round(scores.seconds, 1),
     }
     atomic.write_text(attempt.folder.summary, json.dumps(summary, indent=1) + "\n")
+    # Why it was interrupted before is no longer true.
+    again = {"reason": ""} if attempt.resumed_kimg else {}
+    attempt.end("COMPLETE", scores.values, {"protocol_hash": scores.protocol_hash, **again})
+    return Outcome(
+        attempt.folder.path, attempt.record_path, last.kimg, interrupted=False,
+        scores=scores.values, unavailable=scores.unavailable,
+    )  # fmt: skip

@@ -10,8 +10,8 @@ import pytest
 
 from harness.errors import StorageLost, SweepError
 from harness.sweep.engines import local
-from harness.sweep.engines.ray_cluster import forwarded_environment
-from harness.sweep.events import Ready
+from harness.sweep.engines.ray import forwarded_environment
+from harness.sweep.messages import Ready, Watcher
 from harness.sweep.run import ending_with
 
 
@@ -54,11 +54,11 @@ def test_no_worker_begins_in_a_sweep_that_stops(monkeypatch, level, error, other
             return [Ready()]
 
     job = type("Job", (), {"workers": 3})()
-    supervisor = local._Supervisor(job, lambda event: None, lambda: level, lambda: None)
-    supervisor.error = error
+    engine = local.LocalEngine(job, Watcher(on_event=lambda event: None, stop_level=lambda: level), lambda: None)
+    engine.error = error
     started = []
-    monkeypatch.setattr(supervisor, "_start", started.append)
-    supervisor._hear(Worker())
+    monkeypatch.setattr(engine, "_start", started.append)
+    engine._hear(Worker())
     assert started == others
 
 

@@ -13,7 +13,7 @@ from harness.home import Home
 from harness.spec.files import parse_study
 from harness.store.studies import final_metrics, find_record, find_study, open_study, started_study
 from harness.sweep.reconcile import reconcile_home
-from harness.tracking.ui import ui_links
+from harness.tracking.mlflow import ui_links
 from tests.conftest import TINY_STUDY
 
 SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from harness.findings.ranking import pareto_front
 from harness.home import Home
 from harness.spec.files import parse_study
-from harness.spec.suggest import suggest
+from harness.spec.resolved import suggest
 from harness.store.studies import open_study, study_to_record
 from harness.store.trials import Trials
 from harness.sweep.objective import report

@@ -58,7 +58,7 @@ def test_attributes_are_written_in_one_transaction_and_a_trial_shows_them(study,
     trial = study.ask()
     private.set_trial_user_attrs(storage, private.id_of(trial), {"a": 1, "b": {"c": [2]}})
     assert trial.user_attrs == {}
-    private.remember_user_attrs(trial, {"a": 1})
+    private.show_attrs(trial, {"a": 1})
     assert trial.user_attrs == {"a": 1}
     assert study.trials[0].user_attrs == {"a": 1, "b": {"c": [2]}}
     with pytest.raises(TypeError):

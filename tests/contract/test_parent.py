@@ -6,8 +6,11 @@ import pytest
 
 from harness.errors import TrackingError
 from harness.spec.files import parse_study
+from harness.store.database import write_study_attrs
+from harness.store.records import StudyAttrs
 from harness.store.studies import open_study
-from harness.sweep.parent import ParentRun
+from harness.store.trials import Trials
+from harness.sweep.reconcile import ParentRun
 from tests.conftest import TINY_STUDY
 from tests.servers import Gateway
 
@@ -21,17 +24,18 @@ def test_a_server_that_fails_between_two_answers_stops_a_new_study_with_a_senten
     gateway = Gateway(mlflow_server.port)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", gateway.url)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    study, said = open_study(SPEC, home), []
+    trials, said = Trials(open_study(SPEC, home), SPEC, home), []
     try:
         gateway.mode, gateway.spared = "500", spared
         with pytest.raises(TrackingError, match="MLflow does not answer: .*500"):
-            ParentRun.open(study, SPEC, home, {}, said.append)
+            ParentRun(trials, home, "cpu", said.append).open()
         gateway.mode = "pass"
-        parent = ParentRun.open(study, SPEC, home, {}, said.append)
-        parent.note(study)
+        parent = ParentRun(trials, home, "cpu", said.append).open()
+        known = StudyAttrs(mlflow_experiment=parent.tracker.experiment_id, mlflow_parent=parent.run_id)
+        write_study_attrs(trials.study, known)
         assert said == []
         gateway.mode, gateway.spared = "500", spared
-        again = ParentRun.open(study, SPEC, home, {}, said.append)
+        again = ParentRun(trials, home, "cpu", said.append).open()
         assert (again.run_id, again.tracker.experiment_id) == (parent.run_id, parent.tracker.experiment_id)
         (line,) = said
         assert line.endswith("the sweep continues, and MLflow gets everything when it is back")

@@ -13,13 +13,12 @@ from harness.errors import Fenced
 from harness.home import Home
 from harness.machine.processes import this_process
 from harness.spec.files import parse_study
-from harness.spec.suggest import suggest
-from harness.store.attrs import TrialAttrs
-from harness.store.lease import write_attrs
+from harness.spec.resolved import suggest
 from harness.store.optuna_private import id_of
+from harness.store.promotion import MeritView, paused_at
+from harness.store.records import TrialAttrs
 from harness.store.studies import open_study
-from harness.store.trials import KILLED, Trials
-from harness.store.views import MeritView, is_paused
+from harness.store.trials import KILLED, Trials, write_attrs
 from tests.conftest import TINY_STUDY
 from tests.contract.test_trials import GONE, fails_at
 
@@ -249,9 +248,9 @@ class TestSampler:
 
 def test_paused_is_neither_waiting_to_begin_nor_a_retry(trials):
     train(trials, trials.ask(9), 1.0)
-    assert is_paused(frozen(trials, 0))
+    assert paused_at(frozen(trials, 0)) == FIRST
     trial = trials.ask(9)
     write_attrs(trial, TrialAttrs(hparams=suggest(trial, SPEC).to_dict(), worker={**this_process(), "start": "1"}))
     trials.heal()
-    assert not is_paused(frozen(trials, 2))
+    assert paused_at(frozen(trials, 2)) is None
     assert trials.ask(9).number == 2, "a retry goes first"

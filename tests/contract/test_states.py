@@ -19,12 +19,12 @@ from harness.errors import Fenced, StorageLost
 from harness.home import Home
 from harness.machine.processes import this_process
 from harness.spec.files import parse_study
-from harness.spec.suggest import suggest
+from harness.spec.resolved import suggest
 from harness.store.database import open_storage
 from harness.store.studies import open_study
 from harness.store.trials import MAX_CRASHES, Trials, finished_count, trial_key
 from harness.tracking.mlflow import STATUS
-from harness.training.record import RunInfo
+from harness.training.run_folder import RunInfo
 from tests.conftest import TINY_STUDY
 from tests.runs import MemoryTracker, reconcile
 

@@ -13,7 +13,7 @@ from PIL import Image
 from harness.errors import HarnessError
 from harness.home import Home
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
-from harness.training.record import Point, RunInfo
+from harness.training.run_folder import Point, RunInfo
 from tests.runs import MemoryTracker
 
 INFO = RunInfo(

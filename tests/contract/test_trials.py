@@ -22,14 +22,12 @@ from harness.errors import Fenced, SpecDrift, StorageError, StorageLost
 from harness.home import Home
 from harness.machine.processes import this_process
 from harness.spec.files import parse_study
+from harness.spec.resolved import suggest
 from harness.spec.study import PrunerSpec
-from harness.spec.suggest import suggest
-from harness.store.agreement import agree_on_protocols
-from harness.store.attrs import TrialAttrs
-from harness.store.database import StudyLock, dead_after, open_storage, storage_of
-from harness.store.lease import Lease, write_attrs
-from harness.store.studies import open_study
-from harness.store.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, finished_count
+from harness.store.database import dead_after, lock, open_storage, storage_of
+from harness.store.records import TrialAttrs
+from harness.store.studies import agree_on_protocols, open_study
+from harness.store.trials import GIVEN_UP, KILLED, MAX_CRASHES, Lease, Trials, finished_count, write_attrs
 from tests.conftest import TINY_STUDY
 
 SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
@@ -353,9 +351,9 @@ def test_two_files_under_one_name_are_refused(trials, tmp_path):
 def test_a_lock_is_held_by_one_and_let_go_by_the_dead(trials, tmp_path):
     code = (
         "import sys; from pathlib import Path; from harness.home import Home;"
-        "from harness.store.address import database_url; from harness.store.database import StudyLock;"
-        "home = Home(Path(sys.argv[1])); lock = StudyLock(database_url(home), home, 'x').held();"
-        "lock.__enter__(); print('held', flush=True); sys.stdin.read()"
+        "from harness.store.connection import database_url; from harness.store.database import lock;"
+        "home = Home(Path(sys.argv[1])); held = lock(database_url(home), home, 'x');"
+        "held.__enter__(); print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "runs")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -365,7 +363,7 @@ def test_a_lock_is_held_by_one_and_let_go_by_the_dead(trials, tmp_path):
     got = context.Event()
 
     def wait() -> None:
-        with StudyLock(trials.storage.outages.url, Home(tmp_path / "runs"), "x").held():
+        with lock(trials.storage.outages.url, Home(tmp_path / "runs"), "x"):
             got.set()
 
     waiter = context.Process(target=wait)

@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from harness.api.audits import audit_study
+from harness.api.scoring import audit_study
 from harness.errors import DataError
 from harness.findings.ranking import pareto_front
 from harness.home import Home

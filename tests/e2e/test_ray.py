@@ -17,15 +17,16 @@ from harness.cli.live import SweepView
 from harness.data.store import open_store
 from harness.errors import SweepError, UsageError, WeightsError
 from harness.home import Home
+from harness.machine.processes import Machines
 from harness.spec.files import parse_study
-from harness.store.records import TrialRecord
+from harness.store.database import write_study_attrs
+from harness.store.records import StudyAttrs, TrialRecord
 from harness.store.studies import open_study, study_to_record
 from harness.store.trials import Trials, finished_count
-from harness.sweep.engines.loop import WorkerJob
 from harness.sweep.engines.ray import _Driver, run_ray
-from harness.sweep.events import Ended, Event, Progressed, Ready, Scored, Started
+from harness.sweep.messages import Ended, Event, Progressed, Ready, Scored, Started, Watcher, WorkerJob
 from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
-from harness.training.record import RunInfo
+from harness.training.run_folder import RunInfo
 from tests.conftest import TINY_STUDY, blob_files, sharing_weights
 from tests.runs import reconcile
 
@@ -46,12 +47,10 @@ class Sweep:
         experiment = open_experiment(client, home, name, "")
         parent = MlflowTracker(client, experiment).start(RunInfo(key=f"{name}/sweep", name=name, experiment=name))
         self.tracker = MlflowTracker(client, experiment, parent)
-        self.study.set_user_attr("target", target)
+        write_study_attrs(self.study, StudyAttrs(target=target, mlflow_experiment=experiment, mlflow_parent=parent))
         self.trials_of = Trials(self.study, spec, home)
         self.job = WorkerJob(
             spec=spec, home=home, store=store, device="cpu", threads=1, cores=2, tags={},
-            dataset={"name": "folder", "fingerprint": store.fingerprint, "source": "folder"},
-            experiment_id=experiment, parent_run=parent, uid=self.study.user_attrs["uid"],
         )  # fmt: skip
         self.events: list[Event] = []
         self.level = self.deaths = 0
@@ -65,10 +64,8 @@ class Sweep:
             self.deaths += 1
             self.reconcile()
 
-        run_ray(
-            self.job, workers, address=address, gpus_per_worker=0.5,
-            on_event=on_event, stop_level=lambda: self.level, on_death=on_death,
-        )  # fmt: skip
+        machines = Machines(workers=workers, engine="ray", address=address, gpus_per_worker=0.5)
+        run_ray(self.job, machines, Watcher(on_event=on_event, stop_level=lambda: self.level), on_death)
 
     def reconcile(self, *, crashed: bool = True) -> None:
         reconcile(self.trials_of, self.tracker, self.home, crashed=crashed)

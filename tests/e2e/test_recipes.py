@@ -19,7 +19,7 @@ from PIL import Image
 from harness.gan.hparams import HParams
 from harness.home import Home
 from harness.text import number
-from harness.training.checkpoint import import_generator
+from harness.training.export import import_generator
 from tests.conftest import ROOT, TINY_STUDY, blob_files, sharing_weights
 from tests.e2e.test_sweep import Here, Project, assert_mlflow_agrees, wait_for
 from tests.faults.checks import QUICK

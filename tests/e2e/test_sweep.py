@@ -19,8 +19,8 @@ from harness.cli import main
 from harness.errors import SweepError, UsageError
 from harness.gan.hparams import digest
 from harness.home import Home
-from harness.machine.devices import choose_device
 from harness.machine.forks import call_in_fork, call_with_torch
+from harness.machine.processes import choose_device
 from harness.store.records import StudyRecord
 from harness.store.studies import started_study, study_to_record
 from harness.tracking.mlflow import STATUS

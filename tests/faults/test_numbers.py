@@ -10,7 +10,7 @@ from tests.faults.barrier import Barrier
 from tests.faults.checks import Fault, check_all, outcome
 from tests.faults.conftest import STEP, with_barrier
 
-LOSS = "harness.gan.losses:generator_loss"
+LOSS = "harness.gan.networks:generator_loss"
 IMAGES = "harness.gan.networks:Generator.forward@samples"
 MEGABYTE = 2**20
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from benchmarks.baselines import Loop
 from harness.gan.fast import layers, products
-from harness.gan.fast.adam import Adam
 from harness.gan.fast.layers import (
+    Adam,
     Down,
     FromImage,
     FromMaps,

@@ -9,8 +9,7 @@ from torch.func import functional_call
 
 from harness.gan.fast.layers import with_library_layers
 from harness.gan.hparams import HParams
-from harness.gan.losses import fake_loss, generator_loss, real_loss
-from harness.gan.networks import Discriminator, Generator, build
+from harness.gan.networks import Discriminator, Generator, build, fake_loss, generator_loss, real_loss
 from tests.conftest import CPU
 
 

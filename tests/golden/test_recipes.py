@@ -16,8 +16,7 @@ from harness.gan.fast.layers import with_library_layers
 from harness.gan.hparams import derive_seed
 from harness.gan.networks import Discriminator, Generator, build, latent_noise
 from harness.gan.run import Run
-from harness.spec.files import load_recipe
-from harness.spec.toml import file_names
+from harness.spec.files import file_names, load_recipe
 from tests.conftest import CPU, blobs
 
 ALL = [(name, variant) for name in file_names("recipe") for variant in load_recipe(name).variants]

@@ -10,18 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch_fidelity
 from PIL import Image
 
 from harness.gan.hparams import HParams
-from harness.gan.networks import build
+from harness.gan.networks import build, from_uniform
 from harness.home import Home
 from harness.scoring.extractors import Extractor, MobileNetExtractor, inception_shapes
-from harness.scoring.fidelity import LatentLawModel, calculated, score
+from harness.scoring.fidelity import calculated, score
 from harness.scoring.protocol import make_protocol
 from harness.scoring.reference import Reference, load_reference, reference_images
-from harness.scoring.sampling import generate, to_uint8
+from harness.scoring.sampling import evaluating, generate, to_uint8
 from harness.scoring.weights import inception_weights
-from harness.spec.scoring import ScoreSpec
+from harness.spec.tables import ScoreSpec
 from tests.conftest import CPU, blobs
 
 HP = HParams(image_size=32, channels=1, ngf=4, z_dim=8, latent="uniform", init_std=0.3)
@@ -88,6 +89,31 @@ def test_every_metric_equals_torch_fidelitys_command(tmp_path, monkeypatch, home
         assert ours.values[f"{name}_inception_18"] == pytest.approx(theirs[name], abs=1e-9)
 
 
+class LatentLawModel(torch_fidelity.GenerativeModelBase):
+    """Our generator as torch-fidelity's: any latent law, and uint8 images of shape (N, 3, H, W)."""
+
+    def __init__(self, generator, hp):
+        super().__init__()
+        self.generator, self.hp = generator, hp
+
+    @property
+    def z_size(self):
+        return self.hp.z_dim
+
+    @property
+    def z_type(self):
+        return "normal" if self.hp.latent == "normal" else "uniform_0_1"
+
+    @property
+    def num_classes(self):
+        return 0
+
+    def forward(self, noise):
+        z = noise if self.hp.latent == "normal" else from_uniform(noise, self.hp.latent)
+        with evaluating(self.generator):
+            return to_uint8(self.generator(z))
+
+
 def test_the_generative_model_gives_calculate_metrics_the_images_that_are_scored(home):
     """torch-fidelity draws the noise itself; with the protocol's seed it sees our images, uniform law included."""
     from torch_fidelity import calculate_metrics
@@ -96,9 +122,11 @@ def test_the_generative_model_gives_calculate_metrics_the_images_that_are_scored
     extractor = Extractor("mobilenet-v2", home, CPU, QUIET)
 
     def create(name, features_list, **kwargs):
-        return MobileNetExtractor(name, tuple(features_list), extractor.weights.state)
+        module = MobileNetExtractor(extractor.weights.state)
+        module.features_list = features_list
+        return module
 
-    create.get_default_feature_layer_for_metric = MobileNetExtractor.get_default_feature_layer_for_metric
+    create.get_default_feature_layer_for_metric = {"isc": "logits"}.get
     if "mnv2-test" not in FEATURE_EXTRACTORS_REGISTRY:
         FEATURE_EXTRACTORS_REGISTRY["mnv2-test"] = create
     assert register_feature_extractor
@@ -132,7 +160,7 @@ def test_without_a_head_the_inception_score_is_unavailable_and_mobilenets_stands
 ):
     from harness.data.store import open_store
     from harness.scoring.scorer import Scorers
-    from harness.spec.images import DataSpec
+    from harness.spec.tables import DataSpec
 
     trunk = torch.load(full_weights, weights_only=True)
     del trunk["fc.weight"], trunk["fc.bias"]

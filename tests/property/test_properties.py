@@ -11,16 +11,14 @@ from hypothesis import strategies as st
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from harness.gan.hparams import HParams, canonical_json, derive_seed
-from harness.gan.losses import fake_loss, generator_loss, real_loss
-from harness.scoring.distance import frechet_distance
-from harness.scoring.reference import Reference
-from harness.spec.drift import changes
+from harness.gan.networks import fake_loss, generator_loss, real_loss
+from harness.scoring.reference import Reference, frechet_distance
 from harness.spec.files import load_study_file
-from harness.spec.params import FixedParams
-from harness.spec.suggest import suggest
+from harness.spec.resolved import changes, suggest
+from harness.spec.tables import FixedParams
 from harness.sweep.engines.local import threads_per_worker
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
-from harness.training.record import Point, finite
+from harness.training.run_folder import Point, finite
 from tests.conftest import CPU
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import optuna
 
-from harness.store.importance import importances
+from harness.store.samplers import importances
 
 
 def study_of(n: int) -> optuna.Study:

@@ -23,7 +23,7 @@ from harness.data import arrays
 from harness.data.store import ImageStore, open_store
 from harness.errors import DataError
 from harness.home import Home
-from harness.spec.images import DataSpec
+from harness.spec.tables import DataSpec
 
 
 def pictures(n: int, size: int, channels: int, seed: int = 0) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.store.attrs import StudyAttrs, TrialAttrs, stored_position, stored_retry_of
+from harness.store.records import StudyAttrs, TrialAttrs, stored_position, stored_retry_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,6 +70,6 @@ def test_attribute_names_are_spelled_in_one_file():
     found = subprocess.run(
         ["grep", "-rnE", written, "harness", "--include=*.py"], cwd=ROOT, capture_output=True, text=True
     ).stdout
-    assert [line for line in found.splitlines() if not line.startswith("harness/store/attrs.py:")] == [
+    assert [line for line in found.splitlines() if not line.startswith("harness/store/records.py:")] == [
         line for line in found.splitlines() if "study.set_user_attr(name, value)" in line
     ]

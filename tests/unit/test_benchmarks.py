@@ -18,7 +18,7 @@ from benchmarks.peak import peak_mib
 from benchmarks.pruners import Curve, replay, speeds
 from benchmarks.search import ARMS, SETS, arm_spec, goal, jobs, ratio
 from benchmarks.search import table as search_table
-from harness.store.views import AsyncPercentilePruner
+from harness.store.samplers import AsyncPercentilePruner
 from tests.conftest import ROOT
 
 

@@ -14,10 +14,9 @@ from harness.gan.networks import build
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, train
 from harness.training.attempt import Attempt
-from harness.training.checkpoint import import_generator, load_checkpoint, publish, save_checkpoint
-from harness.training.history import History
-from harness.training.record import RunInfo, RunRecord
-from harness.training.run_folder import RunFolder
+from harness.training.checkpoint import History, load_checkpoint, save_checkpoint
+from harness.training.export import import_generator, publish
+from harness.training.run_folder import RunFolder, RunInfo, RunRecord
 from tests.conftest import CPU, ROOT
 
 STATE = {"step": 3, "weights": {"a": torch.arange(5.0)}, "extra": "{}"}

@@ -13,8 +13,7 @@ import pytest
 
 from harness.api.generator import training_generator
 from harness.cli import main
-from harness.cli.display import display
-from harness.cli.live import SweepView
+from harness.cli.live import SweepView, display
 from harness.errors import (
     CheckpointError,
     DataError,
@@ -30,12 +29,11 @@ from harness.gan.hparams import HParams
 from harness.home import Home
 from harness.machine.signals import StopSignals
 from harness.report.facts import read_facts
-from harness.spec.budget import with_budget
 from harness.spec.files import load_study_file
-from harness.spec.resolved import ResolvedStudy
+from harness.spec.resolved import ResolvedStudy, with_budget
 from harness.store.samplers import kimg_to_images, make_pruner
 from harness.store.studies import find_record, open_study, started_study, stored_content
-from harness.sweep.events import Ended, Progressed, Said, Scored, Started
+from harness.sweep.messages import Ended, Progressed, Said, Scored, Started
 from harness.sweep.reconcile import reconcile_home
 from harness.training.run_folder import RunFolder
 from tests.conftest import ROOT

@@ -13,8 +13,7 @@ from harness.gan.hparams import HParams
 from harness.report.study import build_report
 from harness.spec.files import load_best
 from harness.spec.fixed_study import fixed_study, fresh_seeds
-from harness.store.attrs import TrialAttrs
-from harness.store.records import StudyRecord, TrialRecord
+from harness.store.records import StudyRecord, TrialAttrs, TrialRecord
 from tests.unit.test_report import FULL, SPEC, START
 
 ARMS = {"trial-1": FULL.trials[1], "trial-2": FULL.trials[2], "paper": FULL.trials[0]}

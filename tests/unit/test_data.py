@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from harness.data import store as store_module
+from harness.data.arrays import mnist_images
 from harness.data.decode import Preparation, Rejected, decode
-from harness.data.sources import list_images, mnist_images
+from harness.data.sources import list_images
 from harness.data.store import open_store
 from harness.errors import DataError, UsageError
 from harness.home import Home
-from harness.spec.images import DataSpec
+from harness.spec.tables import DataSpec
 from tests.conftest import blobs
 
 COLOUR = Preparation(image_size=16, channels=3)
@@ -262,7 +263,7 @@ def test_real_celeba(home):
         pytest.skip("CelebA may not be passed on with a project: HARNESS_TEST_CELEBA names a folder of it")
     listing = list_images(Path(os.environ["HARNESS_TEST_CELEBA"]))
     store = open_folder(home, Path(os.environ["HARNESS_TEST_CELEBA"]), kind="celeba", size=32)
-    assert len(store) == len(listing.members)
+    assert len(store) == len(listing)
     assert not store.rejected
 
 
@@ -440,7 +441,7 @@ def test_a_crash_while_writing_leaves_no_store_and_the_next_call_builds_it(home,
         from pathlib import Path
         from harness.data import store
         from harness.home import Home
-        from harness.spec.images import DataSpec
+        from harness.spec.tables import DataSpec
         def die(done, total):
             os.kill(os.getpid(), 9)
         if __name__ == "__main__":

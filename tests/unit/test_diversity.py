@@ -15,15 +15,12 @@ from harness.findings.health import Health, health, health_context, loss_floor
 from harness.gan.hparams import HParams
 from harness.gan.networks import build
 from harness.scoring import diversity
-from harness.scoring.audit import RealImages, audit
-from harness.scoring.diversity import copying, mean_distance, nearest, real_distance, total_variance
+from harness.scoring.diversity import RealImages, audit, copying, mean_distance, nearest, real_distance, total_variance
 from harness.scoring.extractors import Extractor
 from harness.scoring.sampling import generate, to_uint8, with_batch_statistics
 from harness.scoring.scorer import Scorers
-from harness.spec.images import DataSpec
-from harness.spec.scoring import ScoreSpec
-from harness.store.attrs import TrialAttrs
-from harness.store.records import TrialRecord
+from harness.spec.tables import DataSpec, ScoreSpec
+from harness.store.records import TrialAttrs, TrialRecord
 from tests.conftest import CPU, blob_files, blobs
 
 HP = HParams(image_size=16, channels=1, ngf=4, ndf=4, z_dim=8, bn="paper")
@@ -140,7 +137,7 @@ def test_running_statistics_that_do_not_fit_are_a_gap_and_batch_statistics_leave
     found = audit(generator, HP, scorer, real)
     assert found.batch_score != pytest.approx(found.score, rel=0.1)
     assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
-    assert scorer.with_batch_statistics().protocol.hash != scorer.protocol.hash
+    assert scorer.with_protocol(batch_norm="statistics of batches of 50").protocol.hash != scorer.protocol.hash
 
     generator.train()
     z = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))

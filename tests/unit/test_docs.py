@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import harness
 from harness.cli import front
+from tools.api_docs import PAGE, SHOWN, api_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "reports").glob("*/report.md")])
@@ -48,6 +50,11 @@ def test_commands_are_understood(command, monkeypatch):
         name, verb, rest = front.resolve_command(context, list(words))
         assert verb is not None
         verb.make_context(name, rest, parent=context)
+
+
+def test_the_page_of_the_python_api_is_what_the_tool_writes():
+    assert {thing.__name__ for thing in SHOWN} >= {*harness.__all__}
+    assert PAGE.read_text() == api_markdown(), "`python -m tools.api_docs` writes it"
 
 
 def _verdicts(study: str) -> dict[tuple[str, str], tuple[str, str]]:

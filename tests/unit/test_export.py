@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from harness.gan.networks import build
-from harness.gan.plain import layer_list, plain
-from harness.training.export import OPSET, export_onnx
+from harness.training.export import OPSET, export_onnx, layer_list
 from tests.conftest import CPU
 
 SYSTEMS = [
@@ -62,6 +61,6 @@ def test_listed_layers_are_the_networks(hp, change):
     z = torch.randn(4, hp.z_dim)
     for network, x in zip(trained(hp), (z, torch.rand(4, hp.channels, hp.image_size, hp.image_size)), strict=True):
         made = torch.nn.Sequential(*(getattr(torch.nn, kind)(**of) for kind, of in layer_list(network))).eval()
-        made.load_state_dict(plain(network).state_dict())
+        made.load_state_dict(network.layers.state_dict())
         own = x[:, :, None, None] if x is z and hp.ends == "conv" else x
         torch.testing.assert_close(made(own).reshape(network(x).shape), network(x), rtol=1e-4, atol=1e-5)

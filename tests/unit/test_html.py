@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from harness.report.html import page_to_html, write_html
+from harness.report.page import page_to_html, write_html
 from tests.conftest import ROOT
 
 PAGE = """# Study <b>

@@ -14,20 +14,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import HarnessError, NotFoundError, SpecError
-from harness.spec.claims import load_claim
 from harness.spec.files import (
     load_best,
+    load_claim,
     load_recipe,
     load_study_file,
+    parse,
     parse_study,
-    recipe_hparams,
     resolve,
     schema_json,
 )
-from harness.spec.images import DataSpec
 from harness.spec.study import StudySpec
-from harness.spec.toml import parse
-from harness.text import nearest
+from harness.spec.tables import DataSpec
+from harness.text import did_you_mean
 from tests.conftest import ROOT, TINY_STUDY
 
 INTERNAL = ("plan", "overrides", "own_images", "arm")
@@ -123,14 +122,14 @@ def test_every_kind_of_file_is_read_by_the_same_rules(load, tmp_path: Path, monk
 
 
 def test_unknown_names_are_answered_with_the_nearest_one():
-    assert nearest("mnist23", ["mnist32", "celeba32"]) == "mnist32"
-    assert nearest("zzz", ["mnist32"]) == ""
+    assert did_you_mean("mnist23", ["mnist32", "celeba32"]) == "; did you mean mnist32?"
+    assert did_you_mean("zzz", ["mnist32"]) == ""
     with pytest.raises(NotFoundError, match=r"no study 'mnist23' in .*; did you mean mnist32\?"):
         load_study_file("mnist23")
     with pytest.raises(NotFoundError, match=r"no study 'mnist32.tml' in .*; did you mean mnist32\?"):
         load_study_file("mnist32.tml")
     with pytest.raises(NotFoundError, match=r"has no variant 'as_code'; did you mean as_coded\?"):
-        recipe_hparams(load_recipe("svhn32"), "as_code")
+        load_recipe("svhn32").configuration("as_code")
 
 
 # Values that a person or an editor gone wrong may write, each of them TOML.

@@ -23,13 +23,12 @@ from harness.findings.outlook import (
 )
 from harness.forecast import forecast
 from harness.forecast.forecast import Forecast, earliest_rungs, mean_work
-from harness.forecast.scoring import ScoringTime, scoring_time
-from harness.forecast.speed import ConfigurationSpeed, measure_training, tensor_bytes
+from harness.forecast.speed import ConfigurationSpeed, ScoringTime, measure_training, scoring_time, tensor_bytes
 from harness.home import Home
 from harness.spec.files import parse_study
 from harness.spec.resolved import ResolvedPreset
-from harness.spec.scoring import ScoreSpec, ScoringSpec
 from harness.spec.study import PrunerSpec
+from harness.spec.tables import ScoreSpec, ScoringSpec
 from harness.store.samplers import kimg_to_images
 from harness.store.studies import find_record, open_study
 from harness.store.trials import Trials

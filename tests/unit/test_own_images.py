@@ -16,10 +16,11 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 from torchvision import transforms
 from torchvision.datasets import FakeData
 
-from harness.data.store import ImageStore, existing_store, find_material, open_array_store, open_store
+from harness.data.material import find_material
+from harness.data.store import ImageStore, existing_store, open_array_store, open_store
 from harness.errors import DataError, UsageError
 from harness.machine.imports import load_function
-from harness.spec.images import DataSpec
+from harness.spec.tables import DataSpec
 
 GREY = DataSpec(source="folder", image_size=16, channels=1)
 COLOUR = DataSpec(source="folder", image_size=16, channels=3)

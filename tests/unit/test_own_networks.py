@@ -9,14 +9,14 @@ import torch
 
 from examples.residual import networks
 from harness.errors import UsageError
-from harness.gan import registry
+from harness.gan import architecture
+from harness.gan.architecture import network_path, register_network
 from harness.gan.hparams import HParams
 from harness.gan.networks import build
-from harness.gan.registry import network_path, register_network
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, train
 from harness.spec.files import parse_study
-from harness.training.checkpoint import import_generator, publish
+from harness.training.export import import_generator, publish
 from tests.conftest import CPU, TINY_STUDY
 
 NETWORK = "examples.residual:networks"
@@ -64,7 +64,7 @@ def test_a_study_names_its_networks_but_its_baselines_are_dcgans():
 
 
 def test_a_registered_name_stands_for_its_function(monkeypatch):
-    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(architecture, "_registered", {})
     register_network("residual", networks)
     assert parse_study("own", f'network = "residual"\n{TINY_STUDY}', shown_as="own.toml").network == NETWORK
     with pytest.raises(ValueError, match="did you mean residual"):

@@ -16,7 +16,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from harness.machine.provenance import git_commit
-from harness.spec.toml import file_names, spaces_dir
+from harness.spec.files import file_names, spaces_dir
 from tests.conftest import ROOT, TINY_STUDY
 
 
@@ -39,7 +39,7 @@ def test_the_wheel_has_every_study_recipe_and_claim_its_licence_and_its_types(wh
 
 def test_an_installed_package_sweeps_from_an_empty_folder_and_writes_nothing_beside_itself(installed, tmp_path):
     before = sorted(installed.rglob("*"))
-    code = "from harness.spec.toml import file_names, spaces_dir; print(spaces_dir(), *file_names('study'))"
+    code = "from harness.spec.files import file_names, spaces_dir; print(spaces_dir(), *file_names('study'))"
     done = run(installed, tmp_path, "-c", code)
     assert done.stdout.split() == [str(installed / "harness" / "search_spaces"), *file_names("study")]
     study = TINY_STUDY.replace('"folder"', '"mnist"')
@@ -53,7 +53,7 @@ def test_an_installed_package_sweeps_from_an_empty_folder_and_writes_nothing_bes
 
 
 def test_a_folder_of_ones_own_wins_and_the_variable_wins_over_all(installed, tmp_path):
-    code = "from harness.spec.toml import spaces_dir; print(spaces_dir())"
+    code = "from harness.spec.files import spaces_dir; print(spaces_dir())"
     (tmp_path / "search_spaces").mkdir()
     assert run(installed, tmp_path, "-c", code).stdout == "search_spaces\n"
     assert run(installed, tmp_path, "-c", code, HARNESS_SEARCH_SPACES="mine").stdout == "mine\n"

@@ -22,10 +22,11 @@ from harness.gan.trainer import Budget, Progress, train
 from harness.scoring.extractors import ConvReLU, Extractor, bilinear_weights
 from harness.scoring.sampling import to_uint8
 from harness.spec.files import parse_study
-from harness.spec.precision import with_stored_precision
+from harness.spec.resolved import with_stored_precision
 from harness.store.studies import open_study
 from harness.sweep import speed
-from harness.sweep.precision import MIN_GAIN, resolve_precision
+from harness.sweep.run import resolve_precision
+from harness.sweep.speed import MIN_GAIN
 from tests.conftest import CPU, TINY_STUDY, blobs
 
 BF16 = {"precision": "bf16"}

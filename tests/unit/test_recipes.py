@@ -11,8 +11,7 @@ from harness.errors import NotFoundError, SpecError
 from harness.gan.architecture import problems
 from harness.gan.hparams import HParams
 from harness.report.recipes import recipe_page, recipes_markdown, recipes_table
-from harness.spec.files import load_recipe, load_study_file, parse_study, recipe_hparams
-from harness.spec.toml import file_names, spaces_dir
+from harness.spec.files import file_names, load_recipe, load_study_file, parse_study, spaces_dir
 from tests.conftest import ROOT, TINY_STUDY
 
 PUBLISHED = {"udacity32", "udacity32_wide", "svhn32", "celeba32_deep", "celeba64", "celeba128", "paper64", "pytorch64"}
@@ -118,7 +117,7 @@ def test_unknown_recipes_and_variants_say_what_there_is():
         with pytest.raises(NotFoundError):
             load_recipe(evil)
     with pytest.raises(NotFoundError) as caught:
-        recipe_hparams(load_recipe("svhn32"), "as_dreamt")
+        load_recipe("svhn32").configuration("as_dreamt")
     assert "as_written, as_coded" in caught.value.hint
 
 

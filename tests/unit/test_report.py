@@ -11,15 +11,12 @@ import pytest
 from PIL import Image
 
 from harness.errors import SpecError
-from harness.findings.frames import trials_frame
-from harness.findings.ranking import rank
+from harness.findings.ranking import rank, trials_frame
 from harness.gan.hparams import HParams
-from harness.report.context import study_context
-from harness.report.study import build_report
-from harness.spec.budget import with_budget
+from harness.report.study import build_report, study_context
 from harness.spec.files import load_best, load_study_file
-from harness.store.attrs import StudyAttrs, TrialAttrs
-from harness.store.records import StudyRecord, TrialRecord
+from harness.spec.resolved import with_budget
+from harness.store.records import StudyAttrs, StudyRecord, TrialAttrs, TrialRecord
 from harness.text import heading, metric_label
 
 # A budget of its own: what the default study takes may change.
@@ -200,7 +197,7 @@ def test_scores_of_other_protocols_are_in_no_figure_and_no_comparison():
     assert values.min() == 40.25
     assert math.isnan(values[7])
     board = rank(mixed)
-    assert study_context(mixed, board, trials_frame(mixed), top=5)["paper"] is None
+    assert study_context(mixed, board, trials_frame(mixed))["paper"] is None
 
 
 def test_divergence_and_pruning_never_lead():

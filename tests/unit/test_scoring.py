@@ -19,7 +19,7 @@ from harness.scoring.fidelity import score
 from harness.scoring.protocol import Protocol, make_protocol, metric_name
 from harness.scoring.reference import Features, Reference, load_reference, reference_images
 from harness.scoring.sampling import generate, image_grid, scoring_noise, to_uint8
-from harness.spec.scoring import ScoreSpec
+from harness.spec.tables import ScoreSpec
 from tests.conftest import CPU, blob_files, blobs
 
 HP = HParams(image_size=16, channels=1, z_dim=8)
@@ -202,8 +202,9 @@ def test_a_download_that_is_not_the_known_file_is_refused(home, tmp_path, monkey
 def test_the_reference_can_be_the_held_out_images_and_the_protocol_says_so(home, tmp_path):
 
     from harness.data.store import open_store
-    from harness.scoring.scorer import Scorers, split_images
-    from harness.spec.images import DataSpec
+    from harness.scoring.reference import split_images
+    from harness.scoring.scorer import Scorers
+    from harness.spec.tables import DataSpec
 
     folder = blob_files(tmp_path / "photos", 80)
     data = DataSpec(source="folder", image_size=16, channels=1, held_out=0.4)

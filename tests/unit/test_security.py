@@ -36,8 +36,7 @@ from harness.api.generator import training_generator
 from harness.cli.machine import checks
 from harness.data import arrays
 from harness.data.decode import Preparation, Rejected, decode
-from harness.data.sources import list_images
-from harness.data.split import find_partition
+from harness.data.sources import find_partition, list_images
 from harness.data.store import ImageStore, open_store
 from harness.errors import CheckpointError, DataError, HarnessError, NotFoundError, SpecError, UsageError, WeightsError
 from harness.home import Home
@@ -45,13 +44,11 @@ from harness.machine.provenance import provenance
 from harness.scoring import weights
 from harness.scoring.extractors import inception_shapes
 from harness.spec.files import load_best, load_recipe, load_study_file
-from harness.spec.images import DataSpec
-from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
-from harness.tracking.ui import ui_command
+from harness.spec.tables import DataSpec
+from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment, ui_command
 from harness.training.attempt import Attempt
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
-from harness.training.record import RunInfo, RunRecord
-from harness.training.run_folder import RunFolder
+from harness.training.run_folder import RunFolder, RunInfo, RunRecord
 from tests.conftest import CPU, ROOT, TINY_STUDY
 from tests.unit.test_arrays import open_set
 from tests.unit.test_cli import make
@@ -504,10 +501,10 @@ def test_a_member_that_unpacks_to_more_than_it_claims_is_left_out_in_little_memo
     from harness.data.decode import decode_chunk
 
     archive = zip_of_one(tmp_path / "photos.zip", "bomb.png", BOMB, method, **claims)
-    listing = list_images(archive)
+    members = tuple(name for name, _, _ in list_images(archive))
     tracemalloc.start()
     try:
-        ((pixels, why),) = decode_chunk(archive, listing.is_zip, listing.members, COLOUR)
+        ((pixels, why),) = decode_chunk(archive, True, members, COLOUR)
         assert tracemalloc.get_traced_memory()[1] < 10e6
     finally:
         tracemalloc.stop()
@@ -829,7 +826,7 @@ def test_errors_hold_no_secrets(text, shown):
 def test_mlflows_telemetry_is_off():
     """In a process of its own: MLflow leaves tests and CI alone anyway."""
     code = (
-        "from harness.tracking.mlflow import quiet; quiet()\n"
+        "from harness.tracking.mlflow import load; load()\n"
         "from mlflow.telemetry import utils; utils._IS_IN_CI_ENV_OR_TESTING = False\n"
         "print(utils.is_telemetry_disabled())"
     )

@@ -9,11 +9,9 @@ import pytest
 from harness.errors import NotFoundError, SpecDrift, SpecError
 from harness.gan.hparams import ALIASES, FIELDS, HParams
 from harness.home import Home
-from harness.spec.budget import study_toml
-from harness.spec.drift import changes
-from harness.spec.files import load_study_file, parse_study, schema_json
-from harness.spec.params import SEARCHABLE, FixedParams
-from harness.spec.toml import file_names
+from harness.spec.files import file_names, load_study_file, parse_study, schema_json
+from harness.spec.resolved import changes, study_toml
+from harness.spec.tables import SEARCHABLE, FixedParams
 from tests.conftest import TINY_STUDY
 
 

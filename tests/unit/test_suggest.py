@@ -3,7 +3,7 @@ from __future__ import annotations
 import optuna
 
 from harness.spec.files import load_study_file
-from harness.spec.suggest import suggest
+from harness.spec.resolved import suggest
 from harness.store.samplers import make_sampler
 
 

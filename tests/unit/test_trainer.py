@@ -240,13 +240,13 @@ def test_a_step_that_is_fed_from_buffers_is_the_same_step(hp, images, change):
     """As a CUDA graph is fed; over the end of an epoch, and given back."""
     hp = dataclasses.replace(hp, **change)
     plain, fed = Run(hp, images[:40], 0, CPU), Run(hp, images[:40], 0, CPU)
-    source, buffers = fed.batches, BufferedBatches(fed)
-    fed.batches = buffers
+    buffers = BufferedBatches(fed)
+    fed.next_batch = buffers.next_batch
     fed.replay = lambda: (buffers.fill(), fed.play_eagerly())
     for _ in range(7):
         plain.advance()
         fed.advance()
-    fed.batches = source
+    fed.next_batch = fed.shuffled.next_batch
     fed.replay = None
     plain.advance()
     fed.advance()

@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 
 from harness.errors import NotFoundError, SpecError
-from harness.findings.power import ASSUMED, claim_power, divergence_power, seeds_needed
-from harness.findings.verdicts import ArmResult, arm_results, judge
-from harness.spec.claims import Claim, arm_name, from_registered, load_claim, registered
-from harness.spec.files import load_study_file
-from harness.spec.toml import file_names
-from harness.store.attrs import StudyAttrs, TrialAttrs
-from harness.store.records import StudyRecord, TrialRecord
+from harness.findings.verdicts import (
+    ASSUMED,
+    ArmResult,
+    arm_results,
+    claim_power,
+    divergence_power,
+    judge,
+    seeds_needed,
+)
+from harness.spec.files import file_names, load_claim, load_study_file
+from harness.spec.fixed_study import Claim, arm_name, registered
+from harness.store.records import StudyAttrs, StudyRecord, TrialAttrs, TrialRecord
 
 SPEC = load_study_file("mnist32")
 TREATED = {"leaky": {"activation_g": "leaky_relu"}}
@@ -199,7 +204,7 @@ def test_claims_are_tested_in_float32_whatever_their_study_trains_in():
 @pytest.mark.parametrize("name", file_names("claim"))
 def test_a_claim_is_kept_whole(name):
     found = load_claim(name)
-    assert from_registered(registered(found)) == found
+    assert Claim.model_validate_json(registered(found)) == found
     assert found.quote
     assert any(word in found.source for word in ("recipe ", "Radford"))
 

@@ -16,6 +16,7 @@ import time
 import weakref
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -30,18 +31,16 @@ from harness.machine.processes import is_gone, this_process, use_threads
 from harness.scoring.diversity import real_distance
 from harness.scoring.fidelity import Scores
 from harness.spec.files import parse_study
-from harness.spec.resolved import ResolvedPreset
-from harness.spec.suggest import suggest
+from harness.spec.resolved import ResolvedPreset, suggest
 from harness.store.samplers import make_sampler
 from harness.store.studies import open_study, study_to_record
 from harness.store.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, finished_count
-from harness.sweep import events
-from harness.sweep.engines.loop import WorkerJob
-from harness.sweep.setup import WorkerSetup
+from harness.sweep import messages
+from harness.sweep.messages import WorkerJob
+from harness.sweep.objective import WorkerSetup
 from harness.sweep.worker import DIVERGED_VALUE, failure, run_trial, work
-from harness.training.loop import checkpoint_every_s
-from harness.training.record import RunEnd, RunInfo, RunRecord
-from harness.training.run_folder import RunFolder
+from harness.training.attempt import checkpoint_every_s
+from harness.training.run_folder import RunEnd, RunFolder, RunInfo, RunRecord
 from harness.training.share import Share
 from tests.conftest import CPU, TINY_STUDY, blobs
 from tests.runs import MemoryTracker, reconcile, show
@@ -67,11 +66,10 @@ class Env:
     """What a worker is given, each part of which a test may replace before the next trial."""
 
     def __init__(self, home: Home, spec=SPEC):
-        dataset = {"name": "folder", "fingerprint": "f", "source": "folder"}
+        store = SimpleNamespace(fingerprint="f")
         self.job = WorkerJob(
-            spec=spec, home=home, store=None, device="cpu", threads=1, cores=1, tags={"git_commit": "abc"},
-            dataset=dataset, experiment_id="0", parent_run="", uid="",
-        )  # fmt: skip
+            spec=spec, home=home, store=store, device="cpu", threads=1, cores=1, tags={"git_commit": "abc"}
+        )
         self.trials = Trials(open_study(spec, home), spec, home)
         self.images_NHWC, self.device = torch.from_numpy(blobs(32)), CPU
         self.real_distance = real_distance(self.images_NHWC)
@@ -184,7 +182,7 @@ def test_an_interrupted_trial_is_continued_bit_for_bit(env, tmp_path):
 
     study = env.trials.study
     progress = []
-    env.publish = lambda event: progress.append(event) if isinstance(event, events.Progressed) else None
+    env.publish = lambda event: progress.append(event) if isinstance(event, messages.Progressed) else None
     env.stop = lambda: bool(progress)
     interrupted = one(study, env)
     assert interrupted.state == "FAIL"
@@ -348,7 +346,7 @@ def test_a_damaged_checkpoint_is_set_aside_named_and_the_one_before_it_used(env,
     said = []
     env.publish = lambda event: said.append(event)
     env.checkpoint_s = 0.0
-    env.stop = lambda: sum(isinstance(event, events.Progressed) for event in said) >= 4
+    env.stop = lambda: sum(isinstance(event, messages.Progressed) for event in said) >= 4
     assert one(study, env).state == "FAIL"
     folder = env.home.root / study_to_record(study).trials[0].attrs.folder
     older, newest = sorted(folder.glob("snapshot-*.pt"))
@@ -360,7 +358,7 @@ def test_a_damaged_checkpoint_is_set_aside_named_and_the_one_before_it_used(env,
     assert record.state == "COMPLETE"
     assert 0 < record.attrs.resumed_kimg * 1000 / record.attrs.hparams["batch_size"] == int(older.stem[-9:])
     assert newest.with_suffix(".damaged").is_file()
-    assert any(f"{newest.name} is not usable" in event.text for event in said if isinstance(event, events.Said))
+    assert any(f"{newest.name} is not usable" in event.text for event in said if isinstance(event, messages.Said))
 
 
 def test_reconciling_all_studies_passes_over_those_that_never_ran(home):
@@ -481,7 +479,7 @@ def dead_pid() -> int:
 def test_a_killed_workers_trial_is_failed_queued_and_its_run_closed(study, env):
     import socket
 
-    from harness.spec.suggest import suggest
+    from harness.spec.resolved import suggest
 
     for crash in range(1, MAX_CRASHES + 1):
         trial = env.trials.ask(99)
@@ -616,7 +614,7 @@ def test_a_baseline_has_its_own_values_is_never_pruned_and_keeps_them_when_conti
     env = Env(Home(env.home.root.parent / "other"), with_baseline)
     study = env.trials.study
     progress = []
-    env.publish = lambda event: progress.append(event) if isinstance(event, events.Progressed) else None
+    env.publish = lambda event: progress.append(event) if isinstance(event, messages.Progressed) else None
     env.stop = lambda: bool(progress)
     assert one(study, env).state == "FAIL"
     env.stop = lambda: False

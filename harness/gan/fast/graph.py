@@ -2,8 +2,7 @@
 
 Small networks are bound by the host, which launches some 150 kernels a step; a replay is one launch. What a graph needs
 (static shapes, no reading back, Adam's step count and the noise generator on the device) holds for every
-:class:`~harness.gan.run.Run` whose batches are all of one size. A capture is compared with the step that it captured
-before it is used.
+:class:`~harness.gan.run.Run` whose batches are all of one size.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from harness.errors import Diverged
-from harness.gan.batches import BatchSource
 from harness.gan.fast.precision import tensor_cores
 from harness.gan.run import Run
 
@@ -27,17 +25,16 @@ class BufferedBatches:
     """Buffers that a step takes its batches from, filled before each step from the training's own source."""
 
     def __init__(self, run: Run) -> None:
-        self.source: BatchSource = run.batches
+        self.draw = run.shuffled.next_batch
         self.n_dis, self.flip, self.slot = run.hp.n_dis, run.hp.flip, 0
         shape, device = (run.hp.n_dis, run.hp.batch_size), run.device
         self.index = torch.zeros(shape, dtype=torch.long, device=device)
         self.flipped = torch.zeros(shape, dtype=torch.bool, device=device)
 
     def fill(self) -> None:
-        """Draw the batches of the next step."""
         self.slot = 0
         for slot in range(self.n_dis):
-            index, flipped = self.source.next_batch()
+            index, flipped = self.draw()
             self.index[slot].copy_(index, non_blocking=True)
             if flipped is not None:
                 self.flipped[slot].copy_(flipped, non_blocking=True)
@@ -58,13 +55,9 @@ def obstacle(run: Run) -> str:
 
 
 def capture(run: Run) -> str:
-    """Make it play its steps as a graph; why not, where it does not, in which case nothing has changed.
-
-    The state is the same before and after.
-    """
-    before, source = run.snapshot(None).state, run.batches
-    buffers = BufferedBatches(run)
-    run.batches = buffers
+    """Make it play its steps as a graph, compared with the steps; why not, where it does not. Its state stays."""
+    before, buffers = run.snapshot(None).state, BufferedBatches(run)
+    run.next_batch = buffers.next_batch
 
     def eagerly() -> None:
         buffers.fill()
@@ -82,7 +75,7 @@ def capture(run: Run) -> str:
         difference = (str(error).splitlines() or [type(error).__name__])[0]
     run.load(before)
     if difference:
-        run.batches = source
+        run.next_batch = run.shuffled.next_batch
         return difference
     run.replay = replay
     return ""

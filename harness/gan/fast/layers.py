@@ -1,9 +1,8 @@
-"""Layers that are matrix products, wholly or in part, where general convolution kernels leave a processor idle.
+"""Layers that are matrix products, wholly or in part, where general convolution kernels leave a processor idle; Adam.
 
 That is where a map is one pixel or has one or three channels, and where maps are small and have many: there the
 weights' gradient is a product, and with AMX the maps are. These layers are their PyTorch bases in parameters, names and
-results (up to rounding); only the way there differs. All but those of one pixel are so on the CPU alone. What each
-gains: docs/performance.md.
+results (up to rounding). All but those of one pixel are so on the CPU alone. What each gains: docs/performance.md.
 """
 
 from __future__ import annotations
@@ -13,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from harness.gan.fast.products import Convolution, Downsampling, Upsampling, faster_as_matmul, operands, plus
+from harness.gan.fast.products import Convolution, Products, faster_as_matmul, operands, plus, up_to_image, up_to_maps
+
+# Of a layer of images, the way from its maps to them.
+_UP = Products(down=False, up=True, weights=False)
 
 
 class Projection(nn.ConvTranspose2d):
@@ -44,7 +45,8 @@ class ToImage(nn.ConvTranspose2d):
         if maps_NCHW.device.type != "cpu":
             return super().forward(maps_NCHW, output_size)
         maps_NCHW, weight = operands(maps_NCHW, self.weight)
-        return plus(Upsampling.apply(maps_NCHW, weight), self.bias)
+        images: Tensor = Convolution.apply(maps_NCHW, weight, None, _places(self), True, _UP, up_to_image)
+        return plus(images, self.bias)
 
 
 class FromImage(nn.Conv2d):
@@ -55,7 +57,7 @@ class FromImage(nn.Conv2d):
             return super().forward(images_NCHW)
         images_NCHW, weight = operands(images_NCHW, self.weight)
         bias = self.bias if self.bias is None else self.bias.to(weight.dtype)
-        maps: Tensor = Downsampling.apply(images_NCHW, weight, bias)
+        maps: Tensor = Convolution.apply(images_NCHW, weight, bias, _places(self), False, _UP, up_to_image)
         return maps
 
 
@@ -68,14 +70,14 @@ class ToMaps(nn.Unflatten):
 
 
 class FromMaps(nn.Flatten):
-    """Maps to a linear layer's inputs; the gradient of the maps lies in memory as they do.
-
-    PyTorch's activations take three to five times as long where the two differ.
-    """
+    """Maps to a linear layer's inputs; the gradient lies in memory as the maps do, which activations want."""
 
     def forward(self, maps_NCHW: Tensor) -> Tensor:
-        if maps_NCHW.device.type == "cpu":
-            maps_NCHW = _ChannelsLastGradient.apply(maps_NCHW)
+        if maps_NCHW.device.type == "cpu" and maps_NCHW.requires_grad:
+            maps_NCHW = maps_NCHW.view_as(maps_NCHW)
+            maps_NCHW.register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: gradient.contiguous(memory_format=torch.channels_last)
+            )
         units: Tensor = super().forward(maps_NCHW)
         return units
 
@@ -120,19 +122,24 @@ def _convolution(
     if not any(products):
         return library(maps_NCHW)
     bias = layer.bias if layer.bias is None else layer.bias.to(weight.dtype)
-    places = [list(pair) for pair in (layer.stride, layer.padding, layer.output_padding)]
-    maps: Tensor = Convolution.apply(x, weight, bias, places, transposed, products)
+    maps: Tensor = Convolution.apply(x, weight, bias, _places(layer), transposed, products, up_to_maps)
     return maps
 
 
-class _ChannelsLastGradient(torch.autograd.Function):
-    """The identity."""
+def _places(layer: Any) -> list[list[int]]:
+    return [list(pair) for pair in (layer.stride, layer.padding, layer.output_padding)]
 
-    @staticmethod
-    def forward(ctx: Any, maps_NCHW: Tensor) -> Tensor:
-        return maps_NCHW.view_as(maps_NCHW)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.contiguous(memory_format=torch.channels_last)
+class Adam(torch.optim.Adam):
+    """PyTorch's fused one, bit for bit, without its copies of convolutions' gradients on a CPU.
+
+    Its kernel there wants contiguous tensors. In channels-last memory format they are, with their channels named last.
+    """
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Any]) -> bool:
+        has_complex: bool = super()._init_group(group, *lists)  # type: ignore[no-untyped-call]
+        parameters, *tensors, _ = lists
+        last = [p.device.type == "cpu" and p.dim() == 4 and not p.is_contiguous() for p in parameters]
+        for each in (parameters, *tensors):  # one of them is empty
+            each[:] = [t.permute(0, 2, 3, 1) if so else t for t, so in zip(each, last, strict=False)]
+        return has_complex

@@ -6,6 +6,7 @@ docs/performance.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -28,31 +29,21 @@ class Products(NamedTuple):
 
 
 def faster_as_matmul(weight: Tensor, images: int, rows: int, *, doubles: bool, learns: bool) -> Products:
-    """Which passes are faster as matrix products, for layers whose smaller maps have this many pixels in total.
+    """Which passes are faster as matrix products, for layers whose smaller maps have ``rows`` pixels in total.
 
-    Measured for 4x4 and 5x5 kernels of stride 2, batches of 16 to 128, maps of 4 and 8 px, 16 to 1024 channels, on one
-    thread of an AMD EPYC: the weights' gradient is 1.3 to 3.3 times as fast in float32 where this says so, 1.1 to 6
-    times in bfloat16; elsewhere mostly slower. The maps in bfloat16 with AMX, on two threads of an Intel Xeon, batches
-    of 64 and 128: 1.3 to 3 times as fast; where the patches are there for the weights' gradient, both together 1.5 to
-    2.5 times (docs/performance.md).
+    The weight is (channels of the smaller maps, of the larger, k, k), in the type that is used. ``doubles``: the larger
+    map has exactly twice the side (kernel 4, stride 2, padding 1). ``learns``: the weights' gradient is wanted.
 
-    Args:
-        weight: (channels of the smaller maps, of the larger, k, k), in the type that is used.
-        images: in the batch.
-        rows: images times pixels of a smaller map.
-        doubles: whether the larger map has exactly twice the side: kernel 4, stride 2, padding 1.
-        learns: whether the weights' gradient is wanted.
+    Measured for kernels of 4x4 and 5x5, stride 2, batches of 16 to 128 and 16 to 1024 channels: docs/performance.md.
     """
-    channels, pixels = weight.shape[0], rows // images
+    channels, pixels, amx = weight.shape[0], rows // images, weight.dtype == torch.bfloat16 and has_amx()
     if weight.dtype != torch.bfloat16:
         weights = pixels <= 16 and (channels >= 512 or (channels >= 128 and rows <= 256))
-        return Products(down=False, up=False, weights=weights and learns)
-    if not has_amx():
-        weights = (pixels <= 16 and channels >= 128) or (pixels <= 64 and channels >= 512)
-        return Products(down=False, up=False, weights=weights and learns)
-    weights = learns and ((pixels <= 16 and channels >= 128) or (pixels <= 64 and channels >= 256))
-    down = weights or (pixels <= 16 and channels >= 512)
-    return Products(down=down, up=doubles and pixels <= 16 and channels >= 256, weights=weights)
+    else:
+        weights = (pixels <= 16 and channels >= 128) or (pixels <= 64 and channels >= (256 if amx else 512))
+    weights = weights and learns
+    down = amx and (weights or (pixels <= 16 and channels >= 512))
+    return Products(down=down, up=amx and doubles and pixels <= 16 and channels >= 256, weights=weights)
 
 
 def plus(maps_NCHW: Tensor, bias: Tensor | None) -> Tensor:
@@ -67,8 +58,8 @@ def operands(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return x.to(dtype), weight.to(dtype)
 
 
-def _up(maps_NCHW: Tensor, weight: Tensor) -> Tensor:
-    """``conv_transpose2d(maps, weight, stride=2, padding=1)`` with a kernel of 4: shape (N, C, 2H, 2W).
+def up_to_image(maps_NCHW: Tensor, weight: Tensor) -> Tensor:
+    """``conv_transpose2d(maps, weight, stride=2, padding=1)`` with a kernel of 4 to few channels: (N, C, 2H, 2W).
 
     The products of all 16 places of the kernel are planes of (H, W). Those of rows i = 2a + r and columns j = 2b + s
     belong to the pixels of parity (r, s), shifted by (a, b) pairs of pixels; four of them are added up for each.
@@ -98,40 +89,6 @@ def _up(maps_NCHW: Tensor, weight: Tensor) -> Tensor:
     return images_NCHW
 
 
-class Upsampling(torch.autograd.Function):
-    """:func:`_up`, with the gradients of the library's transposed convolution."""
-
-    @staticmethod
-    def forward(ctx: Any, maps_NCHW: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(maps_NCHW, weight)
-        return _up(maps_NCHW, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        maps_NCHW, weight = ctx.saved_tensors
-        wanted = [*ctx.needs_input_grad, False]
-        to_maps, to_weight, _ = _gradients(gradient, maps_NCHW, weight, transposed=True, wanted=wanted)
-        return to_maps, to_weight
-
-
-class Downsampling(torch.autograd.Function):
-    """The library's convolution, whose gradient for the images is :func:`_up`."""
-
-    @staticmethod
-    def forward(ctx: Any, images_NCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(images_NCHW, weight)
-        return F.conv2d(images_NCHW, weight, bias, stride=2, padding=1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        images_NCHW, weight = ctx.saved_tensors
-        to_images = _up(gradient, weight) if ctx.needs_input_grad[0] else None
-        wanted = [False, *ctx.needs_input_grad[1:]]
-        return to_images, *_gradients(gradient, images_NCHW, weight, transposed=False, wanted=wanted)[1:]
-
-
 class Convolution(torch.autograd.Function):
     """A convolution, transposed or not, of which some parts are matrix products and the others the library's.
 
@@ -149,12 +106,13 @@ class Convolution(torch.autograd.Function):
         places: list[list[int]],
         transposed: bool,
         products: Products,
+        up: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
-        ctx.places, ctx.transposed, ctx.products = places, transposed, products
+        ctx.places, ctx.transposed, ctx.products, ctx.up = places, transposed, products, up
         stride, padding, output_padding = places
         patches = None
         if transposed and products.up:
-            maps = plus(_wide_up(x_NCHW, weight), bias)
+            maps = plus(up(x_NCHW, weight), bias)
         elif not transposed and products.down:
             height, width = ((n + 2 * padding[0] - weight.shape[2]) // stride[0] + 1 for n in x_NCHW.shape[2:])
             patches = _patches(x_NCHW, weight.shape[2], stride[0], padding[0], torch.Size((height, width)))
@@ -169,27 +127,29 @@ class Convolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         x_NCHW, weight, patches = ctx.saved_tensors
         stride, padding, output_padding = ctx.places
-        # Asked for the bias's, oneDNN makes the weights' as well.
-        to_bias = gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         small, large = (x_NCHW, gradient) if ctx.transposed else (gradient, x_NCHW)
         kernel, learns = weight.shape[2], ctx.needs_input_grad[1]
         if patches is None and ((learns and ctx.products.weights) or (ctx.transposed and ctx.products.down)):
             patches = _patches(large, kernel, stride[0], padding[0], small.shape[2:])
-        to_x = to_weight = None
+        to_x = to_weight = to_bias = None
         if learns and ctx.products.weights:
             product = small.permute(0, 2, 3, 1).reshape(-1, small.shape[1]).t() @ patches
             to_weight = product.view(-1, kernel, kernel, large.shape[1]).permute(0, 3, 1, 2)
+            if ctx.needs_input_grad[2]:  # asked for the bias's, oneDNN makes the weights' as well
+                to_bias = gradient.sum((0, 2, 3))
         if ctx.needs_input_grad[0] and ctx.transposed and ctx.products.down:
             to_x = _from_patches(patches, weight, *small.shape[::2])
         elif ctx.needs_input_grad[0] and not ctx.transposed and ctx.products.up:
-            to_x = _wide_up(gradient, weight)
-        wanted = [ctx.needs_input_grad[0] and to_x is None, learns and to_weight is None, False]
+            to_x = ctx.up(gradient, weight)
+        made: tuple[Tensor | None, ...] = (to_x, to_weight, to_bias)
+        wanted = [needed and own is None for needed, own in zip(ctx.needs_input_grad, made, strict=False)]
         if any(wanted):
-            by_library = torch.ops.aten.convolution_backward(
-                gradient, x_NCHW, weight, None, stride, padding, [1, 1], ctx.transposed, output_padding, 1, wanted
+            biases = [weight.shape[1 if ctx.transposed else 0]]
+            library = torch.ops.aten.convolution_backward(
+                gradient, x_NCHW, weight, biases, stride, padding, [1, 1], ctx.transposed, output_padding, 1, wanted
             )
-            to_x, to_weight = (own if own is not None else by_library[i] for i, own in enumerate((to_x, to_weight)))
-        return to_x, to_weight, to_bias, None, None, None
+            made = tuple(own if own is not None else other for own, other in zip(made, library, strict=True))
+        return *made, None, None, None, None
 
 
 def _from_patches(patches: Tensor, weight: Tensor, images: int, height: int) -> Tensor:
@@ -202,8 +162,8 @@ def _from_patches(patches: Tensor, weight: Tensor, images: int, height: int) -> 
     return maps_NCHW
 
 
-def _wide_up(maps_NCHW: Tensor, weight: Tensor) -> Tensor:
-    """As :func:`_up`, for many channels: shape (N, L, 2H, 2W).
+def up_to_maps(maps_NCHW: Tensor, weight: Tensor) -> Tensor:
+    """As :func:`up_to_image`, for many channels: shape (N, L, 2H, 2W).
 
     The pixels of each parity (r, s) are the product of 2x2 pixels of the smaller maps and as many places of the kernel.
     """
@@ -237,16 +197,3 @@ def _windows(maps_NCHW: Tensor, *, kernel: int, stride: int, before: int, after:
     """All of a padded map, shape (N, H, W, kernel, kernel, C), without copying them."""
     maps_NHWC = F.pad(maps_NCHW.permute(0, 2, 3, 1), (0, 0, before, after[1], before, after[0]))
     return maps_NHWC.unfold(1, kernel, stride).unfold(2, kernel, stride).permute(0, 1, 2, 4, 5, 3)
-
-
-def _gradients(
-    gradient: Tensor, x: Tensor, weight: Tensor, *, transposed: bool, wanted: list[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The library's gradients for input, weight and bias, where wanted."""
-    if not any(wanted):
-        return None, None, None
-    biases = [weight.shape[1 if transposed else 0]]
-    found: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward(
-        gradient, x, weight, biases, [2, 2], [1, 1], [1, 1], transposed, [0, 0], 1, wanted
-    )
-    return found

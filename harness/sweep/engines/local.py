@@ -13,37 +13,12 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from harness.errors import HarnessError, SweepError
-from harness.machine.forks import adopt_environment, start_fork_server, worker_context
-from harness.sweep.engines.loop import WorkerJob, run_worker
-from harness.sweep.events import Ended, Event, Failed, Ready, Said, Saved
+from harness.machine.forks import adopt_environment, worker_context
+from harness.sweep.messages import Ended, Event, Failed, Ready, Saved, Watcher, WorkerJob
 
 # Workers that may die one after the other without any trial getting further.
 _MAX_DEATHS = 10
 _POLL_S = 0.2
-
-
-def run_local(
-    job: WorkerJob,
-    *,
-    on_event: Callable[[Event], None],
-    stop_level: Callable[[], int],
-    on_death: Callable[[], None],
-) -> None:
-    """Run worker processes until the study's target is reached, then return.
-
-    The first worker loads weights and reference statistics with all cores before the others start.
-
-    Args:
-        job: what each of its ``workers`` gets.
-        on_event: told everything that workers publish.
-        stop_level: 0 to continue, 1 to stop at the next snapshot, 2 to stop at once.
-        on_death: called when a worker has died, before another takes its place.
-
-    Raises:
-        HarnessError: a worker met an error that the user must see.
-        SweepError: workers kept dying.
-    """
-    _Supervisor(job, on_event, stop_level, on_death).run()
 
 
 class _Worker:
@@ -51,7 +26,6 @@ class _Worker:
 
     def __init__(self, job: WorkerJob) -> None:
         self.job = job
-        start_fork_server()
         context = worker_context()
         self.events, theirs = context.Pipe(duplex=False)
         arguments = (job, theirs, dict(os.environ))
@@ -61,11 +35,11 @@ class _Worker:
 
     def received(self) -> list[Event]:
         """What has come in; empty also where the process died in the middle of a word."""
-        found: list[Event] = []
+        received: list[Event] = []
         with suppress(EOFError, OSError):
             while self.events.poll(0):
-                found.append(self.events.recv())
-        return found
+                received.append(self.events.recv())
+        return received
 
     def stop(self) -> None:
         """Ask it to stop at the next snapshot, which it does not hear before it is ready to."""
@@ -74,15 +48,14 @@ class _Worker:
                 os.kill(self.process.pid, signal.SIGTERM)
 
 
-class _Supervisor:
-    def __init__(
-        self,
-        job: WorkerJob,
-        on_event: Callable[[Event], None],
-        stop_level: Callable[[], int],
-        on_death: Callable[[], None],
-    ) -> None:
-        self.job, self.on_event, self.stop_level, self.on_death = job, on_event, stop_level, on_death
+class LocalEngine:
+    """Runs worker processes until the study's target is reached; the first loads references with all cores, alone.
+
+    ``on_death`` is called when a worker has died, before another takes its place.
+    """
+
+    def __init__(self, job: WorkerJob, watcher: Watcher, on_death: Callable[[], None]) -> None:
+        self.job, self.watcher, self.on_death = job, watcher, on_death
         self.running: list[_Worker] = []
         self.deaths = 0
         self.prepared = False
@@ -92,10 +65,11 @@ class _Supervisor:
         try:
             self._start(0)
             while self.running:
-                self._wait()
+                pipes = [worker.events for worker in self.running if not worker.events.closed]
+                wait([*pipes, *(worker.process.sentinel for worker in self.running)], _POLL_S)
                 for worker in list(self.running):
                     self._hear(worker)
-                level = self.stop_level()
+                level = self.watcher.stop_level()
                 for worker in self.running:
                     if level >= 2:
                         worker.process.kill()
@@ -109,10 +83,6 @@ class _Supervisor:
         if self.error:
             raise self.error
 
-    def _wait(self) -> None:
-        open_pipes = [worker.events for worker in self.running if not worker.events.closed]
-        wait([*open_pipes, *(worker.process.sentinel for worker in self.running)], _POLL_S)
-
     def _hear(self, worker: _Worker) -> None:
         for event in worker.received():
             if isinstance(event, Failed):
@@ -120,13 +90,13 @@ class _Supervisor:
                 continue
             if isinstance(event, Ready) and not self.prepared:
                 self.prepared = True
-                for index in range(1, 1 if self.error or self.stop_level() else self.job.workers):
+                for index in range(1, 1 if self.error or self.watcher.stops() else self.job.workers):
                     self._start(index)
             if isinstance(event, Saved) or (
                 isinstance(event, Ended) and event.state in ("COMPLETE", "PRUNED", "WAITING")
             ):
                 self.deaths = 0
-            self.on_event(event)
+            self.watcher.on_event(event)
 
     def _bury(self, worker: _Worker, level: int) -> None:
         self._hear(worker)
@@ -144,7 +114,7 @@ class _Supervisor:
             )
             return
         self.on_death()
-        self.on_event(Said(text=f"a worker died (exit code {code}); starting another"))
+        self.watcher.say(f"a worker died (exit code {code}); starting another")
         self._start(worker.job.index)
 
     def _start(self, index: int) -> None:
@@ -174,6 +144,9 @@ def _worker_main(job: WorkerJob, events: Connection, environment: Mapping[str, s
     def publish(event: Event) -> None:
         with suppress(OSError):  # the supervisor is gone: this worker ends soon
             events.send(event)
+
+    # After CUDA_VISIBLE_DEVICES is set, and never in the supervisor: it imports torch.
+    from harness.sweep.worker import run_worker
 
     try:
         run_worker(job, publish, lambda: stopped or os.getppid() != parent or bool(pipe.poll(0)))

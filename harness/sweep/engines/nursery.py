@@ -17,9 +17,7 @@ for _number in (signal.SIGINT, signal.SIGTERM):
 # What imports make stays. Looking for garbage in it takes a quarter of their time here, and as much in every worker.
 gc.disable()
 
-import harness.scoring.scorer  # noqa: E402
-import harness.sweep.worker  # noqa: E402
-import harness.tracking.mirror  # noqa: E402, F401
+import harness.sweep.worker  # noqa: E402, F401
 from harness.tracking.mlflow import load  # noqa: E402
 
 load()

@@ -6,62 +6,134 @@ addresses. The driver runs on one of the nodes; without it the sweep ends, as ev
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
+import logging
 import os
+import signal
+import socket
+import threading
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from harness.errors import HarnessError, SweepError
-from harness.sweep.engines.loop import WorkerJob
-from harness.sweep.engines.ray_cluster import connect, first_line, forwarded_environment, import_ray
-from harness.sweep.engines.ray_tasks import Board, Message, worker_task
-from harness.sweep.events import Crashed, Ended, Event, Said
+from harness.errors import HarnessError, SweepError, UsageError
+from harness.machine.processes import Machines
+from harness.sweep.messages import Crashed, Ended, Event, Watcher, WorkerJob
 
 # A worker that is lost more often than this, with no trial finished meanwhile, is not tried again.
 _MAX_LOSSES = 3
 # Seconds between looks at the stop level and at the nodes, and that killed workers may take to end.
 _POLL_S, _LOOK_S, _KILL_S = 0.2, 1.0, 10.0
+# What workers get of the driver's environment.
+_PREFIXES = ("HARNESS_", "MLFLOW_", "PG", "AWS_")
+# Seconds that an address may take to answer.
+_PROBE_S = 5.0
+# Bytes of a local Ray's shared memory: only events go through it.
+_OBJECT_STORE = 100 * 2**20
+
+# Number of the worker, its node, what it says; it has just started where it says nothing.
+Message = tuple[int, str, Event | None]
 
 
-def run_ray(
-    job: WorkerJob,
-    workers: int,
-    *,
-    address: str | None,
-    gpus_per_worker: float,
-    on_event: Callable[[Event], None],
-    stop_level: Callable[[], int],
-    on_death: Callable[[], None],
-) -> None:
+class Board:
+    """Where driver and workers meet, an actor: news one way, the stop signal the other. Calls wait, nobody polls."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.news, self.stopped, self.closed = asyncio.Event(), asyncio.Event(), False
+        self.admitted: dict[int, asyncio.Event] = {}
+
+    async def begin(self, index: int, node: str) -> bool:
+        """Announce a worker that has started; whether it is to continue, once the driver has made its place ready."""
+        if self.stopped.is_set():
+            return False
+        admitted = self.admitted[index] = asyncio.Event()
+        await self.publish(index, node, None)
+        await admitted.wait()
+        return not self.stopped.is_set()
+
+    async def admit(self, index: int) -> None:
+        self.admitted[index].set()
+
+    async def publish(self, index: int, node: str, event: Event | None) -> None:
+        self.messages.append((index, node, event))
+        self.news.set()
+
+    async def take(self) -> list[Message]:
+        """All messages since the last call, at least one; none only after ``close``."""
+        while not self.messages and not self.closed:
+            self.news.clear()
+            await self.news.wait()
+        taken, self.messages = self.messages, []
+        return taken
+
+    async def stop(self) -> None:
+        self.stopped.set()
+        for admitted in self.admitted.values():
+            admitted.set()
+
+    async def until_stop(self) -> None:
+        await self.stopped.wait()
+
+    async def close(self) -> None:
+        self.closed = True
+        self.news.set()
+
+
+def worker_task(job: WorkerJob, index: int, board: Any, environment: dict[str, str]) -> HarnessError | None:
+    """The task. An error for people is its result, for Ray would wrap what it raises."""
+    os.environ.update(environment)
+    import ray
+
+    def wait(ref: Any) -> Any:
+        # ray.get would hand this task's CPUs to another one while it waits, and both would compute on them afterwards.
+        return ref.future().result()
+
+    node = ray.get_runtime_context().get_node_id()
+    if not wait(board.begin.remote(index, node)):
+        return None
+    # Done also where the board is gone: no driver, no sweep.
+    stopped = board.until_stop.remote().future()
+
+    def publish(event: Event) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):  # then this worker is to stop, as said above
+            wait(board.publish.remote(index, node, event))
+
+    try:
+        from harness.sweep.worker import run_worker
+
+        # A task has the CPUs that it reserved and no more, also for the reference statistics.
+        run_worker(dataclasses.replace(job, cores=job.threads, index=index), publish, stopped.done)
+    except HarnessError as error:
+        return error
+    except Exception as error:
+        traceback.print_exc()
+        publish(Crashed(text=f"{type(error).__name__}: {error}"))
+        # The end of the process is what Ray retries, and what tells everybody that its trial is abandoned.
+        os._exit(1)
+    return None
+
+
+def run_ray(job: WorkerJob, machines: Machines, watcher: Watcher, on_death: Callable[[], None]) -> None:
     """Run workers as Ray tasks until the study's target is reached, then return.
 
-    Each reserves ``job.threads`` CPUs. A worker whose process or node is lost is started again by Ray, as soon as some
-    node has room; it continues only after ``on_death``. A Ray that is connected already is used and left as it is.
-
-    Args:
-        job: what each worker gets.
-        workers: how many tasks; those that do not fit into the cluster wait until they do.
-        address: ``auto`` or ``host:port`` of a running cluster; None or ``local`` starts Ray on this machine.
-        gpus_per_worker: share of a GPU that a worker reserves where ``job.device`` is CUDA; several share one below 1.
-        on_event: told everything that workers publish.
-        stop_level: 0 to continue, 1 to stop at the next snapshot, 2 to stop at once.
-        on_death: called when a worker was lost, before the one that Ray starts instead asks for a trial.
-
-    Raises:
-        UsageError: Ray is not installed, or there is no cluster at the address.
-        HarnessError: a worker met an error that the user must see.
-        SweepError: workers kept dying, or Ray itself failed.
+    Each reserves ``job.threads`` CPUs; those that do not fit into the cluster wait until they do. A worker whose
+    process or node is lost is started again by Ray, as soon as some node has room; it continues only after
+    ``on_death``. A Ray that is connected already is used and left as it is; the address ``local`` or None starts one.
     """
-    ray = import_ray()
+    ray = _import_ray()
     connected = bool(ray.is_initialized())
     if not connected:
-        connect(ray, address, max(job.cores, job.threads))
+        _connect(ray, "local" if machines.address is None else machines.address, max(job.cores, job.threads))
     try:
-        gpus = gpus_per_worker if job.device.startswith("cuda") else 0.0
+        # Several share a GPU below 1.
+        gpus = machines.gpus_per_worker if job.device.startswith("cuda") else 0.0
         job = dataclasses.replace(job, own_gpu=gpus >= 1)
-        _Driver(ray, job, on_event, stop_level, on_death).run(workers, gpus)
+        _Driver(ray, job, watcher, on_death).run(machines.workers, gpus)
     except ray.exceptions.RayError as error:
         raise _ray_failed(error) from None
     finally:
@@ -73,15 +145,8 @@ def run_ray(
 class _Driver:
     """The driver's side of one sweep."""
 
-    def __init__(
-        self,
-        ray: Any,
-        job: WorkerJob,
-        on_event: Callable[[Event], None],
-        stop_level: Callable[[], int],
-        on_death: Callable[[], None],
-    ) -> None:
-        self.ray, self.job, self.on_event, self.stop_level, self.on_death = ray, job, on_event, stop_level, on_death
+    def __init__(self, ray: Any, job: WorkerJob, watcher: Watcher, on_death: Callable[[], None]) -> None:
+        self.ray, self.job, self.watcher, self.on_death = ray, job, watcher, on_death
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
@@ -97,10 +162,9 @@ class _Driver:
 
     def run(self, workers: int, gpus: float) -> None:
         """Start the workers, and follow them until all have returned."""
-        ray, threads = self.ray, self.job.threads
         # max_calls: memory, a GPU's above all, is free as soon as a worker is done.
-        task = ray.remote(max_calls=1)(worker_task).options(
-            num_cpus=threads,
+        task = self.ray.remote(max_calls=1)(worker_task).options(
+            num_cpus=self.job.threads,
             num_gpus=gpus,
             max_retries=-1,
             scheduling_strategy="SPREAD",
@@ -110,7 +174,7 @@ class _Driver:
         environment = forwarded_environment()
         self.running = {task.remote(self.job, index, self.board, environment): index for index in range(workers)}
         share = f", {gpus:g} GPU" if gpus else ""
-        self.on_event(Said(text=f"waiting for Ray to place workers ({threads} CPU{share} each)"))
+        self.watcher.say(f"waiting for Ray to place workers ({self.job.threads} CPU{share} each)")
         try:
             self._follow()
         finally:
@@ -128,7 +192,7 @@ class _Driver:
                 news = self.board.take.remote()
             for ref in self.running.keys() & set(done):
                 self._ended(ref)
-            level = self.stop_level()
+            level = self.watcher.stop_level()
             if level or self.error:
                 self._stop()
             elif time.monotonic() > look_at:
@@ -142,16 +206,16 @@ class _Driver:
             self._hear(messages)
             news = self.board.take.remote()
 
-    def _hear(self, messages: list[Message]) -> None:
+    def _hear(self, messages: Iterable[Message]) -> None:
         for index, node, event in messages:
             if event is None:
                 self._admit(index, node)
                 continue
-            if isinstance(event, Ended) and event.state in ("COMPLETE", "PRUNED"):
+            if isinstance(event, Ended) and event.state in ("COMPLETE", "PRUNED", "WAITING"):
                 self.losses.clear()
             if isinstance(event, Crashed):
                 self.failure = event.text
-            self.on_event(dataclasses.replace(event, node=node))
+            self.watcher.on_event(dataclasses.replace(event, node=node))
 
     def _admit(self, index: int, node: str) -> None:
         """Let a worker that has just started continue; where another of its number ran, that one was lost."""
@@ -181,7 +245,7 @@ class _Driver:
             )
             return
         self.on_death()
-        self.on_event(Said(text=f"a worker on {name} was lost; Ray starts another where there is room"))
+        self.watcher.say(f"a worker on {name} was lost; Ray starts another where there is room")
 
     def _ended(self, ref: Any) -> None:
         del self.running[ref]
@@ -210,7 +274,68 @@ class _Driver:
 
 def _ray_failed(error: BaseException) -> SweepError:
     return SweepError(
-        f"Ray failed: {type(error).__name__}: {first_line(error)}",
+        f"Ray failed: {type(error).__name__}: {_first_line(error)}",
         "Is this package installed on every node, and the cluster up (`ray status`)? What was done is kept: start "
         "again to continue.",
     )
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, or what the error that a task raised says, in a line."""
+    return (str(getattr(error, "cause", None) or error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def forwarded_environment() -> dict[str, str]:
+    """The variables of this process that workers need, too; among them may be passwords. This machine's name is not."""
+    return {n: text for n, text in os.environ.items() if n.startswith(_PREFIXES) and n != "HARNESS_MACHINE"}
+
+
+def _import_ray() -> Any:
+    # Read at import: nothing is reported to Ray's makers, and CUDA_VISIBLE_DEVICES of CPU tasks is left alone, quietly.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+        import ray._private.worker
+        import ray.util.scheduling_strategies
+    except ImportError:
+        raise UsageError(
+            "the engine ray needs the package ray, which is not installed",
+            "`.venv/bin/pip install -c constraints.txt -e '.[ray]'`",
+        ) from None
+    # Else Ray prints each lost worker's fate over the sweep's table, whatever log_to_driver says.
+    ray._private.worker._worker_logs_enabled = False
+    return ray
+
+
+def _connect(ray: Any, address: str, cores: int) -> None:
+    """Join the cluster at an address, or start Ray here with ``cores`` CPUs; no signal changes its meaning."""
+    own: dict[str, Any] = {}
+    if address == "local":
+        own = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+    sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        where = "local" if own else _reachable(address)
+        ray.init(where, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"no Ray at address {address}: {_first_line(error)}",
+            "`ray status` on a node of the cluster shows whether it is up; `ray start --address=HOST:PORT` makes this "
+            "machine one of its nodes. Without a cluster, use --address local.",
+        ) from None
+    finally:
+        # Ray would end the process at SIGTERM; the caller stops at a snapshot.
+        if threading.current_thread() is threading.main_thread() and sigterm is not None:
+            signal.signal(signal.SIGTERM, sigterm)
+
+
+def _reachable(address: str) -> str:
+    """``host:port`` of a cluster, ``auto`` resolved, if something listens there; Ray itself would try for minutes."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    found = str(canonicalize_bootstrap_address(address))
+    host, _, port = found.rpartition(":")
+    if "://" in address or not port.isdecimal():
+        raise ValueError("use auto, local or host:port")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S):
+        return found

@@ -1,0 +1,144 @@
+"""Where the Optuna database is, what messages may say of its address, and waiting while it is away."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, local
+from typing import TypeVar
+
+from optuna.exceptions import StorageInternalError
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+
+from harness.errors import StorageError, StorageLost, UsageError
+from harness.home import Home, seconds_from_environment
+
+_ADDRESSES = (
+    "Use postgresql+psycopg://USER@HOST/DATABASE with the password in PGPASSWORD, or sqlite:////PATH/optuna.db."
+)
+_LONGEST_PAUSE_S = 2.0
+# Errors of SQLite that pass by themselves or when there is room on the disk again; no other error of SQLite does.
+_SQLITE_OUTAGES = ("locked", "busy", "disk is full", "disk I/O error")
+# Errors of SQLite and PostgreSQL about missing rights to write.
+_FORBIDDEN = ("readonly database", "read-only transaction", "permission denied")
+# Errors of PostgreSQL that waiting does not help.
+_REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
+
+R = TypeVar("R")
+
+
+def database_url(home: Home) -> URL:
+    """``HARNESS_STORAGE``, or the SQLite file of the home folder. Messages leave it out: it may contain a password."""
+    address = os.environ.get("HARNESS_STORAGE")
+    if not address:
+        return make_url(home.optuna_url)
+    try:
+        url = make_url(address)
+    except ArgumentError:
+        raise UsageError("HARNESS_STORAGE is not a database's address", _ADDRESSES) from None
+    if url.drivername == "sqlite":
+        if url.database in (None, "", ":memory:"):
+            raise UsageError("HARNESS_STORAGE: SQLite without a file keeps nothing", _ADDRESSES)
+        return url
+    if url.drivername not in ("postgresql", "postgresql+psycopg"):
+        raise UsageError(f"HARNESS_STORAGE: {url.drivername} is not supported", _ADDRESSES)
+    try:
+        import psycopg  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            "HARNESS_STORAGE names PostgreSQL, but psycopg is not installed",
+            "`.venv/bin/pip install -c constraints.txt -e '.[postgresql]'`, or `pip install 'psycopg[binary]'`.",
+        ) from None
+    return url.set(drivername="postgresql+psycopg")
+
+
+def describe_address(url: URL) -> str:
+    """The address for messages and logs: no user, no password, no option."""
+    if url.get_backend_name() == "sqlite":
+        return str(url.database)
+    return f"{url.get_backend_name()} database {url.database} on {url.host or 'this machine'}"
+
+
+def first_line(error: BaseException, url: URL) -> str:
+    """What the database's driver said, with ``***`` for every password that the address or PGPASSWORD has."""
+    message = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    secrets = {str(url.password or ""), os.environ.get("PGPASSWORD", "")}
+    secrets |= {value for name, value in url.query.items() if "password" in name and isinstance(value, str)}
+    for secret in secrets - {""}:
+        message = message.replace(secret, "***")
+    return message
+
+
+def grace_s() -> float:
+    """Seconds to wait for a database that is away: ``HARNESS_GRACE_S``, 300 by default."""
+    return seconds_from_environment("HARNESS_GRACE_S", 300.0)
+
+
+class Outages:
+    """Waits while the database is away, up to the grace period, and says when that begins and ends."""
+
+    def __init__(self, url: URL, grace_s: float, say: Callable[[str], None], stop: Callable[[], bool]) -> None:
+        self.url, self.grace_s, self.say, self.stop = url, grace_s, say, stop
+        self.name = describe_address(url)
+        self._thread = local()
+
+    @contextmanager
+    def not_waiting(self) -> Iterator[None]:
+        """Inside, an outage is an error for this thread: the holder of a lock lets go of it and repeats the whole."""
+        self._thread.waits = False
+        try:
+            yield
+        finally:
+            self._thread.waits = True
+
+    def wait_out(self, call: Callable[[bool], R]) -> R:
+        """The result of ``call(repeated)``, which is repeated until the database answers.
+
+        It is StorageLost after the grace period, or when ``stop()`` is true; StorageError if it may not be written.
+        """
+        began, pause, repeated = 0.0, 0.05, False
+        while True:
+            try:
+                result = call(repeated)
+            except (StorageInternalError, DBAPIError) as error:
+                cause = error if isinstance(error, DBAPIError) else error.__cause__
+                if isinstance(cause, DBAPIError) and any(text in str(cause.orig) for text in _FORBIDDEN):
+                    raise StorageError(
+                        f"{self.name} cannot be written: {first_line(error.__cause__ or error, self.url)}",
+                        "Let this user write it: the file and its folder, or the tables of a server.",
+                    ) from None
+                if not _is_outage(cause) or not getattr(self._thread, "waits", True):
+                    raise
+                now = time.monotonic()
+                if not repeated:
+                    began = now
+                    self.say(f"{self.name} does not answer; waiting up to {self.grace_s:g} s")
+                repeated = True
+                if now - began > self.grace_s or self.stop():
+                    said = first_line(error.__cause__ or error, self.url)
+                    raise StorageLost(
+                        f"{self.name} did not answer for {now - began:.0f} s: {said}",
+                        "What was trained is saved. Start again when the database is back, and the sweep continues.",
+                    ) from None
+                # Not time.sleep: nothing here may depend on how a signal ends it.
+                Event().wait(min(pause, _LONGEST_PAUSE_S))
+                pause *= 2
+                continue
+            if repeated:
+                self.say(f"{self.name} is back after {time.monotonic() - began:.1f} s")
+            return result
+
+
+def _is_outage(cause: BaseException | None) -> bool:
+    """Whether the database was away, locked or full: what time can heal. Not: a wrong address, statement or value."""
+    if not isinstance(cause, DBAPIError):
+        return False
+    message = str(cause.orig)
+    if type(cause.orig).__module__ == "sqlite3":
+        return any(text in message for text in _SQLITE_OUTAGES)
+    if any(text in message for text in _REFUSALS):
+        return False
+    return cause.connection_invalidated or isinstance(cause, OperationalError | InterfaceError)

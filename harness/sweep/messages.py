@@ -1,0 +1,136 @@
+"""What a supervisor and its workers send each other: a job one way, events the other, through a pipe or Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, dataclass_transform
+
+from harness.data.store import ImageStore, OnProgress
+from harness.errors import HarnessError
+from harness.home import Home
+from harness.spec.resolved import ResolvedStudy
+from harness.store.records import StudyRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerJob:
+    """All that a worker process is given. Everything in it can be pickled."""
+
+    spec: ResolvedStudy
+    home: Home
+    store: ImageStore
+    device: str
+    threads: int
+    cores: int
+    tags: dict[str, str]
+    workers: int = 1  # on its machine, and its own number among them
+    index: int = 0
+    gpus: tuple[str, ...] = ()  # that workers are spread over, as CUDA_VISIBLE_DEVICES names them
+    own_gpu: bool = False  # Ray gave it a whole one
+    resume_anyway: bool = False  # also under another protocol than before
+
+    @property
+    def on_gpu(self) -> int:
+        """How many workers are on this one's GPU, itself included."""
+        n_gpus = len(self.gpus) or 1
+        return 1 if self.own_gpu else len(range(self.index % n_gpus, self.workers, n_gpus))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watcher:
+    """Whom a sweep tells, and whom it asks whether to stop."""
+
+    on_event: Callable[[Event], None]
+    stop_level: Callable[[], int]  # 0 to continue, 1 to stop at the next snapshot, 2 to stop at once
+    on_progress: OnProgress = lambda *_: None  # of preparing images
+
+    def say(self, text: str) -> None:
+        self.on_event(Said(text=text))
+
+    def stops(self) -> bool:
+        return self.stop_level() > 0
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Anything that is reported, each kind a frozen dataclass. ``node`` is the Ray node that it comes from, if any."""
+
+    node: str = ""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
+
+
+class Opened(Event):
+    """The study is open: what it had before, and how many trials are wanted."""
+
+    record: StudyRecord
+    target: int
+
+
+class Said(Event):
+    """A line for people."""
+
+    text: str
+
+
+class Ready(Event):
+    """A worker has weights and reference statistics, and asks for its first trial."""
+
+
+class Failed(Event):
+    """A worker ends with an error that a person must see."""
+
+    error: HarnessError
+
+
+class Crashed(Event):
+    """A worker's process ends because of an error that nobody foresaw."""
+
+    text: str
+
+
+class OfTrial(Event):
+    """Something about the trial of this number."""
+
+    number: int
+
+
+class Started(OfTrial):
+    """It begins at ``kimg``, above 0 where it continues ``retry_of``. ``params`` are what a person recognizes it by."""
+
+    kimg: float = 0.0
+    params: Mapping[str, Any] = field(default_factory=dict)
+    retry_of: int | None = None
+
+
+class Progressed(OfTrial):
+    kimg: float
+    images_per_s: float
+
+
+class Saved(OfTrial):
+    """It has a checkpoint beyond the one that it continued from."""
+
+    kimg: float
+
+
+class Scoring(OfTrial):
+    """It is being scored."""
+
+
+class Scored(OfTrial):
+    """It has a rung score."""
+
+    kimg: float
+    score: float
+
+
+class Ended(OfTrial):
+    """It ended in one of Optuna's states, or paused (WAITING). ``value`` is the final score of a COMPLETE one."""
+
+    state: str
+    value: float | None = None
+    reason: str = ""
