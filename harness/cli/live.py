@@ -178,7 +178,7 @@ class SweepView:
             case messages.Opened():
                 self.target = event.target
                 for trial in event.record.trials:  # an earlier call finished these
-                    if trial.state in (*_DONE, "FAIL") or trial.paused_kimg is not None:
+                    if trial.shown_state in (*_DONE, "FAIL", "PAUSED"):
                         value = trial.value if trial.state == "COMPLETE" else None
                         rung = max(trial.intermediate, default=0) / 1000
                         kimg = self.spec.budget.kimg if trial.state == "COMPLETE" else rung

@@ -9,7 +9,7 @@ import pandas as pd
 from harness.spec.objectives import Objective, as_losses, front
 from harness.store.records import StudyRecord, TrialRecord
 
-_COLUMNS = ("number", "state", "value", "kimg", "seconds", "score_s", "diverged", "preset", "reason")
+_COLUMNS = ("number", "state", "value", "kimg", "seconds", "score_s", "diverged", "preset", "reason", "paused_kimg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def trials_frame(record: StudyRecord) -> pd.DataFrame:
     rows = [
         {
             "number": trial.number,
-            "state": trial.state,
+            "state": trial.shown_state,
             "value": trial.value if trial.number in comparable else None,
             "kimg": max((kimg for kimg, _ in rung_scores(trial)), default=0.0),
             "seconds": trial.seconds,
@@ -57,10 +57,11 @@ def trials_frame(record: StudyRecord) -> pd.DataFrame:
             "diverged": trial.attrs.diverged,
             "preset": trial.attrs.preset,
             "reason": trial.reason,
+            "paused_kimg": trial.paused_kimg,
             **trial.params,
         }
         for trial in record.trials
-        if trial.state != "WAITING"
+        if trial.shown_state != "WAITING"
     ]
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=_COLUMNS)
 
@@ -68,11 +69,11 @@ def trials_frame(record: StudyRecord) -> pd.DataFrame:
 def trials_dataframe(record: StudyRecord) -> pd.DataFrame:
     """One row for each started trial, for a person, as :meth:`harness.Study.trials_dataframe` says."""
     searched = list(record.attrs.spec["space"])
-    started = [trial for trial in record.trials if trial.state != "WAITING"]
+    started = [trial for trial in record.trials if trial.shown_state != "WAITING"]
     rows = [
         {
             "number": trial.number,
-            "state": trial.state,
+            "state": trial.shown_state,
             "preset": trial.attrs.preset,
             **{name: trial.params.get(name, trial.attrs.hparams.get(name)) for name in searched},
             **{f"rung_{kimg:g}kimg": score for kimg, score in rung_scores(trial)},
@@ -92,7 +93,7 @@ def trials_dataframe(record: StudyRecord) -> pd.DataFrame:
 
 def rungs_frame(record: StudyRecord) -> pd.DataFrame:
     """One row a rung score: number, kimg, score, state."""
-    rows = [(trial.number, *scored, trial.state) for trial in record.trials for scored in rung_scores(trial)]
+    rows = [(trial.number, *scored, trial.shown_state) for trial in record.trials for scored in rung_scores(trial)]
     return pd.DataFrame(rows, columns=["number", "kimg", "score", "state"])
 
 

@@ -23,7 +23,7 @@ from harness.spec.tables import label as param_label
 from harness.text import metric_label, number, objective_label
 
 _BLUE, _ORANGE, _GREY, _RED = "#2b6cb0", "#dd6b20", "#a0aec0", "#c53030"
-_STATE_COLOURS = {"COMPLETE": _BLUE, "PRUNED": _GREY, "FAIL": _RED, "RUNNING": _ORANGE}
+_STATE_COLOURS = {"COMPLETE": _BLUE, "PRUNED": _GREY, "FAIL": _RED, "RUNNING": _ORANGE, "PAUSED": _GREY}
 _VERDICT_COLOURS = {"supported": "#2f855a", "refuted": _RED, "undecided": "#718096"}
 _TICKS = (-50, -25, 0, 25, 50, 100, 200, 400)
 
@@ -163,7 +163,7 @@ def rung_curves(rungs: pd.DataFrame, best: int | None, metric: str) -> Figure:
                   color=_ORANGE if is_best else colour, alpha=1 if is_best else 0.6,
                   zorder=3 if is_best else 2)  # fmt: skip
     handles = [Line2D([], [], color=c, marker="o", label=n) for n, c in
-               (("best trial", _ORANGE), ("finished", _BLUE), ("pruned", _GREY))]  # fmt: skip
+               (("best trial", _ORANGE), ("trained to the end", _BLUE), ("paused or pruned", _GREY))]  # fmt: skip
     # Searching all lines for the best place takes seconds; scores fall, so this one is free.
     axis.legend(handles=handles, frameon=True, loc="upper right")
     axis.set_ylim(0, float(rungs["score"].quantile(0.95)) * 1.15 if len(rungs) else 1)

@@ -131,6 +131,7 @@ def study_context(record: StudyRecord, board: Leaderboard, trials: pd.DataFrame)
         "paper": paper if paper is not best else None,
         "paper_pruned": _at_its_last_rung(pruned, best) if pruned and best else None,
         "rungs": ", ".join(number(rung) for rung in rungs) or "no",
+        "promotions": _promotions(record),
         "n_finished": int(trials["state"].isin(["COMPLETE", "PRUNED"]).sum()),
         "meaning": _SCORES[final["metric"]],
         "kid_subset": min(1000, final["samples"], final["reference"]),
@@ -184,9 +185,24 @@ def _board_row(trial: TrialRecord, record: StudyRecord) -> dict[str, Any]:
     return {"trial": trial, "seconds": record.seconds(trial), "params": params}
 
 
+def _promotions(record: StudyRecord) -> list[dict[str, Any]]:
+    """By rung at which trials pause: how many came, and how many were promoted from there; empty with a pruner."""
+    if record.attrs.spec["pruner"]["name"] != "promotion":
+        return []
+    searched = [trial for trial in record.trials if not trial.attrs.recipe]
+    rungs = []
+    for kimg in record.attrs.spec["budget"]["rungs"]:
+        step = round(kimg * 1000)
+        kept = {trial.root for trial in searched if (trial.attrs.kept_at or 0) >= step}
+        came = {trial.root for trial in searched if step in trial.intermediate}
+        rungs.append({"kimg": kimg, "came": len(came), "promoted": len(kept)})
+    return rungs
+
+
 def _ended(trials: pd.DataFrame) -> list[dict[str, Any]]:
     ended = []
-    for row in trials[trials["state"].isin(["PRUNED", "FAIL", "RUNNING"])].sort_values("number").to_dict("records"):
+    rows = trials[trials["state"].isin(["PRUNED", "FAIL", "RUNNING"]) & trials["paused_kimg"].isna()]
+    for row in rows.sort_values("number").to_dict("records"):
         state = "diverged" if row["diverged"] else str(row["state"]).lower()
         reason = str(row["reason"]).replace("|", "\\|").replace("\n", " ")
         ended.append({"number": row["number"], "state": state, "kimg": row["kimg"], "reason": reason})

@@ -184,9 +184,14 @@ class TrialRecord:
 
     @property
     def paused_kimg(self) -> float | None:
-        """At which rung it waits to be promoted; None where it does not."""
+        """At which rung it waits to be promoted, or waited until the study ended; None where it does not."""
         at = self.attrs.paused_at
-        return None if at is None or self.state != "WAITING" else at / 1000
+        return None if at is None or self.state not in ("WAITING", "PRUNED") else at / 1000
+
+    @property
+    def shown_state(self) -> str:
+        """Optuna's name of its state, and PAUSED for a trial that waits at a rung."""
+        return "PAUSED" if self.state == "WAITING" and self.paused_kimg is not None else self.state
 
     @property
     def published(self) -> bool:
