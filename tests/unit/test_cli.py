@@ -31,6 +31,7 @@ from harness.machine.signals import StopSignals
 from harness.report.facts import read_facts
 from harness.spec.files import load_study_file
 from harness.spec.resolved import ResolvedStudy, with_budget
+from harness.spec.study import BudgetSpec, PrunerSpec
 from harness.store.samplers import kimg_to_images, make_pruner
 from harness.store.studies import find_record, open_study, started_study, stored_content
 from harness.sweep.messages import Ended, Progressed, Said, Scored, Started
@@ -58,6 +59,9 @@ VERBS = [
     "doctor",
 ]
 DEVELOPERS = ["test", "faults", "lint", "bench", "clean"]
+
+
+VERDICTS = load_study_file("mnist32").model_copy(update={"pruner": PrunerSpec(name="percentile")})
 
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -301,7 +305,12 @@ def test_budget_of_the_command_line():
 
 
 def test_a_length_of_the_command_line_makes_a_study_whose_every_rung_can_prune():
-    spec = load_study_file("celeba32")
+    spec = load_study_file("celeba32").model_copy(
+        update={
+            "pruner": PrunerSpec(name="hyperband"),
+            "budget": BudgetSpec(trials=60, kimg=1080, rungs=(40, 120, 360)),
+        }
+    )
     for kimg in range(1, 300):
         scaled = with_budget(spec, quick=False, trials=None, kimg=kimg)
         assert ResolvedStudy.model_validate(scaled.model_dump()) == scaled, "as it is read back from the database"
@@ -329,7 +338,7 @@ def test_a_rung_at_the_end_stays_there_whatever_the_length(kimg):
 def test_view_lines_and_table():
     from rich.console import Console
 
-    spec = load_study_file("mnist32")
+    spec = VERDICTS
     view = SweepView(spec, target=4)
     assert view.update(Said(text="opening MLflow")) == "opening MLflow"
     assert ", score 0.0312;" in view.update(Ended(number=9, state="COMPLETE", value=0.0312)), "KID"
@@ -353,6 +362,31 @@ def test_view_lines_and_table():
         "best",
     ):
         assert expected in text
+
+
+def test_the_view_of_promotion_counts_what_was_tried_and_estimates_by_images(monkeypatch):
+    from rich.console import Console
+
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    view = SweepView(load_study_file("mnist32"), target=8, started=now[0])
+    assert view.spec.funnel(8) == (8, 1, 1)
+    assert view.spec.expected_kimg(8) == 8 * 6 + 12 + 36
+    for number in range(2):
+        view.update(Started(number=number))
+        now[0] += 10
+        view.update(Scored(number=number, kimg=6.0, score=120.0 + number))
+        line = view.update(Ended(number=number, state="WAITING", reason="paused at 6 kimg"))
+    assert line == "trial 1 paused at 6 kimg; 2 of 8 tried, 0 trained to the end, about 2.3 min left"
+    view.update(Started(number=1, kimg=6.0))
+    now[0] += 80
+    line = view.update(Ended(number=1, state="COMPLETE", value=50.0))
+    assert line.startswith("trial 1 COMPLETE, score 50.00; 2 of 8 tried, 1 trained to the end")
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(view.render())
+    text = console.export_text()
+    assert "study mnist32: 2 of 8 trials tried, 1 trained to the end" in text
+    assert "paused at 6 kimg" in text
 
 
 def test_a_killed_trial_no_longer_runs_once_it_is_continued():
@@ -388,7 +422,7 @@ def test_an_option_that_no_verb_knows_is_refused(capsys):
 def test_the_time_left_counts_running_trials_as_half_done_and_is_a_bound_until_one_was_searched(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    view = SweepView(load_study_file("mnist32"), target=10, started=now[0])
+    view = SweepView(VERDICTS, target=10, started=now[0])
     for number in (0, 1):
         view.update(Started(number=number, params={"preset": "paper"}))
     assert view.time_left == ""

@@ -16,11 +16,21 @@ from harness.gan.hparams import HParams
 from harness.report.study import build_report, study_context
 from harness.spec.files import load_best, load_study_file
 from harness.spec.resolved import with_budget
+from harness.spec.study import BudgetSpec, PrunerSpec
 from harness.store.records import StudyAttrs, StudyRecord, TrialAttrs, TrialRecord
 from harness.text import heading, metric_label
 
 # A budget of its own: what the default study takes may change.
-SPEC = with_budget(load_study_file("mnist32"), quick=False, trials=None, kimg=27.0)
+_FILE = load_study_file("mnist32")
+SPEC = with_budget(
+    _FILE.model_copy(
+        update={
+            "pruner": PrunerSpec(name="percentile"),
+            "budget": BudgetSpec(trials=10, kimg=54, rungs=(12, 24)),
+        }
+    ),
+    quick=False, trials=None, kimg=27.0,
+)  # fmt: skip
 START = datetime(2026, 1, 1)
 
 
