@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TRIAL = {
     "preset": "paper", "recipe": "dcgan", "variant": "celeba64", "overrides": {"lr": 2e-4}, "own_images": "crop",
     "arm": "bn_after", "training_seed": 0, "hparams": {"lr": 2e-4}, "seed": 7, "folder": "trials/tiny/1a/00003",
-    "place": 0, "retry_of": 0, "root": 0, "crashes": 2, "oom": True, "kept_at": 100, "worker": {"pid": 1},
+    "place": 0, "retry_of": 0, "root": 0, "crashes": 2, "oom": True, "kept_at": 100,
+    "paused_at": 200, "worker": {"pid": 1},
     "saved_kimg": 0.2, "saved_s": 3.5, "resumed_kimg": 0.1, "watched": {"100": {"sample_distance": 0.5}},
     "rung_seconds": {"100": 1.5}, "elapsed_s": 9.0, "reason": "interrupted: stopped", "diverged": True,
     "diverged_step": 12, "scores": {"fid20": 1.0}, "unavailable": {"is20": "too few"}, "samplings": [1.0, 2.0],
