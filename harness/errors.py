@@ -82,7 +82,7 @@ class Paused(HarnessError):
 
     def __init__(self, step: int) -> None:
         super().__init__(f"paused at {step / 1000:g} kimg")
-        self.step = step
+        self.step, self.args = step, (step,)
 
 
 class Fenced(HarnessError):

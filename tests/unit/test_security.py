@@ -820,7 +820,7 @@ def test_the_password_of_a_tracking_address_that_fails_is_not_shown(home, monkey
 def test_errors_hold_no_secrets(text, shown):
     error = DataError(text, text)
     assert str(pickle.loads(pickle.dumps(error))) == str(error) == f"{shown}\n{shown}"
-    assert error.args == (shown,)
+    assert error.args == (shown, shown)
 
 
 def test_mlflows_telemetry_is_off():
