@@ -24,7 +24,7 @@ POINTS = {
     "after_the_pause": "harness.sweep.worker:_conclude",
     "promoting": f"{STATE}@_promote",
     "half_promoted": "harness.store.trials:Trials._write@_promote",
-    "pruning_the_rest": f"{STATE}@_prune_paused",
+    "pruning_the_rest": f"{STATE}@_prune",
 }
 
 
