@@ -39,7 +39,7 @@ class Timed:
 def at_rung(trials: Trials, score: float, seconds: float) -> optuna.Trial:
     trial = trials.ask(99)
     suggest(trial, SPEC)
-    report(trial, score, 100, Timed(seconds))
+    report(trial, score, 100, SPEC, Timed(seconds))
     return trial
 
 
@@ -86,11 +86,11 @@ def test_one_objective_alone_is_pruned_by_its_score(database, tmp_path):
     for score in (10.0, 11.0):
         trial = alone.ask(9)
         suggest(trial, spec)
-        report(trial, score, 100)
+        report(trial, score, 100, spec)
         alone.end(trial, TrialState.COMPLETE, [score], "")
     worst = alone.ask(9)
     suggest(worst, spec)
-    report(worst, 99.0, 100)
+    report(worst, 99.0, 100, spec)
     assert "rung_seconds" not in worst.user_attrs
     assert alone.should_prune(worst)
 
@@ -105,14 +105,14 @@ def test_a_trial_is_judged_beside_those_that_still_run(database, tmp_path, objec
     for trial in (good, fair, late, bad):
         suggest(trial, spec)
     for trial, score in ((good, 10.0), (fair, 11.0)):
-        report(trial, score, 100, Timed(1))
+        report(trial, score, 100, trials.spec, Timed(1))
         assert not trials.should_prune(trial), "two others must have come as far: n_startup_trials"
-    report(bad, 99.0, 100, Timed(1))
+    report(bad, 99.0, 100, trials.spec, Timed(1))
     assert trials.should_prune(bad)
     assert not trials.should_prune(good)
-    report(fair, 9.0, 200, Timed(2))
+    report(fair, 9.0, 200, trials.spec, Timed(2))
     assert not trials.should_prune(fair), "none other has come to this rung"
-    report(late, 9.5, 100, Timed(1))
+    report(late, 9.5, 100, trials.spec, Timed(1))
     assert not trials.should_prune(late), "the best of four at its rung"
 
 
@@ -126,7 +126,7 @@ def test_every_pruner_and_tpe_go_on_with_pruned_trials_among_them(database, tmp_
         trial = trials.ask(99)
         hp = suggest(trial, spec)  # from the third on by TPE
         score, seconds = 10 + abs(np.log10(hp.lr_g) + 3) + rng.uniform(), hp.batch_size * rng.uniform(0.9, 1.1)
-        report(trial, score, 100, Timed(seconds))
+        report(trial, score, 100, trials.spec, Timed(seconds))
         if trials.should_prune(trial):
             trials.end(trial, TrialState.PRUNED, None, "")
             ended.append("pruned")
@@ -140,7 +140,7 @@ def test_every_pruner_and_tpe_go_on_with_pruned_trials_among_them(database, tmp_
 def test_a_trial_that_diverged_is_on_no_front_and_in_nobodys_way(trials):
     bad = trials.ask(9)
     suggest(bad, SPEC)
-    report(bad, 1e4, 50)  # without seconds: there was no rung
+    report(bad, 1e4, 50, trials.spec)  # without seconds: there was no rung
     trials.end(bad, TrialState.PRUNED, None, "diverged: …")
     good = at_rung(trials, 10, 5)
     assert not trials.should_prune(good)
