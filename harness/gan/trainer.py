@@ -1,4 +1,4 @@
-"""The training loop: yields progress and snapshots; whoever iterates decides to log, score, save or stop."""
+"""The training loop: yields progress and snapshots; its caller decides to log, score, save or stop."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def train(
         marks.setdefault(total_steps(hp, Budget(kimg=mark)), []).append(mark)
     interval = budget.progress_kimg or min(1.0, budget.kimg / 20)
     every = max(1, round(interval * 1000 / hp.images_per_step))
-    if resume is not None:  # whoever was interrupted may not have come to act on this mark
+    if resume is not None:  # an interrupted caller may not have acted on this mark
         for mark in marks.get(run.step, ()):
             yield run.snapshot(mark)
     started, since = time.perf_counter(), run.step

@@ -179,14 +179,14 @@ class StudySpec(Table):
         return tuple(zip(self.budget.rungs, keep, strict=False))
 
     def funnel(self, trials: int) -> tuple[int, ...]:
-        """How many of so many trials come to each rung and to their end, if none is overtaken after its promotion."""
+        """How many of this number of trials come to each rung and to their end, if none is overtaken once promoted."""
         came = [trials]
         for _, keep in self.promotions:
             came.append(-(-came[-1] // keep))
         return tuple(came)
 
     def expected_kimg(self, trials: int) -> float:
-        """What so many trials train in all, if none is overtaken after its promotion (kimg)."""
+        """What this number of trials trains in all (kimg), if none is overtaken once promoted."""
         marks = (0.0, *(rung for rung, _ in self.promotions), self.budget.kimg)
         return sum(
             came * (mark - before) for came, (before, mark) in zip(self.funnel(trials), pairwise(marks), strict=True)

@@ -64,7 +64,7 @@ class Trials:
         locked(self.storage, self.home, self.study.study_name, lambda: self._end(trial, state, values, reason))
 
     def pause(self, trial: optuna.Trial, step: int) -> None:
-        """Leave a trial at the rung of this step to whoever promotes it; Fenced where it was declared dead before."""
+        """Pause a trial at the rung of this step, for any worker to continue; Fenced where it was declared dead before."""
         mine = TrialAttrs.parse(trial.user_attrs).worker
         action = partial(self._pause, id_of(trial), step, mine)
         locked(self.storage, self.home, self.study.study_name, action)
@@ -138,7 +138,7 @@ class Trials:
         if stored.state.is_finished():
             raise Fenced(f"was declared dead meanwhile: {attrs.reason or stored.state.name}")
         if stored.state == TrialState.RUNNING and (attrs.worker == mine or attrs.paused_at == step):
-            # Without a worker first: whoever dies in between leaves a trial that the next one fails and continues.
+            # Its worker is removed first: a death in between leaves a trial that the next worker fails and continues.
             self._write(trial_id, TrialAttrs(worker=None, paused_at=step))
             self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
 

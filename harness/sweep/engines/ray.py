@@ -40,7 +40,7 @@ Message = tuple[int, str, Event | None]
 
 
 class Board:
-    """Where driver and workers meet, an actor: news one way, the stop signal the other. Calls wait, nobody polls."""
+    """Where driver and workers meet, an actor: news one way, the stop signal the other. Calls wait for what comes."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
