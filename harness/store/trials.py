@@ -64,7 +64,7 @@ class Trials:
         locked(self.storage, self.home, self.study.study_name, lambda: self._end(trial, state, values, reason))
 
     def pause(self, trial: optuna.Trial, step: int) -> None:
-        """Pause a trial at the rung of this step, for any worker to continue; Fenced where it was declared dead before."""
+        """Pause a trial at the rung of this step, for any worker to continue; Fenced if it was declared dead."""
         mine = TrialAttrs.parse(trial.user_attrs).worker
         action = partial(self._pause, id_of(trial), step, mine)
         locked(self.storage, self.home, self.study.study_name, action)
