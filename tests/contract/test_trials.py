@@ -99,7 +99,7 @@ def test_a_kill_before_a_trial_has_its_place_leaves_no_gap(trials, tmp_path):
         suggest(trial, SPEC)
         trials.end(trial, TrialState.COMPLETE, float(value), "")
     for _ in range(2):
-        taken = trials._take([])
+        taken = trials._take(trials.study.get_trials(states=[TrialState.WAITING]))
         trials.study._storage.set_trial_user_attr(taken, "worker", GONE)
         trials.heal(crashed=False)
     last = trials.ask(99)

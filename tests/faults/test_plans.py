@@ -76,7 +76,7 @@ def test_a_plan_killed_at_every_stage(bench, command, writes):
 def test_an_audit_killed_between_two_trainings(bench):
     project, calm = searched(bench)
     assert "2 trainings audited" in project.run("audit", HARNESS_HOME=str(calm.root), TOP="2")
-    barrier = Barrier(picture="harness.training.attempt:save_png")
+    barrier = Barrier(picture="harness.api.scoring:save_png")
     process = project.start("audit", **with_barrier(project, barrier), TOP="2")
     barrier.wait("picture", nth=2).kill()
     process.communicate(timeout=300)
