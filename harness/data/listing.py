@@ -50,13 +50,20 @@ class Listing:
     passed_over: dict[str, list[str]] = field(default_factory=dict)
     former: list[File] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
+    by_content: dict[str, list[str]] = field(default_factory=dict)
 
     def sentences(self) -> list[str]:
-        """What was passed over, and which links were followed; safe to print."""
-        return self.links + [
-            f"passed over, {why}: {len(names):,} file{'s' if len(names) > 1 else ''}, such as {printable(names[0])}"
-            for why, names in self.passed_over.items()
-        ]
+        """What was passed over, which links were followed, and what was used though its name is odd; safe to print."""
+        odd = [f"{len(names):,} {end} (such as {names[0]})" for end, names in sorted(self.by_content.items())[:9]]
+        used = [f"used by their content: {printable(', '.join(odd))}"] if odd else []
+        return (
+            self.links
+            + used
+            + [
+                f"passed over, {why}: {len(names):,} file{'s' if len(names) > 1 else ''}, such as {printable(names[0])}"
+                for why, names in self.passed_over.items()
+            ]
+        )
 
     def add(self, file: File, why_not: str, head: Callable[[], bytes], *, by_link: bool = False) -> None:
         """Sort one file in: ``why_not`` it may not be used whatever it is; ``head`` reads its first bytes."""
@@ -81,6 +88,7 @@ class Listing:
             self.pass_over("backups or unfinished downloads by their names", file[0])
         elif readable:
             self.files.append(file)
+            self.by_content.setdefault(suffix or "without a suffix", []).append(file[0])
         elif _UNREAD.match(head):
             self.unread[file[0]] = f"pictures of this format ({suffix or 'no suffix'}) are not read; convert it to PNG"
         else:
