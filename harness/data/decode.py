@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import PIL
 from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
 from harness.data.sources import MAX_FILE_BYTES, opened
+from harness.errors import DataError
 from harness.spec.tables import Crop, DataSpec
 
 # More pixels than this in one file are refused (a decompression bomb, or a scan that would fill the memory).
@@ -107,8 +109,7 @@ def _loaded(payload: bytes, *, deep: bool = False) -> Any:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise Rejected(f"{width}x{height} px is more than {MAX_PIXELS:,} pixels")
-            each = 8 if image.mode in _SMALL_MODES else _BYTES_PER_PIXEL.get(image.format or "", 16)
-            if (needed := width * height * each) > MAX_DECODE_BYTES:
+            if (needed := width * height * bytes_per_pixel(image.format or "", image.mode)) > MAX_DECODE_BYTES:
                 what = f"{width}x{height} px of {image.format} may take {needed / 2**20:,.0f} MiB to decode"
                 raise Rejected(f"{what}, more than {MAX_DECODE_BYTES / 2**20:,.0f}")
             if image.info.get("Software") == MADE_BY:
@@ -124,6 +125,11 @@ def _loaded(payload: bytes, *, deep: bool = False) -> Any:
         except Exception as error:
             raise Rejected(f"unreadable: {error}") from None
     return image, frames
+
+
+def bytes_per_pixel(kind: str, mode: str) -> int:
+    """What decoding takes at most, and with it cropping and conversion, for each pixel."""
+    return 8 if mode in _SMALL_MODES else _BYTES_PER_PIXEL.get(kind, 16)
 
 
 def image_to_pixels(image: Image.Image, prep: Preparation) -> tuple[np.ndarray, str]:
@@ -209,7 +215,10 @@ def _plain(image: Image.Image, channels: int, notes: list[str], white: int) -> I
         image = Image.alpha_composite(white, image).convert("RGB")
     if image.mode not in (wanted, "RGB") or (image.mode == "RGB" and wanted == "L"):
         notes.append(f"{image.mode} to {wanted}")
-    return image.convert(wanted)
+    try:
+        return image.convert(wanted)
+    except ValueError as error:  # LAB is not converted
+        raise Rejected(str(error)) from None
 
 
 def decode_chunk(
@@ -234,6 +243,29 @@ def deep_ranges(root: Path, is_zip: bool, members: tuple[str, ...]) -> list[Rang
         with suppress(Exception):  # decode_chunk says why
             ranges.append(deep_range(_content(root, is_zip, member)))
     return [each for each in ranges if each]
+
+
+def may_be_deep(name: str) -> bool:
+    """Whether a file's format may have more than 8 bits: by its name, so that most sets need not be looked at twice."""
+    return not name.lower().endswith((".jpg", ".jpeg", ".gif", ".webp", ".bmp"))
+
+
+def white_of(ranges: Sequence[Range]) -> tuple[int, str]:
+    """The white of images of more than 8 bits, by the range of all of them; and a sentence if it is not the format's.
+
+    Microscopes and scanners keep 10, 12 or 14 bits in 16, and label tools 8 in 32. A DataError refuses the rest.
+    """
+    low, high = min((low for low, _, _ in ranges), default=0), max((high for _, high, _ in ranges), default=WHITE)
+    bits = next((bits for bits in (8, 10, 12, 14, 16) if high < 2**bits), 0)
+    if not high or (bits == 16 and low >= 0):
+        return WHITE, ""
+    between = f"the pixels of {len(ranges):,} images of more than 8 bits lie between {low:,} and {high:,}"
+    if low < 0 or not bits or high < 64 or any(colour for _, _, colour in ranges):
+        raise DataError(
+            f"{between}, and this range has no black and white that are known",
+            "Save them with 8 bits, black as 0 and white as 255.",
+        )
+    return 2**bits - 1, f"{between}: taken as {bits} bits, white is {2**bits - 1:,}"
 
 
 def _content(root: Path, is_zip: bool, member: str) -> bytes:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from harness.data.arrays import SETS, download, find_files, load, mnist_images
-from harness.data.decode import WHITE, Preparation, Range, decode_chunk, deep_ranges, smaller_than
+from harness.data.decode import Preparation, decode_chunk, deep_ranges, may_be_deep, smaller_than, white_of
 from harness.data.downloads import CELEBA_HELP, celeba_folder
 from harness.data.listing import File, list_images
 from harness.data.own import OwnImages, own_images, read_array, user_code_failed
@@ -260,12 +260,12 @@ def _decoded(
     root: Path, is_zip: bool, members: tuple[str, ...], prep: Preparation, scaled: list[str]
 ) -> Iterator[Item]:
     """By as many processes as there are cores; first the range of all images, then each."""
-    deep = tuple(name for name in members if _may_be_deep(name))
+    deep = tuple(name for name in members if may_be_deep(name))
     # spawn: the parent may hold threads (torch, the live table) that must not be forked.
     pool = ProcessPoolExecutor(min(usable_cores(), -(-len(members) // CHUNK)), SpawningContext(), _end_with_parent)
     try:
         ranges = [each for _, found in _in_chunks(pool, deep, deep_ranges, root, is_zip) for each in found]
-        white, sentence = _white(ranges)
+        white, sentence = white_of(ranges)
         scaled[:] = [sentence] if sentence else []
         for names, results in _in_chunks(pool, members, decode_chunk, root, is_zip, prep, white):
             yield from ((name, *result) for name, result in zip(names, results, strict=True))
@@ -275,29 +275,6 @@ def _decoded(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _may_be_deep(name: str) -> bool:
-    """Whether a file's format may have more than 8 bits: by its name, so that most sets need not be looked at twice."""
-    return not name.lower().endswith((".jpg", ".jpeg", ".gif", ".webp", ".bmp"))
-
-
-def _white(ranges: Sequence[Range]) -> tuple[int, str]:
-    """The white of images of more than 8 bits, by the range of all of them; and a sentence if it is not the format's.
-
-    Microscopes and scanners keep 10, 12 or 14 bits in 16, and label tools 8 in 32. A DataError refuses the rest.
-    """
-    low, high = min((low for low, _, _ in ranges), default=0), max((high for _, high, _ in ranges), default=WHITE)
-    bits = next((bits for bits in (8, 10, 12, 14, 16) if high < 2**bits), 0)
-    if not high or (bits == 16 and low >= 0):
-        return WHITE, ""
-    between = f"the pixels of {len(ranges):,} images of more than 8 bits lie between {low:,} and {high:,}"
-    if low < 0 or not bits or high < 64 or any(colour for _, _, colour in ranges):
-        raise DataError(
-            f"{between}, and this range has no black and white that are known",
-            "Save them with 8 bits, black as 0 and white as 255.",
-        )
-    return 2**bits - 1, f"{between}: taken as {bits} bits, white is {2**bits - 1:,}"
 
 
 def _in_chunks(
