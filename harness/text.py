@@ -1,11 +1,18 @@
-"""Numbers, scores, metrics and durations in words, and the known name nearest to a mistyped one."""
+"""Text that a person saved; numbers, metrics and durations in words; the known name nearest to a mistyped one."""
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
+
+
+def decoded(payload: bytes) -> str:
+    """The text of a file that a person saved: UTF-8, or UTF-16 where a byte order mark says so."""
+    utf16 = payload.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return payload.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def number(value: Any) -> str:

@@ -56,7 +56,7 @@ def ensure(extra: str) -> Path:
     stamps = {name: VENV / f".stamp-{name or 'base'}" for name in ("", "dev")}
 
     def fresh(name: str) -> bool:
-        return python.exists() and stamps[name].is_file() and stamps[name].read_text() == stamp(name)
+        return python.exists() and stamps[name].is_file() and stamps[name].read_text(encoding="utf-8") == stamp(name)
 
     if fresh(extra) or (not extra and fresh("dev")):
         return python

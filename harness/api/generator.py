@@ -123,7 +123,7 @@ def load_generator(path: str | Path, *, device: str = "cpu", home: Home | None =
             f"Name a folder with {RunFolder(folder).weights.name} and {settings.name}, or a report's best.toml.",
         )
     try:
-        stored = json.loads(settings.read_text())
+        stored = json.loads(settings.read_text(encoding="utf-8"))
     except ValueError:
         raise CheckpointError(f"{settings} is damaged: it is not JSON") from None
     return _published(folder, stored, f"the generator in {folder}", device)

@@ -46,7 +46,7 @@ def write_report(name: str, home: Home, say: Callable[[str], None], *, images: b
     try:
         tracker, parent = MlflowTracker(client_for(home), record.attrs.mlflow_experiment), record.attrs.mlflow_parent
         tracker.artifact(parent, out, "report")
-        tracker.describe(parent, path.read_text(), images_in="report")
+        tracker.describe(parent, path.read_text(encoding="utf-8"), images_in="report")
     except Exception as error:  # whatever the tracking library raises: the report is written
         lines = without_secrets(str(error)).strip().splitlines() or [""]
         say(f"the report could not be attached to its run in MLflow ({type(error).__name__}: {lines[0][:120]})")

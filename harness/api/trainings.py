@@ -104,7 +104,7 @@ def train_and_report(
         tracker = MlflowTracker(client, open_experiment(client, home, training.experiment))
         if run_id:
             tracker.artifact(run_id, out, "report")
-            tracker.describe(run_id, page.read_text(), images_in="report")
+            tracker.describe(run_id, page.read_text(encoding="utf-8"), images_in="report")
     except Exception as error:  # whatever the tracking library raises: the training is done and its report written
         watch.say(f"the report could not be attached to its run in MLflow ({type(error).__name__})")
     return outcome, page

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 import click
 
@@ -22,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0, 1 for a failure, 2 for wrong usage, 130 for an interruption, 141 where nobody reads what is printed.
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal's own encoding may not have every sign
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         with front.make_context("harness", words) as context:

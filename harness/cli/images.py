@@ -55,6 +55,7 @@ def data(given: Any) -> None:
             source = download_celeba(home, progress.say)
         store = open_store(home, wanted, source, study=name, on_progress=progress.images, say=progress.say)
     if given.action == "prepare":
+        store.require_contrast()
         _describe(store)
         return
     from harness.scoring.reference import save_sheet
@@ -86,6 +87,7 @@ def _describe(store: ImageStore) -> None:
         ("size", f"{n * height * width * channels / 1e6:,.1f} MB in {store.path}"),
         ("fingerprint", store.fingerprint),
         ("preparation", ", ".join(f"{key} {value}" for key, value in store.manifest["preparation"].items())),
+        *(("range", sentence) for sentence in store.warnings),
         ("converted", f"{len(store.manifest['converted']):,}"),
         ("left out", f"{len(store.rejected):,}"),
         *(("", f"{name}: {why}") for name, why in store.rejected.items()),

@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
 from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
 from harness.data.sources import MAX_FILE_BYTES, opened
+from harness.errors import DataError
 from harness.spec.tables import Crop, DataSpec
 
 # More pixels than this in one file are refused (a decompression bomb, or a scan that would fill the memory).
 MAX_PIXELS = 100_000_000
+# Decoding one file takes no more memory than this, beside the file's own bytes (1.25 GiB); what would is left out.
+MAX_DECODE_BYTES = 5 * 2**28
+# Bytes per pixel at most, until the pixels are cropped and plain: measured for every mode that Pillow reads. WebP's
+# library keeps two canvases and copies them; PPM's decoder is Python's; TIFF's strips may be the whole image.
+_BYTES_PER_PIXEL = {"JPEG": 12, "PNG": 9, "BMP": 9, "GIF": 12, "TIFF": 16, "PPM": 16, "WEBP": 24}
+# Grey, palettes, and black and white take at most 8, whatever the format.
+_SMALL_MODES = ("1", "L", "P")
+# Pixels that are converted at a time.
+_STRIP_PIXELS = 2**20
 # Pillow goes by content, and knows formats that start other programs (EPS) or hold images larger than they say (ICO).
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = tuple(_BYTES_PER_PIXEL)
+# What the harness's own pictures say of themselves: sheets, sample grids and samples, which are never trained on.
+MADE_BY = "DCGAN sweep harness"
+# Modes of grey pixels of more than 8 bits, and the white of 16 bits.
+_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+WHITE = 65535
+# The lowest and the highest value of pixels, and whether they are colour, which Pillow cuts to the upper 8 of 16 bits.
+Range = tuple[int, int, bool]
 # The pixels of an image and a note on what was converted, or None and why it is left out.
 Prepared = tuple[np.ndarray | None, str]
 
@@ -54,8 +74,34 @@ class Preparation:
         return self.sharpen == 1.0 and self.crop in ("square", "after_resize", "none", self.image_size)
 
 
-def decode(payload: bytes, prep: Preparation) -> tuple[np.ndarray, str]:
-    """Pixels of shape (size, size, channels) and a note on what was converted, empty for a plain image."""
+def decode(payload: bytes, prep: Preparation, white: int = WHITE) -> tuple[np.ndarray, str]:
+    """Pixels of shape (size, size, channels) and a note on what was converted, empty for a plain image.
+
+    ``white`` is the value of white in images of 16 bits.
+    """
+    image, frames = _loaded(payload)
+    notes = [f"first of {frames} frames"] if frames > 1 else []
+    image = _cut(image, prep, notes)  # in the place of the whole, which is not kept beside it
+    return fit(_plain(image, prep.channels, notes, white), prep), ", ".join(notes)
+
+
+def deep_range(payload: bytes) -> Range | None:
+    """Of an image of more than 8 bits; None where it has 8, or cannot be used."""
+    if payload.startswith((b"\xff\xd8", b"GIF8", b"RIFF", b"BM")):
+        return None
+    try:
+        image, _ = _loaded(payload, deep=True)
+    except Rejected:
+        return None
+    if image is None or image.mode == "F":
+        return None
+    if image.mode in _DEEP:
+        values = np.asarray(image)
+        return int(values.min()), int(values.max()), False
+    return 0, 257 * int(np.max(image.getextrema())), True
+
+
+def _loaded(payload: bytes, *, deep: bool = False) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
@@ -63,6 +109,13 @@ def decode(payload: bytes, prep: Preparation) -> tuple[np.ndarray, str]:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise Rejected(f"{width}x{height} px is more than {MAX_PIXELS:,} pixels")
+            if (needed := width * height * bytes_per_pixel(image.format or "", image.mode)) > MAX_DECODE_BYTES:
+                what = f"{width}x{height} px of {image.format} may take {needed / 2**20:,.0f} MiB to decode"
+                raise Rejected(f"{what}, more than {MAX_DECODE_BYTES / 2**20:,.0f}")
+            if image.info.get("Software") == MADE_BY:
+                raise Rejected("a picture that the harness made")
+            if deep and image.mode not in _DEEP and ";16" not in str(image.tile):
+                return None, 1
             frames = getattr(image, "n_frames", 1)
             image.load()
         except Rejected:
@@ -71,17 +124,34 @@ def decode(payload: bytes, prep: Preparation) -> tuple[np.ndarray, str]:
             raise Rejected("unreadable: not an image, or cut off in its header") from None
         except Exception as error:
             raise Rejected(f"unreadable: {error}") from None
-    return image_to_pixels(image, prep, [f"first of {frames} frames"] if frames > 1 else [])
+    return image, frames
 
 
-def image_to_pixels(image: Image.Image, prep: Preparation, notes: list[str]) -> tuple[np.ndarray, str]:
-    """As :func:`decode`, for an image that is loaded; ``notes`` gets what was converted."""
-    turned = ImageOps.exif_transpose(image)
-    if turned is not image and image.getexif().get(0x0112, 1) != 1:
+def bytes_per_pixel(kind: str, mode: str) -> int:
+    """What decoding takes at most, and with it cropping and conversion, for each pixel."""
+    return 8 if mode in _SMALL_MODES else _BYTES_PER_PIXEL.get(kind, 16)
+
+
+def image_to_pixels(image: Image.Image, prep: Preparation) -> tuple[np.ndarray, str]:
+    """As :func:`decode`, for an image that is loaded."""
+    notes: list[str] = []
+    return fit(_plain(_cut(image, prep, notes), prep.channels, notes, WHITE), prep), ", ".join(notes)
+
+
+def _cut(image: Image.Image, prep: Preparation, notes: list[str]) -> Image.Image:
+    """Turned as its EXIF says, and cropped: before the pixels are converted, which takes memory for each of them."""
+    if image.getexif().get(0x0112, 1) != 1:
         notes.append("turned as its EXIF says")
-    if too_small := smaller_than(*turned.size, prep):
+        image = ImageOps.exif_transpose(image)
+    if too_small := smaller_than(*image.size, prep):
         raise Rejected(too_small)
-    return fit(_plain(turned, prep.channels, notes), prep), ", ".join(notes)
+    if isinstance(prep.crop, tuple):
+        left, top, wide, high = prep.crop
+        return image.crop((left, top, left + wide, top + high))
+    if prep.crop in ("none", "after_resize"):
+        return image
+    # Cropped before it is resized: resize(box=…) would let pixels outside the box bleed in.
+    return _centre(image, min(image.size) if prep.crop == "square" else int(prep.crop))
 
 
 def smaller_than(width: int, height: int, prep: Preparation) -> str:
@@ -99,19 +169,13 @@ def smaller_than(width: int, height: int, prep: Preparation) -> str:
 
 
 def fit(image: Image.Image, prep: Preparation) -> np.ndarray:
-    """Crop, resize and sharpen a grey or RGB image; uint8, shape (image_size, image_size, channels)."""
+    """Resize and sharpen a grey or RGB image that is cropped; uint8, shape (image_size, image_size, channels)."""
     size, how = prep.image_size, Image.Resampling[prep.resample.upper()]
     if prep.crop == "after_resize":
         # As torchvision's Resize and CenterCrop, rounding included.
         short = min(image.size)
         image = image.resize((int(size * image.width / short), int(size * image.height / short)), how)
         image = _centre(image, size)
-    elif isinstance(prep.crop, tuple):
-        left, top, wide, high = prep.crop
-        image = image.crop((left, top, left + wide, top + high))
-    elif prep.crop != "none":
-        # Cropped first: resize(box=…) would let pixels outside the box bleed in.
-        image = _centre(image, min(image.size) if prep.crop == "square" else int(prep.crop))
     if image.size != (size, size):
         image = image.resize((size, size), how)
     if prep.sharpen != 1.0:
@@ -120,16 +184,28 @@ def fit(image: Image.Image, prep: Preparation) -> np.ndarray:
 
 
 def _centre(image: Image.Image, side: int) -> Image.Image:
+    if image.size == (side, side):
+        return image
     left, top = round((image.width - side) / 2), round((image.height - side) / 2)
     return image.crop((left, top, left + side, top + side))
 
 
-def _plain(image: Image.Image, channels: int, notes: list[str]) -> Image.Image:
-    """8-bit grey or RGB, with transparency laid over white."""
-    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
+def _plain(image: Image.Image, channels: int, notes: list[str], white: int) -> Image.Image:
+    """8-bit grey or RGB, with transparency laid over white; a strip at a time, as conversions take memory."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    wanted = "L" if channels == 1 else "RGB"
+    if rows < image.height and (image.mode != wanted or "transparency" in image.info):
+        plain, of_each = Image.new(wanted, image.size), list[str]()
+        for top in range(0, image.height, rows):
+            of_each = []
+            strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+            plain.paste(_plain(strip, channels, of_each, white), (0, top))
+        notes += of_each
+        return plain
+    if image.mode in _DEEP:
         values = np.asarray(image).astype(np.float64)
-        notes.append("16 bits to 8")
-        image = Image.fromarray(np.clip(np.round(values / 257), 0, 255).astype(np.uint8))
+        notes.append(f"{white.bit_length()} bits to 8")
+        image = Image.fromarray(np.clip(np.round(values * (255 / white)), 0, 255).astype(np.uint8))
     elif image.mode == "F":
         raise Rejected("floating-point pixels have no known range")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -137,20 +213,22 @@ def _plain(image: Image.Image, channels: int, notes: list[str]) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image).convert("RGB")
-    wanted = "L" if channels == 1 else "RGB"
     if image.mode not in (wanted, "RGB") or (image.mode == "RGB" and wanted == "L"):
         notes.append(f"{image.mode} to {wanted}")
-    return image.convert(wanted)
+    try:
+        return image.convert(wanted)
+    except ValueError as error:  # LAB is not converted
+        raise Rejected(str(error)) from None
 
 
-def decode_chunk(root: Path, is_zip: bool, members: tuple[str, ...], prep: Preparation) -> list[Prepared]:
+def decode_chunk(
+    root: Path, is_zip: bool, members: tuple[str, ...], prep: Preparation, white: int = WHITE
+) -> list[Prepared]:
     """Decode files of a folder or zip, in order."""
-    archive = opened(root) if is_zip else None
     results: list[Prepared] = []
     for member in members:
         try:
-            payload = archive.payload(archive.getinfo(member)) if archive else _content(root / member)
-            results.append(decode(payload, prep))
+            results.append(decode(_content(root, is_zip, member), prep, white))
         except Rejected as rejected:
             results.append((None, str(rejected)))
         except Exception as error:  # damaged and encrypted members raise whatever their decoder raises
@@ -158,7 +236,43 @@ def decode_chunk(root: Path, is_zip: bool, members: tuple[str, ...], prep: Prepa
     return results
 
 
-def _content(path: Path) -> bytes:
+def deep_ranges(root: Path, is_zip: bool, members: tuple[str, ...]) -> list[Range]:
+    """:func:`deep_range` of those files that have one."""
+    ranges: list[Range | None] = []
+    for member in members:
+        with suppress(Exception):  # decode_chunk says why
+            ranges.append(deep_range(_content(root, is_zip, member)))
+    return [each for each in ranges if each]
+
+
+def may_be_deep(name: str) -> bool:
+    """Whether a file's format may have more than 8 bits: by its name, so that most sets need not be looked at twice."""
+    return not name.lower().endswith((".jpg", ".jpeg", ".gif", ".webp", ".bmp"))
+
+
+def white_of(ranges: Sequence[Range]) -> tuple[int, str]:
+    """The white of images of more than 8 bits, by the range of all of them; and a sentence if it is not the format's.
+
+    Microscopes and scanners keep 10, 12 or 14 bits in 16, and label tools 8 in 32. A DataError refuses the rest.
+    """
+    low, high = min((low for low, _, _ in ranges), default=0), max((high for _, high, _ in ranges), default=WHITE)
+    bits = next((bits for bits in (8, 10, 12, 14, 16) if high < 2**bits), 0)
+    if not high or (bits == 16 and low >= 0):
+        return WHITE, ""
+    between = f"the pixels of {len(ranges):,} images of more than 8 bits lie between {low:,} and {high:,}"
+    if low < 0 or not bits or high < 64 or any(colour for _, _, colour in ranges):
+        raise DataError(
+            f"{between}, and this range has no black and white that are known",
+            "Save them with 8 bits, black as 0 and white as 255.",
+        )
+    return 2**bits - 1, f"{between}: taken as {bits} bits, white is {2**bits - 1:,}"
+
+
+def _content(root: Path, is_zip: bool, member: str) -> bytes:
+    if is_zip:
+        archive = opened(root)
+        return archive.payload(archive.getinfo(member))
+    path = root / member
     if (size := path.stat().st_size) > MAX_FILE_BYTES:
         raise Rejected(f"{size / 2**20:,.0f} MiB are more than {MAX_FILE_BYTES // 2**20} MiB")
     return path.read_bytes()

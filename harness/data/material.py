@@ -6,10 +6,10 @@ import functools
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from multiprocessing import parent_process
 from pathlib import Path
@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from harness.data.arrays import SETS, download, find_files, load, mnist_images
-from harness.data.decode import Preparation, decode_chunk, smaller_than
+from harness.data.decode import Preparation, decode_chunk, deep_ranges, may_be_deep, smaller_than, white_of
 from harness.data.downloads import CELEBA_HELP, celeba_folder
+from harness.data.listing import File, list_images
 from harness.data.own import OwnImages, own_images, read_array, user_code_failed
-from harness.data.sources import Split, find_partition, list_images, split
+from harness.data.sources import Split, find_partition, split
 from harness.errors import DataError, UsageError
 from harness.home import Home
 from harness.machine.forks import SpawningContext
@@ -42,7 +43,8 @@ class Material:
     """Images to be prepared.
 
     ``identity`` and ``prep`` change whenever the prepared pixels may change. ``split()`` names the images, those to
-    train on first, and ``items()`` gives all of them in that order.
+    train on first, and ``items()`` gives all of them in that order. ``unread`` are files beside them that cannot be
+    used, with why. ``former`` is the identity by which earlier versions knew these images, where it was another.
     """
 
     label: str
@@ -52,6 +54,10 @@ class Material:
     items: Callable[[], Iterator[Item]]
     # As ``items()``, but in this process; None where that is the same.
     items_here: Callable[[], Iterator[Item]] | None = None
+    unread: Mapping[str, str] = field(default_factory=dict)
+    former: Callable[[], dict[str, Any] | None] = lambda: None
+    # How pixels of more than 8 bits are scaled, where not by the whole range of their format; known after ``items()``.
+    scaled: Sequence[str] = ()
 
     def sample(self, n: int) -> list[Item]:
         """The first n, in this process."""
@@ -97,7 +103,9 @@ def find_material(
             raise DataError(f"{study} needs CelebA", CELEBA_HELP.format(size_mb=size_mb))
         hint = "Pass DATA=/path/to/a/folder/or/zip of images, or to an .npy or .npz array."
         raise DataError(f"{study} needs images", hint)
-    return _of_array_file(data, source) if source.suffix in (".npy", ".npz") else _of_files(data, source.resolve())
+    if source.suffix in (".npy", ".npz"):
+        return _of_array_file(data, source)
+    return _of_files(data, source.resolve(), home, say)
 
 
 def _of_mnist(data: DataSpec) -> Material:
@@ -140,18 +148,35 @@ def _of_set(data: DataSpec, root: Path, say: Say) -> Material:
     )
 
 
-def _of_files(data: DataSpec, root: Path) -> Material:
+def _of_files(data: DataSpec, root: Path, home: Home, say: Say) -> Material:
     """Photographs of a folder or a zip."""
-    files, is_zip, prep = list_images(root), root.is_file(), Preparation.of(data)
+    listing, is_zip, prep = list_images(root, home.root), root.is_file(), Preparation.of(data)
+    for sentence in listing.sentences():
+        say(sentence)
     partition = find_partition(root) if data.source == "celeba" and data.held_out is not None else None
-    divided = split([name for name, _, _ in files], data.held_out, partition)
+
+    def divide(files: list[File], **rule: bool) -> tuple[Split, dict[str, Any]]:
+        divided = split([name for name, _, _ in files], data.held_out, partition, **rule)
+        return divided, {"source": str(root), "files": files, **divided.identity()}
+
+    def former() -> dict[str, Any] | None:
+        try:
+            return divide(listing.former, by_name=True)[1]
+        except DataError:
+            return None
+
+    scaled: list[str] = []
+    divided, identity = divide(listing.files)
     return Material(
         label=data.source,
-        identity={"source": str(root), "files": files, **divided.identity()},
+        identity=identity,
         prep=prep,
         split=lambda: divided,
-        items=lambda: _decoded(root, is_zip, divided.names, prep),
+        items=lambda: _decoded(root, is_zip, divided.names, prep, scaled),
         items_here=lambda: ((name, *decode_chunk(root, is_zip, (name,), prep)[0]) for name in divided.names),
+        unread=listing.unread,
+        former=former,
+        scaled=scaled,
     )
 
 
@@ -231,20 +256,18 @@ def _end_with_parent() -> None:
     Thread(target=wait, daemon=True).start()
 
 
-def _decoded(root: Path, is_zip: bool, members: tuple[str, ...], prep: Preparation) -> Iterator[Item]:
-    """By as many processes as there are cores."""
-    cores = usable_cores()
-    chunks = [members[start : start + CHUNK] for start in range(0, len(members), CHUNK)]
+def _decoded(
+    root: Path, is_zip: bool, members: tuple[str, ...], prep: Preparation, scaled: list[str]
+) -> Iterator[Item]:
+    """By as many processes as there are cores; first the range of all images, then each."""
+    deep = tuple(name for name in members if may_be_deep(name))
     # spawn: the parent may hold threads (torch, the live table) that must not be forked.
-    pool = ProcessPoolExecutor(min(cores, len(chunks)), SpawningContext(), _end_with_parent)
+    pool = ProcessPoolExecutor(min(usable_cores(), -(-len(members) // CHUNK)), SpawningContext(), _end_with_parent)
     try:
-        submitted = ((names, pool.submit(decode_chunk, root, is_zip, names, prep)) for names in chunks)
-        # Only a few chunks ahead of the caller, so that results never pile up in memory.
-        waiting = deque(islice(submitted, 2 * cores))
-        while waiting:
-            names, job = waiting.popleft()
-            results = job.result()
-            waiting.extend(islice(submitted, 1))
+        ranges = [each for _, found in _in_chunks(pool, deep, deep_ranges, root, is_zip) for each in found]
+        white, sentence = white_of(ranges)
+        scaled[:] = [sentence] if sentence else []
+        for names, results in _in_chunks(pool, members, decode_chunk, root, is_zip, prep, white):
             yield from ((name, *result) for name, result in zip(names, results, strict=True))
     except BrokenProcessPool:
         raise DataError(
@@ -252,3 +275,19 @@ def _decoded(root: Path, is_zip: bool, members: tuple[str, ...], prep: Preparati
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _in_chunks(
+    pool: ProcessPoolExecutor, members: tuple[str, ...], function: Callable[..., list[Any]], root: Path, is_zip: bool,
+    *arguments: Any,
+) -> Iterator[tuple[tuple[str, ...], list[Any]]]:  # fmt: skip
+    """What a function gives for some members at a time, with their names, in order."""
+    chunks = (members[start : start + CHUNK] for start in range(0, len(members), CHUNK))
+    submitted = ((names, pool.submit(function, root, is_zip, names, *arguments)) for names in chunks)
+    # Only a few chunks ahead of the caller, so that results never pile up in memory.
+    waiting = deque(islice(submitted, 2 * usable_cores()))
+    while waiting:
+        names, job = waiting.popleft()
+        results = job.result()
+        waiting.extend(islice(submitted, 1))
+        yield names, results

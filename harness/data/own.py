@@ -112,7 +112,7 @@ def _pixels(picture: Any, prep: Preparation, where: str) -> Prepared:
         picture = _tensor_to_array(picture, where)
     try:
         if isinstance(picture, Image.Image):
-            return image_to_pixels(picture, prep, [])
+            return image_to_pixels(picture, prep)
         if not isinstance(picture, np.ndarray):
             raise DataError(f"{where} is of type {type(picture).__name__}, not an image", _HINT)
         if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (1, 3))):
@@ -122,7 +122,7 @@ def _pixels(picture: Any, prep: Preparation, where: str) -> Prepared:
         if picture.shape[:2] == (side, side) and channels == prep.channels and prep.keeps_square:
             return np.array(picture).reshape(side, side, channels), ""  # a copy: the caller may use its buffer again
         flat = picture[..., 0] if picture.ndim == 3 and channels == 1 else picture
-        return image_to_pixels(Image.fromarray(np.ascontiguousarray(flat)), prep, [])[0], ""
+        return image_to_pixels(Image.fromarray(np.ascontiguousarray(flat)), prep)[0], ""
     except Rejected as rejected:
         return None, str(rejected)
     except OSError as error:  # a file that PIL opens only now

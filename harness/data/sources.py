@@ -1,10 +1,12 @@
-"""Folders and zips of images: listed, read in bounded memory whatever their headers claim, and held out by name."""
+"""Zips, read in bounded memory whatever their headers claim; and which images are held out, by name."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import io
+import re
+import unicodedata
 import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -14,15 +16,15 @@ from pathlib import Path
 
 from harness.errors import DataError
 from harness.gan.hparams import digest
+from harness.text import decoded
 
 # A file, or a zip's member, that is larger than this is not a photograph (64 MiB).
 MAX_FILE_BYTES = 64 * 2**20
 # A zip's list of members may be this long: some 600,000 of them under names of usual length.
 _MAX_LIST_BYTES = 64 * 2**20
 # Deflate can be unpacked in pieces of a known size; bz2 and LZMA, as zipfile calls them, cannot.
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 # CelebA's partition: 0 is for training, 1 for validation, 2 for testing.
 _PARTITION_NAMES = ("list_eval_partition.txt", "list_eval_partition.csv")
 
@@ -30,6 +32,11 @@ _PARTITION_NAMES = ("list_eval_partition.txt", "list_eval_partition.csv")
 def printable(name: str) -> str:
     """A name from a file or archive, safe to print: control and invisible characters are escaped."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
+
+
+def name_parts(name: str) -> list[str]:
+    """A name's folders and the file; zips that Windows packed may have backslashes."""
+    return [part for part in re.split(r"[/\\]", name) if part not in ("", ".")] or [name]
 
 
 class _Bounded(io.BufferedReader):
@@ -62,7 +69,7 @@ class Archive(zipfile.ZipFile):
         """A member's content; BadZipFile where it is not what its header says, too large, or packed without bounds."""
         if member.file_size > MAX_FILE_BYTES:
             raise zipfile.BadZipFile(f"it would unpack to {member.file_size / 2**20:,.0f} MiB")
-        if member.compress_type not in _METHODS:
+        if member.compress_type not in METHODS:
             raise zipfile.BadZipFile("its compression is not read; pack it with deflate, as zip does by itself")
         with self.open(member) as file:
             return file.read(member.file_size)
@@ -77,41 +84,6 @@ def opened(path: Path) -> Archive:
 @lru_cache(maxsize=1)
 def _kept_open(path: Path, mtime_ns: int, size: int) -> Archive:
     return Archive(path)
-
-
-def list_images(root: Path) -> list[tuple[str, int, int]]:
-    """All image files below a folder, or in a zip, sorted by name: (name, size, time of change or checksum)."""
-    if not root.exists():
-        raise DataError(f"no such folder or zip: {root}", "Pass DATA=/path/to/images.")
-    if root.is_dir():
-        files = sorted(path for path in root.rglob("*") if _is_image(path) and path.is_file())
-        stats = [(str(path.relative_to(root)), path.stat()) for path in files]
-        images = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    elif zipfile.is_zipfile(root):
-        try:
-            with Archive(root) as archive:
-                members = [info for info in archive.infolist() if not info.is_dir() and _is_image(Path(info.filename))]
-        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-            # zipfile raises NotImplementedError where a member asks for a later version of the format than it reads.
-            raise DataError(f"{root} is a damaged zip: {error}", "Download it again.") from None
-        for info in members:
-            if info.file_size > MAX_FILE_BYTES:
-                raise DataError(
-                    f"{root}: {printable(info.filename)} would unpack to {info.file_size / 2**20:,.0f} MiB",
-                    "No photograph is that large; check where the zip comes from.",
-                )
-        images = sorted((info.filename, info.file_size, info.CRC) for info in members)
-    else:
-        raise DataError(f"{root} is neither a folder nor a zip", "Pass a folder of images or a .zip of them.")
-    if not images:
-        kinds = ", ".join(sorted(suffix[1:] for suffix in _SUFFIXES))
-        raise DataError(f"no image files in {root}", f"Looked, in all its folders, for: {kinds}.")
-    return images
-
-
-def _is_image(path: Path) -> bool:
-    """By its name; macOS adds ``._name.jpg`` shadow files to folders and zips, which are not images."""
-    return path.suffix.lower() in _SUFFIXES and not path.name.startswith("._")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +104,14 @@ class Split:
         return {"rule": self.rule, "held_out": digest(list(self.held_out))}
 
 
-def split(names: Iterable[str], share: float | None, partition: Mapping[str, int] | None = None) -> Split:
-    """Divide names by CelebA's partition or else by hash; without a share to hold out all are for training."""
+def split(
+    names: Iterable[str], share: float | None, partition: Mapping[str, int] | None = None, *, by_name: bool = False
+) -> Split:
+    """Divide names by CelebA's partition or else by hash; without a share to hold out all are for training.
+
+    The hash is of files' names without their folders, so that these may be moved, unless several files have one name;
+    ``by_name``: even then, as earlier versions did.
+    """
     names = tuple(names)
     if share is None:
         return Split("all images are trained on", names, ())
@@ -148,8 +126,16 @@ def split(names: Iterable[str], share: float | None, partition: Mapping[str, int
         out = [name for name in names if partition[Path(name).name] != 0]
         rule = "CelebA's own partition; validation and test are held out"
     else:
-        out = [name for name in names if _fraction(name) < share]
-        rule = f"{share:.3g} of all held out, by sha256 of the file name"
+        hashed, of_what = [Path(name).name if by_name else name_parts(name)[-1] for name in names], "file name"
+        if len(set(hashed)) < len(names) and not by_name:
+            parts = [name_parts(name) for name in names]
+            while all(len(each) > 1 for each in parts) and len({each[0] for each in parts}) == 1:
+                parts = [each[1:] for each in parts]
+            hashed, of_what = ["/".join(each) for each in parts], "path"
+        if not by_name:
+            hashed = [unicodedata.normalize("NFC", text) for text in hashed]
+        out = [name for name, text in zip(names, hashed, strict=True) if _fraction(text) < share]
+        rule = f"{share:.3g} of all held out, by sha256 of the {of_what}"
     kept_out = set(out)
     train = tuple(name for name in names if name not in kept_out)
     if not train or not out:
@@ -158,9 +144,9 @@ def split(names: Iterable[str], share: float | None, partition: Mapping[str, int
     return Split(rule, train, tuple(out))
 
 
-def _fraction(name: str) -> float:
-    """A number in [0, 1) that depends on the name alone, its folders excluded."""
-    return int.from_bytes(hashlib.sha256(Path(name).name.encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
+def _fraction(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
 
 
 def find_partition(root: Path) -> dict[str, int] | None:
@@ -184,7 +170,7 @@ def _read_partition(payload: bytes, where: str) -> dict[str, int]:
     """Lines of "000001.jpg 0", or CSV of image_id,partition with a header."""
     wrong = DataError(f"{where} is no partition file of CelebA", 'Its lines are like "000001.jpg 0".')
     try:
-        text = payload.decode()
+        text = decoded(payload)
     except UnicodeDecodeError:
         raise wrong from None
     rows = list(csv.reader(io.StringIO(text))) if "," in text[:100] else [line.split() for line in text.splitlines()]

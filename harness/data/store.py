@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # Disk space that must remain free after a store is written.
 _RESERVE_BYTES = 200 * 2**20
 _PIECE_BYTES = 16 * 2**20
+# Pixels of fewer values than this, over a whole set, are not photographs as a person sees them.
+_NARROW = 64
 _ARRAY, _MANIFEST = "images.npy", "manifest.json"
 
 OnProgress = Callable[[int, int], None]
@@ -53,6 +55,25 @@ class ImageStore:
     def rejected(self) -> dict[str, str]:
         """What was left out, and why; safe to show."""
         return {printable(name): printable(why) for name, why in self.manifest["rejected"].items()}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know of the pixels' range; a store of an earlier version has no ``pixels``."""
+        low, high = self.manifest.get("pixels", (0, 255))
+        said = [self.manifest["scaled"]] if self.manifest.get("scaled") else []
+        if high - low < _NARROW:
+            said.append(
+                f"all pixels lie between {low} and {high} of 255: images so alike in brightness are hardly learned"
+            )
+        if "pixels" not in self.manifest and any("16 bits" in note for note in self.manifest["converted"].values()):
+            said.append(f"16 bits were taken as full, whatever is in them: to have that looked at, delete {self.path}")
+        return said
+
+    def require_contrast(self) -> None:
+        """Refuse, as a DataError, images whose pixels all have one value: nothing is learned from them, or compared."""
+        low, high = self.manifest.get("pixels", (0, 255))
+        if low == high:
+            raise DataError(f"every pixel of all {len(self)} images is {low} of 255", "Look at the files; give others.")
 
     @property
     def split_rule(self) -> str:
@@ -112,7 +133,7 @@ def open_array_store(
 def existing_store(home: Home, material: Material) -> ImageStore | None:
     """The store of these images if it was prepared, verified."""
     folder = _folder(home, material)
-    return _opened(folder) if (folder / _MANIFEST).is_file() else None
+    return _opened(folder, material) if (folder / _MANIFEST).is_file() else None
 
 
 def _open(home: Home, material: Material, on_progress: OnProgress, say: Say) -> ImageStore:
@@ -121,22 +142,35 @@ def _open(home: Home, material: Material, on_progress: OnProgress, say: Say) -> 
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if not (folder / _MANIFEST).is_file():
             _build(folder, material, on_progress)
-    store = _opened(folder)
+    store = _opened(folder, material)
     for name, why in list(store.rejected.items())[:20]:
         say(f"left out {name}: {why}")
+    for sentence in store.warnings:
+        say(sentence)
+    if folder != _folder(home, material, former=False):
+        say(f"an earlier version prepared these images, by its own rules; delete {folder} to prepare them again")
     if len(store.rejected) > 20:
         say(f"left out {len(store.rejected) - 20} more; all are named in {store.path / _MANIFEST}")
     return store
 
 
-def _folder(home: Home, material: Material) -> Path:
-    identity = digest({**material.identity, "prep": asdict(material.prep)})
-    return home.within("data", f"{material.label}-{material.prep.image_size}-{identity}")
+def _folder(home: Home, material: Material, *, former: bool = True) -> Path:
+    """Where the store is, or will be; one that an earlier version made, which knew the same images otherwise, stays."""
+
+    def of(identity: dict[str, Any]) -> Path:
+        key = digest({**identity, "prep": asdict(material.prep)})
+        return home.within("data", f"{material.label}-{material.prep.image_size}-{key}")
+
+    folder = of(material.identity)
+    if former and not (folder / _MANIFEST).is_file() and (known_as := material.former()):
+        return older if ((older := of(known_as)) / _MANIFEST).is_file() else folder
+    return folder
 
 
-def _opened(folder: Path) -> ImageStore:
+def _opened(folder: Path, material: Material) -> ImageStore:
     try:
-        store = ImageStore(folder, json.loads((folder / _MANIFEST).read_text()))
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        store = ImageStore(folder, {**manifest, "rejected": {**manifest["rejected"], **material.unread}})
         _ = store.n_held_out, store.split_rule, store.rejected
         sound = _fingerprint(folder / _ARRAY, store.n_train) == store.fingerprint
     except (ValueError, KeyError, TypeError, IndexError, OSError):  # OSError: no array file any more
@@ -180,6 +214,7 @@ def _write_array(
     rejected: dict[str, str] = {}
     notes: dict[str, str] = {}
     used = train = 0
+    low, high = 255, 0
     with path.open("w+b") as file:
         _write_header(file, shape)
         start = file.tell()
@@ -194,6 +229,7 @@ def _write_array(
                     notes[name] = note
                 file.write(np.ascontiguousarray(pixels).data)
                 used += 1
+                low, high = min(low, int(pixels.min())), max(high, int(pixels.max()))
                 train += done <= n_train
             if done % CHUNK == 0 or done == shape[0]:
                 on_progress(done, shape[0])
@@ -212,6 +248,8 @@ def _write_array(
         "source": material.label,
         "split": material.split().rule,
         "preparation": asdict(material.prep),
+        "pixels": [low, high],
+        "scaled": "; ".join(material.scaled),
         "rejected": rejected,
         "converted": notes,
     }

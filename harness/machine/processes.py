@@ -69,7 +69,7 @@ def _machine() -> dict[str, str]:
     """Host name, the kernel's boot and the container: process ids mean something only where all of them are shared."""
     boot = container = ""
     with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         container = str(Path("/proc/self/ns/pid").readlink())
     return {"host": os.environ.get("HARNESS_MACHINE") or socket.gethostname(), "boot": boot, "container": container}
 

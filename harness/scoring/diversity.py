@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harness.errors import DataError
 from harness.gan.hparams import HParams, derive_seed
 from harness.scoring.reference import reference_images
 from harness.scoring.sampling import BATCH, GRID_IMAGES, GRID_SEED, generate, image_grid, to_uint8
@@ -97,6 +98,11 @@ class RealImages:
         self.images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
         self.features = extractor(self.images).pooled
         self.mean_distance = real_distance(images_NHWC)
+        if not self.mean_distance:
+            raise DataError(
+                f"the first {min(_REAL_IMAGES, len(images_NHWC))} training images are all the same",
+                "An audit compares samples with training images: give images that differ.",
+            )
         rng = torch.Generator().manual_seed(derive_seed("audit", len(self.images)))
         chosen = torch.randperm(len(self.images), generator=rng)[:_COMPARED]
         self.distances, _ = nearest(self.features[chosen], self.features, own=chosen)

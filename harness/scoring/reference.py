@@ -24,6 +24,9 @@ from harness.scoring.protocol import Protocol
 from harness.scoring.sampling import image_grid, save_folder, save_png
 from harness.spec.tables import ScoreSpec
 
+# Total variance, as a share of the mean square, that rounding alone gives features of one image.
+_LEAST_SPREAD = 1e-9
+
 
 @dataclass(frozen=True, slots=True)
 class Features:
@@ -104,7 +107,10 @@ def reference_images(images_NHWC: Tensor, n: int) -> Tensor:
 def load_reference(
     home: Home, images_NHWC: Tensor, protocol: Protocol, extract: Callable[[Tensor], Features]
 ) -> Reference:
-    """The reference of a protocol, from the cache or computed now by ``extract``; a damaged file is replaced."""
+    """The reference of a protocol, from the cache or computed now by ``extract``; a damaged file is replaced.
+
+    A DataError refuses one that nothing can be compared with: images without differences, or features not finite.
+    """
     key = digest(
         {
             "extractor": protocol.extractor,
@@ -125,6 +131,15 @@ def load_reference(
         if features is None:
             features = extract(reference_images(images_NHWC, protocol.reference_images)).pooled.contiguous()
             atomic.write_bytes(path, save({"features": features}, {"sha256": _sha256(features)}))
+    pooled = features.double()
+    spread, scale = float(pooled.var(dim=0).sum()), float(pooled.square().sum(dim=1).mean())
+    if not _LEAST_SPREAD * scale < spread < math.inf:  # nor NaN
+        raise DataError(
+            f"the {len(features)} real images that {protocol.extractor} compares with are "
+            f"{'all the same' if spread <= _LEAST_SPREAD * scale else 'of features that are not finite'}: "
+            "no score can be computed from them",
+            "Look at them with `harness data grid`, and give images that differ.",
+        )
     return Reference(features)
 
 
@@ -145,7 +160,7 @@ def _sha256(features: Tensor) -> str:
 def save_reference(folder: Path, store: ImageStore, scoring: ScoreSpec) -> int:
     """Write the real images that a protocol compares with to an empty folder; return how many they are."""
     images = reference_images(split_images(store, scoring), scoring.reference)
-    save_folder(folder, images)
+    save_folder(folder, images, made_by="")  # photographs, as they were given
     return len(images)
 
 

@@ -21,7 +21,7 @@ from harness.spec.recipes import BestConfig, Recipe
 from harness.spec.resolved import ResolvedStudy
 from harness.spec.study import HINT, StudySpec
 from harness.spec.tables import examples
-from harness.text import did_you_mean
+from harness.text import decoded, did_you_mean
 
 Kind = Literal["study", "recipe", "claim"]
 M = TypeVar("M", bound=BaseModel)
@@ -58,7 +58,7 @@ def find(kind: Kind, name: str) -> Path:
 
 def read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return decoded(path.read_bytes())
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})", "Save it as UTF-8.") from None
     except OSError as error:

@@ -66,6 +66,7 @@ def run_sweep(
         choose_device(machines.device)
     store = open_store(home, spec.data, source, study=spec.name, on_progress=watcher.on_progress, say=watcher.say)
     require_images(spec, store.n_train, store.n_held_out)
+    store.require_contrast()
     storage = open_storage(home, grace=grace_s(), say=watcher.say, stop=watcher.stops)
     study = open_study(
         resolved(spec) if exact else spec, home, resume_anyway=resume_anyway, storage=storage, resolve=resolved
@@ -82,6 +83,8 @@ def run_sweep(
     parent.heal(crashed=True)
     source_name = spec.data.source
     dataset = {"name": source_name, "fingerprint": store.fingerprint, "source": source_name, "images": len(store)}
+    if store.warnings:
+        dataset["range"] = "; ".join(store.warnings)
     opened = StudyAttrs(
         dataset=dataset,
         target=target,

@@ -42,7 +42,7 @@ class Reflection:
         self.cursor_path = path.with_suffix(".mirror")
         self.lock = FileLock(path.with_name(f".{path.stem}.lock"))
         try:
-            cursor = json.loads(self.cursor_path.read_text())
+            cursor = json.loads(self.cursor_path.read_text(encoding="utf-8"))
             self.run_id, self._opened_ms = str(cursor["run_id"]), int(cursor["opened_ms"])
             self._ended = bool(cursor["ended"])
         except (OSError, ValueError, KeyError, TypeError):

@@ -68,13 +68,13 @@ class RunFolder:
 
     def read_summary(self) -> dict[str, Any]:
         """Settings and scores of a single training; OSError while it is not finished."""
-        summary: dict[str, Any] = json.loads(self.summary.read_text())
+        summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
         return summary
 
 
 def _read(path: Path, kind: type) -> Any:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, kind) else None
@@ -138,7 +138,7 @@ class RunRecord:
     @classmethod
     def read(cls, path: Path) -> Self:
         """A record of :meth:`write`; OSError, ValueError, KeyError or TypeError where there is none."""
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         end = RunEnd(**content["end"]) if content["end"] else None
         marks = {int(step): values for step, values in content["marks"].items()}
         return cls(**{**content, "info": RunInfo(**content["info"]), "marks": marks, "end": end})

@@ -13,7 +13,7 @@ from PIL import Image
 from harness.data import store as store_module
 from harness.data.arrays import mnist_images
 from harness.data.decode import Preparation, Rejected, decode
-from harness.data.sources import list_images
+from harness.data.listing import list_images
 from harness.data.store import open_store
 from harness.errors import DataError, UsageError
 from harness.home import Home
@@ -261,7 +261,7 @@ def test_real_celeba(home):
 
     if not os.environ.get("HARNESS_TEST_CELEBA"):
         pytest.skip("CelebA may not be passed on with a project: HARNESS_TEST_CELEBA names a folder of it")
-    listing = list_images(Path(os.environ["HARNESS_TEST_CELEBA"]))
+    listing = list_images(Path(os.environ["HARNESS_TEST_CELEBA"])).files
     store = open_folder(home, Path(os.environ["HARNESS_TEST_CELEBA"]), kind="celeba", size=32)
     assert len(store) == len(listing)
     assert not store.rejected

@@ -1,0 +1,284 @@
+"""Which files of a folder or zip are images to use; every other file is counted by reason, or named with its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from mimetypes import MimeTypes
+from pathlib import Path, PurePosixPath
+
+from harness.data.sources import MAX_FILE_BYTES, METHODS, Archive, name_parts, printable
+from harness.errors import DataError
+
+# (name, size, time of change or checksum)
+File = tuple[str, int, int]
+
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+# What a file begins with: formats that are read whatever its name ends in; those read where it ends in nothing; and
+# pictures that are not read, cameras' raw files and the formats of telephones among them.
+_READ = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP", re.S)
+_READ_UNNAMED = re.compile(rb"BM|II\*\0|MM\0\*|P[1-6]\s")
+_UNREAD = re.compile(
+    rb".{4}ftyp(avi|hei|hev|mif|msf|crx)|\0\0\0\x0cj[PX]|\xff\x0a|8BPS|II[*+UR]|MM\0[*+]|FUJIFILM", re.S
+)
+_HEAD_BYTES = 16
+_UNFINISHED = (".bak", ".old", ".orig", ".tmp", ".part", ".crdownload", ".download", "~")
+# Folders that tools keep for themselves, besides those whose names begin with a dot.
+_TOOLS = {"@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "lost+found"}
+_TOOLS |= {"__macosx", "__pycache__", "system volume information"}
+# Of the harness: folders of a home, which both databases tell; and files that a report's or a training's folder has.
+_OF_HOME = frozenset({"data", "trials", "trainings", "artifacts", "references", "weights", "downloads"})
+_DATABASES = frozenset({"optuna.db", "mlflow.db"})
+_OWN_FILES = (frozenset({"report.md", "report.html"}), frozenset({"hparams.json", "curve.json"}))
+_OWN = "written by the harness"
+_TYPES = MimeTypes()
+
+
+@dataclass(slots=True)
+class Listing:
+    """``files`` to use, in order; ``unread``, pictures that cannot be, with why; ``passed_over``, the others by reason.
+
+    ``former`` are the files that versions before this rule would have used.
+    """
+
+    files: list[File] = field(default_factory=list)
+    unread: dict[str, str] = field(default_factory=dict)
+    passed_over: dict[str, list[str]] = field(default_factory=dict)
+    former: list[File] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    by_content: dict[str, list[str]] = field(default_factory=dict)
+
+    def sentences(self) -> list[str]:
+        """What was passed over, which links were followed, and what was used though its name is odd; safe to print."""
+        odd = [f"{len(names):,} {end} (such as {names[0]})" for end, names in sorted(self.by_content.items())[:9]]
+        used = [f"used by their content: {printable(', '.join(odd))}"] if odd else []
+        return (
+            self.links
+            + used
+            + [
+                f"passed over, {why}: {len(names):,} file{'s' if len(names) > 1 else ''}, such as {printable(names[0])}"
+                for why, names in self.passed_over.items()
+            ]
+        )
+
+    def add(self, file: File, why_not: str, head: Callable[[], bytes], *, by_link: bool = False) -> None:
+        """Sort one file in: ``why_not`` it may not be used whatever it is; ``head`` reads its first bytes."""
+        name = name_parts(file[0])[-1]
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in _SUFFIXES and not name.startswith("._") and not by_link:
+            self.former.append(file)
+        if why_not:
+            self.pass_over(why_not, file[0])
+        elif name.startswith("."):
+            self.pass_over("hidden by a dot", file[0])
+        elif suffix in _SUFFIXES:
+            self.files.append(file)
+        elif (_TYPES.guess_type(f"x{suffix}")[0] or "image/").startswith("image/"):
+            self._by_content(file, suffix, head())
+        else:
+            self.pass_over("not images", file[0])
+
+    def _by_content(self, file: File, suffix: str, head: bytes) -> None:
+        readable = _READ.match(head) or (not suffix and _READ_UNNAMED.match(head))
+        if readable and file[0].lower().endswith(_UNFINISHED):
+            self.pass_over("backups or unfinished downloads by their names", file[0])
+        elif readable:
+            self.files.append(file)
+            self.by_content.setdefault(suffix or "without a suffix", []).append(file[0])
+        elif _UNREAD.match(head):
+            self.unread[file[0]] = f"pictures of this format ({suffix or 'no suffix'}) are not read; convert it to PNG"
+        else:
+            self.pass_over("not images", file[0])
+
+    def pass_over(self, why: str, name: str) -> None:
+        self.passed_over.setdefault(why, []).append(name)
+
+    def sorted(self) -> Listing:
+        """In the order that a folder and a zip of it share: by folder, names in one spelling of Unicode."""
+        self.files.sort(key=lambda file: (name_parts(unicodedata.normalize("NFC", file[0])), file[0]))
+        return self
+
+
+def list_images(root: Path, home: Path | None = None) -> Listing:
+    """What is below a folder or in a zip. ``home`` is the harness's own folder, whose files are no images to use.
+
+    Links to folders are followed, once each; one that leads back is named. A DataError says why there is nothing.
+    """
+    if not root.exists():
+        raise DataError(f"no such folder or zip: {root}", "Pass DATA=/path/to/images.")
+    listing = Listing()
+    if root.is_dir():
+        _list_folder(root, home, listing)
+        listing.former.sort(key=lambda file: Path(file[0]))
+    elif zipfile.is_zipfile(root):
+        try:
+            with Archive(root) as archive:
+                _list_zip(archive, listing)
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            # zipfile raises NotImplementedError where a member asks for a later version of the format than it reads.
+            raise DataError(f"{root} is a damaged zip: {error}", "Download it again.") from None
+        for name, size, _ in listing.files:
+            if size > MAX_FILE_BYTES:
+                raise DataError(
+                    f"{root}: {printable(name)} would unpack to {size / 2**20:,.0f} MiB",
+                    "No photograph is that large; check where the zip comes from.",
+                )
+        listing.former.sort()
+    else:
+        raise _neither(root)
+    if not listing.files:
+        raise _nothing(root, listing)
+    return listing.sorted()
+
+
+def _neither(root: Path) -> DataError:
+    with root.open("rb") as file:
+        head = file.read(512)
+    if re.match(rb"\s*<(!doctype|html|\?xml)", head, re.I):
+        return DataError(f"{root} is a web page, not a zip", "Its download failed: open it in a browser to see why.")
+    if _READ.match(head) or _UNREAD.match(head):
+        return DataError(f"{root} is one picture, neither a folder nor a zip", "Pass the folder that it is in.")
+    if re.match(rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", head) or head[257:262] == b"ustar":
+        return DataError(f"{root} is an archive, neither a folder nor a zip", "Unpack it and pass the folder.")
+    return DataError(f"{root} is neither a folder nor a zip", "Pass a folder of images or a .zip of them.")
+
+
+def _nothing(root: Path, listing: Listing) -> DataError:
+    """No file is an image: say what there is instead."""
+    there = [*listing.sentences(), *(f"{printable(name)}: {why}" for name, why in listing.unread.items())][:5]
+    names = [name for names in listing.passed_over.values() for name in names]
+    archives = [name for name in names if name.lower().endswith((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"))]
+    if archives:
+        hint = f"There is an archive in it, {printable(archives[0])}: unpack that, and pass what comes out."
+    else:
+        kinds = ", ".join(sorted(suffix[1:] for suffix in _SUFFIXES))
+        hint = f"Looked, in all its folders, for: {kinds}."
+    return DataError("\n".join((f"no image files in {root}", *(f"  {line}" for line in there))), hint)
+
+
+def _hidden(folder: str) -> str:
+    """Why what is in a folder of this name may not be used, or an empty string."""
+    of_tool = (folder.startswith(".") and folder != "..") or folder.lower() in _TOOLS
+    return f"in the hidden folder {printable(folder)}" if of_tool else ""
+
+
+def _is_own(folder: str, names: set[str], names_above: set[str]) -> bool:
+    """Whether the harness wrote a folder, by the names of its files and of those in the folder above."""
+    return (folder in _OF_HOME and names_above >= _DATABASES) or any(names >= files for files in _OWN_FILES)
+
+
+# --- folders
+
+
+def _list_folder(root: Path, home: Path | None, listing: Listing) -> None:
+    """Real folders first, so that their files have their own names; then what links lead to and was not read yet."""
+    at_home = _identity(home) if home is not None and home.is_dir() else None
+    read: set[tuple[int, int]] = set()
+    links: list[str] = []
+
+    def walk(top: str, *, by_link: bool = False) -> None:
+        waiting: list[tuple[str, str, set[str]]] = [(top, "", set())]
+        while waiting:
+            folder, why_not, above = waiting.pop()
+            here = root / folder
+            try:
+                identity = _identity(here)
+                with os.scandir(here) as found:
+                    entries = sorted(found, key=lambda entry: entry.name)
+            except OSError as error:
+                listing.unread[folder] = f"this folder cannot be opened: {error.strerror}"
+                continue
+            names = {entry.name for entry in entries}
+            if folder and (identity == at_home or _is_own(here.name, names, above)):
+                why_not = why_not or _OWN
+            if not why_not:
+                read.add(identity)
+            for entry in entries:
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    own = _OWN if identity == at_home and entry.name in _OF_HOME else ""
+                    waiting.append((name, why_not or own or _hidden(entry.name), names))
+                elif not entry.is_dir():
+                    _list_file(name, entry, why_not, listing, by_link)
+                elif reason := why_not or _hidden(entry.name):
+                    listing.pass_over(reason, name)
+                else:
+                    links.append(name)
+
+    walk("")
+    while links:
+        links.sort(reverse=True)
+        name = links.pop()
+        target = (root / name).resolve()
+        if root.is_relative_to(target) or _identity(target) in read:
+            listing.unread[name] = "a link to a folder that is read already, or that this one is in"
+        else:
+            listing.links.append(f"following the link {printable(name)} to {printable(str(target))}")
+            walk(name, by_link=True)
+
+
+def _list_file(name: str, entry: os.DirEntry[str], why_not: str, listing: Listing, by_link: bool) -> None:
+    try:
+        stat = entry.stat()
+    except OSError:
+        listing.unread[name] = "a link to a file that is not there"
+        return
+    if not entry.is_file():  # opening a pipe would wait for ever
+        listing.pass_over("pipes, sockets or devices", name)
+        return
+
+    def head() -> bytes:
+        try:
+            with Path(entry.path).open("rb") as file:
+                return file.read(_HEAD_BYTES)
+        except OSError:
+            return b""
+
+    listing.add((name, stat.st_size, stat.st_mtime_ns), why_not, head, by_link=by_link)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    stat = folder.stat()
+    return stat.st_dev, stat.st_ino
+
+
+# --- zips
+
+
+def _list_zip(archive: Archive, listing: Listing) -> None:
+    members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+    for info in archive.infolist():
+        if not info.is_dir() and members[info.filename] is not info:
+            listing.pass_over("replaced by a later one of the same name", info.filename)
+    within: dict[str, set[str]] = {}
+    for name in members:
+        *folders, last = name_parts(name)
+        within.setdefault("/".join(folders), set()).add(last)
+    for name, info in members.items():
+        folders = name_parts(name)[:-1]
+        why_not = next(_reasons(folders, within), "")
+        listing.add((name, info.file_size, info.CRC), why_not, lambda info=info: _member_head(archive, info))
+
+
+def _reasons(folders: list[str], within: dict[str, set[str]]) -> Iterator[str]:
+    """Why files of a zip's folder may not be used."""
+    for depth, part in enumerate(folders, start=1):
+        if reason := _hidden(part):
+            yield reason
+        inside, above = (within.get("/".join(folders[:end]), set()) for end in (depth, depth - 1))
+        if _is_own(part, inside, above):
+            yield _OWN
+
+
+def _member_head(archive: Archive, info: zipfile.ZipInfo) -> bytes:
+    if info.compress_type not in METHODS:
+        return b""
+    try:
+        with archive.open(info) as file:
+            return file.read(_HEAD_BYTES)
+    except Exception:  # encrypted or damaged: whatever its decoder raises
+        return b""

@@ -1,0 +1,286 @@
+"""What of a folder or zip is used: every file is, or is counted by reason; the same tree is the same images in both."""
+
+from __future__ import annotations
+
+import io
+import os
+import unicodedata
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.data.decode import Preparation
+from harness.data.listing import list_images
+from harness.data.sources import split
+from harness.data.store import ImageStore, open_store
+from harness.errors import DataError
+from harness.gan.hparams import digest
+from harness.home import Home
+from harness.spec.tables import DataSpec
+
+
+def picture(number: int, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((16, 16, 3), number, np.uint8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def as_folder(path: Path, files: dict[str, bytes]) -> Path:
+    for name, payload in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(payload)
+    return path
+
+
+def as_zip(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path.with_suffix(".zip"), "w") as out:
+        for name, payload in reversed(files.items()):
+            out.writestr(name, payload)
+    return path.with_suffix(".zip")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "runs")
+
+
+both = pytest.mark.parametrize("pack", [as_folder, as_zip])
+
+
+def opened(home, source: Path, said: list[str] | None = None, **data) -> ImageStore:
+    say = (said if said is not None else []).append
+    spec = DataSpec(source="folder", image_size=16, channels=3, **data)
+    return open_store(home, spec, source, study="test", on_progress=lambda *_: None, say=say)
+
+
+PICTURES = {
+    "a.jpg": picture(1, "JPEG"),
+    "b.jfif": picture(2, "JPEG"),
+    "c.JPG_large": picture(3, "JPEG"),
+    "d": picture(4),
+    "e.webp!d": picture(5, "WEBP"),
+    "f.bmp": picture(6, "BMP"),
+    "g": picture(7, "TIFF"),
+    "h.001": picture(8, "GIF"),
+}
+OTHERS = {
+    "i.avif": b"\0\0\0\x1cftypavif" + bytes(50),
+    "j.HEIC": b"\0\0\0\x18ftypheic" + bytes(50),
+    "k.nef": b"MM\0*" + bytes(50),
+    "l.jxl": b"\xff\x0a" + bytes(50),
+}
+NOT_IMAGES = {"notes.txt": b"text", "labels.npy": b"\x93NUMPY", "a.jpg~": picture(9, "JPEG"), "b.png.part": picture(9)}
+
+
+@both
+def test_pictures_are_used_by_content_and_the_others_named_or_counted(home, tmp_path, pack):
+    source = pack(tmp_path / "photos", PICTURES | OTHERS | NOT_IMAGES)
+    said: list[str] = []
+    store = opened(home, source, said)
+    assert len(store) == len(PICTURES)
+    assert store.rejected.keys() == OTHERS.keys()
+    assert all("not read; convert it" in why for why in store.rejected.values())
+    assert "passed over, not images: 2 files, such as labels.npy" in said or any(
+        "such as notes.txt" in line for line in said
+    )
+    assert any("1 .jfif (such as b.jfif)" in line and "2 without a suffix (such as d)" in line for line in said)
+    assert any("backups or unfinished downloads by their names: 2 files" in line for line in said)
+    assert opened(home, source).rejected == store.rejected, "also of a store that was there"
+
+
+@both
+@pytest.mark.parametrize(
+    "folder",
+    [
+        ".ipynb_checkpoints",
+        ".thumbnails",
+        "@eaDir/1.png",
+        "a/.Trash-1000/files",
+        "__MACOSX/a",
+        "$RECYCLE.BIN",
+        "#recycle",
+    ],
+)
+def test_what_tools_keep_in_hidden_folders_is_left_out_and_said(tmp_path, pack, folder):
+    files = {"1.png": picture(1), "a/2.png": picture(2), f"{folder}/3.png": picture(3), f"{folder}/b/4": picture(4)}
+    listing = list_images(pack(tmp_path / "photos", files))
+    assert [name for name, *_ in listing.files] == ["1.png", "a/2.png"]
+    assert ["in the hidden folder" in why for why in listing.passed_over] == [True]
+    assert "2 files" in listing.sentences()[0]
+
+
+def test_a_folder_that_is_given_itself_may_be_hidden(tmp_path):
+    assert list_images(as_folder(tmp_path / ".cache" / "faces", {"1.png": picture(1)})).files
+
+
+@both
+def test_what_the_harness_wrote_is_left_out_wherever_it_is(home, tmp_path, pack):
+    own = {
+        "runs/optuna.db": b"", "runs/mlflow.db": b"", "runs/artifacts/s/1/artifacts/grid.png": picture(3),
+        "runs/trials/s/1/00001/grid-1.png": picture(4),
+        "old/00002/hparams.json": b"{}", "old/00002/curve.json": b"[]", "old/00002/grid-1.png": picture(5),
+        "reports/s/report.md": b"", "reports/s/report.html": b"", "reports/s/losses.png": picture(6),
+    }  # fmt: skip
+    source = pack(tmp_path / "photos", {"1.png": picture(1), "data/2.png": picture(2)} | own)
+    listing = list_images(source)
+    assert [name for name, *_ in listing.files] == ["1.png", "data/2.png"]
+    assert len(listing.passed_over["written by the harness"]) == len(own) - 2, "all but the databases"
+
+
+def test_the_home_of_this_run_is_known_by_its_place_and_sheets_by_what_they_say(home, tmp_path):
+    from harness.scoring.sampling import save_png
+
+    source = as_folder(tmp_path, {"1.png": picture(1), "runs/artifacts/x.png": picture(2), "runs/new.png": picture(3)})
+    save_png(tmp_path / "photos-images.png", np.zeros((40, 40, 3), np.uint8))
+    said: list[str] = []
+    store = opened(home, source, said)
+    assert len(store) == 1
+    assert store.rejected == {"photos-images.png": "a picture that the harness made"}
+    assert any("written by the harness" in line for line in said)
+    inside = list_images(as_folder(home.root, {"4.png": picture(4), "trials/x.png": picture(5)}), home.root)
+    assert [name for name, *_ in inside.files] == ["4.png", "new.png"]
+
+
+def test_links_are_followed_once_and_those_that_lead_back_are_named(home, tmp_path):
+    root = as_folder(tmp_path / "photos", {"dogs/1.png": picture(1), ".git/annex/5.png": picture(5)})
+    store = as_folder(tmp_path / "store", {"cats/2.png": picture(2), "cats/more/3.png": picture(3)})
+    (store / "cats" / "back").symlink_to(root)
+    (store / "cats" / "round").symlink_to("more")
+    for name, target in {
+        "cats": store / "cats", "again": store / "cats", "up": "..", "self": ".", "dogs/twice": root / "dogs",
+        "one.png": store / "cats" / "2.png", "gone.png": "/nowhere/at/all.png", "annexed.png": ".git/annex/5.png",
+    }.items():  # fmt: skip
+        (root / name).symlink_to(target)
+    listing = list_images(root)
+    names = [name for name, *_ in listing.files]
+    assert names == ["again/2.png", "again/more/3.png", "annexed.png", "dogs/1.png", "one.png"]
+    assert listing.unread.keys() == {"again/back", "again/round", "cats", "up", "self", "dogs/twice", "gone.png"}
+    assert listing.links == [f"following the link again to {store / 'cats'}"]
+    only = tmp_path / "only"
+    only.mkdir()
+    (store / "cats" / "back").unlink()
+    (only / "cats").symlink_to(store / "cats")
+    assert len(list_images(only).files) == 2
+
+
+def test_what_cannot_be_opened_is_named_and_a_pipe_is_not_waited_for(tmp_path, monkeypatch):
+    root = as_folder(tmp_path / "photos", {"1.png": picture(1), "closed/2.png": picture(2)})
+    os.mkfifo(root / "pipe.png")
+    opened_before = os.scandir
+
+    def refusing(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return opened_before(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    listing = list_images(root)
+    assert listing.unread == {"closed": "this folder cannot be opened: Permission denied"}
+    assert listing.passed_over == {"pipes, sockets or devices": ["pipe.png"]}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a/1.png", "a-1/1.png", "A b/1.png", "a.png", "a!/2.png"],
+        ["b/a/1.png", "b/a-/1.png", "b/1.png"],
+        ["Zo\u0308e/1.png", "Zoa/1.png", "Zo\u00f6/2.png", "Zo\u0308/3.png"],
+    ],
+)
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_a_zip_and_its_folder_are_the_same_images_in_the_same_order(tmp_path, names, share):
+    files = dict.fromkeys([*names, *(f"more/{number}.png" for number in range(12))], b"")
+
+    def divided(source: Path) -> tuple[list[str], list[str]]:
+        parts = split([name for name, *_ in list_images(source).files], share)
+        plain = [
+            [unicodedata.normalize("NFC", name.replace("\\", "/").removeprefix("photos/")) for name in part]
+            for part in (parts.train, parts.held_out)
+        ]
+        return plain[0], plain[1]
+
+    expected = divided(as_folder(tmp_path / "photos", files))
+    packed = {
+        "as it is": files,
+        "in a folder": {f"photos/{name}": b"" for name in files},
+        "composed": {unicodedata.normalize("NFC", name): b"" for name in files},
+        "by Windows": {name.replace("/", "\\"): b"" for name in files},
+    }
+    for how, members in packed.items():
+        assert divided(as_zip(tmp_path / how, members)) == expected, how
+
+
+def test_of_two_members_of_one_name_the_last_is_used_as_unpacking_does(home, tmp_path):
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as out, pytest.warns(UserWarning, match="Duplicate"):
+        for number in (1, 2, 3):
+            out.writestr("same.png", picture(number))
+    store = opened(home, tmp_path / "photos.zip")
+    assert np.load(store.path / "images.npy")[:, 0, 0, 0].tolist() == [3]
+
+
+@pytest.mark.parametrize("pattern", ["id{0}/{1}.png", "id{0}/face{1}/x.png", "a/b/{0}/front{1}.png", "a\\{0}\\{1}.png"])
+def test_a_share_is_held_out_whatever_files_have_the_same_name(pattern):
+    names = [pattern.format(person, shot) for person in range(100) for shot in range(3)]
+    divided = split(names, 0.1)
+    assert 18 <= len(divided.held_out) <= 42
+    assert divided.rule == "0.1 of all held out, by sha256 of the path"
+    moved = split([f"photos/{name}" for name in names], 0.1)
+    assert moved.held_out == tuple(f"photos/{name}" for name in divided.held_out)
+
+
+def test_files_of_names_of_their_own_are_held_out_as_ever():
+    names = [f"a/{number}.png" for number in range(50)] + [f"b/x{number}.png" for number in range(50)]
+    assert split(names, 0.2) == split(names, 0.2, by_name=True)
+
+
+def test_the_store_of_an_earlier_version_stays_valid(home, tmp_path):
+    files = {f"{person}/{shot}.png": picture(10 * person + shot) for person in range(8) for shot in range(3)}
+    root = as_folder(tmp_path / "photos", files | {".thumbnails/0.png": picture(200)})
+    new = opened(home, root, held_out=0.5)
+    former = sorted((path for path in root.rglob("*.png")), key=lambda path: path)
+    listed = [(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in former]
+    by_name = split([name for name, *_ in listed], 0.5, by_name=True)
+    identity = {"source": str(root), "files": listed, **by_name.identity()}
+    key = digest({**identity, "prep": asdict(Preparation(image_size=16, channels=3))})
+    older = new.path.with_name(f"folder-16-{key}")
+    new.path.rename(older)
+    said: list[str] = []
+    assert opened(home, root, said, held_out=0.5).path == older
+    assert any("an earlier version prepared these images" in line and str(older) in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("files", "problem", "hint"),
+    [
+        ({"photos.zip": b"PK\x03\x04"}, "not images: 1 file, such as photos.zip", "an archive in it, photos.zip"),
+        ({"a.heic": OTHERS["j.HEIC"]}, "a.heic: pictures of this format", "Looked, in all its folders"),
+        ({".x/1.png": picture(1)}, "in the hidden folder .x: 1 file", "Looked"),
+    ],
+)
+@both
+def test_where_nothing_is_an_image_it_says_what_there_is(tmp_path, pack, files, problem, hint):
+    with pytest.raises(DataError) as caught:
+        list_images(pack(tmp_path / "data", files))
+    assert problem in caught.value.problem
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("payload", "problem"),
+    [
+        (b"<!DOCTYPE html><html>", "is a web page"),
+        (b"\n<HTML>", "is a web page"),
+        (picture(1), "is one picture"),
+        (b"\x1f\x8b\x08" + bytes(20), "is an archive"),
+        (bytes(257) + b"ustar" + bytes(200), "is an archive"),
+        (b"", "is neither a folder nor a zip"),
+    ],
+)
+def test_a_file_that_is_no_zip_is_told_by_its_content(tmp_path, payload, problem):
+    (tmp_path / "page.zip").write_bytes(payload)
+    with pytest.raises(DataError, match=problem):
+        list_images(tmp_path / "page.zip")

@@ -1,0 +1,115 @@
+"""What decoding one file takes, by format and mode: bounded by a constant, whatever a small file asks for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LONG = os.environ.get("HARNESS_FAULTS") == "long"
+# In a process of its own, whose allocator gives back at once what is freed: the peak of each file alone.
+MEASURE = """
+import io, json, sys
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from harness.data.decode import Preparation, Rejected, decode
+
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+
+width, height = map(int, sys.argv[1].split("x"))
+grey = Image.fromarray(np.tile(np.linspace(0, 255, width).astype(np.uint8), (height, 1)))
+turned = Image.Exif()
+turned[0x112] = 6
+
+def image(mode):
+    if mode in ("I;16", "I"):
+        return Image.fromarray(np.asarray(grey).astype(np.uint16 if mode == "I;16" else np.int32) * 256)
+    return grey.convert("RGB").convert(mode) if mode not in ("L", "1") else grey.convert(mode)
+
+for kind, mode, options in json.load(sys.stdin):
+    if options.pop("turned", False):
+        options["exif"] = turned
+    buffer = io.BytesIO()
+    image(mode).save(buffer, kind, **options)
+    payload = buffer.getvalue()
+    del buffer
+    for channels, crop in ((3, "square"), (3, "none"), (1, "after_resize")):
+        Path("/proc/self/clear_refs").write_text("5")
+        before = peak()
+        try:
+            decode(payload, Preparation(image_size=16, channels=channels, crop=crop))
+            outcome = ""
+        except Rejected as rejected:
+            outcome = str(rejected)
+        print(json.dumps([kind, mode, crop, peak() - before, outcome]), flush=True)
+"""
+FILES = [
+    *(("PNG", mode, {"compress_level": 1}) for mode in ("1", "L", "P", "LA", "RGB", "RGBA", "I;16")),
+    ("PNG", "RGBA", {"compress_level": 1, "turned": True}),
+    *(
+        ("TIFF", mode, {"compression": "tiff_adobe_deflate"})
+        for mode in ("1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I")
+    ),
+    ("TIFF", "RGB", {"compression": "jpeg"}),
+    ("TIFF", "RGB", {}),
+    *(("JPEG", mode, {"progressive": kind}) for mode in ("L", "RGB", "CMYK") for kind in (False, True)),
+    ("JPEG", "RGB", {"progressive": True, "subsampling": 0, "turned": True}),
+    *(("WEBP", mode, {"lossless": kind, "method": 0}) for mode in ("RGB", "RGBA") for kind in (False, True)),
+    ("GIF", "P", {}),
+    *(("BMP", mode, {}) for mode in ("1", "L", "P", "RGB", "RGBA")),
+    *(("PPM", mode, {}) for mode in ("1", "L", "RGB", "I")),
+]  # fmt: skip
+
+
+def measured(size: str, files: list) -> list[list]:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, size], cwd=ROOT, input=json.dumps(files), capture_output=True, text=True,
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are measured on Linux")
+def test_no_mode_of_any_format_takes_more_a_pixel_than_is_reckoned_with():
+    from harness.data.decode import FORMATS, bytes_per_pixel
+
+    assert {kind for kind, _, _ in FILES} == set(FORMATS)
+    width, height, strips = 2400, 2000, 32 * 2**20
+    found = measured(f"{width}x{height}", FILES)
+    assert len(found) == 3 * len(FILES)
+    over = [
+        (kind, mode, crop, round(taken / width / height, 1))
+        for kind, mode, crop, taken, outcome in found
+        if (outcome and mode != "LAB") or taken > bytes_per_pixel(kind, mode) * width * height + strips
+    ]
+    assert not over
+
+
+@pytest.mark.skipif(not LONG, reason="runs with `make faults`")
+def test_the_largest_files_that_are_used_stay_below_the_constant():
+    from harness.data.decode import MAX_DECODE_BYTES
+
+    found = measured("10000x10000", [FILES[5], FILES[8 + 5], ("JPEG", "CMYK", {"progressive": True})])
+    assert all(taken < MAX_DECODE_BYTES + 32 * 2**20 for *_, taken, _ in found), found
+
+
+def test_what_would_take_more_is_left_out_with_the_reason(monkeypatch):
+    import io
+
+    from PIL import Image
+
+    from harness.data import decode
+
+    buffer = io.BytesIO()
+    Image.new("RGBA", (200, 100)).save(buffer, "WEBP")
+    monkeypatch.setattr(decode, "MAX_DECODE_BYTES", 2**18)
+    with pytest.raises(decode.Rejected, match="200x100 px of WEBP may take 0 MiB to decode, more than 0"):
+        decode.decode(buffer.getvalue(), decode.Preparation(image_size=16, channels=3))

@@ -1,0 +1,137 @@
+"""Pixels of a range that is not their format's: scaled where that is clear, said to a person, else refused."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.data.store import ImageStore, open_array_store, open_store
+from harness.errors import DataError
+from harness.home import Home
+from harness.spec.tables import DataSpec
+
+GREY = DataSpec(source="folder", image_size=16, channels=1)
+
+
+def values(high: int, dtype: type = np.uint16, n: int = 3, low: int = 0) -> list[np.ndarray]:
+    """Images of which just the last reaches ``high``; what a whole set's range is, one of them does not say."""
+    made = np.random.default_rng(0).integers(low, high // 4 + 1, (n, 16, 16)).astype(dtype)
+    made[-1, 3, 5] = high
+    return list(made)
+
+
+def written(folder: Path, arrays: list[np.ndarray], suffix: str) -> Path:
+    folder.mkdir()
+    for index, array in enumerate(arrays):
+        Image.fromarray(array).save(folder / f"{index}{suffix}", **({"format": "PNG"} if not suffix else {}))
+    return folder
+
+
+def opened(tmp_path: Path, source: Path, said: list[str]) -> ImageStore:
+    return open_store(Home(tmp_path / "runs"), GREY, source, study="test", on_progress=lambda *_: None, say=said.append)
+
+
+def pixels(store: ImageStore) -> np.ndarray:
+    return np.load(store.path / "images.npy")[..., 0]
+
+
+@pytest.mark.parametrize(
+    ("high", "white", "dtype", "suffix"),
+    [
+        (4095, 4095, np.uint16, ".png"),
+        (3000, 4095, np.uint16, ".tif"),
+        (1023, 1023, np.uint16, ""),
+        (12_000, 16_383, np.uint16, ".png"),
+        (255, 255, np.uint16, ".png"),
+        (255, 255, np.int32, ".tif"),
+        (4000, 4095, np.int32, ".tif"),
+    ],
+)
+def test_fewer_bits_than_the_format_has_are_scaled_by_the_range_of_the_whole_set(tmp_path, high, white, dtype, suffix):
+    arrays, said = values(high, dtype), []
+    store = opened(tmp_path, written(tmp_path / "photos", arrays, suffix), said)
+    expected = np.round(np.stack(arrays) * 255.0 / white).astype(np.uint8)
+    assert np.array_equal(pixels(store), expected)
+    assert any(f"taken as {white.bit_length()} bits, white is {white:,}" in line for line in said)
+    assert any("taken as" in line for line in store.warnings)
+
+
+def test_the_same_in_a_zip_and_beside_images_of_eight_bits(tmp_path):
+    folder = written(tmp_path / "photos", values(4095), ".png")
+    Image.fromarray(np.full((16, 16), 200, np.uint8)).save(folder / "eight.png")
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as out:
+        for path in folder.iterdir():
+            out.write(path, path.name)
+    stores = [opened(tmp_path, source, []) for source in (folder, tmp_path / "photos.zip")]
+    assert stores[0].fingerprint == stores[1].fingerprint
+    assert pixels(stores[0])[-1].max() == 200
+    assert pixels(stores[0])[:-1].max() == 255
+
+
+def test_the_whole_range_is_as_ever_and_nothing_is_said(tmp_path):
+    arrays, said = values(40_000), []
+    store = opened(tmp_path, written(tmp_path / "photos", arrays, ".png"), said)
+    assert np.array_equal(pixels(store), np.round(np.stack(arrays) / 257).astype(np.uint8))
+    assert not said
+    assert set(store.manifest["converted"].values()) == {"16 bits to 8"}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "suffix"),
+    [
+        (values(3000, np.int32, low=-1000), ".tif"),
+        (values(2**20, np.int32), ".tif"),
+        (values(1, np.int32), ".tif"),
+        (values(40, np.uint16), ".png"),
+    ],
+    ids=["Hounsfield units", "twenty bits", "a mask", "labels"],
+)
+def test_a_range_without_a_known_black_and_white_is_refused(tmp_path, arrays, suffix):
+    with pytest.raises(DataError, match="this range has no black and white that are known") as caught:
+        opened(tmp_path, written(tmp_path / "photos", arrays, suffix), [])
+    assert "Save them with 8 bits" in caught.value.hint
+
+
+def test_colour_of_which_only_the_upper_bits_are_read_is_refused_where_these_are_few(tmp_path):
+    import struct
+    import zlib
+
+    rows = b"".join(b"\0" + struct.pack(">48H", *([100, 2000, 4095] * 16)) for _ in range(16))
+    chunks = (b"IHDR", struct.pack(">2I5B", 16, 16, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    payload = b"\x89PNG\r\n\x1a\n"
+    for kind, data in chunks:
+        payload += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "twelve.png").write_bytes(payload)
+    with pytest.raises(DataError, match="no black and white that are known"):
+        opened(tmp_path, tmp_path / "photos", [])
+
+
+@pytest.mark.parametrize("container", ["array", "npy", "folder"])
+def test_bytes_of_a_small_range_are_said_too(tmp_path, container):
+    arrays, said = [array.astype(np.uint8) for array in values(1, np.uint8)], []
+    if container == "array":
+        store = open_array_store(Home(tmp_path / "runs"), np.stack(arrays), GREY, say=said.append)
+    elif container == "npy":
+        np.save(tmp_path / "masks.npy", np.stack(arrays))
+        store = opened(tmp_path, tmp_path / "masks.npy", said)
+    else:
+        store = opened(tmp_path, written(tmp_path / "photos", arrays, ".png"), said)
+    assert store.warnings == said
+    assert "all pixels lie between 0 and 1 of 255" in said[0]
+
+
+def test_a_store_of_an_earlier_version_is_used_and_says_that_it_did_not_look(tmp_path):
+    import json
+
+    said: list[str] = []
+    source = written(tmp_path / "photos", values(40_000), ".png")
+    store = opened(tmp_path, source, said)
+    manifest = {key: value for key, value in store.manifest.items() if key not in ("pixels", "scaled")}
+    (store.path / "manifest.json").write_text(json.dumps(manifest))
+    assert opened(tmp_path, source, said).fingerprint == store.fingerprint
+    assert said == [f"16 bits were taken as full, whatever is in them: to have that looked at, delete {store.path}"]

@@ -1,0 +1,64 @@
+"""Real images that nothing can be compared with are refused before anything is trained."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import harness
+from harness.errors import DataError
+from harness.home import Home
+from harness.scoring.diversity import RealImages
+from harness.scoring.reference import Features, load_reference
+
+PROTOCOL = SimpleNamespace(
+    extractor="mobilenet-v2", weights_sha256="", precision="", resize="", reference_fingerprint="", versions=(),
+    reference_split="train", reference_images=24,
+)  # fmt: skip
+
+
+def reference(tmp_path, pooled: torch.Tensor):
+    return load_reference(
+        Home(tmp_path / "runs"), torch.zeros(24, 8, 8, 1, dtype=torch.uint8), PROTOCOL, lambda _: Features(pooled, None)
+    )
+
+
+@pytest.mark.parametrize(
+    ("pooled", "problem"),
+    [
+        (torch.full((24, 5), 0.7), "are all the same"),
+        (torch.zeros(24, 5), "are all the same"),
+        (torch.full((24, 5), 0.7) + 1e-7 * torch.rand(24, 5), "are all the same"),
+        (torch.full((24, 5), torch.nan), "not finite"),
+        (torch.cat([torch.rand(23, 5), torch.full((1, 5), torch.inf)]), "not finite"),
+        (torch.rand(1, 5), "not finite"),
+    ],
+)
+def test_a_reference_without_spread_is_refused_also_from_the_cache(tmp_path, pooled, problem):
+    for _ in range(2):
+        with pytest.raises(DataError, match=problem):
+            reference(tmp_path, pooled)
+
+
+def test_a_reference_of_which_one_image_differs_is_used(tmp_path):
+    assert len(reference(tmp_path, torch.cat([torch.rand(1, 5), torch.zeros(23, 5)])).features) == 24
+
+
+@pytest.mark.parametrize("value", [0, 128])
+def test_images_that_are_all_the_same_are_not_scored_with(home, value, monkeypatch):
+    monkeypatch.setenv("HARNESS_HOME", str(home.root))
+    real = np.full((24, 16, 16, 3), value, np.uint8)
+    with pytest.raises(DataError, match="24 real images that mobilenet-v2 compares with are all the same"):
+        harness.score(
+            lambda z: z.reshape(-1, 3, 16, 16).tanh(), real, metrics=["fid"], samples=24, extractor="mobilenet-v2",
+            z_dim=768, device="cpu", say=lambda _: None,
+        )  # fmt: skip
+
+
+def test_an_audit_of_training_images_that_are_all_the_same_is_refused():
+    images = torch.full((24, 16, 16, 1), 7, dtype=torch.uint8)
+    with pytest.raises(DataError, match="24 training images are all the same"):
+        RealImages(images, lambda found: Features(torch.rand(len(found), 5), None))
