@@ -114,7 +114,7 @@ def _loaded(payload: bytes, *, deep: bool = False) -> Any:
                 raise Rejected(f"{what}, more than {MAX_DECODE_BYTES / 2**20:,.0f}")
             if image.info.get("Software") == MADE_BY:
                 raise Rejected("a picture that the harness made")
-            if deep and image.mode not in _DEEP and ";16" not in str(image.tile):
+            if deep and image.mode not in _DEEP and ";16" not in str(getattr(image, "tile", "")):
                 return None, 1
             frames = getattr(image, "n_frames", 1)
             image.load()
@@ -211,8 +211,8 @@ def _plain(image: Image.Image, channels: int, notes: list[str], white: int) -> I
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         notes.append("transparency over white")
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image).convert("RGB")
+        paper = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(paper, image).convert("RGB")
     if image.mode not in (wanted, "RGB") or (image.mode == "RGB" and wanted == "L"):
         notes.append(f"{image.mode} to {wanted}")
     try:

@@ -8,6 +8,7 @@ import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from mimetypes import MimeTypes
 from pathlib import Path, PurePosixPath
 
@@ -261,7 +262,7 @@ def _list_zip(archive: Archive, listing: Listing) -> None:
     for name, info in members.items():
         folders = name_parts(name)[:-1]
         why_not = next(_reasons(folders, within), "")
-        listing.add((name, info.file_size, info.CRC), why_not, lambda info=info: _member_head(archive, info))
+        listing.add((name, info.file_size, info.CRC), why_not, partial(_member_head, archive, info))
 
 
 def _reasons(folders: list[str], within: dict[str, set[str]]) -> Iterator[str]:
