@@ -45,7 +45,9 @@ from harness.scoring import weights
 from harness.scoring.extractors import inception_shapes
 from harness.spec.files import load_best, load_recipe, load_study_file
 from harness.spec.tables import DataSpec
-from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment, ui_command
+from harness.tracking.client import client_for
+from harness.tracking.mlflow import MlflowTracker, open_experiment
+from harness.tracking.ui import ui_command
 from harness.training.attempt import Attempt
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
 from harness.training.run_folder import RunFolder, RunInfo, RunRecord
