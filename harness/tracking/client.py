@@ -51,8 +51,13 @@ _MOST_BYTES = 64 * 2**20
 _left: list[Thread] = []
 _MOST_LEFT = 8
 _DAMAGED = "If mlflow.db is damaged, move it away: the next start shows everything again, from the runs' folders."
-# The last prints what it raises, with a traceback and the statement's values.
-_LOG_LEVELS = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL}
+# The last two print a request's address, and what they raise with a traceback and the statement's values.
+_LOG_LEVELS = {
+    "mlflow": logging.WARNING,
+    "alembic": logging.WARNING,
+    "urllib3": logging.ERROR,
+    "mlflow.store.db.utils": logging.CRITICAL,
+}
 
 
 def load() -> None:
