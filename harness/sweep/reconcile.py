@@ -40,12 +40,7 @@ class ParentRun:
     """The study's run in MLflow, above those of its trials. Once it is known nothing waits for MLflow."""
 
     def __init__(
-        self,
-        trials: Trials,
-        home: Home,
-        device: str,
-        say: Callable[[str], None],
-        stop_level: Callable[[], int] = lambda: 0,
+        self, trials: Trials, home: Home, device: str, say: Callable[[str], None], stop_level: Callable[[], int] = int
     ) -> None:
         self.trials, self.home, self.device, self.say, self.stop_level = trials, home, device, say, stop_level
         self.tags = {**provenance(device), "study": trials.spec.name, "spec_hash": trials.spec.spec_hash}
@@ -56,7 +51,8 @@ class ParentRun:
         known = bool(StudyAttrs.parse(self.trials.study.user_attrs).mlflow_parent)
         try:
             with answers(self.home):
-                within(_KNOWN_S if known else _NEW_S, self._open, lambda: self.stop_level() > 0)
+                opened = within(_KNOWN_S if known else _NEW_S, self._open, lambda: self.stop_level() > 0)
+            self.tracker, self.run_id = opened
             return self
         except TrackingError as error:
             if not known:
@@ -64,7 +60,7 @@ class ParentRun:
             self.say(f"{error.problem}; the sweep continues, and MLflow gets everything when it is back")
             return self.known()
 
-    def _open(self) -> None:
+    def _open(self) -> tuple[MlflowTracker, str]:
         spec, attrs = self.trials.spec, StudyAttrs.parse(self.trials.study.user_attrs)
         key, tags = f"{spec.name}/sweep/{attrs.uid}", {**self.tags, "role": "sweep"}
         info = RunInfo(key=key, name=f"sweep {spec.name}", experiment=spec.name, tags=tags)
@@ -74,7 +70,7 @@ class ParentRun:
         with suppress(KeyError):
             if parent and tracker.revive(parent):
                 self.say("the study's run had been deleted in MLflow; restored")
-        self.tracker, self.run_id = tracker, tracker.start(info)
+        return tracker, tracker.start(info)
 
     def known(self) -> Self:
         """Of a study that was started before; MLflow is not asked."""
@@ -95,11 +91,10 @@ class ParentRun:
 
         Waits a little; a poor server gets what is left while the report is written, and for a minute at most.
         """
-        before = self._agreeing
 
         def last() -> None:
-            if before is not None:
-                before.join()
+            if self._agreeing is not None:
+                self._agreeing.join()
             if self._agree() and target is not None:
                 self._end(target)
 
@@ -124,8 +119,7 @@ class ParentRun:
         except StorageError:  # whoever asks next says so
             return False
         except Exception as error:  # whatever the tracking library raises: the next start heals it
-            self._away(error)
-            return False
+            return self._away(error)
         return True
 
     def _end(self, target: int) -> None:
@@ -141,12 +135,10 @@ class ParentRun:
         except Exception as error:
             self._away(error)
 
-    def _away(self, error: Exception) -> None:
-        lines = str(error).strip().splitlines() or [""]
-        self.say(
-            f"MLflow does not answer ({type(error).__name__}: {without_secrets(lines[0])[:120]}); "
-            "`harness reconcile` makes it agree"
-        )
+    def _away(self, error: Exception) -> bool:
+        said = f"{type(error).__name__}: {without_secrets((str(error).strip().splitlines() or [''])[0])[:120]}"
+        self.say(f"MLflow does not answer ({said}); `harness reconcile` makes it agree")
+        return False
 
 
 def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
@@ -214,11 +206,7 @@ def _agree_on(study: optuna.Study, client: MlflowClient, home: Home) -> list[str
         experiment = client.get_experiment(own.info.experiment_id)
         if experiment is not None and experiment.lifecycle_stage == "active":
             return reconcile_tracker(study, MlflowTracker(client, experiment.experiment_id, own.info.run_id), home)
-    try:
-        spec = stored_spec(study)
-    except StorageError:  # of another version, as was said
-        return said
-    parent = ParentRun(Trials(study, spec, home), home, "cpu", said.append)
+    parent = ParentRun(Trials(study, stored_spec(study), home), home, "cpu", said.append)
     parent.tags |= attrs.environment
     parent.open()
     write_study_attrs(study, StudyAttrs(mlflow_experiment=parent.tracker.experiment_id, mlflow_parent=parent.run_id))

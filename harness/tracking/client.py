@@ -147,7 +147,9 @@ class _Client:
     def _real(self) -> MlflowClient:
         load()
         from mlflow import MlflowClient
+        from mlflow.tracking._tracking_service import utils
 
+        utils._artifact_repos_cache.clear()  # by run, which a copy of a home has, too
         if self.tracking_uri == self._home.mlflow_url:
             self._home.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self._home.root / ".mlflow.db.lock"):
