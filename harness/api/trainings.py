@@ -12,7 +12,7 @@ from harness.home import Home
 from harness.report.training import build_training_report
 from harness.spec.files import load_best, load_recipe
 from harness.spec.tables import ScoreSpec
-from harness.tracking.client import answers, client_for, new_client, within
+from harness.tracking.client import answers, make_database, new_client, within
 from harness.tracking.mirror import Mirror, Reflection
 from harness.tracking.mlflow import MlflowTracker, attach_report, open_experiment
 from harness.training.single import Outcome, Training, Watch, run_training
@@ -90,7 +90,8 @@ def train_and_report(
 ) -> tuple[Outcome, Path | None]:
     """Train or continue, score and log; (outcome, its report), the latter None where it was interrupted."""
     with answers(home):
-        experiment = within(_OPENING_S, lambda: open_experiment(client_for(home), home, training.experiment))
+        make_database(home)
+        experiment = within(_OPENING_S, lambda: open_experiment(new_client(home), home, training.experiment))
     mirror = Mirror(lambda: MlflowTracker(new_client(home), experiment), watch.say)
     page: Path | None = None
     try:

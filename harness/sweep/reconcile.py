@@ -22,7 +22,7 @@ from harness.store.records import StudyAttrs, TrialAttrs
 from harness.store.studies import database_exists, started_study, stored_spec, study_to_record
 from harness.store.trials import Trials, finished_count, trial_key
 from harness.sweep.journals import adopt_journals
-from harness.tracking.client import answers, client_for, new_client, within, without_password
+from harness.tracking.client import answers, client_for, make_database, new_client, within, without_password
 from harness.tracking.mirror import Reflection, send_left
 from harness.tracking.mlflow import STATUS, MlflowTracker, find_run, open_experiment
 from harness.training.run_folder import RunEnd, RunFolder, RunInfo, RunRecord
@@ -51,6 +51,7 @@ class ParentRun:
         known = bool(StudyAttrs.parse(self.trials.study.user_attrs).mlflow_parent)
         try:
             with answers(self.home):
+                make_database(self.home)
                 opened = within(_KNOWN_S if known else _NEW_S, self._open, lambda: self.stop_level() > 0)
             self.tracker, self.run_id = opened
             return self
@@ -162,7 +163,6 @@ def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
                 yield f"{error.problem}; skipped"
             continue
         studies.append(study)
-    # All of the database first: MLflow may be away.
     for study in studies:
         try:
             spec = stored_spec(study)

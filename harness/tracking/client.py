@@ -139,22 +139,30 @@ class _Client:
     def __init__(self, home: Home) -> None:
         self._home, self.tracking_uri = home, tracking_url(home)
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._real, name)
+        if name.startswith("_") or not callable(found):
+            return found
         seconds = _FILE_S if name in ("log_artifact", "log_artifacts", "log_image") else _CALL_S
-        return lambda *args, **kwargs: within(seconds, lambda: getattr(self._real, name)(*args, **kwargs))
+        return lambda *args, **kwargs: within(seconds, lambda: found(*args, **kwargs))
 
     @cached_property
     def _real(self) -> MlflowClient:
-        load()
+        make_database(self._home)
         from mlflow import MlflowClient
         from mlflow.tracking._tracking_service import utils
 
         utils._artifact_repos_cache.clear()  # by run, which a copy of a home has, too
-        if self.tracking_uri == self._home.mlflow_url:
-            self._home.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._home.root / ".mlflow.db.lock"):
-                prepare(self._home)
         return MlflowClient(tracking_uri=_adopt_password(self.tracking_uri))
+
+
+def make_database(home: Home) -> None:
+    """What can take long and waits for nobody else: MLflow's imports, and its database in the home folder."""
+    load()
+    if tracking_url(home) == home.mlflow_url:
+        home.root.mkdir(parents=True, exist_ok=True)
+        with FileLock(home.root / ".mlflow.db.lock"):
+            prepare(home)
 
 
 def tracking_url(home: Home) -> str:
@@ -206,8 +214,8 @@ def answers(home: Home) -> Iterator[None]:
 
 def client_for(home: Home) -> MlflowClient:
     """A client that MLflow has answered; what :func:`answers` raises where it does not."""
-    load()
     client = new_client(home)
+    load()
     with answers(home):
         client.search_experiments(max_results=1)
     return client

@@ -117,8 +117,8 @@ def test_one_of_an_earlier_mlflow_is_copied_before_it_is_brought_up_to_date(bare
     execute(
         bare,
         "INSERT INTO experiments (experiment_id, name, lifecycle_stage) VALUES (7, 'theirs', 'active')",
-        "INSERT INTO runs (run_uuid, experiment_id, user_id, status, lifecycle_stage)"
-        " VALUES ('abc', 7, 'me', 'FINISHED', 'active')",
+        "INSERT INTO runs (run_uuid, experiment_id, user_id, status, lifecycle_stage, start_time)"
+        " VALUES ('abc', 7, 'me', 'FINISHED', 'active', 1)",
     )
     client = client_for(bare)
     assert client.get_run("abc").info.experiment_id == "7"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from harness.errors import TrackingError
+from harness.home import Home
 from harness.spec.files import parse_study
 from harness.store.database import write_study_attrs
 from harness.store.records import StudyAttrs
-from harness.store.studies import open_study
+from harness.store.studies import open_study, started_study
 from harness.store.trials import Trials
 from harness.sweep.reconcile import ParentRun, reconcile_home
 from harness.tracking.client import client_for
@@ -97,16 +101,21 @@ def test_the_studys_own_run_is_restored_and_said(home, client, study, what):
     assert said and all("had been deleted" in line and "restored" in line for line in said)
 
 
+def without_database(home: Home, folder: Path) -> Home:
+    """The home, with MLflow's database deleted, in another place: this process has that of the first open."""
+    shutil.copytree(home.root, folder, ignore=shutil.ignore_patterns("mlflow.db*"), symlinks=True)
+    return Home(folder)
+
+
 @pytest.mark.parametrize("known", [False, True])
-def test_reconcile_shows_a_study_again_whose_database_is_lost(home, client, study, known):
-    trials, parent = study
-    (home.root / "mlflow.db").unlink()
+def test_reconcile_shows_a_study_again_whose_database_is_lost(home, tmp_path, study, known):
+    parent, home = study[1], without_database(home, tmp_path / "other")
     if known:
         client = client_for(home)
         for name in ("a", "b", "c"):  # whose ids are those that ours had
             client.create_run(client.create_experiment(name))
     list(reconcile_home("tiny", home))
-    attrs = StudyAttrs.parse(trials.study.user_attrs)
+    attrs = StudyAttrs.parse(started_study("tiny", home).user_attrs)
     again = client_for(home)
     assert attrs.mlflow_parent != parent.run_id
     assert again.get_experiment(attrs.mlflow_experiment).name == "tiny"
@@ -117,7 +126,7 @@ def test_a_training_that_is_gone_is_sent_again(home, client, tmp_path):
     path = write(home.training_dir("name"))
     experiment = open_experiment(client, home, "study")
     Reflection(path).send(MlflowTracker(client, experiment))
-    (home.root / "mlflow.db").unlink()
+    home = without_database(home, tmp_path / "other")
     assert [line for line in reconcile_home(None, home) if "study/0" in line]
     again = client_for(home)
     (run,) = again.search_runs([again.get_experiment_by_name("study").experiment_id])
