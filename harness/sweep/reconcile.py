@@ -52,7 +52,7 @@ class ParentRun:
         try:
             with answers(self.home):
                 make_database(self.home)
-                opened = within(_KNOWN_S if known else _NEW_S, self._open, lambda: self.stop_level() > 0)
+                opened = within(_KNOWN_S if known else _NEW_S, self._open, lambda: self.stop_level() > 1)
             self.tracker, self.run_id = opened
             return self
         except TrackingError as error:
