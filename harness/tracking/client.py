@@ -160,6 +160,8 @@ def make_database(home: Home) -> None:
     """What can take long and waits for nobody else: MLflow's imports, and its database in the home folder."""
     load()
     if tracking_url(home) == home.mlflow_url:
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
         home.root.mkdir(parents=True, exist_ok=True)
         with FileLock(home.root / ".mlflow.db.lock"):
             prepare(home)
