@@ -108,8 +108,9 @@ def _worker(root: str, trials: int, training: Training, experiment: str, found: 
     from harness.sweep.messages import WorkerJob
     from harness.sweep.objective import WorkerSetup
     from harness.sweep.worker import run_trial
+    from harness.tracking.client import new_client
     from harness.tracking.mirror import Mirror
-    from harness.tracking.mlflow import MlflowTracker, new_client
+    from harness.tracking.mlflow import MlflowTracker
     from harness.training import attempt
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -152,7 +153,8 @@ def overhead(home: Home, workers: int, trials: int, seconds: float) -> list[Over
         trials: of each worker, after two that are not counted.
         seconds: of training in a trial.
     """
-    from harness.tracking.mlflow import client_for, open_experiment
+    from harness.tracking.client import client_for
+    from harness.tracking.mlflow import open_experiment
 
     experiment = open_experiment(client_for(home), home, STUDY)
     training = Training(seconds, steps=workers <= usable_cores())

@@ -363,7 +363,8 @@ def distance(n: int) -> Iterator[tuple[Timed, Timed]]:
 @contextmanager
 def logging(folder: Path, points: int) -> Iterator[tuple[Timed, Timed]]:
     """``points`` metrics into MLflow on SQLite: one batch, and one call a value."""
-    from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
+    from harness.tracking.client import client_for
+    from harness.tracking.mlflow import MlflowTracker, open_experiment
     from harness.training.run_folder import Point, RunInfo
 
     home = Home(folder / "logging")
@@ -386,8 +387,9 @@ def logging(folder: Path, points: int) -> Iterator[tuple[Timed, Timed]]:
 def mirrored(folder: Path) -> Iterator[tuple[Timed, Timed]]:
     """18 kimg at 32 px on disk, with three checkpoints and grids; shown in MLflow meanwhile, and not shown."""
     from harness.gan.trainer import Budget
+    from harness.tracking.client import client_for, new_client
     from harness.tracking.mirror import Mirror
-    from harness.tracking.mlflow import MlflowTracker, client_for, new_client, open_experiment
+    from harness.tracking.mlflow import MlflowTracker, open_experiment
     from harness.training.attempt import Attempt, train_on_disk
     from harness.training.run_folder import RunFolder, RunInfo, RunRecord
 

@@ -20,8 +20,13 @@ class Home:
 
     @classmethod
     def from_environment(cls) -> Home:
-        """The folder of ``HARNESS_HOME``, or ``runs`` in the current folder."""
-        return cls(Path(os.environ.get("HARNESS_HOME") or "runs").resolve())
+        """The folder of ``HARNESS_HOME``, or ``runs`` in the current folder; a UsageError where no database can be."""
+        root = Path(os.environ.get("HARNESS_HOME") or "runs").expanduser().resolve()
+        odd = "".join(sorted({letter for letter in str(root) if letter in "%?" or not letter.isprintable()}))
+        if odd:  # in an address of a database they mean something else
+            problem = f"databases cannot be kept in {str(root)!r}, for {odd!r} in its name"
+            raise UsageError(problem, "Rename that folder, or set HARNESS_HOME to another.")
+        return cls(root)
 
     @property
     def optuna_url(self) -> str:

@@ -162,7 +162,7 @@ def sharing_weights(folder: Path, weights_home: Home, *, mlflow_database: bool =
 @functools.cache
 def empty_database() -> Path:
     """As MLflow makes it, once for each process of the tests."""
-    from harness.tracking.mlflow import client_for
+    from harness.tracking.client import client_for
 
     folder = tempfile.TemporaryDirectory(prefix="mlflow-")
     atexit.register(folder.cleanup)

@@ -8,14 +8,15 @@ from pathlib import Path
 from filelock import FileLock
 
 from harness import atomic
-from harness.errors import UsageError, without_secrets
+from harness.errors import UsageError
 from harness.home import Home
 from harness.report.claims import build_claims_report
 from harness.report.compare import build_comparison
 from harness.report.study import build_report
 from harness.store.samplers import EVALUATOR, importances
 from harness.store.studies import find_record, started_study, stored_spec, study_to_record
-from harness.tracking.mlflow import MlflowTracker, client_for
+from harness.tracking.client import new_client
+from harness.tracking.mlflow import MlflowTracker, attach_report
 from harness.training.share import bring_results
 
 
@@ -43,13 +44,8 @@ def write_report(name: str, home: Home, say: Callable[[str], None], *, images: b
             path = build_claims_report(record, home.root, out, images=images)
         else:
             path = build_report(record, home.root, out, importances(study), EVALUATOR, confirmed)
-    try:
-        tracker, parent = MlflowTracker(client_for(home), record.attrs.mlflow_experiment), record.attrs.mlflow_parent
-        tracker.artifact(parent, out, "report")
-        tracker.describe(parent, path.read_text(encoding="utf-8"), images_in="report")
-    except Exception as error:  # whatever the tracking library raises: the report is written
-        lines = without_secrets(str(error)).strip().splitlines() or [""]
-        say(f"the report could not be attached to its run in MLflow ({type(error).__name__}: {lines[0][:120]})")
+    tracker = MlflowTracker(new_client(home), record.attrs.mlflow_experiment)
+    attach_report(tracker, record.attrs.mlflow_parent, path, say)
     return path
 
 

@@ -12,12 +12,15 @@ from harness.home import Home
 from harness.report.training import build_training_report
 from harness.spec.files import load_best, load_recipe
 from harness.spec.tables import ScoreSpec
+from harness.tracking.client import answers, make_database, new_client, within
 from harness.tracking.mirror import Mirror, Reflection
-from harness.tracking.mlflow import MlflowTracker, answers, client_for, new_client, open_experiment
+from harness.tracking.mlflow import MlflowTracker, attach_report, open_experiment
 from harness.training.single import Outcome, Training, Watch, run_training
 
 # Seconds for sending what MLflow has yet to get when the training has ended.
 _LAST_SENDING_S = 30.0
+# Seconds for finding the experiment, before.
+_OPENING_S = 30.0
 
 
 def config_training(config: Path) -> Training:
@@ -87,24 +90,18 @@ def train_and_report(
 ) -> tuple[Outcome, Path | None]:
     """Train or continue, score and log; (outcome, its report), the latter None where it was interrupted."""
     with answers(home):
-        experiment = open_experiment(client_for(home), home, training.experiment)
+        make_database(home)
+        experiment = within(_OPENING_S, lambda: open_experiment(new_client(home), home, training.experiment))
     mirror = Mirror(lambda: MlflowTracker(new_client(home), experiment), watch.say)
+    page: Path | None = None
     try:
         watch = dataclasses.replace(watch, follow=mirror.follow)
         outcome = run_training(training, home, source=source, device=device, watch=watch)
+        out = Path("reports") / "trainings" / outcome.folder.name
+        page = None if outcome.interrupted else build_training_report(outcome.folder, out)
     finally:
         mirror.close(_LAST_SENDING_S)
     run_id = Reflection(outcome.record).run_id  # empty where MLflow could not open one
-    if outcome.interrupted:
-        return outcome, None
-    out = Path("reports") / "trainings" / outcome.folder.name
-    page = build_training_report(outcome.folder, out)
-    try:
-        client = client_for(home)
-        tracker = MlflowTracker(client, open_experiment(client, home, training.experiment))
-        if run_id:
-            tracker.artifact(run_id, out, "report")
-            tracker.describe(run_id, page.read_text(encoding="utf-8"), images_in="report")
-    except Exception as error:  # whatever the tracking library raises: the training is done and its report written
-        watch.say(f"the report could not be attached to its run in MLflow ({type(error).__name__})")
+    if page is not None and run_id:
+        attach_report(MlflowTracker(new_client(home), experiment), run_id, page, watch.say)
     return outcome, page

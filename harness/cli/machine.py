@@ -68,7 +68,7 @@ def checks(home: Home) -> Iterator[tuple[bool, str, str]]:
     from harness.scoring.scorer import weights_in_use
     from harness.store.connection import database_url, describe_address
     from harness.store.database import open_storage
-    from harness.tracking.mlflow import client_for, tracking_url
+    from harness.tracking.client import client_for, tracking_url
 
     cuda = torch.cuda.is_available()
     yield True, "CUDA", torch.cuda.get_device_name(0) if cuda else "none; training runs on the CPU"
@@ -95,7 +95,7 @@ def checks(home: Home) -> Iterator[tuple[bool, str, str]]:
 )  # fmt: skip
 def ui(given: Any) -> None:
     from harness.store.studies import final_metrics
-    from harness.tracking.mlflow import ui_command, ui_links
+    from harness.tracking.ui import ui_command, ui_links
 
     command = ui_command(given.home, given.port)
     say(f"MLflow answers in some seconds at http://127.0.0.1:{given.port} (Ctrl-C ends it)")

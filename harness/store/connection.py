@@ -6,12 +6,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event, local
 from typing import TypeVar
 
 from optuna.exceptions import StorageInternalError
 from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 
 from harness.errors import StorageError, StorageLost, UsageError
 from harness.home import Home, seconds_from_environment
@@ -23,9 +24,13 @@ _LONGEST_PAUSE_S = 2.0
 # Errors of SQLite that pass by themselves or when there is room on the disk again; no other error of SQLite does.
 _SQLITE_OUTAGES = ("locked", "busy", "disk is full", "disk I/O error")
 # Errors of SQLite and PostgreSQL about missing rights to write.
-_FORBIDDEN = ("readonly database", "read-only transaction", "permission denied")
+_FORBIDDEN = ("readonly database", "permission denied")
+# What PostgreSQL says after a failover, until the server takes writes or connections lead to one that does.
+_READ_ONLY = "read-only transaction"
 # Errors of PostgreSQL that waiting does not help.
 _REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
+
+_RESTORE = "Restore it from a backup and start again; or start from scratch: trained models stay in the runs' folders."
 
 R = TypeVar("R")
 
@@ -64,7 +69,7 @@ def describe_address(url: URL) -> str:
 
 def first_line(error: BaseException, url: URL) -> str:
     """What the database's driver said, with ``***`` for every password that the address or PGPASSWORD has."""
-    message = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    message = (str(getattr(error, "orig", None) or error).strip().splitlines() or [type(error).__name__])[0]
     secrets = {str(url.password or ""), os.environ.get("PGPASSWORD", "")}
     secrets |= {value for name, value in url.query.items() if "password" in name and isinstance(value, str)}
     for secret in secrets - {""}:
@@ -83,6 +88,8 @@ class Outages:
     def __init__(self, url: URL, grace_s: float, say: Callable[[str], None], stop: Callable[[], bool]) -> None:
         self.url, self.grace_s, self.say, self.stop = url, grace_s, say, stop
         self.name = describe_address(url)
+        # Set once the database was opened: drops its connections, and says that it was usable then.
+        self.reconnect: Callable[[], None] | None = None
         self._thread = local()
 
     @contextmanager
@@ -97,7 +104,8 @@ class Outages:
     def wait_out(self, call: Callable[[bool], R]) -> R:
         """The result of ``call(repeated)``, which is repeated until the database answers.
 
-        It is StorageLost after the grace period, or when ``stop()`` is true; StorageError if it may not be written.
+        It is StorageLost after the grace period, or when ``stop()`` is true; StorageError if it may not be written, or
+        is dropped or damaged after it was opened.
         """
         began, pause, repeated = 0.0, 0.05, False
         while True:
@@ -105,22 +113,31 @@ class Outages:
                 result = call(repeated)
             except (StorageInternalError, DBAPIError) as error:
                 cause = error if isinstance(error, DBAPIError) else error.__cause__
-                if isinstance(cause, DBAPIError) and any(text in str(cause.orig) for text in _FORBIDDEN):
+                said = first_line(error.__cause__ or error, self.url)
+                there = self.url.get_backend_name() != "sqlite" or Path(str(self.url.database)).exists()
+                if isinstance(cause, DBAPIError) and any(text in str(cause.orig) for text in _FORBIDDEN) and there:
                     raise StorageError(
-                        f"{self.name} cannot be written: {first_line(error.__cause__ or error, self.url)}",
+                        f"{self.name} cannot be written: {said}",
                         "Let this user write it: the file and its folder, or the tables of a server.",
                     ) from None
-                if not _is_outage(cause) or not getattr(self._thread, "waits", True):
+                if not _is_outage(cause):
+                    if self.reconnect is None or not isinstance(cause, DBAPIError) or isinstance(cause, IntegrityError):
+                        raise
+                    raise StorageError(f"{self.name} was removed, emptied or damaged: {said}", _RESTORE) from None
+                if not getattr(self._thread, "waits", True):
                     raise
                 now = time.monotonic()
                 if not repeated:
                     began = now
-                    self.say(f"{self.name} does not answer; waiting up to {self.grace_s:g} s")
+                    state = "is read-only" if _READ_ONLY in said else "does not answer"
+                    self.say(f"{self.name} {state}; waiting up to {self.grace_s:g} s")
                 repeated = True
+                if self.reconnect and _READ_ONLY in said:  # these connections would stay so
+                    self.reconnect()
                 if now - began > self.grace_s or self.stop():
-                    said = first_line(error.__cause__ or error, self.url)
+                    was = "cannot be written" if _READ_ONLY in said else f"did not answer for {now - began:.0f} s"
                     raise StorageLost(
-                        f"{self.name} did not answer for {now - began:.0f} s: {said}",
+                        f"{self.name} {was}: {said}",
                         "What was trained is saved. Start again when the database is back, and the sweep continues.",
                     ) from None
                 # Not time.sleep: nothing here may depend on how a signal ends it.
@@ -141,4 +158,4 @@ def _is_outage(cause: BaseException | None) -> bool:
         return any(text in message for text in _SQLITE_OUTAGES)
     if any(text in message for text in _REFUSALS):
         return False
-    return cause.connection_invalidated or isinstance(cause, OperationalError | InterfaceError)
+    return _READ_ONLY in message or cause.connection_invalidated or isinstance(cause, OperationalError | InterfaceError)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -120,15 +121,29 @@ def open_storage(
 
     def create(repeated: bool) -> PatientStorage:
         with lock(url, home, "tables"):
+            _refuse_foreign(url)
             return PatientStorage(url, outages, dead_after(grace_s()))
 
     try:
-        return outages.wait_out(create)
-    except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+        storage = outages.wait_out(create)
+        outages.reconnect = storage.engine.dispose
+        return storage
+    except (SQLAlchemyError, StorageInternalError, RuntimeError, sqlite3.DatabaseError) as error:
         hint = "If it is damaged, restore it from a backup, or move it away to start from scratch."
         if url.get_backend_name() != "sqlite":
             hint = "Check HARNESS_STORAGE and the rights of its user."
         raise StorageError(f"{describe_address(url)} cannot be opened: {first_line(error, url)}", hint) from None
+
+
+def _refuse_foreign(url: URL) -> None:
+    """Refuse a SQLite file that has another program's tables and none of Optuna's."""
+    if url.get_backend_name() == "sqlite" and Path(str(url.database)).is_file():
+        with closing(sqlite3.connect(str(url.database), timeout=_BUSY_S)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables and "studies" not in tables:
+            raise StorageError(
+                f"{describe_address(url)} is another program's database", "Move it away, or set HARNESS_STORAGE."
+            )
 
 
 def storage_of(study: optuna.Study) -> PatientStorage:

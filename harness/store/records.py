@@ -125,7 +125,12 @@ class StudyAttrs(_Attrs):
 
 def is_of_harness(user_attrs: Mapping[str, Any]) -> bool:
     """Whether a study has attributes that this harness wrote; early versions wrote no ``uid``."""
-    return "uid" in user_attrs or "spec_hash" in user_attrs
+    try:
+        spec = json.loads(user_attrs.get("spec", "{}"))
+    except (TypeError, ValueError):
+        return False
+    named = all(isinstance(user_attrs.get(name, ""), str) for name in ("uid", "spec_hash"))
+    return isinstance(spec, dict) and named and ("uid" in user_attrs or "spec_hash" in user_attrs)
 
 
 def stored_position(user_attrs: Mapping[str, int | None]) -> int | None:

@@ -161,9 +161,11 @@ def _is_foreign(study: optuna.Study, objectives: Sequence[Objective] | None = No
     attrs = study.user_attrs
     if not is_of_harness(attrs) and (attrs or study.get_trials(deepcopy=False)):
         return True
-    # An empty one may be ours, killed before its first attribute.
+    # An empty one may be ours, killed before its first attribute; one that has trials has its file, too.
     if spec := StudyAttrs.parse(attrs).spec:
         objectives = spec.get("objectives") or ("score",)
+    elif attrs and study.get_trials(deepcopy=False):
+        return True
     return objectives is not None and [each.name.lower() for each in study.directions] != directions(objectives)
 
 

@@ -2,61 +2,76 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from threading import Thread
+from typing import TYPE_CHECKING, Self
 
 import optuna
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import NotFoundError, StorageError, StorageLost, TrackingError, without_secrets
 from harness.findings.ranking import rank
 from harness.home import Home
 from harness.machine.provenance import provenance
-from harness.store.database import open_storage
+from harness.store.database import open_storage, write_study_attrs
 from harness.store.records import StudyAttrs, TrialAttrs
 from harness.store.studies import database_exists, started_study, stored_spec, study_to_record
 from harness.store.trials import Trials, finished_count, trial_key
+from harness.sweep.journals import adopt_journals
+from harness.tracking.client import answers, client_for, make_database, new_client, within, without_password
 from harness.tracking.mirror import Reflection, send_left
-from harness.tracking.mlflow import (
-    STATUS,
-    MlflowTracker,
-    answers,
-    client_for,
-    new_client,
-    open_experiment,
-    without_password,
-)
+from harness.tracking.mlflow import STATUS, MlflowTracker, find_run, open_experiment
 from harness.training.run_folder import RunEnd, RunFolder, RunInfo, RunRecord
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# Seconds that a start waits for MLflow: of a study that it must know first, and of one that it knows.
+_NEW_S, _KNOWN_S = 30.0, 10.0
+# Seconds that the end waits for it, and that it then has while the report is written.
+_WAIT_S, _LAST_S = 10.0, 60.0
 
 
 class ParentRun:
-    """The study's run in MLflow, above those of its trials. MLflow may be away once it is known."""
+    """The study's run in MLflow, above those of its trials. Once it is known nothing waits for MLflow."""
 
-    def __init__(self, trials: Trials, home: Home, device: str, say: Callable[[str], None]) -> None:
-        self.trials, self.home, self.device, self.say = trials, home, device, say
+    def __init__(
+        self, trials: Trials, home: Home, device: str, say: Callable[[str], None], stop_level: Callable[[], int] = int
+    ) -> None:
+        self.trials, self.home, self.device, self.say, self.stop_level = trials, home, device, say, stop_level
         self.tags = {**provenance(device), "study": trials.spec.name, "spec_hash": trials.spec.spec_hash}
+        self._agreeing: Thread | None = None
 
     def open(self) -> Self:
         """Open or create experiment and run; raises TrackingError where MLflow is away and the study never had one."""
-        spec, attrs = self.trials.spec, StudyAttrs.parse(self.trials.study.user_attrs)
-        key, tags = f"{spec.name}/sweep/{attrs.uid}", {**self.tags, "role": "sweep"}
-        info = RunInfo(key=key, name=f"sweep {spec.name}", experiment=spec.name, tags=tags)
+        known = bool(StudyAttrs.parse(self.trials.study.user_attrs).mlflow_parent)
         try:
-            client = client_for(self.home)
             with answers(self.home):
-                self.tracker = MlflowTracker(client, open_experiment(client, self.home, spec.name, spec.description))
-                self.run_id = self.tracker.start(info)
-                return self
+                make_database(self.home)
+                opened = within(_KNOWN_S if known else _NEW_S, self._open, lambda: self.stop_level() > 1)
+            self.tracker, self.run_id = opened
+            return self
         except TrackingError as error:
-            if not attrs.mlflow_parent:
+            if not known:
                 raise
             self.say(f"{error.problem}; the sweep continues, and MLflow gets everything when it is back")
             return self.known()
+
+    def _open(self) -> tuple[MlflowTracker, str]:
+        spec, attrs = self.trials.spec, StudyAttrs.parse(self.trials.study.user_attrs)
+        key, tags = f"{spec.name}/sweep/{attrs.uid}", {**self.tags, "role": "sweep"}
+        info = RunInfo(key=key, name=f"sweep {spec.name}", experiment=spec.name, tags=tags)
+        client, parent = client_for(self.home), attrs.mlflow_parent
+        experiment = open_experiment(client, self.home, spec.name, spec.description, of_run=parent, say=self.say)
+        tracker = MlflowTracker(client, experiment)
+        with suppress(KeyError):
+            if parent and tracker.revive(parent):
+                self.say("the study's run had been deleted in MLflow; restored")
+        return tracker, tracker.start(info)
 
     def known(self) -> Self:
         """Of a study that was started before; MLflow is not asked."""
@@ -65,20 +80,50 @@ class ParentRun:
         return self
 
     def heal(self, *, crashed: bool) -> None:
-        """Heal the database, then MLflow as far as it answers."""
+        """Heal the database; then MLflow, as far as it answers and meanwhile."""
         for line in (*self.trials.heal(crashed=crashed), *adopt_journals(self.home)):
             self.say(line)
+        if self._agreeing is None or not self._agreeing.is_alive():
+            self._agreeing = Thread(target=self._agree, name="reconcile", daemon=True)
+            self._agreeing.start()
+
+    def close(self, target: int | None) -> None:
+        """Have MLflow agree once more, and close the run with the best score, of the study with that target.
+
+        Waits a little; a poor server gets what is left while the report is written, and for a minute at most.
+        """
+
+        def last() -> None:
+            if self._agreeing is not None:
+                self._agreeing.join()
+            if self._agree() and target is not None:
+                self._end(target)
+
+        def limited() -> None:
+            with suppress(TimeoutError):  # as said below
+                within(_LAST_S, last, lambda: self.stop_level() > 1)
+
+        closing = Thread(target=limited, name="mlflow-end")
+        closing.start()
+        until = time.monotonic() + _WAIT_S
+        while closing.is_alive() and time.monotonic() < until and self.stop_level() < 2:
+            closing.join(0.1)
+        if closing.is_alive():
+            self.say("MLflow is slow: it gets the rest meanwhile; what it has not by then `harness reconcile` sends")
+
+    def _agree(self) -> bool:
+        """Whether MLflow has what folders and database have."""
         children = MlflowTracker(self.tracker.client, self.tracker.experiment_id, self.run_id)
         try:
             for line in reconcile_tracker(self.trials.study, children, self.home):
                 self.say(line)
-        except StorageLost:
-            raise
+        except StorageError:  # whoever asks next says so
+            return False
         except Exception as error:  # whatever the tracking library raises: the next start heals it
-            self._away(error)
+            return self._away(error)
+        return True
 
-    def end(self, target: int) -> None:
-        """Close the run, with the best score."""
+    def _end(self, target: int) -> None:
         ended, scores = finished_count(self.trials.study), {}
         try:
             record = study_to_record(self.trials.study)
@@ -91,12 +136,10 @@ class ParentRun:
         except Exception as error:
             self._away(error)
 
-    def _away(self, error: Exception) -> None:
-        lines = str(error).strip().splitlines() or [""]
-        self.say(
-            f"MLflow does not answer ({type(error).__name__}: {without_secrets(lines[0])[:120]}); "
-            "`harness reconcile` makes it agree"
-        )
+    def _away(self, error: Exception) -> bool:
+        said = f"{type(error).__name__}: {without_secrets((str(error).strip().splitlines() or [''])[0])[:120]}"
+        self.say(f"MLflow does not answer ({said}); `harness reconcile` makes it agree")
+        return False
 
 
 def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
@@ -120,7 +163,6 @@ def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
                 yield f"{error.problem}; skipped"
             continue
         studies.append(study)
-    # All of the database first: MLflow may be away.
     for study in studies:
         try:
             spec = stored_spec(study)
@@ -137,23 +179,41 @@ def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
     client = client_for(home)
     try:
         for study in studies:
-            attrs = StudyAttrs.parse(study.user_attrs)
-            tracker = MlflowTracker(client, attrs.mlflow_experiment, attrs.mlflow_parent)
-            for line in reconcile_tracker(study, tracker, home):
+            for line in _agree_on(study, client, home):
                 yield f"{study.study_name}: {line}"
         if name is None:  # trainings that no process is at
+            for path in training_records(home):
+                Reflection(path).forget_lost(client)
             sent = send_left(
                 training_records(home),
                 lambda record: MlflowTracker(client, open_experiment(client, home, record.info.experiment)),
             )
             for key, what in sent.items():
                 yield f"{key}: {what}"
-    except StorageLost:
+    except (StorageLost, TrackingError):
         raise
     except Exception as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         problem = without_password(first, str(client.tracking_uri))
         raise TrackingError(f"MLflow refused: {problem}", "What was kept stays on disk; try again.") from None
+
+
+def _agree_on(study: optuna.Study, client: MlflowClient, home: Home) -> list[str]:
+    """Make MLflow agree with a healed study, whose own run is restored, or made again, where a person removed it."""
+    attrs, said = StudyAttrs.parse(study.user_attrs), list[str]()
+    own = find_run(client, attrs.mlflow_parent)
+    if own is not None and own.info.lifecycle_stage == "active":
+        experiment = client.get_experiment(own.info.experiment_id)
+        if experiment is not None and experiment.lifecycle_stage == "active":
+            return reconcile_tracker(study, MlflowTracker(client, experiment.experiment_id, own.info.run_id), home)
+    parent = ParentRun(Trials(study, stored_spec(study), home), home, "cpu", said.append)
+    parent.tags |= attrs.environment
+    parent.open()
+    write_study_attrs(study, StudyAttrs(mlflow_experiment=parent.tracker.experiment_id, mlflow_parent=parent.run_id))
+    said += reconcile_tracker(study, MlflowTracker(client, parent.tracker.experiment_id, parent.run_id), home)
+    if all(trial.state.name != "RUNNING" for trial in study.get_trials(deepcopy=False)):
+        parent._end(attrs.target)
+    return said
 
 
 def training_records(home: Home) -> list[Path]:
@@ -180,10 +240,10 @@ def reconcile_tracker(study: optuna.Study, tracker: MlflowTracker, home: Home) -
     runs = tracker.runs_by_key()
     for key, trial in ended.items():
         run_id, status = runs.get(key, ("", ""))
-        if status == STATUS[trial.state.name] or not _show(study, trial, run_id, tracker, home):
+        if status == STATUS[trial.state.name] or not (was := _show(study, trial, run_id, tracker, home)):
             continue
         if status != STATUS["WAITING"]:  # else it was paused, and the study has ended: nothing was amiss
-            done.append(f"trial {trial.number}: its MLflow run was closed as {trial.state.name}")
+            done.append(f"trial {trial.number}: its MLflow run {was}")
     return done
 
 
@@ -201,8 +261,9 @@ def _trial_end(trial: FrozenTrial) -> RunEnd:
     return RunEnd(state=state, scores=attrs.scores, tags={"trial_state": state, "reason": attrs.reason})
 
 
-def _show(study: optuna.Study, trial: FrozenTrial, run_id: str, tracker: MlflowTracker, home: Home) -> bool:
-    """Show a trial that ended, and whose run is open, deleted, or was never opened; whether it was."""
+def _show(study: optuna.Study, trial: FrozenTrial, run_id: str, tracker: MlflowTracker, home: Home) -> str:
+    """Show a trial that ended, and whose run is open, deleted, or was never opened; what was done, if anything."""
+    done = f"was closed as {trial.state.name}" if run_id else "was missing; it is shown again, as the record has it"
     end, folder = _trial_end(trial), RunFolder(home.root / TrialAttrs.parse(trial.user_attrs).folder)
     record = _record(study, trial)
     if folder.path == home.root or not folder.path.is_dir():  # another machine's
@@ -210,19 +271,19 @@ def _show(study: optuna.Study, trial: FrozenTrial, run_id: str, tracker: MlflowT
             run_id = tracker.start(record.info)
             tracker.log(run_id, record.points([]))
         tracker.end(run_id, end.state, scores=end.scores, tags=end.tags)
-        return True
+        return done
     path = next(iter(folder.records()), folder.record(record.kimg))
     reflection = Reflection(path)
     try:
         with reflection.lock.acquire(timeout=0):
             if not path.exists():  # an earlier version trained it
                 record.write(path)
-            if not run_id:
-                reflection.restore(tracker)
+            if not run_id and reflection.restore(tracker):
+                done = "had been deleted; restored"
             reflection.send_again(tracker, end)
     except Timeout:  # its worker lives, and sends it
-        return False
-    return True
+        return ""
+    return done
 
 
 def _record(study: optuna.Study, trial: FrozenTrial) -> RunRecord:
@@ -249,49 +310,3 @@ def _record(study: optuna.Study, trial: FrozenTrial) -> RunRecord:
     opened_ms = int(started.timestamp() * 1000) if started else 0
     kimg = float(of_study.spec.get("budget", {}).get("kimg", 0.0))
     return RunRecord(info=info, kimg=kimg, opened_ms=opened_ms, marks=marks)
-
-
-def adopt_journals(home: Home) -> list[str]:
-    """Remove the journals in ``runs/spool``, where earlier versions kept what MLflow had yet to get; a line says so.
-
-    Their runs are sent from folders and database. A single training is in no database: its record is made of its
-    journal. A journal whose process lives is left to it.
-    """
-    spool = home.root / "spool"
-    if not spool.is_dir():
-        return []
-    journals = 0
-    with FileLock(home.root / ".spool.lock"):
-        for journal in sorted(spool.glob("*.jsonl")):
-            with suppress(Timeout), FileLock(journal.with_suffix(".owner"), timeout=0):
-                lines = []
-                for line in journal.read_bytes().splitlines():
-                    with suppress(ValueError):  # half a line at the end, or a bad block of the disk
-                        lines.append(json.loads(line))
-                _adopt(lines, home)
-                journal.unlink()
-                journals += 1
-        if not any(spool.glob("*.jsonl")):
-            shutil.rmtree(spool, ignore_errors=True)
-    said = f"{journals} journals of an earlier version removed: MLflow gets it from the runs' folders"
-    return [said] if journals else []
-
-
-def _adopt(lines: list[dict[str, Any]], home: Home) -> None:
-    """Write the record of a training, if the journal is of one, it has a folder, and nothing continued it since."""
-    info = lines[0]["info"] if lines and lines[0].get("op") == "start" else {"key": ""}
-    experiment, is_training, rest = str(info["key"]).partition("/training/")
-    name, _, kimg = rest.rpartition("/")
-    if not is_training or not (folder := RunFolder(home.training_dir(name))).path.is_dir():
-        return
-    curve, marks, end = folder.read_curve(), dict[int, dict[str, float]](), None
-    of_curve = {name for row in curve for name in row}
-    for line in lines[1:]:
-        for name, value, step in line.get("points", []):
-            if name not in of_curve:
-                marks.setdefault(step, {})[name] = value
-        if line["op"] == "end":
-            end = RunEnd(state=line["state"], scores=line["scores"], tags=line["tags"])
-    if not (path := folder.record(float(kimg))).exists():
-        info = RunInfo(**info, experiment=experiment)
-        RunRecord(info=info, kimg=float(kimg), opened_ms=int(lines[0]["at"]), marks=marks, end=end).write(path)

@@ -26,7 +26,7 @@ from harness.store.trials import Trials, finished_count
 from harness.sweep.engines.local import LocalEngine, threads_per_worker
 from harness.sweep.messages import Opened, Watcher, WorkerJob
 from harness.sweep.reconcile import ParentRun
-from harness.tracking.mlflow import client_for
+from harness.tracking.client import client_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,8 @@ def run_sweep(
     if machines.engine == "local" and finished_count(study) < target:
         start_fork_server()
     watcher.say("opening MLflow")
-    parent = ParentRun(Trials(study, spec, home), home, choose_device(machines.device), watcher.say).open()
+    device = choose_device(machines.device)
+    parent = ParentRun(Trials(study, spec, home), home, device, watcher.say, watcher.stop_level).open()
     parent.heal(crashed=True)
     source_name = spec.data.source
     dataset = {"name": source_name, "fingerprint": store.fingerprint, "source": source_name, "images": len(store)}
@@ -116,7 +117,7 @@ def join_sweep(name: str, home: Home, watcher: Watcher, *, source: Path | None, 
         )
     store = open_store(home, spec.data, source, study=name, on_progress=watcher.on_progress, say=watcher.say)
     refuse_other_images(study, store.fingerprint)
-    parent = ParentRun(Trials(study, spec, home), home, device, watcher.say).known()
+    parent = ParentRun(Trials(study, spec, home), home, device, watcher.say, watcher.stop_level).known()
     parent.heal(crashed=watcher.stop_level() < 2)
     return _run(parent, store, machines, watcher, starts=False, any_protocol=False)
 
@@ -135,8 +136,7 @@ def _run(
         parent.heal(crashed=watcher.stop_level() < 2)
 
     def end() -> None:
-        if starts or finished_count(study) >= target():
-            parent.end(target())
+        parent.close(target() if starts or finished_count(study) >= target() else None)
 
     watcher.on_event(Opened(record=study_to_record(study), target=target()))
     if finished_count(study) >= target():

@@ -29,8 +29,9 @@ from harness.store.studies import agree_on_protocols
 from harness.store.trials import INTERRUPTED, OOM, Lease, Trials, write_attrs
 from harness.sweep.messages import Ended, Event, Ready, Said, WorkerJob
 from harness.sweep.objective import WorkerSetup, objective, open_attempt, report
+from harness.tracking.client import new_client
 from harness.tracking.mirror import Mirror
-from harness.tracking.mlflow import MlflowTracker, new_client
+from harness.tracking.mlflow import MlflowTracker
 from harness.training.attempt import Attempt, Degenerate
 from harness.training.share import Share
 
@@ -41,7 +42,8 @@ _DECLARED_DEAD, _DISK_FULL = "was declared dead; continued elsewhere", "the disk
 # Seconds between questions of a worker without a trial: others run the last ones, and may yet die.
 _IDLE_S = 1.0
 # Seconds for sending what MLflow has yet to get: at the end of the work, and where the machine is to be given back.
-_LAST_SENDING_S, _HURRIED_SENDING_S = 60.0, 3.0
+# The supervisor sends what is left.
+_LAST_SENDING_S, _HURRIED_SENDING_S = 10.0, 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

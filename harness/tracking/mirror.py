@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from harness import atomic
 from harness.errors import Fenced, without_secrets
-from harness.tracking.mlflow import MlflowTracker
+from harness.tracking.mlflow import MlflowTracker, find_run
 from harness.training.run_folder import RunEnd, RunFolder, RunRecord, grid_kimg
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 _EVERY_S = 1.0
 _LONGEST_PAUSE_S = 30.0
@@ -91,11 +95,16 @@ class Reflection:
             self._send(runs, record, end)
         return end is not None
 
-    def restore(self, runs: MlflowTracker) -> None:
-        """Bring back the run if a person deleted it, and it is not gone for good."""
+    def restore(self, runs: MlflowTracker) -> bool:
+        """Bring back the run if a person deleted it, and it is not gone for good; whether it was."""
         with suppress(KeyError):
-            if self.run_id:
-                runs.revive(self.run_id)
+            return bool(self.run_id) and runs.revive(self.run_id)
+        return False
+
+    def forget_lost(self, client: MlflowClient) -> None:
+        """Have the run sent again if it is in MLflow no more, whose database may be another one."""
+        if self.run_id and find_run(client, self.run_id) is None:
+            self._move("", 0, ended=False)
 
     def send_again(self, runs: MlflowTracker, end: RunEnd) -> None:
         """Send a run that ended from its beginning; what MLflow has of it is left out."""

@@ -1,25 +1,20 @@
-"""MLflow: its client and its server; one experiment a study, one parent run, one child run a trial attempt."""
+"""MLflow's runs: one experiment a study, one parent run, one child run a trial attempt."""
 
 from __future__ import annotations
 
-import gc
-import logging
 import os
 import re
-import socket
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
 
 import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from harness.errors import TrackingError, UsageError
+from harness.errors import TrackingError, without_secrets
 from harness.home import Home
+from harness.tracking.client import within
 from harness.training.run_folder import Point, RunInfo, finite
 
 if TYPE_CHECKING:
@@ -30,139 +25,81 @@ STATUS = {
     "COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "RUNNING": "RUNNING", "WAITING": "SCHEDULED",
 }  # fmt: skip
 KEY_TAG = "harness.key"
+# An experiment's: whose runs it has.
+_MARK = "harness.experiment"
 _PARENT_TAG = "mlflow.parentRunId"
 _NOTE_TAG = "mlflow.note.content"
+# Seconds for a report, which is written already.
+_ATTACH_S = 30.0
 # Longer is refused or cut.
 _NOTE_CHARACTERS = 7900
 # What MLflow makes of an image's key and step.
 _IMAGE = re.compile(r"images/(?P<name>.+)\+step\+(?P<step>\d+)\+.*\.webp")
-# No telemetry, no progress bars, no migration chatter; a dead server is noticed in seconds, not minutes.
-_SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "GIT_PYTHON_REFRESH": "quiet",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    # The server's job runners are for its GenAI features: seven idle processes next to a sweep.
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    # A server may ask for hours of patience.
-    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
-    # With each run that ends it would print the address, and the password in it.
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
-# The last prints what it raises, with a traceback and the statement's values.
-_LOG_LEVELS = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL}
 
 
-def load() -> None:
-    """Import MLflow, quietly; without looking for garbage meanwhile, which takes a third of the time and finds none."""
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    for name, level in _LOG_LEVELS.items():
-        logging.getLogger(name).setLevel(level)
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        import mlflow  # noqa: F401
-    finally:
-        if collects:
-            gc.enable()
+def open_experiment(
+    client: MlflowClient,
+    home: Home,
+    study: str,
+    description: str = "",
+    *,
+    of_run: str = "",
+    say: Callable[[str], None] = lambda text: None,
+) -> str:
+    """The id of the study's experiment, whatever a person has named it since; restored where one deleted it, else made.
 
+    ``of_run`` is a run that is in it, if MLflow still has that. A TrackingError where another program made the
+    experiment of this name.
+    """
+    from mlflow.entities import ViewType
 
-def tracking_url(home: Home) -> str:
-    """``MLFLOW_TRACKING_URI``, or the database in the home folder."""
-    url = os.environ.get("MLFLOW_TRACKING_URI") or home.mlflow_url
-    try:
-        urlsplit(url)
-    except ValueError:  # its text, which may hold a password, is not shown
-        raise UsageError("MLFLOW_TRACKING_URI is not an address", "Use http://HOST:PORT, or unset it.") from None
-    return url
-
-
-def without_password(text: str, url: str) -> str:
-    """A text in which an address's password, and the one of MLFLOW_TRACKING_PASSWORD, is blotted out."""
-    named = (os.environ.get(name) for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"))
-    for secret in filter(None, (urlsplit(url).password, *named)):
-        text = text.replace(secret, "***")
-    return text
-
-
-def new_client(home: Home) -> MlflowClient:
-    """A client of a database or server that was opened before; nothing is asked of it yet."""
-    load()
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=tracking_url(home))
-
-
-@contextmanager
-def answers(home: Home) -> Iterator[None]:
-    """Whatever MLflow raises within, where it cannot be reached or refuses, is a TrackingError."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
-        first = without_password((str(error).splitlines() or [type(error).__name__])[0], tracking_url(home))
-        raise TrackingError(f"MLflow does not answer: {first}", "Check MLFLOW_TRACKING_URI, or unset it.") from None
-
-
-def client_for(home: Home) -> MlflowClient:
-    """A client; the database is created once, under a lock, before anything else opens it. As of :func:`answers`."""
-    load()
-    home.root.mkdir(parents=True, exist_ok=True)
-    with answers(home), FileLock(home.root / ".mlflow.lock"):
-        client = new_client(home)
-        client.search_experiments(max_results=1)
-    return client
-
-
-def open_experiment(client: MlflowClient, home: Home, study: str, description: str = "") -> str:
-    """The id of the study's experiment, created if need be (or restored, where a person deleted it in the UI)."""
     with FileLock(home.root / ".mlflow.lock"):
-        experiment = client.get_experiment_by_name(study)
-        if experiment is None:
+        of_known = find_run(client, of_run)
+        marked = client.search_experiments(ViewType.ALL, filter_string=f"tags.`{_MARK}` = '{study}'")
+        if of_known:
+            found: Any = client.get_experiment(of_known.info.experiment_id)
+        elif marked:
+            found = min(marked, key=lambda experiment: str(experiment.lifecycle_stage))  # active before deleted
+        elif found := client.get_experiment_by_name(study):
+            _refuse_foreign(client, found)
+        if found is None:
             here = not os.environ.get("MLFLOW_TRACKING_URI")
             location = home.within("artifacts", study).as_uri() if here else None
-            tags = {_NOTE_TAG: description} if description else None
+            tags = {_MARK: study} | ({_NOTE_TAG: description} if description else {})
             return str(client.create_experiment(study, artifact_location=location, tags=tags))
-        if experiment.lifecycle_stage == "deleted":
-            client.restore_experiment(experiment.experiment_id)
-        return str(experiment.experiment_id)
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+            say(f"MLflow's experiment {found.name} had been deleted; restored")
+        if _MARK not in found.tags:
+            client.set_experiment_tag(found.experiment_id, _MARK, study)
+        return str(found.experiment_id)
 
 
-def ui_command(home: Home, port: int) -> list[str]:
-    """The command line of the MLflow server over the home folder's database, on this machine only."""
-    if address := os.environ.get("MLFLOW_TRACKING_URI"):
-        raise UsageError("MLFLOW_TRACKING_URI is set, so runs are on that server", f"Open {address}.")
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise UsageError(f"port {port} is in use", f"Choose another: harness ui --port {port + 1}")
-    client_for(home)
-    os.environ["MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE"] = "false"
-    artifacts = str(home.artifacts)
-    return [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
-        *("--backend-store-uri", home.mlflow_url, "--artifacts-destination", artifacts, "--workers", "1"),
-        *("--uvicorn-opts", "--log-level warning"),
-        # By itself MLflow also answers to 10.* and 192.168.*, which are names that anybody can own: 10.example.com.
-        *("--allowed-hosts", ",".join(f"{name}{port}" for name in ("127.0.0.1", "localhost") for port in ("", ":*"))),
-        *("--cors-allowed-origins", f"http://127.0.0.1:{port}"),
-    ]
+def _refuse_foreign(client: MlflowClient, experiment: Any) -> None:
+    """Refuse an experiment that has runs, none of them ours; an early version marked its runs alone."""
+    from mlflow.entities import ViewType
+
+    ours = f"tags.`{KEY_TAG}` LIKE '%'"
+    if not client.search_runs([experiment.experiment_id], ours, ViewType.ALL, max_results=1) and client.search_runs(
+        [experiment.experiment_id], "", ViewType.ALL, max_results=1
+    ):
+        raise TrackingError(
+            f"MLflow has an experiment named {experiment.name} that another program made",
+            "Rename it in MLflow, or copy the study file to a new name.",
+        )
 
 
-def ui_links(home: Home, port: int, metrics: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(study, address of its trials as a table ranked by its final metric, with charts) of every study in MLflow."""
-    client = client_for(home)
-    for name, metric in metrics.items():
-        if experiment := client.get_experiment_by_name(name):
-            order = quote(f"metrics.`{metric}`", safe=".")
-            # workflowType leaves the UI's GenAI view, in which runs are not shown and which is its default.
-            query = f"workflowType=machine_learning&compareRunsMode=CHART&orderByKey={order}&orderByAsc=true"
-            yield name, f"http://127.0.0.1:{port}/#/experiments/{experiment.experiment_id}/runs?{query}"
+def find_run(client: MlflowClient, run_id: str) -> Any | None:
+    """A run, deleted ones included; None where MLflow never had it, or has removed it for good."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+    try:
+        return client.get_run(run_id) if run_id else None
+    except MlflowException as error:
+        if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            return None
+        raise
 
 
 class MlflowTracker:
@@ -184,12 +121,14 @@ class MlflowTracker:
         tags = {KEY_TAG: info.key, **info.tags}
         if self.parent_id:
             tags[_PARENT_TAG] = self.parent_id
-        run_id = self._find(info.key)
-        if run_id is None:
+        if (found := self._find(info.key)) is None:
             run = self.client.create_run(self.experiment_id, tags=tags, run_name=info.name)
             run_id = str(run.info.run_id)
             self._logged[run_id], self._images[run_id] = set(), set()
         else:
+            run_id = str(found.info.run_id)
+            if found.info.lifecycle_stage == "deleted":
+                self.client.restore_run(run_id)
             self._remember(run_id)
             self.client.update_run(run_id, status="RUNNING")
             self._tag(run_id, tags)
@@ -262,18 +201,11 @@ class MlflowTracker:
 
     def revive(self, run_id: str) -> bool:
         """Restore a run that a person deleted; whether it was. Raises KeyError where it is gone for good."""
-        from mlflow.exceptions import MlflowException
-        from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
-
-        try:
-            stage = self.client.get_run(run_id).info.lifecycle_stage
-        except MlflowException as error:
-            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-                raise KeyError(run_id) from error
-            raise
-        if stage == "deleted":
+        if (run := find_run(self.client, run_id)) is None:
+            raise KeyError(run_id)
+        if run.info.lifecycle_stage == "deleted":
             self.client.restore_run(run_id)
-        return bool(stage == "deleted")
+        return bool(run.info.lifecycle_stage == "deleted")
 
     def describe(self, run_id: str, text: str, *, images_in: str) -> None:
         """Set the run's description (Markdown), cut to what MLflow keeps; images are shown from an artifact folder."""
@@ -290,18 +222,21 @@ class MlflowTracker:
             for point in self.client.get_metric_history(run_id, name)
         }
 
-    def _find(self, key: str) -> str | None:
+    def _find(self, key: str) -> Any | None:
+        """The run of a key; a deleted one where there is no other."""
+        from mlflow.entities import ViewType
+
         of_parent = f" and tags.`{_PARENT_TAG}` = '{self.parent_id}'" if self.parent_id else ""
-        run = next(self._search(f"tags.`{KEY_TAG}` = '{key}'{of_parent}"), None)
-        return str(run.info.run_id) if run else None
+        runs = self._search(f"tags.`{KEY_TAG}` = '{key}'{of_parent}", ViewType.ALL)
+        return min(runs, key=lambda run: str(run.info.lifecycle_stage), default=None)
 
     def _children(self) -> Iterator[Any]:
         return self._search(f"tags.`{_PARENT_TAG}` = '{self.parent_id}'")
 
-    def _search(self, query: str) -> Iterator[Any]:
+    def _search(self, query: str, view: int = 1) -> Iterator[Any]:
         token = None
         while True:
-            page = self.client.search_runs([self.experiment_id], query, max_results=1000, page_token=token)
+            page = self.client.search_runs([self.experiment_id], query, view, max_results=1000, page_token=token)
             yield from page
             token = page.token
             if not token:
@@ -311,3 +246,17 @@ class MlflowTracker:
         from mlflow.entities import RunTag
 
         self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+
+def attach_report(tracker: MlflowTracker, run_id: str, page: Path, say: Callable[[str], None]) -> None:
+    """Attach a report that is written to its run in MLflow, if that answers in time."""
+
+    def attach() -> None:
+        tracker.artifact(run_id, page.parent, "report")
+        tracker.describe(run_id, page.read_text(encoding="utf-8"), images_in="report")
+
+    try:
+        within(_ATTACH_S, attach)
+    except Exception as error:  # whatever the tracking library raises
+        lines = without_secrets(str(error)).strip().splitlines() or [""]
+        say(f"the report could not be attached to its run in MLflow ({type(error).__name__}: {lines[0][:120]})")

@@ -13,7 +13,7 @@ from harness.home import Home
 from harness.spec.files import parse_study
 from harness.store.studies import final_metrics, find_record, find_study, open_study, started_study
 from harness.sweep.reconcile import reconcile_home
-from harness.tracking.mlflow import ui_links
+from harness.tracking.ui import ui_links
 from tests.conftest import TINY_STUDY
 
 SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
@@ -91,3 +91,23 @@ def test_a_study_of_an_early_version_without_a_uid_gets_one(home):
     optuna.delete_study(study_name="tiny", storage=home.optuna_url)
     plain_study(home, trials=0, direction="minimize", **attrs)
     assert open_study(SPEC, home).user_attrs["uid"]
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {"uid": "0" * 32},
+        {"uid": 7, "spec": "{}"},
+        {"spec_hash": "abc", "spec": "not ours"},
+        {"uid": "x", "spec": ["a"]},
+        {"uid": "x", "spec": "[1]"},
+    ],
+)
+def test_attributes_of_our_names_are_not_enough(home, attrs):
+    study = plain_study(home, direction="minimize", **attrs)
+    with pytest.raises(StorageError, match="another program"):
+        open_study(SPEC, home)
+    with pytest.raises(StorageError, match="another program"):
+        find_record("tiny", home)
+    assert {name: state for name, state, _ in studies_table(home)}["tiny"] == "skipped"
+    assert (study.user_attrs, len(study.trials)) == (attrs, 1)

@@ -16,9 +16,10 @@ from PIL import Image
 import harness.tracking.mirror as mirror_module
 from harness.errors import Fenced
 from harness.home import Home
-from harness.sweep.reconcile import adopt_journals
+from harness.sweep.journals import adopt_journals
+from harness.tracking.client import client_for, new_client
 from harness.tracking.mirror import Mirror, Reflection, send_left
-from harness.tracking.mlflow import MlflowTracker, client_for, new_client, open_experiment
+from harness.tracking.mlflow import MlflowTracker, open_experiment
 from harness.training.run_folder import Point, RunEnd, RunFolder, RunInfo, RunRecord
 from tests.runs import MemoryTracker
 from tests.servers import Gateway, MlflowServer

@@ -12,7 +12,8 @@ from PIL import Image
 
 from harness.errors import HarnessError
 from harness.home import Home
-from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
+from harness.tracking.client import client_for
+from harness.tracking.mlflow import MlflowTracker, open_experiment
 from harness.training.run_folder import Point, RunInfo
 from tests.runs import MemoryTracker
 

@@ -13,7 +13,7 @@ from harness.api.scoring import audit_study
 from harness.errors import DataError
 from harness.findings.ranking import pareto_front
 from harness.home import Home
-from harness.tracking.mlflow import client_for
+from harness.tracking.client import client_for
 from tests.conftest import blob_files, sharing_weights
 from tests.e2e.test_sweep import Here, Project, wait_for
 from tests.faults.checks import QUICK

@@ -25,7 +25,8 @@ from harness.store.studies import open_study, study_to_record
 from harness.store.trials import Trials, finished_count
 from harness.sweep.engines.ray import _Driver, run_ray
 from harness.sweep.messages import Ended, Event, Progressed, Ready, Scored, Started, Watcher, WorkerJob
-from harness.tracking.mlflow import MlflowTracker, client_for, open_experiment
+from harness.tracking.client import client_for
+from harness.tracking.mlflow import MlflowTracker, open_experiment
 from harness.training.run_folder import RunInfo
 from tests.conftest import TINY_STUDY, blob_files, sharing_weights
 from tests.runs import reconcile

@@ -120,7 +120,7 @@ def test_a_recipe_trains_for_its_epochs_and_leaves_everything(project):
     shown = re.findall(r"\]\((\S+\.png)\)", text)
     assert len(shown) == 5, "losses and four grids"
     assert all((page.parent / name).is_file() for name in shown)
-    from harness.tracking.mlflow import client_for
+    from harness.tracking.client import client_for
 
     client = client_for(project.home)
     wanted = "tags.variant = 'as_written' and tags.recipe = 'tiny_gan' and tags.seed = '0'"

@@ -99,7 +99,7 @@ def project(tmp_path_factory, weights_home: Home) -> Here:
 def mlflow_children(project: Project):
     from mlflow.entities import ViewType
 
-    from harness.tracking.mlflow import client_for
+    from harness.tracking.client import client_for
 
     client = client_for(project.home)
     experiment = client.get_experiment_by_name("tiny")

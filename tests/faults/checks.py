@@ -19,8 +19,9 @@ from harness.home import Home
 from harness.store.records import StudyRecord, TrialRecord
 from harness.store.studies import started_study, study_to_record
 from harness.sweep.reconcile import training_records
+from harness.tracking.client import client_for
 from harness.tracking.mirror import Reflection
-from harness.tracking.mlflow import STATUS, client_for
+from harness.tracking.mlflow import STATUS
 from tests.conftest import TINY_STUDY
 
 # Without Inception a worker is ready seconds earlier.

@@ -394,7 +394,7 @@ def test_a_study_of_a_harness_that_knows_other_keys_is_refused_by_them_and_keeps
 
 def test_reconciling_all_sends_what_trainings_had_yet_to_send(home):
     from harness.sweep.reconcile import reconcile_home as reconcile_studies
-    from harness.tracking.mlflow import client_for
+    from harness.tracking.client import client_for
 
     folder = RunFolder(home.training_dir("abc"))
     folder.path.mkdir(parents=True)

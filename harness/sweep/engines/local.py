@@ -7,12 +7,14 @@ import multiprocessing as mp
 import os
 import select
 import signal
+import sys
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from harness.errors import HarnessError, SweepError
+from harness.errors import HarnessError, SweepError, without_secrets
 from harness.machine.forks import adopt_environment, worker_context
 from harness.sweep.messages import Ended, Event, Failed, Ready, Saved, Watcher, WorkerJob
 
@@ -152,6 +154,9 @@ def _worker_main(job: WorkerJob, events: Connection, environment: Mapping[str, s
         run_worker(job, publish, lambda: stopped or os.getppid() != parent or bool(pipe.poll(0)))
     except HarnessError as error:
         publish(Failed(error=error))
+    except Exception:  # as Python prints it, but for passwords in addresses
+        sys.stderr.write(without_secrets(traceback.format_exc()))
+        sys.exit(1)
     events.close()
 
 

@@ -18,7 +18,7 @@ for _number in (signal.SIGINT, signal.SIGTERM):
 gc.disable()
 
 import harness.sweep.worker  # noqa: E402, F401
-from harness.tracking.mlflow import load  # noqa: E402
+from harness.tracking.client import load  # noqa: E402
 
 load()
 import mlflow.store.tracking.sqlalchemy_store  # noqa: E402, F401

@@ -1,0 +1,223 @@
+"""MLflow's client: quiet, with limits to the time and the size of every answer."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from filelock import FileLock
+
+from harness.errors import TrackingError, UsageError
+from harness.home import Home
+from harness.tracking.database import prepare
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+R = TypeVar("R")
+
+# No telemetry, no progress bars, no migration chatter; a dead server is noticed in seconds, not minutes.
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    # The server's job runners are for its GenAI features: seven idle processes next to a sweep.
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+}
+# Whatever the environment says.
+_ALWAYS = {
+    # A server may ask for hours of patience.
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+    # With each run that ends it would print the address, and the password in it.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+# Seconds that a call may take, and one that sends a file.
+_CALL_S, _FILE_S, _POLL_S = 30.0, 600.0, 0.2
+# Bytes of an answer, the longest of which is a page of 1,000 runs.
+_MOST_BYTES = 64 * 2**20
+# Calls that were given up, and are not over yet.
+_left: list[Thread] = []
+_MOST_LEFT = 8
+_DAMAGED = "If mlflow.db is damaged, move it away: the next start shows everything again, from the runs' folders."
+# The last two print a request's address, and what they raise with a traceback and the statement's values.
+_LOG_LEVELS = {
+    "mlflow": logging.WARNING,
+    "alembic": logging.WARNING,
+    "urllib3": logging.ERROR,
+    "mlflow.store.db.utils": logging.CRITICAL,
+}
+
+
+def load() -> None:
+    """Import MLflow, quietly; without looking for garbage meanwhile, which takes a third of the time and finds none."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    os.environ.update(_ALWAYS)
+    for name, level in _LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        import mlflow  # noqa: F401
+
+        _limit_answers()
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _limit_answers() -> None:
+    """Have MLflow's requests read no more than :data:`_MOST_BYTES` of an answer, in any thread."""
+    from mlflow.utils import request_utils
+    from requests import PreparedRequest, Response, exceptions
+
+    usual = request_utils.TCPKeepAliveHTTPAdapter
+
+    class Limited(usual):  # type: ignore[misc,valid-type]
+        def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:
+            request.headers["Accept-Encoding"] = "identity"  # what is read is what there is
+            response: Response = super().send(request, *args, **kwargs)
+            if not kwargs.get("stream"):
+                body = response.raw.read(_MOST_BYTES + 1)
+                if len(body) > _MOST_BYTES:
+                    response.close()
+                    raise exceptions.ConnectionError(f"the answer is longer than {_MOST_BYTES >> 20} MiB")
+                response._content = body
+            return response
+
+    if usual.__name__ != Limited.__name__:
+        request_utils.TCPKeepAliveHTTPAdapter = Limited  # type: ignore[misc]
+
+
+def within(seconds: float, call: Callable[[], R], stops: Callable[[], bool] = lambda: False) -> R:
+    """The result of a call in a thread, which is left to itself after so many seconds, or when ``stops()``.
+
+    No timeout of a library ends every wait: a server may send a byte a second, or the header of an answer for ever.
+    """
+    _left[:] = [thread for thread in _left if thread.is_alive()]
+    if len(_left) >= _MOST_LEFT:
+        raise TimeoutError("earlier requests have not been answered")
+    outcome: list[Callable[[], R]] = []
+
+    def work() -> None:
+        try:
+            result = call()
+            outcome.append(lambda: result)
+        except BaseException as error:
+            raised = error
+
+            def reraise() -> R:
+                raise raised
+
+            outcome.append(reraise)
+
+    thread, until = Thread(target=work, name="mlflow", daemon=True), time.monotonic() + seconds
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_S)
+        if thread.is_alive() and (stops() or time.monotonic() > until):
+            _left.append(thread)
+            raise TimeoutError("stopped" if stops() else f"no answer within {seconds:g} s")
+    return outcome[0]()
+
+
+class _Client:
+    """MLflow's client, each of whose calls ends. Nothing is asked, and no database made, before the first of them."""
+
+    def __init__(self, home: Home) -> None:
+        self._home, self.tracking_uri = home, tracking_url(home)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._real, name)
+        if name.startswith("_") or not callable(found):
+            return found
+        seconds = _FILE_S if name in ("log_artifact", "log_artifacts", "log_image") else _CALL_S
+        return lambda *args, **kwargs: within(seconds, lambda: found(*args, **kwargs))
+
+    @cached_property
+    def _real(self) -> MlflowClient:
+        make_database(self._home)
+        from mlflow import MlflowClient
+        from mlflow.tracking._tracking_service import utils
+
+        utils._artifact_repos_cache.clear()  # by run, which a copy of a home has, too
+        return MlflowClient(tracking_uri=_adopt_password(self.tracking_uri))
+
+
+def make_database(home: Home) -> None:
+    """What can take long and waits for nobody else: MLflow's imports, and its database in the home folder."""
+    load()
+    if tracking_url(home) == home.mlflow_url:
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+        home.root.mkdir(parents=True, exist_ok=True)
+        with FileLock(home.root / ".mlflow.db.lock"):
+            prepare(home)
+
+
+def tracking_url(home: Home) -> str:
+    """``MLFLOW_TRACKING_URI``, or the database in the home folder."""
+    url = os.environ.get("MLFLOW_TRACKING_URI") or home.mlflow_url
+    try:
+        urlsplit(url)
+    except ValueError:  # its text, which may hold a password, is not shown
+        raise UsageError("MLFLOW_TRACKING_URI is not an address", "Use http://HOST:PORT, or unset it.") from None
+    return url
+
+
+def without_password(text: str, url: str) -> str:
+    """A text in which an address's password, and the one of MLFLOW_TRACKING_PASSWORD, is blotted out."""
+    named = (os.environ.get(name) for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"))
+    for secret in filter(None, (urlsplit(url).password, *named)):
+        text = text.replace(secret, "***")
+    return text
+
+
+def _adopt_password(url: str) -> str:
+    """A server's address without user and password, which MLflow then has from the environment, and cannot print."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or parts.username is None:
+        return url
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def new_client(home: Home) -> MlflowClient:
+    """A client of which nothing is asked yet."""
+    return cast("MlflowClient", _Client(home))
+
+
+@contextmanager
+def answers(home: Home) -> Iterator[None]:
+    """Whatever MLflow raises within, where it cannot be reached or refuses, is a TrackingError."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
+        first = without_password((str(error).splitlines() or [type(error).__name__])[0], tracking_url(home))
+        hint = "Check MLFLOW_TRACKING_URI, or unset it." if os.environ.get("MLFLOW_TRACKING_URI") else _DAMAGED
+        raise TrackingError(f"MLflow does not answer: {first}", hint) from None
+
+
+def client_for(home: Home) -> MlflowClient:
+    """A client that MLflow has answered; what :func:`answers` raises where it does not."""
+    client = new_client(home)
+    load()
+    with answers(home):
+        client.search_experiments(max_results=1)
+    return client

@@ -1,0 +1,128 @@
+"""MLflow's database in the home folder: whole or absent, up to date, and with paths of that home."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing, suppress
+from functools import cache
+from pathlib import Path
+from urllib.parse import quote
+
+from harness import atomic
+from harness.errors import TrackingError, without_secrets
+from harness.home import Home
+
+# Where MLflow keeps absolute addresses of files.
+_ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+_MOVE = "Move the file away: the next start shows everything again, from the runs' folders."
+
+
+def prepare(home: Home) -> None:
+    """Make the database, or bring it up to date, in a copy that then takes its place; the caller has the lock.
+
+    MLflow would do either in place, where a kill leaves tables that it can neither use nor finish. A TrackingError
+    where the file is damaged, another program's, or of a newer MLflow.
+    """
+    path, new = home.root / "mlflow.db", home.root / "mlflow.db.new"
+    try:
+        with closing(_open(path)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            versions = (
+                database.execute("SELECT version_num FROM alembic_version") if "alembic_version" in tables else ()
+            )
+            version = next(iter(versions), ("",))[0]
+            runs = database.execute("SELECT count(*) FROM runs").fetchone()[0] if "runs" in tables else 0
+            if version == _versions()[0]:
+                _reroot(database, home)
+                return
+            if tables - {"alembic_version"} and "experiments" not in tables:
+                raise TrackingError(f"{path} is another program's database", "Move it away; MLflow's is made there.")
+            if version and version not in _versions():
+                raise TrackingError(f"{path} was written by a newer MLflow", f"Install that MLflow. Or: {_MOVE}")
+            _remove(new)
+            if runs:
+                with closing(sqlite3.connect(new)) as copy:
+                    database.backup(copy)
+    except sqlite3.DatabaseError as error:
+        raise TrackingError(f"{path} cannot be used: {error}", _MOVE) from None
+    try:
+        _migrate(new, upgrade=bool(runs))
+    except Exception as error:  # whatever a migration raises
+        _remove(new)
+        if isinstance(error, OSError) or not runs:
+            raise
+        first = without_secrets((str(error).splitlines() or [type(error).__name__])[0])
+        raise TrackingError(f"{path} cannot be brought up to date: {first}", _MOVE) from None
+    if runs:
+        old = path.with_name(f"{path.name}.{version}")
+        _remove(old)
+        shutil.copyfile(path, old)
+        with closing(_open(new)) as database:
+            _reroot(database, home)
+    for rest in ("-journal", "-wal", "-shm"):  # of the file before, which SQLite would play into the new one
+        path.with_name(path.name + rest).unlink(missing_ok=True)
+    new.replace(path)
+    atomic.sync_folder(path.parent)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(str(path))}?mode=rwc", uri=True, timeout=60)
+
+
+def _remove(path: Path) -> None:
+    for end in ("", "-journal", "-wal", "-shm"):
+        path.with_name(path.name + end).unlink(missing_ok=True)
+
+
+@cache
+def _versions() -> tuple[str, ...]:
+    """Of all databases that the installed MLflow can read or bring up to date, the newest first."""
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config
+
+    scripts = ScriptDirectory.from_config(_get_alembic_config(""))  # type: ignore[no-untyped-call]
+    return tuple(script.revision for script in scripts.walk_revisions())
+
+
+def _migrate(path: Path, *, upgrade: bool) -> None:
+    """Make all tables, or bring those of an earlier MLflow up to date."""
+    from mlflow.store.db.utils import _initialize_tables, _upgrade_db
+    from sqlalchemy import NullPool, create_engine
+
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(path)
+        connection.execute("PRAGMA synchronous = OFF")  # nobody has it yet
+        return connection
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=NullPool)
+    migrate: Callable[..., None] = _upgrade_db if upgrade else _initialize_tables
+    migrate(engine)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _reroot(database: sqlite3.Connection, home: Home) -> None:
+    """Have MLflow find and write files under this home, which may have been moved or copied since they were named.
+
+    An experiment of ours is at ARTIFACTS/STUDY, where ARTIFACTS is the folder of that name in the home it was made in.
+    """
+    here = home.artifacts.as_uri()
+    located = database.execute("SELECT artifact_location FROM experiments WHERE artifact_location LIKE 'file:///%'")
+    elsewhere = {str(location).rpartition("/")[0] for (location,) in located} - {here}
+    for there in filter(lambda folder: folder.endswith(f"/{home.artifacts.name}"), elsewhere):
+        for table, column in _ADDRESSES:
+            with suppress(sqlite3.OperationalError):  # this MLflow has no such table
+                database.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",  # noqa: S608
+                    (here, len(there) + 1, len(there) + 1, f"{there}/"),
+                )
+    database.commit()

@@ -1,0 +1,168 @@
+"""An MLflow server that answers badly: no start, death, interruption or report waits for it for longer than is said."""
+
+from __future__ import annotations
+
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread
+
+import pytest
+
+import harness.sweep.reconcile as reconcile_module
+import harness.tracking.client as client_module
+import harness.tracking.mlflow as mlflow_module
+from harness.errors import TrackingError
+from harness.spec.files import parse_study
+from harness.store.database import write_study_attrs
+from harness.store.records import StudyAttrs, TrialAttrs
+from harness.store.studies import open_study
+from harness.store.trials import Trials
+from harness.sweep.reconcile import ParentRun
+from harness.tracking.client import client_for, new_client, within
+from harness.tracking.mlflow import MlflowTracker, attach_report
+from tests.conftest import TINY_STUDY
+
+SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
+MODES = ("429", "503", "drip", "header", "endless", "silent", "html")
+
+
+class Poor:
+    """Answers every request in one bad way."""
+
+    def __init__(self) -> None:
+        self.mode, self.over = "silent", Event()
+        poor = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _any(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if poor.mode in ("429", "503"):
+                    self.send_response(int(poor.mode))
+                    self.send_header("Retry-After", "3600")
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                if poor.mode == "silent":
+                    poor.over.wait()
+                    return
+                self.send_response(200)
+                if poor.mode == "html":
+                    self.send_header("Content-Length", "13")
+                    self.end_headers()
+                    self.wfile.write(b"<html></html>")
+                    return
+                if poor.mode != "header":
+                    self.send_header("Transfer-Encoding", "chunked")
+                    self.end_headers()
+                else:
+                    self.flush_headers()
+                    self.wfile.write(b"X-Slow: ")
+                piece = b"1\r\n \r\n" if poor.mode == "drip" else b"x" if poor.mode == "header" else b"10000\r\n" + (
+                    b" " * 65536 + b"\r\n"
+                )  # fmt: skip
+                while not poor.over.wait(0 if poor.mode == "endless" else 0.2):
+                    self.wfile.write(piece)
+                    self.wfile.flush()
+
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _any
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def close(self) -> None:
+        self.over.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def poor(monkeypatch):
+    server = Poor()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3600")
+    monkeypatch.setattr(client_module, "_left", [])
+    monkeypatch.setattr(client_module, "_CALL_S", 3.0)
+    yield server
+    server.close()
+
+
+def seconds(call) -> float:
+    began = time.monotonic()
+    call()
+    return time.monotonic() - began
+
+
+def refused(home) -> None:
+    with pytest.raises(TrackingError, match="MLflow does not answer"):
+        client_for(home)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_call_ends(home, poor, mode):
+    client_module.load()
+    poor.mode = mode
+    assert seconds(lambda: refused(home)) < 15
+
+
+def test_calls_that_never_end_do_not_pile_up(poor):
+    over = Event()
+    for _ in range(20):
+        with pytest.raises(TimeoutError):
+            within(0.0, over.wait)
+    assert len(client_module._left) == client_module._MOST_LEFT
+    over.set()
+    for thread in client_module._left:
+        thread.join()
+    assert within(5.0, lambda: 7) == 7
+
+
+@pytest.fixture
+def known(home) -> Trials:
+    trials = Trials(open_study(SPEC, home), SPEC, home)
+    write_study_attrs(trials.study, StudyAttrs(mlflow_experiment="1", mlflow_parent="abc", final_metric="fid20"))
+    return trials
+
+
+@pytest.mark.parametrize("mode", ["silent", "drip"])
+def test_a_death_a_start_and_an_end_do_not_wait(home, poor, known, monkeypatch, mode):
+    client_module.load()
+    poor.mode = mode
+    monkeypatch.setattr(reconcile_module, "_KNOWN_S", 1.0)
+    monkeypatch.setattr(reconcile_module, "_WAIT_S", 1.0)
+    monkeypatch.setattr(reconcile_module, "_LAST_S", 2.0)
+    said: list[str] = []
+    parent = ParentRun(known, home, "cpu", said.append)
+    assert seconds(parent.open) < 5
+    assert said[-1].endswith("the sweep continues, and MLflow gets everything when it is back")
+    trial = known.ask(9)
+    known.storage.set_trial_user_attrs(trial._trial_id, TrialAttrs(worker={"pid": 1, "host": "x"}).stored())
+    assert seconds(lambda: parent.heal(crashed=True)) < 2
+    assert seconds(lambda: parent.close(4)) < 3
+    assert any("MLflow is slow" in line or "does not answer" in line for line in said)
+
+
+def test_a_second_interruption_ends_the_wait(home, poor, known):
+    client_module.load()
+    poor.mode = "drip"
+    parent = ParentRun(known, home, "cpu", lambda text: None, lambda: 2)
+    assert seconds(parent.open) < 2
+    assert seconds(lambda: parent.close(4)) < 2
+
+
+def test_a_report_is_written_and_the_command_ends(home, poor, tmp_path, monkeypatch):
+    client_module.load()
+    poor.mode = "drip"
+    monkeypatch.setattr(mlflow_module, "_ATTACH_S", 2.0)
+    page, said = tmp_path / "report.md", []
+    page.write_text("report")
+    tracker = MlflowTracker(new_client(home), "1")
+    assert seconds(lambda: attach_report(tracker, "abc", page, said.append)) < 6
+    assert said[0].startswith("the report could not be attached to its run in MLflow (TimeoutError")
