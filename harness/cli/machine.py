@@ -102,4 +102,7 @@ def ui(given: Any) -> None:
     say("its start page shows GenAI; choose Model training at the top left, or go to a study's trials directly:")
     for name, address in ui_links(given.home, given.port, final_metrics(given.home)):
         say(f"  {name}: {address}")
+    # The server imports modules of the folder that it is started in.
+    os.chdir(given.home.root)
+    os.environ["PYTHONSAFEPATH"] = "1"
     os.execv(command[0], command)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import ModuleType
 from typing import TypeVar, cast
 
@@ -19,6 +21,26 @@ from harness.errors import HarnessError, SweepError
 FORKS = sys.platform == "linux"
 
 T = TypeVar("T")
+
+
+def search_path() -> str:
+    """Where this process looks for modules, as the value of PYTHONPATH."""
+    return os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path)
+
+
+@contextmanager
+def same_imports() -> Iterator[None]:
+    """Python processes started in here import what this one would; by itself Python puts the current folder first."""
+    safe = {"PYTHONSAFEPATH": "1", "PYTHONPATH": search_path()}
+    before = {name: os.environ.get(name) for name in safe}
+    os.environ.update(safe)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 class _Mainless(BaseProcess):
@@ -32,7 +54,8 @@ class _Mainless(BaseProcess):
         main = sys.modules["__main__"]
         sys.modules["__main__"] = ModuleType("__main__")  # has neither a path nor a spec to import it by
         try:
-            super().start()
+            with same_imports():
+                super().start()
         finally:
             sys.modules["__main__"] = main
 
@@ -46,6 +69,10 @@ class SpawningContext(SpawnContext):
     class Process(_Mainless, SpawnProcess):
         """Spawned."""
 
+    def __init__(self) -> None:
+        with same_imports():  # a process too, which the first lock or queue would start
+            resource_tracker.ensure_running()
+
 
 def worker_context() -> ForkContext | SpawningContext:
     """How this platform starts the processes that train and score."""
@@ -57,7 +84,8 @@ def start_fork_server() -> None:
     """Start the imports, which take seconds, while the sweep is still being prepared; without forking, do nothing."""
     if FORKS:
         forkserver.set_forkserver_preload(["harness.sweep.engines.nursery"])
-        forkserver.ensure_running()
+        with same_imports():
+            forkserver.ensure_running()
 
 
 def call_with_torch(function: Callable[..., T], *arguments: object) -> T:

