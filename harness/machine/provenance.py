@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import subprocess
 from contextlib import suppress
@@ -34,7 +35,9 @@ def git_commit() -> str:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+        # A hook of another repository has variables that name it.
+        env = {name: text for name, text in os.environ.items() if not name.startswith("GIT_")}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=10)
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from torch import Tensor
 from harness import atomic
 from harness.data.downloads import fetch_file
 from harness.errors import WeightsError
-from harness.home import Home
+from harness.home import Home, path_from_environment
 
 OFFICIAL_NAME = "weights-inception-2015-12-05-6726825d.pth"
 TRUNK_NAME = "inception-trunk.pt"
@@ -114,10 +113,8 @@ def cached_file(home: Home, name: str) -> Path | None:
 
 
 def _named_file(variable: str) -> Path | None:
-    if not (chosen := os.environ.get(variable)):
-        return None
-    path = Path(chosen)
-    if not path.is_file():
+    path = path_from_environment(variable)
+    if path and not path.is_file():
         raise WeightsError(f"{variable} names {path}, which does not exist")
     return path
 
