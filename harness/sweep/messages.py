@@ -82,6 +82,10 @@ class Ready(Event):
     """A worker has weights and reference statistics, and asks for its first trial."""
 
 
+class Alive(Event):
+    """A worker has made a step of a training, or scored a batch, or waits for a trial."""
+
+
 class Failed(Event):
     """A worker ends with an error that a person must see."""
 

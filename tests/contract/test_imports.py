@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Event
 
@@ -15,6 +18,8 @@ import pytest
 from harness.errors import SweepError
 from harness.machine.provenance import code_sha256
 from harness.sweep import worker
+from harness.sweep.engines import local
+from harness.sweep.messages import Ready, Watcher
 from tests.conftest import ROOT, TINY_STUDY, blob_files
 from tests.servers import _answers as answers
 from tests.servers import free_port
@@ -119,8 +124,47 @@ def test_the_hash_of_the_code_is_of_every_file(tmp_path):
 
 
 def test_a_worker_of_other_code_refuses_its_job():
-    class Job:
+    class OtherCode:
         code = "0" * 64
 
     with pytest.raises(SweepError, match="a worker has another version of the harness, in "):
-        worker.run_worker(Job(), lambda event: None, lambda: False)
+        worker.run_worker(OtherCode(), lambda event: None, lambda: False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    folder: Path
+    index: int = 0
+    workers: int = 1
+
+
+def hang_once(job: Job, events: Connection, environment: dict[str, str]) -> None:
+    """A worker that is ready, and hangs where it is the first."""
+    events.send(Ready())
+    if not (job.folder / "hung").exists():
+        (job.folder / "hung").touch()
+        Event().wait()
+
+
+def test_a_worker_that_hangs_is_killed_and_another_continues(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "_worker_main", hang_once)
+    monkeypatch.setattr(local, "_SILENCE_S", 0.5)
+    said: list[str] = []
+    deaths: list[int] = []
+    watcher = Watcher(on_event=lambda event: said.append(getattr(event, "text", "")), stop_level=lambda: 0)
+    local.LocalEngine(Job(tmp_path), watcher, lambda: deaths.append(1)).run()
+    assert [line.partition(" for ")[0] for line in said if line] == [
+        "a worker has shown no progress", "a worker died (exit code -9); starting another"
+    ]  # fmt: skip
+    assert deaths == [1]
+
+
+def test_a_worker_is_not_taken_to_hang_while_it_loads_or_does_what_it_did_before():
+    silent = local._Worker.__new__(local._Worker)
+    now = time.monotonic()
+    for heard_at, longest_s, hangs in [
+        (0.0, 0.0, False), (now - 299, 0.0, False), (now - 301, 0.0, True), (now - 301, 31.0, False),
+        (now - 400, 31.0, True),
+    ]:  # fmt: skip
+        silent.heard_at, silent.longest_s = heard_at, longest_s
+        assert bool(silent.silence_s()) == hangs
