@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -15,10 +16,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar, cast
 
-from harness.errors import HarnessError, SweepError
+from harness.errors import HarnessError, SweepError, UsageError
 
 # Forking is safe on Linux only; elsewhere processes are spawned.
 FORKS = sys.platform == "linux"
+
+# How often a process is forked before it is given up.
+_FORKS = 3
+# Bytes of the folder's path: those of Ray's sockets are longest, with some 75 more.
+_LONGEST_TMPDIR = 32
 
 T = TypeVar("T")
 
@@ -43,6 +49,22 @@ def same_imports() -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def short_temporary_folder() -> Iterator[str]:
+    """A folder for sockets, whose paths have at most 107 bytes; it may be another than that of TMPDIR."""
+    default = tempfile.gettempdir()
+    folders = (default, "/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - folders of their own are made there
+    fitting = (path for path in folders if len(os.fsencode(path)) <= _LONGEST_TMPDIR and os.access(path, os.W_OK))
+    tempfile.tempdir = next(fitting, None)
+    if tempfile.tempdir is None:
+        tempfile.tempdir = default
+        raise UsageError(f"TMPDIR={default} is too long for a socket's path", "Set TMPDIR to a shorter folder.")
+    try:
+        yield tempfile.tempdir
+    finally:
+        tempfile.tempdir = default
+
+
 class _Mainless(BaseProcess):
     """A process that does not import the caller's main module.
 
@@ -62,7 +84,20 @@ class _Mainless(BaseProcess):
 
 class ForkContext(ForkServerContext):
     class Process(_Mainless, ForkServerProcess):
-        """Forked."""
+        """Forked, again where the fork server is killed meanwhile: the next call starts another one."""
+
+        def start(self) -> None:
+            for attempts_left in reversed(range(_FORKS)):
+                try:
+                    with short_temporary_folder():
+                        return super().start()
+                except (EOFError, ConnectionError):
+                    if not attempts_left:
+                        raise SweepError(
+                            f"the process that workers are started from was killed {_FORKS} times",
+                            "Out of memory? What was done is kept: start again to continue.",
+                        ) from None
+            return None
 
 
 class SpawningContext(SpawnContext):
@@ -84,7 +119,7 @@ def start_fork_server() -> None:
     """Start the imports, which take seconds, while the sweep is still being prepared; without forking, do nothing."""
     if FORKS:
         forkserver.set_forkserver_preload(["harness.sweep.engines.nursery"])
-        with same_imports():
+        with same_imports(), short_temporary_folder():
             forkserver.ensure_running()
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError, SweepError, UsageError
-from harness.machine.forks import same_imports, search_path
+from harness.machine.forks import same_imports, search_path, short_temporary_folder
 from harness.machine.processes import Machines
 from harness.sweep.messages import Crashed, Ended, Event, Watcher, WorkerJob
 
@@ -324,7 +324,9 @@ def _connect(ray: Any, address: str, cores: int) -> None:
     try:
         where = "local" if own else _reachable(address)
         # Workers look for modules in the folder that this is called in, before all others.
-        with same_imports(), contextlib.chdir(sysconfig.get_path("stdlib")):
+        with same_imports(), contextlib.chdir(sysconfig.get_path("stdlib")), short_temporary_folder() as folder:
+            if own:
+                own["_temp_dir"] = str(Path(folder) / "ray")
             ray.init(where, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
