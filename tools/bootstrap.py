@@ -76,7 +76,8 @@ def _is_fresh(extra: str) -> bool:
         path = VENV / f".stamp-{name or 'base'}"
         return path.is_file() and path.read_text() == stamp(name)
 
-    return python_of(VENV).exists() and not (VENV / _UNFINISHED).exists() and (stamped("dev") or stamped(extra))
+    whole = python_of(VENV).exists() and (VENV / "pyvenv.cfg").is_file() and not (VENV / _UNFINISHED).exists()
+    return whole and (stamped("dev") or stamped(extra))
 
 
 @contextmanager
@@ -129,7 +130,10 @@ def _unusable() -> str:
     if (VENV / _UNFINISHED).exists():
         return "an installation into it was interrupted"
     try:
-        subprocess.run([str(python_of(VENV)), "-I", "-c", "import pip"], check=True, capture_output=True)
+        code = (
+            "import pip, sys; sys.exit(sys.prefix == sys.base_prefix)"  # without its settings it is the base's Python
+        )
+        subprocess.run([str(python_of(VENV)), "-I", "-c", code], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         return "its Python is gone or was replaced, or has no pip"
     # Where it was made, its settings say, and the commands in it, which run the Python of that place.

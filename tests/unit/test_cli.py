@@ -347,6 +347,7 @@ def test_an_environment_that_is_a_link_is_used_with_this_clones_code_and_left_as
     shutil.copytree(clone / "tools", other / "tools")
     (other / ".venv").symlink_to(clone / ".venv")
     (other / "harness").mkdir()
+    (other / "harness" / "__init__.py").touch()
     (other / "harness" / "__main__.py").write_text("print('of the clone')")
     assert bootstrapped(other, "recipes").communicate() == ("of the clone\n", "")
     assert not (clone / ".venv" / "log").exists()
@@ -356,6 +357,8 @@ def test_of_pips_settings_only_the_way_to_the_index_is_kept(monkeypatch, tmp_pat
     settings = {"index-url": "https://a", "target": "/t", "timeout": "7", "no-deps": "true", "require-hashes": "true"}
     lines = "".join(f"{name} = {value}\n" for name, value in settings.items())
     (tmp_path / "pip.conf").write_text(f"[global]\n{lines}[install]\nuser = true\nfind-links = /wheels\n")
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
     for name, value in {"CONFIG_FILE": str(tmp_path / "pip.conf"), "INDEX_URL": "https://b", "PREFIX": "/p"}.items():
         monkeypatch.setenv(f"PIP_{name}", value)
     kept = bootstrap._pip_environment([sys.executable, "-I", "-m", "pip"])
