@@ -144,7 +144,8 @@ def device_in_words(device: str) -> str:
         import torch
 
         return f"CUDA ({torch.cuda.get_device_name(0)})"
-    return f"the CPU ({usable_cores()} cores)"
+    cores = usable_cores()
+    return f"the CPU ({cores} core{'s' * (cores != 1)})"
 
 
 def choose_device(wanted: str) -> str:
