@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 
 def write_bytes(path: Path, payload: bytes) -> None:
     """Replace ``path`` by ``payload`` in one step; a crash, or an OSError, leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    torn = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with torn.open("xb") as file:  # who may read it is the umask's to say
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
+        torn.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        torn.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 

@@ -9,6 +9,14 @@ from pathlib import Path
 
 from harness.errors import UsageError
 
+# Every variable of the harness's own.
+VARIABLES = tuple(
+    f"HARNESS_{name}"
+    for name in (
+        *("HOME", "STORAGE", "SEARCH_SPACES", "MACHINE", "CHECKPOINTS", "CHECKPOINT_S", "GRACE_S", "CUDA_GRAPHS"),
+        *("FID_WEIGHTS", "VGG16_WEIGHTS", "NO_VENV"),
+    )
+)
 _PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,255}")
 
 
@@ -21,7 +29,7 @@ class Home:
     @classmethod
     def from_environment(cls) -> Home:
         """The folder of ``HARNESS_HOME``, or ``runs`` in the current folder; a UsageError where no database can be."""
-        root = Path(os.environ.get("HARNESS_HOME") or "runs").expanduser().resolve()
+        root = (path_from_environment("HARNESS_HOME") or Path("runs")).resolve()
         odd = "".join(sorted({letter for letter in str(root) if letter in "%?" or not letter.isprintable()}))
         if odd:  # in an address of a database they mean something else
             problem = f"databases cannot be kept in {str(root)!r}, for {odd!r} in its name"
@@ -76,6 +84,30 @@ class Home:
         if path.stat().st_uid == os.getuid():
             path.chmod(0o700)
         return path
+
+
+def path_from_environment(name: str) -> Path | None:
+    """The path that a variable names, None where it is empty. A shell expands no ``~`` inside of quotes, nor make."""
+    given = os.environ.get(name)
+    return expanded(Path(given)) if given else None
+
+
+def expanded(path: Path) -> Path:
+    """A path whose ``~`` at the beginning is the home folder of this user, or ``~name`` of that one."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UsageError(f"{path}: the home folder of {path.parts[0]} is not known", "Write the whole path.") from None
+
+
+def unknown_variables() -> list[str]:
+    """Variables of the environment that are named like ours, and are none; those of the tests aside."""
+    ours = ("HARNESS_TEST_", "HARNESS_FAULTS")
+    return sorted(
+        name
+        for name in os.environ
+        if name.startswith("HARNESS_") and name not in VARIABLES and not name.startswith(ours)
+    )
 
 
 def seconds_from_environment(name: str, default: float) -> float:

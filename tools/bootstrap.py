@@ -7,19 +7,25 @@ console command ``harness`` does none of this: it runs in whatever environment i
 
 from __future__ import annotations
 
+import ast
 import difflib
+import fcntl
 import hashlib
-import importlib.util
+import importlib.metadata
 import os
 import re
 import shutil
 import subprocess
 import sys
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
+# A file in .venv while something is installed, and after an installation that was interrupted.
+_UNFINISHED = ".unfinished"
 # Variables that may be set on make's command line besides those that the Makefile hands on.
 _OTHER_VARIABLES = (
     *("PYTHON", "MLFLOW_TRACKING_URI", "HARNESS_HOME", "HARNESS_STORAGE", "HARNESS_SEARCH_SPACES", "HARNESS_MACHINE"),
@@ -33,8 +39,8 @@ make setup   installs into .venv and fetches the scoring weights; `make` then li
 
 
 def stamp(extra: str) -> str:
-    """What an environment was made from: it is refreshed where this changes."""
-    total = hashlib.sha256(f"{sys.version_info[:2]} {extra}".encode())
+    """What an environment was made from, and where: it is refreshed where this changes."""
+    total = hashlib.sha256(f"{VENV} {python_of(VENV).resolve()} {extra}".encode())
     for name in ("pyproject.toml", "constraints.txt"):
         total.update((ROOT / name).read_bytes())
     return total.hexdigest()
@@ -47,61 +53,143 @@ def python_of(environment: Path) -> Path:
 def ensure(extra: str) -> Path:
     """Create and fill ``.venv`` unless it is there and up to date; return its Python.
 
-    Exits with a sentence where that fails.
+    Exits with a sentence where that fails. A ``.venv`` that is a link is its owner's, and used as it is.
 
     Args:
         extra: the optional dependencies that are needed: ``dev`` or none.
     """
-    python = python_of(VENV)
-    stamps = {name: VENV / f".stamp-{name or 'base'}" for name in ("", "dev")}
+    if VENV.is_symlink():
+        if not python_of(VENV).exists():
+            _fail(f"{VENV} is a link to {VENV.readlink()}, which is not an environment; remove the link", 1)
+        return python_of(VENV)
+    if not _is_fresh(extra):
+        if sys.version_info < (3, 11):  # noqa: UP036 - the first to be run, by whatever Python make finds
+            _fail(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Try: make PYTHON=python3.12 …", 2)
+        with _one_at_a_time():
+            if not _is_fresh(extra):  # or another process has made it meanwhile
+                _install(extra)
+    return python_of(VENV)
 
-    def fresh(name: str) -> bool:
-        return python.exists() and stamps[name].is_file() and stamps[name].read_text(encoding="utf-8") == stamp(name)
 
-    if fresh(extra) or (not extra and fresh("dev")):
-        return python
-    if sys.version_info < (3, 11):  # noqa: UP036 - the first to be run, by whatever Python make finds
-        _fail(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Try: make PYTHON=python3.12 …", 2)
-    if not python.exists() or not any(VENV.glob("lib/python*/site-packages/pip")):  # or it was killed in between
-        sys.stderr.write("creating .venv\n")
+def _is_fresh(extra: str) -> bool:
+    def stamped(name: str) -> bool:
+        path = VENV / f".stamp-{name or 'base'}"
+        return path.is_file() and path.read_text(encoding="utf-8") == stamp(name)
+
+    whole = python_of(VENV).exists() and (VENV / "pyvenv.cfg").is_file() and not (VENV / _UNFINISHED).exists()
+    return whole and (stamped("dev") or stamped(extra))
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Wait for other processes that install into this clone; where files cannot be locked, do not."""
+    with (ROOT / ".venv.lock").open("a") as lock:
         try:
-            venv.create(VENV, with_pip=True, symlinks=True)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.stderr.write("another process is installing into .venv; waiting for it\n")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
+
+
+def _install(extra: str) -> None:
+    python, unfinished = str(python_of(VENV)), VENV / _UNFINISHED
+    if problem := _unusable():
+        sys.stderr.write(f"creating .venv{f' again: {problem}' if VENV.exists() else ''}\n")
+        try:
+            venv.create(VENV, clear=True, symlinks=True)
+            unfinished.touch()
+            subprocess.run([python, "-I", "-m", "ensurepip", "--default-pip"], check=True, capture_output=True)
         except subprocess.CalledProcessError:
             shutil.rmtree(VENV, ignore_errors=True)
             _fail("this Python has no ensurepip. On Debian and Ubuntu: apt install python3-venv", 1)
     sys.stderr.write("installing (torch with CUDA libraries is several GB; the first time takes minutes)\n")
+    unfinished.touch()
     target = f"{ROOT}[{extra}]" if extra else str(ROOT)
-    command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-compile"]
-    done = subprocess.run([*command, "-c", str(ROOT / "constraints.txt"), "-e", target], check=False)
-    if done.returncode:
+    pip = [python, "-I", "-m", "pip"]
+    command = [
+        *pip,
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "--no-compile",
+        "-c",
+        str(ROOT / "constraints.txt"),
+    ]
+    if subprocess.run([*command, "-e", target], env=_pip_environment(pip), check=False).returncode:
         _fail("installing failed: see pip's message above. Is the package index reachable, and the disk not full?", 1)
     _compile(python)
-    stamps[extra].write_text(stamp(extra))
-    return python
+    (VENV / f".stamp-{extra or 'base'}").write_text(stamp(extra))
+    unfinished.unlink()
 
 
-def _compile(python: Path) -> None:
+def _unusable() -> str:
+    """Why ``.venv`` must be made again; empty where it needs no more than an update."""
+    if (VENV / _UNFINISHED).exists():
+        return "an installation into it was interrupted"
+    try:
+        code = (
+            "import pip, sys; sys.exit(sys.prefix == sys.base_prefix)"  # without its settings it is the base's Python
+        )
+        subprocess.run([str(python_of(VENV)), "-I", "-c", code], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "its Python is gone or was replaced, or has no pip"
+    # Where it was made, its settings say, and the commands in it, which run the Python of that place.
+    for name, marks in {"pyvenv.cfg": "command = ", "bin/pip": "/bin/python"}.items():
+        text = (VENV / name).read_text(errors="replace") if (VENV / name).is_file() else ""
+        if marks in text and not re.search(rf"""[\s!"']{re.escape(str(VENV))}(/bin/python|$)""", text, re.MULTILINE):
+            return "it was made for another folder"
+    return ""
+
+
+# How pip reaches an index. What else is set outside would change what is installed, or where.
+_OF_THE_INDEX = re.compile(
+    r"(index-url|extra-index-url|find-links|no-index|trusted-host|cert|client-cert|proxy|proxies|cache-dir|no-cache-dir"
+    r"|timeout|default-timeout|retries|keyring-provider)"
+)
+
+
+def _pip_environment(pip: list[str]) -> dict[str, str]:
+    """This process's environment with those settings of pip alone that say how to reach an index."""
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("PIP_")}
+    listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=False).stdout
+    # Lines such as global.index-url='https://…'; variables win over files.
+    for line in sorted(listed.splitlines(), key=lambda line: line.startswith(":env:")):
+        key, _, value = line.partition("=")
+        section, _, name = key.rpartition(".")
+        if section in ("global", "install", ":env:") and _OF_THE_INDEX.fullmatch(name):
+            environment[f"PIP_{name.upper().replace('-', '_')}"] = ast.literal_eval(value)
+    return environment | {"PIP_CONFIG_FILE": os.devnull}
+
+
+def _compile(python: str) -> None:
     """Byte code of the packages and of the harness, on all cores, where pip takes one; no package's own tests.
 
     What is left without is compiled when it is imported, so a file that does not compile is not an error here.
     """
-    command = [str(python), "-m", "compileall", "-qq", "-j", "0", "-x", "site-packages/.*/tests?/"]
+    command = [python, "-I", "-m", "compileall", "-qq", "-j", "0", "-x", "site-packages/.*/tests?/"]
     subprocess.run([*command, str(VENV / "lib"), str(ROOT / "harness")], check=False)
 
 
 def refuse_mistyped(flags: str, known: list[str]) -> None:
-    """Stop where a variable on make's command line is nearly one that the harness has.
+    """Stop where a variable on make's command line is nearly one that the harness has, or is it but for its case.
 
-    Others are left alone: they may be some library's.
+    Others are passed on, for they may be some library's, and said.
 
     Args:
         flags: MAKEFLAGS, as make gives it to its recipes: options, ``--``, then NAME=value with escaped spaces.
         known: the variables that there are.
     """
-    for name in re.findall(r"(?:^|(?<!\\)\s)([A-Za-z_][A-Za-z0-9_]*)=", flags.partition("-- ")[2]):
-        near = difflib.get_close_matches(name, known, n=1)
-        if name not in known and near:
+    # Also NAME:=value, NAME+=value and the like.
+    names = dict.fromkeys(re.findall(r"(?:^|(?<!\\)\s)([^\s=:?+!]+)[:?+!]*=", flags.partition("-- ")[2]))
+    unknown = [name for name in names if name not in known]
+    for name in unknown:
+        if near := difflib.get_close_matches(name.upper().replace("-", "_"), known, n=1):
             _fail(f"no variable {name}; did you mean {near[0]}?", 2)
+    if unknown:
+        sys.stderr.write(f"{', '.join(unknown)}: not a variable of the harness; passed on, for a library may read it\n")
 
 
 def refuse_verb(asked: list[str], known: list[str]) -> None:
@@ -128,15 +216,28 @@ def main() -> None:
         return
     if words:
         python = sys.executable if here else str(ensure(""))
-    elif importlib.util.find_spec("click"):  # the help needs no more
+    elif _has_click():  # the help needs no more
         python = sys.executable
     elif python_of(VENV).exists():
         python = str(python_of(VENV))
     else:
         sys.stdout.write(_WITHOUT_CLICK)
         return
-    os.execv(python, [python, "-m", "harness", *words])
+    if python != str(python_of(VENV)) or VENV.is_symlink():  # where another version, or none, may be installed
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+    os.execv(python, [python, "-P", "-m", "harness", *words])
+
+
+def _has_click() -> bool:
+    try:
+        found = importlib.metadata.version("click")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return sys.version_info >= (3, 11) and [int(part) for part in re.findall(r"\d+", found)[:2]] >= [8, 5]
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command starts again", 130)

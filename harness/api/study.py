@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import NotFoundError
 from harness.gan.hparams import HParams
-from harness.home import Home
+from harness.home import Home, expanded
 from harness.machine.processes import Machines
 from harness.spec import files
 from harness.spec.files import file_names, spaces_dir
@@ -102,13 +102,13 @@ class Study:
         kimg: float | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.home = Home.from_environment() if home is None else Home(Path(home).resolve())
+        self.home = Home.from_environment() if home is None else Home(expanded(Path(home)).resolve())
         if isinstance(study, ResolvedStudy):
             spec = study
         else:
             spec = files.resolve(study) if isinstance(study, StudySpec) else _find(str(study), self.home)
         self.spec = with_budget(spec, quick=quick, trials=None, kimg=kimg)
-        self.data = None if data is None else Path(data)
+        self.data = None if data is None else expanded(Path(data))
         self.say = say
 
     def __repr__(self) -> str:

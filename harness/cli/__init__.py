@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from io import TextIOWrapper
+from pathlib import Path
 
 import click
 
 from harness.cli import images, machine, studies, trainings  # noqa: F401 - adds the verbs
 from harness.cli.display import complain
 from harness.cli.verbs import INTERRUPTED, front
-from harness.errors import HarnessError
+from harness.errors import HarnessError, UsageError
+from harness.home import VARIABLES, unknown_variables
 
 # As a shell has it for SIGPIPE.
 _PIPE_CLOSED = 141
@@ -27,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
+        if argv is None:
+            _refuse_copied_environment(Path(sys.argv[0]).absolute().parents[1])
+        _refuse_misspelled_variables()
         with front.make_context("harness", words) as context:
             return int(front.invoke(context) or 0)
     except click.exceptions.Exit as done:  # --help, --version
@@ -50,3 +56,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # no space, no permission, a file where a folder is needed
         complain(f"error: {error}")
         return 1
+
+
+def _refuse_misspelled_variables() -> None:
+    """Stop at a variable that is nearly one of the harness's; of others that are named like ours, say so."""
+    unknown = unknown_variables()
+    suffixes = [name.removeprefix("HARNESS_") for name in VARIABLES]
+    for name in unknown:
+        if near := get_close_matches(name.removeprefix("HARNESS_"), suffixes, n=1, cutoff=0.75):
+            raise UsageError(f"no variable {name}; did you mean HARNESS_{near[0]}?", f"Else unset {name}.")
+    if unknown:
+        complain(f"not read, for the harness has no such variables: {', '.join(unknown)}")
+
+
+def _refuse_copied_environment(folder: Path) -> None:
+    """The commands of an environment that was copied or moved run the Python, and the harness, of the first place."""
+    if (folder / "pyvenv.cfg").is_file() and folder.resolve() != Path(sys.prefix).resolve():
+        hint = f"In the clone there, `make setup` makes {folder.name} again."
+        raise UsageError(f"{folder} is a copy of the environment {sys.prefix}, and would run that one's harness", hint)

@@ -5,19 +5,30 @@ from __future__ import annotations
 import sys
 import time
 from typing import Any
+from unicodedata import category
 
 from harness.machine.signals import StopSignals
 
+# Unicode's control characters, invisible ones (which turn text around), lone surrogates and separators of lines.
+_OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")
 # Without a terminal a long training prints a line this often (seconds).
 _LINE_EVERY_S = 5.0
 
 
+def visible(text: str) -> str:
+    """A text without what a terminal would obey, such as a description's escape sequences, or could not encode."""
+    return "".join(
+        char.encode("unicode_escape").decode() if category(char) in _OBEYED and char not in "\n\t" else char
+        for char in text
+    )
+
+
 def say(text: str) -> None:
-    print(text, flush=True)
+    print(visible(text), flush=True)
 
 
 def complain(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 class TrainingProgress:
@@ -49,7 +60,7 @@ class TrainingProgress:
     def say(self, text: str) -> None:
         """A line, above the bar where there is one."""
         if self.bar:
-            self.bar.console.print(text, markup=False, highlight=False)
+            self.bar.console.print(visible(text), markup=False, highlight=False)
         else:
             say(text)
 

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from harness.cli.display import complain, say
+from harness.cli.display import complain, say, visible
 from harness.machine.signals import StopSignals, in_notebook, run_interruptibly
 from harness.spec.resolved import ResolvedStudy
 from harness.sweep import messages
@@ -241,11 +241,11 @@ class SweepView:
                 f"{row.rate:,.0f}" if running and row.rate else "",
                 "" if row.rung is None else number(row.rung),
                 Text("" if row.value is None else scored(row.value), style="bold green" if row is best else ""),
-                "best" if row is best else row.doing or row.reason[:48],
+                "best" if row is best else Text(visible(row.doing or row.reason[:48])),
             )
         status = [
             self.status,
             f"best {scored(best.value)} (trial {best.number})" if best and best.value is not None else "no score yet",
-            self.time_left or self.doing,
+            self.time_left or visible(self.doing),
         ]
         return Group(Text(f"study {self.spec.name}: ", style="bold") + Text(" · ".join(status)), table)

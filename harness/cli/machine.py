@@ -64,14 +64,14 @@ def checks(home: Home) -> Iterator[tuple[bool, str, str]]:
         return
     yield True, "torch and torchvision", f"{torch.__version__} and {torchvision.__version__}"
     from harness.gan.fast.precision import has_amx
-    from harness.machine.processes import usable_cores
+    from harness.machine.processes import usable_cores, why_no_cuda
     from harness.scoring.scorer import weights_in_use
     from harness.store.connection import database_url, describe_address
     from harness.store.database import open_storage
     from harness.tracking.client import client_for, tracking_url
 
-    cuda = torch.cuda.is_available()
-    yield True, "CUDA", torch.cuda.get_device_name(0) if cuda else "none; training runs on the CPU"
+    why_not = why_no_cuda()
+    yield True, "CUDA", f"none; training runs on the CPU: {why_not}" if why_not else torch.cuda.get_device_name(0)
     amx = "yes" if has_amx() else "no"
     yield True, "CPU", f"{usable_cores()} cores, torch uses {torch.get_num_threads()} threads, AMX {amx}"
     existing = home.root if home.root.exists() else home.root.parent
@@ -102,4 +102,7 @@ def ui(given: Any) -> None:
     say("its start page shows GenAI; choose Model training at the top left, or go to a study's trials directly:")
     for name, address in ui_links(given.home, given.port, final_metrics(given.home)):
         say(f"  {name}: {address}")
+    # The server imports modules of the folder that it is started in.
+    os.chdir(given.home.root)
+    os.environ["PYTHONSAFEPATH"] = "1"
     os.execv(command[0], command)

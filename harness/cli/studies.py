@@ -201,12 +201,13 @@ def studies_table(home: Home) -> Iterator[tuple[str, str, str]]:
         if name in started and study is None:
             yield name, "skipped", "another program made this study in the database"
             continue
+        finished = finished_count(study) if study else 0
         try:
             spec = load_study_file(name)
-            budget, text = f" of {spec.budget.trials}", spec.description
+            budget, text = f" of {max(spec.budget.trials, finished)}", spec.description
         except HarnessError as error:
             budget, text = "", error.problem.splitlines()[0]
-        yield name, f"{finished_count(study)}{budget} trials finished" if study else "not started", text
+        yield name, f"{finished}{budget} trials finished" if study else "not started", text
 
 
 @front.verb("schema", "print the JSON Schema of study files, for editors")

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import click
 from click.core import ParameterSource
 
 from harness import __version__
-from harness.home import Home
+from harness.home import Home, expanded
 from harness.text import did_you_mean
 
 Run = Callable[[Any], int | None]
@@ -122,7 +122,16 @@ class Number(_Limited, click.FloatRange):
 
 
 SEED = Whole(0, 2**32 - 1)
-PATH: Any = click.Path(path_type=Path)
+
+
+class _Path(click.Path):
+    """A path, whose ``~`` no shell may have expanded."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return expanded(cast("Path", super().convert(value, param, ctx)))
+
+
+PATH: Any = _Path(path_type=Path)
 
 
 class _Flag(click.Option):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -67,12 +67,12 @@ def fill_folder(
         if is_complete():  # another process downloaded it meanwhile
             return
         # A temporary folder until every checksum is right, so that files in ``root`` can be trusted.
-        incoming = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+        incoming = root.with_name(f".{root.name}.{secrets.token_hex(4)}")
         try:
+            incoming.mkdir()
             if root.is_dir():
                 shutil.copytree(root, incoming, dirs_exist_ok=True)
             fetch(incoming)
-            incoming.chmod(0o755)
             if root.is_dir():
                 root.rename(incoming.with_suffix(".old"))
             incoming.rename(root)

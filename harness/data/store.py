@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -192,12 +192,12 @@ def _build(folder: Path, material: Material, on_progress: OnProgress) -> None:
         )
     for stale in folder.parent.glob(f".{folder.name}.tmp-*"):  # a build that was killed; the lock is ours
         shutil.rmtree(stale, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
+    temporary = folder.with_name(f".{folder.name}.tmp-{secrets.token_hex(4)}")
     try:
+        temporary.mkdir()
         manifest = _write_array(temporary / _ARRAY, material, shape, on_progress)
         manifest["fingerprint"] = _fingerprint(temporary / _ARRAY, manifest["train"])
         atomic.write_text(temporary / _MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
-        temporary.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)  # without a manifest it is not a store
         temporary.replace(folder)
         atomic.sync_folder(folder.parent)

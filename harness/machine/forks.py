@@ -4,21 +4,65 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import ModuleType
 from typing import TypeVar, cast
 
-from harness.errors import HarnessError, SweepError
+from harness.errors import HarnessError, SweepError, UsageError
 
 # Forking is safe on Linux only; elsewhere processes are spawned.
 FORKS = sys.platform == "linux"
 
+# How often a process is forked before it is given up.
+_FORKS = 3
+# Bytes of the folder's path: those of Ray's sockets are longest, with some 75 more.
+_LONGEST_TMPDIR = 32
+
 T = TypeVar("T")
+
+
+def search_path() -> str:
+    """Where this process looks for modules, as the value of PYTHONPATH."""
+    return os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path)
+
+
+@contextmanager
+def same_imports() -> Iterator[None]:
+    """Python processes started in here import what this one would; by itself Python puts the current folder first."""
+    safe = {"PYTHONSAFEPATH": "1", "PYTHONPATH": search_path()}
+    before = {name: os.environ.get(name) for name in safe}
+    os.environ.update(safe)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def short_temporary_folder() -> Iterator[str]:
+    """A folder for sockets, whose paths have at most 107 bytes; it may be another than that of TMPDIR."""
+    default = tempfile.gettempdir()
+    folders = (default, "/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - folders of their own are made there
+    fitting = (path for path in folders if len(os.fsencode(path)) <= _LONGEST_TMPDIR and os.access(path, os.W_OK))
+    tempfile.tempdir = next(fitting, None)
+    if tempfile.tempdir is None:
+        tempfile.tempdir = default
+        raise UsageError(f"TMPDIR={default} is too long for a socket's path", "Set TMPDIR to a shorter folder.")
+    try:
+        yield tempfile.tempdir
+    finally:
+        tempfile.tempdir = default
 
 
 class _Mainless(BaseProcess):
@@ -32,19 +76,37 @@ class _Mainless(BaseProcess):
         main = sys.modules["__main__"]
         sys.modules["__main__"] = ModuleType("__main__")  # has neither a path nor a spec to import it by
         try:
-            super().start()
+            with same_imports():
+                super().start()
         finally:
             sys.modules["__main__"] = main
 
 
 class ForkContext(ForkServerContext):
     class Process(_Mainless, ForkServerProcess):
-        """Forked."""
+        """Forked, again where the fork server is killed meanwhile: the next call starts another one."""
+
+        def start(self) -> None:
+            for attempts_left in reversed(range(_FORKS)):
+                try:
+                    with short_temporary_folder():
+                        return super().start()
+                except (EOFError, ConnectionError):
+                    if not attempts_left:
+                        raise SweepError(
+                            f"the process that workers are started from was killed {_FORKS} times",
+                            "Out of memory? What was done is kept: start again to continue.",
+                        ) from None
+            return None
 
 
 class SpawningContext(SpawnContext):
     class Process(_Mainless, SpawnProcess):
         """Spawned."""
+
+    def __init__(self) -> None:
+        with same_imports():  # a process too, which the first lock or queue would start
+            resource_tracker.ensure_running()
 
 
 def worker_context() -> ForkContext | SpawningContext:
@@ -57,7 +119,8 @@ def start_fork_server() -> None:
     """Start the imports, which take seconds, while the sweep is still being prepared; without forking, do nothing."""
     if FORKS:
         forkserver.set_forkserver_preload(["harness.sweep.engines.nursery"])
-        forkserver.ensure_running()
+        with same_imports(), short_temporary_folder():
+            forkserver.ensure_running()
 
 
 def call_with_torch(function: Callable[..., T], *arguments: object) -> T:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -80,13 +82,15 @@ def usable_cores() -> int:
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named:
-        return tuple(part.strip() for part in named.split(",") if part.strip())
+    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them.
+
+    CUDA reads its list up to the first name that is none of a device (-1, or beyond the last), so the count is torch's.
+    """
     import torch
 
-    return tuple(map(str, range(torch.cuda.device_count())))
+    count = torch.cuda.device_count()
+    named = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    return tuple(named[:count]) if named else tuple(map(str, range(count)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,10 +104,48 @@ class Machines:
     gpus_per_worker: float = 1.0
 
 
-def _cuda_is_available() -> bool:
+def why_no_cuda() -> str:
+    """Why torch has no CUDA device here, in a sentence; empty where it has one."""
     import torch
 
-    return torch.cuda.is_available()
+    with warnings.catch_warnings(record=True) as said:  # torch warns of a driver that is too old
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return ""
+        error = ""
+        try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+        except (RuntimeError, AssertionError) as failure:
+            error = str(failure)
+    reasons = []
+    visible, gpu = os.environ.get("CUDA_VISIBLE_DEVICES"), _listed_gpu()
+    if visible is not None:
+        reasons.append(f"CUDA_VISIBLE_DEVICES={visible!r} is set, which hides all other GPUs")
+    if torch.version.cuda is None:
+        reasons.append(f"torch {torch.__version__} is a build without CUDA")
+    elif gpu or visible is None:
+        lines = [str(warning.message) for warning in said] + [error]
+        reasons.append(next(filter(None, lines), "torch finds no device").splitlines()[0])
+    reasons.append(f"nvidia-smi lists {gpu}" if gpu else "nvidia-smi lists no GPU")
+    return "; ".join(reasons)
+
+
+def _listed_gpu() -> str:
+    """The first GPU that the driver knows, whatever torch can use; empty where there is no driver or it fails."""
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=20)
+        return next(iter(done.stdout.splitlines()), "").partition(" (UUID")[0]
+    return ""
+
+
+def device_in_words(device: str) -> str:
+    """What trains: ``CUDA (NVIDIA H200)``, or ``the CPU (2 cores)`` and why not a GPU."""
+    if device.startswith("cuda"):
+        import torch
+
+        return f"CUDA ({torch.cuda.get_device_name(0)})"
+    cores = usable_cores()
+    return f"the CPU ({cores} core{'s' * (cores != 1)})"
 
 
 def choose_device(wanted: str) -> str:
@@ -112,10 +154,18 @@ def choose_device(wanted: str) -> str:
         raise UsageError(f"DEVICE={wanted!r} is not known", "Use auto, cpu or cuda.")
     if wanted == "cpu":
         return wanted
-    available = call_with_torch(_cuda_is_available)
-    if wanted == "cuda" and not available:
-        raise UsageError("DEVICE=cuda, but torch finds no CUDA device", "`harness doctor` shows why; or use cpu.")
-    return "cuda" if available else "cpu"
+    why_not = call_with_torch(why_no_cuda)
+    if wanted == "cuda" and why_not:
+        raise UsageError(f"DEVICE=cuda, but torch finds no CUDA device: {why_not}", "Or use cpu.")
+    return "cpu" if why_not else "cuda"
+
+
+def trains_on(wanted: str) -> str:
+    """What a sweep trains on, and where a GPU was wanted or would have been taken, why it is none."""
+    device = choose_device(wanted)
+    shown = call_with_torch(device_in_words, device)
+    why_not = call_with_torch(why_no_cuda) if (wanted, device) == ("auto", "cpu") else ""
+    return f"training on {shown}{f'; no CUDA: {why_not}' if why_not else ''}"
 
 
 def use_threads(n: int) -> None:

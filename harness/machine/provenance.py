@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import platform
 import subprocess
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,14 +17,28 @@ from harness.machine.processes import usable_cores
 _LIBRARIES = ("torch", "torchvision", "torch-fidelity", "optuna", "mlflow", "numpy")
 
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@cache
+def code_sha256() -> str:
+    """The identity of the code in use: a hash of the package's files, as they were when this was first asked."""
+    total = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        total.update(f"{path.relative_to(_PACKAGE).as_posix()} ".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
 def git_commit() -> str:
     """The commit of the code in use, with ``-dirty`` where it is changed; ``unknown`` outside a clone of its own."""
-    root = Path(__file__).resolve().parents[2]
+    root = _PACKAGE.parent
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
+        # A hook of another repository has variables that name it.
+        env = {name: text for name, text in os.environ.items() if not name.startswith("GIT_")}
         done = subprocess.run(
-            command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False, timeout=10
+            command, env=env, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=10
         )
         return done.stdout.strip() if done.returncode == 0 else ""
 

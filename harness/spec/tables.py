@@ -12,6 +12,7 @@ from harness.gan.hparams import ALIASES, FIELDS, Channels, HParams, ImageSize, P
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 FUNCTION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
+_MOST_STEPS = 2**53  # a float tells no more apart
 Scalar = bool | int | float | str
 # What TOML knows apart: "8" and 8.0 are not whole numbers, "true" is not a truth value.
 Bool = Annotated[bool, Strict()]
@@ -107,6 +108,8 @@ class _Range(_Param):
             raise ValueError(f"low ({low}) must not exceed high ({high})")
         if log and low <= 0:
             raise ValueError(f"log = true needs low > 0, found {low}")
+        if step and (high - low) / step > _MOST_STEPS:
+            raise ValueError(f"step ({step}) is too small for the range {low} to {high}")
         if log and step != type(self).model_fields["step"].default:
             raise ValueError("log and step exclude each other")
         return self

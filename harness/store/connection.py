@@ -15,7 +15,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 
 from harness.errors import StorageError, StorageLost, UsageError
-from harness.home import Home, seconds_from_environment
+from harness.home import Home, expanded, seconds_from_environment
 
 _ADDRESSES = (
     "Use postgresql+psycopg://USER@HOST/DATABASE with the password in PGPASSWORD, or sqlite:////PATH/optuna.db."
@@ -47,7 +47,7 @@ def database_url(home: Home) -> URL:
     if url.drivername == "sqlite":
         if url.database in (None, "", ":memory:"):
             raise UsageError("HARNESS_STORAGE: SQLite without a file keeps nothing", _ADDRESSES)
-        return url
+        return url.set(database=str(expanded(Path(url.database))))
     if url.drivername not in ("postgresql", "postgresql+psycopg"):
         raise UsageError(f"HARNESS_STORAGE: {url.drivername} is not supported", _ADDRESSES)
     try:

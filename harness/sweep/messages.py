@@ -9,6 +9,7 @@ from typing import Any, dataclass_transform
 from harness.data.store import ImageStore, OnProgress
 from harness.errors import HarnessError
 from harness.home import Home
+from harness.machine.provenance import code_sha256
 from harness.spec.resolved import ResolvedStudy
 from harness.store.records import StudyRecord
 
@@ -29,6 +30,7 @@ class WorkerJob:
     gpus: tuple[str, ...] = ()  # that workers are spread over, as CUDA_VISIBLE_DEVICES names them
     own_gpu: bool = False  # Ray gave it a whole one
     resume_anyway: bool = False  # also under another protocol than before
+    code: str = field(default_factory=code_sha256)  # which every worker must have, too
 
     @property
     def on_gpu(self) -> int:
@@ -78,6 +80,10 @@ class Said(Event):
 
 class Ready(Event):
     """A worker has weights and reference statistics, and asks for its first trial."""
+
+
+class Alive(Event):
+    """A worker has made a step of a training, or scored a batch, or waits for a trial."""
 
 
 class Failed(Event):

@@ -14,7 +14,7 @@ from harness.errors import DataError, SpecDrift, StorageLost, UsageError
 from harness.home import Home
 from harness.machine.forks import call_in_fork, call_with_torch, start_fork_server
 from harness.machine.imports import function_sha256
-from harness.machine.processes import Machines, choose_device, exact_arithmetic, usable_cores, visible_gpus
+from harness.machine.processes import Machines, choose_device, exact_arithmetic, trains_on, usable_cores, visible_gpus
 from harness.scoring.protocol import INCEPTION, objective_name
 from harness.spec.resolved import ResolvedStudy, with_precision, with_stored_precision
 from harness.spec.tables import examples
@@ -74,10 +74,13 @@ def run_sweep(
     attrs = StudyAttrs.parse(study.user_attrs)
     spec = with_stored_precision(spec, attrs.spec)
     # A start that names no number continues to what was wanted last.
-    target = trials or max(spec.budget.trials, attrs.target)
+    target = max(trials or max(spec.budget.trials, attrs.target), finished_count(study))
+    if trials and trials < target:
+        watcher.say(f"{trials} trials were asked for, and {target} are finished already")
     refuse_other_images(study, store.fingerprint)
     if machines.engine == "local" and finished_count(study) < target:
         start_fork_server()
+    watcher.say(trains_on(machines.device))
     watcher.say("opening MLflow")
     device = choose_device(machines.device)
     parent = ParentRun(Trials(study, spec, home), home, device, watcher.say, watcher.stop_level).open()
@@ -107,6 +110,7 @@ def join_sweep(name: str, home: Home, watcher: Watcher, *, source: Path | None, 
     Study, images' fingerprint, target and tracking are the database's; this machine brings the images.
     """
     device = choose_device(machines.device)
+    watcher.say(trains_on(machines.device))
     storage = open_storage(home, grace=grace_s(), say=watcher.say, stop=watcher.stops)
     study = started_study(name, home, storage=storage)
     spec = stored_spec(study)

@@ -16,8 +16,10 @@ import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
+import harness
 from harness.errors import DiskFull, Diverged, Fenced, Interrupted, Paused, StorageLost, SweepError, without_secrets
 from harness.machine.processes import exact_arithmetic, keep_memory, on_device, use_threads
+from harness.machine.provenance import code_sha256
 from harness.scoring.diversity import real_distance
 from harness.scoring.scorer import Scorers
 from harness.spec.resolved import ResolvedStudy
@@ -68,6 +70,11 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
         if should_stop():
             raise Interrupted("stopped while scoring; saved")
 
+    if job.code != code_sha256():
+        raise SweepError(
+            f"a worker has another version of the harness, in {harness.__path__[0]}",
+            "Install the same version everywhere, and leave its files alone while a sweep runs; then start again.",
+        )
     keep_memory()
     exact_arithmetic()
     use_threads(job.cores)

@@ -77,7 +77,7 @@ def _serve() -> None:
     import mlflow.server
     from mlflow.cli import cli
 
-    usual = mlflow.server._build_uvicorn_command
+    usual: Any = mlflow.server._build_uvicorn_command
 
     def ours(*arguments: Any, **options: Any) -> Any:
         command = usual(*arguments, **options)

@@ -60,9 +60,12 @@ def import_generator(folder: Path, hp: HParams, device: torch.device) -> nn.Modu
         raise CheckpointError(f"no published weights in {folder}", "Only finished trials and trainings have them.")
     generator, _ = make_networks(hp)
     try:
-        generator.load_state_dict(load_file(path))
+        state = load_file(path)
+        generator.load_state_dict(state)
     except Exception as error:
         raise CheckpointError(f"{path} does not fit its configuration: {error}") from None
+    if broken := [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]:
+        raise CheckpointError(f"{path} is damaged: {broken[0]} has values that are not finite", "Train it again.")
     return generator.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
 

@@ -5,9 +5,11 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -249,6 +251,133 @@ def test_a_python_without_pip_is_named_and_leaves_nothing_that_is_taken_for_an_e
         bootstrap.ensure("")
     assert ended.value.code == 1 and "apt install python3-venv" in capsys.readouterr().err
     assert not (tmp_path / ".venv").exists()
+
+
+FAKE_PIP = """
+import os, sys, time
+if "config" not in sys.argv:
+    for word in ("begins", "ends"):
+        with open(sys.prefix + "/log", "a") as log:
+            print(word, os.environ.get("PIP_TARGET"), os.environ.get("PIP_INDEX_URL"), file=log)
+        time.sleep(0.5)
+"""
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch) -> Path:
+    """A clone whose environment has a pip that installs nothing, and a harness that says where it is."""
+    root = tmp_path / "clone"
+    shutil.copytree(ROOT / "tools", root / "tools")
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, root)
+    environment(root)
+    monkeypatch.setattr(bootstrap, "ROOT", root)
+    monkeypatch.setattr(bootstrap, "VENV", root / ".venv")
+    return root
+
+
+def environment(root: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", root / ".venv"], check=True)
+    site = next((root / ".venv" / "lib").glob("python*/site-packages"))
+    for name, text in {"pip": FAKE_PIP, "harness": "import sys; print(sys.prefix)"}.items():
+        (site / name).mkdir()
+        (site / name / "__init__.py").touch()
+        (site / name / "__main__.py").write_text(text)
+
+
+def bootstrapped(root: Path, *words: str, **variables: str) -> subprocess.Popen[str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("HARNESS_", "MAKE", "PYTHON"))}
+    command = [sys.executable, root / "tools" / "bootstrap.py", *words]
+    return subprocess.Popen(command, env=env | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_processes_install_one_after_the_other_and_once(clone):
+    both = [bootstrapped(clone, "recipes", PIP_TARGET="/elsewhere") for _ in range(2)]
+    assert [process.communicate()[0].strip() for process in both] == [str(clone / ".venv")] * 2
+    assert (clone / ".venv" / "log").read_text().splitlines() == ["begins None None", "ends None None"]
+    assert bootstrap._is_fresh("") and not bootstrap._is_fresh("dev")
+
+
+def test_an_installation_that_was_killed_is_begun_again(clone):
+    process = bootstrapped(clone, "recipes")
+    while not (clone / ".venv" / "log").exists():
+        assert process.poll() is None
+        Event().wait(0.05)
+    process.kill()
+    process.communicate()
+    assert not bootstrap._is_fresh("") and bootstrap._unusable() == "an installation into it was interrupted"
+
+
+def move(clone):
+    clone.rename(clone.parent / "first")
+    shutil.copytree(clone.parent / "first", clone.parent / "copy", symlinks=True)
+    return clone.parent / "copy"
+
+
+def lose_python(clone):
+    (clone / ".venv/bin/python").unlink()
+    (clone / ".venv/bin/python").symlink_to("/opt/gone/python3.11")
+
+
+def replace_python(clone):
+    library = next((clone / ".venv" / "lib").glob("python*"))
+    library.rename(library.with_name("python3.1"))
+
+
+def copy_commands(clone):
+    (clone / ".venv/bin/pip").write_text("#!/home/somebody/.venv/bin/python3.11\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (move, "it was made for another folder"),
+        (copy_commands, "it was made for another folder"),
+        (lose_python, "its Python is gone or was replaced, or has no pip"),
+        (replace_python, "its Python is gone or was replaced, or has no pip"),
+        (lambda clone: (clone / ".venv/pyvenv.cfg").unlink(), "its Python is gone or was replaced, or has no pip"),
+    ],
+)
+def test_an_environment_that_is_not_whole_or_not_its_own_is_found_out(clone, monkeypatch, damage, why):
+    assert bootstrapped(clone, "recipes").wait() == 0
+    assert bootstrap._is_fresh("") and not bootstrap._unusable()
+    root = damage(clone) or clone
+    monkeypatch.setattr(bootstrap, "VENV", root / ".venv")
+    assert bootstrap._unusable() == why
+
+
+def test_an_environment_that_is_a_link_is_used_with_this_clones_code_and_left_as_it_is(clone, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(clone / "tools", other / "tools")
+    (other / ".venv").symlink_to(clone / ".venv")
+    (other / "harness").mkdir()
+    (other / "harness" / "__init__.py").touch()
+    (other / "harness" / "__main__.py").write_text("print('of the clone')")
+    assert bootstrapped(other, "recipes").communicate() == ("of the clone\n", "")
+    assert not (clone / ".venv" / "log").exists()
+
+
+def test_of_pips_settings_only_the_way_to_the_index_is_kept(monkeypatch, tmp_path):
+    settings = {"index-url": "https://a", "target": "/t", "timeout": "7", "no-deps": "true", "require-hashes": "true"}
+    lines = "".join(f"{name} = {value}\n" for name, value in settings.items())
+    (tmp_path / "pip.conf").write_text(f"[global]\n{lines}[install]\nuser = true\nfind-links = /wheels\n")
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    for name, value in {"CONFIG_FILE": str(tmp_path / "pip.conf"), "INDEX_URL": "https://b", "PREFIX": "/p"}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    kept = bootstrap._pip_environment([sys.executable, "-I", "-m", "pip"])
+    assert {name: value for name, value in kept.items() if name.startswith("PIP_")} == {
+        "PIP_INDEX_URL": "https://b", "PIP_TIMEOUT": "7", "PIP_FIND_LINKS": "/wheels", "PIP_CONFIG_FILE": os.devnull
+    }  # fmt: skip
+
+
+def test_the_command_of_a_copied_environment_does_not_run_the_other_ones_harness(clone):
+    command = clone / ".venv" / "bin" / "harness"
+    command.write_text("from harness.cli import main\nraise SystemExit(main())\n")
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, command, "--version"], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and not done.stdout
+    assert f"{clone / '.venv'} is a copy of the environment {sys.prefix}" in done.stderr and "make setup" in done.stderr
 
 
 def test_only_the_command_line_prints():

@@ -81,6 +81,12 @@ PROOFS: dict[str, tuple[str, ...]] = {
         "tests/unit/test_cli.py::test_nothing_is_unpickled_unsafely",
         f"{HERE}::test_nothing_in_the_code_turns_data_into_code",
     ),
+    "The current folder": (
+        "tests/contract/test_imports.py::test_no_process_executes_what_lies_in_the_current_folder",
+        "tests/contract/test_imports.py::test_the_server_of_mlflow_executes_nothing_of_the_current_folder",
+        "tests/contract/test_imports.py::test_a_worker_of_other_code_refuses_its_job",
+        "tests/unit/test_own_images.py::test_an_installed_module_is_never_hidden_by_the_current_folder",
+    ),
     "Images": (
         f"{HERE}::test_formats_that_start_programs_or_hide_their_size_are_not_read",
         f"{HERE}::test_images_that_claim_absurd_sizes_are_left_out_in_little_memory",
@@ -97,6 +103,12 @@ PROOFS: dict[str, tuple[str, ...]] = {
         f"{HERE}::test_a_partition_that_unpacks_to_more_than_it_claims_is_an_error_in_little_memory",
     ),
     "Names in zips and folders": (f"{HERE}::test_names_are_shown_without_what_a_terminal_would_obey",),
+    "Text of files": (
+        "tests/unit/test_surroundings.py::test_what_a_terminal_would_obey_is_shown_instead",
+        "tests/unit/test_surroundings.py::test_names_and_descriptions_of_study_files_reach_the_terminal_harmless",
+    ),
+    "Published weights": ("tests/unit/test_surroundings.py::test_published_weights_that_are_not_finite_are_refused",),
+    "Files": ("tests/unit/test_surroundings.py::test_who_may_read_files_is_the_umasks_to_say",),
     "Downloads": (
         "tests/unit/test_arrays.py::test_a_download_with_another_checksum_is_refused",
         "tests/unit/test_arrays.py::test_a_downloaded_celeba_is_checked_unpacked_and_found_without_data",
@@ -124,6 +136,12 @@ PROOFS: dict[str, tuple[str, ...]] = {
     "Variables of `make`": (
         "tests/unit/test_cli.py::test_variables_reach_the_harness_unread",
         f"{HERE}::test_a_study_named_like_a_command_is_a_study_that_does_not_exist",
+    ),
+    "`.venv`": (
+        "tests/unit/test_cli.py::test_two_processes_install_one_after_the_other_and_once",
+        "tests/unit/test_cli.py::test_an_installation_that_was_killed_is_begun_again",
+        "tests/unit/test_cli.py::test_an_environment_that_is_not_whole_or_not_its_own_is_found_out",
+        "tests/unit/test_cli.py::test_of_pips_settings_only_the_way_to_the_index_is_kept",
     ),
     "Servers": (
         f"{HERE}::test_the_server_listens_on_this_machine_only",

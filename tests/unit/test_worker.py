@@ -557,7 +557,8 @@ def test_a_run_that_is_gone_for_good_is_made_again_whole_from_folder_and_databas
     if not of_this_version:
         for path in folder.records():
             path.unlink()
-    assert reconcile(env.trials, again, env.home) == ["trial 0: its MLflow run was closed as COMPLETE"]
+    [line] = reconcile(env.trials, again, env.home)
+    assert line == "trial 0: its MLflow run was missing; it is shown again, as the record has it"
     run = again.runs["tiny/0"]
     assert sorted(run.values) == sorted(before.values)
     assert (run.status, run.images, run.scores["fid20"]) == ("FINISHED", before.images, record.value)

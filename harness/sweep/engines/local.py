@@ -8,6 +8,8 @@ import os
 import select
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -16,11 +18,16 @@ from multiprocessing.process import BaseProcess
 
 from harness.errors import HarnessError, SweepError, without_secrets
 from harness.machine.forks import adopt_environment, worker_context
-from harness.sweep.messages import Ended, Event, Failed, Ready, Saved, Watcher, WorkerJob
+from harness.sweep.messages import Alive, Ended, Event, Failed, Ready, Saved, Watcher, WorkerJob
+from harness.text import duration
 
 # Workers that may die one after the other without any trial getting further.
 _MAX_DEATHS = 10
 _POLL_S = 0.2
+# A worker says that it is alive this often, at most. It hangs after this much silence (s), or ten times its longest.
+_SIGN_S, _SILENCE_S, _TIMES = 10.0, 300.0, 10
+# The supervisor itself was stopped (Ctrl-Z, a machine asleep) where it has not looked for this long (s).
+_ASLEEP_S = 30.0
 
 
 class _Worker:
@@ -28,6 +35,7 @@ class _Worker:
 
     def __init__(self, job: WorkerJob) -> None:
         self.job = job
+        self.heard_at, self.longest_s = 0.0, 0.0  # monotonic; 0 before it is ready, while it may download
         context = worker_context()
         self.events, theirs = context.Pipe(duplex=False)
         arguments = (job, theirs, dict(os.environ))
@@ -41,7 +49,16 @@ class _Worker:
         with suppress(EOFError, OSError):
             while self.events.poll(0):
                 received.append(self.events.recv())
+        now = time.monotonic()
+        if received and (self.heard_at or any(isinstance(event, Ready) for event in received)):
+            self.longest_s = max(self.longest_s, now - self.heard_at) if self.heard_at else 0.0
+            self.heard_at = now
         return received
+
+    def silence_s(self) -> float:
+        """How long it has been silent, where that is far longer than ever before; else 0."""
+        silence = time.monotonic() - self.heard_at if self.heard_at else 0.0
+        return silence if silence > max(_SILENCE_S, _TIMES * self.longest_s) else 0.0
 
     def stop(self) -> None:
         """Ask it to stop at the next snapshot, which it does not hear before it is ready to."""
@@ -61,6 +78,7 @@ class LocalEngine:
         self.running: list[_Worker] = []
         self.deaths = 0
         self.prepared = False
+        self.looked_at = time.monotonic()
         self.error: HarnessError | None = None
 
     def run(self) -> None:
@@ -71,6 +89,7 @@ class LocalEngine:
                 wait([*pipes, *(worker.process.sentinel for worker in self.running)], _POLL_S)
                 for worker in list(self.running):
                     self._hear(worker)
+                self._kill_hanging()
                 level = self.watcher.stop_level()
                 for worker in self.running:
                     if level >= 2:
@@ -100,6 +119,17 @@ class LocalEngine:
                 self.deaths = 0
             self.watcher.on_event(event)
 
+    def _kill_hanging(self) -> None:
+        now = time.monotonic()
+        asleep, self.looked_at = now - self.looked_at > _ASLEEP_S, now
+        for worker in self.running:
+            if asleep and worker.heard_at:
+                worker.heard_at = now
+            elif silence := worker.silence_s():
+                self.watcher.say(f"a worker has shown no progress for {duration(silence)}; it is killed")
+                worker.heard_at = 0.0
+                worker.process.kill()
+
     def _bury(self, worker: _Worker, level: int) -> None:
         self._hear(worker)
         worker.process.join()
@@ -128,7 +158,7 @@ def _worker_main(job: WorkerJob, events: Connection, environment: Mapping[str, s
     if job.gpus:
         # Before CUDA looks for them; workers beyond the number of GPUs share them.
         os.environ["CUDA_VISIBLE_DEVICES"] = job.gpus[job.index % len(job.gpus)]
-    stopped, parent, supervisor = False, os.getppid(), mp.parent_process()
+    stopped, signed_at, parent, supervisor = False, 0.0, os.getppid(), mp.parent_process()
     # A pipe that only the supervisor holds open. It is asked at every step, which poll answers in less than 1 µs. Where
     # the process that this one was forked from is no more, the supervisor takes this one for dead.
     pipe = select.poll()
@@ -147,11 +177,19 @@ def _worker_main(job: WorkerJob, events: Connection, environment: Mapping[str, s
         with suppress(OSError):  # the supervisor is gone: this worker ends soon
             events.send(event)
 
+    def should_stop() -> bool:
+        nonlocal signed_at
+        # Only the thread that trains and scores shows progress.
+        if time.monotonic() - signed_at > _SIGN_S and threading.current_thread() is threading.main_thread():
+            signed_at = time.monotonic()
+            publish(Alive())
+        return stopped or os.getppid() != parent or bool(pipe.poll(0))
+
     # After CUDA_VISIBLE_DEVICES is set, and never in the supervisor: it imports torch.
     from harness.sweep.worker import run_worker
 
     try:
-        run_worker(job, publish, lambda: stopped or os.getppid() != parent or bool(pipe.poll(0)))
+        run_worker(job, publish, should_stop)
     except HarnessError as error:
         publish(Failed(error=error))
     except Exception:  # as Python prints it, but for passwords in addresses

@@ -18,8 +18,10 @@ for _number in (signal.SIGINT, signal.SIGTERM):
 gc.disable()
 
 import harness.sweep.worker  # noqa: E402, F401
+from harness.machine.provenance import code_sha256  # noqa: E402
 from harness.tracking.client import load  # noqa: E402
 
+code_sha256()  # of what is imported here, not of what its files become later
 load()
 import mlflow.store.tracking.sqlalchemy_store  # noqa: E402, F401
 

@@ -13,14 +13,17 @@ import logging
 import os
 import signal
 import socket
+import sysconfig
 import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError, SweepError, UsageError
+from harness.machine.forks import same_imports, search_path, short_temporary_folder
 from harness.machine.processes import Machines
 from harness.sweep.messages import Crashed, Ended, Event, Watcher, WorkerJob
 
@@ -84,9 +87,13 @@ class Board:
         self.news.set()
 
 
-def worker_task(job: WorkerJob, index: int, board: Any, environment: dict[str, str]) -> HarnessError | None:
+def worker_task(
+    job: WorkerJob, index: int, board: Any, environment: dict[str, str], folder: str
+) -> HarnessError | None:
     """The task. An error for people is its result, for Ray would wrap what it raises."""
     os.environ.update(environment)
+    with contextlib.suppress(OSError):  # the driver's current folder, where functions of the user's own may be
+        os.chdir(folder)
     import ray
 
     def wait(ref: Any) -> Any:
@@ -168,11 +175,11 @@ class _Driver:
             num_gpus=gpus,
             max_retries=-1,
             scheduling_strategy="SPREAD",
-            # Ray shows this in its pages and logs: no secret may be in it. For code that is not installed.
-            runtime_env={"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}},
+            # Ray shows this in its pages and logs: no secret may be in it.
+            runtime_env={"env_vars": {"PYTHONPATH": search_path(), "PYTHONSAFEPATH": "1"}},
         )
-        environment = forwarded_environment()
-        self.running = {task.remote(self.job, index, self.board, environment): index for index in range(workers)}
+        given = (self.board, forwarded_environment(), str(Path.cwd()))
+        self.running = {task.remote(self.job, index, *given): index for index in range(workers)}
         share = f", {gpus:g} GPU" if gpus else ""
         self.watcher.say(f"waiting for Ray to place workers ({self.job.threads} CPU{share} each)")
         try:
@@ -316,7 +323,11 @@ def _connect(ray: Any, address: str, cores: int) -> None:
     sigterm = signal.getsignal(signal.SIGTERM)
     try:
         where = "local" if own else _reachable(address)
-        ray.init(where, log_to_driver=False, logging_level=logging.ERROR, **own)
+        # Workers look for modules in the folder that this is called in, before all others.
+        with same_imports(), contextlib.chdir(sysconfig.get_path("stdlib")), short_temporary_folder() as folder:
+            if own:
+                own["_temp_dir"] = str(Path(folder) / "ray")
+            ray.init(where, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"no Ray at address {address}: {_first_line(error)}",
