@@ -36,7 +36,7 @@ from harness.machine.provenance import provenance
 from harness.spec.files import load_study_file
 from harness.spec.resolved import ResolvedStudy
 from harness.store.studies import started_study, study_to_record
-from harness.sweep.messages import Ended, Event
+from harness.sweep.messages import Ended, Event, Watcher
 from harness.sweep.run import run_sweep
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -150,10 +150,8 @@ def run_one(name: str, arm: str, seed: int, home: Home, source: Path | None, lim
             with kept.open("a") as file:
                 file.write(json.dumps([round(spent, 1), event.value]) + "\n")
 
-    run_sweep(
-        spec, home, source=source, trials=None, machines=Machines(device="cpu"), resume_anyway=True,
-        on_event=on_event, on_progress=lambda *_: None, stop_level=lambda: int(spent > limit_s),
-    )  # fmt: skip
+    watcher = Watcher(on_event, stop_level=lambda: int(spent > limit_s))
+    run_sweep(spec, home, watcher, source=source, trials=None, machines=Machines(device="cpu"), resume_anyway=True)
     record = study_to_record(started_study(spec.name, home))
     return {
         "arm": arm,
