@@ -150,7 +150,7 @@ def run_one(name: str, arm: str, seed: int, home: Home, source: Path | None, lim
             with kept.open("a") as file:
                 file.write(json.dumps([round(spent, 1), event.value]) + "\n")
 
-    watcher = Watcher(on_event, stop_level=lambda: int(spent > limit_s))
+    watcher = Watcher(on_event=on_event, stop_level=lambda: int(spent > limit_s))
     run_sweep(spec, home, watcher, source=source, trials=None, machines=Machines(device="cpu"), resume_anyway=True)
     record = study_to_record(started_study(spec.name, home))
     return {
