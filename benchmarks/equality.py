@@ -27,7 +27,7 @@ from torch import Tensor
 from harness.data.store import ImageStore, open_store
 from harness.errors import Diverged
 from harness.gan.fast.precision import BF16, FLOAT32, TF32
-from harness.gan.hparams import HParams, derive_seed
+from harness.gan.hparams import HParams, Precision, derive_seed
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, train
 from harness.home import Home
@@ -41,7 +41,7 @@ from harness.spec.tables import DataSpec
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
 # Of trainings by kind of device, the exact one first; generators are scored in the others of SCORED.
-PRECISIONS = {"cpu": (FLOAT32, BF16), "cuda": (FLOAT32, TF32, BF16)}
+PRECISIONS: dict[str, tuple[Precision, ...]] = {"cpu": (FLOAT32, BF16), "cuda": (FLOAT32, TF32, BF16)}
 SCORED = (FLOAT32, BF16)
 SCORING_SEED = 2020
 SMALL_LR, LARGE_LR = 2e-4, 2e-3

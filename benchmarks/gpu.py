@@ -73,7 +73,7 @@ def rate(step: Callable[[], Any]) -> float:
     return statistics.median(rates)
 
 
-class Counted(TorchDispatchMode):
+class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts FLOP and bytes of what runs inside, operation by operation, as kernels that are not merged move them.
 
     An operation reads its arguments and writes its results once, and reads what it changes in place, too; views move
@@ -85,7 +85,7 @@ class Counted(TorchDispatchMode):
     """
 
     def __init__(self, peak: float, bandwidth: float) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak, self.bandwidth = peak, bandwidth
         self.flop, self.bytes, self.seconds = 0.0, 0.0, 0.0
 

@@ -112,7 +112,7 @@ def unit(found: Sequence[dict[str, Any]], cpu: str) -> float:
     return float(np.mean(seconds)) if seconds else math.nan
 
 
-def goal(scores: Sequence[float], n: int = N) -> float:
+def goal(scores: Sequence[float] | np.ndarray, n: int = N) -> float:
     """The expected best of n scores that are drawn from these without replacement."""
     ordered = np.sort(scores)
     ranks = np.arange(len(ordered))

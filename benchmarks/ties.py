@@ -37,7 +37,7 @@ def false_differences(arms: int, rng: np.random.Generator) -> tuple[float, float
 
 def layouts(k: int) -> list[np.ndarray]:
     """Means of k configurations: equal, in steps, two ahead, half ahead, one ahead."""
-    found = [np.zeros(k)]
+    found: list[np.ndarray] = [np.zeros(k)]
     for gap in _GAPS:
         found.append(gap * np.arange(k))
         found += [np.where(np.arange(k) < ahead, 0.0, gap) for ahead in sorted({1, 2, k // 2} - {k})]

@@ -3,8 +3,8 @@
     python -m benchmarks.waiting run [--threads 2] [--rounds 3]      # ten minutes on two cores, nothing else running
     python -m benchmarks.waiting report
 
-Each setting has a process of its own, set up as a worker. In a round every setting takes its turn at every task, without
-a neighbour, with one process that computes all the time, and with two. A line of the results is one turn.
+Each setting has a process of its own, set up as a worker. In a round every setting takes its turn at every task: alone,
+beside one process that computes all the time, and beside two. A line of the results is one turn.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def run(threads: int, rounds: int) -> None:
     home, about = Home.from_environment(), {key: provenance("cpu")[key] for key in ("git_commit", "cpu", "cores")}
     with ExitStack() as stack, RESULTS.open("a") as file:
         servers = {setting: stack.enter_context(served(setting, threads, home)) for setting in SETTINGS}
-        names = [server.recv() for server in servers.values()][0]
+        names, *_ = [server.recv() for server in servers.values()]
         for number in range(rounds):
             for beside in range(3):
                 with neighbours(beside):
