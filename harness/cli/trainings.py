@@ -13,6 +13,7 @@ from harness.cli import verbs
 from harness.cli.display import TrainingProgress, say
 from harness.cli.verbs import INTERRUPTED, Number, Whole, argument, flag, front, option, was_typed
 from harness.errors import UsageError
+from harness.machine.forks import short_spin
 
 if TYPE_CHECKING:
     from harness.api.generator import Generator
@@ -44,6 +45,7 @@ def train(given: Any) -> int:
     config = None if was_typed("recipe") else given.config
     if recipe and config:
         raise UsageError("RECIPE and CONFIG are both set", "Set one of them.")
+    os.environ.update(short_spin())  # before torch is imported
     from harness.api.trainings import adjusted, config_training, recipe_training, train_and_report
     from harness.training.single import Watch
 

@@ -34,10 +34,20 @@ def search_path() -> str:
     return os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path)
 
 
+def short_spin() -> dict[str, str]:
+    """How long OpenMP's threads look for each other before they sleep, unless this process's environment says it.
+
+    By itself libgomp's spin until their time slice ends: beside one busy process a step of small batches then takes
+    five to ten times as long (docs/performance.md). OpenMP reads it when torch is imported.
+    """
+    chosen = any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"))
+    return {} if chosen else {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}  # of GCC; of LLVM and Intel, in ms
+
+
 @contextmanager
 def same_imports() -> Iterator[None]:
     """Python processes started in here import what this one would; by itself Python puts the current folder first."""
-    safe = {"PYTHONSAFEPATH": "1", "PYTHONPATH": search_path()}
+    safe = {"PYTHONSAFEPATH": "1", "PYTHONPATH": search_path(), **short_spin()}
     before = {name: os.environ.get(name) for name in safe}
     os.environ.update(safe)
     try:
