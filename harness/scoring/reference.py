@@ -104,6 +104,20 @@ def reference_images(images_NHWC: Tensor, n: int) -> Tensor:
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
+def refuse_equal(images_NHWC: Tensor, protocol: Protocol) -> None:
+    """A DataError where all real images of a protocol are one: before anything is trained, and before features are."""
+    images = reference_images(images_NHWC, protocol.reference_images)
+    if all(torch.equal(image, images[0]) for image in images):
+        raise _without_spread(len(images), protocol.extractor, "all the same")
+
+
+def _without_spread(n: int, extractor: str, what: str) -> DataError:
+    return DataError(
+        f"the {n} real images that {extractor} compares with are {what}: no score can be computed from them",
+        "Look at them with `harness data grid`, and give images that differ.",
+    )
+
+
 def load_reference(
     home: Home, images_NHWC: Tensor, protocol: Protocol, extract: Callable[[Tensor], Features]
 ) -> Reference:
@@ -134,12 +148,8 @@ def load_reference(
     pooled = features.double()
     spread, scale = float(pooled.var(dim=0).sum()), float(pooled.square().sum(dim=1).mean())
     if not _LEAST_SPREAD * scale < spread < math.inf:  # nor NaN
-        raise DataError(
-            f"the {len(features)} real images that {protocol.extractor} compares with are "
-            f"{'all the same' if spread <= _LEAST_SPREAD * scale else 'of features that are not finite'}: "
-            "no score can be computed from them",
-            "Look at them with `harness data grid`, and give images that differ.",
-        )
+        what = "all the same" if spread <= _LEAST_SPREAD * scale else "of features that are not finite"
+        raise _without_spread(len(features), protocol.extractor, what)
     return Reference(features)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness import atomic
 from harness.data.store import ImageStore
@@ -22,7 +22,7 @@ from harness.home import Home
 from harness.scoring.extractors import Extractor, inception_shapes
 from harness.scoring.fidelity import ALL, Scores, score, versions
 from harness.scoring.protocol import INCEPTION, MOBILENET, VGG, Protocol, make_protocol
-from harness.scoring.reference import Reference, load_reference, split_images
+from harness.scoring.reference import Features, Reference, load_reference, refuse_equal, split_images
 from harness.scoring.weights import NO_HEAD, VGG_URL, inception_weights, mobilenet_weights, vgg_file, vgg_weights
 from harness.spec.tables import ScoreSpec
 
@@ -58,35 +58,44 @@ class Scorers:
         )
 
     def reference(self, spec: ScoreSpec) -> Reference:
-        extractor = self.extractor(spec.extractor, spec.precision or FLOAT32)
-        images = split_images(self.store, spec)
-        return load_reference(self.home, images, self.protocol(spec), extractor)
+        return self.reference_of(self.protocol(spec), self.extractor(spec.extractor, spec.precision or FLOAT32), spec)
+
+    def reference_of(self, protocol: Protocol, extractor: Extractor, spec: ScoreSpec) -> Reference:
+        """Features of the real images, computed once; it is said, for it may take a minute."""
+
+        def extract(images_BCHW: Tensor) -> Features:
+            self.say(f"{protocol.extractor} features of {len(images_BCHW):,} real images, to compare with")
+            return extractor(images_BCHW)
+
+        return load_reference(self.home, split_images(self.store, spec), protocol, extract)
 
     def scorer(self, spec: ScoreSpec) -> Scorer:
         return Scorer(self, spec)
 
 
 class Scorer:
-    """Scores generators under one protocol.
+    """Scores generators under one protocol. What it compares them with is computed with the first score.
 
     Without Inception's classifier head, MobileNetV2's Inception Score is given under its own name. Precision and recall
     use the protocol's features; with Inception, also VGG16's features where its weights are available.
     """
 
     def __init__(self, scorers: Scorers, spec: ScoreSpec) -> None:
-        self.spec = spec
+        """A DataError refuses real images that are all the same."""
+        self.spec, self.scorers = spec, scorers
         self.protocol = scorers.protocol(spec)
         self.extractor = scorers.extractor(spec.extractor, self.protocol.precision)
-        self.reference = scorers.reference(spec)
-        self.additional: dict[tuple[str, ...], tuple[Protocol, Extractor, Reference]] = {}
+        self.additional: dict[tuple[str, ...], tuple[Protocol, Extractor]] = {}
         self.lacking: dict[str, str] = {}
+        self._references: dict[str, Reference] = {}  # by extractor; copies share it
+        refuse_equal(split_images(scorers.store, spec), self.protocol)
         if spec.extractor == INCEPTION and self.protocol.precision == FLOAT32:
             self._add_others(scorers)
 
     def _add_others(self, scorers: Scorers) -> None:
         if not self.extractor.weights.has_head:
             named = dataclasses.replace(self.protocol, extractor=MOBILENET)
-            self.additional["is",] = (named, scorers.extractor(MOBILENET), self.reference)
+            self.additional["is",] = (named, scorers.extractor(MOBILENET))
         named = dataclasses.replace(self.protocol, extractor=VGG)
         if vgg_file(scorers.home) is None:
             why = f"VGG16 is not at hand; set HARNESS_VGG16_WEIGHTS to {VGG_URL}"
@@ -94,8 +103,12 @@ class Scorer:
             return
         extractor = scorers.extractor(VGG)
         named = dataclasses.replace(named, weights_sha256=extractor.weights.sha256, resize=extractor.resize)
-        reference = load_reference(scorers.home, split_images(scorers.store, self.spec), named, extractor)
-        self.additional[_PUBLISHED_PRC] = (named, extractor, reference)
+        self.additional[_PUBLISHED_PRC] = (named, extractor)
+
+    def _reference(self, protocol: Protocol, extractor: Extractor) -> Reference:
+        if protocol.extractor not in self._references:
+            self._references[protocol.extractor] = self.scorers.reference_of(protocol, extractor, self.spec)
+        return self._references[protocol.extractor]
 
     @property
     def objective(self) -> str:
@@ -111,11 +124,14 @@ class Scorer:
     def __call__(self, generator: nn.Module, hp: HParams, *, all_metrics: bool) -> Scores:
         """All metrics of the protocol, or only the one that is minimised."""
         only = ALL if all_metrics else (self.spec.metric,)
-        scores = score(generator, hp, self.reference, self.protocol, self.extractor, only=only, quick=not all_metrics)
+        reference = self._reference(self.protocol, self.extractor)
+        scores = score(generator, hp, reference, self.protocol, self.extractor, only=only, quick=not all_metrics)
         if not all_metrics or scores.reason:
             return scores
         values, seconds = dict(scores.values), scores.seconds
-        for names, (named, extractor, reference) in self.additional.items():
+        for names, (named, extractor) in self.additional.items():
+            # The classifier's score compares with nothing.
+            reference = reference if names == ("is",) else self._reference(named, extractor)
             protocol = dataclasses.replace(named, seed=self.protocol.seed, batch_norm=self.protocol.batch_norm)
             more = score(generator, hp, reference, protocol, extractor, only=names)
             values |= more.values

@@ -79,7 +79,7 @@ class Said(Event):
 
 
 class Ready(Event):
-    """A worker has weights and reference statistics, and asks for its first trial."""
+    """A worker has the extractors' weights, and asks for its first trial."""
 
 
 class Alive(Event):

@@ -77,17 +77,12 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
         )
     keep_memory()
     exact_arithmetic()
-    use_threads(job.cores)
+    use_threads(job.threads)
     device = torch.device(job.device)
     images = on_device(job.store.tensor(), device)
     scorers = Scorers(job.home, job.store, device, say, interrupt)
-    say(f"reference statistics of {job.spec.scoring.final.reference} real images")
-    try:
-        rung, final = scorers.scorer(job.spec.scoring.rung), scorers.scorer(job.spec.scoring.final)
-    except Interrupted:
-        return
+    rung, final = scorers.scorer(job.spec.scoring.rung), scorers.scorer(job.spec.scoring.final)
     publish(Ready())
-    use_threads(job.threads)
 
     storage = open_storage(job.home, grace=grace_s(), say=say, stop=should_stop)
     study = optuna.load_study(study_name=job.spec.name, storage=storage)

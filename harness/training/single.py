@@ -90,7 +90,6 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
     store = open_store(home, training.data, source, study=training.label, on_progress=watch.on_images, say=watch.say)
     kimg = _length(training, store, watch.say)
     images = on_device(store.tensor(), own_device)
-    watch.say("reference statistics")
     scorer = Scorers(home, store, own_device, watch.say).scorer(training.scoring)
     # The same configuration, seed and images continue the same training, also for longer.
     name = f"{training.label}-{digest([training.hparams.to_dict(), training.seed, store.fingerprint])[:8]}"
