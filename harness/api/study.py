@@ -122,7 +122,7 @@ class Study:
         self,
         trials: int | None = None,
         *,
-        workers: int = 1,
+        workers: int | None = None,
         device: str = "auto",
         exact: bool = False,
         resume_anyway: bool = False,
@@ -132,7 +132,7 @@ class Study:
 
         Args:
             trials: trials to finish in all; the file's number unless given. A larger number later extends the study.
-            workers: processes, which share the cores. They never import the calling script.
+            workers: processes, which share the cores and never import the calling script; None: as many as are fastest.
             device: ``auto``, ``cpu`` or ``cuda``.
             exact: float32 throughout, no faster arithmetic.
             resume_anyway: continue although sampler, pruner, presets, ranges or versions changed.
@@ -158,7 +158,7 @@ class Study:
         top: int = 5,
         seeds: int = 5,
         samplings: int = 3,
-        workers: int = 1,
+        workers: int | None = None,
         device: str = "auto",
         progress: bool = True,
     ) -> Study:
@@ -168,7 +168,7 @@ class Study:
             top: number of top configurations; published ones are added.
             seeds: fresh training seeds of each.
             samplings: times that each generator is scored.
-            workers: processes, which share the cores.
+            workers: processes, which share the cores; None: as many as are fastest here.
             device: ``auto``, ``cpu`` or ``cuda``.
             progress: as in :meth:`run`.
 

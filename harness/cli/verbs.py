@@ -121,6 +121,16 @@ class Number(_Limited, click.FloatRange):
         super().__init__(min=0, min_open=True)
 
 
+class Workers(Whole):
+    """A number of workers; None, whose name is ``auto``, where it is chosen."""
+
+    name = "integer|auto"
+    wanted = "a positive whole number, or auto,"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return None if value == "auto" else super().convert(value, param, ctx)
+
+
 SEED = Whole(0, 2**32 - 1)
 
 
@@ -169,7 +179,13 @@ def was_typed(name: str) -> bool:
 STUDY = argument("study", "name of a file in search_spaces/", env="STUDY", default=DEFAULT_STUDY)
 DATA = option("--data", PATH, "folder or zip of images", env="DATA")
 DEVICE = option("--device", str, "auto, cpu or cuda", env="DEVICE", default="auto")
-WORKERS = option("--workers", Whole(), "processes; the cores are divided among them", env="WORKERS", default=1)
+WORKERS = option(
+    "--workers",
+    Workers(),
+    "processes, which share the cores; auto: as many as are fastest",
+    env="WORKERS",
+    default="auto",
+)
 EXACT = flag("--exact", "float32 throughout, no faster arithmetic for trainings and rungs", env="EXACT")
 TOP = option("--top", Whole(), "number of top trials or configurations", env="TOP", default=5)
 BUDGET: Sequence[click.Parameter] = (

@@ -36,7 +36,7 @@ from harness.scoring.sampling import GRID_IMAGES, image_grid
 from harness.scoring.weights import vgg_file
 from harness.spec.resolved import ResolvedStudy
 from harness.store.studies import find_record
-from harness.sweep.engines.local import threads_per_worker
+from harness.sweep.engines.local import threads_per_worker, workers_for
 from harness.sweep.run import require_images, resolve_precision
 from harness.text import duration
 
@@ -50,7 +50,7 @@ def forecast(
     *,
     source: Path | None,
     trials: int | None,
-    workers: int,
+    workers: int | None,
     device: str,
     exact: bool,
     say: Callable[[str], None],
@@ -59,6 +59,7 @@ def forecast(
     keep_memory()
     exact_arithmetic()
     on = torch.device(choose_device(device))
+    workers = workers or workers_for(spec, trials or spec.budget.trials, on.type)[0]
     if on.type == "cpu":  # what each worker will have
         use_threads(threads_per_worker(usable_cores(), workers))
     spec, _ = resolve_precision(spec, on.type, exact)

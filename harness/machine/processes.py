@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import socket
 import subprocess
@@ -77,8 +78,28 @@ def _machine() -> dict[str, str]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use; fewer than the machine has inside a container or under taskset."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use; fewer than the machine has under taskset, or where a container has a share."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = _of_container("cpu.max") or _of_container("cpu/cpu.cfs_quota_us") + _of_container("cpu/cpu.cfs_period_us")
+    return min(cores, math.ceil(share[0] / share[1])) if len(share) == 2 and min(share) > 0 else cores
+
+
+def free_memory() -> int:
+    """Bytes that new processes may take, in a container within its limit."""
+    free = float(psutil.virtual_memory().available)
+    for limit, used in (("max", "current"), ("limit_in_bytes", "usage_in_bytes")):
+        folder = "memory." if limit == "max" else "memory/memory."
+        for most, now in zip(_of_container(folder + limit), _of_container(folder + used), strict=False):
+            free = min(free, most - now)
+    return int(free)
+
+
+def _of_container(name: str) -> tuple[float, ...]:
+    """The numbers in a file of this container's control group (Linux, version 2 or 1); none where there is no limit."""
+    try:
+        return tuple(map(float, Path("/sys/fs/cgroup", name).read_text(encoding="utf-8").split()))
+    except (OSError, ValueError):  # "max" is no number
+        return ()
 
 
 def visible_gpus() -> tuple[str, ...]:
@@ -95,9 +116,12 @@ def visible_gpus() -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machines:
-    """Where a sweep runs. ``engine`` is ``local`` or ``ray``; ``address`` and ``gpus_per_worker`` are Ray's."""
+    """Where a sweep runs. ``engine`` is ``local`` or ``ray``; ``address`` and ``gpus_per_worker`` are Ray's.
 
-    workers: int = 1
+    ``workers`` None: as many as the study had before, else by :func:`workers_for`.
+    """
+
+    workers: int | None = None
     device: str = "auto"
     engine: str = "local"
     address: str | None = None

@@ -111,8 +111,9 @@ class StudyAttrs(_Attrs):
     description: str = ""
     # Name, source, number and fingerprint of the images.
     dataset: Mapping[str, Any] = field(default_factory=dict)
-    # Trials wanted.
+    # Trials wanted, and workers of the newest start, of which the order of trials depends.
     target: int = 0
+    workers: int = 0
     # Versions and machine of the newest start.
     environment: Mapping[str, str] = field(default_factory=dict)
     final_metric: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from harness.store.database import open_storage, write_study_attrs
 from harness.store.records import StudyAttrs
 from harness.store.studies import open_study, started_study, stored_spec, study_to_record
 from harness.store.trials import Trials, finished_count
-from harness.sweep.engines.local import LocalEngine, threads_per_worker
+from harness.sweep.engines.local import LocalEngine, threads_per_worker, workers_for
 from harness.sweep.messages import Opened, Watcher, WorkerJob
 from harness.sweep.reconcile import ParentRun
 from harness.tracking.client import client_for
@@ -85,6 +86,7 @@ def run_sweep(
     device = choose_device(machines.device)
     parent = ParentRun(Trials(study, spec, home), home, device, watcher.say, watcher.stop_level).open()
     parent.heal(crashed=True)
+    machines = with_workers(machines, attrs.workers, spec, target - finished_count(study), device, watcher.say)
     source_name = spec.data.source
     dataset = {"name": source_name, "fingerprint": store.fingerprint, "source": source_name, "images": len(store)}
     if store.warnings:
@@ -92,6 +94,7 @@ def run_sweep(
     opened = StudyAttrs(
         dataset=dataset,
         target=target,
+        workers=machines.workers or attrs.workers,
         environment=attrs.environment if attrs.environment and finished_count(study) >= target else parent.tags,
         final_metric=objective_name(spec.scoring.final),
         rung_metric=objective_name(spec.scoring.rung),
@@ -123,14 +126,29 @@ def join_sweep(name: str, home: Home, watcher: Watcher, *, source: Path | None, 
     refuse_other_images(study, store.fingerprint)
     parent = ParentRun(Trials(study, spec, home), home, device, watcher.say, watcher.stop_level).known()
     parent.heal(crashed=watcher.stop_level() < 2)
+    target = StudyAttrs.parse(study.user_attrs).target
+    machines = with_workers(machines, 0, spec, target - finished_count(study), device, watcher.say)
     return _run(parent, store, machines, watcher, starts=False, any_protocol=False)
+
+
+def with_workers(
+    machines: Machines, before: int, spec: ResolvedStudy, trials: int, device: str, say: Callable[[str], None]
+) -> Machines:
+    """The same with a number of workers: what was asked for, the study's own, or what is fastest here; it is said."""
+    if machines.workers or machines.engine == "ray" or trials <= 0:
+        return machines
+    number, why = (before, "as before") if before else workers_for(spec, trials, device)
+    threads = threads_per_worker(usable_cores(), number)
+    shared = f", {threads} thread{'s' * (threads > 1)} each" if device == "cpu" else ""
+    say(f"{number} worker{'s' * (number > 1)}{shared}: {why}; WORKERS=N sets another number")
+    return dataclasses.replace(machines, workers=number)
 
 
 def _run(
     parent: ParentRun, store: ImageStore, machines: Machines, watcher: Watcher, starts: bool, any_protocol: bool
 ) -> SweepResult:
     """Run workers until the study has its target, heal what they left, and close the run of a study started here."""
-    study, cores = parent.trials.study, usable_cores()
+    study, cores, workers = parent.trials.study, usable_cores(), machines.workers or 1
 
     def target() -> int:  # another machine's start may raise it
         return StudyAttrs.parse(study.user_attrs).target
@@ -152,10 +170,10 @@ def _run(
                 home=parent.home,
                 store=store,
                 device=parent.device,
-                threads=threads_per_worker(cores, machines.workers),
+                threads=threads_per_worker(cores, workers),
                 cores=cores,
                 tags=parent.tags,
-                workers=machines.workers,
+                workers=workers,
                 gpus=call_with_torch(visible_gpus) if parent.device == "cuda" else (),
                 resume_anyway=any_protocol,
             )

@@ -17,7 +17,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from harness.errors import HarnessError, SweepError, without_secrets
-from harness.machine.forks import adopt_environment, worker_context
+from harness.machine.forks import adopt_environment, call_with_torch, worker_context
+from harness.machine.processes import free_memory, usable_cores, visible_gpus
+from harness.spec.resolved import ResolvedStudy
 from harness.sweep.messages import Alive, Ended, Event, Failed, Ready, Saved, Watcher, WorkerJob
 from harness.text import duration
 
@@ -26,6 +28,10 @@ _MAX_DEATHS = 10
 _POLL_S = 0.2
 # A worker says that it is alive this often, at most. It hangs after this much silence (s), or ten times its longest.
 _SIGN_S, _SILENCE_S, _TIMES = 10.0, 300.0, 10
+# Memory of a worker, and more for each pixel of its images: what the largest batch of the shipped studies takes.
+_WORKER_BYTES, _BYTES_PER_PIXEL = 5 * 2**28, 2**18
+# A search has at most a worker for so many trials.
+_TRIALS_PER_WORKER = 4
 # The supervisor itself was stopped (Ctrl-Z, a machine asleep) where it has not looked for this long (s).
 _ASLEEP_S = 30.0
 
@@ -196,6 +202,24 @@ def _worker_main(job: WorkerJob, events: Connection, environment: Mapping[str, s
         sys.stderr.write(without_secrets(traceback.format_exc()))
         sys.exit(1)
     events.close()
+
+
+def workers_for(study: ResolvedStudy, trials: int, device: str) -> tuple[int, str]:
+    """How many workers are fastest for so many trials, and why not more.
+
+    On a CPU one for each core: two of one thread each do 1.0 to 1.3 times what one of two threads does, and hardly lose
+    beside a busy neighbour (docs/performance.md). A search has at most one for four trials, for its sampler learns
+    from those that ended. On CUDA one for each GPU.
+    """
+    if device == "cuda":
+        n_gpus = max(1, len(call_with_torch(visible_gpus)))
+        return min(n_gpus, trials), "one for each GPU"
+    needed = _WORKER_BYTES + _BYTES_PER_PIXEL * study.data.image_size**2
+    return min(
+        (usable_cores(), "one for each core"),
+        (max(1, trials if study.plan else trials // _TRIALS_PER_WORKER), "few trials"),
+        (max(1, free_memory() // needed), f"{needed / 2**30:.1f} GiB of memory for each"),
+    )
 
 
 def threads_per_worker(cores: int, workers: int) -> int:

@@ -113,8 +113,7 @@ def worker_task(
     try:
         from harness.sweep.worker import run_worker
 
-        # A task has the CPUs that it reserved and no more, also for the reference statistics.
-        run_worker(dataclasses.replace(job, cores=job.threads, index=index), publish, stopped.done)
+        run_worker(dataclasses.replace(job, index=index), publish, stopped.done)
     except HarnessError as error:
         return error
     except Exception as error:
@@ -140,7 +139,7 @@ def run_ray(job: WorkerJob, machines: Machines, watcher: Watcher, on_death: Call
         # Several share a GPU below 1.
         gpus = machines.gpus_per_worker if job.device.startswith("cuda") else 0.0
         job = dataclasses.replace(job, own_gpu=gpus >= 1)
-        _Driver(ray, job, watcher, on_death).run(machines.workers, gpus)
+        _Driver(ray, job, watcher, on_death).run(job.workers, gpus)
     except ray.exceptions.RayError as error:
         raise _ray_failed(error) from None
     finally:
