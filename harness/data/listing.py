@@ -55,13 +55,13 @@ class Listing:
 
     def sentences(self) -> list[str]:
         """What was passed over, which links were followed, and what was used though its name is odd; safe to print."""
-        odd = [f"{len(names):,} {end} (such as {names[0]})" for end, names in sorted(self.by_content.items())[:9]]
+        odd = [f"{len(names):,} {end} (such as {min(names)})" for end, names in sorted(self.by_content.items())[:9]]
         used = [f"used by their content: {printable(', '.join(odd))}"] if odd else []
         return (
             self.links
             + used
             + [
-                f"passed over, {why}: {len(names):,} file{'s' if len(names) > 1 else ''}, such as {printable(names[0])}"
+                f"passed over, {why}: {len(names):,} file{'s' if len(names) > 1 else ''}, such as {printable(min(names))}"
                 for why, names in self.passed_over.items()
             ]
         )

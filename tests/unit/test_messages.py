@@ -91,9 +91,10 @@ def test_two_presets_of_one_name_are_a_mistake_also_where_recipes_name_them():
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path):
     path = tmp_path / "tiny.toml"
-    path.write_text(TINY_STUDY, encoding="utf-8-sig")
-    assert load_study_file(str(path)) == parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
-    path.write_text(TINY_STUDY, encoding="utf-16")
+    for encoding in ("utf-8-sig", "utf-16"):  # as editors on Windows save it
+        path.write_text(TINY_STUDY, encoding=encoding)
+        assert load_study_file(str(path)) == parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
+    path.write_text(TINY_STUDY + "# \N{MICRO SIGN}", encoding="latin-1")
     with pytest.raises(SpecError, match="tiny.toml: not UTF-8"):
         load_study_file(str(path))
 

@@ -857,7 +857,7 @@ def test_errors_hold_no_secrets(text, shown):
 def test_mlflows_telemetry_is_off():
     """In a process of its own: MLflow leaves tests and CI alone anyway."""
     code = (
-        "from harness.tracking.mlflow import load; load()\n"
+        "from harness.tracking.client import load; load()\n"
         "from mlflow.telemetry import utils; utils._IS_IN_CI_ENV_OR_TESTING = False\n"
         "print(utils.is_telemetry_disabled())"
     )
