@@ -80,7 +80,7 @@ def geometric_mean(results: dict[str, dict[str, Any]], precision: str) -> float 
     """Of the training steps' ratios to the write-ups' loop, as far as they were measured."""
     ratios = [
         row["ratio"] for name, row in results.items()
-        if name.startswith("training step, ") and f"{precision}, against the write-ups" in name
+        if name.startswith("training step, ") and name.endswith(f"{precision}, against the write-ups' loop")
     ]  # fmt: skip
     return statistics.geometric_mean(ratios) if ratios else None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing as mp
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
+from harness.machine.forks import same_imports
 from harness.machine.processes import exact_arithmetic, keep_memory, usable_cores, use_threads
 
 Timed = Callable[[], Any]
@@ -32,6 +35,18 @@ def timed(call: Timed) -> Measured:
 
 
 @contextmanager
+def neighbours(n: int) -> Iterator[None]:
+    """As many processes that compute all the time."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
 def as_worker(make: Callable[..., Sequence[Timed]], *arguments: object) -> Iterator[list[Timed]]:
     """The calls that ``make(*arguments)`` gives, in a process that is set up as a worker's; it waits between them.
 
@@ -40,7 +55,8 @@ def as_worker(make: Callable[..., Sequence[Timed]], *arguments: object) -> Itera
     context = mp.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, make, arguments))
-    process.start()
+    with same_imports():
+        process.start()
     theirs.close()
 
     def call(index: int) -> Measured:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.baselines import CPU, Loop, fidelity_call, image_files
 from benchmarks.matrix_conv import ENDS_32PX, LAYERS_64PX, end, layer
-from benchmarks.measured import Measured, Timed, as_worker
+from benchmarks.measured import Measured, Timed, as_worker, neighbours
 from benchmarks.overhead import overhead
 from harness.gan.hparams import HParams
 from harness.gan.networks import build
@@ -81,6 +81,10 @@ def rows(home: Home, photos: Path | None, folder: Path) -> list[Row]:
             name = f"training step, {recipe}, batch {batch}, {{}}, against the write-ups' loop"
             make: Callable[[], Any] = partial(step, recipe, batch, steps, "write-up")
             found.append(Row(group="step", name=name, make=make, images=steps * batch, variants=tuple(PRECISIONS)))
+    for batch in (16, 128):
+        name = f"training step, udacity32, batch {batch}, {{}}, against the write-ups' loop, a busy process beside both"
+        make = partial(busy_step, "udacity32", batch, 4)
+        found.append(Row(group="step", name=name, make=make, images=4 * batch, variants=tuple(PRECISIONS)))
     name = "training step, pytorch64, batch 128, {}, against PyTorch's example"
     make = partial(step, "pytorch64", 128, 1, "example")
     found.append(Row(group="step", name=name, make=make, images=128, variants=tuple(PRECISIONS)))
@@ -180,6 +184,13 @@ def step(recipe: str, batch: int, steps: int, style: str) -> Iterator[tuple[list
 
     with as_worker(our_steps, recipe, batch, steps) as ours:
         yield ours, baseline
+
+
+@contextmanager
+def busy_step(recipe: str, batch: int, steps: int) -> Iterator[tuple[list[Timed], Timed]]:
+    """The same, beside a process that computes all the time."""
+    with step(recipe, batch, steps, "write-up") as calls, neighbours(1):
+        yield calls
 
 
 def our_steps(recipe: str, batch: int, steps: int, images: Tensor | None = None) -> list[Timed]:

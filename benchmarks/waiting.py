@@ -14,8 +14,6 @@ import json
 import multiprocessing as mp
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -26,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.measured import neighbours
 from benchmarks.rows import noise_images, system
 from harness.gan.run import Run
 from harness.home import Home
@@ -103,18 +102,6 @@ def served(setting: str, threads: int, home: Home) -> Iterator[Connection]:
         yield ours
     finally:
         process.kill()
-
-
-@contextmanager
-def neighbours(n: int) -> Iterator[None]:
-    """So many processes that compute all the time."""
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
-    try:
-        yield
-    finally:
-        for process in busy:
-            process.kill()
-            process.wait()
 
 
 def run(threads: int, rounds: int) -> None:
