@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+# Of this container, as it sees itself.
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 # Reading when the machine booted can be off by a second; two processes of one id never start this close together.
@@ -97,7 +99,7 @@ def free_memory() -> int:
 def _of_container(name: str) -> tuple[float, ...]:
     """The numbers in a file of this container's control group (Linux, version 2 or 1); none where there is no limit."""
     try:
-        return tuple(map(float, Path("/sys/fs/cgroup", name).read_text(encoding="utf-8").split()))
+        return tuple(map(float, (_CONTROL_GROUP / name).read_text(encoding="utf-8").split()))
     except (OSError, ValueError):  # "max" is no number
         return ()
 

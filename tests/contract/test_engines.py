@@ -9,10 +9,80 @@ from multiprocessing.connection import Connection
 import pytest
 
 from harness.errors import StorageLost, SweepError
+from harness.machine import processes
+from harness.machine.processes import Machines
+from harness.spec.files import parse_study
 from harness.sweep.engines import local
 from harness.sweep.engines.ray import forwarded_environment
 from harness.sweep.messages import Ready, Watcher
-from harness.sweep.run import ending_with
+from harness.sweep.run import ending_with, with_workers
+from tests.conftest import TINY_STUDY
+
+STUDY = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("cores", "free", "trials", "device", "workers", "why"),
+    [
+        (2, 20 * GIB, 16, "cpu", 2, "one for each core"),
+        (16, 100 * GIB, 16, "cpu", 4, "few trials"),
+        (16, 100 * GIB, 400, "cpu", 16, "one for each core"),
+        (8, 5 * GIB, 100, "cpu", 3, "of memory for each"),
+        (8, GIB // 2, 100, "cpu", 1, "of memory for each"),
+        (2, 20 * GIB, 3, "cpu", 1, "few trials"),
+        (16, 100 * GIB, 16, "cuda", 2, "one for each GPU"),
+        (16, 100 * GIB, 1, "cuda", 1, "one for each GPU"),
+    ],
+)
+def test_workers_are_as_many_as_are_fastest(monkeypatch, cores, free, trials, device, workers, why):
+    monkeypatch.setattr(local, "usable_cores", lambda: cores)
+    monkeypatch.setattr(local, "free_memory", lambda: free)
+    monkeypatch.setattr(local, "call_with_torch", lambda function: ("0", "1"))
+    found, reason = local.workers_for(STUDY, trials, device)
+    assert (found, why in reason) == (workers, True)
+
+
+def test_a_number_of_workers_is_kept_with_the_study_unless_another_is_asked_for(monkeypatch):
+    monkeypatch.setattr(local, "usable_cores", lambda: 2)
+    said = []
+    assert with_workers(Machines(), 3, STUDY, 16, "cpu", said.append).workers == 3
+    assert said == ["3 workers, 1 thread each: as before; WORKERS=N sets another number"]
+    assert with_workers(Machines(workers=5), 3, STUDY, 16, "cpu", said.append).workers == 5
+    assert len(said) == 1, "what was asked for needs no word"
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "1600000 100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+    ],
+)
+def test_a_containers_share_of_the_cores_counts(monkeypatch, tmp_path, files, cores):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    monkeypatch.setattr(processes, "_CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(processes.os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert processes.usable_cores() == cores
+
+
+@pytest.mark.parametrize(
+    "names", [("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")]
+)
+def test_a_containers_limit_of_memory_counts(monkeypatch, tmp_path, names):
+    monkeypatch.setattr(processes, "_CONTROL_GROUP", tmp_path)
+    whole = processes.free_memory()
+    assert whole > 4096
+    for name, number in zip(names, (6000, 1904), strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{number}\n")
+    assert processes.free_memory() == 4096
 
 
 def slow_to_hear(pipe: Connection) -> None:
