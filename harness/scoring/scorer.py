@@ -26,6 +26,8 @@ from harness.scoring.reference import Features, Reference, load_reference, refus
 from harness.scoring.weights import NO_HEAD, VGG_URL, inception_weights, mobilenet_weights, vgg_file, vgg_weights
 from harness.spec.tables import ScoreSpec
 
+# Features of this many images take a few seconds at most.
+_QUIET = 100
 _PUBLISHED_PRC = ("precision", "recall")
 
 
@@ -61,10 +63,11 @@ class Scorers:
         return self.reference_of(self.protocol(spec), self.extractor(spec.extractor, spec.precision or FLOAT32), spec)
 
     def reference_of(self, protocol: Protocol, extractor: Extractor, spec: ScoreSpec) -> Reference:
-        """Features of the real images, computed once; it is said, for it may take a minute."""
+        """Features of the real images, computed once; of many it is said, for they may take a minute."""
 
         def extract(images_BCHW: Tensor) -> Features:
-            self.say(f"{protocol.extractor} features of {len(images_BCHW):,} real images, to compare with")
+            if len(images_BCHW) > _QUIET:
+                self.say(f"{protocol.extractor} features of {len(images_BCHW):,} real images, to compare with")
             return extractor(images_BCHW)
 
         return load_reference(self.home, split_images(self.store, spec), protocol, extract)

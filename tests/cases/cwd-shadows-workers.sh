@@ -13,7 +13,7 @@ del sys.modules["optuna"]
 import optuna  # go on with the real one
 T
 "$HARNESS" sweep s > out 2>&1 & P=$!
-for _ in $(seq 1200); do [ -s marker ] && break; grep -q "features of\|error:" out && break; kill -0 $P 2>/dev/null || break; sleep 0.1; done
+for _ in $(seq 1200); do [ -s marker ] && break; grep -q "trial 0\|error:" out && break; kill -0 $P 2>/dev/null || break; sleep 0.1; done
 kids() { for c in $(pgrep -P $1); do kids $c; echo $c; done; }
 K="$(kids $P)"; kill -9 $K $P 2>/dev/null; wait 2>/dev/null
 if [ -s marker ]; then cut -c1-160 marker; fail "what lies in the current folder is executed by workers"; else pass "not executed"; fi

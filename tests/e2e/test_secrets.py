@@ -35,7 +35,8 @@ def assert_not_in(text: str, where: str) -> None:
 
 def files_without_secrets(folder: Path) -> None:
     for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink() and "weights" not in path.parts:
+        # The server's own log has the addresses that it was asked for.
+        if path.is_file() and not path.is_symlink() and not {"weights", "server"} & set(path.parts):
             assert_not_in(path.read_bytes().decode("latin-1"), str(path))
 
 

@@ -136,7 +136,7 @@ def test_every_option_says_its_default_range_and_variable(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     for expected in (
         "[env var: STUDY; default: mnist32]",
-        "[env var: WORKERS; default: 1; x>=1]",
+        "[env var: WORKERS; default: auto; x>=1]",
         "[env var: KIMG; x>0]",
         "[env var: ENGINE; default: local]",
         "[env var: QUICK]",

@@ -139,7 +139,7 @@ def run_ray(job: WorkerJob, machines: Machines, watcher: Watcher, on_death: Call
         # Several share a GPU below 1.
         gpus = machines.gpus_per_worker if job.device.startswith("cuda") else 0.0
         job = dataclasses.replace(job, own_gpu=gpus >= 1)
-        _Driver(ray, job, watcher, on_death).run(job.workers, gpus)
+        _Driver(ray, job, watcher, on_death).run(machines.workers or 1, gpus)
     except ray.exceptions.RayError as error:
         raise _ray_failed(error) from None
     finally:
