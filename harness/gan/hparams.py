@@ -32,8 +32,10 @@ Activation = Literal["relu", "leaky_relu"]
 Bias = Literal["auto", "never", "always"]
 Precision = Literal["float32", "tf32", "bf16"]
 WIDTHS_PATTERN = r"^(auto|[1-9][0-9]{0,3}(-[1-9][0-9]{0,3}){0,7})$"
-STRIDES_PATTERN = r"^(auto|[12](-[12]){0,7})$"
+STRIDES_PATTERN = r"^(auto|[124](-[124]){0,7})$"
 Widths = Annotated[str, Field(pattern=WIDTHS_PATTERN)]
+# Named in a configuration only where they are not the default: older configurations keep their digests.
+_UNNAMED_DEFAULTS = {"network": DCGAN, "loss_clip": 0.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +150,12 @@ class HParams:
         float, Field(ge=0, lt=0.5), "One-sided label smoothing: real images get the label 1 minus this."
     ] = 0.0
     d_loss_factor: Annotated[Positive, "Factor of the discriminator's loss; 0.5 is the mean of its two halves."] = 1.0
+    loss_clip: Annotated[
+        float,
+        Field(ge=0, lt=0.5),
+        "Every loss clips probabilities to [loss_clip, 1 - loss_clip], beyond which there is no gradient, as Keras "
+        "does with 1e-7; 0: none.",
+    ] = 0.0
     d_step: Annotated[
         Literal["joint", "split"],
         "The discriminator's update. joint: one on real and fake; split: one on real, then one on fake.",
@@ -171,11 +179,9 @@ class HParams:
     ] = "float32"
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field by name, in the order of the definition; ``network`` only where it is somebody's own."""
+        """Every field by name, in the order of the definition; ``network`` and newer ones where not the default."""
         content = dataclasses.asdict(self)
-        if self.network == DCGAN:
-            del content["network"]
-        return content
+        return {name: value for name, value in content.items() if _UNNAMED_DEFAULTS.get(name) != value}
 
     @classmethod
     def from_params(cls, *layers: Mapping[str, Any]) -> HParams:

@@ -14,7 +14,7 @@ from harness.errors import DataError, Diverged
 from harness.gan.fast.layers import Adam
 from harness.gan.fast.precision import autocast, tensor_cores
 from harness.gan.hparams import HParams, derive_seed
-from harness.gan.networks import build, fake_loss, generator_loss, latent_noise, real_loss
+from harness.gan.networks import build, clipped, fake_loss, generator_loss, latent_noise, real_loss
 
 # The columns of the statistics window, each a mean over the window's steps.
 CURVE_NAMES = ("loss_d", "loss_g", "logit_real", "logit_fake", "grad_norm_d", "grad_norm_g")
@@ -152,7 +152,7 @@ class Run:
         # D's own gradients are not needed here (unless the bug is asked for): only the path through it to the fakes.
         self.discriminator.requires_grad_(hp.g_step_trains_d)
         (fake_logits,) = self._judge(fake)
-        loss_g = generator_loss(fake_logits)
+        loss_g = generator_loss(clipped(fake_logits, hp.loss_clip))
         norm_g = self._update("generator", self.opt_g, loss_g)
         self.discriminator.requires_grad_(True)
         loss_d, logit_real, logit_fake, norm_d = seen
@@ -167,15 +167,22 @@ class Run:
     def _train_discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One update on both, or one on each; (loss, mean real logit, mean fake logit, gradient norm)."""
         hp, factor = self.hp, self.hp.d_loss_factor
+
+        def loss_real(logits: Tensor) -> Tensor:
+            return real_loss(clipped(logits, hp.loss_clip), hp.label_smoothing) * factor
+
+        def loss_fake(logits: Tensor) -> Tensor:
+            return fake_loss(clipped(logits, hp.loss_clip)) * factor
+
         if hp.d_step == "joint":
             real_logits, fake_logits = self._judge(real, fake)
-            loss = real_loss(real_logits, hp.label_smoothing) * factor + fake_loss(fake_logits) * factor
+            loss = loss_real(real_logits) + loss_fake(fake_logits)
             return loss, real_logits.mean(), fake_logits.mean(), self._update("discriminator", self.opt_d, loss)
         (real_logits,) = self._judge(real)
-        on_real = real_loss(real_logits, hp.label_smoothing) * factor
+        on_real = loss_real(real_logits)
         norm_real = self._update("discriminator", self.opt_d, on_real)
         (fake_logits,) = self._judge(fake)
-        on_fake = fake_loss(fake_logits) * factor
+        on_fake = loss_fake(fake_logits)
         norm = torch.maximum(self._update("discriminator", self.opt_d, on_fake), norm_real)
         return on_real.detach() + on_fake, real_logits.mean(), fake_logits.mean(), norm
 

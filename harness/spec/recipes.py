@@ -9,15 +9,25 @@ from pydantic import Field, model_validator
 from harness.errors import NotFoundError
 from harness.gan.hparams import DCGAN, FIELDS, Channels, HParams, ImageSize
 from harness.spec.tables import Crop, DataSpec, FixedParams, Float, Int, Kimg, Name, Scalar, ScoreSpec, Table
-from harness.text import did_you_mean
+from harness.text import did_you_mean, number
 
 
 class RecipeTraining(Table):
     """How long the authors trained, and what they looked at."""
 
     epochs: Float = Field(gt=0, le=1e6, description="Passes over the data.")
+    images: Int | None = Field(None, ge=1, le=10**9, description="Images that the authors had in one of them.")
     seed: Int = Field(0, ge=0, description="Seed of weights, order and noise.")
     grid_images: Int = Field(64, ge=1, le=400, description="Images of the grid that is drawn after each epoch.")
+
+    @property
+    def kimg(self) -> float | None:
+        """Length of the authors' training (thousands of images shown), where their number of images is known."""
+        return self.epochs * self.images / 1000 if self.images else None
+
+    def __str__(self) -> str:
+        shown = f" of {self.images:,} images ({number(self.kimg)} kimg)" if self.kimg else ""
+        return f"{self.epochs:g} epochs{shown}"
 
 
 class VariantData(Table):
