@@ -185,7 +185,8 @@ class DataSpec(Table):
     crop: Crop = Field(
         "square",
         description="square: the largest centred square, then resized; face: of aligned CelebA photographs (178x218 "
-        "px) the centred 108 px, of others as square; a number: a centred square of that side (px), then resized; [left, top, width, height]: that box (px), stretched to a square; after_resize: the shorter "
+        "px) the centred 108 px, of others as square; a number: a centred square of that side (px), then resized; "
+        "[left, top, width, height]: that box (px), stretched to a square; after_resize: the shorter "
         "side is resized, then the centre cropped; none: stretched to a square whatever the shape.",
     )
     resample: Literal["bicubic", "bilinear", "lanczos"] | None = Field(
