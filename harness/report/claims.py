@@ -25,6 +25,17 @@ from harness.text import duration
 from harness.training.run_folder import RunFolder
 
 _ROWS_SHOWN = 3  # of a sample grid
+# What is compared in the place of the score, and how a treated arm differs in it.
+_MEASURES = {
+    "loss_swing": "mean change of the generator's loss (nats)",
+    "loss_gap": "mean distance of both losses (nats)",
+    "score_rise": "largest rise of the quick score (factor)",
+}
+_SAYS_OF_MEASURES = {
+    "better": "has a {measure} at least {share} smaller than the control's",
+    "worse": "has a {measure} at least {share} larger than the control's",
+    "same": "has the control's {measure}, within {share}",
+}
 _SYSTEMS = ("the authors' system", "the generic DCGAN", "the study's own settings")  # as Claim.tested_on names them
 _ORDER = {"supported": 0, "refuted": 1, "undecided": 2}
 _SAYS = {
@@ -43,7 +54,7 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
     stored = record.attrs.spec
     spec = ResolvedStudy.model_validate({**stored, "budget": {**stored["budget"], "trials": len(stored["presets"])}})
     assert spec.plan is not None
-    results, board = arm_results(record), rank(record)
+    results, board = arm_results(record, root), rank(record)
     claims = [Claim.model_validate_json(text) for text in spec.plan.claims.values()]
     judged = [judge(claim, claim.arms(spec), results) for claim in claims]
     judged.sort(key=lambda judgement: (_ORDER[judgement.verdict], judgement.claim.name))
@@ -92,9 +103,12 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
 
 def _entry(judgement: Judgement, samples: list[dict[str, str]]) -> dict[str, Any]:
     claim = judgement.claim
+    measure = _MEASURES.get(claim.measure, "")
+    says = _SAYS_OF_MEASURES if measure else _SAYS
     return {
         "judgement": judgement,
-        "says": _SAYS[claim.says].format(share=f"{100 * claim.relevant:.3g} %"),
+        "says": says[claim.says].format(measure=measure, share=f"{100 * claim.relevant:.3g} %"),
+        "measured": measure,
         "samples": samples,
         "cost": duration(sum(result.seconds for result in judgement.arms.values())),
     }

@@ -46,6 +46,12 @@ class Claim(Table):
     quote: str = Field(description="The sentence, word for word.")
     source: str = Field(description="Whose it is, and where.")
     says: Literal["better", "worse", "same", "diverges"]
+    measure: Literal["score", "loss_swing", "loss_gap", "score_rise"] = Field(
+        "score",
+        description="What is compared; lower is better. score: the final one; loss_swing: mean change of the "
+        "generator's loss from a point of the curve to the next; loss_gap: mean distance of both losses; score_rise: "
+        "the largest rise of the quick score, as a factor.",
+    )
     relevant: Float = Field(
         gt=0, le=10, description="Smallest difference that matters, as a share of the control's mean score."
     )
@@ -152,7 +158,10 @@ def arm_name(hp: HParams) -> str:
 
 def registered(claim: Claim) -> str:
     """All of a claim, as it is kept in the database before anything is run: JSON that ``model_validate_json`` reads."""
-    return canonical_json(claim.model_dump(mode="json", exclude_none=True))
+    content = claim.model_dump(mode="json", exclude_none=True)
+    if claim.measure == "score":  # as claims were kept before there were others
+        del content["measure"]
+    return canonical_json(content)
 
 
 def fixed_study(
