@@ -35,7 +35,7 @@ WIDTHS_PATTERN = r"^(auto|[1-9][0-9]{0,3}(-[1-9][0-9]{0,3}){0,7})$"
 STRIDES_PATTERN = r"^(auto|[124](-[124]){0,7})$"
 Widths = Annotated[str, Field(pattern=WIDTHS_PATTERN)]
 # Named in a configuration only where they are not the default: older configurations keep their digests.
-_UNNAMED_DEFAULTS = {"network": DCGAN, "loss_clip": 0.0}
+_UNNAMED_DEFAULTS = {"network": DCGAN, "optimizer": "adam", "loss_clip": 0.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +140,13 @@ class HParams:
     ] = "drop"
     # Optimisation
     batch_size: Annotated[int, Field(ge=2, le=4096), "Real images per discriminator update."] = 128
-    lr_g: Annotated[Positive, "Adam's learning rate, generator."] = 2e-4
-    lr_d: Annotated[Positive, "Adam's learning rate, discriminator."] = 2e-4
+    optimizer: Annotated[
+        Literal["adam", "sgd", "rmsprop", "adagrad"],
+        "Of both networks. sgd: with momentum beta1; rmsprop: with decay beta2 and adam_eps; adagrad: with adam_eps. "
+        "CUDA graphs are for adam alone.",
+    ] = "adam"
+    lr_g: Annotated[Positive, "Learning rate, generator."] = 2e-4
+    lr_d: Annotated[Positive, "Learning rate, discriminator."] = 2e-4
     beta1: Annotated[Share, "Adam's first-moment decay, both networks."] = 0.5
     beta2: Annotated[Share, "Adam's second-moment decay, both networks."] = 0.999
     adam_eps: Annotated[float, Field(gt=0, le=0.1), "Adam's epsilon, both networks."] = 1e-8

@@ -328,10 +328,14 @@ def plain_loop(
         with_library_layers(network).to(dtype=dtype, memory_format=memory_format)
         for network in build(hp, derive_seed(seed, "weights"), CPU)
     )
-    settings = {"betas": (hp.beta1, hp.beta2), "eps": hp.adam_eps, "weight_decay": hp.weight_decay}
+    make = {
+        "adam": lambda p, lr: torch.optim.Adam(p, lr, (hp.beta1, hp.beta2), hp.adam_eps, hp.weight_decay),
+        "sgd": lambda p, lr: torch.optim.SGD(p, lr, momentum=hp.beta1, weight_decay=hp.weight_decay),
+        "rmsprop": lambda p, lr: torch.optim.RMSprop(p, lr, hp.beta2, hp.adam_eps, hp.weight_decay),
+        "adagrad": lambda p, lr: torch.optim.Adagrad(p, lr, weight_decay=hp.weight_decay, eps=hp.adam_eps),
+    }[hp.optimizer]
     of_g = list(generator.parameters()) + (list(discriminator.parameters()) if hp.g_step_trains_d else [])
-    opt_g = torch.optim.Adam(of_g, hp.lr_g, **settings)
-    opt_d = torch.optim.Adam(discriminator.parameters(), hp.lr_d, **settings)
+    opt_g, opt_d = make(of_g, hp.lr_g), make(discriminator.parameters(), hp.lr_d)
     noise = torch.Generator().manual_seed(derive_seed(seed, "noise"))
     for batch in islice(batches_of(hp, len(images), seed), steps):
         pixels = images[batch].permute(0, 3, 1, 2).float()
@@ -340,10 +344,18 @@ def plain_loop(
     return generator, discriminator
 
 
-@pytest.mark.parametrize(("name", "variant"), ALL)
-def test_twenty_steps_equal_the_plain_loop(name, variant):
+@pytest.mark.parametrize(
+    ("name", "variant", "changes"),
+    [
+        *((name, variant, {}) for name, variant in ALL),
+        ("udacity32", "as_coded", {"optimizer": "sgd", "lr_g": 1e-2, "weight_decay": 1e-3}),
+        ("udacity32", "as_coded", {"optimizer": "rmsprop", "weight_decay": 1e-3}),
+        ("udacity32", "as_coded", {"optimizer": "adagrad", "weight_decay": 1e-3}),
+    ],
+)
+def test_twenty_steps_equal_the_plain_loop(name, variant, changes):
     """From the same weights, images and noise: every weight."""
-    hp = narrow(name, variant)
+    hp = dataclasses.replace(narrow(name, variant), **changes)
     images = torch.from_numpy(blobs(10, hp.image_size)).expand(-1, -1, -1, 3).contiguous()
     run = Run(hp, images, 5, CPU)
     # In double precision: a bias before BatchNorm has a gradient of 0, whose rounding Adam would make a step of; and
@@ -438,6 +450,7 @@ def test_twenty_steps_in_float32_equal_the_plain_loop_to_rounding(name, variant)
         ("label_smoothing", (0.0, 0.1)),
         ("weight_decay", (0.0, 1e-2)),
         ("loss_clip", (0.0, 0.49)),
+        ("optimizer", ("adam", "sgd")),
         ("strides_d", ("auto", "4-2")),
         ("adam_eps", (1e-8, 1e-3)),
         ("flip", (False, True)),
