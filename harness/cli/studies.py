@@ -84,21 +84,26 @@ def confirm(given: Any) -> int:
     option("--extractor", click.Choice(["inception-v3", "mobilenet-v2"]),
            "of the final score; mobilenet-v2 is faster; else the study's"),
     option("--seeds", Whole(2), "training seeds of each arm; else as in the claims' files", env="SEEDS"),
+    option("--base", click.Choice(["authors", "generic", "both"]),
+           "the system that is tested: that of each claim's write-up, or one for all", default="authors"),
     flag("--no-images", "a report without samples, which may be published whatever the data"),
     verbs.DATA, *verbs.MACHINES,
 )  # fmt: skip
 def claims(given: Any) -> int:
     from harness.findings.fixed_studies import claims_spec
-    from harness.spec.files import load_study_file
+    from harness.spec.files import file_names, load_study_file
     from harness.store.studies import stored_content
 
     search = load_study_file(given.study)
     known = stored_content(f"{search.name}-claims", given.home)
-    changes = {name: getattr(given, name) for name in ("kimg", "samples", "seeds", "extractor")}
+    changes = {name: getattr(given, name) for name in ("kimg", "samples", "seeds", "extractor", "base")}
     spec = claims_spec(search, given.claims, known=known, **changes)
     assert spec.plan is not None
     arms = len({preset.arm for preset in spec.presets})
     say(f"{len(spec.plan.claims)} claims on {given.study}: {arms} configurations, {spec.budget.trials} trainings")
+    tested = {claim.removesuffix("-generic") for claim in spec.plan.claims}
+    if not given.claims and (left := sorted(set(file_names("claim")) - tested)):
+        say(f"left out, as their systems do not fit these images or this base: {', '.join(left)}")
     result = _run(spec, given)
     return _conclude(result, _report(spec.name, given.home, images=not given.no_images))
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
 from harness.data.sources import MAX_FILE_BYTES, opened
 from harness.errors import DataError
-from harness.spec.tables import Crop, DataSpec
+from harness.spec.tables import ALIGNED, FACE, Crop, DataSpec
 
 # More pixels than this in one file are refused (a decompression bomb, or a scan that would fill the memory).
 MAX_PIXELS = 100_000_000
@@ -71,7 +71,7 @@ class Preparation:
     @property
     def keeps_square(self) -> bool:
         """Whether a square image of the target's size stays as it is."""
-        return self.sharpen == 1.0 and self.crop in ("square", "after_resize", "none", self.image_size)
+        return self.sharpen == 1.0 and self.crop in ("square", "face", "after_resize", "none", self.image_size)
 
 
 def decode(payload: bytes, prep: Preparation, white: int = WHITE) -> tuple[np.ndarray, str]:
@@ -151,7 +151,9 @@ def _cut(image: Image.Image, prep: Preparation, notes: list[str]) -> Image.Image
     if prep.crop in ("none", "after_resize"):
         return image
     # Cropped before it is resized: resize(box=…) would let pixels outside the box bleed in.
-    return _centre(image, min(image.size) if prep.crop == "square" else int(prep.crop))
+    if isinstance(prep.crop, int):
+        return _centre(image, prep.crop)
+    return _centre(image, FACE if prep.crop == "face" and image.size == ALIGNED else min(image.size))
 
 
 def smaller_than(width: int, height: int, prep: Preparation) -> str:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from harness.errors import NotFoundError, UsageError
 from harness.findings.ranking import objectives, pareto_front, rank
 from harness.findings.verdicts import RULE
 from harness.gan.hparams import HParams, digest
-from harness.spec.files import file_names, load_claim
-from harness.spec.fixed_study import arm_name, fixed_study, fresh_seeds, registered
+from harness.spec.files import file_names, load_claim, load_recipe
+from harness.spec.fixed_study import (
+    Claim,
+    Unfit,
+    arm_name,
+    fixed_study,
+    fresh_seeds,
+    on_authors,
+    on_generic,
+    registered,
+)
 from harness.spec.resolved import ResolvedPreset, ResolvedStudy
 from harness.spec.tables import ScoreSpec
 from harness.store.records import StudyRecord, TrialRecord
@@ -75,8 +84,11 @@ def claims_spec(
     samples: int | None = None,
     seeds: int | None = None,
     extractor: str | None = None,
+    base: Literal["authors", "generic", "both"] = "authors",
 ) -> ResolvedStudy:
-    """The study ``STUDY-claims``: the arms of claims (all claims if none is named) on a study's images.
+    """The study ``STUDY-claims``: the arms of claims (all that fit its images if none is named).
+
+    They share the systems of their write-ups, the generic DCGAN, or are tested on both.
 
     ``known`` is what the database has of an earlier start of it, whose claims stay, else empty. Length, final score and
     seeds are the study's and the claims' own unless given; ``samples`` are generated and real images each.
@@ -86,9 +98,11 @@ def claims_spec(
     final = spec.scoring.final.model_dump()
     final |= {"samples": samples, "reference": samples} if samples else {}
     final |= {"extractor": extractor} if extractor else {}
-    chosen = [load_claim(name) for name in names or file_names("claim")]
+    chosen = chosen_claims(names, spec, base)
     if not chosen:
-        raise NotFoundError("there is no claim in search_spaces/claims/", "docs/claims.md says what such a file has.")
+        raise NotFoundError(
+            f"no claim of search_spaces/claims/ fits {spec.name}", "docs/claims.md says what such a file has."
+        )
     arms = {arm_name(hp): hp for claim in chosen for hp in claim.arms(spec).values()}
     n_seeds = seeds or max(claim.seeds for claim in chosen)
     plan: Mapping[str, Any] | None = known.get("plan") if known else {"claims": {}, "rule": RULE}
@@ -114,6 +128,31 @@ def claims_spec(
         )  # fmt: skip
     except ValueError as error:
         raise UsageError(f"claims cannot be tested on {spec.name} like this: {error}") from None
+
+
+def chosen_claims(names: Sequence[str], spec: ResolvedStudy, base: str) -> list[Claim]:
+    """The claims of these names on the systems that are asked for, or all that fit the study if none is named.
+
+    ``base`` is authors, generic or both. Unfit is raised for a named one that does not fit.
+    """
+    chosen: list[Claim] = []
+    for name in names or file_names("claim"):
+        try:
+            chosen += _on_systems(load_claim(name), spec, base)
+        except Unfit:
+            if names:
+                raise
+    return chosen
+
+
+def _on_systems(claim: Claim, spec: ResolvedStudy, base: str) -> list[Claim]:
+    """A claim on the systems that are asked for; one without a recipe on the study's own settings."""
+    if claim.recipe is None:
+        return [claim]
+    made = [on_authors(claim, load_recipe(claim.recipe), spec)] if base != "generic" else []
+    if base == "generic" or (base == "both" and claim.generic):
+        made.append(on_generic(claim))
+    return made
 
 
 def _presets(known: Mapping[str, Any]) -> tuple[ResolvedPreset, ...]:

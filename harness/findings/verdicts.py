@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
@@ -27,6 +31,7 @@ from harness.findings.statistics import (
 from harness.gan.hparams import HParams
 from harness.spec.fixed_study import Claim, arm_name
 from harness.store.records import StudyRecord, TrialRecord
+from harness.training.run_folder import RunFolder
 
 Verdict = Literal["supported", "refuted", "undecided"]
 # A training has diverged, too, where its last quick score is this many times the best one that it had while its samples
@@ -45,13 +50,24 @@ _MOST_SEEDS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmResult:
-    """The trainings of one configuration, by seed; ``scores`` only of those that have one."""
+    """The trainings of one configuration, by seed, with their curves.
+
+    ``scores`` are what a claim compares, its ``measure``, of those that have one.
+    """
 
     trials: Mapping[int, TrialRecord]
+    curves: Mapping[int, Sequence[Mapping[str, float]]] = field(default_factory=dict)
+    measure: str = "score"
 
     @property
     def scores(self) -> dict[int, float]:
-        return {seed: t.value for seed, t in self.trials.items() if t.state == "COMPLETE" and t.value is not None}
+        finished = {seed: t.value for seed, t in self.trials.items() if t.state == "COMPLETE" and t.value is not None}
+        if self.measure == "score":
+            return finished
+        if self.measure == "score_rise":
+            return {seed: _rise(self.trials[seed]) for seed in finished}
+        of_curve = _swing if self.measure == "loss_swing" else _gap
+        return {seed: of_curve(self.curves[seed]) for seed in finished if len(self.curves.get(seed, ())) > 1}
 
     @property
     def diverged(self) -> set[int]:
@@ -127,20 +143,30 @@ class Judgement:
         return "supported" if set(verdicts) == {"supported"} else "undecided"
 
 
-def arm_results(plan: StudyRecord) -> dict[str, ArmResult]:
-    """The ended trainings of a plan by arm, but for scores of another protocol; of a seed trained twice the first."""
+def arm_results(plan: StudyRecord, root: Path | None = None) -> dict[str, ArmResult]:
+    """The ended trainings of a plan by arm, but for scores of another protocol; of a seed trained twice the first.
+
+    Their curves are read from the home folder ``root``.
+    """
     other = set(rank(plan).left_out)
     by_arm: dict[str, dict[int, TrialRecord]] = {}
     for trial in plan.trials:
         if trial.state in ("COMPLETE", "PRUNED") and trial.attrs.arm and trial.number not in other:
             by_seed = by_arm.setdefault(trial.attrs.arm, {})
             by_seed.setdefault(trial.training_seed, trial)
-    return {arm: ArmResult(trials=trials) for arm, trials in by_arm.items()}
+    return {
+        arm: ArmResult(
+            trials=trials,
+            curves={seed: RunFolder(root / t.attrs.folder).read_curve() for seed, t in trials.items()} if root else {},
+        )
+        for arm, trials in by_arm.items()
+    }
 
 
 def judge(claim: Claim, arms: Mapping[str, HParams], results: Mapping[str, ArmResult]) -> Judgement:
     """The verdict on a claim, from its arms by their names in the claim and the plan's trainings by ``arm_name``."""
-    own = {name: results.get(arm_name(hp), ArmResult(trials={})) for name, hp in arms.items()}
+    found = {name: results.get(arm_name(hp), ArmResult(trials={})) for name, hp in arms.items()}
+    own = {name: dataclasses.replace(result, measure=claim.measure) for name, result in found.items()}
     scores = {name: result.scores for name, result in own.items()}
     measured = [pair for name in claim.treated if (pair := difference("control", name, scores))]
     pairs = {pair.b: pair for pair in corrected(measured)}
@@ -221,6 +247,25 @@ def _came_apart(trial: TrialRecord) -> bool:
     *before, last = sorted(trial.intermediate) or [0]
     sound = [trial.intermediate[step] for step in before if diverse[step]]
     return bool(sound) and (not diverse[last] or trial.intermediate[last] > WORSENED * min(sound))
+
+
+def _rise(trial: TrialRecord) -> float:
+    """The largest factor by which a later quick score is above an earlier one; 1 where none is."""
+    best, rise = math.inf, 1.0
+    for _, score in sorted(trial.intermediate.items()):
+        best = min(best, score)
+        rise = max(rise, score / best)
+    return rise
+
+
+def _swing(curve: Sequence[Mapping[str, float]]) -> float:
+    """The mean change of the generator's loss (nats) from a point of a curve to the next."""
+    return fmean(abs(after["loss_g"] - before["loss_g"]) for before, after in pairwise(curve))
+
+
+def _gap(curve: Sequence[Mapping[str, float]]) -> float:
+    """The mean distance of both networks' losses (nats)."""
+    return fmean(abs(point["loss_g"] - point["loss_d"]) for point in curve)
 
 
 def share_bounds(k: int, n: int) -> tuple[float, float]:

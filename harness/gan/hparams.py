@@ -32,8 +32,10 @@ Activation = Literal["relu", "leaky_relu"]
 Bias = Literal["auto", "never", "always"]
 Precision = Literal["float32", "tf32", "bf16"]
 WIDTHS_PATTERN = r"^(auto|[1-9][0-9]{0,3}(-[1-9][0-9]{0,3}){0,7})$"
-STRIDES_PATTERN = r"^(auto|[12](-[12]){0,7})$"
+STRIDES_PATTERN = r"^(auto|[124](-[124]){0,7})$"
 Widths = Annotated[str, Field(pattern=WIDTHS_PATTERN)]
+# Named in a configuration only where they are not the default: older configurations keep their digests.
+_UNNAMED_DEFAULTS = {"network": DCGAN, "optimizer": "adam", "loss_clip": 0.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,8 +140,13 @@ class HParams:
     ] = "drop"
     # Optimisation
     batch_size: Annotated[int, Field(ge=2, le=4096), "Real images per discriminator update."] = 128
-    lr_g: Annotated[Positive, "Adam's learning rate, generator."] = 2e-4
-    lr_d: Annotated[Positive, "Adam's learning rate, discriminator."] = 2e-4
+    optimizer: Annotated[
+        Literal["adam", "sgd", "rmsprop", "adagrad"],
+        "Of both networks. sgd: with momentum beta1; rmsprop: with decay beta2 and adam_eps; adagrad: with adam_eps. "
+        "CUDA graphs are for adam alone.",
+    ] = "adam"
+    lr_g: Annotated[Positive, "Learning rate, generator."] = 2e-4
+    lr_d: Annotated[Positive, "Learning rate, discriminator."] = 2e-4
     beta1: Annotated[Share, "Adam's first-moment decay, both networks."] = 0.5
     beta2: Annotated[Share, "Adam's second-moment decay, both networks."] = 0.999
     adam_eps: Annotated[float, Field(gt=0, le=0.1), "Adam's epsilon, both networks."] = 1e-8
@@ -148,6 +155,12 @@ class HParams:
         float, Field(ge=0, lt=0.5), "One-sided label smoothing: real images get the label 1 minus this."
     ] = 0.0
     d_loss_factor: Annotated[Positive, "Factor of the discriminator's loss; 0.5 is the mean of its two halves."] = 1.0
+    loss_clip: Annotated[
+        float,
+        Field(ge=0, lt=0.5),
+        "Every loss clips probabilities to [loss_clip, 1 - loss_clip], beyond which there is no gradient, as Keras "
+        "does with 1e-7; 0: none.",
+    ] = 0.0
     d_step: Annotated[
         Literal["joint", "split"],
         "The discriminator's update. joint: one on real and fake; split: one on real, then one on fake.",
@@ -171,11 +184,9 @@ class HParams:
     ] = "float32"
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field by name, in the order of the definition; ``network`` only where it is somebody's own."""
+        """Every field by name, in the order of the definition; ``network`` and newer ones where not the default."""
         content = dataclasses.asdict(self)
-        if self.network == DCGAN:
-            del content["network"]
-        return content
+        return {name: value for name, value in content.items() if _UNNAMED_DEFAULTS.get(name) != value}
 
     @classmethod
     def from_params(cls, *layers: Mapping[str, Any]) -> HParams:

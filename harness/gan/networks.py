@@ -186,6 +186,17 @@ def fake_loss(fake_logits: Tensor) -> Tensor:
     return F.softplus(fake_logits).mean(0)
 
 
+def clipped(logits: Tensor, share: float) -> Tensor:
+    """Logits (N,) of probabilities within [share, 1 - share]; no gradient comes from beyond. A share of 0 clips none.
+
+    Keras' binary cross-entropy on a sigmoid clips with a share of 1e-7: at logits of -16.1 and 16.1.
+    """
+    if not share:
+        return logits
+    bound = math.log((1 - share) / share)
+    return logits.clamp(-bound, bound)
+
+
 def generator_loss(fake_logits: Tensor) -> Tensor:
     """``mean BCE(fake, 1)``, the non-saturating loss, over D's logits of N generated images, shape (N,): a scalar."""
     return F.softplus(-fake_logits).mean(0)

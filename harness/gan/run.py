@@ -14,7 +14,7 @@ from harness.errors import DataError, Diverged
 from harness.gan.fast.layers import Adam
 from harness.gan.fast.precision import autocast, tensor_cores
 from harness.gan.hparams import HParams, derive_seed
-from harness.gan.networks import build, fake_loss, generator_loss, latent_noise, real_loss
+from harness.gan.networks import build, clipped, fake_loss, generator_loss, latent_noise, real_loss
 
 # The columns of the statistics window, each a mean over the window's steps.
 CURVE_NAMES = ("loss_d", "loss_g", "logit_real", "logit_fake", "grad_norm_d", "grad_norm_g")
@@ -99,13 +99,10 @@ class Run:
         self.hp, self.images, self.device, self.seed = hp, images_NHWC, device, seed
         self.generator, self.discriminator = build(hp, derive_seed(seed, "weights"), device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False) if hp.ema else None
-        settings: dict[str, Any] = {"betas": (hp.beta1, hp.beta2), "eps": hp.adam_eps, "weight_decay": hp.weight_decay}
-        settings["capturable"] = device.type == "cuda"  # its step count is on the device, for CUDA graphs
-        # fused: one pass over all parameters, and the only Adam that can skip a step without a host round trip.
         of_g, of_d = list(self.generator.parameters()), list(self.discriminator.parameters())
         moved = [*of_g, *of_d] if hp.g_step_trains_d else of_g
-        self.opt_g = Adam(moved, hp.lr_g, fused=True, **settings)
-        self.opt_d = Adam(of_d, hp.lr_d, fused=True, **settings)
+        self.opt_g = _optimizer(hp, moved, hp.lr_g, device)
+        self.opt_d = _optimizer(hp, of_d, hp.lr_d, device)
         self.noise_rng = torch.Generator(device).manual_seed(derive_seed(seed, "noise"))
         self.shuffled = ShuffledBatches(hp, len(images_NHWC), seed, images_device=images_NHWC.device, device=device)
         # A CUDA graph's step reads its batches from buffers that are filled from the shuffled ones.
@@ -123,7 +120,7 @@ class Run:
         return self.step * self.hp.images_per_step / 1000
 
     def advance(self) -> None:
-        """One generator update with its ``n_dis`` discriminator updates. No value is read back to the host."""
+        """One generator update with its ``n_dis`` discriminator updates. Adam reads nothing back to the host."""
         self.step += 1
         self.window_steps += 1
         if self.replay is not None:
@@ -152,7 +149,7 @@ class Run:
         # D's own gradients are not needed here (unless the bug is asked for): only the path through it to the fakes.
         self.discriminator.requires_grad_(hp.g_step_trains_d)
         (fake_logits,) = self._judge(fake)
-        loss_g = generator_loss(fake_logits)
+        loss_g = generator_loss(clipped(fake_logits, hp.loss_clip))
         norm_g = self._update("generator", self.opt_g, loss_g)
         self.discriminator.requires_grad_(True)
         loss_d, logit_real, logit_fake, norm_d = seen
@@ -167,15 +164,22 @@ class Run:
     def _train_discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One update on both, or one on each; (loss, mean real logit, mean fake logit, gradient norm)."""
         hp, factor = self.hp, self.hp.d_loss_factor
+
+        def loss_real(logits: Tensor) -> Tensor:
+            return real_loss(clipped(logits, hp.loss_clip), hp.label_smoothing) * factor
+
+        def loss_fake(logits: Tensor) -> Tensor:
+            return fake_loss(clipped(logits, hp.loss_clip)) * factor
+
         if hp.d_step == "joint":
             real_logits, fake_logits = self._judge(real, fake)
-            loss = real_loss(real_logits, hp.label_smoothing) * factor + fake_loss(fake_logits) * factor
+            loss = loss_real(real_logits) + loss_fake(fake_logits)
             return loss, real_logits.mean(), fake_logits.mean(), self._update("discriminator", self.opt_d, loss)
         (real_logits,) = self._judge(real)
-        on_real = real_loss(real_logits, hp.label_smoothing) * factor
+        on_real = loss_real(real_logits)
         norm_real = self._update("discriminator", self.opt_d, on_real)
         (fake_logits,) = self._judge(fake)
-        on_fake = fake_loss(fake_logits) * factor
+        on_fake = loss_fake(fake_logits)
         norm = torch.maximum(self._update("discriminator", self.opt_d, on_fake), norm_real)
         return on_real.detach() + on_fake, real_logits.mean(), fake_logits.mean(), norm
 
@@ -206,7 +210,7 @@ class Run:
         pixels = batch_NHWC.permute(0, 3, 1, 2).float()
         return pixels.div_(255) if self.hp.real_range == "unit" else pixels.div_(127.5).sub_(1)
 
-    def _update(self, name: str, optimizer: torch.optim.Adam, loss: Tensor) -> Tensor:
+    def _update(self, name: str, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -214,8 +218,11 @@ class Run:
         bad = ~torch.isfinite(norm)
         first = self.bad_step[name]
         first.copy_(torch.where(bad & (first == 0), self.clock, first))
-        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-        optimizer.step()
+        if isinstance(optimizer, Adam):
+            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+            optimizer.step()
+        elif not bad:  # the others cannot skip a step themselves
+            optimizer.step()
         return norm
 
     def check(self) -> None:
@@ -256,8 +263,8 @@ class Run:
         self.discriminator.load_state_dict(state["discriminator"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        _load_adam(self.opt_g, state["opt_g"])
-        _load_adam(self.opt_d, state["opt_d"])
+        _load_optimizer(self.opt_g, state["opt_g"])
+        _load_optimizer(self.opt_d, state["opt_d"])
         self.shuffled.load(state)
         noise = state["noise_rng"].cpu()
         if len(noise) == len(self.noise_rng.get_state()):
@@ -281,13 +288,29 @@ def _copied(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
-def _load_adam(optimizer: torch.optim.Adam, saved: dict[str, Any]) -> None:
+def _optimizer(hp: HParams, parameters: list[nn.Parameter], lr: float, device: torch.device) -> torch.optim.Optimizer:
+    decay = hp.weight_decay
+    if hp.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr, momentum=hp.beta1, weight_decay=decay)
+    if hp.optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr, alpha=hp.beta2, eps=hp.adam_eps, weight_decay=decay)
+    if hp.optimizer == "adagrad":
+        return torch.optim.Adagrad(parameters, lr, eps=hp.adam_eps, weight_decay=decay)
+    # fused: one pass over all parameters, and the only Adam that can skip a step without a host round trip. capturable:
+    # its step count is on the device, for CUDA graphs.
+    on_cuda = device.type == "cuda"
+    betas = hp.beta1, hp.beta2
+    return Adam(parameters, lr, betas=betas, eps=hp.adam_eps, weight_decay=decay, fused=True, capturable=on_cuda)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """``load_state_dict``, into the tensors that are there where there are any."""
     if not optimizer.state:
-        capturable = [group["capturable"] for group in optimizer.param_groups]
+        capturable = [group.get("capturable") for group in optimizer.param_groups]
         optimizer.load_state_dict(_copied(saved))  # it would share the tensors
         for group, own in zip(optimizer.param_groups, capturable, strict=True):
-            group["capturable"] = own  # not that of the device which saved it
+            if own is not None:
+                group["capturable"] = own  # not that of the device which saved it
         return
     for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         for name, value in optimizer.state[parameter].items():

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from PIL import Image
 
+from harness.findings.fixed_studies import chosen_claims
 from harness.findings.health import COLLAPSED
 from harness.findings.ranking import rank, rung_scores
 from harness.findings.verdicts import ASSUMED, ASSUMED_SHARE, RULE, WORSENED, Judgement, arm_results, judge
+from harness.gan.hparams import HParams
 from harness.report import plots
 from harness.report.page import write_page
-from harness.spec.files import file_names
 from harness.spec.fixed_study import Claim
 from harness.spec.resolved import ResolvedStudy
 from harness.spec.tables import FixedParams
@@ -23,6 +25,18 @@ from harness.text import duration
 from harness.training.run_folder import RunFolder
 
 _ROWS_SHOWN = 3  # of a sample grid
+# What is compared in the place of the score, and how a treated arm differs in it.
+_MEASURES = {
+    "loss_swing": "mean change of the generator's loss (nats)",
+    "loss_gap": "mean distance of both losses (nats)",
+    "score_rise": "largest rise of the quick score (factor)",
+}
+_SAYS_OF_MEASURES = {
+    "better": "has a {measure} at least {share} smaller than the control's",
+    "worse": "has a {measure} at least {share} larger than the control's",
+    "same": "has the control's {measure}, within {share}",
+}
+_SYSTEMS = ("the authors' system", "the generic DCGAN", "the study's own settings")  # as Claim.tested_on names them
 _ORDER = {"supported": 0, "refuted": 1, "undecided": 2}
 _SAYS = {
     "better": "scores better than the control, by at least {share}",
@@ -40,7 +54,7 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
     stored = record.attrs.spec
     spec = ResolvedStudy.model_validate({**stored, "budget": {**stored["budget"], "trials": len(stored["presets"])}})
     assert spec.plan is not None
-    results, board = arm_results(record), rank(record)
+    results, board = arm_results(record, root), rank(record)
     claims = [Claim.model_validate_json(text) for text in spec.plan.claims.values()]
     judged = [judge(claim, claim.arms(spec), results) for claim in claims]
     judged.sort(key=lambda judgement: (_ORDER[judgement.verdict], judgement.claim.name))
@@ -50,10 +64,20 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
     for judgement in judged:
         if len(frame := _curve_frame(judgement)):
             figures[judgement.claim.name] = plots.arm_curves(frame, record.attrs.rung_metric)
-    asked = "" if set(spec.plan.claims) >= set(file_names("claim")) else " ".join(sorted(spec.plan.claims))
+    groups = {name: [each for each in judged if each.claim.tested_on == name] for name in _SYSTEMS}
+    base = _base(claims)
+    fitting = {claim.name for claim in chosen_claims([], spec, base)}
+    asked = sorted({claim.name.removesuffix("-generic") for claim in claims})
     context = {
         "judged": [_entry(judgement, _samples(judgement, root, files) if images else []) for judgement in judged],
-        "counts": {verdict: sum(judgement.verdict == verdict for judgement in judged) for verdict in _ORDER},
+        "groups": {
+            name: {verdict: sum(each.verdict == verdict for each in group) for verdict in _ORDER}
+            for name, group in groups.items()
+            if group
+        },
+        "both": _both(groups),
+        "base": base,
+        "shared": _shared,
         "images": images,
         "record": record,
         "spec": spec,
@@ -65,7 +89,7 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
         "assumed_share": ASSUMED_SHARE,
         "passes": 1000 * spec.budget.kimg / record.attrs.dataset["images"],
         "later_rule": spec.plan.rule != RULE,
-        "claims_named": asked,
+        "claims_named": "" if fitting <= set(spec.plan.claims) else " ".join(asked),
         "seeds": max(claim.seeds for claim in claims),
         "collapsed": COLLAPSED,
         "n_trainings": sum(len(result.trials) for result in results.values()),
@@ -79,9 +103,12 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
 
 def _entry(judgement: Judgement, samples: list[dict[str, str]]) -> dict[str, Any]:
     claim = judgement.claim
+    measure = _MEASURES.get(claim.measure, "")
+    says = _SAYS_OF_MEASURES if measure else _SAYS
     return {
         "judgement": judgement,
-        "says": _SAYS[claim.says].format(share=f"{100 * claim.relevant:.3g} %"),
+        "says": says[claim.says].format(measure=measure, share=f"{100 * claim.relevant:.3g} %"),
+        "measured": measure,
         "samples": samples,
         "cost": duration(sum(result.seconds for result in judgement.arms.values())),
     }
@@ -89,6 +116,30 @@ def _entry(judgement: Judgement, samples: list[dict[str, str]]) -> dict[str, Any
 
 def _listed(params: FixedParams) -> str:
     return ", ".join(f"{key} = {value}" for key, value in params.params().items())
+
+
+def _shared(claim: Claim) -> str:
+    """What all arms share: of a whole system, what differs from the defaults."""
+    if not claim.recipe and not claim.generic:
+        return f"{_listed(claim.base)}, over {claim.tested_on}"
+    defaults = HParams()
+    params = {name: value for name, value in claim.base.params().items() if value != getattr(defaults, name)}
+    listed = ", ".join(f"{name} = {value}" for name, value in params.items())
+    return f"{claim.system}, which differs from this tool's defaults in {listed}"
+
+
+def _base(claims: Sequence[Claim]) -> str:
+    """What ``--base`` was given for these claims."""
+    generic, authors = any(claim.generic for claim in claims), any(claim.recipe for claim in claims)
+    return "both" if generic and authors else "generic" if generic else "authors"
+
+
+def _both(groups: Mapping[str, Sequence[Judgement]]) -> list[tuple[str, str, str]]:
+    """Of claims that were tested on both: name, verdict on the authors' system and on the generic DCGAN."""
+    authors, generic = ({each.claim.name: each.verdict for each in groups[name]} for name in _SYSTEMS[:2])
+    return [
+        (name, authors[name], generic[f"{name}-generic"]) for name in sorted(authors) if f"{name}-generic" in generic
+    ]
 
 
 def _curve_frame(judgement: Judgement) -> pd.DataFrame:

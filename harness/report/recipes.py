@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from harness.gan.architecture import discriminator_layers, generator_layers, parameter_counts
 from harness.gan.hparams import HParams
 from harness.spec.files import file_names, load_recipe
+from harness.spec.recipes import Recipe
 
 
 def recipes_table() -> Iterator[str]:
@@ -26,7 +27,8 @@ def recipe_page(name: str) -> str:
         f"{name}: {recipe.title}",
         f"  source    {recipe.source}",
         f"  images    {recipe.images}",
-        f"  training  {recipe.training.epochs:g} epochs",
+        f"  training  {recipe.training}",
+        f"  prepared  {_prepared(recipe)}",
     ]
     for variant, chosen in recipe.variants.items():
         hp = recipe.configuration(variant)
@@ -47,7 +49,15 @@ def recipes_markdown() -> str:
     from harness.report.page import filled  # matplotlib takes a second, and the other pages have no figures
 
     recipes = [load_recipe(name) for name in file_names("recipe")]
-    return filled("recipes.md.j2", recipes=recipes, parameter_counts=parameter_counts)
+    return filled("recipes.md.j2", recipes=recipes, parameter_counts=parameter_counts, prepared=_prepared)
+
+
+def _prepared(recipe: Recipe) -> str:
+    """How the images are cropped and resized, by variant where that differs."""
+    ways = {variant: str(recipe.images_of(variant).model_dump(mode="json")["crop"]) for variant in recipe.variants}
+    crops = {*ways.values()}
+    crop = crops.pop() if len(crops) == 1 else ", ".join(f"{way} ({variant})" for variant, way in ways.items())
+    return f"crop {crop}, resized to {recipe.data.image_size} px, {recipe.data.resample or 'bicubic'}"
 
 
 def _network_lines(hp: HParams) -> Iterator[str]:

@@ -32,7 +32,7 @@ _REQUIRED = {
 _PATTERNS = {
     FUNCTION_PATTERN: "must be module:function, such as mynets.residual:build",
     NAME_PATTERN: "must be a name of lower-case letters, digits, - and _",
-    STRIDES_PATTERN: "must be auto, or 1 and 2 joined by hyphens, such as 2-2-1",
+    STRIDES_PATTERN: "must be auto, or 1, 2 and 4 joined by hyphens, such as 2-2-1",
     WIDTHS_PATTERN: "must be auto, or numbers joined by hyphens, such as 512-256",
 }
 _SCALARS = ("bool", "int", "float", "str")  # the alternatives of a value of any type

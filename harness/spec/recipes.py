@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from harness.errors import NotFoundError
+from harness.errors import NotFoundError, SpecError
+from harness.gan.architecture import discriminator_layers, generator_layers, problems
 from harness.gan.hparams import DCGAN, FIELDS, Channels, HParams, ImageSize
 from harness.spec.tables import Crop, DataSpec, FixedParams, Float, Int, Kimg, Name, Scalar, ScoreSpec, Table
-from harness.text import did_you_mean
+from harness.text import did_you_mean, number
+
+# The last map of a scaled-down discriminator (px).
+_SMALLEST = 3
 
 
 class RecipeTraining(Table):
     """How long the authors trained, and what they looked at."""
 
     epochs: Float = Field(gt=0, le=1e6, description="Passes over the data.")
+    images: Int | None = Field(None, ge=1, le=10**9, description="Images that the authors had in one of them.")
     seed: Int = Field(0, ge=0, description="Seed of weights, order and noise.")
     grid_images: Int = Field(64, ge=1, le=400, description="Images of the grid that is drawn after each epoch.")
+
+    @property
+    def kimg(self) -> float | None:
+        """Length of the authors' training (thousands of images shown), where their number of images is known."""
+        return self.epochs * self.images / 1000 if self.images else None
+
+    def __str__(self) -> str:
+        shown = f" of {self.images:,} images ({number(self.kimg)} kimg)" if self.kimg else ""
+        return f"{self.epochs:g} epochs{shown}"
 
 
 class VariantData(Table):
@@ -81,6 +97,35 @@ class Recipe(Table):
             )
         size = {"image_size": self.data.image_size, "channels": self.data.channels}
         return HParams.from_params(size, self.hparams.params(), self.variants[variant].hparams.params())
+
+    def scaled(self, variant: str, image_size: int) -> HParams:
+        """A variant's system for images of half, a quarter, … of its size (px); all but the networks is as it was.
+
+        The generator loses the layers that are nearest z. The discriminator loses its last convolutions, until at
+        least 3 px reach the logit.
+        """
+        hp = self.configuration(variant)
+        lost = int(math.log2(hp.image_size // image_size))
+        steps = len(generator_layers(hp)) - 1 - lost
+        smaller = dataclasses.replace(
+            hp,
+            image_size=image_size,
+            widths_g=_part(hp.widths_g, slice(lost, None)),
+            act_before_bn=min(hp.act_before_bn, steps - 1),
+            repeat_activation=hp.repeat_activation if hp.repeat_activation < steps else 0,
+        )
+        for depth in range(len(discriminator_layers(hp)), 0, -1):
+            first = slice(depth)
+            shorter = {"widths_d": _part(hp.widths_d, first), "strides_d": _part(hp.strides_d, first)}
+            candidate = dataclasses.replace(smaller, depth_d=depth, **shorter)
+            if not problems(candidate) and discriminator_layers(candidate)[-1].size >= _SMALLEST:
+                return candidate
+        raise SpecError(f"recipe {self.name} cannot be scaled down to {image_size} px")
+
+
+def _part(numbers: str, kept: slice) -> str:
+    """Of ``512-256-128`` the numbers to keep; ``auto`` stays."""
+    return numbers if numbers == "auto" else "-".join(numbers.split("-")[kept])
 
 
 class BestParams(FixedParams):

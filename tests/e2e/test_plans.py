@@ -144,7 +144,7 @@ def test_claims_are_tested_though_it_was_interrupted_and_a_changed_one_is_refuse
     folder = project.folder / "reports" / "claims-tiny"
     text = (folder / "report.md").read_text()
     assert "> 0.001 is too high" in text
-    assert "| high-lr | high scores worse than the control, by at least 10 % | **" in text
+    assert "| high-lr | high scores worse than the control, by at least 10 %, on the study's own settings | **" in text
     assert (folder / "high-lr.png").is_file()
     assert len(list(folder.glob("arm-*.png"))) == 2
     assert project.run("report", "tiny-claims").strip() == "reports/claims-tiny/report.md"

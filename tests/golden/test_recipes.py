@@ -14,7 +14,16 @@ from torch.nn import functional as F
 from harness.gan.architecture import discriminator_layers, generator_layers
 from harness.gan.fast.layers import with_library_layers
 from harness.gan.hparams import derive_seed
-from harness.gan.networks import Discriminator, Generator, build, latent_noise
+from harness.gan.networks import (
+    Discriminator,
+    Generator,
+    build,
+    clipped,
+    fake_loss,
+    generator_loss,
+    latent_noise,
+    real_loss,
+)
 from harness.gan.run import Run
 from harness.spec.files import file_names, load_recipe
 from tests.conftest import CPU, blobs
@@ -43,11 +52,9 @@ PARAMETERS = {
     ("celeba32_deep", "as_coded"): (2_962_307, 2_692_417),
     ("celeba32_deep", "as_written"): (2_962_307, 2_692_417),
     ("celeba64", "as_coded"): (12_658_438, 430_625),
-    # BatchNorm of the paper: 2 x 3 parameters fewer on the output, 2 x 32 on the discriminator's first layer.
-    ("celeba64", "as_written"): (12_658_438 - 6, 430_625 - 64),
     ("celeba128", "as_coded"): (4_740_611, 4_340_097),
-    # Kernels of 5 in the generator; BatchNorm of 512 channels on the discriminator's last convolution.
-    ("celeba128", "as_written"): (11_690_499, 4_340_097 + 1024),
+    # Kernels of 5 in the generator; in the discriminator a last map of 4x4 instead of 8x8, with BatchNorm.
+    ("celeba128", "as_written"): (11_690_499, 4_340_097 - 512 * (64 - 16) + 1024),
     ("pytorch64", "as_published"): (3_576_704, 2_765_568),
     ("paper64", "as_written"): (
         100 * 1024 * 16 + 25 * (1024 * 512 + 512 * 256 + 256 * 128 + 128 * 3) + 2 * (1024 + 512 + 256 + 128),
@@ -70,7 +77,7 @@ def test_parameter_counts(name, variant):
         assert (count(Generator(hp)), count(Discriminator(hp))) == PARAMETERS[name, variant]
 
 
-MAPS = {
+MAPS: dict[str, tuple[list[tuple[int, int]], list[tuple[int, int]]]] = {
     "udacity32": ([(128, 4), (64, 8), (32, 16), (3, 32)], [(32, 16), (64, 8), (128, 4)]),
     "udacity32_wide": ([(512, 4), (256, 8), (128, 16), (3, 32)], [(128, 16), (256, 8), (512, 4)]),
     "svhn32": ([(512, 4), (256, 8), (128, 16), (3, 32)], [(128, 16), (256, 8), (512, 4)]),
@@ -85,6 +92,11 @@ MAPS = {
     "celeba128": (
         [(512, 4), (512, 8), (256, 16), (128, 32), (64, 64), (3, 128)],
         [(64, 64), (128, 32), (256, 16), (512, 8)],
+    ),
+    # "downsamples the (128,128,3) input image into a (32,32,3) abstraction", then 16 "and so on" to (4,4,3).
+    "celeba128 as_written": (
+        [(512, 4), (512, 8), (256, 16), (128, 32), (64, 64), (3, 128)],
+        [(64, 32), (128, 16), (256, 8), (512, 4)],
     ),
     "paper64": (
         [(1024, 4), (512, 8), (256, 16), (128, 32), (3, 64)],
@@ -101,7 +113,7 @@ MAPS = {
 def test_every_feature_map(name, variant):
     """What each convolution really gives, against the descriptions and against what the layer list says."""
     hp = configuration(name, variant)
-    up, down = MAPS[name]
+    up, down = MAPS.get(f"{name} {variant}", MAPS[name])
     for network, shape, expected, layers in (
         (Generator(hp), (2, hp.z_dim), up, generator_layers(hp)),
         (Discriminator(hp), (2, 3, hp.image_size, hp.image_size), down, discriminator_layers(hp)),
@@ -206,8 +218,43 @@ def test_batch_norm_of_celeba128_as_in_keras():
     ]  # fmt: skip
 
 
-def bce(logits: torch.Tensor, label: float) -> torch.Tensor:
-    return F.binary_cross_entropy(torch.sigmoid(logits), torch.full_like(logits, label))
+def bce(logits: torch.Tensor, label: float, clip: float = 0.0) -> torch.Tensor:
+    """Of a sigmoid's probabilities; Keras clips them with 1e-7."""
+    return F.binary_cross_entropy(torch.sigmoid(logits).clamp(clip, 1 - clip), torch.full_like(logits, label))
+
+
+def test_losses_of_celeba128_are_keras_on_saturated_logits():
+    """Values and gradients of every loss as Keras has them: a right or wrong answer beyond 16.1 teaches nothing."""
+    clip = configuration("celeba128", "as_coded").loss_clip
+    assert (clip, configuration("celeba128", "as_written").loss_clip) == (1e-7, 0.0)
+    values = torch.tensor([-40, -16.2, -16.0, -3, 0, 3, 16.0, 16.2, 40], dtype=torch.float64)
+    for label, loss in (
+        (0.9, lambda logits: real_loss(clipped(logits, clip), 0.1)),
+        (0.0, lambda logits: fake_loss(clipped(logits, clip))),
+        (1.0, lambda logits: generator_loss(clipped(logits, clip))),
+    ):
+        ours, keras = values.clone().requires_grad_(), values.clone().requires_grad_()
+        torch.testing.assert_close(loss(ours), bce(keras, label, clip), rtol=1e-8, atol=0)
+        loss(ours).backward()
+        bce(keras, label, clip).backward()
+        torch.testing.assert_close(ours.grad, keras.grad, rtol=1e-6, atol=1e-12)
+        assert (ours.grad != 0).tolist() == [False, False, *[True] * 5, False, False]
+    assert float(fake_loss(clipped(torch.tensor([1e4]), clip))) == pytest.approx(-math.log(1e-7), rel=1e-6)
+
+
+def test_a_step_of_a_discriminator_that_is_beyond_doubt_moves_it_only_without_the_clip():
+    hp = dataclasses.replace(narrow("celeba128", "as_coded"), g_step_trains_d=False, label_smoothing=0.0)
+    images = torch.from_numpy(blobs(10, hp.image_size)).expand(-1, -1, -1, 3).contiguous()
+    moved = {}
+    for clip in (0.0, hp.loss_clip):
+        run = Run(dataclasses.replace(hp, loss_clip=clip), images, 5, CPU)
+        *_, head = run.discriminator.layers
+        with torch.no_grad():
+            head.bias.fill_(30.0)  # every image is real, fakes included
+        before = [p.detach().clone() for p in run.generator.parameters()]
+        run.advance()
+        moved[clip] = any(not torch.equal(b, a) for b, a in zip(before, run.generator.parameters(), strict=True))
+    assert moved == {0.0: True, 1e-7: False}
 
 
 def reference_step(hp, generator, discriminator, opt_g, opt_d, real, noise) -> None:
@@ -217,30 +264,33 @@ def reference_step(hp, generator, discriminator, opt_g, opt_d, real, noise) -> N
     def draw() -> torch.Tensor:
         return latent_noise((n, hp.z_dim), hp.latent, noise).to(real.dtype)
 
+    def loss(logits: torch.Tensor, label: float) -> torch.Tensor:
+        return bce(logits, label, hp.loss_clip)
+
     z = draw()
     if hp.d_fakes == "inference":
         generator.eval()
     made = generator(z)
     fake = made.detach()
     generator.train()
-    on_real = bce(discriminator(real), 1 - hp.label_smoothing)
+    on_real = loss(discriminator(real), 1 - hp.label_smoothing)
     if hp.d_step == "split":
         opt_d.zero_grad()
         on_real.backward()
         opt_d.step()
         opt_d.zero_grad()
-        bce(discriminator(fake), 0).backward()
+        loss(discriminator(fake), 0).backward()
         opt_d.step()
     else:
         opt_d.zero_grad()
-        ((on_real + bce(discriminator(fake), 0)) * hp.d_loss_factor).backward()
+        ((on_real + loss(discriminator(fake), 0)) * hp.d_loss_factor).backward()
         opt_d.step()
     if hp.g_noise == "fresh":
         made = generator(draw())
     elif hp.d_fakes == "inference":
         made = generator(z)
     opt_g.zero_grad()
-    bce(discriminator(made), 1).backward()
+    loss(discriminator(made), 1).backward()
     opt_g.step()
 
 
@@ -278,10 +328,14 @@ def plain_loop(
         with_library_layers(network).to(dtype=dtype, memory_format=memory_format)
         for network in build(hp, derive_seed(seed, "weights"), CPU)
     )
-    settings = {"betas": (hp.beta1, hp.beta2), "eps": hp.adam_eps, "weight_decay": hp.weight_decay}
+    make = {
+        "adam": lambda p, lr: torch.optim.Adam(p, lr, (hp.beta1, hp.beta2), hp.adam_eps, hp.weight_decay),
+        "sgd": lambda p, lr: torch.optim.SGD(p, lr, momentum=hp.beta1, weight_decay=hp.weight_decay),
+        "rmsprop": lambda p, lr: torch.optim.RMSprop(p, lr, hp.beta2, hp.adam_eps, hp.weight_decay),
+        "adagrad": lambda p, lr: torch.optim.Adagrad(p, lr, weight_decay=hp.weight_decay, eps=hp.adam_eps),
+    }[hp.optimizer]
     of_g = list(generator.parameters()) + (list(discriminator.parameters()) if hp.g_step_trains_d else [])
-    opt_g = torch.optim.Adam(of_g, hp.lr_g, **settings)
-    opt_d = torch.optim.Adam(discriminator.parameters(), hp.lr_d, **settings)
+    opt_g, opt_d = make(of_g, hp.lr_g), make(discriminator.parameters(), hp.lr_d)
     noise = torch.Generator().manual_seed(derive_seed(seed, "noise"))
     for batch in islice(batches_of(hp, len(images), seed), steps):
         pixels = images[batch].permute(0, 3, 1, 2).float()
@@ -290,10 +344,18 @@ def plain_loop(
     return generator, discriminator
 
 
-@pytest.mark.parametrize(("name", "variant"), ALL)
-def test_twenty_steps_equal_the_plain_loop(name, variant):
+@pytest.mark.parametrize(
+    ("name", "variant", "changes"),
+    [
+        *((name, variant, {}) for name, variant in ALL),
+        ("udacity32", "as_coded", {"optimizer": "sgd", "lr_g": 1e-2, "weight_decay": 1e-3}),
+        ("udacity32", "as_coded", {"optimizer": "rmsprop", "weight_decay": 1e-3}),
+        ("udacity32", "as_coded", {"optimizer": "adagrad", "weight_decay": 1e-3}),
+    ],
+)
+def test_twenty_steps_equal_the_plain_loop(name, variant, changes):
     """From the same weights, images and noise: every weight."""
-    hp = narrow(name, variant)
+    hp = dataclasses.replace(narrow(name, variant), **changes)
     images = torch.from_numpy(blobs(10, hp.image_size)).expand(-1, -1, -1, 3).contiguous()
     run = Run(hp, images, 5, CPU)
     # In double precision: a bias before BatchNorm has a gradient of 0, whose rounding Adam would make a step of; and
@@ -387,6 +449,9 @@ def test_twenty_steps_in_float32_equal_the_plain_loop_to_rounding(name, variant)
         ("g_step_trains_d", (False, True)),
         ("label_smoothing", (0.0, 0.1)),
         ("weight_decay", (0.0, 1e-2)),
+        ("loss_clip", (0.0, 0.49)),
+        ("optimizer", ("adam", "sgd")),
+        ("strides_d", ("auto", "4-2")),
         ("adam_eps", (1e-8, 1e-3)),
         ("flip", (False, True)),
         ("act_before_bn", (0, 1)),

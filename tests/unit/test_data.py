@@ -419,6 +419,19 @@ def test_the_crops_of_the_128_px_write_up():
         decode(encode(portrait().resize((178, 100))), prep)
 
 
+def test_aligned_photographs_are_cut_to_the_face_and_other_images_to_a_square():
+    whole = np.asarray(portrait())
+    face = Preparation(image_size=32, channels=3, crop="face", resample="bilinear")
+    box = Image.fromarray(whole[55:163, 35:143]).resize((32, 32), Image.Resampling.BILINEAR)
+    assert np.array_equal(decode(encode(portrait()), face)[0], np.asarray(box)), "the centred 108 px"
+    square = Preparation(image_size=32, channels=3, resample="bilinear")
+    for other in ((64, 64), (218, 178), (89, 109)):
+        image = encode(portrait().resize(other))
+        assert np.array_equal(decode(image, face)[0], decode(image, square)[0])
+    with pytest.raises(ValueError, match="crop face is smaller than image_size = 128; nothing is enlarged"):
+        DataSpec(source="celeba", image_size=128, crop="face")
+
+
 def test_sharpening_is_torchvisions_and_none_stretches():
     from torchvision.transforms import functional
 

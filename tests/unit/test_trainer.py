@@ -210,6 +210,10 @@ def test_flipping_mirrors_about_half_of_the_images(hp, images):
         {"reshuffle": False, "last_batch": "match"},
         {"last_batch": "full", "d_step": "split", "g_step_trains_d": True},
         {"d_fakes": "inference", "g_noise": "reuse", "weight_decay": 1e-3},
+        {"optimizer": "sgd"},
+        {"optimizer": "sgd", "beta1": 0.0},
+        {"optimizer": "rmsprop"},
+        {"optimizer": "adagrad"},
     ],
 )
 def test_the_recipes_switches_resume_bit_for_bit(hp, images, change):

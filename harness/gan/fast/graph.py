@@ -51,6 +51,8 @@ def obstacle(run: Run) -> str:
         return "it is not on CUDA"
     if run.images.device != device:
         return "the images are not on the device: they take more than a third of its free memory"
+    if run.hp.optimizer != "adam":
+        return f"optimizer {run.hp.optimizer} asks the host whether gradients are finite"
     return "" if run.hp.last_batch == "drop" else "batches are not all of one size"
 
 
