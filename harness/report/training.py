@@ -29,7 +29,7 @@ def build_training_report(folder: Path, out: Path) -> Path:
         **summary,
         "rate": float(curve["images_per_s"].median()) if len(curve) else 0.0,
         "grids": [{"file": file, "title": f"{number(grid_kimg(path))} kimg"} for file, path in files.items()],
-        "changed": {k: v for k, v in summary["hparams"].items() if k in _ALWAYS or v != defaults[k]},
+        "changed": {k: v for k, v in summary["hparams"].items() if k in _ALWAYS or v != defaults.get(k)},
         "folder": folder.name,
     }
     return write_page(

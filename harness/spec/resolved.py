@@ -10,7 +10,7 @@ import tomli_w
 from pydantic import Field
 
 from harness.errors import UsageError
-from harness.gan.hparams import HParams, digest
+from harness.gan.hparams import LATER, HParams, digest
 from harness.spec.study import Preset, StudySpec
 from harness.spec.tables import NAME_PATTERN, CategoricalParam, IntParam, Param, Scalar, Table, examples, is_active
 
@@ -93,8 +93,8 @@ class ResolvedStudy(StudySpec):
     def hparams(self, params: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> HParams:
         """The configuration that a trial with these suggested parameters (and a baseline's overrides) trains."""
         base = self.base_params()
-        if overrides:  # they name the network, too, where it is somebody's own
-            base.pop("network", None)
+        if overrides:  # they have all of a configuration, and name these where they are in use
+            base = {name: value for name, value in base.items() if name not in LATER}
         return HParams.from_params(base, params, overrides or {})
 
 
