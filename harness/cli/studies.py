@@ -192,6 +192,7 @@ def studies(given: Any) -> None:
 def studies_table(home: Home) -> Iterator[tuple[str, str, str]]:
     """(name, state, description) of every study file and of every study in the database."""
     from harness.spec.files import file_names, load_study_file
+    from harness.store.records import StudyAttrs
     from harness.store.studies import started_studies
     from harness.store.trials import finished_count
 
@@ -204,7 +205,8 @@ def studies_table(home: Home) -> Iterator[tuple[str, str, str]]:
         finished = finished_count(study) if study else 0
         try:
             spec = load_study_file(name)
-            budget, text = f" of {max(spec.budget.trials, finished)}", spec.description
+            stored = StudyAttrs.parse(study.user_attrs).description if study else ""
+            budget, text = f" of {max(spec.budget.trials, finished)}", stored or spec.description
         except HarnessError as error:
             budget, text = "", error.problem.splitlines()[0]
         yield name, f"{finished}{budget} trials finished" if study else "not started", text

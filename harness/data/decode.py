@@ -127,6 +127,14 @@ def _loaded(payload: bytes, *, deep: bool = False) -> Any:
     return image, frames
 
 
+def size_of(root: Path, member: str) -> tuple[int, int] | None:
+    """(width, height) of a file of a folder or zip, by its header; None where it is not an image that is read."""
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(_content(root, root.is_file(), member)), formats=FORMATS).size
+    return None
+
+
 def bytes_per_pixel(kind: str, mode: str) -> int:
     """What decoding takes at most, and with it cropping and conversion, for each pixel."""
     return 8 if mode in _SMALL_MODES else _BYTES_PER_PIXEL.get(kind, 16)

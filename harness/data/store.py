@@ -46,6 +46,7 @@ class ImageStore:
 
     path: Path
     manifest: dict[str, Any]
+    instead_of_celeba: bool = False  # as of Material
 
     @property
     def fingerprint(self) -> str:
@@ -170,7 +171,8 @@ def _folder(home: Home, material: Material, *, former: bool = True) -> Path:
 def _opened(folder: Path, material: Material) -> ImageStore:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        store = ImageStore(folder, {**manifest, "rejected": {**manifest["rejected"], **material.unread}})
+        unread = {"rejected": {**manifest["rejected"], **material.unread}}
+        store = ImageStore(folder, {**manifest, **unread}, material.instead_of_celeba)
         _ = store.n_held_out, store.split_rule, store.rejected
         sound = _fingerprint(folder / _ARRAY, store.n_train) == store.fingerprint
     except (ValueError, KeyError, TypeError, IndexError, OSError):  # OSError: no array file any more

@@ -95,7 +95,7 @@ class Forecast:
         """What is kept of trials that finish, here and in MLflow's artifacts, and of images still to be prepared."""
         final, rung = self.spec.scoring.final, self.spec.scoring.rung
         references = {
-            (features_of(s), s.reference, s.split): 4 * s.reference * WIDTHS[s.extractor] for s in (final, rung)
+            (features_of(s), s.n_reference, s.split): 4 * s.n_reference * WIDTHS[s.extractor] for s in (final, rung)
         }
         features = sum(references.values())
         models = statistics.mean(each.checkpoint_bytes + each.weights_bytes for each in self.configurations)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -54,6 +55,21 @@ def find(kind: Kind, name: str) -> Path:
         listed = ", ".join(known) or "none"
         raise NotFoundError(f"no {kind} {name!r} in {folder}/{did_you_mean(name, known)}", f"There are: {listed}.")
     return folder / f"{name}.toml"
+
+
+def described_elsewhere(spec: StudySpec) -> str:
+    """The study of other images whose description this one has, where its own are a person's; empty without one.
+
+    That is itself where the file is for CelebA, and else the one that it was copied from.
+    """
+    if spec.data.source == "celeba":
+        return spec.name
+    for name in file_names("study") if spec.description else ():
+        with suppress(SpecError):  # not this study's mistakes
+            other = parse(read(find("study", name)), name)
+            if other.get("description") == spec.description and table(other, "data").get("source") != "folder":
+                return name
+    return ""
 
 
 def read(path: Path) -> str:

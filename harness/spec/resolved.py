@@ -145,10 +145,16 @@ def with_precision(spec: ResolvedStudy, *, training: str | None, rung: str | Non
     return spec.model_copy(update={"fixed": fixed, "scoring": scoring})
 
 
-def with_stored_precision(spec: ResolvedStudy, stored: Mapping[str, Any]) -> ResolvedStudy:
-    """The study with the precisions that its file leaves open as they are in its stored ``identity()``."""
+def with_stored_choices(spec: ResolvedStudy, stored: Mapping[str, Any]) -> ResolvedStudy:
+    """The study with what its file leaves open, precisions and "all" real images, as in its stored ``identity()``."""
     training = None if spec.fixed.precision else stored["fixed"].get("precision")
     rung = None if spec.scoring.rung.precision else stored["scoring"]["rung"].get("precision")
+    counted = {
+        name: score.model_copy(update={"reference": stored["scoring"][name]["reference"]})
+        for name, score in (("final", spec.scoring.final), ("rung", spec.scoring.rung))
+        if score.reference == "all"
+    }
+    spec = spec.model_copy(update={"scoring": spec.scoring.model_copy(update=counted)})
     return with_precision(spec, training=training, rung=rung)
 
 

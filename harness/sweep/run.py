@@ -16,7 +16,9 @@ from harness.machine.forks import call_in_fork, call_with_torch, start_fork_serv
 from harness.machine.imports import function_sha256
 from harness.machine.processes import Machines, choose_device, exact_arithmetic, trains_on, usable_cores, visible_gpus
 from harness.scoring.protocol import INCEPTION, objective_name
-from harness.spec.resolved import ResolvedStudy, with_precision, with_stored_precision
+from harness.spec.files import described_elsewhere
+from harness.spec.fit import few_images, require_images, with_all_images
+from harness.spec.resolved import ResolvedStudy, with_precision, with_stored_choices
 from harness.spec.tables import examples
 from harness.store.connection import grace_s
 from harness.store.database import open_storage, write_study_attrs
@@ -55,8 +57,9 @@ def run_sweep(
         watcher.say("preparing workers")
         start_fork_server()
         client_for(home)  # whose imports take as long as the workers', meanwhile
-        spec, said = call_in_fork(resolve_precision, spec, choose_device(machines.device), exact)
-        for text in said:
+        spec, said = with_all_images(spec, store.n_train, store.n_held_out)
+        spec, of_precision = call_in_fork(resolve_precision, spec, choose_device(machines.device), exact)
+        for text in said + of_precision:
             watcher.say(text)
         return spec
 
@@ -67,12 +70,18 @@ def run_sweep(
     store = open_store(home, spec.data, source, study=spec.name, on_progress=watcher.on_progress, say=watcher.say)
     require_images(spec, store.n_train, store.n_held_out)
     store.require_contrast()
+    source_name = "folder" if store.instead_of_celeba else spec.data.source
+    if source_name == "folder" and (whose := described_elsewhere(spec)):
+        watcher.say(f"these are not the images that the description of {whose} speaks of; the report leaves it out")
+        spec = spec.model_copy(update={"description": f"Images of your own, with the search of {whose}."})
+    if few := few_images(spec, store.n_train):
+        watcher.say(few)
     storage = open_storage(home, grace=grace_s(), say=watcher.say, stop=watcher.stops)
     study = open_study(
         resolved(spec) if exact else spec, home, resume_anyway=resume_anyway, storage=storage, resolve=resolved
     )
     attrs = StudyAttrs.parse(study.user_attrs)
-    spec = with_stored_precision(spec, attrs.spec)
+    spec = with_stored_choices(spec, attrs.spec)
     # A start that names no number continues to what was wanted last.
     target = max(trials or max(spec.budget.trials, attrs.target), finished_count(study))
     if trials and trials < target:
@@ -85,7 +94,6 @@ def run_sweep(
     device = choose_device(machines.device)
     parent = ParentRun(Trials(study, spec, home), home, device, watcher.say, watcher.stop_level).open()
     parent.heal(crashed=True)
-    source_name = spec.data.source
     dataset = {"name": source_name, "fingerprint": store.fingerprint, "source": source_name, "images": len(store)}
     if store.warnings:
         dataset["range"] = "; ".join(store.warnings)
@@ -221,24 +229,6 @@ def resolve_precision(spec: ResolvedStudy, device: str, exact: bool) -> tuple[Re
         quick = quick and speed.scoring_gain(spec.data.image_size, place) >= speed.MIN_GAIN
         rung = BF16 if quick else FLOAT32
     return with_precision(spec, training=training, rung=rung), said
-
-
-def require_images(spec: ResolvedStudy, n: int, n_held_out: int) -> None:
-    """Refuse before training what would fail in scoring: fewer images than the protocol or the largest batch needs."""
-    batch = spec.largest_batch()
-    if n < batch:
-        raise DataError(
-            f"{n} usable images do not fill the largest batch of {spec.name}, {batch}",
-            "Give more images, or lower batch_size in the study.",
-        )
-    for score in (spec.scoring.final, spec.scoring.rung):
-        there, which = (n_held_out, " held-out") if score.split == "held_out" else (n, "")
-        if there < score.reference:
-            raise DataError(
-                f"{there} usable{which} images are too few: the scoring of {spec.name} compares with "
-                f"{score.reference} real images",
-                "Give more images, or lower `reference` in the study's [scoring] tables.",
-            )
 
 
 def refuse_other_images(study: optuna.Study, fingerprint: str) -> None:

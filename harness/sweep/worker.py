@@ -81,7 +81,7 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
     device = torch.device(job.device)
     images = on_device(job.store.tensor(), device)
     scorers = Scorers(job.home, job.store, device, say, interrupt)
-    say(f"reference statistics of {job.spec.scoring.final.reference} real images")
+    say(f"reference statistics of {job.spec.scoring.final.n_reference} real images")
     try:
         rung, final = scorers.scorer(job.spec.scoring.rung), scorers.scorer(job.spec.scoring.final)
     except Interrupted:
