@@ -16,7 +16,7 @@ from harness.data.sources import printable
 from harness.data.store import OnProgress, open_store
 from harness.errors import UsageError
 from harness.home import Home
-from harness.spec.files import file_names, find, load_study_file, parse_study, read, spaces_dir
+from harness.spec.files import file_names, load_study_file, parse_study, read, shipped_dir, spaces_dir
 from harness.spec.fit import few_images, require_images
 from harness.spec.tables import NAME_PATTERN
 
@@ -38,8 +38,8 @@ def new_study(
         raise UsageError(f"invalid name {name!r}", "Use lower-case letters, digits, - and _.")
     if path.exists() or name in file_names("study"):
         raise UsageError(f"there is a study {name} already", "Choose another name, or remove its file.")
-    template = f"photos{image_size}"
-    spec = load_study_file(template)
+    template = shipped_dir() / f"photos{image_size}.toml"
+    spec = load_study_file(str(template))
     store = open_store(home, spec.data, source, study=name, on_progress=on_progress, say=say)
     require_images(spec, store.n_train, store.n_held_out)
     store.require_contrast()
@@ -51,12 +51,12 @@ def new_study(
         changes[r"channels = 3"] = "channels = 1"
     if len(store) >= _MANY:
         changes[r"choices = \[8, 16, 32\]"] = "choices = [16, 32, 64, 128]"
-    text = read(find("study", template))
+    text = read(template)
     for line, other in changes.items():
         text, times = re.subn(rf"^{line}$", lambda _, other=other: other, text, flags=re.MULTILINE)
-        assert times == 1, f"{template} has the line {line} {times} times"
+        assert times == 1, f"{template.stem} has the line {line} {times} times"
     seen = "".join(f"# - {sentence}\n" for sentence in found)
-    text = f"# Written by `harness new` for the images in {folder}, from {template}:\n{seen}\n{text}"
+    text = f"# Written by `harness new` for the images in {folder}, from {template.stem}:\n{seen}\n{text}"
     parse_study(name, text, shown_as=str(path))
     atomic.write_text(path, text)
     return path, found

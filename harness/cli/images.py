@@ -82,7 +82,7 @@ def new(given: Any) -> None:
         )  # fmt: skip
     for sentence in found:
         say(sentence)
-    named = path.stem if path.parent.name else path
+    named = path.stem if path.parent.name else path.name
     say(f"{path} fits them; next: harness sweep {named} --data {shlex.quote(str(given.data))}")
 
 

@@ -26,7 +26,8 @@ def look(store: ImageStore, home: Home, source: Path) -> Iterator[str]:
         of = f" (of {len(sizes)} that were looked at)" if len(sizes) == _FILES else ""
         yield f"from {low[0]}x{low[1]} to {high[0]}x{high[1]} px, in the middle {middle[0]}x{middle[1]}{of}"
     if copies := _copies(store):
-        yield f"{copies:,} are copies of others, pixel by pixel: delete them, or they count for more"
+        which = "is a copy of another" if copies == 1 else "are copies of others"
+        yield f"{copies:,} {which}, pixel by pixel; what is there twice counts twice"
     if left_out := store.rejected:
         reasons = [_kind(why) for why in left_out.values()]
         most = statistics.mode(reasons)

@@ -72,7 +72,7 @@ class ResolvedStudy(StudySpec):
             raise ValueError("it has no [quick] table")
         content = self.model_dump()
         quick = self.quick.model_dump()
-        content["name"] = f"{self.name}-quick"
+        content |= {"name": f"{self.name}-quick", "quick": None}
         content["budget"] = {key: quick[key] for key in ("trials", "kimg", "rungs")}
         content["scoring"]["final"] |= {"samples": quick["samples"], "reference": quick["reference"]}
         rung = content["scoring"]["rung"]
@@ -119,7 +119,8 @@ def _suggested(trial: optuna.Trial, name: str, param: Param) -> Any:
 def with_budget(spec: ResolvedStudy, *, quick: bool, trials: int | None, kimg: float | None) -> ResolvedStudy:
     """The study with a budget given by its caller, or a UsageError; rungs are scaled along with ``kimg``."""
     try:
-        spec = spec.quickened() if quick else spec
+        already = spec.quick is None and spec.name.endswith("-quick")
+        spec = spec.quickened() if quick and not already else spec
     except ValueError as error:
         raise UsageError(f"study {spec.name} cannot be run with --quick: {error}") from None
     if kimg is None and trials is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from harness.store.records import StudyAttrs
 from harness.store.studies import open_study, started_study, stored_spec, study_to_record
 from harness.store.trials import Trials, finished_count
 from harness.sweep.engines.local import LocalEngine, threads_per_worker
+from harness.sweep.hours import TimeBudget
 from harness.sweep.messages import Opened, Watcher, WorkerJob
 from harness.sweep.reconcile import ParentRun
 from harness.tracking.client import client_for
@@ -33,11 +35,12 @@ from harness.tracking.client import client_for
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepResult:
-    """How a sweep ended. ``interrupted``: it ended before its budget was reached."""
+    """How a sweep ended. ``interrupted``: before its budget was reached; ``out_of_time``: for its hours were over."""
 
     finished: int
     target: int
     interrupted: bool
+    out_of_time: bool = False
 
 
 def run_sweep(
@@ -50,8 +53,14 @@ def run_sweep(
     machines: Machines,
     resume_anyway: bool,
     exact: bool = False,
+    hours: float | None = None,
 ) -> SweepResult:
-    """Run or continue a study until ``trials`` are COMPLETE or PRUNED; None: the file's number, or what it once was."""
+    """Run or continue a study until ``trials`` are COMPLETE or PRUNED; None: the file's number, or what it once was.
+
+    With ``hours`` it ends in that time, with the best of what it began trained to the end and scored; the next start
+    begins the other trials.
+    """
+    budget = None if hours is None else TimeBudget(spec, hours, machines.workers)
 
     def resolved(spec: ResolvedStudy) -> ResolvedStudy:
         watcher.say("preparing workers")
@@ -109,7 +118,16 @@ def run_sweep(
     write_study_attrs(study, opened)
     # Trainings of a fixed study are done under whichever protocol most have.
     any_protocol = resume_anyway or spec.plan is not None
-    return _run(parent, store, machines, watcher, starts=True, any_protocol=any_protocol)
+    if budget is None:
+        return _run(parent, store, machines, watcher, starts=True, any_protocol=any_protocol)
+    try:
+        timed = budget.close_in_time(study, watcher)
+        result = _run(parent, store, machines, timed, starts=True, any_protocol=any_protocol)
+    finally:
+        if budget.closed:
+            write_study_attrs(study, StudyAttrs(target=target))
+    used_up = (budget.closed or budget.is_over) and result.finished < target and not watcher.stop_level()
+    return dataclasses.replace(result, target=target, interrupted=result.finished < target, out_of_time=used_up)
 
 
 def join_sweep(name: str, home: Home, watcher: Watcher, *, source: Path | None, machines: Machines) -> SweepResult:
