@@ -18,8 +18,8 @@ def running_then(command: str | None, study: str) -> Iterator[dict[str, str]]:
     """Run ``command`` at the end of the block, with what was put into the mapping in its environment.
 
     ``SWEEP_STUDY``; ``SWEEP_STATE`` (finished, out of time, interrupted, not started, failed); ``SWEEP_TRIALS`` and
-    ``SWEEP_REPORT`` where there are any; ``SWEEP_ERROR`` of one that failed. No shell reads the command. What it answers
-    changes nothing. A UsageError says before anything is run that there is no such program.
+    ``SWEEP_REPORT`` where there are any; ``SWEEP_ERROR`` of one that failed. No shell reads the command, and its exit
+    code is only reported. A UsageError says before anything is run that there is no such program.
     """
     words = _words(command)
     outcome = {"SWEEP_STUDY": study, "SWEEP_STATE": "finished"}

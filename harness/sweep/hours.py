@@ -33,6 +33,7 @@ class TimeBudget:
     closed: bool = False
     is_over: bool = False
     _kimg: dict[int, float] = field(default_factory=dict)
+    _running: set[int] = field(default_factory=set)
     _before: float = 0.0  # trained by earlier starts (kimg)
     _first: float | None = None  # when the first trial of this start began
     _scoring: dict[int, float] = field(default_factory=dict)
@@ -81,14 +82,17 @@ class TimeBudget:
                 self._before = sum(self._kimg.values())
             case messages.Started(number=number, kimg=kimg, retry_of=retry_of):
                 self._first = self._first or now
+                self._running.add(number)
                 self._kimg[number] = max(kimg, self._kimg.pop(retry_of, 0.0) if retry_of is not None else 0.0)
             case messages.Progressed(number=number, kimg=kimg):
                 self._kimg[number] = kimg
             case messages.Scoring(number=number):
                 self._scoring[number] = now
-            case messages.Ended(number=number, state="COMPLETE"):
-                self._completed += 1
-                self._final_s = max(self._final_s or 0.0, now - self._scoring.get(number, now))
+            case messages.Ended(number=number, state=state):
+                self._running.discard(number)
+                if state == "COMPLETE":
+                    self._completed += 1
+                    self._final_s = max(self._final_s or 0.0, now - self._scoring.get(number, now))
 
     def _left_s(self, now: float, begun: int) -> float:
         """Seconds until all that was begun is done, if nothing else is; 0 while none of it is trained."""
@@ -101,6 +105,7 @@ class TimeBudget:
             at_once = min(self.workers, finals)
             left_kimg, rounds = (self.spec.expected_kimg(begun) - trained) / at_once, -(-finals // at_once)
         else:
-            left_kimg, rounds = max(self.spec.budget.kimg - kimg for kimg in self._kimg.values()), 1
+            left_kimg = max((self.spec.budget.kimg - self._kimg[number] for number in self._running), default=0.0)
+            rounds = 1
         final_s = self._final_s or max(_FINAL_S, _FINAL_SHARE * self.hours * 3600)
         return max(0.0, left_kimg) * s_per_kimg + rounds * final_s
