@@ -51,12 +51,12 @@ def new_study(
         changes[r"channels = 3"] = "channels = 1"
     if len(store) >= _MANY:
         changes[r"choices = \[8, 16, 32\]"] = "choices = [16, 32, 64, 128]"
-    text = read(template)
+    lines = read(template).splitlines()
     for line, other in changes.items():
-        text, times = re.subn(rf"^{line}$", lambda _, other=other: other, text, flags=re.MULTILINE)
-        assert times == 1, f"{template.stem} has the line {line} {times} times"
+        lines = [other if re.fullmatch(line, each) else each for each in lines]
     seen = "".join(f"# - {sentence}\n" for sentence in found)
-    text = f"# Written by `harness new` for the images in {folder}, from {template.stem}:\n{seen}\n{text}"
+    text = f"# Written by `harness new` for the images in {folder}, from {template.stem}:\n{seen}\n"
+    text += "\n".join((*lines, ""))
     parse_study(name, text, shown_as=str(path))
     atomic.write_text(path, text)
     return path, found

@@ -53,7 +53,7 @@ def sweep(given: Any) -> int | None:
         return _sweep(spec, given, outcome)
 
 
-def _sweep(spec: ResolvedStudy, given: Any, outcome: dict[str, str]) -> int:
+def _sweep(spec: ResolvedStudy, given: Any, outcome: dict[str, str]) -> int | None:
     if not _goes_ahead(spec, given):
         say(f"{spec.name} was not started")
         outcome["SWEEP_STATE"] = "not started"

@@ -87,9 +87,13 @@ class Listing:
             self.pass_over("not images", file[0])
 
     def _by_content(self, file: File, suffix: str, head: bytes) -> None:
-        is_avif, is_heic = _AVIF.match(head), _HEIC.match(head)
-        readable = _READ.match(head) or (not suffix and _READ_UNNAMED.match(head))
-        readable = readable or (is_avif and "AVIF" in FORMATS) or (is_heic and "HEIF" in FORMATS)
+        is_heic = bool(_HEIC.match(head))
+        readable = (
+            _READ.match(head)
+            or (not suffix and _READ_UNNAMED.match(head))
+            or ("AVIF" in FORMATS and _AVIF.match(head))
+            or ("HEIF" in FORMATS and is_heic)
+        )
         if readable and file[0].lower().endswith(_UNFINISHED):
             self.pass_over("backups or unfinished downloads by their names", file[0])
         elif readable:

@@ -42,7 +42,8 @@ def _coloured(images_NCHW: Tensor, rng: torch.Generator) -> Tensor:
     grey = images.mean(1, keepdim=True)
     images = (images - grey) * (2 * saturation) + grey
     mean = images.mean((1, 2, 3), keepdim=True)
-    return (images - mean) * (contrast + 0.5) + mean
+    contrasted: Tensor = (images - mean) * (contrast + 0.5) + mean
+    return contrasted
 
 
 def _translated(images_NCHW: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ def test_it_says_what_is_there_and_writes_a_study_that_fits(tmp_path, monkeypatc
     path, found = make("family", photographs(tmp_path / "Family photos"), tmp_path, monkeypatch)
     assert found[:3] == [
         "61 usable images, colour",
-        "from 40x48 to 200x120 px, in the middle 96x64",
+        "from 20x20 to 200x120 px, in the middle 96x64",
         "1 is a copy of another, pixel by pixel; what is there twice counts twice",
     ]
     assert found[3].startswith("3 left out, 1 of them because ")
@@ -65,6 +65,13 @@ def test_grey_images_get_a_study_of_one_channel_and_64_px_one_of_64(tmp_path, mo
     make("xrays", source, tmp_path, monkeypatch, image_size=64)
     study = load_study_file("xrays")
     assert (study.data.channels, study.data.image_size) == (1, 64)
+
+
+def test_thousands_of_images_get_larger_batches_and_may_be_an_array(tmp_path, monkeypatch):
+    np.save(tmp_path / "many.npy", np.random.default_rng(0).integers(0, 256, (5000, 32, 32, 3), dtype=np.uint8))
+    _, found = make("many", tmp_path / "many.npy", tmp_path, monkeypatch)
+    assert found == ["5,000 usable images, colour"]
+    assert load_study_file("many").largest_batch() == 128
 
 
 @pytest.mark.parametrize("name", ['a"b', "line\nbreak", "tëst 📷", "back\\slash"])
