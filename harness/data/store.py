@@ -52,6 +52,10 @@ class ImageStore:
     def fingerprint(self) -> str:
         return str(self.manifest["fingerprint"])
 
+    def named(self, source: str) -> str:
+        """What the images are called where a study's ``source`` is this: not CelebA where they are others."""
+        return "folder" if self.instead_of_celeba else source
+
     @property
     def rejected(self) -> dict[str, str]:
         """What was left out, and why; safe to show."""

@@ -145,9 +145,9 @@ class HParams:
     flip: Annotated[bool, "Flip real images left to right, each with probability 1/2."] = False
     diffaugment: Annotated[
         DiffAugment,
-        "Differentiable augmentation of all that the discriminator sees, real and fake, for sets of few images (Zhao "
-        "et al. 2020). color: brightness, saturation and contrast; translation: by up to an eighth of the side; "
-        "cutout: without a square of half the side; several joined by commas.",
+        "Differentiable augmentation of all that the discriminator sees, real and fake, for sets of few images. color: "
+        "brightness, saturation and contrast; translation: by up to an eighth of the side; cutout: without a square of "
+        "half the side; several joined by commas (Zhao et al. 2020).",
     ] = "none"
     reshuffle: Annotated[bool, "Whether each epoch has an order of its own."] = True
     last_batch: Annotated[

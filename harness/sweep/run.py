@@ -79,7 +79,7 @@ def run_sweep(
     store = open_store(home, spec.data, source, study=spec.name, on_progress=watcher.on_progress, say=watcher.say)
     require_images(spec, store.n_train, store.n_held_out)
     store.require_contrast()
-    source_name = "folder" if store.instead_of_celeba else spec.data.source
+    source_name = store.named(spec.data.source)
     if source_name == "folder" and (whose := described_elsewhere(spec)):
         watcher.say(f"these are not the images that the description of {whose} speaks of; the report leaves it out")
         spec = spec.model_copy(update={"description": f"Images of your own, with the search of {whose}."})

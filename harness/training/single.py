@@ -112,9 +112,9 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
             "protocol_hash": scorer.protocol.hash,
             **{name: str(value) for name, value in training.about.items() if name in ("recipe", "variant")},
         },
-        dataset=training.data.source,
+        dataset=store.named(training.data.source),
         dataset_digest=store.fingerprint,
-        dataset_source=training.data.source,
+        dataset_source=store.named(training.data.source),
     )  # fmt: skip
     attempt = Attempt(
         folder, training.hparams, training.seed, RunRecord(info=info, kimg=kimg), own_device,
