@@ -70,7 +70,8 @@ def _sweep(spec: ResolvedStudy, given: Any, outcome: dict[str, str]) -> int | No
     outcome |= {"SWEEP_REPORT": str(path), "SWEEP_TRIALS": f"{result.finished} of {result.target}"}
     if result.out_of_time:
         outcome["SWEEP_STATE"] = "out of time"
-        say(f"HOURS={given.hours:g} are over; the same command continues with the other trials")
+        short = "" if result.finished else ", too short for a final score"
+        say(f"HOURS={given.hours:g} are over{short}; the same command continues with the other trials")
         return 0
     if result.interrupted:
         outcome["SWEEP_STATE"] = "interrupted"

@@ -58,16 +58,13 @@ class Listing:
 
     def sentences(self) -> list[str]:
         """What was passed over, which links were followed, and what was used though its name is odd; safe to print."""
-        odd = [f"{len(names):,} {end} (such as {names[0]})" for end, names in sorted(self.by_content.items())[:9]]
+        odd = [f"{len(names):,} {end} (such as {min(names)})" for end, names in sorted(self.by_content.items())[:9]]
         used = [f"used by their content: {printable(', '.join(odd))}"] if odd else []
-        return (
-            self.links
-            + used
-            + [
-                f"passed over, {why}: {len(names):,} file{'s' if len(names) > 1 else ''}, such as {printable(names[0])}"
-                for why, names in self.passed_over.items()
-            ]
-        )
+        counts = [
+            (why, f"{len(names):,} file{'s' * (len(names) > 1)}", min(names)) for why, names in self.passed_over.items()
+        ]
+        over = [f"passed over, {why}: {count}, such as {printable(name)}" for why, count, name in counts]
+        return self.links + used + over
 
     def add(self, file: File, why_not: str, head: Callable[[], bytes], *, by_link: bool = False) -> None:
         """Sort one file in: ``why_not`` it may not be used whatever it is; ``head`` reads its first bytes."""

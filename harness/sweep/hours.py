@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import optuna
 
+from harness.scoring.protocol import INCEPTION
 from harness.spec.resolved import ResolvedStudy
 from harness.store.database import write_study_attrs
 from harness.store.records import StudyAttrs
@@ -18,8 +19,8 @@ from harness.text import duration
 
 # Kept for closing the study and writing its report: this long (s), and no more than this share of the time.
 _REPORT_S, _REPORT_SHARE = 30.0, 0.1
-# Until a final score was timed, it is taken to need this share of the time, and this long at least (s).
-_FINAL_SHARE, _FINAL_S = 0.1, 20.0
+# Until a final score was timed: images scored in a second, by Inception on a CPU and otherwise, and for all else (s).
+_SLOW_RATE, _RATE, _FINAL_S = 4.0, 100.0, 15.0
 
 
 @dataclass(slots=True)
@@ -33,11 +34,13 @@ class TimeBudget:
     closed: bool = False
     is_over: bool = False
     _kimg: dict[int, float] = field(default_factory=dict)
+    _due: bool = False
     _running: set[int] = field(default_factory=set)
     _before: float = 0.0  # trained by earlier starts (kimg)
     _first: float | None = None  # when the first trial of this start began
     _scoring: dict[int, float] = field(default_factory=dict)
     _final_s: float | None = None
+    _final_guess_s: float = 0.0
     _completed: int = 0
 
     @property
@@ -45,8 +48,11 @@ class TimeBudget:
         seconds = self.hours * 3600
         return self.started + seconds - min(_REPORT_S, _REPORT_SHARE * seconds)
 
-    def close_in_time(self, study: optuna.Study, watcher: Watcher) -> Watcher:
+    def close_in_time(self, study: optuna.Study, watcher: Watcher, device: str) -> Watcher:
         """The watcher, which also begins nothing new when that would not be done in time, and stops at the deadline."""
+        final = self.spec.scoring.final
+        rate = _SLOW_RATE if device == "cpu" and final.extractor == INCEPTION else _RATE
+        self._final_guess_s = _FINAL_S + (self.spec.scoring.sampling_seeds or 1) * final.samples / rate
 
         def on_event(event: messages.Event) -> None:
             self._note(event)
@@ -57,7 +63,9 @@ class TimeBudget:
             if now >= self.deadline:
                 self.is_over = True
                 return max(level, 1)
-            if not self.closed and now + self._left_s(now, len(self._kimg)) > self.deadline:
+            # Asked where a trial has ended or paused, for what would be left after each worker began another one.
+            due, self._due = self._due, False
+            if due and not self.closed and now + self._left_s(now, len(self._kimg) + self.workers) > self.deadline:
                 self.closed = True
                 begun = begun_count(study)
                 write_study_attrs(study, StudyAttrs(target=begun))
@@ -90,6 +98,7 @@ class TimeBudget:
                 self._scoring[number] = now
             case messages.Ended(number=number, state=state):
                 self._running.discard(number)
+                self._due = True
                 if state == "COMPLETE":
                     self._completed += 1
                     self._final_s = max(self._final_s or 0.0, now - self._scoring.get(number, now))
@@ -107,5 +116,5 @@ class TimeBudget:
         else:
             left_kimg = max((self.spec.budget.kimg - self._kimg[number] for number in self._running), default=0.0)
             rounds = 1
-        final_s = self._final_s or max(_FINAL_S, _FINAL_SHARE * self.hours * 3600)
+        final_s = self._final_guess_s if self._final_s is None else self._final_s
         return max(0.0, left_kimg) * s_per_kimg + rounds * final_s

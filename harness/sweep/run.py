@@ -121,7 +121,7 @@ def run_sweep(
     if budget is None:
         return _run(parent, store, machines, watcher, starts=True, any_protocol=any_protocol)
     try:
-        timed = budget.close_in_time(study, watcher)
+        timed = budget.close_in_time(study, watcher, device)
         result = _run(parent, store, machines, timed, starts=True, any_protocol=any_protocol)
     finally:
         if budget.closed:
