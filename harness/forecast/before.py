@@ -9,8 +9,8 @@ from harness.spec.fit import with_all_images
 from harness.spec.resolved import ResolvedStudy
 from harness.spec.tables import ALL_AT_MOST
 
-# A study that trains at least this many images a second, and scores this many, is below an hour on what follows.
-_SLOW_RATE, _SLOW_SCORING_RATE = 100, 6
+# What a slow machine trains, of 32 px, and scores in a second (images).
+_SLOW_RATE, _SLOW_SCORING_RATE = 100, 5
 _CONFIGURATIONS = 2
 
 
@@ -18,7 +18,8 @@ def surely_short(spec: ResolvedStudy, trials: int, limit_s: float) -> bool:
     """Whether even a slow machine is done in time, so that nothing need be measured."""
     finals = spec.funnel(trials)[-1] * (spec.scoring.sampling_seeds or 1)
     scored = finals * spec.scoring.final.samples
-    return 1000 * spec.expected_kimg(trials) / _SLOW_RATE + scored / _SLOW_SCORING_RATE < limit_s
+    rate = _SLOW_RATE * min(1.0, (32 / spec.data.image_size) ** 2)
+    return 1000 * spec.expected_kimg(trials) / rate + scored / _SLOW_SCORING_RATE < limit_s
 
 
 def at_least_s(spec: ResolvedStudy, home: Home, trials: int, workers: int, device: str, exact: bool) -> float:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from PIL import Image
 
 from harness.data.decode import FORMATS
 from tests.conftest import ROOT, blob_files, sharing_weights
-from tests.e2e.test_sweep import Here
+from tests.e2e.test_sweep import Here, Project, finish, wait_for
 from tests.faults.checks import QUICK
 
 # Short trials, and far more of them than there is time for.
@@ -54,6 +57,23 @@ def test_a_sweep_ends_in_its_hours_with_a_score_and_the_same_command_continues(t
     assert "Best so far" in (tmp_path / "reports" / "tiny" / "report.md").read_text()
     project.run("sweep", TRIALS="400", HOURS="0.01")
     assert len(project.record().trials) > len(first.trials)
+
+
+def test_a_study_of_hours_says_so_and_starts_all_the_same(tmp_path, weights_home):
+    """Nobody sits at a terminal here; who does has ten seconds to say no."""
+    project = Project(tmp_path, sharing_weights(tmp_path, weights_home), blob_files(tmp_path / "images", 60))
+    long = MANY.replace("kimg = 0.4\nrungs = [0.1, 0.2]", "kimg = 90000\nrungs = [10000, 30000]")
+    (tmp_path / "search_spaces" / "tiny.toml").write_text(long)
+    process = project.start("sweep")
+    said = wait_for(process, "tiny takes about")
+    assert re.search(r"tiny takes about [\d.]+ (h|days) on this cpu or more. Shorter: HOURS=1 ends in an hour", said)
+    wait_for(process, "trial 0 starts")
+    os.kill(process.pid, signal.SIGINT)
+    assert "the same command continues where this one stopped" in finish(process, 130)
+    process = project.start("sweep")
+    assert "measuring" not in wait_for(process, "trial 1 starts"), "once it was started, it is known"
+    os.kill(process.pid, signal.SIGINT)
+    finish(process, 130)
 
 
 @pytest.fixture(scope="module")
