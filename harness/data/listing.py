@@ -29,7 +29,6 @@ _UNREAD = re.compile(
     rb".{4}ftyp(avi|hei|hev|mif|msf|crx)|\0\0\0\x0cj[PX]|\xff\x0a|8BPS|II[*+UR]|MM\0[*+]|FUJIFILM", re.S
 )
 _HEAD_BYTES = 16
-_TELEPHONES = frozenset({".avif", ".heic", ".heif"})
 _UNFINISHED = (".bak", ".old", ".orig", ".tmp", ".part", ".crdownload", ".download", "~")
 # Folders that tools keep for themselves, besides those whose names begin with a dot.
 _TOOLS = {"@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "lost+found"}
@@ -95,8 +94,7 @@ class Listing:
             self.pass_over("backups or unfinished downloads by their names", file[0])
         elif readable:
             self.files.append(file)
-            if suffix not in _TELEPHONES:
-                self.by_content.setdefault(suffix or "without a suffix", []).append(file[0])
+            self.by_content.setdefault(suffix or "without a suffix", []).append(file[0])
         elif is_heic:
             self.unread[file[0]] = "HEIC is read with the extra heic: pip install pillow-heif; or convert it to JPEG"
         elif _UNREAD.match(head):
