@@ -71,7 +71,7 @@ def _sweep(spec: ResolvedStudy, given: Any, outcome: dict[str, str]) -> int | No
     if result.out_of_time:
         outcome["SWEEP_STATE"] = "out of time"
         short = "" if result.finished else ", too short for a final score"
-        say(f"HOURS={given.hours:g} are over{short}; the same command continues with the other trials")
+        say(f"the time (HOURS={given.hours:g}) is used up{short}; the same command continues with the other trials")
         return 0
     if result.interrupted:
         outcome["SWEEP_STATE"] = "interrupted"
@@ -79,7 +79,9 @@ def _sweep(spec: ResolvedStudy, given: Any, outcome: dict[str, str]) -> int | No
         return INTERRUPTED
     if given.confirm:
         given.study = spec.name  # STUDY-quick of a quick one
-        return confirm(given)
+        code = confirm(given)
+        outcome["SWEEP_STATE"] = "interrupted" if code else "finished"
+        return code
     say(
         f"compare the trials: make ui; sample from the best: harness generate --study {spec.name} --best --out grid.png"
     )
@@ -107,7 +109,7 @@ def _goes_ahead(spec: ResolvedStudy, given: Any) -> bool:
     shorter = ["HOURS=1 ends in an hour with the best until then"]
     shorter += [f"QUICK=1 tries it out with {spec.quick.trials} short trials"] if spec.quick else []
     shorter += [f"STUDY={spec.name}_small has smaller networks"] if f"{spec.name}_small" in file_names("study") else []
-    say(f"{spec.name} takes about {duration(seconds)} on this {device} or more. Shorter: {'; '.join(shorter)}.")
+    say(f"{spec.name} takes about {duration(seconds)} or more on this {device}. Shorter: {'; '.join(shorter)}.")
     return not objects("It starts in 10 seconds; n and Enter: not now.", _OBJECTION_S)
 
 

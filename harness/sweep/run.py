@@ -81,7 +81,7 @@ def run_sweep(
     store.require_contrast()
     source_name = store.named(spec.data.source)
     if source_name == "folder" and (whose := described_elsewhere(spec)):
-        watcher.say(f"these are not the images that the description of {whose} speaks of; the report leaves it out")
+        watcher.say(f"the description of {whose} is about other images; the report leaves it out")
         spec = spec.model_copy(update={"description": f"Images of your own, with the search of {whose}."})
     if few := few_images(spec, store.n_train):
         watcher.say(few)
@@ -120,12 +120,9 @@ def run_sweep(
     any_protocol = resume_anyway or spec.plan is not None
     if budget is None:
         return _run(parent, store, machines, watcher, starts=True, any_protocol=any_protocol)
-    try:
+    with ending_with(lambda: write_study_attrs(study, StudyAttrs(target=target))):  # which closing in time lowers
         timed = budget.close_in_time(study, watcher, device)
         result = _run(parent, store, machines, timed, starts=True, any_protocol=any_protocol)
-    finally:
-        if budget.closed:
-            write_study_attrs(study, StudyAttrs(target=target))
     used_up = (budget.closed or budget.is_over) and result.finished < target and not watcher.stop_level()
     return dataclasses.replace(result, target=target, interrupted=result.finished < target, out_of_time=used_up)
 
