@@ -112,7 +112,10 @@ class TimeBudget:
         if self.spec.promotions:
             finals = max(1, self.spec.funnel(begun)[-1] - self._completed)
             at_once = min(self.workers, finals)
-            left_kimg, rounds = (self.spec.expected_kimg(begun) - trained) / at_once, -(-finals // at_once)
+            # At the least one that overtakes those promoted before goes from its first rung to the end.
+            alone_kimg = self.spec.budget.kimg - self.spec.budget.rungs[0]
+            left_kimg = max(self.spec.expected_kimg(begun) - trained, alone_kimg) / at_once
+            rounds = -(-finals // at_once)
         else:
             left_kimg = max((self.spec.budget.kimg - self._kimg[number] for number in self._running), default=0.0)
             rounds = 1
