@@ -1,9 +1,9 @@
 # Verbs only: each recipe is one line. The harness's own call it; the developers' call their tools. Variables reach both
 # through the environment, unexpanded, so that no value of theirs is ever read by make or by a shell.
 PYTHON ?= python3
-VARIABLES := STUDY RECIPE VARIANT DATA TRIALS WORKERS DEVICE QUICK EXACT KIMG SAMPLES SEED CONFIG ENGINE ADDRESS KILLS CONFIRM TOP SEEDS SAMPLINGS FULL
+VARIABLES := STUDY RECIPE VARIANT DATA TRIALS WORKERS DEVICE QUICK EXACT KIMG SAMPLES SEED CONFIG ENGINE ADDRESS KILLS CONFIRM TOP SEEDS SAMPLINGS FULL HOURS THEN
 $(foreach v,$(VARIABLES),$(if $(value $(v)),$(eval override $(v) := $$(value $(v)))$(eval export $(v))))
-VERBS := help setup sweep plan confirm claims audit worker reconcile train recipes report generate ui doctor test lint bench faults clean
+VERBS := help setup new sweep plan confirm claims audit worker reconcile train recipes report generate ui doctor test lint bench faults clean
 # MAKECMDGOALS itself, exported, would be the goals of every make below this one.
 override GOALS := $(value MAKECMDGOALS)
 export VARIABLES VERBS GOALS
@@ -15,6 +15,7 @@ TOOLS = bin=$$($(PYTHON) tools/bootstrap.py --tools)
 
 help: ; @$(PYTHON) tools/bootstrap.py
 setup: ; @$(PYTHON) tools/bootstrap.py setup
+new: ; @$(PYTHON) tools/bootstrap.py new
 sweep: ; @$(PYTHON) tools/bootstrap.py sweep
 plan: ; @$(PYTHON) tools/bootstrap.py plan
 confirm: ; @$(PYTHON) tools/bootstrap.py confirm

@@ -63,7 +63,9 @@ def scored(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``0.25 s``, ``42 s``, from two minutes on ``3.5 min``, from two hours on ``2.1 h``."""
+    """``0.25 s``, ``42 s``, from two minutes on ``3.5 min``, from two hours ``2.1 h``, from two days ``2.1 days``."""
+    if seconds >= 172_800:
+        return f"{seconds / 86_400:.1f} days"
     if seconds < 120:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

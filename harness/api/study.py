@@ -127,8 +127,9 @@ class Study:
         exact: bool = False,
         resume_anyway: bool = False,
         progress: bool = True,
+        hours: float | None = None,
     ) -> SweepResult:
-        """Run or continue the study until its budget is reached.
+        """Run or continue the study until its budget is reached, or its time is over.
 
         Args:
             trials: trials to finish in all; the file's number unless given. A larger number later extends the study.
@@ -137,6 +138,8 @@ class Study:
             exact: float32 throughout, no faster arithmetic.
             resume_anyway: continue although sampler, pruner, presets, ranges or versions changed.
             progress: show a live table in a terminal or a notebook, lines elsewhere.
+            hours: end in this time, with the best of what was begun trained to the end and scored. The next call
+                continues.
 
         Returns:
             How many trials are finished, and how many were wanted.
@@ -150,7 +153,8 @@ class Study:
         4
         """
         machines = Machines(workers=workers, device=device)
-        return self._run(self.spec, machines, progress, trials=trials, exact=exact, resume_anyway=resume_anyway)
+        asked = {"trials": trials, "exact": exact, "resume_anyway": resume_anyway, "hours": hours}
+        return self._run(self.spec, machines, progress, **asked)
 
     def confirm(
         self,
@@ -266,7 +270,7 @@ def confirm_spec(name: str, home: Home, *, top: int, seeds: int, samplings: int)
 
 def _find(name: str, home: Home) -> ResolvedStudy:
     """The study file of this name, or the started study whose file is gone."""
-    if name.endswith(".toml") or name in file_names("study"):
+    if name.endswith(".toml") or name.removesuffix("-quick") in file_names("study"):
         return files.load_study_file(name)
     from harness.store.records import StudyAttrs
     from harness.store.studies import find_study, started_studies, stored_spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import sys
 import time
 from typing import Any
@@ -29,6 +30,15 @@ def say(text: str) -> None:
 
 def complain(text: str) -> None:
     print(visible(text), file=sys.stderr, flush=True)
+
+
+def objects(question: str, seconds: float) -> bool:
+    """Whether a person at a terminal says no within this time; without one nobody is asked, and nothing is waited."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    say(question)
+    heard, _, _ = select.select([sys.stdin], [], [], seconds)
+    return bool(heard) and sys.stdin.readline().strip().lower().startswith("n")
 
 
 class TrainingProgress:

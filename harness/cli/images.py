@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import click
 from harness.cli import verbs
 from harness.cli.display import TrainingProgress, say
 from harness.cli.trainings import RECIPE, VARIANT, chosen_recipe
-from harness.cli.verbs import Whole, flag, front, option
+from harness.cli.verbs import Whole, argument, flag, front, option
 from harness.errors import DataError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -62,6 +63,27 @@ def data(given: Any) -> None:
 
     out = given.out or Path(f"{name}-images.png")
     say(f"{save_sheet(out, store, given.n)} of {len(store):,} images in {out}")
+
+
+@front.verb(
+    "new", "look at a folder of images, and write a study file that fits it",
+    argument("study", "its name: the file is search_spaces/STUDY.toml", env="STUDY"), verbs.DATA,
+    option("--size", click.Choice(["32", "64"]), "side of the training images (px); 64 wants a GPU", default="32"),
+)  # fmt: skip
+def new(given: Any) -> None:
+    if given.study is None or given.data is None:
+        raise UsageError("new needs a name for the study and a folder of images", "Say: harness new NAME --data DIR")
+    from harness.api.new import new_study
+
+    with TrainingProgress(given.study) as progress:
+        path, found = new_study(
+            given.study, given.home, given.data,
+            image_size=int(given.size), on_progress=progress.images, say=progress.say,
+        )  # fmt: skip
+    for sentence in found:
+        say(sentence)
+    named = path.stem if path.parent.name else path.name
+    say(f"{path} fits them; next: harness sweep {named} --data {shlex.quote(str(given.data))}")
 
 
 def _wanted(study: str, recipe: str | None, variant: str | None) -> tuple[str, DataSpec]:

@@ -13,20 +13,28 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.cli import verbs
-from harness.cli.display import TrainingProgress, say
+from harness.cli.display import TrainingProgress, objects, say
+from harness.cli.then import running_then
 from harness.cli.verbs import INTERRUPTED, Number, Whole, argument, flag, front, option
 from harness.errors import HarnessError, SweepError
 from harness.home import Home
+from harness.text import duration
 
 if TYPE_CHECKING:
     from harness.spec.resolved import ResolvedStudy
     from harness.sweep.run import SweepResult
+
+# A study that takes longer says so before it starts; a person then has this long to object (s).
+_LONG_S, _OBJECTION_S = 3600.0, 10.0
+# What a dry run says first.
+_ANSWERS = ("time", "memory", "disk")
 
 
 @front.verb(
     "sweep", "run or continue a study to its budget, then write its report",
     verbs.STUDY, verbs.DATA, *verbs.BUDGET, *verbs.MACHINES,
     flag("--confirm", "then retrain the best on fresh seeds, as `harness confirm`", env="CONFIRM"), *verbs.CONFIRM,
+    verbs.HOURS, verbs.THEN,
     flag("--dry-run", "say what would run, with measured time, memory and disk; nothing is written"),
     flag("--resume-anyway", "continue although sampler, pruner, presets, ranges or versions changed"),
 )  # fmt: skip
@@ -35,28 +43,91 @@ def sweep(given: Any) -> int | None:
     if given.dry_run:
         from harness.spec.resolved import study_toml
 
-        say(study_toml(spec))
-        _measure(spec, given)
-        say("a dry run: nothing was written")
+        say("measuring on this device, which takes up to two minutes")
+        lines = dict(_measured(spec, given))
+        for what in (*_ANSWERS, *(what for what in lines if what not in _ANSWERS)):
+            say(f"{what:28} {lines[what]}")
+        say(f"\n{study_toml(spec)}\na dry run: nothing was written")
         return 0
+    with running_then(given.then, spec.name) as outcome:
+        return _sweep(spec, given, outcome)
+
+
+def _sweep(spec: ResolvedStudy, given: Any, outcome: dict[str, str]) -> int | None:
+    if not _goes_ahead(spec, given):
+        say(f"{spec.name} was not started")
+        outcome["SWEEP_STATE"] = "not started"
+        return 0
+    asked = {name: getattr(given, name) for name in ("trials", "exact", "resume_anyway", "hours")}
     try:
-        result = _run(spec, given, trials=given.trials, exact=given.exact, resume_anyway=given.resume_anyway)
+        result = _run(spec, given, **asked)
     except SweepError:  # such a sweep has a report too, with the reasons of its trials
         with suppress(Exception):  # there may be no study yet; the sweep's error is what must be seen
             say(f"report so far: {_report(spec.name, given.home)}")
         raise
     path = _report(spec.name, given.home)
     say(f"{result.finished} of {result.target} trials finished; report: {path}")
+    outcome |= {"SWEEP_REPORT": str(path), "SWEEP_TRIALS": f"{result.finished} of {result.target}"}
+    if result.out_of_time:
+        outcome["SWEEP_STATE"] = "out of time"
+        short = "" if result.finished else ", too short for a final score"
+        say(f"the time (HOURS={given.hours:g}) is used up{short}; the same command continues with the other trials")
+        return 0
     if result.interrupted:
+        outcome["SWEEP_STATE"] = "interrupted"
         say("the same command continues where this one stopped")
         return INTERRUPTED
     if given.confirm:
         given.study = spec.name  # STUDY-quick of a quick one
-        return confirm(given)
+        code = confirm(given)
+        outcome["SWEEP_STATE"] = "interrupted" if code else "finished"
+        return code
     say(
         f"compare the trials: make ui; sample from the best: harness generate --study {spec.name} --best --out grid.png"
     )
     return 0
+
+
+def _goes_ahead(spec: ResolvedStudy, given: Any) -> bool:
+    """Whether a study starts: one that takes more than an hour here says so, and a person at a terminal may object."""
+    from harness.forecast.before import at_least_s, surely_short
+    from harness.store.studies import stored_content
+
+    trials = given.trials or spec.budget.trials
+    known = surely_short(spec, trials, _LONG_S) or given.hours or given.engine != "local"
+    if known or stored_content(spec.name, given.home) or not _has_images(spec, given):
+        return True
+    from harness.machine.forks import call_in_fork
+    from harness.machine.processes import choose_device
+    from harness.spec.files import file_names
+
+    say("measuring how long this takes")
+    device = choose_device(given.device)
+    seconds = call_in_fork(at_least_s, spec, given.home, trials, given.workers, device, given.exact)
+    if seconds <= _LONG_S:
+        return True
+    shorter = ["HOURS=1 ends in an hour with the best until then"]
+    shorter += [f"QUICK=1 tries it out with {spec.quick.trials} short trials"] if spec.quick else []
+    shorter += [f"STUDY={spec.name}_small has smaller networks"] if f"{spec.name}_small" in file_names("study") else []
+    say(f"{spec.name} takes about {duration(seconds)} or more on this {device}. Shorter: {'; '.join(shorter)}.")
+    return not objects("It starts in 10 seconds; n and Enter: not now.", _OBJECTION_S)
+
+
+def _has_images(spec: ResolvedStudy, given: Any) -> bool:
+    """Whether there are images enough, as far as is seen without reading them; where not, starting says why."""
+    if ":" in spec.data.source:
+        return True
+    from harness.data.material import find_material
+    from harness.spec.fit import require_images
+
+    try:
+        found = find_material(
+            given.home, spec.data, given.data, study=spec.name, say=lambda _: None, may_download=False
+        )
+        require_images(spec, found.n_train, found.count - found.n_train)
+    except HarnessError:
+        return False
+    return True
 
 
 @front.verb(
@@ -153,7 +224,8 @@ def plan(given: Any) -> None:
     from harness.store.studies import find_record
 
     spec = _asked(given)
-    _measure(spec, given)
+    for what, finding in _measured(spec, given):
+        say(f"{what:28} {finding}")
     for line in outlook_lines(find_record(spec.name, given.home), given.more):
         say(line)
 
@@ -165,12 +237,11 @@ def _asked(given: Any) -> ResolvedStudy:
     return with_budget(load_study_file(given.study), quick=given.quick, trials=given.trials, kimg=given.kimg)
 
 
-def _measure(spec: ResolvedStudy, given: Any) -> None:
+def _measured(spec: ResolvedStudy, given: Any) -> Iterator[tuple[str, str]]:
     from harness.forecast.measure import forecast
 
     asked = {name: getattr(given, name) for name in ("trials", "workers", "device", "exact")}
-    for what, finding in forecast(spec, given.home, source=given.data, say=say, **asked):
-        say(f"{what:28} {finding}")
+    return forecast(spec, given.home, source=given.data, say=say, **asked)
 
 
 @front.verb(
@@ -197,6 +268,7 @@ def studies(given: Any) -> None:
 def studies_table(home: Home) -> Iterator[tuple[str, str, str]]:
     """(name, state, description) of every study file and of every study in the database."""
     from harness.spec.files import file_names, load_study_file
+    from harness.store.records import StudyAttrs
     from harness.store.studies import started_studies
     from harness.store.trials import finished_count
 
@@ -209,7 +281,8 @@ def studies_table(home: Home) -> Iterator[tuple[str, str, str]]:
         finished = finished_count(study) if study else 0
         try:
             spec = load_study_file(name)
-            budget, text = f" of {max(spec.budget.trials, finished)}", spec.description
+            stored = StudyAttrs.parse(study.user_attrs).description if study else ""
+            budget, text = f" of {max(spec.budget.trials, finished)}", stored or spec.description
         except HarnessError as error:
             budget, text = "", error.problem.splitlines()[0]
         yield name, f"{finished}{budget} trials finished" if study else "not started", text

@@ -23,7 +23,7 @@ INTERRUPTED = 130
 
 # The verbs as the help lists them.
 SECTIONS = {
-    "start here": ("setup", "sweep", "ui", "report", "generate", "export", "studies"),
+    "start here": ("setup", "new", "sweep", "ui", "report", "generate", "export", "studies"),
     "look deeper": ("plan", "confirm", "claims", "audit", "report-diff", "train", "recipes", "data"),
     "several machines": ("worker", "reconcile"),
     "maintenance": ("doctor", "weights", "schema"),
@@ -176,7 +176,9 @@ def was_typed(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-STUDY = argument("study", "name of a file in search_spaces/", env="STUDY", default=DEFAULT_STUDY)
+STUDY = argument(
+    "study", "name of a file in search_spaces/; NAME-quick is its quick budget", env="STUDY", default=DEFAULT_STUDY
+)
 DATA = option("--data", PATH, "folder or zip of images", env="DATA")
 DEVICE = option("--device", str, "auto, cpu or cuda", env="DEVICE", default="auto")
 WORKERS = option(
@@ -187,6 +189,10 @@ WORKERS = option(
     default="auto",
 )
 EXACT = flag("--exact", "float32 throughout, no faster arithmetic for trainings and rungs", env="EXACT")
+HOURS = option("--hours", Number(), "end in this time, with finished scores and a report; the next start continues",
+               env="HOURS")  # fmt: skip
+THEN = option("--then", str, "a command to run at the end; SWEEP_STATE, SWEEP_REPORT and others say how it ended",
+              env="THEN")  # fmt: skip
 TOP = option("--top", Whole(), "number of top trials or configurations", env="TOP", default=5)
 BUDGET: Sequence[click.Parameter] = (
     option("--trials", Whole(), "trials to finish in all; more than before extends the study", env="TRIALS"),

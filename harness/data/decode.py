@@ -12,27 +12,48 @@ from typing import Any
 
 import numpy as np
 import PIL
-from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError, features
 
 from harness.data.sources import MAX_FILE_BYTES, opened
 from harness.errors import DataError
 from harness.spec.tables import ALIGNED, FACE, Crop, DataSpec
+
+try:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False)
+except ImportError:
+    pillow_heif = None
 
 # More pixels than this in one file are refused (a decompression bomb, or a scan that would fill the memory).
 MAX_PIXELS = 100_000_000
 # Decoding one file takes no more memory than this, beside the file's own bytes (1.25 GiB); what would is left out.
 MAX_DECODE_BYTES = 5 * 2**28
 # Bytes per pixel at most, until the pixels are cropped and plain: measured for every mode that Pillow reads. WebP's
-# library keeps two canvases and copies them; PPM's decoder is Python's; TIFF's strips may be the whole image.
-_BYTES_PER_PIXEL = {"JPEG": 12, "PNG": 9, "BMP": 9, "GIF": 12, "TIFF": 16, "PPM": 16, "WEBP": 24}
+# library keeps two canvases and copies them; PPM's decoder is Python's; TIFF's strips may be the whole image; AVIF's
+# and HEIC's libraries keep planes of 16 bits.
+_BYTES_PER_PIXEL = {
+    "JPEG": 12,
+    "PNG": 9,
+    "BMP": 9,
+    "GIF": 12,
+    "TIFF": 16,
+    "PPM": 16,
+    "WEBP": 24,
+    "AVIF": 24,
+    "HEIF": 24,
+}
 # Grey, palettes, and black and white take at most 8, whatever the format.
 _SMALL_MODES = ("1", "L", "P")
 # Pixels that are converted at a time.
 _STRIP_PIXELS = 2**20
 # Pillow goes by content, and knows formats that start other programs (EPS) or hold images larger than they say (ICO).
-FORMATS = tuple(_BYTES_PER_PIXEL)
+# AVIF is read where Pillow was built with it, HEIC with the extra "heic".
+_MISSING = {kind for kind, there in {"AVIF": features.check("avif"), "HEIF": pillow_heif}.items() if not there}
+FORMATS = tuple(kind for kind in _BYTES_PER_PIXEL if kind not in _MISSING)
 # What the harness's own pictures say of themselves: sheets, sample grids and samples, which are never trained on.
 MADE_BY = "DCGAN sweep harness"
+_OF_8_BITS = (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".avif", ".heic", ".heif")
 # Modes of grey pixels of more than 8 bits, and the white of 16 bits.
 _DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 WHITE = 65535
@@ -125,6 +146,14 @@ def _loaded(payload: bytes, *, deep: bool = False) -> Any:
         except Exception as error:
             raise Rejected(f"unreadable: {error}") from None
     return image, frames
+
+
+def size_of(root: Path, member: str) -> tuple[int, int] | None:
+    """(width, height) of a file of a folder or zip, by its header; None where it is not an image that is read."""
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(_content(root, root.is_file(), member)), formats=FORMATS).size
+    return None
 
 
 def bytes_per_pixel(kind: str, mode: str) -> int:
@@ -249,7 +278,7 @@ def deep_ranges(root: Path, is_zip: bool, members: tuple[str, ...]) -> list[Rang
 
 def may_be_deep(name: str) -> bool:
     """Whether a file's format may have more than 8 bits: by its name, so that most sets need not be looked at twice."""
-    return not name.lower().endswith((".jpg", ".jpeg", ".gif", ".webp", ".bmp"))
+    return not name.lower().endswith(_OF_8_BITS)
 
 
 def white_of(ranges: Sequence[Range]) -> tuple[int, str]:

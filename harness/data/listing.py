@@ -12,6 +12,7 @@ from functools import partial
 from mimetypes import MimeTypes
 from pathlib import Path, PurePosixPath
 
+from harness.data.decode import FORMATS
 from harness.data.sources import MAX_FILE_BYTES, METHODS, Archive, name_parts, printable
 from harness.errors import DataError
 
@@ -22,6 +23,7 @@ _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"
 # What a file begins with: formats that are read whatever its name ends in; those read where it ends in nothing; and
 # pictures that are not read, cameras' raw files and the formats of telephones among them.
 _READ = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP", re.S)
+_AVIF, _HEIC = re.compile(rb".{4}ftypavi", re.S), re.compile(rb".{4}ftyp(hei|hev|mif1|msf1)", re.S)
 _READ_UNNAMED = re.compile(rb"BM|II\*\0|MM\0\*|P[1-6]\s")
 _UNREAD = re.compile(
     rb".{4}ftyp(avi|hei|hev|mif|msf|crx)|\0\0\0\x0cj[PX]|\xff\x0a|8BPS|II[*+UR]|MM\0[*+]|FUJIFILM", re.S
@@ -81,12 +83,20 @@ class Listing:
             self.pass_over("not images", file[0])
 
     def _by_content(self, file: File, suffix: str, head: bytes) -> None:
-        readable = _READ.match(head) or (not suffix and _READ_UNNAMED.match(head))
+        is_heic = bool(_HEIC.match(head))
+        readable = (
+            _READ.match(head)
+            or (not suffix and _READ_UNNAMED.match(head))
+            or ("AVIF" in FORMATS and _AVIF.match(head))
+            or ("HEIF" in FORMATS and is_heic)
+        )
         if readable and file[0].lower().endswith(_UNFINISHED):
             self.pass_over("backups or unfinished downloads by their names", file[0])
         elif readable:
             self.files.append(file)
             self.by_content.setdefault(suffix or "without a suffix", []).append(file[0])
+        elif is_heic:
+            self.unread[file[0]] = "HEIC is read with the extra heic: pip install pillow-heif; or convert it to JPEG"
         elif _UNREAD.match(head):
             self.unread[file[0]] = f"pictures of this format ({suffix or 'no suffix'}) are not read; convert it to PNG"
         else:

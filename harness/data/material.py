@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -12,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from multiprocessing import parent_process
-from pathlib import Path
+from pathlib import Path, PurePath
 from threading import Thread
 from typing import Any
 
@@ -55,6 +56,8 @@ class Material:
     # As ``items()``, but in this process; None where that is the same.
     items_here: Callable[[], Iterator[Item]] | None = None
     unread: Mapping[str, str] = field(default_factory=dict)
+    # Whether they are other images where CelebA's are expected, by their names.
+    instead_of_celeba: bool = False
     former: Callable[[], dict[str, Any] | None] = lambda: None
     # How pixels of more than 8 bits are scaled, where not by the whole range of their format; known after ``items()``.
     scaled: Sequence[str] = ()
@@ -175,9 +178,15 @@ def _of_files(data: DataSpec, root: Path, home: Home, say: Say) -> Material:
         items=lambda: _decoded(root, is_zip, divided.names, prep, scaled),
         items_here=lambda: ((name, *decode_chunk(root, is_zip, (name,), prep)[0]) for name in divided.names),
         unread=listing.unread,
+        instead_of_celeba=data.source == "celeba" and not _named_as_celeba(listing.files),
         former=former,
         scaled=scaled,
     )
+
+
+def _named_as_celeba(files: Sequence[File]) -> bool:
+    """Whether most files have names such as 000001.jpg, which CelebA's have in every edition."""
+    return sum(bool(re.fullmatch(r"\d{6}", PurePath(name).stem)) for name, _, _ in files) > len(files) / 2
 
 
 def _of_array_file(data: DataSpec, path: Path) -> Material:

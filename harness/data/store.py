@@ -46,10 +46,15 @@ class ImageStore:
 
     path: Path
     manifest: dict[str, Any]
+    instead_of_celeba: bool = False  # as of Material
 
     @property
     def fingerprint(self) -> str:
         return str(self.manifest["fingerprint"])
+
+    def named(self, source: str) -> str:
+        """What the images are called where a study's ``source`` is this: not CelebA where they are others."""
+        return "folder" if self.instead_of_celeba else source
 
     @property
     def rejected(self) -> dict[str, str]:
@@ -170,7 +175,8 @@ def _folder(home: Home, material: Material, *, former: bool = True) -> Path:
 def _opened(folder: Path, material: Material) -> ImageStore:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        store = ImageStore(folder, {**manifest, "rejected": {**manifest["rejected"], **material.unread}})
+        unread = {"rejected": {**manifest["rejected"], **material.unread}}
+        store = ImageStore(folder, {**manifest, **unread}, material.instead_of_celeba)
         _ = store.n_held_out, store.split_rule, store.rejected
         sound = _fingerprint(folder / _ARRAY, store.n_train) == store.fingerprint
     except (ValueError, KeyError, TypeError, IndexError, OSError):  # OSError: no array file any more

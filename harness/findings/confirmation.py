@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.findings import statistics as stats
 from harness.findings.ranking import rank
-from harness.gan.hparams import digest
+from harness.gan.hparams import LATER, digest, stored_value
 from harness.store.records import StudyRecord, TrialRecord
 
 
@@ -148,11 +148,11 @@ def _arm(name: str, trials: list[TrialRecord], protocol_hash: str, search: Study
     diverged = {trial.training_seed for trial in trials if trial.attrs.diverged}
     other = {trial.training_seed for trial in complete} - set(done)
     planned = {trial.training_seed for trial in trials}
-    overrides = trials[0].attrs.overrides or {}
+    wanted = {**LATER, **(trials[0].attrs.overrides or {})}
     same = [
         trial
         for trial in (*rank(search).trials, *(t for t in search.trials if t.state == "PRUNED"))
-        if digest({key: trial.attrs.hparams.get(key) for key in overrides}) == digest(overrides)
+        if digest({key: stored_value(trial.attrs.hparams, key) for key in wanted}) == digest(wanted)
     ]
     comparable = [t for t in same if t.state == "COMPLETE" and t.attrs.protocol_hash == protocol_hash]
     return ConfirmedArm(

@@ -115,13 +115,14 @@ def claims_spec(
             {**spec.model_dump(), "budget": budget, "scoring": {**spec.scoring.model_dump(), "final": final},
              "pruner": {"name": "none"}, "fixed": {**spec.fixed.model_dump(), "precision": "float32"}}
         )  # fmt: skip
+        real = base.scoring.final.reference
         return fixed_study(
             base,
             "claims",
             arms=arms,
             seeds=fresh_seeds(spec.sampler.seed, "claims", n_seeds, set()),
             rung=ScoreSpec(extractor="mobilenet-v2", samples=_CLAIM_SAMPLES,
-                           reference=min(1000, base.scoring.final.reference)),
+                           reference="all" if real == "all" else min(1000, real)),
             claims={**plan["claims"], **asked},
             rule=plan.get("rule"),
             known=_presets(known),

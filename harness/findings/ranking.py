@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from harness.gan.hparams import stored_value
 from harness.spec.objectives import Objective, as_losses, front
 from harness.store.records import StudyRecord, TrialRecord
 
@@ -75,7 +76,7 @@ def trials_dataframe(record: StudyRecord) -> pd.DataFrame:
             "number": trial.number,
             "state": trial.shown_state,
             "preset": trial.attrs.preset,
-            **{name: trial.params.get(name, trial.attrs.hparams.get(name)) for name in searched},
+            **{name: trial.params.get(name, stored_value(trial.attrs.hparams, name)) for name in searched},
             **{f"rung_{kimg:g}kimg": score for kimg, score in rung_scores(trial)},
             "value": trial.value if trial.state == "COMPLETE" else None,
             **trial.attrs.scores,

@@ -43,59 +43,95 @@ class Forecast:
     def time(self, own: TrialWork | None) -> str:
         """How long the sweep takes: as its own trials were pruned, else between pruning nothing and all that can be."""
         spec, scoring = self.spec, self.scoring
-        final_s = scoring.final_s + ((spec.scoring.sampling_seeds or 1) - 1) * scoring.again_s
-        training_s = {each.name: each.s_per_kimg * spec.budget.kimg for each in self.configurations}
-        searched = [training_s[each.name] for each in self.configurations if not each.baseline]
-        typical = statistics.mean(searched or list(training_s.values()))
-        recipes = [preset.name for preset in spec.presets[: self.target] if preset.recipe]
-        # More workers than cores, or several on one GPU, are no faster than one each.
-        devices = usable_cores() if self.device == "cpu" else len(visible_gpus())
-        at_once = min(self.workers, devices, self.target)
-        full = TrialWork(trained=1, rungs=len(spec.budget.marks) * spec.has_rungs, scored=1)
-
-        def trial_s(work: TrialWork, full_training_s: float) -> float:
-            return work.trained * full_training_s + work.rungs * scoring.rung_s + work.scored * final_s
-
-        def total(works: Sequence[TrialWork]) -> str:
-            """Recipes run in full, each of the others does its work."""
-            baselines_s = sum(trial_s(full, training_s.get(name, typical)) for name in recipes)
-            searching_s = sum(trial_s(work, typical) for work in works)
-            return duration((baselines_s + searching_s) / at_once + scoring.references_s)
-
-        on = f"on this {self.device}{f', {at_once} trials at once' if at_once > 1 else ''}"
-        others = self.target - len(recipes)
-        budget, came = spec.budget, spec.funnel(others)
-        to = {r: TrialWork(r / budget.kimg, sum(mark <= r for mark in budget.marks), 0) for r in budget.rungs}
-        if not budget.rungs or spec.pruner.name == "none":
-            says = f"about {total([full] * others)} {on}, nothing is pruned"
+        least, most = self._works(own)
+        total = duration(self._total_s(most))
+        on = f"on this {self.device}{f', {self._at_once} trials at once' if self._at_once > 1 else ''}"
+        if not spec.budget.rungs or spec.pruner.name == "none":
+            says = f"about {total} {on}, nothing is pruned"
         elif spec.promotions:
-            ends = zip(to.values(), came, came[1:], strict=False)
-            works = [*(work for work, n, beyond in ends for _ in range(n - beyond)), *[full] * came[-1]]
-            says = f"about {total(works)} {on}: {others} trials are tried, {came[-1]} of them trained to the end"
+            says = (
+                f"about {total} {on}: {len(most)} trials are tried, {most.count(self._full)} of them trained to the end"
+            )
         elif own is not None:
             says = (
-                f"about {total([own] * others)} {on}, if pruning continues as so far: its trials, recipes aside, "
+                f"about {total} {on}, if pruning continues as so far: its trials, recipes aside, "
                 f"trained {100 * own.trained:.0f} % of a full length on average"
             )
         else:
-            rungs = earliest_rungs(spec, self.target)
-            least = [full if rung is None else to[rung] for rung in rungs]
             first = "the first rung of their bracket" if spec.pruner.name == "hyperband" else "the first rung"
             says = (
-                f"about {total([full] * others)} at most {on} (nothing pruned), "
-                f"{total(least)} at least (all but {len(recipes) + rungs.count(None)} pruned at {first})"
+                f"about {total} at most {on} (nothing pruned), {duration(self._total_s(least))} at least "
+                f"(all but {len(self._recipes) + least.count(self._full)} pruned at {first})"
             )
-        scored = duration(full.rungs * scoring.rung_s + final_s)
+        scored = duration(self._full.rungs * scoring.rung_s + self._final_s)
         return (
-            f"{says}; a full trial trains {duration(typical)} and scores {scored}, references once "
+            f"{says}; a full trial trains {duration(self._typical_s)} and scores {scored}, references once "
             f"{duration(scoring.references_s)}; provided that the drawn configurations are typical"
         )
+
+    def at_least_s(self, own: TrialWork | None) -> float:
+        """Seconds that the sweep takes where all is pruned that can be."""
+        return self._total_s(self._works(own)[0])
+
+    def _works(self, own: TrialWork | None) -> tuple[list[TrialWork], list[TrialWork]]:
+        """What each trial does, recipes aside, where most of them is pruned and where least is."""
+        spec, budget, others = self.spec, self.spec.budget, self.target - len(self._recipes)
+        full = [self._full] * others
+        if not budget.rungs or spec.pruner.name == "none":
+            return full, full
+        to = {r: TrialWork(r / budget.kimg, sum(mark <= r for mark in budget.marks), 0) for r in budget.rungs}
+        if spec.promotions:
+            came = spec.funnel(others)
+            ends = zip(to.values(), came, came[1:], strict=False)
+            works = [*(work for work, n, beyond in ends for _ in range(n - beyond)), *[self._full] * came[-1]]
+            return works, works
+        if own is not None:
+            return [own] * others, [own] * others
+        return [self._full if rung is None else to[rung] for rung in earliest_rungs(spec, self.target)], full
+
+    def _total_s(self, works: Sequence[TrialWork]) -> float:
+        """Recipes run in full, each of the others does its work."""
+
+        def trial_s(work: TrialWork, full_training_s: float) -> float:
+            rungs_s = work.rungs * self.scoring.rung_s
+            return work.trained * full_training_s + rungs_s + work.scored * self._final_s
+
+        baselines_s = sum(trial_s(self._full, self._training_s.get(name, self._typical_s)) for name in self._recipes)
+        searching_s = sum(trial_s(work, self._typical_s) for work in works)
+        return (baselines_s + searching_s) / self._at_once + self.scoring.references_s
+
+    @property
+    def _full(self) -> TrialWork:
+        return TrialWork(trained=1, rungs=len(self.spec.budget.marks) * self.spec.has_rungs, scored=1)
+
+    @property
+    def _final_s(self) -> float:
+        return self.scoring.final_s + ((self.spec.scoring.sampling_seeds or 1) - 1) * self.scoring.again_s
+
+    @property
+    def _training_s(self) -> dict[str, float]:
+        return {each.name: each.s_per_kimg * self.spec.budget.kimg for each in self.configurations}
+
+    @property
+    def _typical_s(self) -> float:
+        searched = [self._training_s[each.name] for each in self.configurations if not each.baseline]
+        return statistics.mean(searched or list(self._training_s.values()))
+
+    @property
+    def _recipes(self) -> list[str]:
+        return [preset.name for preset in self.spec.presets[: self.target] if preset.recipe]
+
+    @property
+    def _at_once(self) -> int:
+        # More workers than cores, or several on one GPU, are no faster than one each.
+        devices = usable_cores() if self.device == "cpu" else len(visible_gpus())
+        return min(self.workers, devices, self.target)
 
     def disk(self, home: Home, store_bytes: int, grid_bytes: int) -> str:
         """What is kept of trials that finish, here and in MLflow's artifacts, and of images still to be prepared."""
         final, rung = self.spec.scoring.final, self.spec.scoring.rung
         references = {
-            (features_of(s), s.reference, s.split): 4 * s.reference * WIDTHS[s.extractor] for s in (final, rung)
+            (features_of(s), s.n_reference, s.split): 4 * s.n_reference * WIDTHS[s.extractor] for s in (final, rung)
         }
         features = sum(references.values())
         models = statistics.mean(each.checkpoint_bytes + each.weights_bytes for each in self.configurations)

@@ -34,10 +34,11 @@ from harness.machine.processes import (
 from harness.scoring.protocol import INCEPTION
 from harness.scoring.sampling import GRID_IMAGES, image_grid
 from harness.scoring.weights import vgg_file
+from harness.spec.fit import require_images, with_all_images
 from harness.spec.resolved import ResolvedStudy
 from harness.store.studies import find_record
 from harness.sweep.engines.local import threads_per_worker, workers_for
-from harness.sweep.run import require_images, resolve_precision
+from harness.sweep.run import resolve_precision
 from harness.text import duration
 
 # Files decoded to measure how fast that is.
@@ -63,7 +64,8 @@ def forecast(
     if on.type == "cpu":  # what each worker will have
         use_threads(threads_per_worker(usable_cores(), workers))
     spec, _ = resolve_precision(spec, on.type, exact)
-    images, n_images, store_bytes, prepare_s = _images(spec, home, source, say)
+    images, (n_images, n_held_out), store_bytes, prepare_s = _images(spec, home, source, say)
+    spec, _ = with_all_images(spec, n_images, n_held_out)
     image_bytes = int(np.prod(images.shape[1:]))
     images = images[: max(spec.largest_batch(), _FILES)]
     # Held in addition to what is measured: on a GPU the whole set, if it fits; on a CPU a final score's images.
@@ -102,14 +104,15 @@ def forecast(
 
 def _images(
     spec: ResolvedStudy, home: Home, source: Path | None, say: Callable[[str], None]
-) -> tuple[Tensor, int, int, float]:
-    """(some images, how many there are, bytes still to be written, seconds to prepare them)."""
+) -> tuple[Tensor, tuple[int, int], int, float]:
+    """(some images, how many to train on and held out, bytes still to be written, seconds to prepare them)."""
     material = find_material(home, spec.data, source, study=spec.name, say=say, may_download=False)
     store = existing_store(home, material)
     if store is not None:
         require_images(spec, store.n_train, store.n_held_out)
-        return store.tensor(), len(store), 0, 0.0
-    require_images(spec, material.n_train, material.count - material.n_train)
+        return store.tensor(), (store.n_train, store.n_held_out), 0, 0.0
+    counts = material.n_train, material.count - material.n_train
+    require_images(spec, *counts)
     started = time.perf_counter()
     decoded = [pixels for _, pixels, _ in material.sample(_FILES) if pixels is not None]
     if not decoded:
@@ -120,7 +123,7 @@ def _images(
     # Repeated up to the largest batch: speed does not depend on what is in the pictures.
     times = -(-spec.largest_batch() // len(decoded))
     images = torch.from_numpy(np.stack(decoded * times))
-    return images, material.n_train, material.count * int(np.prod(decoded[0].shape)), seconds
+    return images, counts, material.count * int(np.prod(decoded[0].shape)), seconds
 
 
 def _memory(peak: int, device: torch.device, workers: int) -> str:

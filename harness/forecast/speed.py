@@ -155,7 +155,7 @@ def scoring_time(
         module = untrained_module(MOBILENET, FLOAT32, device)
         module.features_list = ["logits"]
         head_s = final.samples * (_s_per_image(module, spec.data.image_size, device) + s_per_sample)
-    references = {(features_of(s), s.reference, s.split) for s in (final, rung)}
+    references = {(features_of(s), s.n_reference, s.split) for s in (final, rung)}
     return ScoringTime(
         rung_s=score_s(rung) if spec.has_rungs else 0.0,
         final_s=score_s(final, all_metrics=True) + head_s,
@@ -167,7 +167,7 @@ def scoring_time(
 def _algebra_s(score: ScoreSpec, device: torch.device, *, all_metrics: bool) -> float:
     """Seconds from features to one score's metrics, by the functions that compute them, on random features."""
     extractor = _Untrained(score.extractor, device)
-    n, n_real = min(score.samples, _ROWS), min(score.reference, _ROWS)
+    n, n_real = min(score.samples, _ROWS), min(score.n_reference, _ROWS)
     rng = torch.Generator().manual_seed(0)
     pooled, real = (torch.randn(rows, WIDTHS[score.extractor], generator=rng) for rows in (n, n_real))
     reference = Reference(real)
@@ -183,7 +183,7 @@ def _algebra_s(score: ScoreSpec, device: torch.device, *, all_metrics: bool) -> 
     if not all_metrics:
         return seconds
     # Each image is compared with all others: that grows with the square.
-    growth = ((score.samples + score.reference) / (n + n_real)) ** 2
+    growth = ((score.samples + score.n_reference) / (n + n_real)) ** 2
     neighbours = ("precision", "recall")
     return seconds + growth * _seconds(lambda: calculated(pooled, reference, protocol, extractor, neighbours))
 

@@ -15,6 +15,8 @@ from harness.errors import StorageError
 
 # The networks of this package, which hyperparameters describe.
 DCGAN = "dcgan"
+# Fields that were added when digests and stored configurations existed, with the value at which they are left out.
+LATER: dict[str, str | float] = {"network": DCGAN, "optimizer": "adam", "loss_clip": 0.0, "diffaugment": "none"}
 # One name that sets a parameter of both networks.
 ALIASES: dict[str, tuple[str, ...]] = {
     "lr": ("lr_g", "lr_d"),
@@ -32,10 +34,19 @@ Activation = Literal["relu", "leaky_relu"]
 Bias = Literal["auto", "never", "always"]
 Precision = Literal["float32", "tf32", "bf16"]
 WIDTHS_PATTERN = r"^(auto|[1-9][0-9]{0,3}(-[1-9][0-9]{0,3}){0,7})$"
+# Subsets of Zhao et al.'s three, in their order and spelling.
+DiffAugment = Literal[
+    "none",
+    "color",
+    "translation",
+    "cutout",
+    "color,translation",
+    "color,cutout",
+    "translation,cutout",
+    "color,translation,cutout",
+]
 STRIDES_PATTERN = r"^(auto|[124](-[124]){0,7})$"
 Widths = Annotated[str, Field(pattern=WIDTHS_PATTERN)]
-# Named in a configuration only where they are not the default: older configurations keep their digests.
-_UNNAMED_DEFAULTS = {"network": DCGAN, "optimizer": "adam", "loss_clip": 0.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +143,12 @@ class HParams:
         "Range that real images are scaled to. symmetric: [-1, 1], as tanh gives; unit: [0, 1].",
     ] = "symmetric"
     flip: Annotated[bool, "Flip real images left to right, each with probability 1/2."] = False
+    diffaugment: Annotated[
+        DiffAugment,
+        "Differentiable augmentation of all that the discriminator sees, real and fake, for sets of few images. color: "
+        "brightness, saturation and contrast; translation: by up to an eighth of the side; cutout: without a square of "
+        "half the side; several joined by commas (Zhao et al. 2020).",
+    ] = "none"
     reshuffle: Annotated[bool, "Whether each epoch has an order of its own."] = True
     last_batch: Annotated[
         Literal["drop", "match", "full"],
@@ -184,9 +201,12 @@ class HParams:
     ] = "float32"
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field by name, in the order of the definition; ``network`` and newer ones where not the default."""
+        """Every field by name, in the order of the definition; those of :data:`LATER` only where they are in use."""
         content = dataclasses.asdict(self)
-        return {name: value for name, value in content.items() if _UNNAMED_DEFAULTS.get(name) != value}
+        for name, unused in LATER.items():
+            if content[name] == unused:
+                del content[name]
+        return content
 
     @classmethod
     def from_params(cls, *layers: Mapping[str, Any]) -> HParams:
@@ -222,6 +242,12 @@ def expand(params: Mapping[str, Any]) -> dict[str, Any]:
         else:
             expanded[name] = value
     return expanded
+
+
+def stored_value(stored: Mapping[str, Any], name: str) -> Any:
+    """The value of a field or alias in what :meth:`HParams.to_dict` gave; None where there is none."""
+    field = ALIASES.get(name, (name,))[0]
+    return stored.get(field, LATER.get(field)) if stored else None
 
 
 FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(HParams))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import DataError, Diverged
+from harness.gan.augment import augmented
 from harness.gan.fast.layers import Adam
 from harness.gan.fast.precision import autocast, tensor_cores
 from harness.gan.hparams import HParams, derive_seed
@@ -184,7 +185,8 @@ class Run:
         return on_real.detach() + on_fake, real_logits.mean(), fake_logits.mean(), norm
 
     def _judge(self, *batches: Tensor) -> list[Tensor]:
-        """Logits of each batch, never of half precision; BatchNorm sees each batch on its own."""
+        """Logits of each batch, augmented, never of half precision; BatchNorm sees each batch on its own."""
+        batches = tuple(augmented(batch, self.hp.diffaugment, self.noise_rng) for batch in batches)
         with autocast(self.hp.precision, self.device):
             logits = [self.discriminator(batch) for batch in batches]
         return [each.to(torch.promote_types(each.dtype, torch.float32)) for each in logits]

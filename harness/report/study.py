@@ -13,7 +13,7 @@ from harness.findings.confirmation import confirmation
 from harness.findings.health import health, health_context
 from harness.findings.outlook import chance, outlook, too_few
 from harness.findings.ranking import Leaderboard, objectives, pareto_front, rank, rungs_frame, trials_frame
-from harness.gan.hparams import ALIASES
+from harness.gan.hparams import stored_value
 from harness.report import plots
 from harness.report.facts import FACTS_FILE, best_toml, facts
 from harness.report.page import write_page
@@ -181,7 +181,7 @@ def _baselines(record: StudyRecord, best: TrialRecord | None) -> list[dict[str, 
 def _board_row(trial: TrialRecord, record: StudyRecord) -> dict[str, Any]:
     hparams, space = trial.attrs.hparams, record.attrs.spec["space"]
     # A baseline was not asked for any: its values of what the others search.
-    params = trial.params or {name: hparams[ALIASES.get(name, (name,))[0]] for name in space if hparams}
+    params = trial.params or {name: stored_value(hparams, name) for name in space if hparams}
     return {"trial": trial, "seconds": record.seconds(trial), "params": params}
 
 

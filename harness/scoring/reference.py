@@ -169,7 +169,7 @@ def _sha256(features: Tensor) -> str:
 
 def save_reference(folder: Path, store: ImageStore, scoring: ScoreSpec) -> int:
     """Write the real images that a protocol compares with to an empty folder; return how many they are."""
-    images = reference_images(split_images(store, scoring), scoring.reference)
+    images = reference_images(split_images(store, scoring), scoring.n_reference)
     save_folder(folder, images, made_by="")  # photographs, as they were given
     return len(images)
 

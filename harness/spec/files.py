@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,7 +19,7 @@ from harness.home import expanded, path_from_environment
 from harness.spec.fixed_study import Claim
 from harness.spec.mistakes import pydantic_problems, refuse, table
 from harness.spec.recipes import BestConfig, Recipe
-from harness.spec.resolved import ResolvedStudy
+from harness.spec.resolved import ResolvedStudy, with_budget
 from harness.spec.study import HINT, StudySpec
 from harness.spec.tables import examples
 from harness.text import decoded, did_you_mean
@@ -39,7 +40,12 @@ def spaces_dir() -> Path:
     if chosen := path_from_environment("HARNESS_SEARCH_SPACES"):
         return chosen
     here = Path("search_spaces")
-    return here if here.is_dir() else Path(str(files("harness"))).joinpath("search_spaces").resolve()
+    return here if here.is_dir() else shipped_dir()
+
+
+def shipped_dir() -> Path:
+    """The files of the package, whatever a person has elsewhere."""
+    return Path(str(files("harness"))).joinpath("search_spaces").resolve()
 
 
 def file_names(kind: Kind) -> list[str]:
@@ -54,6 +60,21 @@ def find(kind: Kind, name: str) -> Path:
         listed = ", ".join(known) or "none"
         raise NotFoundError(f"no {kind} {name!r} in {folder}/{did_you_mean(name, known)}", f"There are: {listed}.")
     return folder / f"{name}.toml"
+
+
+def described_elsewhere(spec: StudySpec) -> str:
+    """The study of other images whose description this one has, where its own are a person's; empty without one.
+
+    That is itself where the file is for CelebA, and else the one that it was copied from.
+    """
+    if spec.data.source == "celeba":
+        return spec.name
+    for name in file_names("study") if spec.description else ():
+        with suppress(SpecError):  # not this study's mistakes
+            other = parse(read(find("study", name)), name)
+            if other.get("description") == spec.description and table(other, "data").get("source") != "folder":
+                return name
+    return ""
 
 
 def read(path: Path) -> str:
@@ -110,7 +131,13 @@ def _beyond_limits(raw: Mapping[str, Any]) -> Iterator[str]:
 
 
 def load_study_file(name: str) -> ResolvedStudy:
-    """The study ``search_spaces/<name>.toml``; ``name`` may also be the path of a .toml file."""
+    """The study ``search_spaces/<name>.toml``; ``name`` may also be the path of a .toml file.
+
+    NAME-quick is the study NAME with its quick budget, unless there is a file of that name.
+    """
+    whole, known = name.removesuffix("-quick"), file_names("study")
+    if name not in known and whole in known and whole != name:
+        return with_budget(load_study_file(whole), quick=True, trials=None, kimg=None)
     given = expanded(Path(name)) if name.endswith(".toml") else None
     path = given if given and given.is_file() else find("study", name)
     return parse_study(path.stem, read(path), shown_as=str(path))

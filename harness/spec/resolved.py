@@ -10,7 +10,7 @@ import tomli_w
 from pydantic import Field
 
 from harness.errors import UsageError
-from harness.gan.hparams import HParams, digest
+from harness.gan.hparams import LATER, HParams, digest
 from harness.spec.study import Preset, StudySpec
 from harness.spec.tables import NAME_PATTERN, CategoricalParam, IntParam, Param, Scalar, Table, examples, is_active
 
@@ -72,7 +72,7 @@ class ResolvedStudy(StudySpec):
             raise ValueError("it has no [quick] table")
         content = self.model_dump()
         quick = self.quick.model_dump()
-        content["name"] = f"{self.name}-quick"
+        content |= {"name": f"{self.name}-quick", "quick": None}
         content["budget"] = {key: quick[key] for key in ("trials", "kimg", "rungs")}
         content["scoring"]["final"] |= {"samples": quick["samples"], "reference": quick["reference"]}
         rung = content["scoring"]["rung"]
@@ -93,8 +93,8 @@ class ResolvedStudy(StudySpec):
     def hparams(self, params: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> HParams:
         """The configuration that a trial with these suggested parameters (and a baseline's overrides) trains."""
         base = self.base_params()
-        if overrides:  # they name the network, too, where it is somebody's own
-            base.pop("network", None)
+        if overrides:  # they have all of a configuration, and name these where they are in use
+            base = {name: value for name, value in base.items() if name not in LATER}
         return HParams.from_params(base, params, overrides or {})
 
 
@@ -119,7 +119,8 @@ def _suggested(trial: optuna.Trial, name: str, param: Param) -> Any:
 def with_budget(spec: ResolvedStudy, *, quick: bool, trials: int | None, kimg: float | None) -> ResolvedStudy:
     """The study with a budget given by its caller, or a UsageError; rungs are scaled along with ``kimg``."""
     try:
-        spec = spec.quickened() if quick else spec
+        already = spec.quick is None and spec.name.endswith("-quick")
+        spec = spec.quickened() if quick and not already else spec
     except ValueError as error:
         raise UsageError(f"study {spec.name} cannot be run with --quick: {error}") from None
     if kimg is None and trials is None:
@@ -145,10 +146,16 @@ def with_precision(spec: ResolvedStudy, *, training: str | None, rung: str | Non
     return spec.model_copy(update={"fixed": fixed, "scoring": scoring})
 
 
-def with_stored_precision(spec: ResolvedStudy, stored: Mapping[str, Any]) -> ResolvedStudy:
-    """The study with the precisions that its file leaves open as they are in its stored ``identity()``."""
+def with_stored_choices(spec: ResolvedStudy, stored: Mapping[str, Any]) -> ResolvedStudy:
+    """The study with what its file leaves open, precisions and "all" real images, as in its stored ``identity()``."""
     training = None if spec.fixed.precision else stored["fixed"].get("precision")
     rung = None if spec.scoring.rung.precision else stored["scoring"]["rung"].get("precision")
+    counted = {
+        name: score.model_copy(update={"reference": stored["scoring"][name]["reference"]})
+        for name, score in (("final", spec.scoring.final), ("rung", spec.scoring.rung))
+        if score.reference == "all"
+    }
+    spec = spec.model_copy(update={"scoring": spec.scoring.model_copy(update=counted)})
     return with_precision(spec, training=training, rung=rung)
 
 

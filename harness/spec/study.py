@@ -20,6 +20,7 @@ from harness.spec.tables import (
     Kimg,
     Name,
     Param,
+    Reference,
     Scalar,
     ScoringSpec,
     Table,
@@ -114,7 +115,7 @@ class QuickSpec(Table):
     kimg: Kimg = Field(description="Length of a full trial (kimg).")
     rungs: tuple[Kimg, ...] = ()
     samples: Int = Field(ge=20, description="Generated images of the final score, and at most of the rung scores.")
-    reference: Int = Field(ge=20, description="Real images that final and rung scores compare with.")
+    reference: Reference = Field(description="Real images that final and rung scores compare with; or all.")
 
 
 # Where trials are paused unless the file says: at these shares of their length.

@@ -215,6 +215,11 @@ class DataSpec(Table):
         return self
 
 
+# With reference = "all" a score compares with no more real images than this, and with no fewer than that.
+ALL_AT_MOST, FEWEST_IMAGES = 10_000, 50
+Reference = Annotated[Int, Field(ge=20, le=1_000_000)] | Literal["all"]
+
+
 class ScoreSpec(Table):
     """One scoring protocol."""
 
@@ -225,7 +230,9 @@ class ScoreSpec(Table):
         "and its scores carry mnv2 in their names.",
     )
     samples: Int = Field(ge=20, le=1_000_000, description="Generated images.")
-    reference: Int = Field(ge=20, le=1_000_000, description="Real images compared with; the first of a fixed shuffle.")
+    reference: Reference = Field(
+        description="Real images compared with, the first of a fixed shuffle; all: every one, 10,000 at most.",
+    )
     split: Literal["train", "held_out"] | None = Field(
         None, description="Which real images it compares with: those trained on (unless given), or those held out."
     )
@@ -235,6 +242,16 @@ class ScoreSpec(Table):
         description="Arithmetic of Inception's convolutions. bf16 is for rungs, where it is chosen once, when the "
         "study is started, unless given; float32 everywhere else.",
     )
+
+    @property
+    def n_reference(self) -> int:
+        """Real images compared with, of a protocol whose number is known."""
+        assert isinstance(self.reference, int), "with_reference_of was not called"
+        return self.reference
+
+    def with_reference_of(self, there: int) -> Self:
+        """The protocol with a number in the place of ``all``, of as many real images as there are."""
+        return self.model_copy(update={"reference": min(there, ALL_AT_MOST)}) if self.reference == "all" else self
 
     @model_validator(mode="after")
     def _only_inception(self) -> Self:

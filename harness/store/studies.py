@@ -16,7 +16,7 @@ from harness.errors import NotFoundError, SpecDrift, StorageError
 from harness.home import Home
 from harness.spec.mistakes import pydantic_problems
 from harness.spec.objectives import Objective, directions
-from harness.spec.resolved import ResolvedStudy, changes, with_stored_precision
+from harness.spec.resolved import ResolvedStudy, changes, with_stored_choices
 from harness.store.connection import database_url, describe_address
 from harness.store.database import PatientStorage, locked, open_storage, storage_of, write_study_attrs
 from harness.store.records import StudyAttrs, StudyRecord, TrialAttrs, TrialRecord, is_of_harness
@@ -55,7 +55,7 @@ def _created(
     _refuse_foreign(study, objectives)
     known = StudyAttrs.parse(study.user_attrs)
     if known.spec:
-        spec = with_stored_precision(spec, known.spec)
+        spec = with_stored_choices(spec, known.spec)
         _refuse_drift(spec, known.spec, resume_anyway)
     else:
         spec = resolve(spec)

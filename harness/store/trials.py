@@ -100,7 +100,7 @@ class Trials:
                 return sampled_trial(self.study, self.spec, id_of(trial), attrs.position)  # the answer was lost
         # Of a fixed study nothing is searched, and its target may have been lowered meanwhile: it is done when nothing
         # of it waits. The next start queues again what failed for good.
-        enough = len(running) + len(paused) + sum(trial.state in FINISHED for trial in trials) >= target
+        enough = _begun(trials) >= target
         if (alone and running) or (self.spec.plan and not waiting):
             return None
         retries = any(stored_retry_of(trial.user_attrs) is not None for trial in waiting)
@@ -250,6 +250,16 @@ def crashes(trial: FrozenTrial) -> int:
 def finished_count(study: optuna.Study) -> int:
     """COMPLETE and PRUNED trials: what the budget counts."""
     return sum(trial.state in FINISHED for trial in study.get_trials(deepcopy=False))
+
+
+def begun_count(study: optuna.Study) -> int:
+    """Trials that run, are paused, or count as finished: as many as the target, and no other one begins."""
+    return _begun(study.get_trials(deepcopy=False))
+
+
+def _begun(trials: Sequence[FrozenTrial]) -> int:
+    counted = (*FINISHED, TrialState.RUNNING)
+    return sum(trial.state in counted or paused_at(trial) is not None for trial in trials)
 
 
 class Lease:

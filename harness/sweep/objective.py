@@ -166,9 +166,9 @@ def open_attempt(trial: optuna.Trial, setup: WorkerSetup, lease: Lease) -> Attem
         experiment=spec.name,
         params=hp.to_dict(),
         tags=tags,
-        dataset=spec.data.source,
+        dataset=job.store.named(spec.data.source),
         dataset_digest=job.store.fingerprint,
-        dataset_source=spec.data.source,
+        dataset_source=job.store.named(spec.data.source),
     )
     attempt = Attempt(
         folders[-1],

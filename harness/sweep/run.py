@@ -17,7 +17,9 @@ from harness.machine.forks import call_in_fork, call_with_torch, start_fork_serv
 from harness.machine.imports import function_sha256
 from harness.machine.processes import Machines, choose_device, exact_arithmetic, trains_on, usable_cores, visible_gpus
 from harness.scoring.protocol import INCEPTION, objective_name
-from harness.spec.resolved import ResolvedStudy, with_precision, with_stored_precision
+from harness.spec.files import described_elsewhere
+from harness.spec.fit import few_images, require_images, with_all_images
+from harness.spec.resolved import ResolvedStudy, with_precision, with_stored_choices
 from harness.spec.tables import examples
 from harness.store.connection import grace_s
 from harness.store.database import open_storage, write_study_attrs
@@ -25,6 +27,7 @@ from harness.store.records import StudyAttrs
 from harness.store.studies import open_study, started_study, stored_spec, study_to_record
 from harness.store.trials import Trials, finished_count
 from harness.sweep.engines.local import LocalEngine, threads_per_worker, workers_for
+from harness.sweep.hours import TimeBudget
 from harness.sweep.messages import Opened, Watcher, WorkerJob
 from harness.sweep.reconcile import ParentRun
 from harness.tracking.client import client_for
@@ -32,11 +35,12 @@ from harness.tracking.client import client_for
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepResult:
-    """How a sweep ended. ``interrupted``: it ended before its budget was reached."""
+    """How a sweep ended. ``interrupted``: before its budget was reached; ``out_of_time``: for its hours were over."""
 
     finished: int
     target: int
     interrupted: bool
+    out_of_time: bool = False
 
 
 def run_sweep(
@@ -49,15 +53,22 @@ def run_sweep(
     machines: Machines,
     resume_anyway: bool,
     exact: bool = False,
+    hours: float | None = None,
 ) -> SweepResult:
-    """Run or continue a study until ``trials`` are COMPLETE or PRUNED; None: the file's number, or what it once was."""
+    """Run or continue a study until ``trials`` are COMPLETE or PRUNED; None: the file's number, or what it once was.
+
+    With ``hours`` it ends in that time, with the best of what it began trained to the end and scored; the next start
+    begins the other trials.
+    """
+    budget = None if hours is None else TimeBudget(spec, hours, machines.workers)
 
     def resolved(spec: ResolvedStudy) -> ResolvedStudy:
         watcher.say("preparing workers")
         start_fork_server()
         client_for(home)  # whose imports take as long as the workers', meanwhile
-        spec, said = call_in_fork(resolve_precision, spec, choose_device(machines.device), exact)
-        for text in said:
+        spec, said = with_all_images(spec, store.n_train, store.n_held_out)
+        spec, of_precision = call_in_fork(resolve_precision, spec, choose_device(machines.device), exact)
+        for text in said + of_precision:
             watcher.say(text)
         return spec
 
@@ -68,12 +79,18 @@ def run_sweep(
     store = open_store(home, spec.data, source, study=spec.name, on_progress=watcher.on_progress, say=watcher.say)
     require_images(spec, store.n_train, store.n_held_out)
     store.require_contrast()
+    source_name = store.named(spec.data.source)
+    if source_name == "folder" and (whose := described_elsewhere(spec)):
+        watcher.say(f"the description of {whose} is about other images; the report leaves it out")
+        spec = spec.model_copy(update={"description": f"Images of your own, with the search of {whose}."})
+    if few := few_images(spec, store.n_train):
+        watcher.say(few)
     storage = open_storage(home, grace=grace_s(), say=watcher.say, stop=watcher.stops)
     study = open_study(
         resolved(spec) if exact else spec, home, resume_anyway=resume_anyway, storage=storage, resolve=resolved
     )
     attrs = StudyAttrs.parse(study.user_attrs)
-    spec = with_stored_precision(spec, attrs.spec)
+    spec = with_stored_choices(spec, attrs.spec)
     # A start that names no number continues to what was wanted last.
     target = max(trials or max(spec.budget.trials, attrs.target), finished_count(study))
     if trials and trials < target:
@@ -87,7 +104,6 @@ def run_sweep(
     parent = ParentRun(Trials(study, spec, home), home, device, watcher.say, watcher.stop_level).open()
     parent.heal(crashed=True)
     machines = with_workers(machines, attrs.workers, spec, target - finished_count(study), device, watcher.say)
-    source_name = spec.data.source
     dataset = {"name": source_name, "fingerprint": store.fingerprint, "source": source_name, "images": len(store)}
     if store.warnings:
         dataset["range"] = "; ".join(store.warnings)
@@ -104,7 +120,13 @@ def run_sweep(
     write_study_attrs(study, opened)
     # Trainings of a fixed study are done under whichever protocol most have.
     any_protocol = resume_anyway or spec.plan is not None
-    return _run(parent, store, machines, watcher, starts=True, any_protocol=any_protocol)
+    if budget is None:
+        return _run(parent, store, machines, watcher, starts=True, any_protocol=any_protocol)
+    with ending_with(lambda: write_study_attrs(study, StudyAttrs(target=target))):  # which closing in time lowers
+        timed = budget.close_in_time(study, watcher, device)
+        result = _run(parent, store, machines, timed, starts=True, any_protocol=any_protocol)
+    used_up = (budget.closed or budget.is_over) and result.finished < target and not watcher.stop_level()
+    return dataclasses.replace(result, target=target, interrupted=result.finished < target, out_of_time=used_up)
 
 
 def join_sweep(name: str, home: Home, watcher: Watcher, *, source: Path | None, machines: Machines) -> SweepResult:
@@ -239,24 +261,6 @@ def resolve_precision(spec: ResolvedStudy, device: str, exact: bool) -> tuple[Re
         quick = quick and speed.scoring_gain(spec.data.image_size, place) >= speed.MIN_GAIN
         rung = BF16 if quick else FLOAT32
     return with_precision(spec, training=training, rung=rung), said
-
-
-def require_images(spec: ResolvedStudy, n: int, n_held_out: int) -> None:
-    """Refuse before training what would fail in scoring: fewer images than the protocol or the largest batch needs."""
-    batch = spec.largest_batch()
-    if n < batch:
-        raise DataError(
-            f"{n} usable images do not fill the largest batch of {spec.name}, {batch}",
-            "Give more images, or lower batch_size in the study.",
-        )
-    for score in (spec.scoring.final, spec.scoring.rung):
-        there, which = (n_held_out, " held-out") if score.split == "held_out" else (n, "")
-        if there < score.reference:
-            raise DataError(
-                f"{there} usable{which} images are too few: the scoring of {spec.name} compares with "
-                f"{score.reference} real images",
-                "Give more images, or lower `reference` in the study's [scoring] tables.",
-            )
 
 
 def refuse_other_images(study: optuna.Study, fingerprint: str) -> None:

@@ -88,6 +88,8 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
         hparams = dataclasses.replace(training.hparams, precision=usual(own_device))
         training = dataclasses.replace(training, hparams=hparams)
     store = open_store(home, training.data, source, study=training.label, on_progress=watch.on_images, say=watch.say)
+    scoring = training.scoring.with_reference_of(len(split_images(store, training.scoring)))
+    training = dataclasses.replace(training, scoring=scoring)
     kimg = _length(training, store, watch.say)
     images = on_device(store.tensor(), own_device)
     scorer = Scorers(home, store, own_device, watch.say).scorer(training.scoring)
@@ -109,9 +111,9 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
             "protocol_hash": scorer.protocol.hash,
             **{name: str(value) for name, value in training.about.items() if name in ("recipe", "variant")},
         },
-        dataset=training.data.source,
+        dataset=store.named(training.data.source),
         dataset_digest=store.fingerprint,
-        dataset_source=training.data.source,
+        dataset_source=store.named(training.data.source),
     )  # fmt: skip
     attempt = Attempt(
         folder, training.hparams, training.seed, RunRecord(info=info, kimg=kimg), own_device,
@@ -163,9 +165,9 @@ def _close_shorter(attempt: Attempt) -> None:
 def _length(training: Training, store: ImageStore, say: Callable[[str], None]) -> float:
     """The training's length (kimg) on these images, which must be enough to score it."""
     there = len(split_images(store, training.scoring))
-    if there < training.scoring.reference:
+    if there < training.scoring.n_reference:
         raise DataError(
-            f"{there} images are too few to score with {training.scoring.reference} real ones",
+            f"{there} images are too few to score with {training.scoring.n_reference} real ones",
             f"Score with fewer: --samples {there}, or give more images.",
         )
     if training.fingerprint and store.fingerprint != training.fingerprint:

@@ -8,7 +8,7 @@ HARNESS=$(cd "$(dirname "$HARNESS")" && pwd)/$(basename "$HARNESS")
 PY=$(dirname "$HARNESS")/python
 W=$(mktemp -d -t case.XXXXXX); trap 'chmod -R u+rwX "$W" 2>/dev/null; rm -rf "$W"' EXIT
 unset STUDY DATA RECIPE VARIANT CONFIG TRIALS WORKERS ENGINE ADDRESS DEVICE QUICK EXACT KIMG SAMPLES SEED CONFIRM TOP SEEDS \
-      SAMPLINGS HARNESS_STORAGE MLFLOW_TRACKING_URI HARNESS_SEARCH_SPACES HARNESS_CHECKPOINTS
+      SAMPLINGS HOURS THEN HARNESS_STORAGE MLFLOW_TRACKING_URI HARNESS_SEARCH_SPACES HARNESS_CHECKPOINTS
 export HARNESS_HOME=$W/home
 mkdir -p "$W/home" "$W/search_spaces"; cd "$W" || exit 2
 weights() { [ -d "${HARNESS_TEST_HOME:-$ROOT/runs}/weights" ] && cp -r "${HARNESS_TEST_HOME:-$ROOT/runs}/weights" "$HARNESS_HOME/weights"; :; }

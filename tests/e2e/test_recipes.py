@@ -259,6 +259,7 @@ def test_a_dry_run_measures_and_writes_nothing(project, tmp_path):
     assert re.search(r"time +about \d", output)
     assert re.search(r"memory +\d\.\d GB of memory a worker, \d\.\d GB with 2 workers", output)
     assert re.search(r"disk +\d+\.\d\d GB in", output)
+    assert output.index("time  ") < output.index("disk  ") < output.index("images/s") < output.index("[[presets]]")
     assert "a dry run: nothing was written" in output
 
 

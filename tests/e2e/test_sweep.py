@@ -263,7 +263,9 @@ def test_too_few_images_is_an_error_before_training(project, tmp_path):
     for path in sorted(project.images.iterdir())[:20]:
         shutil.copy(path, few)
     output = project.run("sweep", code=1, DATA=str(few), HARNESS_HOME=str(tmp_path / "runs"))
-    assert "20 usable images are too few: the scoring of tiny compares with 24 real images" in output
+    assert "20 usable images are too few for study tiny:" in output
+    assert "scoring.final.reference is 24 images: at most 20\n" in output
+    assert "scoring.rung.reference is 24 images: at most 20\n" in output
     assert not (tmp_path / "runs" / "trials").exists()
 
 
@@ -271,7 +273,7 @@ def test_a_batch_larger_than_the_data_is_an_error_before_training(project, tmp_p
     space = QUICK.replace("choices = [8, 16]", "choices = [16, 64]")
     (tmp_path / "large.toml").write_text(space)
     output = project.run("sweep", str(tmp_path / "large.toml"), code=1, HARNESS_HOME=str(tmp_path / "runs"))
-    assert "40 usable images do not fill the largest batch of large, 64" in output
+    assert "40 usable images are too few for study large:\n  space.batch_size reaches 64: at most 40\n" in output
 
 
 def wait_for(process: subprocess.Popen[str], pattern: str) -> str:

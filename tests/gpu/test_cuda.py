@@ -54,7 +54,16 @@ def test_features_equal_the_cpus(home):
     torch.testing.assert_close(on[0], on[1], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("change", [{}, {"flip": True, "n_dis": 2, "ema": 0.9}, {"precision": "bf16"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"flip": True, "n_dis": 2, "ema": 0.9},
+        {"precision": "bf16"},
+        {"diffaugment": "color,translation,cutout"},
+        {"diffaugment": "color,translation,cutout", "precision": "bf16"},
+    ],
+)
 def test_a_graph_plays_the_step_that_it_captured(hp, images, change):
     """Over more than an epoch; noise and images are new in each step, and a Snapshot is continued either way."""
     exact_arithmetic()
@@ -143,7 +152,13 @@ def test_a_graph_finds_divergence_and_says_when(hp, images):
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"flip": True, "n_dis": 2, "ema": 0.9, "d_step": "split"}, {"precision": "bf16"}]
+    "change",
+    [
+        {},
+        {"flip": True, "n_dis": 2, "ema": 0.9, "d_step": "split"},
+        {"precision": "bf16"},
+        {"diffaugment": "color,translation,cutout"},
+    ],
 )
 def test_no_step_waits_for_the_device(hp, images, change):
     """Eagerly and as a graph: more than an epoch without a synchronisation."""

@@ -46,6 +46,7 @@ from tools import test as testing
 
 VERBS = [
     "setup",
+    "new",
     "sweep",
     "plan",
     "confirm",

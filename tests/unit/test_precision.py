@@ -22,7 +22,7 @@ from harness.gan.trainer import Budget, Progress, train
 from harness.scoring.extractors import ConvReLU, Extractor, bilinear_weights
 from harness.scoring.sampling import to_uint8
 from harness.spec.files import parse_study
-from harness.spec.resolved import with_stored_precision
+from harness.spec.resolved import with_stored_choices
 from harness.store.studies import open_study
 from harness.sweep import speed
 from harness.sweep.run import resolve_precision
@@ -154,7 +154,7 @@ def test_what_a_study_was_started_with_holds_on_every_machine(home, monkeypatch)
         study = open_study(spec, home, resolve=lambda spec: resolve_precision(spec, "cpu", exact=False)[0])
         stored = json.loads(study.user_attrs["spec"])
         assert stored["scoring"]["rung"]["precision"] == "bf16"
-        assert with_stored_precision(spec, stored).scoring.rung.precision == "bf16"
+        assert with_stored_choices(spec, stored).scoring.rung.precision == "bf16"
 
 
 def test_inception_at_rungs_is_quick_where_that_pays(monkeypatch):

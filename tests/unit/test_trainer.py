@@ -61,7 +61,14 @@ def test_same_seed_same_result_and_other_seed_another(hp, images):
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"ema": 0.9, "n_dis": 2, "latent": "uniform", "bn": "all"}, {"bn": "none"}, {"precision": "bf16"}],
+    [
+        {},
+        {"ema": 0.9, "n_dis": 2, "latent": "uniform", "bn": "all"},
+        {"bn": "none"},
+        {"precision": "bf16"},
+        {"diffaugment": "color,translation,cutout"},
+        {"diffaugment": "color,cutout", "precision": "bf16", "last_batch": "match"},
+    ],
 )
 @pytest.mark.parametrize("stop_at", [0, 1])
 def test_resuming_at_any_snapshot_is_bit_for_bit_the_uninterrupted_run(hp, images, tmp_path, change, stop_at):
@@ -114,7 +121,9 @@ class CountReadBacks(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_reads_nothing_back_to_the_host(hp, images):
+@pytest.mark.parametrize("diffaugment", ["none", "color,translation,cutout"])
+def test_a_step_reads_nothing_back_to_the_host(hp, images, diffaugment):
+    hp = dataclasses.replace(hp, diffaugment=diffaugment)
     run_ = Run(hp, images, 0, CPU)
     run_.advance()
     with CountReadBacks() as counter:
