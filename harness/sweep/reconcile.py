@@ -15,8 +15,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import NotFoundError, StorageError, StorageLost, TrackingError, without_secrets
 from harness.findings.ranking import rank
+from harness.gan.hparams import canonical_json
 from harness.home import Home
 from harness.machine.provenance import provenance
+from harness.spec.resolved import compared_params
 from harness.store.database import open_storage, write_study_attrs
 from harness.store.records import StudyAttrs, TrialAttrs
 from harness.store.studies import database_exists, started_study, stored_spec, study_to_record
@@ -296,11 +298,15 @@ def _record(study: optuna.Study, trial: FrozenTrial) -> RunRecord:
         marks[step] = {**marks.get(step, {}), **values}
     named = {"seed": attrs.seed, "preset": attrs.preset, "arm": attrs.arm, "protocol_hash": attrs.protocol_hash}
     tags = {name: str(value) for name, value in named.items() if value not in (None, "")}
+    params = trial.params  # of one that was killed while they were suggested
+    if attrs.hparams:
+        params = compared_params(of_study.spec, attrs.hparams)
+        tags["hparams"] = canonical_json(attrs.hparams)
     info = RunInfo(
         key=trial_key(study.study_name, trial.number),
         name=f"trial {trial.number}",
         experiment=study.study_name,
-        params=attrs.hparams or trial.params,
+        params=params,
         tags={**of_study.environment, **tags, "role": "trial", "trial": str(trial.number)},
         dataset=of_study.dataset.get("name", ""),
         dataset_digest=of_study.dataset.get("fingerprint", ""),

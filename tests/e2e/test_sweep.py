@@ -119,7 +119,8 @@ def assert_mlflow_agrees(project: Project) -> None:
         run = by_trial[trial.number]
         assert run.info.status == STATUS[trial.state]
         assert run.data.tags["trial_state"] == trial.state
-        assert run.data.params == {name: str(value) for name, value in trial.attrs.hparams.items()}
+        assert run.data.params == {name: str(value) for name, value in trial.params.items()}
+        assert json.loads(run.data.tags["hparams"]) == trial.attrs.hparams
         if not trial.attrs.diverged:
             curve = client.get_metric_history(run.info.run_id, record.attrs.rung_metric) if trial.intermediate else []
             assert {point.step: point.value for point in curve} == pytest.approx(dict(trial.intermediate))
