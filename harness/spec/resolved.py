@@ -10,7 +10,7 @@ import tomli_w
 from pydantic import Field
 
 from harness.errors import UsageError
-from harness.gan.hparams import ALIASES, HParams, digest, expand
+from harness.gan.hparams import ALIASES, FIELDS, HParams, digest, expand
 from harness.spec.study import Preset, StudySpec
 from harness.spec.tables import NAME_PATTERN, CategoricalParam, IntParam, Param, Scalar, Table, examples, is_active
 
@@ -116,20 +116,27 @@ def _suggested(trial: optuna.Trial, name: str, param: Param) -> Any:
     return trial.suggest_float(name, param.low, param.high, step=param.step, log=param.log)
 
 
-def compared_params(spec: Mapping[str, Any], hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a configuration, what tells it from the study's others: the searched parameters that are in force in it.
+def compared(spec: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What tells a study's configurations from each other, with the conditions under which each is in force.
 
-    ``spec`` is a study's ``identity()``; of a fixed study the hyperparameters in which its arms differ count as well.
-    An alias such as ``lr`` has its one value, or where the networks' values differ its fields have theirs.
+    That is what it searches; of a fixed study also the hyperparameters in which its arms differ. ``spec`` is the
+    study's ``identity()``.
     """
     conditions = {name: param.get("when", {}) for name, param in spec["space"].items()}
     arms = [preset["overrides"] for preset in spec.get("presets", ()) if "arm" in preset]
-    for name in hparams:
-        if len({arm.get(name) for arm in arms}) > 1 and name not in expand(conditions):
-            conditions[name] = {}
+    differ = [name for name in FIELDS if len({arm.get(name) for arm in arms}) > 1]
+    searched = expand(conditions)
+    return {**conditions, **{name: {} for name in differ if name not in searched}}
+
+
+def compared_params(spec: Mapping[str, Any], hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a configuration, by which its study's are compared: of what is in force in it.
+
+    An alias such as ``lr`` has its one value, or where the networks' values differ its fields have theirs.
+    """
     shared = {alias: {hparams.get(name) for name in names} for alias, names in ALIASES.items()}
     values = {**hparams, **{alias: next(iter(each)) for alias, each in shared.items() if len(each) == 1}}
-    in_force = [name for name, when in conditions.items() if is_active(when, values)]
+    in_force = [name for name, when in compared(spec).items() if is_active(when, values)]
     shown = [each for name in in_force for each in ([name] if name in values else ALIASES.get(name, ()))]
     return {name: values[name] for name in shown}
 

@@ -27,6 +27,7 @@ from harness.sweep.journals import adopt_journals
 from harness.tracking.client import answers, client_for, make_database, new_client, within, without_password
 from harness.tracking.mirror import Reflection, send_left
 from harness.tracking.mlflow import STATUS, MlflowTracker, find_run, open_experiment
+from harness.tracking.views import write_views
 from harness.training.run_folder import RunEnd, RunFolder, RunInfo, RunRecord
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class ParentRun:
         info = RunInfo(key=key, name=f"sweep {spec.name}", experiment=spec.name, tags=tags)
         client, parent = client_for(self.home), attrs.mlflow_parent
         experiment = open_experiment(client, self.home, spec.name, spec.description, of_run=parent, say=self.say)
+        write_views(client, experiment, spec)
         tracker = MlflowTracker(client, experiment)
         with suppress(KeyError):
             if parent and tracker.revive(parent):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 
 from harness.data.store import ImageStore, open_store
 from harness.errors import DataError, SpecDrift, StorageLost, UsageError
@@ -99,6 +101,10 @@ def run_sweep(
         mlflow_parent=parent.run_id,
     )
     write_study_attrs(study, opened)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        objectives = spec.objectives or ("score",)
+        study.set_metric_names([opened.final_metric if name == "score" else name for name in objectives])
     # Trainings of a fixed study are done under whichever protocol most have.
     any_protocol = resume_anyway or spec.plan is not None
     return _run(parent, store, machines, watcher, starts=True, any_protocol=any_protocol)

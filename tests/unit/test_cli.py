@@ -58,6 +58,7 @@ VERBS = [
     "report",
     "generate",
     "ui",
+    "dashboard",
     "doctor",
 ]
 DEVELOPERS = ["test", "faults", "lint", "bench", "clean"]
