@@ -29,7 +29,12 @@ class Page:
         command = [
             *("bash", "-c", script, "bash", str(commands), str(answers), CHROMIUM, "--headless=new"),
             *("--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
-            *("--disable-background-networking", "--no-proxy-server", "--window-size=1800,1000", f"--user-data-dir={profile}"),
+            *(
+                "--disable-background-networking",
+                "--no-proxy-server",
+                "--window-size=1800,1000",
+                f"--user-data-dir={profile}",
+            ),
         ]
         self._process = subprocess.Popen(
             command, pass_fds=(commands, answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

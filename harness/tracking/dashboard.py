@@ -33,8 +33,8 @@ class ShownStorage(PatientStorage):
         super().__init__(opened.outages.url, opened.outages, opened.grace_period)
         self.home = home
 
-    def get_trial(self, trial_id: int) -> FrozenTrial:
-        return self._shown(super().get_trial(trial_id))
+    def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
+        return self._shown(self.get_trial(trial_id)).system_attrs
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
@@ -62,8 +62,7 @@ class ShownStorage(PatientStorage):
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """A sample grid, as one of Optuna's artifact stores opens it."""
-        trial = PatientStorage.get_trial(self, int(artifact_id.partition("-")[0]))
-        return self._grids(trial)[artifact_id].open("rb")
+        return self._grids(self.get_trial(int(artifact_id.partition("-")[0])))[artifact_id].open("rb")
 
 
 def only_looked_at(app: Application) -> Application:

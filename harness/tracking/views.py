@@ -68,7 +68,11 @@ def write_views(client: MlflowClient, experiment_id: str, spec: ResolvedStudy) -
     states = {
         "ranked": shared,
         "parallel-coordinates": {**shared, "runsHiddenMode": "SHOW_ALL", **_charts(parallel, "Parallel coordinates")},
-        "samples": {**shared, "runsHiddenMode": "FIRST_10_RUNS", **_charts(samples, "Samples of the ten best, the best last")},
+        "samples": {
+            **shared,
+            "runsHiddenMode": "FIRST_10_RUNS",
+            **_charts(samples, "Samples of the ten best, the best last"),
+        },
     }
     for view in wanted:
         state = base64.b64encode(zlib.compress(json.dumps(states[view]).encode())).decode()
