@@ -7,12 +7,12 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 from harness.errors import UsageError
 from harness.home import Home
 from harness.tracking.client import client_for, version_of_pages
-from harness.tracking.views import MADE_WITH, view_links
+from harness.tracking.views import MADE_WITH, ONLY_TRIALS, view_links
 
 
 def ui_command(home: Home, port: int) -> list[str]:
@@ -46,8 +46,8 @@ def ui_links(home: Home, port: int, metrics: Mapping[str, str]) -> Iterator[tupl
             for view, address in views.items():
                 yield f"{name}, {view}", address
             if not views:
-                order = quote(f"metrics.`{metric}`", safe=".")
-                yield name, f"{page}?workflowType=machine_learning&orderByKey={order}&orderByAsc=true"
+                shown = {"searchFilter": ONLY_TRIALS, "orderByKey": f"metrics.`{metric}`", "orderByAsc": "true"}
+                yield name, f"{page}?{urlencode({'workflowType': 'machine_learning', **shown})}"
 
 
 def own_pages_only(app: Any) -> Any:

@@ -24,8 +24,8 @@ MADE_WITH = "3.17.2"
 _TAG = "mlflow.sharedViewState."
 # By the view's id, how MLflow's page shows its runs, which is no part of the state.
 VIEWS = {"ranked": "TABLE", "parallel-coordinates": "CHART", "samples": "CHART"}
-# Only trials are ranked: not the study's own run, and nothing that a person adds.
-_FILTER = "tags.role = 'trial'"
+# As MLflow's search has it. Only trials are ranked: not the study's own run, and nothing that a person adds.
+ONLY_TRIALS = "tags.role = 'trial'"
 
 
 def write_views(client: MlflowClient, experiment_id: str, spec: ResolvedStudy) -> None:
@@ -42,7 +42,7 @@ def write_views(client: MlflowClient, experiment_id: str, spec: ResolvedStudy) -
         *(f"params.`{name}`" for name in conditions),
     ]
     shared = {
-        "searchFilter": _FILTER,
+        "searchFilter": ONLY_TRIALS,
         "orderByKey": columns[0],
         "orderByAsc": True,
         "selectedColumns": columns,
