@@ -288,7 +288,16 @@ def test_train_and_generate_from_the_report(project):
     assert "trained 0.8 kimg: fid_mnv2_24 " in output
     folder = Path(re.search(r"curve are in (\S+)", output).group(1))
     batch = json.loads((folder / "hparams.json").read_text())["batch_size"]
-    assert len(list(folder.glob("grid-*.png"))) == 800 / (40 // batch * batch), "one after every epoch"
+    grids = len(list(folder.glob("grid-*.png")))
+    assert grids == 1 + 800 / (40 // batch * batch), "one before training and after every epoch"
+    client, _, _ = mlflow_children(project)
+    (run,) = client.search_runs([client.get_experiment_by_name("trainings").experiment_id])
+    assert run.data.tags["study"] == "tiny"
+    assert json.loads(run.data.tags["hparams"]) == json.loads((folder / "hparams.json").read_text())
+    assert {"ngf", "ndf", "z_dim"} <= run.data.params.keys(), "what is not the plain DCGAN's"
+    assert "adam_eps" not in run.data.params
+    among_trials = client.search_runs([client.get_experiment_by_name("tiny").experiment_id], "tags.role = 'training'")
+    assert not among_trials
     assert (folder / "generator.safetensors").is_file()
     output = project.run("generate", "--study", "tiny", "--best", "-n", "16", "--out", "grid.png")
     assert "16 images of trial" in output
