@@ -186,7 +186,7 @@ def version_of_pages(client: MlflowClient) -> str:
     url = client._tracking_client.tracking_uri  # without a password
     if urlsplit(url).scheme not in ("http", "https"):
         return mlflow.__version__
-    return str(http_request(get_default_host_creds(url), "/version", "GET").text)
+    return str(http_request(get_default_host_creds(url), "/version", "GET").text)  # type: ignore[no-untyped-call]
 
 
 def without_password(text: str, url: str) -> str:

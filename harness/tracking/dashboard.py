@@ -14,7 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import UsageError
 from harness.home import Home
-from harness.store.database import PatientStorage, open_storage
+from harness.store.connection import grace_s
+from harness.store.database import PatientStorage, dead_after, open_storage
 from harness.store.optuna_private import id_of
 from harness.store.records import TrialAttrs
 from harness.training.run_folder import RunFolder, grid_kimg
@@ -30,7 +31,7 @@ class ShownStorage(PatientStorage):
 
     def __init__(self, home: Home) -> None:
         opened = open_storage(home)
-        super().__init__(opened.outages.url, opened.outages, opened.grace_period)
+        super().__init__(opened.outages.url, opened.outages, dead_after(grace_s()))
         self.home = home
 
     def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:

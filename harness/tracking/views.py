@@ -57,7 +57,7 @@ def write_views(client: MlflowClient, experiment_id: str, spec: ResolvedStudy) -
         "selectedMetrics": [ranked_by],
         "showAllRuns": True,
     }
-    # The last pictures of each run, which are at step 0, without the list of its parameters. MLflow shows them in reverse.
+    # The last pictures of each run, which are at step 0, without its parameters. MLflow shows the runs in reverse.
     samples = {
         "type": "IMAGE",
         "displayName": "Samples",
