@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VARIABLES := STUDY RECIPE VARIANT DATA TRIALS WORKERS DEVICE QUICK EXACT KIMG SAMPLES SEED CONFIG ENGINE ADDRESS KILLS CONFIRM TOP SEEDS SAMPLINGS FULL HOURS THEN
 $(foreach v,$(VARIABLES),$(if $(value $(v)),$(eval override $(v) := $$(value $(v)))$(eval export $(v))))
-VERBS := help setup new sweep plan confirm claims audit worker reconcile train recipes report generate ui doctor test lint bench faults clean
+VERBS := help setup new sweep plan confirm claims audit worker reconcile train recipes report generate ui dashboard doctor test lint bench faults clean
 # MAKECMDGOALS itself, exported, would be the goals of every make below this one.
 override GOALS := $(value MAKECMDGOALS)
 export VARIABLES VERBS GOALS
@@ -28,6 +28,7 @@ recipes: ; @$(PYTHON) tools/bootstrap.py recipes
 report: ; @$(PYTHON) tools/bootstrap.py report
 generate: ; @$(PYTHON) tools/bootstrap.py generate
 ui: ; @$(PYTHON) tools/bootstrap.py ui
+dashboard: ; @$(PYTHON) tools/bootstrap.py dashboard
 doctor: ; @$(PYTHON) tools/bootstrap.py doctor
 
 test: ; @$(TOOLS) && "$$bin/python" tools/test.py

@@ -66,7 +66,7 @@ class MlflowServer:
         env.pop("MLFLOW_TRACKING_URI", None)
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-        while not _answers(self.port):
+        while not answers(self.port):
             assert self.process.poll() is None, (self.folder / "server.log").read_text()
             Event().wait(0.1)
         return self
@@ -78,7 +78,7 @@ class MlflowServer:
             self.process = None
 
 
-def _answers(port: int) -> bool:
+def answers(port: int) -> bool:
     try:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
         connection.request("GET", "/health")

@@ -56,7 +56,7 @@ def ensure(extra: str) -> Path:
     Exits with a sentence where that fails. A ``.venv`` that is a link is its owner's, and used as it is.
 
     Args:
-        extra: the optional dependencies that are needed: ``dev`` or none.
+        extra: the optional dependencies that are needed: ``dev``, ``dashboard`` or none.
     """
     if VENV.is_symlink():
         if not python_of(VENV).exists():
@@ -215,7 +215,7 @@ def main() -> None:
         sys.stdout.write(f"{Path(python).parent}\n")
         return
     if words:
-        python = sys.executable if here else str(ensure(""))
+        python = sys.executable if here else str(ensure("dashboard" if words[0] == "dashboard" else ""))
     elif _has_click():  # the help needs no more
         python = sys.executable
     elif python_of(VENV).exists():

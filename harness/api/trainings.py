@@ -28,7 +28,7 @@ def config_training(config: Path) -> Training:
     best = load_best(config)
     return Training(
         label=best.study,
-        experiment=best.study,
+        experiment="trainings",
         hparams=HParams.from_params(best.hparams.params()),
         data=best.data,
         seed=best.training.seed,

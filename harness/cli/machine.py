@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.cli.display import say
 from harness.cli.verbs import PATH, Whole, front, option
-from harness.errors import HarnessError, without_secrets
+from harness.errors import HarnessError, NotFoundError, without_secrets
 from harness.home import Home
 
 
@@ -106,3 +106,19 @@ def ui(given: Any) -> None:
     os.chdir(given.home.root)
     os.environ["PYTHONSAFEPATH"] = "1"
     os.execv(command[0], command)
+
+
+@front.verb(
+    "dashboard", "open optuna-dashboard on this machine over the same database, to look at studies",
+    option("--port", Whole(1024, 65535), "where it listens, on 127.0.0.1", default=8080),
+)  # fmt: skip
+def dashboard(given: Any) -> None:
+    from harness.store.studies import database_exists
+    from harness.tracking.dashboard import dashboard_server
+
+    if not database_exists(given.home):
+        raise NotFoundError("no study has been started yet", "Start one with `make sweep`.")
+    server = dashboard_server(given.home, given.port)
+    say(f"optuna-dashboard answers at http://127.0.0.1:{given.port} (Ctrl-C ends it)")
+    with server:
+        server.serve_forever()

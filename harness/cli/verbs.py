@@ -24,7 +24,7 @@ INTERRUPTED = 130
 # The verbs as the help lists them.
 SECTIONS = {
     "start here": ("setup", "new", "sweep", "ui", "report", "generate", "export", "studies"),
-    "look deeper": ("plan", "confirm", "claims", "audit", "report-diff", "train", "recipes", "data"),
+    "look deeper": ("dashboard", "plan", "confirm", "claims", "audit", "report-diff", "train", "recipes", "data"),
     "several machines": ("worker", "reconcile"),
     "maintenance": ("doctor", "weights", "schema"),
 }

@@ -135,7 +135,7 @@ class Forecast:
         }
         features = sum(references.values())
         models = statistics.mean(each.checkpoint_bytes + each.weights_bytes for each in self.configurations)
-        grids = len(self.spec.budget.marks) * grid_bytes
+        grids = (1 + len(self.spec.budget.marks)) * grid_bytes  # and one of the untrained generator
         elsewhere = bool(os.environ.get("MLFLOW_TRACKING_URI"))
         here = models + grids
         copies = models + grids + grid_bytes  # the last grid is logged twice

@@ -21,6 +21,7 @@ from harness.gan.run import Run, Snapshot, smallest_batch
 class Budget:
     """How long to train, and when to stop for a snapshot, in kimg (thousands of real images shown).
 
+    A snapshot at 0 is of the untrained networks.
     Progress comes every ``progress_kimg``; None is every kimg, or twenty times in a training shorter than 20 kimg.
     """
 
@@ -87,12 +88,11 @@ def train(
     marks: dict[int, list[float]] = {}
     for mark in [mark for mark in budget.snapshots_kimg if mark < budget.kimg] + [budget.kimg]:
         # Marks closer than a large batch fall on one step; each is answered.
-        marks.setdefault(total_steps(hp, Budget(kimg=mark)), []).append(mark)
+        marks.setdefault(total_steps(hp, Budget(kimg=mark)) if mark else 0, []).append(mark)
     interval = budget.progress_kimg or min(1.0, budget.kimg / 20)
     every = max(1, round(interval * 1000 / hp.images_per_step))
-    if resume is not None:  # an interrupted caller may not have acted on this mark
-        for mark in marks.get(run.step, ()):
-            yield run.snapshot(mark)
+    for mark in marks.get(run.step, ()):  # where it resumes, an interrupted caller may not have acted on it
+        yield run.snapshot(mark)
     started, since = time.perf_counter(), run.step
     while run.step < last:
         run.advance()

@@ -10,7 +10,7 @@ import tomli_w
 from pydantic import Field
 
 from harness.errors import UsageError
-from harness.gan.hparams import LATER, HParams, digest
+from harness.gan.hparams import ALIASES, FIELDS, LATER, HParams, digest, expand
 from harness.spec.study import Preset, StudySpec
 from harness.spec.tables import NAME_PATTERN, CategoricalParam, IntParam, Param, Scalar, Table, examples, is_active
 
@@ -114,6 +114,31 @@ def _suggested(trial: optuna.Trial, name: str, param: Param) -> Any:
     if isinstance(param, IntParam):
         return trial.suggest_int(name, param.low, param.high, step=param.step, log=param.log)
     return trial.suggest_float(name, param.low, param.high, step=param.step, log=param.log)
+
+
+def compared(spec: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What tells a study's configurations from each other, with the conditions under which each is in force.
+
+    That is what it searches; of a fixed study also the hyperparameters in which its arms differ. ``spec`` is the
+    study's ``identity()``.
+    """
+    conditions = {name: param.get("when", {}) for name, param in spec["space"].items()}
+    arms = [preset["overrides"] for preset in spec.get("presets", ()) if "arm" in preset]
+    differ = [name for name in FIELDS if len({arm.get(name) for arm in arms}) > 1]
+    searched = expand(conditions)
+    return {**conditions, **{name: {} for name in differ if name not in searched}}
+
+
+def compared_params(spec: Mapping[str, Any], hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a configuration, by which its study's are compared: of what is in force in it.
+
+    An alias such as ``lr`` has its one value, or where the networks' values differ its fields have theirs.
+    """
+    shared = {alias: {hparams.get(name) for name in names} for alias, names in ALIASES.items()}
+    values = {**hparams, **{alias: next(iter(each)) for alias, each in shared.items() if len(each) == 1}}
+    in_force = [name for name, when in compared(spec).items() if is_active(when, values)]
+    shown = [each for name in in_force for each in ([name] if name in values else ALIASES.get(name, ()))]
+    return {name: values[name] for name in shown}
 
 
 def with_budget(spec: ResolvedStudy, *, quick: bool, trials: int | None, kimg: float | None) -> ResolvedStudy:

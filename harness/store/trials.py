@@ -147,10 +147,9 @@ class Trials:
             last = trial.last_step
             assert last is not None
             reason = f"paused at {last / 1000:g} kimg, and not promoted: others were better there"
-            values = None if self.spec.objectives else [trial.intermediate_values[last]]
             with suppress(UpdateFinishedTrialError):
                 self._write(id_of(trial), TrialAttrs(reason=reason))
-                self.storage.set_trial_state_values(id_of(trial), TrialState.PRUNED, values)
+                self.storage.set_trial_state_values(id_of(trial), TrialState.PRUNED)
 
     def _take(self, waiting: list[FrozenTrial]) -> int:
         for trial in sorted(waiting, key=lambda trial: (stored_retry_of(trial.user_attrs) is None, trial.number)):
@@ -213,7 +212,12 @@ class Trials:
     def _end(self, trial: optuna.Trial, state: TrialState, values: float | Sequence[float] | None, reason: str) -> None:
         if not self.storage.trial_state(id_of(trial)).is_finished():
             self._write(id_of(trial), TrialAttrs(reason=reason))
-            self.study.tell(trial, values, state=state)
+            if (
+                state == TrialState.PRUNED
+            ):  # tell() would give it its last rung's score, which is none of the final ones
+                self.storage.set_trial_state_values(id_of(trial), state)
+            else:
+                self.study.tell(trial, values, state=state)
         else:
             ended = self._cached.get_trial(id_of(trial))
             stored = TrialAttrs.parse(ended.user_attrs).reason

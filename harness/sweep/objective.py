@@ -13,11 +13,11 @@ from torch import Tensor, device
 
 from harness.errors import Interrupted, Paused
 from harness.gan.architecture import problems
-from harness.gan.hparams import derive_seed
+from harness.gan.hparams import canonical_json, derive_seed
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress
 from harness.scoring.scorer import Scorer
-from harness.spec.resolved import ResolvedStudy, suggest
+from harness.spec.resolved import ResolvedStudy, compared_params, suggest
 from harness.spec.tables import sampling_seeds
 from harness.store.optuna_private import id_of
 from harness.store.records import StudyAttrs, TrialAttrs
@@ -158,13 +158,14 @@ def open_attempt(trial: optuna.Trial, setup: WorkerSetup, lease: Lease) -> Attem
     tags = {**job.tags, "threads": str(job.threads), "role": "trial", "trial": str(number), "trial_state": "RUNNING"}
     named = {"seed": str(seed), "preset": attrs.preset, "arm": attrs.arm}
     tags |= {name: value for name, value in named.items() if value}
+    tags |= {"hparams": canonical_json(hp.to_dict())}
     tags |= {"protocol_hash": setup.final.protocol.hash, "rung_protocol_hash": setup.rung.protocol.hash}
     folders = [RunFolder(job.home.trial_dir(spec.name, uid, n)) for n in (*setup.trials.history(trial), number)]
     info = RunInfo(
         key=trial_key(spec.name, number),
         name=f"trial {number}",
         experiment=spec.name,
-        params=hp.to_dict(),
+        params=compared_params(spec.identity(), hp.to_dict()),
         tags=tags,
         dataset=job.store.named(spec.data.source),
         dataset_digest=job.store.fingerprint,

@@ -15,8 +15,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import NotFoundError, StorageError, StorageLost, TrackingError, without_secrets
 from harness.findings.ranking import rank
+from harness.gan.hparams import canonical_json
 from harness.home import Home
 from harness.machine.provenance import provenance
+from harness.spec.resolved import compared_params
 from harness.store.database import open_storage, write_study_attrs
 from harness.store.records import StudyAttrs, TrialAttrs
 from harness.store.studies import database_exists, started_study, stored_spec, study_to_record
@@ -25,6 +27,7 @@ from harness.sweep.journals import adopt_journals
 from harness.tracking.client import answers, client_for, make_database, new_client, within, without_password
 from harness.tracking.mirror import Reflection, send_left
 from harness.tracking.mlflow import STATUS, MlflowTracker, find_run, open_experiment
+from harness.tracking.views import write_views
 from harness.training.run_folder import RunEnd, RunFolder, RunInfo, RunRecord
 
 if TYPE_CHECKING:
@@ -67,6 +70,7 @@ class ParentRun:
         info = RunInfo(key=key, name=f"sweep {spec.name}", experiment=spec.name, tags=tags)
         client, parent = client_for(self.home), attrs.mlflow_parent
         experiment = open_experiment(client, self.home, spec.name, spec.description, of_run=parent, say=self.say)
+        write_views(client, experiment, spec)
         tracker = MlflowTracker(client, experiment)
         with suppress(KeyError):
             if parent and tracker.revive(parent):
@@ -296,11 +300,15 @@ def _record(study: optuna.Study, trial: FrozenTrial) -> RunRecord:
         marks[step] = {**marks.get(step, {}), **values}
     named = {"seed": attrs.seed, "preset": attrs.preset, "arm": attrs.arm, "protocol_hash": attrs.protocol_hash}
     tags = {name: str(value) for name, value in named.items() if value not in (None, "")}
+    params = trial.params  # of one that was killed while they were suggested
+    if attrs.hparams:
+        params = compared_params(of_study.spec, attrs.hparams)
+        tags["hparams"] = canonical_json(attrs.hparams)
     info = RunInfo(
         key=trial_key(study.study_name, trial.number),
         name=f"trial {trial.number}",
         experiment=study.study_name,
-        params=attrs.hparams or trial.params,
+        params=params,
         tags={**of_study.environment, **tags, "role": "trial", "trial": str(trial.number)},
         dataset=of_study.dataset.get("name", ""),
         dataset_digest=of_study.dataset.get("fingerprint", ""),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 
 from harness.data.store import ImageStore, open_store
 from harness.errors import DataError, SpecDrift, StorageLost, UsageError
@@ -118,6 +120,10 @@ def run_sweep(
         mlflow_parent=parent.run_id,
     )
     write_study_attrs(study, opened)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        objectives = spec.objectives or ("score",)
+        study.set_metric_names([opened.final_metric if name == "score" else name for name in objectives])
     # Trainings of a fixed study are done under whichever protocol most have.
     any_protocol = resume_anyway or spec.plan is not None
     if budget is None:

@@ -177,6 +177,18 @@ def tracking_url(home: Home) -> str:
     return url
 
 
+def version_of_pages(client: MlflowClient) -> str:
+    """The version of MLflow whose pages show what the client writes: of a server its own, else the installed one."""
+    import mlflow
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    url = client._tracking_client.tracking_uri  # without a password
+    if urlsplit(url).scheme not in ("http", "https"):
+        return mlflow.__version__
+    return str(http_request(get_default_host_creds(url), "/version", "GET").text)  # type: ignore[no-untyped-call]
+
+
 def without_password(text: str, url: str) -> str:
     """A text in which an address's password, and the one of MLFLOW_TRACKING_PASSWORD, is blotted out."""
     named = (os.environ.get(name) for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"))

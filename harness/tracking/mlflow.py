@@ -27,6 +27,8 @@ STATUS = {
 KEY_TAG = "harness.key"
 # An experiment's: whose runs it has.
 _MARK = "harness.experiment"
+# MLflow opens such an experiment on its runs, others on its GenAI pages.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 _PARENT_TAG = "mlflow.parentRunId"
 _NOTE_TAG = "mlflow.note.content"
 # Seconds for a report, which is written already.
@@ -65,13 +67,14 @@ def open_experiment(
         if found is None:
             here = not os.environ.get("MLFLOW_TRACKING_URI")
             location = home.within("artifacts", study).as_uri() if here else None
-            tags = {_MARK: study} | ({_NOTE_TAG: description} if description else {})
+            tags = {_MARK: study, **_KIND} | ({_NOTE_TAG: description} if description else {})
             return str(client.create_experiment(study, artifact_location=location, tags=tags))
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
             say(f"MLflow's experiment {found.name} had been deleted; restored")
-        if _MARK not in found.tags:
-            client.set_experiment_tag(found.experiment_id, _MARK, study)
+        for name, value in {_MARK: study, **_KIND}.items():
+            if name not in found.tags:
+                client.set_experiment_tag(found.experiment_id, name, value)
         return str(found.experiment_id)
 
 

@@ -7,11 +7,12 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 from harness.errors import UsageError
 from harness.home import Home
-from harness.tracking.client import client_for
+from harness.tracking.client import client_for, version_of_pages
+from harness.tracking.views import MADE_WITH, ONLY_TRIALS, view_links
 
 
 def ui_command(home: Home, port: int) -> list[str]:
@@ -35,14 +36,18 @@ def ui_command(home: Home, port: int) -> list[str]:
 
 
 def ui_links(home: Home, port: int, metrics: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(study, address of its trials as a table ranked by its final metric, with charts) of every study in MLflow."""
+    """(study and view, address) of every study in MLflow: of its saved views, or of a table by its final metric."""
     client = client_for(home)
+    saved = version_of_pages(client) == MADE_WITH
     for name, metric in metrics.items():
         if experiment := client.get_experiment_by_name(name):
-            order = quote(f"metrics.`{metric}`", safe=".")
-            # workflowType leaves the UI's GenAI view, in which runs are not shown and which is its default.
-            query = f"workflowType=machine_learning&compareRunsMode=CHART&orderByKey={order}&orderByAsc=true"
-            yield name, f"http://127.0.0.1:{port}/#/experiments/{experiment.experiment_id}/runs?{query}"
+            page = f"http://127.0.0.1:{port}/#/experiments/{experiment.experiment_id}/runs"
+            views = view_links(experiment.tags, page) if saved else {}
+            for view, address in views.items():
+                yield f"{name}, {view}", address
+            if not views:
+                shown = {"searchFilter": ONLY_TRIALS, "orderByKey": f"metrics.`{metric}`", "orderByAsc": "true"}
+                yield name, f"{page}?{urlencode({'workflowType': 'machine_learning', **shown})}"
 
 
 def own_pages_only(app: Any) -> Any:

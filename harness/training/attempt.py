@@ -115,7 +115,7 @@ class Attempt:
         """Draw images from the same z at every mark (or of a seed); how far they are from each other is watched."""
         images = generate(event.generator, self.hp, n, GRID_SEED if seed is None else seed, self.device)
         save_png(self.folder.grid(kimg), image_grid(images, columns=min(8, math.ceil(math.sqrt(n)))))
-        if self.real_distance:
+        if self.real_distance and kimg:
             self.watch(kimg, "sample_distance", mean_distance(images) / self.real_distance)
 
     def publish(self, event: Snapshot) -> None:
@@ -184,13 +184,14 @@ def train_on_disk(
     """Train from an attempt's checkpoint to the end of the budget; the caller scores, prunes, publishes or stops.
 
     ``stop`` is asked after every Progress; a checkpoint follows where it says yes, and the caller then stops iterating.
-    ``fresh_grids`` are drawn from a new z at each mark. Yields Progress; Saved after each checkpoint; after that, at
-    marks, the Snapshot whose grid was drawn. A full disk raises OSError; an attempt that was declared dead, Fenced.
+    The first grid is the untrained generator's; ``fresh_grids`` are drawn from a new z at each mark. Yields Progress;
+    Saved after each checkpoint; after that, at marks, the Snapshot whose grid was drawn. A full disk raises OSError; an
+    attempt that was declared dead, Fenced.
     """
     for event in train(
         attempt.hp,
         images_NHWC,
-        budget=budget,
+        budget=dataclasses.replace(budget, snapshots_kimg=(0.0, *budget.snapshots_kimg)),
         seed=attempt.seed,
         device=attempt.device,
         resume=attempt.state,
@@ -202,10 +203,12 @@ def train_on_disk(
             attempt.history.curve.append(row)  # written with the next checkpoint
             yield event
             continue
-        attempt.save(event)
-        yield Saved(kimg=event.kimg, mark=event.mark)
+        if event.mark != 0:
+            attempt.save(event)
+            yield Saved(kimg=event.kimg, mark=event.mark)
         if event.mark is not None:
             attempt.grid(event, event.mark, n=grid_images, seed=event.step if fresh_grids else None)
+        if event.mark:
             yield event
 
 

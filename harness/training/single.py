@@ -17,7 +17,7 @@ from harness import atomic
 from harness.data.store import ImageStore, OnProgress, open_store
 from harness.errors import DataError, UsageError
 from harness.gan.fast.precision import usual
-from harness.gan.hparams import HParams, digest
+from harness.gan.hparams import HParams, canonical_json, digest
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress, epoch_kimg
 from harness.home import Home
@@ -42,7 +42,7 @@ class Training:
     """A configuration with its data, seed, length and scoring protocol."""
 
     label: str  # names the folder and the run, such as svhn32-as_coded
-    experiment: str  # in the tracker
+    experiment: str  # in the tracker; not a study's, whose trials are ranked there
     hparams: HParams
     data: DataSpec
     seed: int
@@ -101,14 +101,16 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
         lock = FileLock(folder.lock, timeout=0).acquire()
     except Timeout:
         raise UsageError(f"training {name} is running already", "Wait for it, or use another --seed.") from None
+    configuration, plain = training.hparams.to_dict(), HParams().to_dict()
     info = RunInfo(
         key=f"{training.experiment}/training/{name}/{kimg:g}",
         name=f"{training.label} to {kimg:g} kimg",
         experiment=training.experiment,
-        params=training.hparams.to_dict(),
+        # What tells it from the plain DCGAN; the tag has the whole configuration.
+        params={name: value for name, value in configuration.items() if value != plain.get(name)},
         tags={
-            **provenance(own_device.type), "role": "training", "study": training.experiment, "seed": str(training.seed),
-            "protocol_hash": scorer.protocol.hash,
+            **provenance(own_device.type), "role": "training", "study": training.label, "seed": str(training.seed),
+            "hparams": canonical_json(configuration), "protocol_hash": scorer.protocol.hash,
             **{name: str(value) for name, value in training.about.items() if name in ("recipe", "variant")},
         },
         dataset=store.named(training.data.source),

@@ -21,8 +21,7 @@ from harness.sweep import worker
 from harness.sweep.engines import local
 from harness.sweep.messages import Ready, Watcher
 from tests.conftest import ROOT, TINY_STUDY, blob_files
-from tests.servers import _answers as answers
-from tests.servers import free_port
+from tests.servers import answers, free_port
 
 # Our own package, libraries, and modules of the standard library that multiprocessing, Ray and MLflow import early.
 SHADOWS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -102,6 +103,13 @@ def test_everything_logged_twice_is_there_once(made, tmp_path: Path):
     assert images == 1
     assert "model/weights.bin" in artifacts
     assert tracker.runs_by_key()["study/0"] == (run_id, "KILLED")
+
+
+def test_a_run_of_an_earlier_version_that_logged_every_hyperparameter_is_continued(made):
+    first = made.tracker.start(dataclasses.replace(INFO, params={"lr_g": 2e-4, "lr_d": 2e-4, "bn": "paper"}))
+    assert made.tracker.start(INFO) == first
+    if isinstance(made, Mlflow):
+        assert made.read(first)[1] == {"lr_g": "0.0002", "lr_d": "0.0002", "bn": "paper", "lr": "0.0002"}
 
 
 def test_of_a_run_that_ended_nothing_is_kept_in_memory(home, tmp_path):

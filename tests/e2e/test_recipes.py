@@ -95,7 +95,7 @@ def test_a_recipe_trains_for_its_epochs_and_leaves_everything(project):
     assert folder.name.startswith("tiny_gan-as_written-")
     assert "trained 0.4 kimg: fid_mnv2_20 " in output, "12 epochs of 32 images"
     grids = sorted(path.name for path in folder.glob("grid-*.png"))
-    assert len(grids) == 12, "one after every epoch"
+    assert len(grids) == 13, "one before training and after every epoch"
     summary = json.loads((folder / "training.json").read_text())
     assert summary["epochs"] == pytest.approx(12)
     assert summary["steps"] == 24

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -24,8 +25,11 @@ from harness.machine.processes import choose_device
 from harness.store.records import StudyRecord
 from harness.store.studies import started_study, study_to_record
 from harness.tracking.mlflow import STATUS
+from harness.tracking.views import MADE_WITH, VIEWS
+from tests.browser import CHROMIUM, Page
 from tests.conftest import ROOT, TINY_STUDY, blob_files, sharing_weights
 from tests.faults.checks import QUICK
+from tests.servers import answers, free_port
 
 HARNESS = [sys.executable, "-c", "import sys; from harness.cli import main; sys.exit(main())"]
 TELLING = [
@@ -119,7 +123,8 @@ def assert_mlflow_agrees(project: Project) -> None:
         run = by_trial[trial.number]
         assert run.info.status == STATUS[trial.state]
         assert run.data.tags["trial_state"] == trial.state
-        assert run.data.params == {name: str(value) for name, value in trial.attrs.hparams.items()}
+        assert run.data.params == {name: str(value) for name, value in trial.params.items()}
+        assert json.loads(run.data.tags["hparams"]) == trial.attrs.hparams
         if not trial.attrs.diverged:
             curve = client.get_metric_history(run.info.run_id, record.attrs.rung_metric) if trial.intermediate else []
             assert {point.step: point.value for point in curve} == pytest.approx(dict(trial.intermediate))
@@ -132,6 +137,7 @@ def test_sweep_reaches_its_budget_and_everything_agrees(project):
     assert sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials) == 4
     assert record.trials[0].attrs.preset == "paper"
     assert_mlflow_agrees(project)
+    assert started_study("tiny", project.home).metric_names == [record.attrs.final_metric]
     report = (project.folder / "reports" / "tiny" / "report.md").read_text()
     assert f"trial {record.best.number} with FID of 24 images by MobileNetV2's features" in report
     for trial in record.complete:
@@ -139,6 +145,63 @@ def test_sweep_reaches_its_budget_and_everything_agrees(project):
     for name in re.findall(r"\]\((\S+\.png)\)", report):
         assert (project.folder / "reports" / "tiny" / name).is_file()
     assert "4 of 4 trials finished; report: reports/tiny/report.md" in project.first_output
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
+def test_the_saved_views_and_compare_show_scores_parameters_and_pictures(project, tmp_path):
+    """Clicked through in a real browser; of another version of MLflow the pages have to be looked at first."""
+    import mlflow
+
+    assert mlflow.__version__ == MADE_WITH
+    record, port = project.record(), free_port()
+    best, second = record.complete[:2]
+    page, server = Page(tmp_path / "profile"), project.start("ui", "--port", str(port))
+    row = "document.querySelector('.ag-%s-container [row-index=\"%d\"]')"
+    try:
+        links = {}
+        while len(links) < len(VIEWS):
+            name, _, address = server.stdout.readline().strip().partition(": http:")
+            links |= {name: f"http:{address}"} if address else {}
+        while not answers(port):
+            assert server.poll() is None
+            Event().wait(0.1)
+
+        page.open(links["tiny, ranked"])
+        for index, trial in enumerate((best, second)):
+            page.wait_for(f"/trial {trial.number}\\b/.test({row % ('pinned-left-cols', index)}?.innerText)")
+            shown = page.wait_for(f"{row % ('center-cols', index)}?.innerText").split()
+            rung, state, preset, *params = shown[shown.index(str(trial.value)) + 1 :]
+            assert (float(rung), state, preset) == (
+                list(trial.intermediate.values())[-1], "COMPLETE", trial.attrs.preset or "-",
+            )  # fmt: skip
+            assert params[:3] == [str(trial.params[name]) for name in ("lr", "batch_size", "activation_g")]
+            page.click(f"{row % ('pinned-left-cols', index)}.querySelector('input')")
+        page.click("[...document.querySelectorAll('button')].find(button => button.innerText.trim() == 'Compare')")
+        page.shows("Comparing 2 Runs")
+        for text in (str(best.params["lr"]), f"{best.value:.3f}", str(second.params["lr"]), "slope_g"):
+            page.shows(text)
+
+        page.open(links["tiny, parallel coordinates"])
+        labels = "[...document.querySelectorAll('svg text')].map(text => text.textContent)"
+        wanted = {"lr", "batch_size", "activation_g", record.attrs.final_metric}
+        page.wait_for(f"{json.dumps(sorted(wanted))}.every(name => {labels}.includes(name))")
+        assert "slope_g" not in page.run(labels), "which not every trial has"
+
+        # From one view to another as a person does it: MLflow then shows the table, whatever the view.
+        page.click("document.querySelector('[data-testid=saved-views-trigger]')")
+        page.click("document.querySelector('[data-testid$=\"-item-samples\"]')")
+        page.wait_for("location.href.includes('=samples') && !location.href.includes('=CHART')")
+        page.click("document.querySelector('input[name=runs-view-mode][value=CHART]')?.closest('label')")
+        pictures = (
+            "[...document.images].filter(image => image.src.includes('final_samples') && image.naturalWidth > 64)"
+        )
+        page.wait_for(f"{pictures}.length == {len(record.complete)}")
+        top, bottom = page.run(f"(r => [r.top, r.bottom])({pictures}[0].getBoundingClientRect())")
+        assert 0 < top < page.run("innerHeight") and bottom - top > 64, "it is on the screen"
+    finally:
+        page.close()
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 def test_what_is_written_where(project):
@@ -225,7 +288,16 @@ def test_train_and_generate_from_the_report(project):
     assert "trained 0.8 kimg: fid_mnv2_24 " in output
     folder = Path(re.search(r"curve are in (\S+)", output).group(1))
     batch = json.loads((folder / "hparams.json").read_text())["batch_size"]
-    assert len(list(folder.glob("grid-*.png"))) == 800 / (40 // batch * batch), "one after every epoch"
+    grids = len(list(folder.glob("grid-*.png")))
+    assert grids == 1 + 800 / (40 // batch * batch), "one before training and after every epoch"
+    client, _, _ = mlflow_children(project)
+    (run,) = client.search_runs([client.get_experiment_by_name("trainings").experiment_id])
+    assert run.data.tags["study"] == "tiny"
+    assert json.loads(run.data.tags["hparams"]) == json.loads((folder / "hparams.json").read_text())
+    assert {"ngf", "ndf", "z_dim"} <= run.data.params.keys(), "what is not the plain DCGAN's"
+    assert "adam_eps" not in run.data.params
+    among_trials = client.search_runs([client.get_experiment_by_name("tiny").experiment_id], "tags.role = 'training'")
+    assert not among_trials
     assert (folder / "generator.safetensors").is_file()
     output = project.run("generate", "--study", "tiny", "--best", "-n", "16", "--out", "grid.png")
     assert "16 images of trial" in output

@@ -59,6 +59,7 @@ VERBS = [
     "report",
     "generate",
     "ui",
+    "dashboard",
     "doctor",
 ]
 DEVELOPERS = ["test", "faults", "lint", "bench", "clean"]

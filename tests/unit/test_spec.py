@@ -10,7 +10,8 @@ from harness.errors import NotFoundError, SpecDrift, SpecError
 from harness.gan.hparams import ALIASES, FIELDS, HParams
 from harness.home import Home
 from harness.spec.files import file_names, load_study_file, parse_study, schema_json
-from harness.spec.resolved import changes, study_toml
+from harness.spec.fixed_study import fixed_study
+from harness.spec.resolved import changes, compared_params, study_toml
 from harness.spec.tables import SEARCHABLE, FixedParams
 from tests.conftest import TINY_STUDY
 
@@ -227,3 +228,29 @@ def test_hparams_defaults_are_the_papers():
 def test_alias_sets_both_networks_and_a_later_layer_wins():
     hp = HParams.from_params({"lr": 1e-3, "slope_d": 0.1}, {"slope": 0.3})
     assert (hp.lr_g, hp.lr_d, hp.slope_g, hp.slope_d) == (1e-3, 1e-3, 0.3, 0.3)
+
+
+def test_what_a_trial_is_compared_by_is_searched_and_in_force():
+    spec = parse(TINY_STUDY)
+    stored = spec.identity()
+    own = {"lr": 1e-3, "batch_size": 8, "activation_g": "relu"}
+    assert compared_params(stored, spec.hparams(own).to_dict()) == own
+    leaky = {**own, "activation_g": "leaky_relu", "slope_g": 0.2}
+    assert compared_params(stored, spec.hparams(leaky).to_dict()) == leaky
+    # A recipe's networks may have a learning rate each.
+    recipe = spec.hparams({}, {**spec.hparams(own).to_dict(), "lr_d": 4e-3})
+    assert compared_params(stored, recipe.to_dict()) == {
+        "lr_g": 1e-3, "lr_d": 4e-3, "batch_size": 8, "activation_g": "relu",
+    }  # fmt: skip
+    for name in file_names("study"):
+        shipped = load_study_file(name)
+        made = [shipped.hparams(preset.params, preset.overrides).to_dict() for preset in shipped.presets]
+        assert all(4 <= len(compared_params(shipped.identity(), each)) <= 20 for each in made), name
+
+
+def test_arms_of_a_fixed_study_are_also_compared_by_what_they_differ_in():
+    spec = parse(TINY_STUDY)
+    arms = {name: spec.hparams({"lr": 1e-3}, {"bn_momentum": value}) for name, value in (("a", 0.1), ("b", 0.01))}
+    stored = fixed_study(spec, "claims", arms=arms, seeds=[1, 2]).identity()
+    assert {"lr", "bn_momentum"} <= compared_params(stored, arms["b"].to_dict()).keys()
+    assert "beta1" not in compared_params(stored, arms["b"].to_dict())

@@ -122,13 +122,14 @@ def test_a_finished_trial_agrees_everywhere(study, env):
     assert record.value == record.attrs.scores["fid20"] == run.scores["fid20"]
     assert list(record.intermediate) == [100, 400]
     assert [(p.step, p.value) for p in run.points if p.name == "fid_mnv2_20"] == list(record.intermediate.items())
-    assert dict(run.info.params)["lr_g"] == record.params["lr"] == 2e-4
-    assert run.images == [("samples", 100), ("samples", 400), ("final_samples", 0)]
+    assert run.info.params == record.params == {"lr": 2e-4, "batch_size": 16, "activation_g": "relu"}
+    assert json.loads(run.tags["hparams"]) == record.attrs.hparams
+    assert run.images == [("samples", 0), ("samples", 100), ("samples", 400), ("final_samples", 0)]
     folder = env.home.root / record.attrs.folder
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     assert names == [
-        "curve.json", "discriminator.safetensors", "generator.safetensors", "grid-000000100.png", "grid-000000400.png",
-        "hparams.json", "run-0.4.json", "run-0.4.mirror", "snapshot-000000025.pt",
+        "curve.json", "discriminator.safetensors", "generator.safetensors", "grid-000000000.png", "grid-000000100.png",
+        "grid-000000400.png", "hparams.json", "run-0.4.json", "run-0.4.mirror", "snapshot-000000025.pt",
     ]  # fmt: skip
     assert {"model/generator.safetensors", "model/hparams.json", "checkpoint/snapshot-000000025.pt"} <= set(
         run.artifacts
@@ -158,7 +159,7 @@ def test_a_diverged_trial_is_pruned_with_a_large_value_and_teaches_the_sampler(s
 
     monkeypatch.setattr(run, "generator_loss", explode)
     record = one(study, env)
-    assert (record.state, record.value) == ("PRUNED", DIVERGED_VALUE)
+    assert (record.state, record.value, list(record.intermediate.values())[-1]) == ("PRUNED", None, DIVERGED_VALUE)
     assert record.attrs.diverged_step == 13
     assert record.reason == "diverged: the generator's gradients stopped being finite at step 13"
     assert study.trials[0].constraints == {"diverged": 1.0}
@@ -171,7 +172,7 @@ def test_a_diverged_trial_is_pruned_with_a_large_value_and_teaches_the_sampler(s
 def test_a_generator_that_cannot_be_scored_is_pruned_never_best(study, env, scorer):
     getattr(env, scorer).reason = "the generator gives one image whatever its input"
     record = one(study, env)
-    assert (record.state, record.value) == ("PRUNED", DIVERGED_VALUE)
+    assert (record.state, record.value, list(record.intermediate.values())[-1]) == ("PRUNED", None, DIVERGED_VALUE)
     assert "one image" in record.reason
     assert study_to_record(study).best is None
 
