@@ -62,7 +62,7 @@ def run_sweep(
     With ``hours`` it ends in that time, with the best of what it began trained to the end and scored; the next start
     begins the other trials.
     """
-    budget = None if hours is None else TimeBudget(spec, hours, machines.workers)
+    budget = None if hours is None else TimeBudget(spec, hours, machines.workers or 1)
 
     def resolved(spec: ResolvedStudy) -> ResolvedStudy:
         watcher.say("preparing workers")
@@ -129,6 +129,7 @@ def run_sweep(
     if budget is None:
         return _run(parent, store, machines, watcher, starts=True, any_protocol=any_protocol)
     with ending_with(lambda: write_study_attrs(study, StudyAttrs(target=target))):  # which closing in time lowers
+        budget.workers = machines.workers or 1
         timed = budget.close_in_time(study, watcher, device)
         result = _run(parent, store, machines, timed, starts=True, any_protocol=any_protocol)
     used_up = (budget.closed or budget.is_over) and result.finished < target and not watcher.stop_level()
