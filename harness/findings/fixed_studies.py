@@ -111,13 +111,13 @@ def claims_spec(
         raise UsageError(f"{name} is a search", f"Copy {spec.name}'s file to a new name, and test them on that.")
     asked = {claim.name: registered(claim.model_copy(update={"seeds": n_seeds})) for claim in chosen}
     try:
-        base = ResolvedStudy.model_validate(
+        tested = ResolvedStudy.model_validate(
             {**spec.model_dump(), "budget": budget, "scoring": {**spec.scoring.model_dump(), "final": final},
              "pruner": {"name": "none"}, "fixed": {**spec.fixed.model_dump(), "precision": "float32"}}
         )  # fmt: skip
-        real = base.scoring.final.reference
+        real = tested.scoring.final.reference
         return fixed_study(
-            base,
+            tested,
             "claims",
             arms=arms,
             seeds=fresh_seeds(spec.sampler.seed, "claims", n_seeds, set()),

@@ -115,9 +115,8 @@ class Recipe(Table):
             repeat_activation=hp.repeat_activation if hp.repeat_activation < steps else 0,
         )
         for depth in range(len(discriminator_layers(hp)), 0, -1):
-            first = slice(depth)
-            shorter = {"widths_d": _part(hp.widths_d, first), "strides_d": _part(hp.strides_d, first)}
-            candidate = dataclasses.replace(smaller, depth_d=depth, **shorter)
+            widths, strides = (_part(numbers, slice(depth)) for numbers in (hp.widths_d, hp.strides_d))
+            candidate = dataclasses.replace(smaller, depth_d=depth, widths_d=widths, strides_d=strides)
             if not problems(candidate) and discriminator_layers(candidate)[-1].size >= _SMALLEST:
                 return candidate
         raise SpecError(f"recipe {self.name} cannot be scaled down to {image_size} px")
