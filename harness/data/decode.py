@@ -23,7 +23,7 @@ try:
 
     pillow_heif.register_heif_opener(thumbnails=False)
 except ImportError:
-    pillow_heif = None
+    pillow_heif = None  # type: ignore[assignment]
 
 # More pixels than this in one file are refused (a decompression bomb, or a scan that would fill the memory).
 MAX_PIXELS = 100_000_000

@@ -98,7 +98,7 @@ class Recipe(Table):
         size = {"image_size": self.data.image_size, "channels": self.data.channels}
         return HParams.from_params(size, self.hparams.params(), self.variants[variant].hparams.params())
 
-    def scaled(self, variant: str, image_size: int) -> HParams:
+    def scaled(self, variant: str, image_size: ImageSize) -> HParams:
         """A variant's system for images of half, a quarter, … of its size (px); all but the networks is as it was.
 
         The generator loses the layers that are nearest z. The discriminator loses its last convolutions, until at
