@@ -212,9 +212,7 @@ class Trials:
     def _end(self, trial: optuna.Trial, state: TrialState, values: float | Sequence[float] | None, reason: str) -> None:
         if not self.storage.trial_state(id_of(trial)).is_finished():
             self._write(id_of(trial), TrialAttrs(reason=reason))
-            if (
-                state == TrialState.PRUNED
-            ):  # tell() would give it its last rung's score, which is none of the final ones
+            if state == TrialState.PRUNED:  # tell() would give it its last rung's score, as if it were a final one
                 self.storage.set_trial_state_values(id_of(trial), state)
             else:
                 self.study.tell(trial, values, state=state)
