@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -42,6 +43,8 @@ _ALWAYS = {
     "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     # With each run that ends it would print the address, and the password in it.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # What is logged would be in a queue when it is said to be in MLflow, and a poor server would hold up the end.
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
 }
 # Seconds that a call may take, and one that sends a file.
 _CALL_S, _FILE_S, _POLL_S = 30.0, 600.0, 0.2
@@ -159,12 +162,29 @@ class _Client:
 def make_database(home: Home) -> None:
     """What can take long and waits for nobody else: MLflow's imports, and its database in the home folder."""
     load()
-    if tracking_url(home) == home.mlflow_url:
+    url, own = tracking_url(home), home.root / "mlflow.db"
+    path = own if url == home.mlflow_url else _sqlite_file(url)
+    if path:
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
-        home.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(home.root / ".mlflow.db.lock"):
-            prepare(home)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path = path.resolve()  # a link stays one
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            prepare(path, home if path == own.resolve() else None)
+
+
+def _sqlite_file(url: str) -> Path | None:
+    """The file of an address that names one."""
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return None
+    named = parsed.database or ""
+    plain = parsed.get_backend_name() == "sqlite" and named and not named.startswith((":", "file:"))
+    return Path(named) if plain else None
 
 
 def tracking_url(home: Home) -> str:

@@ -166,3 +166,14 @@ def test_a_report_is_written_and_the_command_ends(home, poor, tmp_path, monkeypa
     tracker = MlflowTracker(new_client(home), "1")
     assert seconds(lambda: attach_report(tracker, "abc", page, said.append)) < 6
     assert said[0].startswith("the report could not be attached to its run in MLflow (TimeoutError")
+
+
+def test_nothing_is_left_to_threads_of_mlflow_that_would_outlive_a_command(home, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
+    client = client_for(home)
+    from mlflow.entities import Metric
+
+    run = client.create_run("0").info.run_id
+    assert client.log_batch(run, metrics=[Metric("loss_g", 1.0, 0, 0)]) is None
+    assert client.get_run(run).data.metrics == {"loss_g": 1.0}
