@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from filelock import FileLock
 
-from harness.errors import TrackingError, UsageError
+from harness.errors import ESCAPES, TrackingError, UsageError
 from harness.home import Home
 from harness.tracking.database import prepare
 
@@ -46,6 +46,7 @@ _ALWAYS = {
     # What is logged would be in a queue when it is said to be in MLflow, and a poor server would hold up the end.
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
 }
+_PASSWORDS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 # Seconds that a call may take, and one that sends a file.
 _CALL_S, _FILE_S, _POLL_S = 30.0, 600.0, 0.2
 # Bytes of an answer, the longest of which is a page of 1,000 runs.
@@ -68,6 +69,9 @@ def load() -> None:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     os.environ.update(_ALWAYS)
+    for name in _PASSWORDS:  # with the end of a file's line it would be refused, and shown
+        if os.environ.get(name):
+            os.environ[name] = os.environ[name].strip()
     for name, level in _LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
     collects = gc.isenabled()
@@ -143,11 +147,11 @@ class _Client:
         self._home, self.tracking_uri = home, tracking_url(home)
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._real, name)
-        if name.startswith("_") or not callable(found):
-            return found
+        if name.startswith("_"):
+            return getattr(self._real, name)
         seconds = _FILE_S if name in ("log_artifact", "log_artifacts", "log_image") else _CALL_S
-        return lambda *args, **kwargs: within(seconds, lambda: found(*args, **kwargs))
+        # Where MLflow's database is a server's, making the client waits for that.
+        return lambda *args, **kwargs: within(seconds, lambda: getattr(self._real, name)(*args, **kwargs))
 
     @cached_property
     def _real(self) -> MlflowClient:
@@ -191,9 +195,15 @@ def tracking_url(home: Home) -> str:
     """``MLFLOW_TRACKING_URI``, or the database in the home folder."""
     url = os.environ.get("MLFLOW_TRACKING_URI") or home.mlflow_url
     try:
-        urlsplit(url)
-    except ValueError:  # its text, which may hold a password, is not shown
-        raise UsageError("MLFLOW_TRACKING_URI is not an address", "Use http://HOST:PORT, or unset it.") from None
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https"):
+            cut = "@" in f"{parts.path}?{parts.query}#{parts.fragment}" and parts.username is None
+            if cut or parts.port == 0 or any(map(str.isspace, url)):  # reading the port raises where it is none
+                raise ValueError
+    except ValueError:  # its text, which may hold a password, is not shown, nor left to a library to show
+        raise UsageError(
+            "MLFLOW_TRACKING_URI is not an address", f"Use http://HOST:PORT, or unset it. {ESCAPES}"
+        ) from None
     return url
 
 
@@ -211,7 +221,7 @@ def version_of_pages(client: MlflowClient) -> str:
 
 def without_password(text: str, url: str) -> str:
     """A text in which an address's password, and the one of MLFLOW_TRACKING_PASSWORD, is blotted out."""
-    named = (os.environ.get(name) for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"))
+    named = map(os.environ.get, _PASSWORDS)
     for secret in filter(None, (urlsplit(url).password, *named)):
         text = text.replace(secret, "***")
     return text
@@ -251,5 +261,6 @@ def client_for(home: Home) -> MlflowClient:
     client = new_client(home)
     load()
     with answers(home):
+        make_database(home)
         client.search_experiments(max_results=1)
     return client
