@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+# For addresses that are no addresses.
+ESCAPES = "In a password write %40 for @, %2F for /, %3F for ?, %23 for #, %20 for a space."
 _USER = re.compile(r"(\w+://)\S*@")
 _SECRET = re.compile(
     r"([?&;][\w.-]*(?:password|passwd|pwd|token|secret|key|credential|signature)[\w.-]*=)[^&\s'\"]+", re.I

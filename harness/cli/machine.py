@@ -94,6 +94,7 @@ def checks(home: Home) -> Iterator[tuple[bool, str, str]]:
     option("--port", Whole(1024, 65535), "where it listens, on 127.0.0.1", default=5000),
 )  # fmt: skip
 def ui(given: Any) -> None:
+    from harness.machine.forks import search_path
     from harness.store.studies import final_metrics
     from harness.tracking.ui import ui_command, ui_links
 
@@ -102,9 +103,8 @@ def ui(given: Any) -> None:
     say("its start page shows GenAI; choose Model training at the top left, or go to a study's trials directly:")
     for name, address in ui_links(given.home, given.port, final_metrics(given.home)):
         say(f"  {name}: {address}")
-    # The server imports modules of the folder that it is started in.
-    os.chdir(given.home.root)
-    os.environ["PYTHONSAFEPATH"] = "1"
+    os.environ |= {"PYTHONPATH": search_path(), "PYTHONSAFEPATH": "1"}
+    os.chdir(given.home.root)  # where MLflow may leave files
     os.execv(command[0], command)
 
 

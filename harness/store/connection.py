@@ -14,7 +14,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 
-from harness.errors import StorageError, StorageLost, UsageError
+from harness.errors import ESCAPES, StorageError, StorageLost, UsageError
 from harness.home import Home, expanded, seconds_from_environment
 
 _ADDRESSES = (
@@ -44,6 +44,8 @@ def database_url(home: Home) -> URL:
         url = make_url(address)
     except ArgumentError:
         raise UsageError("HARNESS_STORAGE is not a database's address", _ADDRESSES) from None
+    if "@" in (url.host or ""):  # of the password, which is not shown, nor left to a library to show
+        raise UsageError("HARNESS_STORAGE is not a database's address", ESCAPES)
     if url.drivername == "sqlite":
         if url.database in (None, "", ":memory:"):
             raise UsageError("HARNESS_STORAGE: SQLite without a file keeps nothing", _ADDRESSES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from filelock import FileLock
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
-from sqlalchemy import URL, NullPool, create_engine, text
+from sqlalchemy import URL, NullPool, create_engine, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from harness.errors import StorageError
@@ -28,6 +28,8 @@ R = TypeVar("R")
 
 # Seconds between a worker's signs of life.
 HEARTBEAT_S = 15
+# By table of Optuna's: a column that it has in every version.
+_COLUMNS = {"studies": "study_name", "trials": "study_id"}
 # Seconds that a writer waits for another one's SQLite transaction.
 _BUSY_S = 60
 # A holder of the study's lock that is silent for this long (a sleeping laptop) loses it.
@@ -136,14 +138,19 @@ def open_storage(
 
 
 def _refuse_foreign(url: URL) -> None:
-    """Refuse a SQLite file that has another program's tables and none of Optuna's."""
-    if url.get_backend_name() == "sqlite" and Path(str(url.database)).is_file():
-        with closing(sqlite3.connect(str(url.database), timeout=_BUSY_S)) as database:
-            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if tables and "studies" not in tables:
-            raise StorageError(
-                f"{describe_address(url)} is another program's database", "Move it away, or set HARNESS_STORAGE."
-            )
+    """Refuse a database with another program's tables of Optuna's names, and a SQLite file with others alone."""
+    is_file = url.get_backend_name() == "sqlite"
+    if is_file and not Path(str(url.database)).is_file():
+        return
+    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": _BUSY_S} if is_file else _POSTGRES)
+    with engine.connect() as connection:
+        inspector = inspect(connection)
+        tables = set(inspector.get_table_names())
+        columns = {table: {column["name"] for column in inspector.get_columns(table)} for table in tables & {*_COLUMNS}}
+    if (is_file and tables and "studies" not in tables) or any(_COLUMNS[name] not in columns[name] for name in columns):
+        raise StorageError(
+            f"{describe_address(url)} is another program's database", "Move it away, or set HARNESS_STORAGE."
+        )
 
 
 def storage_of(study: optuna.Study) -> PatientStorage:

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from filelock import FileLock
 
-from harness.errors import TrackingError, UsageError
+from harness.errors import ESCAPES, TrackingError, UsageError
 from harness.home import Home
 from harness.tracking.database import prepare
 
@@ -42,7 +43,10 @@ _ALWAYS = {
     "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     # With each run that ends it would print the address, and the password in it.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # What is logged would be in a queue when it is said to be in MLflow, and a poor server would hold up the end.
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
 }
+_PASSWORDS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 # Seconds that a call may take, and one that sends a file.
 _CALL_S, _FILE_S, _POLL_S = 30.0, 600.0, 0.2
 # Bytes of an answer, the longest of which is a page of 1,000 runs.
@@ -65,6 +69,9 @@ def load() -> None:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     os.environ.update(_ALWAYS)
+    for name in _PASSWORDS:  # with the end of a file's line it would be refused, and shown
+        if os.environ.get(name):
+            os.environ[name] = os.environ[name].strip()
     for name, level in _LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
     collects = gc.isenabled()
@@ -140,11 +147,11 @@ class _Client:
         self._home, self.tracking_uri = home, tracking_url(home)
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._real, name)
-        if name.startswith("_") or not callable(found):
-            return found
+        if name.startswith("_"):
+            return getattr(self._real, name)
         seconds = _FILE_S if name in ("log_artifact", "log_artifacts", "log_image") else _CALL_S
-        return lambda *args, **kwargs: within(seconds, lambda: found(*args, **kwargs))
+        # Where MLflow's database is a server's, making the client waits for that.
+        return lambda *args, **kwargs: within(seconds, lambda: getattr(self._real, name)(*args, **kwargs))
 
     @cached_property
     def _real(self) -> MlflowClient:
@@ -159,21 +166,44 @@ class _Client:
 def make_database(home: Home) -> None:
     """What can take long and waits for nobody else: MLflow's imports, and its database in the home folder."""
     load()
-    if tracking_url(home) == home.mlflow_url:
+    url, own = tracking_url(home), home.root / "mlflow.db"
+    path = own if url == home.mlflow_url else _sqlite_file(url)
+    if path:
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
-        home.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(home.root / ".mlflow.db.lock"):
-            prepare(home)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path = path.resolve()  # a link stays one
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            prepare(path, home if path == own.resolve() else None)
+
+
+def _sqlite_file(url: str) -> Path | None:
+    """The file of an address that names one."""
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return None
+    named = parsed.database or ""
+    plain = parsed.get_backend_name() == "sqlite" and named and not named.startswith((":", "file:"))
+    return Path(named) if plain else None
 
 
 def tracking_url(home: Home) -> str:
     """``MLFLOW_TRACKING_URI``, or the database in the home folder."""
     url = os.environ.get("MLFLOW_TRACKING_URI") or home.mlflow_url
     try:
-        urlsplit(url)
-    except ValueError:  # its text, which may hold a password, is not shown
-        raise UsageError("MLFLOW_TRACKING_URI is not an address", "Use http://HOST:PORT, or unset it.") from None
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https"):
+            cut = "@" in f"{parts.path}?{parts.query}#{parts.fragment}" and parts.username is None
+            if cut or parts.port == 0 or any(map(str.isspace, url)):  # reading the port raises where it is none
+                raise ValueError
+    except ValueError:  # its text, which may hold a password, is not shown, nor left to a library to show
+        raise UsageError(
+            "MLFLOW_TRACKING_URI is not an address", f"Use http://HOST:PORT, or unset it. {ESCAPES}"
+        ) from None
     return url
 
 
@@ -191,7 +221,7 @@ def version_of_pages(client: MlflowClient) -> str:
 
 def without_password(text: str, url: str) -> str:
     """A text in which an address's password, and the one of MLFLOW_TRACKING_PASSWORD, is blotted out."""
-    named = (os.environ.get(name) for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"))
+    named = map(os.environ.get, _PASSWORDS)
     for secret in filter(None, (urlsplit(url).password, *named)):
         text = text.replace(secret, "***")
     return text
@@ -231,5 +261,6 @@ def client_for(home: Home) -> MlflowClient:
     client = new_client(home)
     load()
     with answers(home):
+        make_database(home)
         client.search_experiments(max_results=1)
     return client

@@ -15,6 +15,8 @@ from harness import atomic
 from harness.errors import TrackingError, without_secrets
 from harness.home import Home
 
+# What marks a run, and an experiment, as ours; early versions marked runs alone.
+KEY_TAG, EXPERIMENT_TAG = "harness.key", "harness.experiment"
 # Where MLflow keeps absolute addresses of files.
 _ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -23,16 +25,18 @@ _ADDRESSES = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
+# Seconds that another program's transaction is waited for: a start waits as long.
+_BUSY_S = 10.0
 _MOVE = "Move the file away: the next start shows everything again, from the runs' folders."
 
 
-def prepare(home: Home) -> None:
+def prepare(path: Path, home: Home | None) -> None:
     """Make the database, or bring it up to date, in a copy that then takes its place; the caller has the lock.
 
     MLflow would do either in place, where a kill leaves tables that it can neither use nor finish. A TrackingError
-    where the file is damaged, another program's, or of a newer MLflow.
+    where the file is damaged, locked, another program's, or of a newer MLflow. ``home``: whose it is, if any's.
     """
-    path, new = home.root / "mlflow.db", home.root / "mlflow.db.new"
+    new = path.with_name(f"{path.name}.new")
     try:
         with closing(_open(path)) as database:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
@@ -40,34 +44,43 @@ def prepare(home: Home) -> None:
                 database.execute("SELECT version_num FROM alembic_version") if "alembic_version" in tables else ()
             )
             version = next(iter(versions), ("",))[0]
-            runs = database.execute("SELECT count(*) FROM runs").fetchone()[0] if "runs" in tables else 0
+            kept = sum(
+                database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608
+                for table in tables & {"runs", "registered_models", "trace_info"}
+            )
+            if "experiments" in tables:  # MLflow itself makes the one of number 0
+                kept += database.execute("SELECT count(*) FROM experiments WHERE experiment_id <> 0").fetchone()[0]
             if version == _versions()[0]:
-                _reroot(database, home)
+                if home:
+                    _reroot(database, home)
                 return
             if tables - {"alembic_version"} and "experiments" not in tables:
                 raise TrackingError(f"{path} is another program's database", "Move it away; MLflow's is made there.")
             if version and version not in _versions():
                 raise TrackingError(f"{path} was written by a newer MLflow", f"Install that MLflow. Or: {_MOVE}")
             _remove(new)
-            if runs:
+            if kept:
                 with closing(sqlite3.connect(new)) as copy:
                     database.backup(copy)
     except sqlite3.DatabaseError as error:
+        if "locked" in str(error):
+            raise TrackingError(f"{path} is locked by another program", "Close what has it open.") from None
         raise TrackingError(f"{path} cannot be used: {error}", _MOVE) from None
     try:
-        _migrate(new, upgrade=bool(runs))
+        _migrate(new, upgrade=bool(kept))
     except Exception as error:  # whatever a migration raises
         _remove(new)
-        if isinstance(error, OSError) or not runs:
+        if isinstance(error, OSError) or not kept:
             raise
         first = without_secrets((str(error).splitlines() or [type(error).__name__])[0])
         raise TrackingError(f"{path} cannot be brought up to date: {first}", _MOVE) from None
-    if runs:
+    if kept:
         old = path.with_name(f"{path.name}.{version}")
         _remove(old)
         shutil.copyfile(path, old)
-        with closing(_open(new)) as database:
-            _reroot(database, home)
+        if home:
+            with closing(_open(new)) as database:
+                _reroot(database, home)
     for rest in ("-journal", "-wal", "-shm"):  # of the file before, which SQLite would play into the new one
         path.with_name(path.name + rest).unlink(missing_ok=True)
     new.replace(path)
@@ -75,7 +88,7 @@ def prepare(home: Home) -> None:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{quote(str(path))}?mode=rwc", uri=True, timeout=60)
+    return sqlite3.connect(f"file:{quote(str(path))}?mode=rwc", uri=True, timeout=_BUSY_S)
 
 
 def _remove(path: Path) -> None:
@@ -116,7 +129,12 @@ def _reroot(database: sqlite3.Connection, home: Home) -> None:
     An experiment of ours is at ARTIFACTS/STUDY, where ARTIFACTS is the folder of that name in the home it was made in.
     """
     here = home.artifacts.as_uri()
-    located = database.execute("SELECT artifact_location FROM experiments WHERE artifact_location LIKE 'file:///%'")
+    located = database.execute(
+        "SELECT artifact_location FROM experiments WHERE artifact_location LIKE 'file:///%' AND (experiment_id IN"
+        " (SELECT experiment_id FROM experiment_tags WHERE key = ?) OR experiment_id IN"
+        " (SELECT experiment_id FROM runs JOIN tags USING (run_uuid) WHERE key = ?))",
+        (EXPERIMENT_TAG, KEY_TAG),
+    )
     elsewhere = {str(location).rpartition("/")[0] for (location,) in located} - {here}
     for there in filter(lambda folder: folder.endswith(f"/{home.artifacts.name}"), elsewhere):
         for table, column in _ADDRESSES:

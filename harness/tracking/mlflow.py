@@ -15,6 +15,7 @@ from PIL import Image
 from harness.errors import TrackingError, without_secrets
 from harness.home import Home
 from harness.tracking.client import within
+from harness.tracking.database import EXPERIMENT_TAG, KEY_TAG
 from harness.training.run_folder import Point, RunInfo, finite
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 STATUS = {
     "COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "RUNNING": "RUNNING", "WAITING": "SCHEDULED",
 }  # fmt: skip
-KEY_TAG = "harness.key"
-# An experiment's: whose runs it has.
-_MARK = "harness.experiment"
 # MLflow opens such an experiment on its runs, others on its GenAI pages.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 _PARENT_TAG = "mlflow.parentRunId"
@@ -57,7 +55,7 @@ def open_experiment(
 
     with FileLock(home.root / ".mlflow.lock"):
         of_known = find_run(client, of_run)
-        marked = client.search_experiments(ViewType.ALL, filter_string=f"tags.`{_MARK}` = '{study}'")
+        marked = client.search_experiments(ViewType.ALL, filter_string=f"tags.`{EXPERIMENT_TAG}` = '{study}'")
         if of_known:
             found: Any = client.get_experiment(of_known.info.experiment_id)
         elif marked:
@@ -67,12 +65,12 @@ def open_experiment(
         if found is None:
             here = not os.environ.get("MLFLOW_TRACKING_URI")
             location = home.within("artifacts", study).as_uri() if here else None
-            tags = {_MARK: study, **_KIND} | ({_NOTE_TAG: description} if description else {})
+            tags = {EXPERIMENT_TAG: study, **_KIND} | ({_NOTE_TAG: description} if description else {})
             return str(client.create_experiment(study, artifact_location=location, tags=tags))
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
             say(f"MLflow's experiment {found.name} had been deleted; restored")
-        for name, value in {_MARK: study, **_KIND}.items():
+        for name, value in {EXPERIMENT_TAG: study, **_KIND}.items():
             if name not in found.tags:
                 client.set_experiment_tag(found.experiment_id, name, value)
         return str(found.experiment_id)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode
@@ -28,7 +30,8 @@ def ui_command(home: Home, port: int) -> list[str]:
     return [
         *(sys.executable, "-m", "harness.tracking.ui", "server", "--host", "127.0.0.1", "--port", str(port)),
         *("--backend-store-uri", home.mlflow_url, "--artifacts-destination", artifacts, "--workers", "1"),
-        *("--uvicorn-opts", "--log-level warning"),
+        # By itself uvicorn looks for modules in the folder that it is started in, before all others.
+        *("--uvicorn-opts", f"--log-level warning --app-dir {shlex.quote(sysconfig.get_path('stdlib'))}"),
         # By itself MLflow also answers to 10.* and 192.168.*, which are names that anybody can own: 10.example.com.
         *("--allowed-hosts", ",".join(f"{name}{port}" for name in ("127.0.0.1", "localhost") for port in ("", ":*"))),
         *("--cors-allowed-origins", f"http://127.0.0.1:{port}"),

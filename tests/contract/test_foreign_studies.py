@@ -6,12 +6,14 @@ import json
 
 import optuna
 import pytest
+from sqlalchemy import create_engine, inspect
 
 from harness.cli.studies import studies_table
 from harness.errors import NotFoundError, StorageError
+from harness.findings.ranking import rank
 from harness.home import Home
 from harness.spec.files import parse_study
-from harness.store.studies import final_metrics, find_record, find_study, open_study, started_study
+from harness.store.studies import final_metrics, find_record, find_study, open_study, started_study, study_to_record
 from harness.sweep.reconcile import reconcile_home
 from harness.tracking.ui import ui_links
 from tests.conftest import TINY_STUDY
@@ -111,3 +113,34 @@ def test_attributes_of_our_names_are_not_enough(home, attrs):
         find_record("tiny", home)
     assert {name: state for name, state, _ in studies_table(home)}["tiny"] == "skipped"
     assert (study.user_attrs, len(study.trials)) == (attrs, 1)
+
+
+def test_trials_that_another_program_told_in_a_study_of_ours_are_never_its_best(home):
+    study = open_study(SPEC, home)
+    ours = study.ask()
+    ours.set_user_attr("protocol_hash", "abc")
+    study.tell(ours, 30.0)
+    for _ in range(3):
+        study.tell(study.ask(), 0.0)
+    board = rank(study_to_record(study))
+    assert [trial.number for trial in board.trials] == [ours.number]
+    assert len(board.left_out) == 3
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_tables_of_our_names_that_are_another_programs_are_refused_and_left_alone(home, request, monkeypatch, kind):
+    address = home.optuna_url
+    if kind == "postgresql":
+        monkeypatch.setenv("HARNESS_STORAGE", address := request.getfixturevalue("postgres").database())
+    engine = create_engine(address)
+    with engine.begin() as theirs:
+        theirs.exec_driver_sql("CREATE TABLE studies (id INTEGER PRIMARY KEY, patient TEXT)")
+    with pytest.raises(StorageError, match="another program's database"):
+        open_study(SPEC, home)
+    assert inspect(engine).get_table_names() == ["studies"]
+
+
+def test_tables_of_ours_that_a_kill_left_unfinished_are_finished(home):
+    first = optuna.storages._rdb.models.BaseModel.metadata.sorted_tables[0]
+    first.create(create_engine(home.optuna_url))
+    assert open_study(SPEC, home).user_attrs["spec_hash"] == SPEC.spec_hash

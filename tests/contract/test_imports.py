@@ -93,9 +93,12 @@ def test_no_process_executes_what_lies_in_the_current_folder(process, shadowed):
     assert "True" in done.stdout or "fingerprint" in done.stdout, done.stdout
 
 
-def test_the_server_of_mlflow_executes_nothing_of_the_current_folder(shadowed, home):
+@pytest.mark.parametrize("here", [False, True], ids=["elsewhere", "home and path from here"])
+def test_the_server_of_mlflow_executes_nothing_of_the_current_folder(shadowed, home, here):
     port = free_port()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HARNESS_HOME": str(home.root)}
+    if here:
+        environment |= {"PYTHONPATH": os.path.relpath(ROOT, shadowed), "HARNESS_HOME": "."}
     command = [sys.executable, "-P", "-m", "harness", "ui", "--port", str(port)]
     server = subprocess.Popen(command, cwd=shadowed, env=environment, start_new_session=True)
     try:

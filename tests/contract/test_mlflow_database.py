@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import harness.tracking.database as database_module
 from harness.errors import TrackingError
 from harness.home import Home
 from harness.tracking.client import client_for
@@ -39,7 +40,7 @@ def trace(frame, event, argument):
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.setprofile(trace)
-prepare(Home(Path(sys.argv[1])))
+prepare(Path(sys.argv[1]) / 'mlflow.db', Home(Path(sys.argv[1])))
 """
 
 
@@ -101,22 +102,10 @@ def test_an_unfinished_one_without_runs_is_made_again(bare, leave):
 
 
 def test_one_of_an_earlier_mlflow_is_copied_before_it_is_brought_up_to_date(bare, tmp_path):
-    from alembic import command
-    from mlflow.store.db.utils import _get_alembic_config
-    from mlflow.store.tracking.dbmodels.initial_models import Base
-    from sqlalchemy import create_engine
-
     bare.root.mkdir()
-    engine = create_engine(bare.mlflow_url)
-    Base.metadata.create_all(engine)
-    config = _get_alembic_config(bare.mlflow_url)
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "bd07f7e963c5")
-    engine.dispose()
+    of_an_earlier_mlflow(bare.root / "mlflow.db")
     execute(
         bare,
-        "INSERT INTO experiments (experiment_id, name, lifecycle_stage) VALUES (7, 'theirs', 'active')",
         "INSERT INTO runs (run_uuid, experiment_id, user_id, status, lifecycle_stage, start_time)"
         " VALUES ('abc', 7, 'me', 'FINISHED', 'active', 1)",
     )
@@ -124,6 +113,71 @@ def test_one_of_an_earlier_mlflow_is_copied_before_it_is_brought_up_to_date(bare
     assert client.get_run("abc").info.experiment_id == "7"
     assert version_of(bare.root / "mlflow.db") == version_of(empty_database())
     assert version_of(bare.root / "mlflow.db.bd07f7e963c5") == "bd07f7e963c5"
+    works(bare)
+
+
+def of_an_earlier_mlflow(path: Path) -> None:
+    """Without runs, but with an experiment that a person made."""
+    from alembic import command
+    from mlflow.store.db.utils import _get_alembic_config
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+    from sqlalchemy import create_engine
+
+    engine = create_engine(f"sqlite:///{path}")
+    Base.metadata.create_all(engine)
+    config = _get_alembic_config(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "bd07f7e963c5")
+        connection.exec_driver_sql(
+            "INSERT INTO experiments (experiment_id, name, lifecycle_stage)"
+            " VALUES (0, 'Default', 'active'), (7, 'theirs', 'active')"
+        )
+    engine.dispose()
+
+
+def test_one_without_runs_in_which_a_person_made_something_is_kept(bare):
+    bare.root.mkdir()
+    of_an_earlier_mlflow(bare.root / "mlflow.db")
+    assert client_for(bare).get_experiment("7").name == "theirs"
+    assert version_of(bare.root / "mlflow.db.bd07f7e963c5") == "bd07f7e963c5"
+
+
+def test_a_link_to_a_database_elsewhere_stays_a_link(bare, tmp_path):
+    bare.root.mkdir()
+    (tmp_path / "large disk").mkdir()
+    (bare.root / "mlflow.db").symlink_to(tmp_path / "large disk" / "mlflow.db")
+    works(bare)
+    assert (bare.root / "mlflow.db").is_symlink()
+    assert version_of(tmp_path / "large disk" / "mlflow.db") == version_of(empty_database())
+
+
+@pytest.mark.parametrize("leave", [half_made, without_version, nothing])
+def test_so_is_an_unfinished_one_that_the_environment_names(bare, tmp_path, monkeypatch, leave):
+    theirs = Home(tmp_path / "theirs")
+    theirs.root.mkdir()
+    leave(theirs)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", theirs.mlflow_url)
+    works(bare)
+    assert version_of(theirs.root / "mlflow.db") == version_of(empty_database())
+
+
+def test_one_of_an_earlier_mlflow_that_the_environment_names_is_copied_too(bare, tmp_path, monkeypatch):
+    of_an_earlier_mlflow(tmp_path / "shared.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared.db'}")
+    assert client_for(bare).get_experiment("7").name == "theirs"
+    assert version_of(tmp_path / "shared.db.bd07f7e963c5") == "bd07f7e963c5"
+
+
+def test_one_that_another_program_has_locked_is_not_waited_for_and_not_called_damaged(bare, monkeypatch):
+    monkeypatch.setattr(database_module, "_BUSY_S", 0.5)
+    bare.root.mkdir()
+    shutil.copyfile(empty_database(), bare.root / "mlflow.db")
+    with closing(sqlite3.connect(bare.root / "mlflow.db")) as theirs:
+        theirs.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(TrackingError, match="is locked") as caught:
+            client_for(bare)
+    assert "Move" not in caught.value.hint
     works(bare)
 
 
@@ -193,7 +247,12 @@ def test_addresses_that_are_not_a_homes_stay(bare):
     bare.root.mkdir()
     shutil.copyfile(empty_database(), bare.root / "mlflow.db")
     client = client_for(bare)
-    wanted = {"a": "file:///data/mlflow/a", "b": "s3://bucket/artifacts/b", "c": "mlflow-artifacts:/3"}
+    wanted = {
+        "a": "file:///data/mlflow/a",
+        "b": "s3://bucket/artifacts/b",
+        "c": "mlflow-artifacts:/3",
+        "d": "file:///data/artifacts/d",
+    }
     theirs = {name: client.create_experiment(name, location) for name, location in wanted.items()}
     client = client_for(bare)
     found = {name: client.get_experiment(experiment).artifact_location for name, experiment in theirs.items()}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -20,7 +24,7 @@ from harness.store.trials import Trials
 from harness.sweep.reconcile import ParentRun
 from harness.tracking.client import client_for, new_client, within
 from harness.tracking.mlflow import MlflowTracker, attach_report
-from tests.conftest import TINY_STUDY
+from tests.conftest import ROOT, TINY_STUDY
 
 SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
 MODES = ("429", "503", "drip", "header", "endless", "silent", "html")
@@ -112,6 +116,31 @@ def test_every_call_ends(home, poor, mode):
     assert seconds(lambda: refused(home)) < 15
 
 
+def test_a_command_ends_where_a_database_server_says_nothing(home, poor):
+    # In a process of its own: MLflow's locks would keep other tests from their databases.
+    script = (
+        "import sys, harness.tracking.client as client; from pathlib import Path; from harness.home import Home\n"
+        "client._CALL_S = 3.0\n"
+        "client.client_for(Home(Path(sys.argv[1])))"
+    )
+    address = f"postgresql+psycopg://joe@127.0.0.1:{urlsplit(poor.url).port}/x"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": address}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(home.root)], env=environment, capture_output=True, text=True, check=False,
+        timeout=60,
+    )  # fmt: skip
+    assert "no answer within 3 s" in done.stderr
+
+
+def test_a_token_from_a_file_is_used_without_the_end_of_its_line_and_not_shown(home, poor, monkeypatch):
+    poor.mode = "html"
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "tokenOfMine\n")
+    with pytest.raises(TrackingError, match="MLflow does not answer") as caught:
+        client_for(home)
+    assert "tokenOfMine" not in str(caught.value)
+    assert os.environ["MLFLOW_TRACKING_TOKEN"] == "tokenOfMine"
+
+
 def test_calls_that_never_end_do_not_pile_up(poor):
     over = Event()
     for _ in range(20):
@@ -166,3 +195,14 @@ def test_a_report_is_written_and_the_command_ends(home, poor, tmp_path, monkeypa
     tracker = MlflowTracker(new_client(home), "1")
     assert seconds(lambda: attach_report(tracker, "abc", page, said.append)) < 6
     assert said[0].startswith("the report could not be attached to its run in MLflow (TimeoutError")
+
+
+def test_nothing_is_left_to_threads_of_mlflow_that_would_outlive_a_command(home, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
+    client = client_for(home)
+    from mlflow.entities import Metric
+
+    run = client.create_run("0").info.run_id
+    assert client.log_batch(run, metrics=[Metric("loss_g", 1.0, 0, 0)]) is None
+    assert client.get_run(run).data.metrics == {"loss_g": 1.0}

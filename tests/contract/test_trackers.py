@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, UsageError
 from harness.home import Home
+from harness.store.database import open_storage
 from harness.tracking.client import client_for
 from harness.tracking.mlflow import MlflowTracker, open_experiment
 from harness.training.run_folder import Point, RunInfo
@@ -192,6 +193,11 @@ def test_mlflow_run_that_another_process_continues_has_every_point_once(home):
     ("address", "says"),
     [
         ("http://u:geheim@[::bad", "MLFLOW_TRACKING_URI is not an address"),
+        ("http://u:ge/heim@127.0.0.1:9", "%2F for /"),
+        ("http://u:ge?heim@127.0.0.1:9", "%3F for ?"),
+        ("http://u:ge#heim@127.0.0.1:9", "%23 for #"),
+        ("https://u:ge heim@127.0.0.1:9", "%20 for a space"),
+        ("http://u:12/heim@127.0.0.1:9", "MLFLOW_TRACKING_URI is not an address"),
         ("mysql+pymysql://u:geheim@127.0.0.1:1/x", "MLflow does not answer: No module named 'pymysql'"),
         ("nothing://u:geheim@x", "unsupported URI"),
     ],
@@ -200,4 +206,11 @@ def test_an_address_that_cannot_be_used_is_a_sentence_without_its_password(monke
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     with pytest.raises(HarnessError, match=re.escape(says)) as caught:
         client_for(Home(tmp_path / "runs"))
-    assert "geheim" not in str(caught.value)
+    assert "heim" not in str(caught.value) and "ge" not in re.findall(r"\w+", str(caught.value))
+
+
+def test_a_password_in_the_databases_address_that_is_not_escaped_is_not_taken_for_a_host(monkeypatch, tmp_path):
+    monkeypatch.setenv("HARNESS_STORAGE", "postgresql://u:ge@heim@127.0.0.1:9/x")
+    with pytest.raises(UsageError, match="%40 for @") as caught:
+        open_storage(Home(tmp_path / "runs"), grace=0.0)
+    assert "heim" not in str(caught.value)
