@@ -32,7 +32,7 @@ from harness.data.decode import (
 from harness.data.downloads import CELEBA_HELP, celeba_folder
 from harness.data.listing import File, list_images
 from harness.data.own import OwnImages, own_images, read_array, user_code_failed
-from harness.data.sources import Split, find_partition, split
+from harness.data.sources import Split, find_partition, name_parts, split
 from harness.errors import DataError, UsageError
 from harness.home import Home
 from harness.machine.forks import SpawningContext
@@ -194,7 +194,9 @@ def _of_files(data: DataSpec, root: Path, home: Home, say: Say) -> Material:
 
 def _named_as_celeba(files: Sequence[File]) -> bool:
     """Whether most files have names such as 000001.jpg, which CelebA's have in every edition."""
-    return sum(bool(re.fullmatch(r"\d{6}", PurePath(name).stem)) for name, _, _ in files) > len(files) / 2
+    return (
+        sum(bool(re.fullmatch(r"\d{6}", PurePath(name_parts(name)[-1]).stem)) for name, _, _ in files) > len(files) / 2
+    )
 
 
 def _of_array_file(data: DataSpec, path: Path) -> Material:
