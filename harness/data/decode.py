@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import resource
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,6 +30,8 @@ except ImportError:
 MAX_PIXELS = 100_000_000
 # Decoding one file takes no more memory than this, beside the file's own bytes (1.25 GiB); what would is left out.
 MAX_DECODE_BYTES = 5 * 2**28
+# What a decoding process may ask for besides: the files' own bytes, results, and the stacks of libraries' threads.
+_ROOM_BYTES = 2**31
 # Bytes per pixel at most, until the pixels are cropped and plain: measured for every mode that Pillow reads. WebP's
 # library keeps two canvases and copies them; PPM's decoder is Python's; TIFF's strips may be the whole image; AVIF's
 # and HEIC's libraries keep planes of 16 bits.
@@ -45,6 +48,7 @@ _BYTES_PER_PIXEL = {
 }
 # Grey, palettes, and black and white take at most 8, whatever the format.
 _SMALL_MODES = ("1", "L", "P")
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
 # Pixels that are converted at a time.
 _STRIP_PIXELS = 2**20
 # Pillow goes by content, and knows formats that start other programs (EPS) or hold images larger than they say (ICO).
@@ -57,6 +61,8 @@ _OF_8_BITS = (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".avif", ".heic", ".heif
 # Modes of grey pixels of more than 8 bits, and the white of 16 bits.
 _DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 WHITE = 65535
+# Photographs of 16 bits are seldom darker than white of 12: more than this share of them are of another camera.
+_DARK = 0.05
 # The lowest and the highest value of pixels, and whether they are colour, which Pillow cuts to the upper 8 of 16 bits.
 Range = tuple[int, int, bool]
 # The pixels of an image and a note on what was converted, or None and why it is left out.
@@ -119,7 +125,8 @@ def deep_range(payload: bytes) -> Range | None:
     if image.mode in _DEEP:
         values = np.asarray(image)
         return int(values.min()), int(values.max()), False
-    return 0, 257 * int(np.max(image.getextrema())), True
+    bands = zip(image.getbands(), np.reshape(image.getextrema(), (-1, 2)).tolist(), strict=True)
+    return 0, 257 * max(high for band, (_, high) in bands if band != "A"), True
 
 
 def _loaded(payload: bytes, *, deep: bool = False) -> Any:
@@ -130,7 +137,9 @@ def _loaded(payload: bytes, *, deep: bool = False) -> Any:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise Rejected(f"{width}x{height} px is more than {MAX_PIXELS:,} pixels")
-            if (needed := width * height * bytes_per_pixel(image.format or "", image.mode)) > MAX_DECODE_BYTES:
+            of_tiff = getattr(image, "tag_v2", {})  # a tile, which may be larger than the image, is unpacked whole
+            pixels = max(width * height, of_tiff.get(_TILE_WIDTH, 0) * of_tiff.get(_TILE_HEIGHT, 0))
+            if (needed := pixels * bytes_per_pixel(image.format or "", image.mode)) > MAX_DECODE_BYTES:
                 what = f"{width}x{height} px of {image.format} may take {needed / 2**20:,.0f} MiB to decode"
                 raise Rejected(f"{what}, more than {MAX_DECODE_BYTES / 2**20:,.0f}")
             if image.info.get("Software") == MADE_BY:
@@ -235,6 +244,8 @@ def _plain(image: Image.Image, channels: int, notes: list[str], white: int) -> I
         return plain
     if image.mode in _DEEP:
         values = np.asarray(image).astype(np.float64)
+        if values.min() < 0 or values.max() > white:
+            raise Rejected(f"pixels between {values.min():,.0f} and {values.max():,.0f} have no known black and white")
         notes.append(f"{white.bit_length()} bits to 8")
         image = Image.fromarray(np.clip(np.round(values * (255 / white)), 0, 255).astype(np.uint8))
     elif image.mode == "F":
@@ -250,6 +261,15 @@ def _plain(image: Image.Image, channels: int, notes: list[str], white: int) -> I
         return image.convert(wanted)
     except ValueError as error:  # LAB is not converted
         raise Rejected(str(error)) from None
+
+
+def limit_memory() -> None:
+    """On Linux: refuse this process more memory than decoding one file may take; a library's own claims end here."""
+    with suppress(OSError, StopIteration):
+        status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        taken = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (taken + MAX_DECODE_BYTES + _ROOM_BYTES, hard))
 
 
 def decode_chunk(
@@ -289,7 +309,11 @@ def white_of(ranges: Sequence[Range]) -> tuple[int, str]:
     low, high = min((low for low, _, _ in ranges), default=0), max((high for _, high, _ in ranges), default=WHITE)
     bits = next((bits for bits in (8, 10, 12, 14, 16) if high < 2**bits), 0)
     if not high or (bits == 16 and low >= 0):
-        return WHITE, ""
+        dark = sum(most < 2**12 for _, most, _ in ranges)
+        said = (
+            f"{dark:,} of {len(ranges):,} images of more than 8 bits have no value above 4,095, and white is {WHITE:,}"
+        )
+        return WHITE, f"{said}: if those are of 12 bits, they become nearly black" if dark > _DARK * len(ranges) else ""
     between = f"the pixels of {len(ranges):,} images of more than 8 bits lie between {low:,} and {high:,}"
     if low < 0 or not bits or high < 64 or any(colour for _, _, colour in ranges):
         raise DataError(

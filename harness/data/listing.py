@@ -32,12 +32,14 @@ _HEAD_BYTES = 16
 _UNFINISHED = (".bak", ".old", ".orig", ".tmp", ".part", ".crdownload", ".download", "~")
 # Folders that tools keep for themselves, besides those whose names begin with a dot.
 _TOOLS = {"@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "lost+found"}
-_TOOLS |= {"__macosx", "__pycache__", "system volume information"}
+_TOOLS |= {"__macosx", "__pycache__", "system volume information", "site-packages", "node_modules"}
 # Of the harness: folders of a home, which both databases tell; and files that a report's or a training's folder has.
 _OF_HOME = frozenset({"data", "trials", "trainings", "artifacts", "references", "weights", "downloads"})
 _DATABASES = frozenset({"optuna.db", "mlflow.db"})
 _OWN_FILES = (frozenset({"report.md", "report.html"}), frozenset({"hparams.json", "curve.json"}))
 _OWN = "written by the harness"
+# MLflow's folder of a run's files, wherever its database is: those of our runs are samples.
+_OF_RUN = re.compile(r"(.*/)?[0-9a-f]{32}/artifacts")
 _TYPES = MimeTypes()
 
 
@@ -86,7 +88,7 @@ class Listing:
         is_heic = bool(_HEIC.match(head))
         readable = (
             _READ.match(head)
-            or (not suffix and _READ_UNNAMED.match(head))
+            or (suffix in ("", ".pbm", ".pnm") and _READ_UNNAMED.match(head))
             or ("AVIF" in FORMATS and _AVIF.match(head))
             or ("HEIF" in FORMATS and is_heic)
         )
@@ -114,7 +116,7 @@ class Listing:
 def list_images(root: Path, home: Path | None = None) -> Listing:
     """What is below a folder or in a zip. ``home`` is the harness's own folder, whose files are no images to use.
 
-    Links to folders are followed, once each; one that leads back is named. A DataError says why there is nothing.
+    Links are followed, once each; one to a folder that leads back is named. A DataError says why there is nothing.
     """
     if not root.exists():
         raise DataError(f"no such folder or zip: {root}", "Pass DATA=/path/to/images.")
@@ -174,9 +176,12 @@ def _hidden(folder: str) -> str:
     return f"in the hidden folder {printable(folder)}" if of_tool else ""
 
 
-def _is_own(folder: str, names: set[str], names_above: set[str]) -> bool:
-    """Whether the harness wrote a folder, by the names of its files and of those in the folder above."""
-    return (folder in _OF_HOME and names_above >= _DATABASES) or any(names >= files for files in _OWN_FILES)
+def _own(folder: str, names: set[str], names_above: set[str]) -> str:
+    """Why a folder holds no images to use, by its path, its files' names and those in the folder above, or nothing."""
+    if _OF_RUN.fullmatch(folder):
+        return "kept by MLflow with a run"
+    of_home = folder.rpartition("/")[2] in _OF_HOME and names_above >= _DATABASES
+    return _OWN if of_home or any(names >= files for files in _OWN_FILES) else ""
 
 
 # --- folders
@@ -187,6 +192,7 @@ def _list_folder(root: Path, home: Path | None, listing: Listing) -> None:
     at_home = _identity(home) if home is not None and home.is_dir() else None
     read: set[tuple[int, int]] = set()
     links: list[str] = []
+    linked: list[tuple[str, os.DirEntry[str], str, bool]] = []
 
     def walk(top: str, *, by_link: bool = False) -> None:
         waiting: list[tuple[str, str, set[str]]] = [(top, "", set())]
@@ -201,8 +207,8 @@ def _list_folder(root: Path, home: Path | None, listing: Listing) -> None:
                 listing.unread[folder] = f"this folder cannot be opened: {error.strerror}"
                 continue
             names = {entry.name for entry in entries}
-            if folder and (identity == at_home or _is_own(here.name, names, above)):
-                why_not = why_not or _OWN
+            if folder:
+                why_not = why_not or (_OWN if identity == at_home else _own(folder, names, above))
             if not why_not:
                 read.add(identity)
             for entry in entries:
@@ -210,6 +216,8 @@ def _list_folder(root: Path, home: Path | None, listing: Listing) -> None:
                 if entry.is_dir(follow_symlinks=False):
                     own = _OWN if identity == at_home and entry.name in _OF_HOME else ""
                     waiting.append((name, why_not or own or _hidden(entry.name), names))
+                elif entry.is_symlink() and not entry.is_dir():
+                    linked.append((name, entry, why_not, by_link))
                 elif not entry.is_dir():
                     _list_file(name, entry, why_not, listing, by_link)
                 elif reason := why_not or _hidden(entry.name):
@@ -227,6 +235,13 @@ def _list_folder(root: Path, home: Path | None, listing: Listing) -> None:
         else:
             listing.links.append(f"following the link {printable(name)} to {printable(str(target))}")
             walk(name, by_link=True)
+    used = {(root / name).resolve() for name, *_ in listing.files} if linked else set()
+    for name, entry, why_not, by_link in sorted(linked, key=lambda each: each[0]):
+        target, n_files = (root / name).resolve(), len(listing.files)
+        twice = "links to files that are used already" if target in used else ""
+        _list_file(name, entry, why_not or twice, listing, by_link)
+        if len(listing.files) > n_files:
+            used.add(target)
 
 
 def _list_file(name: str, entry: os.DirEntry[str], why_not: str, listing: Listing, by_link: bool) -> None:
@@ -278,8 +293,8 @@ def _reasons(folders: list[str], within: dict[str, set[str]]) -> Iterator[str]:
         if reason := _hidden(part):
             yield reason
         inside, above = (within.get("/".join(folders[:end]), set()) for end in (depth, depth - 1))
-        if _is_own(part, inside, above):
-            yield _OWN
+        if reason := _own("/".join(folders[:depth]), inside, above):
+            yield reason
 
 
 def _member_head(archive: Archive, info: zipfile.ZipInfo) -> bytes:

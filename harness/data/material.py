@@ -20,11 +20,19 @@ from typing import Any
 import numpy as np
 
 from harness.data.arrays import SETS, download, find_files, load, mnist_images
-from harness.data.decode import Preparation, decode_chunk, deep_ranges, may_be_deep, smaller_than, white_of
+from harness.data.decode import (
+    Preparation,
+    decode_chunk,
+    deep_ranges,
+    limit_memory,
+    may_be_deep,
+    smaller_than,
+    white_of,
+)
 from harness.data.downloads import CELEBA_HELP, celeba_folder
 from harness.data.listing import File, list_images
 from harness.data.own import OwnImages, own_images, read_array, user_code_failed
-from harness.data.sources import Split, find_partition, split
+from harness.data.sources import Split, find_partition, name_parts, split
 from harness.errors import DataError, UsageError
 from harness.home import Home
 from harness.machine.forks import SpawningContext
@@ -186,7 +194,9 @@ def _of_files(data: DataSpec, root: Path, home: Home, say: Say) -> Material:
 
 def _named_as_celeba(files: Sequence[File]) -> bool:
     """Whether most files have names such as 000001.jpg, which CelebA's have in every edition."""
-    return sum(bool(re.fullmatch(r"\d{6}", PurePath(name).stem)) for name, _, _ in files) > len(files) / 2
+    return (
+        sum(bool(re.fullmatch(r"\d{6}", PurePath(name_parts(name)[-1]).stem)) for name, _, _ in files) > len(files) / 2
+    )
 
 
 def _of_array_file(data: DataSpec, path: Path) -> Material:
@@ -253,8 +263,9 @@ def _numbered(own: OwnImages, names: Sequence[str]) -> Iterator[Item]:
     return ((name, *own.pixels(int(name.rpartition("-")[2]))) for name in names)
 
 
-def _end_with_parent() -> None:
-    """In a decoding process: end when the parent is killed; nothing else would end this process."""
+def _begin_decoding() -> None:
+    """In a decoding process: bound its memory, and end when the parent is killed; nothing else would end it."""
+    limit_memory()
     parent = parent_process()
     assert parent is not None
 
@@ -271,7 +282,7 @@ def _decoded(
     """By as many processes as there are cores; first the range of all images, then each."""
     deep = tuple(name for name in members if may_be_deep(name))
     # spawn: the parent may hold threads (torch, the live table) that must not be forked.
-    pool = ProcessPoolExecutor(min(usable_cores(), -(-len(members) // CHUNK)), SpawningContext(), _end_with_parent)
+    pool = ProcessPoolExecutor(min(usable_cores(), -(-len(members) // CHUNK)), SpawningContext(), _begin_decoding)
     try:
         ranges = [each for _, found in _in_chunks(pool, deep, deep_ranges, root, is_zip) for each in found]
         white, sentence = white_of(ranges)

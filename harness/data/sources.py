@@ -116,14 +116,14 @@ def split(
     if share is None:
         return Split("all images are trained on", names, ())
     if partition is not None:
-        unknown = [name for name in names if Path(name).name not in partition]
+        unknown = [name for name in names if name_parts(name)[-1] not in partition]
         if unknown:
             example = printable(unknown[0])
             raise DataError(
                 f"CelebA's partition file does not name {len(unknown)} of {len(names)} images, such as {example}",
                 "It belongs to the aligned images under their own names; move it away to split by hash instead.",
             )
-        out = [name for name in names if partition[Path(name).name] != 0]
+        out = [name for name in names if partition[name_parts(name)[-1]] != 0]
         rule = "CelebA's own partition; validation and test are held out"
     else:
         hashed, of_what = [Path(name).name if by_name else name_parts(name)[-1] for name in names], "file name"
@@ -154,7 +154,7 @@ def find_partition(root: Path) -> dict[str, int] | None:
     if root.is_file() and zipfile.is_zipfile(root):
         with Archive(root) as archive:
             for member in archive.infolist():
-                if Path(member.filename).name in _PARTITION_NAMES:
+                if name_parts(member.filename)[-1] in _PARTITION_NAMES:
                     payload = b""
                     with suppress(Exception):  # too large, damaged or encrypted: whatever its decoder raises
                         payload = archive.payload(member)

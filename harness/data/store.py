@@ -63,13 +63,22 @@ class ImageStore:
 
     @property
     def warnings(self) -> list[str]:
-        """What a person should know of the pixels' range; a store of an earlier version has no ``pixels``."""
+        """What a person should know of pixels' range and of many in a file; an earlier store has no ``pixels``."""
         low, high = self.manifest.get("pixels", (0, 255))
         said = [self.manifest["scaled"]] if self.manifest.get("scaled") else []
         if high - low < _NARROW:
             said.append(
                 f"all pixels lie between {low} and {high} of 255: images so alike in brightness are hardly learned"
             )
+        elif (most := self.manifest.get("most_pixels", (0, 255)))[1] - most[0] < _NARROW:
+            said.append(
+                f"all but 1 % of the pixels lie between {most[0]} and {most[1]} of 255: are they hardly visible?"
+            )
+        notes = self.manifest["converted"]
+        if several := sorted(name for name, note in notes.items() if note.startswith("first of")):
+            what = f"{len(several):,} file{'s hold' if len(several) > 1 else ' holds'} several pictures"
+            example = f"{printable(several[0])}: {notes[several[0]].split(',')[0]}"
+            said.append(f"{what}, of which the first is used, such as {example}")
         if "pixels" not in self.manifest and any("16 bits" in note for note in self.manifest["converted"].values()):
             said.append(f"16 bits were taken as full, whatever is in them: to have that looked at, delete {self.path}")
         return said
@@ -220,7 +229,7 @@ def _write_array(
     rejected: dict[str, str] = {}
     notes: dict[str, str] = {}
     used = train = 0
-    low, high = 255, 0
+    counts = np.zeros(256, np.int64)  # of pixels by value
     with path.open("w+b") as file:
         _write_header(file, shape)
         start = file.tell()
@@ -235,7 +244,7 @@ def _write_array(
                     notes[name] = note
                 file.write(np.ascontiguousarray(pixels).data)
                 used += 1
-                low, high = min(low, int(pixels.min())), max(high, int(pixels.max()))
+                counts += np.bincount(pixels.ravel(), minlength=256)
                 train += done <= n_train
             if done % CHUNK == 0 or done == shape[0]:
                 on_progress(done, shape[0])
@@ -254,7 +263,8 @@ def _write_array(
         "source": material.label,
         "split": material.split().rule,
         "preparation": asdict(material.prep),
-        "pixels": [low, high],
+        "pixels": np.flatnonzero(counts)[[0, -1]].tolist(),
+        "most_pixels": np.searchsorted(counts.cumsum(), np.array([0.005, 0.995]) * counts.sum()).tolist(),
         "scaled": "; ".join(material.scaled),
         "rejected": rejected,
         "converted": notes,

@@ -102,8 +102,9 @@ class Reflection:
         return False
 
     def forget_lost(self, client: MlflowClient) -> None:
-        """Have the run sent again if it is in MLflow no more, whose database may be another one."""
-        if self.run_id and find_run(client, self.run_id) is None:
+        """Have the run sent again if MLflow, whose database may be another or older, has none of it or no end."""
+        run = find_run(client, self.run_id)
+        if self.run_id and (run is None or (self._ended and run.info.status == "RUNNING")):
             self._move("", 0, ended=False)
 
     def send_again(self, runs: MlflowTracker, end: RunEnd) -> None:

@@ -77,9 +77,14 @@ def open_experiment(
 
 
 def _refuse_foreign(client: MlflowClient, experiment: Any) -> None:
-    """Refuse an experiment that has runs, none of them ours; an early version marked its runs alone."""
+    """Refuse another study's, and one that has runs, none of them ours; an early version marked its runs alone."""
     from mlflow.entities import ViewType
 
+    if of_study := experiment.tags.get(_MARK):  # a person gave it the name of this one
+        raise TrackingError(
+            f"MLflow's experiment named {experiment.name} is that of study {of_study}",
+            "Rename it in MLflow: runs of two studies would be in one.",
+        )
     ours = f"tags.`{KEY_TAG}` LIKE '%'"
     if not client.search_runs([experiment.experiment_id], ours, ViewType.ALL, max_results=1) and client.search_runs(
         [experiment.experiment_id], "", ViewType.ALL, max_results=1

@@ -65,6 +65,16 @@ def test_another_programs_experiment_of_that_name_is_refused(home, client, delet
     assert len(client.search_runs([experiment], run_view_type=3)) == 1
 
 
+def test_an_experiment_that_was_given_another_studys_name_stays_its_own(home, client):
+    experiment = open_experiment(client, home, "tiny")
+    client.rename_experiment(experiment, "other")
+    with pytest.raises(TrackingError, match="MLflow's experiment named other is that of study tiny"):
+        open_experiment(client, home, "other")
+    assert open_experiment(client, home, "tiny") == experiment
+    client.rename_experiment(experiment, "tiny")
+    assert open_experiment(client, home, "other") != experiment
+
+
 def test_an_empty_one_may_be_prepared_for_us(home, client):
     experiment = client.create_experiment("tiny", tags={"team": "vision"})
     assert open_experiment(client, home, "tiny") == experiment
@@ -131,4 +141,14 @@ def test_a_training_that_is_gone_is_sent_again(home, client, tmp_path):
     again = client_for(home)
     (run,) = again.search_runs([again.get_experiment_by_name("study").experiment_id])
     assert (run.info.status, run.data.metrics["loss"]) == ("FINISHED", 0.3)
+    assert list(reconcile_home(None, home)) == []
+
+
+def test_a_training_that_an_older_copy_of_the_database_has_half_is_sent_to_its_end(home, client):
+    path = write(home.training_dir("name"))
+    reflection = Reflection(path)
+    reflection.send(MlflowTracker(client, open_experiment(client, home, "study")))
+    client.update_run(reflection.run_id, status="RUNNING")
+    assert [line for line in reconcile_home(None, home) if "study/0" in line]
+    assert client.get_run(reflection.run_id).info.status == "FINISHED"
     assert list(reconcile_home(None, home)) == []

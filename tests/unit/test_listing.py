@@ -66,6 +66,7 @@ PICTURES = {
     "f.bmp": picture(6, "BMP"),
     "g": picture(7, "TIFF"),
     "h.001": picture(8, "GIF"),
+    "h.pnm": picture(12, "PPM"),
     **({"i.avif": picture(9, "AVIF")} if "AVIF" in FORMATS else {}),
     **({"i.heic": picture(10, "HEIF"), "i.HIF": picture(11, "HEIF")} if "HEIF" in FORMATS else {}),
 }
@@ -104,6 +105,8 @@ def test_pictures_are_used_by_content_and_the_others_named_or_counted(home, tmp_
         "__MACOSX/a",
         "$RECYCLE.BIN",
         "#recycle",
+        "venv/lib/python3.12/site-packages/matplotlib",
+        "node_modules/a",
     ],
 )
 def test_what_tools_keep_in_hidden_folders_is_left_out_and_said(tmp_path, pack, folder):
@@ -158,7 +161,8 @@ def test_links_are_followed_once_and_those_that_lead_back_are_named(home, tmp_pa
         (root / name).symlink_to(target)
     listing = list_images(root)
     names = [name for name, *_ in listing.files]
-    assert names == ["again/2.png", "again/more/3.png", "annexed.png", "dogs/1.png", "one.png"]
+    assert names == ["again/2.png", "again/more/3.png", "annexed.png", "dogs/1.png"]
+    assert listing.passed_over["links to files that are used already"] == ["one.png"]
     assert listing.unread.keys() == {"again/back", "again/round", "cats", "up", "self", "dogs/twice", "gone.png"}
     assert listing.links == [f"following the link again to {store / 'cats'}"]
     only = tmp_path / "only"
@@ -166,6 +170,31 @@ def test_links_are_followed_once_and_those_that_lead_back_are_named(home, tmp_pa
     (store / "cats" / "back").unlink()
     (only / "cats").symlink_to(store / "cats")
     assert len(list_images(only).files) == 2
+
+
+def test_a_picture_that_several_links_lead_to_is_used_once(tmp_path):
+    root = as_folder(tmp_path / "photos", {"cats/1.png": picture(1), "dogs/2.png": picture(2)})
+    outside = as_folder(tmp_path / "store", {"3.png": picture(3), "0.png": picture(4)})
+    (root / "all").mkdir()
+    for name, target in {
+        "all/1.png": root / "cats" / "1.png", "all/2.png": "../dogs/2.png", "all/3.png": outside / "3.png",
+        "cats/3.png": outside / "3.png", "all/chain.png": root / "all" / "2.png", "dogs/0.png": outside / "0.png",
+    }.items():  # fmt: skip
+        (root / name).symlink_to(target)
+    listing = list_images(root)
+    assert [name for name, *_ in listing.files] == ["all/3.png", "cats/1.png", "dogs/0.png", "dogs/2.png"]
+    twice = ["all/1.png", "all/2.png", "all/chain.png", "cats/3.png"]
+    assert listing.passed_over == {"links to files that are used already": twice}
+
+
+@both
+def test_what_mlflow_keeps_of_runs_is_left_out_whatever_database_it_is_in(tmp_path, pack):
+    run = f"mlartifacts/1/{'0a' * 16}/artifacts"
+    files = {"1.png": picture(1), "artifacts/2.png": picture(2)}
+    own = {f"{run}/images/samples+step+1000+x.png": picture(3), f"{run}/images/x.webp": picture(4, "WEBP")}
+    listing = list_images(pack(tmp_path / "photos", files | own))
+    assert [name for name, *_ in listing.files] == list(files)
+    assert sorted(listing.passed_over["kept by MLflow with a run"]) == sorted(own)
 
 
 def test_what_cannot_be_opened_is_named_and_a_pipe_is_not_waited_for(tmp_path, monkeypatch):
@@ -221,6 +250,17 @@ def test_of_two_members_of_one_name_the_last_is_used_as_unpacking_does(home, tmp
             out.writestr("same.png", picture(number))
     store = opened(home, tmp_path / "photos.zip")
     assert np.load(store.path / "images.npy")[:, 0, 0, 0].tolist() == [3]
+
+
+def test_celebas_partition_holds_also_in_a_zip_that_windows_packed(home, tmp_path):
+    files = {f"celeba/img_align_celeba/{number:06}.png": picture(number) for number in range(6)}
+    lines = "".join(f"{number:06}.png {number // 4}\n" for number in range(6))
+    files["celeba/list_eval_partition.txt"] = lines.encode()
+    data = DataSpec(source="celeba", image_size=16, channels=3, held_out=0.5)
+    for how, members in (("plain", files), ("windows", {name.replace("/", "\\"): files[name] for name in files})):
+        source = as_zip(tmp_path / how, members)
+        store = open_store(home, data, source, study="test", on_progress=lambda *_: None, say=lambda _: None)
+        assert (store.n_train, store.n_held_out, store.named("celeba")) == (4, 2, "celeba"), how
 
 
 @pytest.mark.parametrize("pattern", ["id{0}/{1}.png", "id{0}/face{1}/x.png", "a/b/{0}/front{1}.png", "a\\{0}\\{1}.png"])

@@ -118,3 +118,41 @@ def test_what_would_take_more_is_left_out_with_the_reason(monkeypatch):
     monkeypatch.setattr(decode, "MAX_DECODE_BYTES", 2**18)
     with pytest.raises(decode.Rejected, match="200x100 px of WEBP may take 0 MiB to decode, more than 0"):
         decode.decode(buffer.getvalue(), decode.Preparation(image_size=16, channels=3))
+
+
+def tiff_with_a_tile(side: int) -> bytes:
+    """16x16 px, grey, in one deflated tile of that many px by as many."""
+    import struct
+    import zlib
+
+    packer = zlib.compressobj(9)
+    data = b"".join(packer.compress(bytes(side)) for _ in range(side)) + packer.flush()
+    tags = [(256, 16), (257, 16), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side)]
+    tags += [(324, 8 + 2 + 12 * 10 + 4), (325, len(data))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+def test_a_tile_that_is_larger_than_its_image_counts():
+    from harness.data.decode import Preparation, Rejected, decode
+
+    pixels, _ = decode(tiff_with_a_tile(256), Preparation(image_size=16, channels=3))
+    assert not pixels.any()
+    with pytest.raises(Rejected, match=r"16x16 px of TIFF may take 3,052 MiB to decode, more than 1,280"):
+        decode(tiff_with_a_tile(20_000), Preparation(image_size=16, channels=3))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux refuses memory beyond a limit")
+def test_whatever_a_library_asks_for_a_decoding_process_does_not_get_more():
+    ask = """
+import numpy
+from harness.data.decode import MAX_DECODE_BYTES, limit_memory
+limit_memory()
+numpy.zeros(MAX_DECODE_BYTES, numpy.uint8)
+try:
+    numpy.zeros(MAX_DECODE_BYTES + 2**32, numpy.uint8)
+except MemoryError:
+    print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "refused\n", done.stderr

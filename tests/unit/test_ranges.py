@@ -73,7 +73,7 @@ def test_the_same_in_a_zip_and_beside_images_of_eight_bits(tmp_path):
 
 
 def test_the_whole_range_is_as_ever_and_nothing_is_said(tmp_path):
-    arrays, said = values(40_000), []
+    arrays, said = [*values(40_000), np.full((16, 16), 40_000, np.uint16)], []
     store = opened(tmp_path, written(tmp_path / "photos", arrays, ".png"), said)
     assert np.array_equal(pixels(store), np.round(np.stack(arrays) / 257).astype(np.uint8))
     assert not said
@@ -96,19 +96,58 @@ def test_a_range_without_a_known_black_and_white_is_refused(tmp_path, arrays, su
     assert "Save them with 8 bits" in caught.value.hint
 
 
-def test_colour_of_which_only_the_upper_bits_are_read_is_refused_where_these_are_few(tmp_path):
+@pytest.mark.parametrize(
+    ("pixel", "kind"),
+    [([100, 2000, 4095], 2), ([100, 2000, 4095, 65535], 6), ([4095, 65535], 4)],
+    ids=["RGB", "RGBA", "grey and alpha"],
+)
+def test_colour_of_which_only_the_upper_bits_are_read_is_refused_where_these_are_few(tmp_path, pixel, kind):
     import struct
     import zlib
 
-    rows = b"".join(b"\0" + struct.pack(">48H", *([100, 2000, 4095] * 16)) for _ in range(16))
-    chunks = (b"IHDR", struct.pack(">2I5B", 16, 16, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    rows = b"".join(b"\0" + struct.pack(f">{16 * len(pixel)}H", *(pixel * 16)) for _ in range(16))
+    header = struct.pack(">2I5B", 16, 16, 16, kind, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
     payload = b"\x89PNG\r\n\x1a\n"
-    for kind, data in chunks:
-        payload += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    for name, data in chunks:
+        payload += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "twelve.png").write_bytes(payload)
     with pytest.raises(DataError, match="no black and white that are known"):
         opened(tmp_path, tmp_path / "photos", [])
+
+
+def test_a_data_set_of_pictures_beyond_sixteen_bits_is_not_cut(tmp_path):
+    pictures = [Image.fromarray(array) for array in values(2**20, np.int32) + values(60_000, np.int32)]
+    store = open_array_store(Home(tmp_path / "runs"), pictures, GREY)
+    assert len(store) == 3
+    assert all("have no known black and white" in why for why in store.rejected.values()), store.rejected
+
+
+@pytest.mark.parametrize("how", ["one bright pixel each", "cameras of 12 and of 16 bits"])
+def test_what_becomes_nearly_black_beside_a_few_bright_pixels_is_said(tmp_path, how):
+    arrays, said = [np.random.default_rng(n).integers(0, 4096, (16, 16)).astype(np.uint16) for n in range(8)], []
+    for array in arrays if how == "one bright pixel each" else []:
+        array[8, 8] = 65_535
+    if how == "cameras of 12 and of 16 bits":
+        arrays[:4] = [array * 16 for array in arrays[:4]]
+    opened(tmp_path, written(tmp_path / "photos", arrays, ".png"), said)
+    expected = {
+        "one bright pixel each": "all but 1 % of the pixels lie between 0 and 16 of 255",
+        "cameras of 12 and of 16 bits": "4 of 8 images of more than 8 bits have no value above 4,095, and white is",
+    }
+    assert any(expected[how] in line for line in said), said
+
+
+def test_of_files_of_several_pictures_it_is_said_that_one_is_used(tmp_path):
+    said: list[str] = []
+    frames = [Image.fromarray(array.astype(np.uint8)) for array in values(255, np.uint8)]
+    (tmp_path / "photos").mkdir()
+    for name in ("a.tif", "b.gif", "c.webp"):
+        frames[0].save(tmp_path / "photos" / name, save_all=True, append_images=frames[1:])
+    store = opened(tmp_path, tmp_path / "photos", said)
+    assert len(store) == 3
+    assert "3 files hold several pictures, of which the first is used, such as a.tif: first of 3 frames" in said[0]
 
 
 @pytest.mark.parametrize("container", ["array", "npy", "folder"])
@@ -129,7 +168,7 @@ def test_a_store_of_an_earlier_version_is_used_and_says_that_it_did_not_look(tmp
     import json
 
     said: list[str] = []
-    source = written(tmp_path / "photos", values(40_000), ".png")
+    source = written(tmp_path / "photos", [*values(40_000), np.full((16, 16), 40_000, np.uint16)], ".png")
     store = opened(tmp_path, source, said)
     manifest = {key: value for key, value in store.manifest.items() if key not in ("pixels", "scaled")}
     (store.path / "manifest.json").write_text(json.dumps(manifest))
