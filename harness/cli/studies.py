@@ -47,6 +47,7 @@ def sweep(given: Any) -> int | None:
         raise
     path = _report(spec.name, given.home)
     say(f"{result.finished} of {result.target} trials finished; report: {path}")
+    _say_headline(spec.name, given)
     if result.interrupted:
         say("the same command continues where this one stopped")
         return INTERRUPTED
@@ -70,8 +71,9 @@ def confirm(given: Any) -> int:
     spec = confirm_spec(study, home, top=given.top, seeds=given.seeds, samplings=given.samplings)
     arms = len({preset.arm for preset in spec.presets})
     say(f"confirming {arms} configurations of {study}: {spec.budget.trials} trainings of {spec.budget.kimg:g} kimg")
-    result = _run(spec, given)
-    return _conclude(result, _report(study, home))
+    code = _conclude(_run(spec, given), _report(study, home))
+    _say_headline(study, given)
+    return code
 
 
 @front.verb(
@@ -101,6 +103,13 @@ def claims(given: Any) -> int:
     say(f"{len(spec.plan.claims)} claims on {given.study}: {arms} configurations, {spec.budget.trials} trainings")
     result = _run(spec, given)
     return _conclude(result, _report(spec.name, given.home, images=not given.no_images))
+
+
+def _say_headline(study: str, given: Any) -> None:
+    from harness.api.reports import study_headline
+
+    for line in study_headline(study, given.home).lines:
+        say(line)
 
 
 def _run(spec: ResolvedStudy, given: Any, **asked: Any) -> SweepResult:
