@@ -208,7 +208,7 @@ class Study:
         """One row for each started trial.
 
         Columns: number, state, a column for each parameter, ``rung_3kimg`` for the score at 3 kimg, value, each final
-        score by its full name, seconds, protocol, reason.
+        score by its full name, updates (of the generator, of a finished trial), seconds, protocol, reason.
 
         >>> import harness
         >>> frame = harness.Study("tiny").trials_dataframe()
