@@ -47,7 +47,7 @@ def write_report(name: str, home: Home, say: Callable[[str], None], *, images: b
             path = build_report(record, home.root, out, importances(study), EVALUATOR, confirmed)
     tracker = MlflowTracker(new_client(home), record.attrs.mlflow_experiment)
     tags = {} if plan else headline(record, confirmed).tags
-    attach_report(tracker, record.attrs.mlflow_parent, path, say, tags)
+    attach_report(tracker, record.attrs.mlflow_parent, path, say, **tags)
     return path
 
 

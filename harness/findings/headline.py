@@ -107,13 +107,13 @@ class _Judge:
         else:
             n, what, trial = len(self.trials), "finished trial", self.trials[0]
             best = f"trial {trial.number}"
-        every = f"all {n} {what}s have" if n > 1 else f"the only {what} has"
+        every = f"all {n} {what}s" if n > 1 else f"the only {what}"
         apart = f"{number(sample_distance(trial))} times as far apart as real images"
         short = trial.updates(self.kimg) < FEWEST_UPDATES
         needed = f"; some {FEWEST_UPDATES} updates are needed before a DCGAN draws shapes" if short else ""
         return self._say(
             "collapsed",
-            f"Collapsed: {every} lost diversity.",
+            f"Collapsed: samples of {every} are nearly alike.",
             f"{best} has the best {self.metric}, but its samples are {apart} after {self._length(trial)}{needed}.",
             self._longer(short),
         )

@@ -248,9 +248,7 @@ class MlflowTracker:
         self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
 
-def attach_report(
-    tracker: MlflowTracker, run_id: str, page: Path, say: Callable[[str], None], tags: Mapping[str, str]
-) -> None:
+def attach_report(tracker: MlflowTracker, run_id: str, page: Path, say: Callable[[str], None], **tags: str) -> None:
     """Attach a report that is written to its run in MLflow, with tags that sum it up, if that answers in time."""
 
     def attach() -> None:

@@ -212,7 +212,10 @@ def test_a_collapsed_configuration_is_not_ranked_unless_all_are():
     )
     assert headline(FULL, with_distance(0.02, ("trial-1",))).kind == "best, confirmed"
     every = headline(FULL, with_distance(0.02, ("trial-1", "trial-2", "paper")))
-    assert (every.kind, every.text) == ("collapsed", "Collapsed: all 3 confirmed configurations have lost diversity.")
+    assert (every.kind, every.text) == (
+        "collapsed",
+        "Collapsed: samples of all 3 confirmed configurations are nearly alike.",
+    )
     assert "trial-1 has the best FID of 500 images, but its samples are 0.02 times as far apart" in every.reason
 
 

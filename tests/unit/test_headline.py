@@ -62,7 +62,7 @@ def test_a_collapsed_generator_never_leads_however_good_its_score(tmp_path):
 def test_where_all_have_collapsed_the_first_sentence_says_so(tmp_path):
     study = record(*(trial(n, value=40.0 + n, attrs={"watched": ALIKE}) for n in range(3)))
     found = headline(study)
-    assert (found.kind, found.text) == ("collapsed", "Collapsed: all 3 finished trials have lost diversity.")
+    assert (found.kind, found.text) == ("collapsed", "Collapsed: samples of all 3 finished trials are nearly alike.")
     assert found.reason.startswith(
         "trial 0 has the best FID of 500 images, but its samples are 0.021 times as far apart"
     )
