@@ -106,7 +106,7 @@ class _Judge:
             trial = next(trial for trial in confirmed.best.trials.values() if collapsed(trial))
         else:
             n, what, trial = len(self.trials), "finished trial", self.trials[0]
-            best = f"trial {trial.number}"
+            best = f"Trial {trial.number}"
         every = f"all {n} {what}s" if n > 1 else f"the only {what}"
         apart = f"{number(sample_distance(trial))} times as far apart as real images"
         short = trial.updates(self.kimg) < FEWEST_UPDATES
@@ -124,7 +124,7 @@ class _Judge:
         return self._say(
             "too short",
             f"Too short to judge: no finished trial made more than {counted(longest, 'generator update')}.",
-            f"{_name(best)} {leads}, but some {FEWEST_UPDATES} updates are needed before a DCGAN draws shapes.",
+            f"{_name(best).capitalize()} {leads}, but some {FEWEST_UPDATES} updates are needed before a DCGAN draws shapes.",
             self._longer(short=True),
         )
 
@@ -134,7 +134,7 @@ class _Judge:
         return self._say(
             "nothing searched yet",
             f"Nothing searched yet: {every}.",
-            f"{_name(best)} leads with {self.metric} = {number(best.value)} after {self._length(best)}; no "
+            f"{_name(best).capitalize()} leads with {self.metric} = {number(best.value)} after {self._length(best)}; no "
             "configuration drawn from the search space has ended.",
             self._more(),
         )
@@ -195,7 +195,7 @@ class _Judge:
             kimg, score = max(rung_scores(other), default=(0.0, 0.0))
             if other.published and other.state == "PRUNED" and kimg in own:
                 rung = f"{metric_label(self.record.attrs.rung_metric)} = {number(score)}"
-                return f"{_name(other)} was pruned at {number(kimg)} kimg with {rung}, against {number(own[kimg])}. "
+                return f"{_name(other).capitalize()} was pruned at {number(kimg)} kimg with {rung}, against {number(own[kimg])}. "
         return ""
 
     def _compared(self, other: TrialRecord, best: TrialRecord) -> str:
