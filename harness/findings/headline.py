@@ -120,11 +120,10 @@ class _Judge:
 
     def too_short(self, longest: int) -> Headline:
         best = self.trials[0]
-        leads = f"leads with {self.metric} = {number(best.value)} after {self._length(best)}"
         return self._say(
             "too short",
             f"Too short to judge: no finished trial made more than {counted(longest, 'generator update')}.",
-            f"{_name(best).capitalize()} {leads}, but some {FEWEST_UPDATES} updates are needed before a DCGAN draws shapes.",
+            f"{self._leads(best)}, but some {FEWEST_UPDATES} updates are needed before a DCGAN draws shapes.",
             self._longer(short=True),
         )
 
@@ -134,8 +133,7 @@ class _Judge:
         return self._say(
             "nothing searched yet",
             f"Nothing searched yet: {every}.",
-            f"{_name(best).capitalize()} leads with {self.metric} = {number(best.value)} after {self._length(best)}; no "
-            "configuration drawn from the search space has ended.",
+            f"{self._leads(best)}; no configuration drawn from the search space has ended.",
             self._more(),
         )
 
@@ -180,6 +178,11 @@ class _Judge:
         trial = self.trials[0].number if self.trials else None
         return Headline(kind=kind, text=text, reason=reason, next=command, trial=trial)
 
+    def _leads(self, trial: TrialRecord) -> str:
+        return (
+            f"{_name(trial).capitalize()} leads with {self.metric} = {number(trial.value)} after {self._length(trial)}"
+        )
+
     def _length(self, trial: TrialRecord) -> str:
         return f"{number(self.kimg)} kimg ({counted(trial.updates(self.kimg), 'generator update')})"
 
@@ -194,8 +197,8 @@ class _Judge:
         for other in self.record.trials:
             kimg, score = max(rung_scores(other), default=(0.0, 0.0))
             if other.published and other.state == "PRUNED" and kimg in own:
-                rung = f"{metric_label(self.record.attrs.rung_metric)} = {number(score)}"
-                return f"{_name(other).capitalize()} was pruned at {number(kimg)} kimg with {rung}, against {number(own[kimg])}. "
+                rung = f"{metric_label(self.record.attrs.rung_metric)} = {number(score)}, against {number(own[kimg])}"
+                return f"{_name(other).capitalize()} was pruned at {number(kimg)} kimg with {rung}. "
         return ""
 
     def _compared(self, other: TrialRecord, best: TrialRecord) -> str:

@@ -64,7 +64,7 @@ def test_where_all_have_collapsed_the_first_sentence_says_so(tmp_path):
     found = headline(study)
     assert (found.kind, found.text) == ("collapsed", "Collapsed: samples of all 3 finished trials are nearly alike.")
     assert found.reason.startswith(
-        "trial 0 has the best FID of 500 images, but its samples are 0.021 times as far apart"
+        "Trial 0 has the best FID of 500 images, but its samples are 0.021 times as far apart"
     )
     assert report(study, tmp_path).splitlines()[2:5] == [
         "3 trials · 63 s · cpu · collapsed", "", f"**{found.text}**"
@@ -91,7 +91,7 @@ def test_published_recipes_alone_are_not_a_search():
         "Nothing searched yet: all 3 finished trials are presets.",
     )
     assert found.reason.startswith(
-        "trial 0 (p0) leads with FID of 500 images = 60 after 27 kimg (1,688 generator updates)"
+        "Trial 0 (p0) leads with FID of 500 images = 60 after 27 kimg (1,688 generator updates)"
     )
     assert found.next == "harness sweep mnist32"
     full = dataclasses.replace(record(*presets), attrs=dataclasses.replace(FULL.attrs, target=3))

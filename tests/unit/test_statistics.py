@@ -121,9 +121,9 @@ def test_what_is_out_of_reach_widens_nothing():
 
 @pytest.mark.parametrize("spread", [0.0, 1.0, 4.0])
 def test_simulated_intervals_are_those_of_the_report(spread):
-    """Of six configurations, equal, near and apart: the same intervals miss the same true means."""
-    means = spread * np.arange(6.0)
-    scores = means[None, :, None] + np.random.default_rng(3).normal(0, 2, (100, 6, 4))
+    """Of six configurations, equal, near and apart: the same intervals miss the same means, which are wrong ones."""
+    scores = spread * np.arange(6.0)[None, :, None] + np.random.default_rng(3).normal(0, 2, (100, 6, 4))
+    means = (spread + 8.0) * np.arange(6.0)
     own, gaps = holds(scores, means)
     found_own, found_gaps = [], []
     for study in scores:
@@ -136,7 +136,7 @@ def test_simulated_intervals_are_those_of_the_report(spread):
         found_gaps.append([pair.low <= gap <= pair.high for pair, gap in zip(pairs, true, strict=True)])
     assert own.tolist() == found_own
     assert gaps.tolist() == found_gaps
-    assert not gaps.all()
+    assert 0.1 < gaps.mean() < 0.9
 
 
 @pytest.mark.parametrize("arms", [2, 3, 5, 8])
