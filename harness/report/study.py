@@ -36,7 +36,11 @@ _TOP = 5
 _GRIDS = 3
 # The report says what this many more trials would bring.
 _MORE_TRIALS = 20
-_FIGURES = ("confirmed", "outlook", "tradeoff", "history", "rungs", "losses", "importance", "placement")
+# How many of the most important parameters the score is drawn against, from how many trials on.
+_PARAMETERS, _FEWEST_POINTS = 3, 8
+_FIGURES = (
+    "confirmed", "outlook", "tradeoff", "history", "rungs", "losses", "importance", "parameters", "placement"
+)  # fmt: skip
 _PAIRS = "nearest.png"
 _OWNED = (*(f"{name}.png" for name in _FIGURES), "grid-*.png", _PAIRS, "best.toml")
 # What a final score is called in a sentence.
@@ -128,6 +132,14 @@ def _figures(
             yield "placement", plots.placement(placed, first, rung_metric)
     if importances:
         yield "importance", plots.importance(importances, evaluator)
+        leading_params = sorted(importances, key=lambda name: -importances[name])[:_PARAMETERS]
+        if len(rungs) and set(leading_params) <= set(placed.columns):
+            scored = placed.assign(score=placed["number"].map(first)).dropna(subset=["score", *leading_params])
+            if len(scored) >= _FEWEST_POINTS:
+                space = record.attrs.spec["space"]
+                log = [name for name in leading_params if space.get(name, {}).get("log")]
+                number_of_best = best.number if best else None
+                yield "parameters", plots.parameters(scored, leading_params, log, number_of_best, rung_metric)
     names = objectives(record)
     ranked = [trial for trial in board.trials if len(trial.values) == len(names)]
     if len(names) > 1 and ranked:
@@ -237,7 +249,7 @@ def _promotions(record: StudyRecord) -> list[dict[str, Any]]:
 
 def _ended(trials: pd.DataFrame) -> list[dict[str, Any]]:
     ended = []
-    rows = trials[trials["state"].isin(["PRUNED", "FAIL", "RUNNING"]) & trials["paused_kimg"].isna()]
+    rows = trials[trials["state"].isin(["PRUNED", "FAIL", "RUNNING"])]
     for row in rows.sort_values("number").to_dict("records"):
         state = "diverged" if row["diverged"] else str(row["state"]).lower()
         reason = str(row["reason"]).replace("|", "\\|").replace("\n", " ")

@@ -184,3 +184,10 @@ def test_every_reader_has_the_same_words(tmp_path):
     assert stated == dataclasses.asdict(found)
     assert json.loads(facts(FULL, confirmation(FULL, made)))["headline"] is None, "a comparison of facts needs none"
     assert found.tags == {"verdict": "best, confirmed", "headline": found.text}
+
+
+def test_the_score_is_drawn_against_the_parameters_that_matter_from_eight_trials_on(tmp_path):
+    trials = [trial(n, value=40.0 + n) for n in range(8)]
+    for n, drawn in ((7, False), (8, True)):
+        text = build_report(record(*trials[:n]), tmp_path, tmp_path / "out", {"lr_g": 0.7, "bn": 0.3}, "x").read_text()
+        assert (tmp_path / "out" / "parameters.png").is_file() == ("(parameters.png)" in text) == drawn
