@@ -9,7 +9,7 @@ from typing import Literal
 
 from harness.findings.confirmation import Confirmation, confirmation
 from harness.findings.health import collapsed, sample_distance
-from harness.findings.ranking import leading, rung_scores
+from harness.findings.ranking import leading, objectives, pareto_front, rung_scores
 from harness.findings.statistics import FEWEST_SEEDS, Estimate
 from harness.store.records import StudyRecord, TrialRecord
 from harness.text import counted, metric_label, number
@@ -138,11 +138,14 @@ class _Judge:
         )
 
     def unconfirmed(self) -> Headline:
-        best = self.trials[0]
+        best, front = self.trials[0], pareto_front(self.record)
+        several = len(objectives(self.record)) > 1
+        alone = f"By the score alone: {counted(len(front), 'trial')} on the Pareto front. " if several else ""
+        reason = f"{alone}{self._against(best)}{self._lower()}"
         return self._say(
             "best, unconfirmed",
             f"Best, unconfirmed: {_name(best)} with {self.metric} = {number(best.value)} after {self._length(best)}.",
-            f"{self._against(best)}{self._lower()}One training seed each: how much of its lead is chance is unknown.",
+            f"{reason}One training seed each: how much of its lead is chance is unknown.",
             f"harness confirm {self.record.name}",
         )
 

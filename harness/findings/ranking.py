@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import pandas as pd
@@ -52,14 +53,16 @@ def pareto_front(record: StudyRecord) -> list[TrialRecord]:
 
 def trials_frame(record: StudyRecord) -> pd.DataFrame:
     """One row a trial that was started, all its attempts together; values only of the leaderboard's protocol."""
-    comparable = {trial.number for trial in rank(record).trials}
+    comparable, seconds = {trial.number for trial in rank(record).trials}, defaultdict[int, float](float)
+    for trial in record.trials:
+        seconds[trial.root] += trial.seconds
     rows = [
         {
             "number": trial.number,
             "state": trial.shown_state,
             "value": trial.value if trial.number in comparable else None,
             "kimg": max((kimg for kimg, _ in rung_scores(trial)), default=0.0),
-            "seconds": record.seconds(trial),
+            "seconds": seconds[trial.root],
             "score_s": trial.attrs.score_s or 0.0,
             "diverged": trial.attrs.diverged,
             "preset": trial.attrs.preset,
