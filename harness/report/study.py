@@ -222,7 +222,7 @@ def _updates(trial: TrialRecord, record: StudyRecord) -> str:
 
 
 def _parameters(record: StudyRecord, trial: TrialRecord) -> str:
-    """What the search chooses, as this trial has it, in a line."""
+    """What the search chooses, as this trial has it, and how long it was trained, in a line."""
     hparams, space = trial.attrs.hparams, record.attrs.spec["space"]
     used = [
         field
@@ -230,7 +230,9 @@ def _parameters(record: StudyRecord, trial: TrialRecord) -> str:
         for field in ALIASES.get(name, (name,))
         if field in hparams and all(hparams.get(parent) == wanted for parent, wanted in param.get("when", {}).items())
     ]
-    return " · ".join(f"{name} {number(hparams[name])}" for name in dict.fromkeys(used))
+    values = [f"{name} {number(hparams[name])}" for name in dict.fromkeys(used)]
+    length = f"{number(record.attrs.spec['budget']['kimg'])} kimg, {_updates(trial, record)} generator updates"
+    return " · ".join([*values, length])
 
 
 def _promotions(record: StudyRecord) -> list[dict[str, Any]]:

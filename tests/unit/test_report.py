@@ -117,6 +117,7 @@ def test_same_input_same_bytes_and_all_sections(root, tmp_path):
         "**Best, unconfirmed: trial 1 with FID of 500 images = 40.2 after 27 kimg (1,688 generator updates).**",
         "The best published one, trial 0 (paper), has 60. One training seed each",
         "trial 1: lr_g 0.001 · ",
+        " · slope_d 0.2 · 27 kimg, 1,688 generator updates",
         "Next: `harness confirm mnist32`",
         "| 1 | 1 | 40.2 | 1.5 | 0.1 | 27 | 1,688 | 21 |",
         "| 3 | 0 (paper) | 60 |",
