@@ -22,7 +22,7 @@ import torch
 
 from harness.gan.hparams import HParams
 from harness.gan.run import CURVE_NAMES, Run, Snapshot
-from harness.gan.trainer import Budget, Progress, total_steps
+from harness.gan.trainer import Budget, Progress
 from harness.home import Home
 from harness.machine.processes import keep_memory, usable_cores, use_threads
 from harness.scoring.fidelity import Scores
@@ -73,8 +73,8 @@ class Training:
         with self._timed():
             run = Run(hp, images, seed, torch.device("cpu"))
             run.advance()
-        last = total_steps(hp, budget)
-        marks = {total_steps(hp, Budget(kimg=mark)): mark for mark in (*budget.snapshots_kimg, budget.kimg)}
+        last = hp.updates(budget.kimg)
+        marks = {hp.updates(mark): mark for mark in (*budget.snapshots_kimg, budget.kimg)}
         every = max(1, round(1000 / hp.images_per_step))
         stops = sorted({*marks, *range(every, last, every)})
         for step in stops:

@@ -24,6 +24,11 @@ def number(value: Any) -> str:
     return f"{value:.1f}".removesuffix(".0") if abs(value) >= 10 else f"{value:.3g}"
 
 
+def counted(n: int, noun: str) -> str:
+    """``1 trial``, ``3 trials``, ``3,375 updates``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 _METRIC = re.compile(r"(fid|kid|is|precision|recall)_?(inception|mnv2|vgg16)?_?(\d+k?)(_bf16)?")
 _METRICS = {"fid": "FID", "kid": "KID", "is": "Inception Score", "precision": "precision", "recall": "recall"}
 _FEATURES = {"inception": "Inception", "mnv2": "MobileNetV2", "vgg16": "VGG16"}
@@ -60,6 +65,14 @@ def objective_label(name: str, metric: str) -> str:
 def scored(value: float) -> str:
     """A score with digits to tell trials apart: FID is in the tens, KID in the hundredths."""
     return f"{value:.2f}" if value >= 10 else f"{value:.4g}"
+
+
+def against_bar(score: float, bar: float | None) -> str:
+    """A score with the bar that it missed, ``71.33; the bar was 71.32``: with digits to tell them apart."""
+    if bar is None or not bar <= score:
+        return scored(score)
+    shown = next((shown for shown in (scored, "{:.6g}".format) if shown(score) != shown(bar)), repr)
+    return f"{shown(score)}; the bar was {shown(bar)}"
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from harness import atomic
 from harness.errors import CheckpointError, NotFoundError
 from harness.findings.confirmation import confirmation
-from harness.findings.ranking import rank
+from harness.findings.ranking import leading
 from harness.gan.hparams import HParams
 from harness.home import Home
 from harness.scoring import sampling
@@ -158,11 +158,11 @@ def best_trial(record: StudyRecord, home: Home, say: Callable[[str], None]) -> T
     """The best trial of a study, or :func:`confirmed_best`, with its files; NotFoundError where none is finished."""
     if confirmed := confirmed_best(record, home, say):
         return confirmed
-    board = rank(record, top=1)
-    if not board.trials:
+    trials = leading(record)[:1]
+    if not trials:
         raise nothing_finished(record.name)
-    bring_results(record, home, say, board.trials)
-    return board.trials[0]
+    bring_results(record, home, say, trials)
+    return trials[0]
 
 
 def nothing_finished(study: str) -> NotFoundError:

@@ -9,6 +9,7 @@ from filelock import FileLock
 
 from harness import atomic
 from harness.errors import UsageError
+from harness.findings.headline import Headline, headline
 from harness.home import Home
 from harness.report.claims import build_claims_report
 from harness.report.compare import build_comparison
@@ -45,8 +46,14 @@ def write_report(name: str, home: Home, say: Callable[[str], None], *, images: b
         else:
             path = build_report(record, home.root, out, importances(study), EVALUATOR, confirmed)
     tracker = MlflowTracker(new_client(home), record.attrs.mlflow_experiment)
-    attach_report(tracker, record.attrs.mlflow_parent, path, say)
+    tags = {} if plan else headline(record, confirmed).tags
+    attach_report(tracker, record.attrs.mlflow_parent, path, say, **tags)
     return path
+
+
+def study_headline(name: str, home: Home) -> Headline:
+    """The verdict on a started search, confirmed where it was."""
+    return headline(study_to_record(started_study(name, home)), find_record(f"{name}-confirm", home))
 
 
 def write_comparison(names: Sequence[str], home: Home) -> Path:

@@ -16,7 +16,7 @@ from harness.api.generator import Generator, confirmed_best, nothing_finished
 from harness.data.store import ImageStore, OnProgress, open_array_store, open_store
 from harness.errors import DataError, UsageError
 from harness.findings.health import audited
-from harness.findings.ranking import rank
+from harness.findings.ranking import leading
 from harness.gan.hparams import HParams
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress
@@ -172,7 +172,7 @@ def audit_study(
     spec, record = stored_spec(study), study_to_record(study)
     bring_results(record, home, say)
     confirmed = confirmed_best(record, home, say)
-    chosen = [*rank(record, top=top).trials, *([confirmed] if confirmed else [])]
+    chosen = [*leading(record)[:top], *([confirmed] if confirmed else [])]
     if not chosen:
         raise nothing_finished(study_name)
     waiting = [trial for trial in chosen if audited(trial, home.root) is None]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from harness.api.generator import Generator
+    from harness.findings.headline import Headline
     from harness.store.records import StudyRecord
     from harness.sweep.run import SweepResult
 
@@ -37,6 +38,7 @@ class BestTrial:
         value: its final score; lower is better.
         scores: all final scores by their full names.
         folder: with its curve, sample grids and weights.
+        headline: the verdict on the study, as of :attr:`Study.headline`: how sure it is that this is the best.
     """
 
     study: str
@@ -45,6 +47,7 @@ class BestTrial:
     value: float
     scores: Mapping[str, float]
     folder: Path
+    headline: Headline
 
     def generator(self) -> Generator:
         """The trained generator.
@@ -209,7 +212,7 @@ class Study:
         """One row for each started trial.
 
         Columns: number, state, a column for each parameter, ``rung_3kimg`` for the score at 3 kimg, value, each final
-        score by its full name, seconds, protocol, reason.
+        score by its full name, updates (of the generator, of a finished trial), seconds, protocol, reason.
 
         >>> import harness
         >>> frame = harness.Study("tiny").trials_dataframe()
@@ -243,7 +246,23 @@ class Study:
             value=float(trial.value if trial.value is not None else "nan"),
             scores=trial.attrs.scores,
             folder=self.home.root / trial.attrs.folder,
+            headline=self.headline,
         )
+
+    @property
+    def headline(self) -> Headline:
+        """The verdict on the study: ``kind``, ``text``, ``reason`` and the command that comes ``next``.
+
+        Raises:
+            NotFoundError: it was not started.
+
+        >>> import harness
+        >>> harness.Study("tiny").headline.kind in ("collapsed", "too short")
+        True
+        """
+        from harness.api.reports import study_headline
+
+        return study_headline(self.name, self.home)
 
     def report(self) -> Path:
         """Write ``reports/STUDY/report.md`` in the current folder, with figures and ``best.toml``; return its path.

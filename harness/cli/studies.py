@@ -67,6 +67,7 @@ def _sweep(spec: ResolvedStudy, given: Any, outcome: dict[str, str]) -> int | No
         raise
     path = _report(spec.name, given.home)
     say(f"{result.finished} of {result.target} trials finished; report: {path}")
+    _say_headline(spec.name, given)
     outcome |= {"SWEEP_REPORT": str(path), "SWEEP_TRIALS": f"{result.finished} of {result.target}"}
     if result.out_of_time:
         outcome["SWEEP_STATE"] = "out of time"
@@ -141,8 +142,9 @@ def confirm(given: Any) -> int:
     spec = confirm_spec(study, home, top=given.top, seeds=given.seeds, samplings=given.samplings)
     arms = len({preset.arm for preset in spec.presets})
     say(f"confirming {arms} configurations of {study}: {spec.budget.trials} trainings of {spec.budget.kimg:g} kimg")
-    result = _run(spec, given)
-    return _conclude(result, _report(study, home))
+    code = _conclude(_run(spec, given), _report(study, home))
+    _say_headline(study, given)
+    return code
 
 
 @front.verb(
@@ -177,6 +179,13 @@ def claims(given: Any) -> int:
         say(f"left out, as their systems do not fit these images or this base: {', '.join(left)}")
     result = _run(spec, given)
     return _conclude(result, _report(spec.name, given.home, images=not given.no_images))
+
+
+def _say_headline(study: str, given: Any) -> None:
+    from harness.api.reports import study_headline
+
+    for line in study_headline(study, given.home).lines:
+        say(line)
 
 
 def _run(spec: ResolvedStudy, given: Any, **asked: Any) -> SweepResult:

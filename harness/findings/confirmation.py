@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.findings import statistics as stats
+from harness.findings.health import collapsed
 from harness.findings.ranking import rank
 from harness.gan.hparams import LATER, digest, stored_value
 from harness.store.records import StudyRecord, TrialRecord
@@ -38,6 +39,15 @@ class ConfirmedArm:
         return None if self.searched is None else self.estimate.mean - self.searched
 
     @property
+    def n_collapsed(self) -> int:
+        return sum(collapsed(trial) for trial in self.trials.values())
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether most of its trainings have."""
+        return 2 * self.n_collapsed > len(self.trials)
+
+    @property
     def hparams(self) -> Mapping[str, Any]:
         return next(iter(self.trials.values())).attrs.hparams
 
@@ -50,9 +60,10 @@ class ConfirmedArm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confirmation:
-    """``ranked`` have no diverged training, the best mean first; ``unsound`` have one, or nothing yet.
+    """``ranked`` have no diverged training and have not collapsed, the best mean first; ``unsound`` are the others.
 
-    ``differences`` are those from the best, ``splits`` the sources of chance of each where they can be told.
+    Where all have collapsed, they are ranked. ``differences`` are those from the best, ``splits`` the sources of chance
+    of each where they can be told.
     """
 
     study: str
@@ -75,11 +86,19 @@ class Confirmation:
 
     @property
     def ties(self) -> list[ConfirmedArm]:
-        return [arm for arm in self.ranked[1:] if (gap := self.against_best(arm)) is None or gap.tie]
+        return [arm for arm in self.ranked[1:] if self.verdict(arm) != "worse"]
 
     def verdict(self, arm: ConfirmedArm) -> str:
+        """``best``, or ``leads`` where no other is worse; ``worse``, ``tie``, or ``open``.
+
+        Open is what too few seeds say, and one that leads on the seeds that it shares with the best.
+        """
         gap = self.against_best(arm)
-        return "best" if arm is self.best else "not told" if gap is None else "tie" if gap.tie else "worse"
+        if arm is self.best:
+            return "leads" if len(self.ties) == len(self.ranked) - 1 else "best"
+        if gap is None or gap.estimate.low is None:
+            return "open"
+        return "tie" if gap.tie else "worse" if gap.estimate.low > 0 else "open"
 
     @property
     def leader(self) -> ConfirmedArm | None:
@@ -92,11 +111,6 @@ class Confirmation:
         return next((arm for arm in self.ranked if arm.published), None)
 
     @property
-    def strict(self) -> bool:
-        """Whether there is a tie whose own interval leaves out 0."""
-        return any(gap.tie and (gap.estimate.low or 0) > 0 for gap in self.differences.values())
-
-    @property
     def n_open(self) -> int:
         return sum(arm.n_open for arm in (*self.ranked, *self.unsound))
 
@@ -106,7 +120,7 @@ class Confirmation:
 
     @property
     def detectable(self) -> float | None:
-        """The difference from the best that is detected in at least 8 of 10 repeats, by the runner-up's spread."""
+        """The difference from the best that is detected in 8 of 10 repeats, by the runner-up's spread."""
         pair = self.against_best(self.ranked[1]) if len(self.ranked) > 1 else None
         return stats.detectable(pair.sd, pair.estimate.n, len(self.ranked)) if pair else None
 
@@ -120,9 +134,10 @@ def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
     for trial in plan.trials:
         by_arm.setdefault(trial.attrs.arm, []).append(trial)
     arms = [_arm(name, trials, board.protocol_hash, search) for name, trials in by_arm.items() if name]
-    by_name = {arm.name: arm for arm in arms if arm.trials and not arm.n_diverged}
-    if not by_name:
+    scored = [arm for arm in arms if arm.trials and not arm.n_diverged]
+    if not scored:
         return None
+    by_name = {arm.name: arm for arm in scored if not arm.collapsed} or {arm.name: arm for arm in scored}
     result = stats.standing({name: arm.scores for name, arm in by_name.items()})
     sound = [replace(by_name[name], estimate=result.estimates[name]) for name in result.order]
     # By configuration: a bad one varies in other ways than a good one.
@@ -157,7 +172,7 @@ def _arm(name: str, trials: list[TrialRecord], protocol_hash: str, search: Study
     comparable = [t for t in same if t.state == "COMPLETE" and t.attrs.protocol_hash == protocol_hash]
     return ConfirmedArm(
         name=name,
-        estimate=stats.estimate([float(done[seed].value or 0.0) for seed in sorted(done)]),
+        estimate=stats.mean_score([float(done[seed].value or 0.0) for seed in sorted(done)]),
         trials=done,
         n_diverged=len(diverged),
         n_open=len(planned - set(done) - diverged - other),

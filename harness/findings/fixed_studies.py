@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from harness.errors import NotFoundError, UsageError
-from harness.findings.ranking import objectives, pareto_front, rank
+from harness.findings.ranking import leading, objectives, pareto_front
 from harness.findings.verdicts import RULE
 from harness.gan.hparams import HParams, digest
 from harness.spec.files import file_names, load_claim, load_recipe
@@ -61,7 +61,7 @@ def confirm_spec(
 
 def finalists(record: StudyRecord, top: int) -> dict[str, HParams]:
     """The best configurations and every published one by name, those of the front first; equal ones once."""
-    ranked = list(rank(record).trials)
+    ranked = leading(record)
     if len(objectives(record)) > 1:
         best = pareto_front(record)
         ranked = [*best, *(trial for trial in ranked if trial not in best)]

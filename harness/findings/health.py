@@ -43,8 +43,8 @@ class Health:
     def findings(self) -> list[str]:
         """What is wrong, in words; empty where nothing was found."""
         texts = []
-        collapsed = self.distance is not None and self.distance < COLLAPSED
-        if collapsed:
+        alike = self.distance is not None and self.distance < COLLAPSED
+        if alike:
             texts.append(f"**collapsed**: samples are {number(self.distance)} times as far apart as real images")
         if self.won is not None and self.won > 0.5:
             texts.append(f"the discriminator had won for {100 * self.won:.0f} % of the second half")
@@ -56,18 +56,30 @@ class Health:
             near += f"{100 * self.nearer:.0f} % (50 % is chance, 100 % all copies)"
             # A nearly blank image is near to many others.
             blank = f"{near}; alike as they are, they need be no copies"
-            texts.append(blank if collapsed else f"**memorises**: {near}")
+            texts.append(blank if alike else f"**memorises**: {near}")
         return texts
+
+
+def sample_distance(trial: TrialRecord) -> float | None:
+    """How far apart its last samples are, as a share of real images' distance; None where it was not measured."""
+    watched = trial.attrs.watched
+    return watched[max(watched)].get("sample_distance") if watched else None
+
+
+def collapsed(trial: TrialRecord) -> bool:
+    """Whether its last samples were measured to have lost diversity."""
+    distance = sample_distance(trial)
+    return distance is not None and distance < COLLAPSED
 
 
 def health(name: str, trial: TrialRecord, root: Path) -> Health:
     """What the database and a trial's folder say of its samples."""
     watched, audit = trial.attrs.watched, audited(trial, root) or {}
     last = watched[max(watched)] if watched else {}
-    copying = audit.get("copying", {})
+    copying, distance = audit.get("copying", {}), sample_distance(trial)
     return Health(
         name=name,
-        distance=last.get("sample_distance", audit.get("sample_distance")),
+        distance=audit.get("sample_distance") if distance is None else distance,
         variance=last.get("feature_variance"),
         won=_won(trial, root),
         score=audit.get("score"),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaln
 
 from harness.findings.ranking import rank
-from harness.store.records import StudyRecord, TrialRecord
+from harness.store.records import StudyRecord
 from harness.text import duration, metric_label
 
 _RESAMPLED, _FEWEST = 500, 8
@@ -103,18 +103,13 @@ def in_words(ahead: Outlook, metric: str) -> list[str]:
     ]
 
 
-def _drawn(trial: TrialRecord) -> bool:
-    """By the sampler."""
-    return not trial.attrs.preset and not trial.attrs.recipe
-
-
 def _pruned(record: StudyRecord) -> int:
-    return sum(trial.state == "PRUNED" and _drawn(trial) for trial in record.trials)
+    return sum(trial.state == "PRUNED" and trial.drawn for trial in record.trials)
 
 
 def _finished(record: StudyRecord) -> list[float]:
     """Final scores under the leaderboard's protocol."""
-    return [float(trial.value or 0.0) for trial in rank(record).trials if _drawn(trial)]
+    return [float(trial.value or 0.0) for trial in rank(record).trials if trial.drawn]
 
 
 def expected_best(samples: Sequence[Sequence[float]] | Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import pandas as pd
 
+from harness.findings.health import collapsed
 from harness.gan.hparams import stored_value
 from harness.spec.objectives import Objective, as_losses, front
 from harness.store.records import StudyRecord, TrialRecord
 
+FEWEST_PAIRS = 5
 _COLUMNS = ("number", "state", "value", "kimg", "seconds", "score_s", "diverged", "preset", "reason", "paused_kimg")
 
 
@@ -35,6 +38,11 @@ def rank(record: StudyRecord, *, top: int | None = None) -> Leaderboard:
     return Leaderboard(tuple(ranked[:top]), chosen, left_out)
 
 
+def leading(record: StudyRecord) -> list[TrialRecord]:
+    """The leaderboard's trials, the best first; those whose samples have collapsed last."""
+    return sorted(rank(record).trials, key=collapsed)
+
+
 def objectives(record: StudyRecord) -> tuple[Objective, ...]:
     """What the study searches for; the score alone, unless its file says more."""
     return tuple(record.attrs.spec.get("objectives") or ("score",))
@@ -48,15 +56,17 @@ def pareto_front(record: StudyRecord) -> list[TrialRecord]:
 
 
 def trials_frame(record: StudyRecord) -> pd.DataFrame:
-    """One row a trial that was started, with its parameters by name; values only of the leaderboard's protocol."""
-    comparable = {trial.number for trial in rank(record).trials}
+    """One row a trial that was started, all its attempts together; values only of the leaderboard's protocol."""
+    comparable, seconds = {trial.number for trial in rank(record).trials}, defaultdict[int, float](float)
+    for trial in record.trials:
+        seconds[trial.root] += trial.seconds
     rows = [
         {
             "number": trial.number,
             "state": trial.shown_state,
             "value": trial.value if trial.number in comparable else None,
             "kimg": max((kimg for kimg, _ in rung_scores(trial)), default=0.0),
-            "seconds": trial.seconds,
+            "seconds": seconds[trial.root],
             "score_s": trial.attrs.score_s or 0.0,
             "diverged": trial.attrs.diverged,
             "preset": trial.attrs.preset,
@@ -64,7 +74,7 @@ def trials_frame(record: StudyRecord) -> pd.DataFrame:
             "paused_kimg": trial.paused_kimg,
             **trial.params,
         }
-        for trial in record.trials
+        for trial in record.newest
         if trial.shown_state != "WAITING"
     ]
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=_COLUMNS)
@@ -72,7 +82,7 @@ def trials_frame(record: StudyRecord) -> pd.DataFrame:
 
 def trials_dataframe(record: StudyRecord) -> pd.DataFrame:
     """One row for each started trial, for a person, as :meth:`harness.Study.trials_dataframe` says."""
-    searched = list(record.attrs.spec["space"])
+    searched, kimg = list(record.attrs.spec["space"]), record.attrs.spec["budget"]["kimg"]
     started = [trial for trial in record.trials if trial.shown_state != "WAITING"]
     rows = [
         {
@@ -83,22 +93,47 @@ def trials_dataframe(record: StudyRecord) -> pd.DataFrame:
             **{f"rung_{kimg:g}kimg": score for kimg, score in rung_scores(trial)},
             "value": trial.value if trial.state == "COMPLETE" else None,
             **trial.attrs.scores,
+            "updates": trial.updates(kimg) if trial.state == "COMPLETE" else None,
             "seconds": record.seconds(trial),
             "protocol": trial.attrs.protocol_hash,
             "reason": trial.reason,
         }
         for trial in started
     ]
-    steps = [f"rung_{kimg:g}kimg" for kimg in sorted(set(rungs_frame(record)["kimg"]))]
+    steps = [f"rung_{kimg:g}kimg" for kimg in sorted({kimg for trial in started for kimg, _ in rung_scores(trial)})]
     scores = sorted({name for trial in started for name in trial.attrs.scores})
-    columns = ["number", "state", "preset", *searched, *steps, "value", *scores, "seconds", "protocol", "reason"]
+    ends = ["value", *scores, "updates", "seconds", "protocol", "reason"]
+    columns = ["number", "state", "preset", *searched, *steps, *ends]
     return pd.DataFrame(rows, columns=columns)
 
 
 def rungs_frame(record: StudyRecord) -> pd.DataFrame:
-    """One row a rung score: number, kimg, score, state."""
-    rows = [(trial.number, *scored, trial.shown_state) for trial in record.trials for scored in rung_scores(trial)]
+    """One row a rung score: number, kimg, score, state; of several attempts at a trial the last one's."""
+    rows = [(trial.number, *scored, trial.shown_state) for trial in record.newest for scored in rung_scores(trial)]
     return pd.DataFrame(rows, columns=["number", "kimg", "score", "state"])
+
+
+@dataclass(frozen=True, slots=True)
+class RankCorrelation:
+    """Spearman's, of the rung scores at ``kimg`` and the final scores of ``n`` trials."""
+
+    kimg: float
+    rho: float
+    n: int
+
+
+def rank_correlations(record: StudyRecord) -> list[RankCorrelation]:
+    """How well each rung's scores rank the trials that were trained to the end, from ``FEWEST_PAIRS`` pairs on."""
+    from scipy.stats import spearmanr  # a second, which starting a sweep need not wait for
+
+    ranked, found = rank(record).trials, []
+    for kimg in sorted({kimg for trial in ranked for kimg, _ in rung_scores(trial)}):
+        pairs = [(dict(rung_scores(trial)).get(kimg), trial.value) for trial in ranked]
+        known = [pair for pair in pairs if pair[0] is not None]
+        if len(known) >= FEWEST_PAIRS and all(len(set(side)) > 1 for side in zip(*known, strict=True)):
+            rungs, finals = zip(*known, strict=True)
+            found.append(RankCorrelation(kimg, float(spearmanr(rungs, finals).statistic), len(known)))
+    return found
 
 
 def rung_scores(trial: TrialRecord) -> list[tuple[float, float]]:

@@ -23,6 +23,8 @@ LEVEL = 0.95
 ALPHA = 1 - LEVEL
 # The power that plans aim at (Cohen 1988, section 2.4).
 WANTED_POWER = 0.8
+# Fewer training seeds than this have no interval: with two it is 12.7 times as wide as they are apart.
+FEWEST_SEEDS = 3
 # A configuration that a paired t-test tells from the first at this level could not have been picked in its place.
 REACH_ALPHA = 0.03
 
@@ -32,7 +34,7 @@ Scores = Mapping[int, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A mean over training seeds and its t-interval at ``LEVEL``; no interval (None) with fewer than two seeds."""
+    """A mean over training seeds and its t-interval; no interval (None) with fewer than ``FEWEST_SEEDS``."""
 
     mean: float
     low: float | None
@@ -51,7 +53,7 @@ class Estimate:
 class Difference:
     """Scores of ``b`` less those of ``a`` on the seeds that both have, by the paired t-test.
 
-    ``p_holm`` is corrected for all pairs of the family; ``sd`` is that of the differences.
+    ``sd`` is that of the differences; ``p_holm`` is ``p`` until :func:`corrected` allows for the family.
     """
 
     a: str
@@ -63,8 +65,8 @@ class Difference:
 
     @property
     def tie(self) -> bool:
-        """Whether the data cannot tell the two apart."""
-        return not self.p_holm < ALPHA
+        """Whether the data cannot tell the two apart: the interval has 0 in it, or there is none."""
+        return self.estimate.low is None or self.estimate.high is None or self.estimate.low <= 0 <= self.estimate.high
 
     def flipped(self) -> Difference:
         return replace(self, a=self.b, b=self.a, estimate=self.estimate.scaled(-1.0))
@@ -82,7 +84,10 @@ class VarianceSplit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """Configurations by their means, the lowest first; intervals allow for its having been picked as the lowest."""
+    """Configurations by their means, the lowest first; intervals allow for its having been picked as the lowest.
+
+    Those of the differences from it hold all together (:func:`all_differences`).
+    """
 
     order: tuple[str, ...]
     estimates: Mapping[str, Estimate]
@@ -92,22 +97,18 @@ class Standing:
 def standing(scores: Mapping[str, Scores]) -> Standing:
     """Who leads, by how much, and how sure that is.
 
-    The lowest of k means is too low: its own interval must reach higher, and those of the differences from it lower.
-    That it misses to the other side becomes rare, so all of ALPHA is left to this one: the bound is at 1 - ALPHA / k
-    (Bonferroni), where k counts the first and those within its reach. Simulated in docs/decisions/0008.
+    The lowest of k means is too low: its own interval must reach higher. That it misses to the other side becomes rare,
+    so all of ALPHA is left to this one: the bound is at 1 - ALPHA / k (Bonferroni), where k counts the first and those
+    within its reach. Simulated in docs/decisions/0008.
     """
-    plain = {name: estimate(list(values.values())) for name, values in scores.items()}
+    plain = {name: mean_score(list(values.values())) for name, values in scores.items()}
     order = tuple(sorted(plain, key=lambda name: (plain[name].mean, name)))
     first, pairs = order[0], all_differences(scores)
     against = {name: pair for name in order[1:] if (pair := pairs.get((first, name)))}
     reached = [name for name in order[1:] if name not in against or against[name].p >= REACH_ALPHA]
     if len(reached) > 1:
-        wide = 1 - 2 * ALPHA / (1 + len(reached))
-        own = estimate(list(scores[first].values()), wide)
+        own = estimate(list(scores[first].values()), 1 - 2 * ALPHA / (1 + len(reached)))
         plain[first] = replace(plain[first], high=own.high)
-        for name, pair in against.items():
-            gap = estimate(_gaps(first, name, scores), wide)
-            against[name] = replace(pair, estimate=replace(pair.estimate, low=gap.low))
     return Standing(order=order, estimates=plain, against_first=against)
 
 
@@ -115,10 +116,19 @@ def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
     return _tested(values, level)[0]
 
 
+def mean_score(values: Sequence[float]) -> Estimate:
+    """The mean of a configuration's scores; no FID or KID is expected to be below 0, so no interval begins there.
+
+    But a mean can be below 0, KID being unbiased: its interval is left as it is.
+    """
+    mean = estimate(values)
+    return mean if mean.low is None or mean.mean < 0 else replace(mean, low=max(0.0, mean.low))
+
+
 def _tested(values: Sequence[float], level: float) -> tuple[Estimate, float]:
     """(estimate, p of the one-sample t-test against 0)."""
     mean, n = statistics.fmean(values) if values else math.nan, len(values)
-    if n < 2:
+    if n < FEWEST_SEEDS:
         return Estimate(mean=mean, low=None, high=None, n=n), 1.0
     if len(set(values)) == 1:  # nothing to divide by: equal values are all the evidence there is
         return Estimate(mean=mean, low=mean, high=mean, n=n), float(mean == 0)
@@ -127,26 +137,24 @@ def _tested(values: Sequence[float], level: float) -> tuple[Estimate, float]:
     return Estimate(mean=mean, low=low, high=high, n=n), float(stats.ttest_mean(0.0)[1])
 
 
-def difference(a: str, b: str, scores: Mapping[str, Scores]) -> Difference | None:
-    """The paired difference of two configurations; None with fewer than two common seeds. ``p_holm`` equals ``p``."""
-    gaps = _gaps(a, b, scores)
+def difference(a: str, b: str, scores: Mapping[str, Scores], level: float = LEVEL) -> Difference | None:
+    """The paired difference of two configurations; None with fewer than two common seeds."""
+    gaps = [scores[b][seed] - scores[a][seed] for seed in sorted(set(scores[a]) & set(scores[b]))]
     if len(gaps) < 2:
         return None
-    gap, p = _tested(gaps, LEVEL)
+    gap, p = _tested(gaps, level)
     return Difference(a=a, b=b, estimate=gap, sd=statistics.stdev(gaps), p=p, p_holm=p)
 
 
-def _gaps(a: str, b: str, scores: Mapping[str, Scores]) -> list[float]:
-    return [scores[b][seed] - scores[a][seed] for seed in sorted(set(scores[a]) & set(scores[b]))]
-
-
 def all_differences(scores: Mapping[str, Scores]) -> dict[tuple[str, str], Difference]:
-    """Every pair's difference, with Holm's correction over all pairs.
+    """Every pair's difference, with intervals that hold all together in 95 of 100 studies (Bonferroni over all pairs).
 
     Correcting over the comparisons with the best alone, which is read from the same data, finds differences between
     equals too often (docs/decisions/0008).
     """
-    pairs = corrected([pair for a, b in combinations(scores, 2) if (pair := difference(a, b, scores))])
+    chosen = list(combinations(scores, 2))
+    level = 1 - ALPHA / max(1, len(chosen))
+    pairs = [pair for a, b in chosen if (pair := difference(a, b, scores, level))]
     return {(pair.a, pair.b): pair for one in pairs for pair in (one, one.flipped())}
 
 
@@ -170,16 +178,13 @@ def power(effect: float, sd: float, n: int, alpha: float = ALPHA) -> float:
 
 
 def told(effect: float, sd: float, n: int, configurations: int) -> float:
-    """How often n seeds tell two of the compared configurations apart that differ by ``effect``.
-
-    Exact for two; for more Holm's first step over all pairs: a lower bound, close where all others are ties.
-    """
+    """How often n seeds tell two of the compared configurations apart that differ by ``effect``."""
     return power(effect, sd, n, ALPHA / math.comb(configurations, 2))
 
 
 def detectable(sd: float, n: int, configurations: int) -> float | None:
-    """The difference that is detected in at least 8 of 10 repeats (:func:`told`); None with fewer than two seeds."""
-    if n < 2:
+    """The difference that is detected in 8 of 10 repeats (:func:`told`); None with fewer than ``FEWEST_SEEDS``."""
+    if n < FEWEST_SEEDS:
         return None
     high = 1.0
     while told(high, 1.0, n, configurations) < WANTED_POWER:

@@ -20,6 +20,7 @@ from harness.findings.health import COLLAPSED
 from harness.findings.ranking import rank
 from harness.findings.statistics import (
     ALPHA,
+    FEWEST_SEEDS,
     LEVEL,
     WANTED_POWER,
     Difference,
@@ -286,7 +287,7 @@ def claim_power(says: str, margin: float, sd: float, n: int, arms: int = 1) -> f
 
     The true one is ``ASSUMED`` times the margin, for ``same`` none; arms are corrected together (Holm's first step).
     """
-    if n < 2:
+    if n < FEWEST_SEEDS:
         return 0.0
     rng = np.random.default_rng(0)
     # Of normal differences mean and spread are independent.
@@ -306,5 +307,5 @@ def seeds_needed(says: str, margin: float, sd: float, arms: int = 1) -> int | No
     def suffices(n: int) -> bool:
         return claim_power(says, margin, sd, n, arms) >= WANTED_POWER
 
-    counts = range(2, _MOST_SEEDS + 1)
+    counts = range(FEWEST_SEEDS, _MOST_SEEDS + 1)
     return counts[bisect_left(counts, True, hi=len(counts) - 1, key=suffices)] if suffices(_MOST_SEEDS) else None

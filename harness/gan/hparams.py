@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -231,6 +232,16 @@ class HParams:
     def images_per_step(self) -> int:
         """Real images shown for one generator update."""
         return self.batch_size * self.n_dis
+
+    def updates(self, kimg: float) -> int:
+        """Generator updates needed to show ``kimg`` thousand images."""
+        return generator_updates(self.images_per_step, kimg)
+
+
+def generator_updates(images_per_step: int, kimg: float) -> int:
+    """Generator updates needed to show ``kimg`` thousand images, of which each update takes ``images_per_step``."""
+    # Rounded first: epochs times their length must not become a step more by the last bit.
+    return max(1, math.ceil(round(kimg * 1000 / images_per_step, 6)))
 
 
 def expand(params: Mapping[str, Any]) -> dict[str, Any]:

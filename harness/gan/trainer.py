@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -38,12 +37,6 @@ class Progress:
     kimg: float
     curve: dict[str, float]
     images_per_s: float
-
-
-def total_steps(hp: HParams, budget: Budget) -> int:
-    """Generator updates needed to show ``budget.kimg`` thousand images."""
-    # Rounded first: epochs times their length must not become a step more by the last bit.
-    return max(1, math.ceil(round(budget.kimg * 1000 / hp.images_per_step, 6)))
 
 
 def epoch_kimg(hp: HParams, n_images: int) -> float:
@@ -84,11 +77,11 @@ def train(
         reason = obstacle(run) or capture(run)
         if reason:
             warnings.warn(f"training without a CUDA graph: {reason}", stacklevel=2)
-    last = total_steps(hp, budget)
+    last = hp.updates(budget.kimg)
     marks: dict[int, list[float]] = {}
     for mark in [mark for mark in budget.snapshots_kimg if mark < budget.kimg] + [budget.kimg]:
         # Marks closer than a large batch fall on one step; each is answered.
-        marks.setdefault(total_steps(hp, Budget(kimg=mark)) if mark else 0, []).append(mark)
+        marks.setdefault(hp.updates(mark) if mark else 0, []).append(mark)
     interval = budget.progress_kimg or min(1.0, budget.kimg / 20)
     every = max(1, round(interval * 1000 / hp.images_per_step))
     for mark in marks.get(run.step, ()):  # where it resumes, an interrupted caller may not have acted on it

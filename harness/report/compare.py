@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from harness.findings.confirmation import confirmation
-from harness.findings.ranking import rank
+from harness.findings.headline import headline
+from harness.findings.ranking import leading, rank
 from harness.report import plots
 from harness.report.page import write_page
 from harness.spec.resolved import changes
@@ -47,15 +48,16 @@ def build_comparison(pairs: Sequence[tuple[StudyRecord, StudyRecord | None]], ou
 
 
 def _entry(record: StudyRecord, plan: StudyRecord | None) -> dict[str, Any]:
-    board = rank(record, top=1)
+    board, confirmed = rank(record, top=1), confirmation(record, plan) if plan else None
     return {
         "name": record.name,
         "record": record,
         "protocol": board.protocol_hash,
-        "best": board.trials[0] if board.trials else None,
+        "best": next(iter(leading(record)), None),
         "finished": sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials),
         "time": duration(sum(trial.seconds for trial in record.trials)),
-        "confirmed": confirmation(record, plan) if plan else None,
+        "confirmed": confirmed,
+        "verdict": headline(record, plan).kind,
         "n_samplings": record.attrs.spec["scoring"].get("sampling_seeds") or 1,
     }
 

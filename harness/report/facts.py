@@ -13,8 +13,9 @@ import tomli_w
 from harness import atomic
 from harness.errors import NotFoundError, UsageError
 from harness.findings.confirmation import Confirmation
+from harness.findings.headline import Headline
 from harness.findings.health import Health
-from harness.findings.ranking import rank
+from harness.findings.ranking import leading, rank
 from harness.findings.statistics import LEVEL
 from harness.spec.resolved import changes
 from harness.store.records import StudyRecord, TrialRecord
@@ -38,18 +39,24 @@ _KEYS = {
 _Facts = Mapping[str, Any]
 
 
-def facts(record: StudyRecord, confirmed: Confirmation | None, watched: Sequence[Health] = ()) -> str:
+def facts(
+    record: StudyRecord,
+    confirmed: Confirmation | None,
+    watched: Sequence[Health] = (),
+    verdict: Headline | None = None,
+) -> str:
     """The report's statements as JSON: the same record, and the same health of its best trainings, the same bytes."""
     board = rank(record)
     stated = {
         "study": record.name,
         "uid": record.attrs.uid,
+        "headline": asdict(verdict) if verdict else None,
         "metric": record.attrs.final_metric,
         "protocol_hash": board.protocol_hash,
         "target": record.attrs.target,
         "finished": sum(trial.state in ("COMPLETE", "PRUNED") for trial in record.trials),
         "ranked": [
-            {"trial": trial.number, "value": trial.value, "hparams": trial.attrs.hparams} for trial in board.trials
+            {"trial": trial.number, "value": trial.value, "hparams": trial.attrs.hparams} for trial in leading(record)
         ],
         "ended": {
             str(t.number): {"state": t.state, "reason": t.reason}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from html import escape
@@ -53,6 +54,10 @@ def filled(template: str, **context: Any) -> str:
     return _environment().get_template(template).render(context)
 
 
+# A line that begins a folded part, with its summary, or ends one.
+_FOLD = re.compile(r"^(?:<details><summary>(.*)</summary>|</details>)$", re.MULTILINE)
+
+
 @cache
 def _environment() -> Environment:
     # Markdown for people, not HTML: nothing is escaped; names in it are validated where they enter.
@@ -86,9 +91,16 @@ def write_html(page: Path) -> Path:
 
 
 def page_to_html(markdown: str, folder: Path, *, title: str) -> str:
-    """CommonMark with tables as HTML; images are of ``folder``. Markup in the text is shown, never obeyed."""
+    """CommonMark with tables as HTML; images are of ``folder``.
+
+    Markup in the text is shown, never obeyed, but for the lines that fold a part: its summary, and its end.
+    """
     reader = MarkdownIt("commonmark", {"html": False}, renderer_cls=_Renderer).enable("table")
-    body = reader.render(markdown, {"folder": folder.resolve()})
+    first, *rest = _FOLD.split(markdown)
+    body = reader.render(first, {"folder": folder.resolve()})
+    for summary, text in zip(rest[::2], rest[1::2], strict=True):
+        body += "</details>\n" if summary is None else f"<details><summary>{escape(summary)}</summary>\n"
+        body += reader.render(text, {"folder": folder.resolve()})
     return filled("page.html.j2", title=escape(title), body=body)
 
 

@@ -153,6 +153,22 @@ def importance(values: Mapping[str, float], evaluator: str) -> Figure:
     return figure
 
 
+def parameters(frame: pd.DataFrame, names: Sequence[str], log: Container[str], best: int | None, metric: str) -> Figure:
+    """Each trial's ``score`` against some parameters, those of ``log`` on a log axis, the best trial in orange."""
+    figure, axes = new_figure(columns=len(names), height=3.0)
+    is_best = frame["number"] == best
+    for axis, name in zip(axes, names, strict=True):
+        values = frame[name] if pd.api.types.is_numeric_dtype(frame[name]) else frame[name].astype(str)
+        axis.scatter(values[~is_best], frame["score"][~is_best], color=_BLUE, s=30, alpha=0.7)
+        axis.scatter(values[is_best], frame["score"][is_best], color=_ORANGE, s=60, zorder=3)
+        if name in log:
+            axis.set_xscale("log")
+        if frame["score"].min() > 0:  # one bad trial must not flatten the others
+            axis.set_yscale("log")
+        axis.set(xlabel=wrapped(param_label(name)), ylabel=_lower(metric) if axis is axes[0] else "")
+    return figure
+
+
 def rung_curves(rungs: pd.DataFrame, best: int | None, metric: str) -> Figure:
     """Every trial's rung scores by kimg, the best one highlighted."""
     figure, (axis,) = new_figure()

@@ -10,10 +10,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from harness.findings.confirmation import confirmation
-from harness.findings.health import health, health_context
+from harness.findings.headline import headline
+from harness.findings.health import collapsed, health, health_context
 from harness.findings.outlook import chance, outlook, too_few
-from harness.findings.ranking import Leaderboard, objectives, pareto_front, rank, rungs_frame, trials_frame
-from harness.gan.hparams import stored_value
+from harness.findings.ranking import (
+    Leaderboard,
+    leading,
+    objectives,
+    pareto_front,
+    rank,
+    rank_correlations,
+    rungs_frame,
+    trials_frame,
+)
+from harness.gan.hparams import ALIASES, stored_value
 from harness.report import plots
 from harness.report.facts import FACTS_FILE, best_toml, facts
 from harness.report.page import write_page
@@ -26,11 +36,20 @@ _TOP = 5
 _GRIDS = 3
 # The report says what this many more trials would bring.
 _MORE_TRIALS = 20
-_FIGURES = ("confirmed", "outlook", "tradeoff", "history", "rungs", "losses", "importance", "placement")
+# How many of the most important parameters the score is drawn against, from how many trials on.
+_PARAMETERS, _FEWEST_POINTS = 3, 8
+_FIGURES = (
+    "confirmed", "outlook", "tradeoff", "history", "rungs", "losses", "importance", "parameters", "placement"
+)  # fmt: skip
 _PAIRS = "nearest.png"
 _OWNED = (*(f"{name}.png" for name in _FIGURES), "grid-*.png", _PAIRS, "best.toml")
 # What a final score is called in a sentence.
-_SCORES = {"fid": "FID, the Fréchet distance", "kid": "KID, the kernel distance"}
+_SCORES = {"fid": "FID, the Fréchet distance", "kid": "KID, the squared maximum mean discrepancy"}
+# What a small sample does to each.
+_BIAS = {
+    "fid": "noisy and biased upwards",
+    "kid": "noisy, though not biased: near 0 it may be below 0",
+}
 
 
 def build_report(
@@ -49,7 +68,8 @@ def build_report(
     board, trials = rank(record), trials_frame(record)
     confirmed = confirmation(record, plan) if plan else None
     # The trainings that are shown: the confirmed best's median seed, then the search's best.
-    shown = [(f"trial {trial.number}", trial) for trial in board.trials[:_TOP]]
+    leaders = leading(record)
+    shown = [(f"trial {trial.number}", trial) for trial in leaders[:_TOP]]
     if confirmed:
         shown.insert(0, (f"{confirmed.best.name}, confirmed (median seed)", confirmed.best.median_trial))
     files = {}
@@ -73,15 +93,18 @@ def build_report(
             watched |= {"pairs": _PAIRS, "pairs_of": shown[0][0]}
         if len(curve := pd.DataFrame(folder.read_curve())):
             figures["losses"] = plots.losses(curve)
-    if board.trials:
-        files["best.toml"] = best_toml(record, root, board.trials[0], confirmed).encode()
-    files[FACTS_FILE] = facts(record, confirmed, watched["rows"] if watched else ()).encode()
+    if leaders:
+        files["best.toml"] = best_toml(record, root, leaders[0], confirmed).encode()
+    verdict = headline(record, plan)
+    files[FACTS_FILE] = facts(record, confirmed, watched["rows"] if watched else (), verdict).encode()
     context = {
         **study_context(record, board, trials),
         "evaluator": evaluator,
+        "headline": verdict,
         "confirmed": confirmed,
+        "parameters": _parameters(record, shown[0][1]) if shown else "",
         "grids": grids,
-        "losses_of": shown[0][0] if shown else "",
+        "shown": shown[0][0] if shown else "",
         "first_sampling": samplings[0] if len(samplings) > 1 else None,
         "health": watched,
         "outlook": ahead,
@@ -96,7 +119,7 @@ def _figures(
 ) -> Iterator[tuple[str, Figure]]:
     """The figures of the search itself, by name."""
     final_metric, rung_metric = record.attrs.final_metric, record.attrs.rung_metric
-    best = board.trials[0] if board.trials else None
+    best = next(iter(leading(record)), None)
     if best:
         yield "history", plots.history(trials, final_metric)
     rungs = rungs_frame(record)
@@ -109,6 +132,14 @@ def _figures(
             yield "placement", plots.placement(placed, first, rung_metric)
     if importances:
         yield "importance", plots.importance(importances, evaluator)
+        leading_params = sorted(importances, key=lambda name: -importances[name])[:_PARAMETERS]
+        if len(rungs) and set(leading_params) <= set(placed.columns):
+            scored = placed.assign(score=placed["number"].map(first)).dropna(subset=["score", *leading_params])
+            if len(scored) >= _FEWEST_POINTS:
+                space = record.attrs.spec["space"]
+                log = [name for name in leading_params if space.get(name, {}).get("log")]
+                number_of_best = best.number if best else None
+                yield "parameters", plots.parameters(scored, leading_params, log, number_of_best, rung_metric)
     names = objectives(record)
     ranked = [trial for trial in board.trials if len(trial.values) == len(names)]
     if len(names) > 1 and ranked:
@@ -119,21 +150,19 @@ def _figures(
 
 def study_context(record: StudyRecord, board: Leaderboard, trials: pd.DataFrame) -> dict[str, Any]:
     """What the record alone says; ``spec`` stays as the version that stored it wrote it."""
-    spec, best = record.attrs.spec, board.trials[0] if board.trials else None
-    final, rungs, leading = spec["scoring"]["final"], spec["budget"]["rungs"], board.trials[:_TOP]
-    paper = next((t for t in board.trials if t.attrs.preset == "paper"), None)
-    pruned = next((t for t in record.trials if t.attrs.preset == "paper" and t.state == "PRUNED"), None)
+    spec, leaders = record.attrs.spec, leading(record)
+    best = leaders[0] if leaders else None
+    final, rungs = spec["scoring"]["final"], spec["budget"]["rungs"]
     searched = "precision" in spec["space"]
     names = objectives(record)
     return {
         "record": record,
         "best": best,
-        "paper": paper if paper is not best else None,
-        "paper_pruned": _at_its_last_rung(pruned, best) if pruned and best else None,
         "rungs": ", ".join(number(rung) for rung in rungs) or "no",
         "promotions": _promotions(record),
         "n_finished": int(trials["state"].isin(["COMPLETE", "PRUNED"]).sum()),
         "meaning": _SCORES[final["metric"]],
+        "bias": _BIAS[final["metric"]],
         "kid_subset": min(1000, final["samples"], final["reference"]),
         "data_option": "" if spec["data"]["source"] == "mnist" else " --data PATH",
         "protocol_hash": board.protocol_hash,
@@ -143,9 +172,10 @@ def study_context(record: StudyRecord, board: Leaderboard, trials: pd.DataFrame)
         },
         "space": [_space_row(name, param) for name, param in spec["space"].items()],
         "other_metrics": sorted(
-            {name for t in leading for name in t.attrs.scores if name != record.attrs.final_metric}
+            {name for t in leaders[:_TOP] for name in t.attrs.scores if name != record.attrs.final_metric}
         ),
-        "board": [_board_row(trial, record) for trial in leading],
+        "board": [_board_row(trial, record) for trial in leaders[:_TOP]],
+        "correlations": [f"{c.rho:.2f} at {number(c.kimg)} kimg (n = {c.n})" for c in rank_correlations(record)],
         "baselines": _baselines(record, best),
         "left_out": ", ".join(map(str, board.left_out)),
         "unavailable": best.attrs.unavailable if best else {},
@@ -166,15 +196,15 @@ def study_context(record: StudyRecord, board: Leaderboard, trials: pd.DataFrame)
 def _baselines(record: StudyRecord, best: TrialRecord | None) -> list[dict[str, Any]]:
     """A row for each published recipe that was tried, best first; those without a score last, with the reason."""
     rows = []
-    continued = {trial.attrs.retry_of for trial in record.trials}
-    for trial in record.trials:
-        if not trial.attrs.recipe or trial.state == "WAITING" or trial.number in continued:
+    for trial in record.newest:
+        if not trial.attrs.recipe or trial.state == "WAITING":
             continue
         ranked = best is not None and trial.attrs.protocol_hash == best.attrs.protocol_hash
         value = trial.value if trial.state == "COMPLETE" and ranked else None
         gain = value - best.value if value is not None and best and best.value is not None else None
         end = "" if value is not None else trial.reason or trial.state.lower()
-        rows.append({"trial": trial, "value": value, "gain": gain, "seconds": record.seconds(trial), "end": end})
+        row = {"trial": trial, "updates": _updates(trial, record), "seconds": record.seconds(trial)}
+        rows.append({**row, "value": value, "gain": gain, "end": end})
     return sorted(rows, key=lambda row: (row["value"] is None, row["value"] or 0.0, row["trial"].number))
 
 
@@ -182,7 +212,27 @@ def _board_row(trial: TrialRecord, record: StudyRecord) -> dict[str, Any]:
     hparams, space = trial.attrs.hparams, record.attrs.spec["space"]
     # A baseline was not asked for any: its values of what the others search.
     params = trial.params or {name: stored_value(hparams, name) for name in space if hparams}
-    return {"trial": trial, "seconds": record.seconds(trial), "params": params}
+    seconds, updates = record.seconds(trial), _updates(trial, record)
+    return {"trial": trial, "seconds": seconds, "updates": updates, "collapsed": collapsed(trial), "params": params}
+
+
+def _updates(trial: TrialRecord, record: StudyRecord) -> str:
+    """Generator updates of a whole training."""
+    return f"{trial.updates(record.attrs.spec['budget']['kimg']):,}" if trial.attrs.hparams else "–"
+
+
+def _parameters(record: StudyRecord, trial: TrialRecord) -> str:
+    """What the search chooses, as this trial has it, and how long it was trained, in a line."""
+    hparams, space = trial.attrs.hparams, record.attrs.spec["space"]
+    used = [
+        field
+        for name, param in space.items()
+        for field in ALIASES.get(name, (name,))
+        if field in hparams and all(hparams.get(parent) == wanted for parent, wanted in param.get("when", {}).items())
+    ]
+    values = [f"{name} {number(hparams[name])}" for name in dict.fromkeys(used)]
+    length = f"{number(record.attrs.spec['budget']['kimg'])} kimg, {_updates(trial, record)} generator updates"
+    return " · ".join([*values, length])
 
 
 def _promotions(record: StudyRecord) -> list[dict[str, Any]]:
@@ -201,7 +251,7 @@ def _promotions(record: StudyRecord) -> list[dict[str, Any]]:
 
 def _ended(trials: pd.DataFrame) -> list[dict[str, Any]]:
     ended = []
-    rows = trials[trials["state"].isin(["PRUNED", "FAIL", "RUNNING"]) & trials["paused_kimg"].isna()]
+    rows = trials[trials["state"].isin(["PRUNED", "FAIL", "RUNNING"])]
     for row in rows.sort_values("number").to_dict("records"):
         state = "diverged" if row["diverged"] else str(row["state"]).lower()
         reason = str(row["reason"]).replace("|", "\\|").replace("\n", " ")
@@ -230,11 +280,3 @@ def _space_row(name: str, param: Mapping[str, Any]) -> dict[str, str]:
     for parent, wanted in param.get("when", {}).items():
         text += f" (when {parent} is {wanted})"
     return {"name": name, "type": param["type"], "range": text, "meaning": meaning(name)}
-
-
-def _at_its_last_rung(trial: TrialRecord, best: TrialRecord) -> dict[str, float] | None:
-    """A pruned trial's last rung score and the best trial's there; None if it diverged, or one has none."""
-    step = max(trial.intermediate, default=0)
-    if trial.attrs.diverged or step not in trial.intermediate or step not in best.intermediate:
-        return None
-    return {"kimg": step / 1000, "score": trial.intermediate[step], "best": best.intermediate[step]}

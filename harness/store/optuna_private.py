@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import optuna
@@ -14,6 +14,8 @@ from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import select
 
+# Successive halving's note on a rung, which its number follows.
+_RUNG = "completed_rung_"
 # Methods of RDBStorage that Optuna's cache calls instead of their public counterparts.
 CALLED_BY_CACHE = ("_get_trials", "_set_trial_param")
 
@@ -76,9 +78,20 @@ def retry_notes(trial: FrozenTrial, *, undecided: bool) -> dict[str, Any]:
     own = {
         name: value
         for name, value in trial.system_attrs.items()
-        if not (undecided and name.startswith("completed_rung_") and value == score)
+        if not (undecided and name.startswith(_RUNG) and value == score)
     }
     return {"failed_trial": trial.number, **own, "retry_history": [*retry_chain(trial), trial.number]}
+
+
+def halving_bar(trials: Iterable[FrozenTrial], trial: FrozenTrial, factor: int) -> float | None:
+    """The worst score with which successive halving lets a trial continue at the last rung that this one was judged at.
+
+    Of n trials scored there it lets the best ⌊n / factor⌋ continue, one at least; None where no rung judged it.
+    """
+    judged = [name for name in trial.system_attrs if name.startswith(_RUNG)]
+    last = max(judged, key=lambda name: int(name.removeprefix(_RUNG)), default="")
+    values = sorted(other.system_attrs[last] for other in trials if last in other.system_attrs)
+    return values[max(1, len(values) // factor) - 1] if values else None
 
 
 class StudyView(optuna.Study):
@@ -113,6 +126,12 @@ class HyperbandOfView(HyperbandPruner):
         assert isinstance(bracket, StudyView)
         bracket.is_member = lambda trial: self._get_bracket_id(study, trial) == bracket_id
         return bracket
+
+    def rivals(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
+        """The trials of its bracket."""
+        if not self._pruners:
+            self._try_initialization(study)
+        return self._create_bracket_study(study, self._get_bracket_id(study, trial)).get_trials(deepcopy=False)
 
     def first_rung(self, study: optuna.Study, number: int) -> int:
         """Images after which the trial of this number is first judged: where its bracket begins."""

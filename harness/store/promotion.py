@@ -145,6 +145,18 @@ def promoted_trial(study: optuna.Study, spec: ResolvedStudy, *, closing: bool) -
     return None if chosen is None else trials[chosen]
 
 
+def promotion_bars(study: optuna.Study, spec: ResolvedStudy) -> dict[int, float]:
+    """By the step of each rung: the worst loss with which a trial continues from it, once no new trial is to come."""
+    trials = [trial for trial in PositionView(study).get_trials(deepcopy=False) if not is_baseline(trial)]
+    gone = {trial.number for trial in trials if trial.state == TrialState.PRUNED}
+    bars = {}
+    for losses, (kimg, keep) in zip(losses_at_levels(trials, spec), spec.promotions, strict=False):
+        chosen = sorted(loss for trial, loss in losses.items() if trial not in gone)[: -(-len(losses) // keep)]
+        if chosen:
+            bars[kimg_to_images(kimg)] = chosen[-1]
+    return bars
+
+
 def is_baseline(trial: FrozenTrial) -> bool:
     """Whether it trains a published recipe in full, outside the search."""
     return bool(TrialAttrs.parse(trial.user_attrs).recipe)

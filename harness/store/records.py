@@ -9,6 +9,8 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Self
 
+from harness.gan.hparams import generator_updates
+
 
 class _Attrs:
     """Values that remember which of them were given: those are written, even where one equals its default."""
@@ -200,6 +202,16 @@ class TrialRecord:
         return "PAUSED" if self.state == "WAITING" and self.paused_kimg is not None else self.state
 
     @property
+    def drawn(self) -> bool:
+        """Whether the sampler drew its configuration: it is neither a preset nor a published recipe."""
+        return not self.attrs.preset and not self.attrs.recipe
+
+    def updates(self, kimg: float) -> int:
+        """Generator updates after ``kimg`` thousand images."""
+        hparams = self.attrs.hparams
+        return generator_updates(int(hparams["batch_size"]) * int(hparams.get("n_dis", 1)), kimg)
+
+    @property
     def published(self) -> bool:
         """Whether its settings are somebody's published ones: a recipe's, or the paper's."""
         return bool(self.attrs.recipe) or self.attrs.preset == "paper"
@@ -233,6 +245,12 @@ class StudyRecord:
         """Trials with a final score, best first; ties go to the earlier one."""
         done = [trial for trial in self.trials if trial.state == "COMPLETE" and trial.value is not None]
         return sorted(done, key=lambda trial: (trial.value, trial.number))
+
+    @property
+    def newest(self) -> list[TrialRecord]:
+        """Every trial once: of the attempts at one the last that was started."""
+        continued = {trial.attrs.retry_of for trial in self.trials if trial.shown_state != "WAITING"}
+        return [trial for trial in self.trials if trial.number not in continued]
 
     def attempts(self, trial: TrialRecord) -> list[TrialRecord]:
         """The trial with those that it continues, and those that continue it."""

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Container
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner, NopPruner, PercentilePruner, SuccessiveHalvingPruner
@@ -17,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from harness.gan.hparams import derive_seed
 from harness.spec.objectives import dominated_share
 from harness.spec.resolved import ResolvedStudy
-from harness.store.optuna_private import HyperbandOfView, StudyView, id_of
+from harness.store.optuna_private import HyperbandOfView, StudyView, halving_bar, id_of
 from harness.store.records import TrialAttrs, stored_position, stored_retry_of
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -118,6 +119,10 @@ class AsyncPercentilePruner(PercentilePruner):
     Optuna's pruner waits for finished trials: with N workers, the first N trials would all train in full.
     """
 
+    def __init__(self, percentile: float, n_startup_trials: int) -> None:
+        super().__init__(percentile, n_startup_trials=n_startup_trials)
+        self.percentile = percentile
+
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         view = copy.copy(study)
         assert isinstance(view, PositionView)
@@ -195,6 +200,23 @@ def is_pruned(study: optuna.Study, spec: ResolvedStudy, trial: FrozenTrial) -> b
     view = DominanceView(study)
     view.step, view.timed = own.last_step, "seconds" in spec.objectives
     return bool(pruner.prune(view, view.as_ranked(own)))
+
+
+def pruning_bar(study: optuna.Study, spec: ResolvedStudy, trial: FrozenTrial) -> float | None:
+    """The worst score that the pruner lets continue where it has just judged the trial; None where it is no score."""
+    own, pruner, view = by_position(trial), make_pruner(spec), PositionView(study)
+    if spec.objectives or own.last_step is None:
+        return None
+    if isinstance(pruner, HyperbandOfView):
+        return halving_bar(pruner.rivals(view, own), own, spec.pruner.reduction_factor)
+    if isinstance(pruner, SuccessiveHalvingPruner):
+        return halving_bar(view.get_trials(deepcopy=False), own, spec.pruner.reduction_factor)
+    if not isinstance(pruner, AsyncPercentilePruner):
+        return None
+    view.judged = own
+    scores = [t.intermediate_values.get(own.last_step) for t in view.get_trials(False, (TrialState.COMPLETE,))]
+    known = [score for score in scores if score is not None]
+    return float(np.nanpercentile(known, pruner.percentile)) if known else None
 
 
 def study_in_memory(name: str | None = None, sampler: BaseSampler | None = None) -> optuna.Study:

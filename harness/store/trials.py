@@ -22,9 +22,10 @@ from harness.machine.processes import is_gone, this_process
 from harness.spec.resolved import ResolvedStudy
 from harness.store.database import HEARTBEAT_S, PatientStorage, locked, storage_of
 from harness.store.optuna_private import cached_storage, id_of, retry_chain, retry_notes, show_attrs, stale_trial_ids
-from harness.store.promotion import paused_at, promoted_trial, sampled_trial
+from harness.store.promotion import paused_at, promoted_trial, promotion_bars, sampled_trial
 from harness.store.records import TrialAttrs, stored_position, stored_retry_of
-from harness.store.samplers import FINISHED, PositionView, is_pruned, position_of
+from harness.store.samplers import FINISHED, PositionView, is_pruned, position_of, pruning_bar
+from harness.text import against_bar
 
 # A trial whose workers die this often in a row, without getting any further, is not retried.
 MAX_CRASHES = 3
@@ -82,6 +83,10 @@ class Trials:
         if not pruned:
             self._write(id_of(trial), TrialAttrs(kept_at=own.last_step))
         return pruned
+
+    def bar(self, trial: optuna.Trial) -> float | None:
+        """The worst score that continues where the pruner has just judged this trial, if that is by its score."""
+        return pruning_bar(self.study, self.spec, self._cached.get_trial(id_of(trial)))
 
     def history(self, trial: optuna.Trial) -> list[int]:
         """Numbers of the trials that this one continues, the first first."""
@@ -143,10 +148,13 @@ class Trials:
             self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
     def _prune(self, paused: Sequence[FrozenTrial]) -> None:
+        bars = promotion_bars(self.study, self.spec) if paused else {}
         for trial in paused:
             last = trial.last_step
             assert last is not None
-            reason = f"paused at {last / 1000:g} kimg, and not promoted: others were better there"
+            score = trial.intermediate_values[last]
+            why = "others were better there" if self.spec.objectives else against_bar(score, bars.get(last))
+            reason = f"paused at {last / 1000:g} kimg, and not promoted: {why}"
             with suppress(UpdateFinishedTrialError):
                 self._write(id_of(trial), TrialAttrs(reason=reason))
                 self.storage.set_trial_state_values(id_of(trial), TrialState.PRUNED)

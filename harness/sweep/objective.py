@@ -25,6 +25,7 @@ from harness.store.samplers import kimg_to_images
 from harness.store.trials import Lease, Trials, trial_key, write_attrs
 from harness.sweep import messages
 from harness.sweep.messages import WorkerJob
+from harness.text import against_bar
 from harness.training.attempt import Attempt, Degenerate, Saved, checked, checkpoint_every_s, train_on_disk
 from harness.training.checkpoint import History
 from harness.training.run_folder import RunFolder, RunInfo, RunRecord
@@ -95,7 +96,7 @@ def score_rung(trial: optuna.Trial, event: Snapshot, kimg: float, attempt: Attem
     pause_at(trial, kimg_to_images(kimg), setup)
     decides = kimg in setup.job.spec.budget.rungs and not TrialAttrs.parse(trial.user_attrs).recipe
     if decides and setup.trials.should_prune(trial):
-        raise optuna.TrialPruned(f"{name} {score:.4g} at {kimg:g} kimg")
+        raise optuna.TrialPruned(f"{name} at {kimg:g} kimg: {against_bar(score, setup.trials.bar(trial))}")
 
 
 def pause_at(trial: optuna.Trial, step: int, setup: WorkerSetup) -> None:

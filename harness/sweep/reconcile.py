@@ -14,14 +14,14 @@ from filelock import Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import NotFoundError, StorageError, StorageLost, TrackingError, without_secrets
-from harness.findings.ranking import rank
+from harness.findings.ranking import leading
 from harness.gan.hparams import canonical_json
 from harness.home import Home
 from harness.machine.provenance import provenance
 from harness.spec.resolved import compared_params
 from harness.store.database import open_storage, write_study_attrs
 from harness.store.records import StudyAttrs, TrialAttrs
-from harness.store.studies import database_exists, started_study, stored_spec, study_to_record
+from harness.store.studies import database_exists, find_record, started_study, stored_spec, study_to_record
 from harness.store.trials import Trials, finished_count, trial_key
 from harness.sweep.journals import adopt_journals
 from harness.tracking.client import answers, client_for, make_database, new_client, within, without_password
@@ -128,15 +128,19 @@ class ParentRun:
         return True
 
     def _end(self, target: int) -> None:
-        ended, scores = finished_count(self.trials.study), {}
+        from harness.findings.headline import headline  # with statsmodels: seconds
+
+        ended, scores, tags = finished_count(self.trials.study), dict[str, float](), dict[str, str]()
         try:
             record = study_to_record(self.trials.study)
-            if ended >= target and (best := rank(record, top=1).trials):
+            if ended >= target and (best := leading(record)):
                 metric = f"best_{record.attrs.final_metric}"
                 scores = {metric: best[0].values[0], "trials_complete": float(len(record.complete))}
+            if not self.trials.spec.plan:
+                tags = headline(record, find_record(f"{record.name}-confirm", self.home)).tags
             # As a step: MLflow shows the last one's, also where more trials were asked for since.
             state = "COMPLETE" if ended >= target else "FAIL"
-            self.tracker.end(self.run_id, state, scores=scores, tags={}, step=ended)
+            self.tracker.end(self.run_id, state, scores=scores, tags=tags, step=ended)
         except Exception as error:
             self._away(error)
 

@@ -254,11 +254,12 @@ class MlflowTracker:
         self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
 
-def attach_report(tracker: MlflowTracker, run_id: str, page: Path, say: Callable[[str], None]) -> None:
-    """Attach a report that is written to its run in MLflow, if that answers in time."""
+def attach_report(tracker: MlflowTracker, run_id: str, page: Path, say: Callable[[str], None], **tags: str) -> None:
+    """Attach a report that is written to its run in MLflow, with tags that sum it up, if that answers in time."""
 
     def attach() -> None:
         tracker.artifact(run_id, page.parent, "report")
+        tracker._tag(run_id, tags)
         tracker.describe(run_id, page.read_text(encoding="utf-8"), images_in="report")
 
     try:

@@ -101,7 +101,10 @@ def test_a_study_ends_with_final_scores_and_what_waits_is_pruned_for_a_reason(tr
     assert states[TrialState.COMPLETE] + states[TrialState.PRUNED] == 10 == len(trials.study.trials)
     assert trials.is_done(10)
     for trial in trials.study.get_trials(states=(TrialState.PRUNED,)):
-        assert trial.user_attrs["reason"].startswith(f"paused at {trial.last_step / 1000:g} kimg")
+        why, _, bar = trial.user_attrs["reason"].partition("; the bar was ")
+        before = f"paused at {trial.last_step / 1000:g} kimg, and not promoted: "
+        assert why.startswith(before)
+        assert float(why.removeprefix(before)) >= float(bar), "of ⌈n / keep⌉ at that rung none was worse"
         assert trial.value is None, "its rung scores are not on the final score's axis"
     assert sum(each.endswith(f"at {FIRST}") for each in done) == 10
     assert sum(each.endswith(f"at {SECOND}") for each in done) >= 3, "⌈10 / 4⌉"

@@ -86,8 +86,11 @@ def test_a_sweep_is_confirmed_though_everything_was_killed(project):
     }, "what was killed and gone on with has other scores than what was not"
     project.run("report", "tiny")
     report = project.folder / "reports" / "tiny"
-    assert "**Best configuration: " in (report / "report.md").read_text()
-    assert json.loads((report / "report.json").read_text())["confirmed"]
+    stated = json.loads((report / "report.json").read_text())
+    assert stated["confirmed"]
+    assert stated["headline"]["kind"] in ("collapsed", "too short"), "after 0.3 kimg"
+    assert f"**{stated['headline']['text']}**" in (report / "report.md").read_text()
+    assert all(line in output for line in (stated["headline"]["text"], f"next: {stated['headline']['next']}"))
     best = tomllib.loads((report / "best.toml").read_text())
     assert best["study"] == "tiny-confirm"
     assert best["confirmed"]["training_seeds"] == sorted({trial.attrs.seed for trial in plan.complete})

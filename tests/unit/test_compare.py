@@ -42,7 +42,7 @@ def test_studies_of_one_protocol_are_ranked_and_their_differences_listed(tmp_pat
     assert "not confirmed: other (`harness confirm STUDY`)" in text
     assert "The next is mnist32 with 40.2, 7.25 more" in text
     assert "| sampler.name | tpe | random |" in text
-    assert "trial-1 | 45 | 43 to 47 | 5 |" in text
+    assert "| best, confirmed | trial-1 | 45 | 43 to 47 | 5 |" in text
     assert "not confirmed" in text
     assert "do not compare" not in text.lower() and "Not all of these scores compare" not in text
     assert (tmp_path / "spent.png").is_file()
@@ -54,7 +54,7 @@ def test_scores_of_other_protocols_are_not_ranked_together_and_it_says_why(tmp_p
     better = [trial(number, value=value, attrs={"protocol_hash": "p9"}) for number, value in enumerate((3.0, 4.0))]
     other = named("other", record(*better), samples=1000)
     text = build_comparison([(FULL, None), (other, None)], tmp_path).read_text()
-    assert "**mnist32 has the best single score of the search**" in text
+    assert "**mnist32 is the only study to compare**" in text
     assert "No other study has a score of the same protocol" in text
     assert "> **Not all of these scores compare.** Only those within one protocol do: mnist32; other" in text
     assert "samples is 500 in mnist32, 1000 in other" in text
@@ -66,14 +66,15 @@ def better(by: float) -> StudyRecord:
 
 
 @pytest.mark.parametrize(
-    ("by", "gap", "said"), [(1.0, "1 more", "Their intervals overlap: which of the two is better is not sure"),
-                            (20.0, "20 more", "Their intervals do not overlap")]
+    ("by", "gap", "first", "said"),
+    [(1.0, "1 more", "leads, but is not known to be better", "Their intervals overlap"),
+     (20.0, "20 more", "found the best configuration", "Their intervals do not overlap")],
 )  # fmt: skip
-def test_where_all_are_confirmed_confirmed_means_rank_and_not_the_lucky_score(tmp_path, by, gap, said):
+def test_where_all_are_confirmed_confirmed_means_rank_and_not_the_lucky_score(tmp_path, by, gap, first, said):
     lucky = named("lucky", record(trial(0, value=3.0), trial(1, value=44.0)))
     text = build_comparison([(lucky, plan(GOOD)), (FULL, better(by))], tmp_path).read_text()
     mean = confirmation(FULL, better(by)).best.estimate
-    assert f"**mnist32 found the best configuration**: trial-1 with a confirmed mean fid500 of {mean.mean:g}" in text
+    assert f"**mnist32 {first}**: trial-1 with a confirmed mean fid500 of {mean.mean:g}" in text
     assert f"The next is lucky with 45, {gap}" in text
     assert said in text
     assert "single score" not in text

@@ -8,12 +8,14 @@ import pytest
 
 from harness.findings.confirmation import confirmation
 from harness.findings.fixed_studies import finalists
-from harness.findings.statistics import estimate
+from harness.findings.headline import headline
+from harness.findings.statistics import difference, estimate, mean_score
 from harness.gan.hparams import HParams
 from harness.report.study import build_report
 from harness.spec.files import load_best
 from harness.spec.fixed_study import fixed_study, fresh_seeds
 from harness.store.records import StudyRecord, TrialAttrs, TrialRecord
+from harness.text import number
 from tests.unit.test_report import FULL, SPEC, START
 
 ARMS = {"trial-1": FULL.trials[1], "trial-2": FULL.trials[2], "paper": FULL.trials[0]}
@@ -139,9 +141,9 @@ def test_report_and_best_toml_are_of_the_confirmed_best(tmp_path):
     path = build_report(FULL, tmp_path / "runs", tmp_path / "out", {}, "PED-ANOVA", plan(GOOD))
     assert "<p>|" not in path.with_suffix(".html").read_text(), "a table that no reader of Markdown takes for one"
     text = path.read_text()
-    assert "**Best configuration: trial-1**, FID of 500 images = **45**, 95 % interval 43 to 47, " in text
+    assert "**Best, confirmed: trial-1 with a mean FID of 500 images = 45 (95 % interval 43 to 47), from 5 " in text
     assert "paper, has 61.1: 16.1 more" in text
-    assert "How sure: trial-2 is a tie with it" in text
+    assert "Ties: trial-2; choose the most convenient." in text
     assert "| 2 | trial-2 | 45.3 |" in text
     assert text.index("## Confirmed") < text.index("## Best configurations of the search")
     confirmed, searched = text.split("### What the search had promised")
@@ -180,13 +182,59 @@ def test_seeds_are_fresh_and_the_first_stay_when_more_are_asked_for():
     assert not set(first) & set(fresh_seeds(1, "confirm", 5, set()))
 
 
-def test_a_tie_whose_interval_leaves_out_0_is_explained(tmp_path):
+def test_a_tie_and_its_interval_never_disagree(tmp_path):
     """Of three: by itself the first would be told from the second, but not among three comparisons."""
     close = {**GOOD, "trial-2": [45.8, 51.5, 47.0, 47.2, 48.2], "paper": [45.4, 52.0, 47.1, 47.1, 48.2]}
     found = confirmation(FULL, plan(close))
     gap = found.against_best(found.ranked[1])
-    assert gap.tie
-    assert gap.estimate.low > 0
+    assert difference("trial-1", found.ranked[1].name, {arm.name: arm.scores for arm in found.ranked}).estimate.low > 0
+    assert found.verdict(found.ranked[1]) == "tie"
+    assert gap.estimate.low < 0 < gap.estimate.high
     text = build_report(FULL, tmp_path, tmp_path / "out", {}, "x", plan(close)).read_text()
-    assert 'A "tie" whose interval leaves out 0 is no contradiction' in text
-    assert "no contradiction" not in build_report(FULL, tmp_path, tmp_path / "out", {}, "x", plan(GOOD)).read_text()
+    assert f"{number(gap.estimate.low)} to {number(gap.estimate.high)} | tie |" in text
+
+
+def test_a_collapsed_configuration_is_not_ranked_unless_all_are():
+    made = plan(GOOD)
+
+    def with_distance(distance: float, arms: tuple[str, ...]) -> StudyRecord:
+        watched = {27000: {"sample_distance": distance}}
+        trials = (
+            dataclasses.replace(t, attrs=dataclasses.replace(t.attrs, watched=watched)) if t.attrs.arm in arms else t
+            for t in made.trials
+        )
+        return dataclasses.replace(made, trials=tuple(trials))
+
+    found = confirmation(FULL, with_distance(0.02, ("trial-1",)))
+    assert ([arm.name for arm in found.ranked], [arm.name for arm in found.unsound]) == (
+        ["trial-2", "paper"],
+        ["trial-1"],
+    )
+    assert headline(FULL, with_distance(0.02, ("trial-1",))).kind == "best, confirmed"
+    every = headline(FULL, with_distance(0.02, ("trial-1", "trial-2", "paper")))
+    assert (every.kind, every.text) == (
+        "collapsed",
+        "Collapsed: samples of all 3 confirmed configurations are nearly alike.",
+    )
+    assert "trial-1 has the best FID of 500 images, but its samples are 0.02 times as far apart" in every.reason
+
+
+def test_two_seeds_and_a_tie_make_no_winner(tmp_path):
+    made = plan({"trial-1": [391.0, 398.0], "trial-2": [398.4, 392.0]})
+    found = headline(FULL, made)
+    assert found.kind == "no winner"
+    assert found.text == (
+        "No winner: nothing was found to be worse than trial-1 with a mean FID of 500 images = 394.5, from 2 training "
+        "seeds that the search never used."
+    )
+    assert (found.reason, found.next) == (
+        "Fewer than 3 seeds tell no configurations apart.", "harness confirm mnist32 --seeds 5"
+    )  # fmt: skip
+    text = build_report(FULL, tmp_path, tmp_path / "out", {}, "x", made).read_text()
+    assert "95 % interval -" not in text and "Best configuration:" not in text
+    assert "| 1 | trial-1 | 394.5 | – | 2 | 1,688 | – | – | leads |" in text
+
+
+def test_a_mean_has_no_interval_below_zero_but_an_unbiased_kids_may():
+    assert mean_score([1.0, 2.0, 9.0]).low == 0.0 > estimate([1.0, 2.0, 9.0]).low
+    assert mean_score([-0.001, 0.0005, -0.002]) == estimate([-0.001, 0.0005, -0.002])

@@ -75,3 +75,11 @@ def test_an_image_that_is_not_the_reports_is_named_instead(folder, source):
 def test_the_committed_page_is_that_of_the_committed_report(study):
     page = ROOT / "reports" / study / "report.md"
     assert page.with_suffix(".html").read_text() == page_to_html(page.read_text(), page.parent, title=study)
+
+
+def test_what_is_folded_has_a_summary_and_nothing_else_is_obeyed(folder):
+    fold = "<details><summary>More & <b>more</b></summary>\n\n| a |\n|---|\n| <details> |\n\n</details>\n\nAfter.\n"
+    body = page_to_html(f"# T\n\n{fold}", folder, title="T").split("</style>\n", 1)[1]
+    assert "<details><summary>More &amp; &lt;b&gt;more&lt;/b&gt;</summary>\n<div" in body
+    assert body.count("<details>") == body.count("</details>") == 1
+    assert "</table></div>\n</details>\n<p>After.</p>" in body

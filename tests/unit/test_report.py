@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from harness.errors import SpecError
+from harness.findings.headline import headline
 from harness.findings.ranking import rank, trials_frame
 from harness.gan.hparams import HParams
 from harness.report.study import build_report, study_context
@@ -38,7 +39,7 @@ def trial(number: int, state: str = "COMPLETE", value: float | None = None, **ch
     params = {"lr_g": 1e-3, "bn": ["paper", "all"][number % 2], "activation_g": ["relu", "leaky_relu"][number % 3 == 0]}
     attrs = {
         "folder": f"trials/mnist32/{number:05d}",
-        "hparams": SPEC.hparams(params).to_dict(),
+        "hparams": SPEC.hparams({**params, "batch_size": 16}).to_dict(),
         "protocol_hash": "p1",
         "scores": {"fid500": value, "kid500": 0.1, "is_mnv2_500": 1.5},
         "unavailable": {"is500": "no head"},
@@ -84,9 +85,8 @@ def test_the_papers_settings_are_named_where_they_were_pruned(tmp_path):
     paper, *others = FULL.trials
     pruned = record(dataclasses.replace(paper, state="PRUNED", value=None), *others)
     text = build_report(pruned, tmp_path / "runs", tmp_path / "out", {}, "PED-ANOVA").read_text()
-    said = "= 40.2**. The paper's own settings were pruned at 9 kimg with "
-    assert said in text
-    assert " = 40, against 41 there of the best." in text.partition(said)[2].partition("\n")[0]
+    assert "Trial 0 (paper) was pruned at 9 kimg with FID of 250 images by MobileNetV2's features = 40, " in text
+    assert "against 41. One training seed each" in text
 
 
 @pytest.fixture
@@ -114,8 +114,12 @@ def test_same_input_same_bytes_and_all_sections(root, tmp_path):
     assert b"<p>|" not in first["report.html"], "a table that no reader of Markdown takes for one"
     text = first["report.md"].decode()
     for expected in (
-        "**Best so far: trial 1 with FID of 500 images = 40.2**, against 60 for the paper's own settings",
-        "| 1 | 1 | 40.2 | 1.5 | 0.1 | 27 | 21 |",
+        "**Best, unconfirmed: trial 1 with FID of 500 images = 40.2 after 27 kimg (1,688 generator updates).**",
+        "The best published one, trial 0 (paper), has 60. One training seed each",
+        "trial 1: lr_g 0.001 · ",
+        " · slope_d 0.2 · 27 kimg, 1,688 generator updates",
+        "Next: `harness confirm mnist32`",
+        "| 1 | 1 | 40.2 | 1.5 | 0.1 | 27 | 1,688 | 21 |",
         "| 3 | 0 (paper) | 60 |",
         "> **Small samples.** With 500 generated images",
         "| 4 | diverged | 3 | diverged: step 9 |",
@@ -146,7 +150,7 @@ def test_a_study_without_a_finished_trial_has_a_report(root, tmp_path):
     (tmp_path / "out" / "best.toml").write_text("# of an earlier study")
     for study in (record(), record(FULL.trials[3], FULL.trials[5])):
         path = build_report(study, root, tmp_path / "out", {}, "PED-ANOVA")
-        assert "No trial has finished yet" in path.read_text()
+        assert "**No usable trial: none" in path.read_text()
         assert not (tmp_path / "out" / "best.toml").exists()
 
 
@@ -207,7 +211,8 @@ def test_scores_of_other_protocols_are_in_no_figure_and_no_comparison():
     assert values.min() == 40.25
     assert math.isnan(values[7])
     board = rank(mixed)
-    assert study_context(mixed, board, trials_frame(mixed))["paper"] is None
+    assert [row["trial"].number for row in study_context(mixed, board, trials_frame(mixed))["board"]] == [1, 2, 0]
+    assert "paper" not in headline(mixed).reason
 
 
 def test_divergence_and_pruning_never_lead():

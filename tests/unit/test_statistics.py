@@ -89,7 +89,7 @@ def test_equal_configurations_are_ties(arms):
 
 @pytest.mark.parametrize(("arms", "gap"), [(2, 0.0), (3, 0.0), (5, 0.0), (5, 1.5), (5, 50.0), (6, 0.0), (6, 1.5)])
 def test_the_intervals_of_the_best_hold_although_it_was_picked(arms, gap):
-    """In 95 of 100, give or take 2, whether all are equal, near or far apart; of equals plain ones would in 89.
+    """Its own in 95 of 100, give or take 2, of all differences from it at least as many; of equals plain ones in 89.
 
     Simulated; that the intervals are the report's, one by one, is ``test_simulated_intervals_are_those_of_the_report``.
     """
@@ -97,8 +97,8 @@ def test_the_intervals_of_the_best_hold_although_it_was_picked(arms, gap):
     shared, alone = rng.normal(0, 1.0, (n, 1, len(SEEDS))), rng.normal(0, 2.0, (n, arms, len(SEEDS)))
     own, gaps = holds(means[None, :, None] + shared + alone, means)
     assert within(int(own.sum()), n, LEVEL), own.mean()
-    # Differences of one study share the best's scores: as many independent ones as there are studies are counted.
-    assert within(round(gaps.mean() * n), n, LEVEL), gaps.mean()
+    together = int(gaps.all(1).sum())
+    assert binomtest(together, n, LEVEL, alternative="less").pvalue > 0.001, together / n
 
 
 def test_only_the_best_was_picked():
@@ -109,10 +109,7 @@ def test_only_the_best_was_picked():
     plain = estimate(list(scores["a"].values()))
     assert (found.estimates["a"].low, found.estimates["a"].mean) == (plain.low, plain.mean)
     assert found.estimates["a"].high > plain.high
-    gap, pair = found.against_first["b"], difference("a", "b", scores)
-    assert (gap.estimate.high, gap.sd, gap.p) == (pair.estimate.high, pair.sd, pair.p)
-    assert gap.estimate.low < pair.estimate.low
-    assert gap.p_holm == all_differences(scores)["a", "b"].p_holm
+    assert found.against_first["b"] == all_differences(scores)["a", "b"]
 
 
 def test_what_is_out_of_reach_widens_nothing():
@@ -120,14 +117,13 @@ def test_what_is_out_of_reach_widens_nothing():
     assert difference("a", "c", scores).p < REACH_ALPHA
     found = standing(scores)
     assert found.estimates["a"] == estimate(list(scores["a"].values()))
-    assert found.against_first["b"].estimate == difference("a", "b", scores).estimate
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0, 4.0])
 def test_simulated_intervals_are_those_of_the_report(spread):
-    """Of six configurations, equal, near and apart: the same intervals miss the same true means."""
-    means = spread * np.arange(6.0)
-    scores = means[None, :, None] + np.random.default_rng(3).normal(0, 2, (100, 6, 4))
+    """Of six configurations, equal, near and apart: the same intervals miss the same means, which are wrong ones."""
+    scores = spread * np.arange(6.0)[None, :, None] + np.random.default_rng(3).normal(0, 2, (100, 6, 4))
+    means = (spread + 8.0) * np.arange(6.0)
     own, gaps = holds(scores, means)
     found_own, found_gaps = [], []
     for study in scores:
@@ -140,7 +136,7 @@ def test_simulated_intervals_are_those_of_the_report(spread):
         found_gaps.append([pair.low <= gap <= pair.high for pair, gap in zip(pairs, true, strict=True)])
     assert own.tolist() == found_own
     assert gaps.tolist() == found_gaps
-    assert not gaps.all()
+    assert 0.1 < gaps.mean() < 0.9
 
 
 @pytest.mark.parametrize("arms", [2, 3, 5, 8])
@@ -166,7 +162,7 @@ def test_what_is_far_from_all_others_is_told_at_least_as_often_as_predicted():
     assert binomtest(found, n, 0.8, alternative="less").pvalue > 0.001, found / n
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 4, 5, 6, 10])
+@pytest.mark.parametrize("seeds", [3, 4, 5, 6, 10])
 @pytest.mark.parametrize("configurations", [2, 3, 5, 6, 8, 9, 10, 15])
 def test_what_is_said_to_be_told_in_eight_of_ten_repeats_is(seeds, configurations):
     """Against the integral over the standard deviation's law: Student's t given it is normal."""
@@ -191,13 +187,16 @@ def test_power_rises_with_seeds_and_falls_with_comparisons():
     assert power(1.0, 1.0, 1) == 0.0
 
 
-def test_equal_scores_have_an_interval_of_no_width_and_one_score_has_none():
+def test_equal_scores_have_an_interval_of_no_width_and_two_scores_have_none():
     assert (estimate([3.0, 3.0, 3.0]).low, estimate([3.0, 3.0, 3.0]).high) == (3.0, 3.0)
     assert (estimate([3.0]).low, estimate([3.0]).n) == (None, 1)
-    same = {"a": {1: 2.0, 2: 3.0}, "b": {1: 2.0, 2: 3.0}}
+    assert (estimate([3.0, 4.0]).low, estimate([3.0, 4.0]).n) == (None, 2)
+    same = {"a": {1: 2.0, 2: 3.0, 3: 4.0}, "b": {1: 2.0, 2: 3.0, 3: 4.0}}
     assert difference("a", "b", same).tie
-    apart = {"a": {1: 2.0, 2: 3.0}, "b": {1: 4.0, 2: 5.0}}
+    apart = {"a": {1: 2.0, 2: 3.0, 3: 4.0}, "b": {1: 4.0, 2: 5.0, 3: 6.0}}
     assert not difference("a", "b", apart).tie
+    two = {name: {seed: values[seed] for seed in (1, 2)} for name, values in apart.items()}
+    assert difference("a", "b", two).tie, "two seeds tell nothing apart"
     assert difference("a", "b", {"a": {1: 2.0, 2: 3.0}, "b": {1: 4.0, 7: 5.0}}) is None
 
 
@@ -206,7 +205,7 @@ def test_a_difference_is_turned_round_with_its_interval():
     found = all_differences(scores)
     there, back = found["a", "b"].estimate, found["b", "a"].estimate
     assert (back.mean, back.low, back.high) == (-there.mean, -there.high, -there.low)
-    assert found["a", "b"].p_holm == found["b", "a"].p_holm
+    assert difference("a", "b", scores, LEVEL).estimate.scaled(-1.0) == back, "of two there is one comparison"
 
 
 def test_variance_is_split_into_training_and_sampling():

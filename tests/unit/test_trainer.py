@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from harness.errors import DataError, Diverged
 from harness.gan.fast.graph import BufferedBatches
 from harness.gan.run import Run, Snapshot
-from harness.gan.trainer import Budget, Progress, epoch_kimg, total_steps, train
+from harness.gan.trainer import Budget, Progress, epoch_kimg, train
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import CPU
 
@@ -45,7 +45,7 @@ def test_budget_marks_and_progress(hp, images):
     snapshots = [event for event in events if isinstance(event, Snapshot)]
     assert [snapshot.mark for snapshot in snapshots] == [0.2, 0.41, 0.64]
     assert [snapshot.step for snapshot in snapshots] == [25, 52, 80]
-    assert snapshots[-1].step == total_steps(hp, BUDGET) == 80
+    assert snapshots[-1].step == hp.updates(BUDGET.kimg) == 80
     assert [event.step for event in events if isinstance(event, Progress)] == [12, 24, 36, 48, 60, 72, 80]
 
 
@@ -90,7 +90,7 @@ def test_a_checkpoint_of_another_kind_of_device_goes_on_with_noise_of_its_own(hp
     state = next(event for event in run(hp, images) if isinstance(event, Snapshot)).state
     state["noise_rng"] = torch.zeros(16, dtype=torch.uint8)
     first, again = (run(hp, images, resume=state)[-1] for _ in range(2))
-    assert first.step == total_steps(hp, BUDGET)
+    assert first.step == hp.updates(BUDGET.kimg)
     assert_same_state(first.state, again.state)
 
 
@@ -245,7 +245,7 @@ def test_marks_on_one_step_are_all_answered(hp, images):
 )
 def test_epochs_are_whole_steps(hp, epochs, n, batch):
     hp = dataclasses.replace(hp, batch_size=batch)
-    assert total_steps(hp, Budget(kimg=epochs * epoch_kimg(hp, n))) == epochs * (n // batch)
+    assert hp.updates(epochs * epoch_kimg(hp, n)) == epochs * (n // batch)
 
 
 @pytest.mark.parametrize("change", [{}, {"flip": True, "n_dis": 2}])
