@@ -228,9 +228,10 @@ def _parameters(record: StudyRecord, trial: TrialRecord) -> str:
         field
         for name, param in space.items()
         for field in ALIASES.get(name, (name,))
-        if field in hparams and all(hparams.get(parent) == wanted for parent, wanted in param.get("when", {}).items())
+        if stored_value(hparams, field) is not None
+        and all(hparams.get(parent) == wanted for parent, wanted in param.get("when", {}).items())
     ]
-    values = [f"{name} {number(hparams[name])}" for name in dict.fromkeys(used)]
+    values = [f"{name} {number(stored_value(hparams, name))}" for name in dict.fromkeys(used)]
     length = f"{number(record.attrs.spec['budget']['kimg'])} kimg, {_updates(trial, record)} generator updates"
     return " · ".join([*values, length])
 
