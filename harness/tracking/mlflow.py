@@ -80,7 +80,7 @@ def _refuse_foreign(client: MlflowClient, experiment: Any) -> None:
     """Refuse another study's, and one that has runs, none of them ours; an early version marked its runs alone."""
     from mlflow.entities import ViewType
 
-    if of_study := experiment.tags.get(_MARK):  # a person gave it the name of this one
+    if of_study := experiment.tags.get(EXPERIMENT_TAG):  # a person gave it the name of this one
         raise TrackingError(
             f"MLflow's experiment named {experiment.name} is that of study {of_study}",
             "Rename it in MLflow: runs of two studies would be in one.",

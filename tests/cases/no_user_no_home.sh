@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # needs: root long
 # docker run --user 54321: no line in /etc/passwd, HOME missing. Expected: the sweep runs; nothing asks who the user is. (As root.)
+export TMPDIR=/tmp  # another user must reach it
 . "$(dirname "$0")/prelude.bash"
 other() {  # UID VERB...: the harness as another user, who may not be able to reach this one's Python
   local uid=$1 py=$PY site; shift; site=$("$PY" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
