@@ -22,7 +22,7 @@ def surely_short(spec: ResolvedStudy, trials: int, limit_s: float) -> bool:
     return 1000 * spec.expected_kimg(trials) / rate + scored / _SLOW_SCORING_RATE < limit_s
 
 
-def at_least_s(spec: ResolvedStudy, home: Home, trials: int, workers: int, device: str, exact: bool) -> float:
+def at_least_s(spec: ResolvedStudy, home: Home, trials: int, workers: int | None, device: str, exact: bool) -> float:
     """Seconds that a study takes at least, from a few steps on random pixels: speed does not depend on what they show.
 
     Fewer configurations than ``harness plan`` measures, and no image is read.
@@ -34,11 +34,12 @@ def at_least_s(spec: ResolvedStudy, home: Home, trials: int, workers: int, devic
     from harness.forecast.forecast import Forecast
     from harness.forecast.speed import features_of, measure_configurations, scoring_rate, scoring_time
     from harness.machine.processes import exact_arithmetic, usable_cores, use_threads
-    from harness.sweep.engines.local import threads_per_worker
+    from harness.sweep.engines.local import threads_per_worker, workers_for
     from harness.sweep.run import resolve_precision
 
     exact_arithmetic()
     on = torch.device(device)
+    workers = workers or workers_for(spec, trials, on.type)[0]
     if on.type == "cpu":
         use_threads(threads_per_worker(usable_cores(), workers))
     spec, _ = resolve_precision(spec, on.type, exact)

@@ -82,7 +82,7 @@ def said(folder, installed) -> str:
 
 def test_the_whole_way_in_a_script_without_a_main_guard(folder, said):
     assert said.count("the script begins") == 1, "no worker imports it"
-    assert "SweepResult(finished=4, target=4, interrupted=False)" in said
+    assert "SweepResult(finished=4, target=4, interrupted=False, " in said
     assert "4 of 4 finished" in said, "plain lines where there is no terminal"
     assert (folder / "reports" / "tiny" / "best.toml").is_file()
     for column in ("number", "state", "lr", "batch_size", "rung_0.1kimg", "fid_mnv2_24", "seconds", "protocol"):

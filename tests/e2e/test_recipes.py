@@ -139,7 +139,7 @@ def test_as_coded_is_the_default_and_its_grids_are_fresh(project):
     assert coded.name.startswith("tiny_gan-as_coded-")
     assert json.loads((coded / "hparams.json").read_text())["real_range"] == "unit"
     assert json.loads((written / "hparams.json").read_text())["real_range"] == "symmetric"
-    assert len(list(coded.glob("grid-*.png"))) == 10, "short of ten epochs: ten even steps"
+    assert len(list(coded.glob("grid-*.png"))) == 11, "short of ten epochs: the beginning and ten even steps"
 
 
 def test_interrupted_and_continued_is_bit_for_bit_the_uninterrupted_training(project, tmp_path):

@@ -156,3 +156,15 @@ except MemoryError:
 """
     done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout == "refused\n", done.stderr
+
+
+def test_a_partition_file_of_millions_of_lines_is_not_read(tmp_path):
+    import zipfile
+
+    from harness.data.sources import find_partition
+    from harness.errors import DataError
+
+    with zipfile.ZipFile(tmp_path / "celeba.zip", "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("list_eval_partition.txt", b"a 0\n" * (2**21 + 1))
+    with pytest.raises(DataError, match="no partition file of CelebA"):
+        find_partition(tmp_path / "celeba.zip")

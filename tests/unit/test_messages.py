@@ -67,7 +67,7 @@ def mistakes_of(text: str) -> tuple[str, ...]:
         (("ngf = 4", f"ngf = {'[' * 5000}{']' * 5000}"), "nested too deeply"),
         (("ngf = 4", f"ngf{'.a' * 20000} = 1"), "fixed.ngf.a: tables or lists are nested too deeply"),
         (("image_size = 16", "image_size = 16\ncrop = 3"), "data.crop: found 3; input should be greater than or equal"),
-        (("image_size = 16", "image_size = 16\ncrop = 'x'"), "data.crop: found 'x'; input should be 'square', 'after_"),
+        (("image_size = 16", "image_size = 16\ncrop = 'x'"), "data.crop: found 'x'; input should be 'square', 'face'"),
         (("ngf = 4", "widths_g = '3,4'"), "fixed.widths_g: found '3,4'; must be auto, or numbers joined by hyphens"),
         (("description", "network = 'nets.py'\ndescription"), "network: found 'nets.py'; must be module:function"),
         (("description", '"a\\u001b[2J" = 1\ndescription'), "a\\x1b[2J: unknown key"),

@@ -66,7 +66,7 @@ class Env:
     """What a worker is given, each part of which a test may replace before the next trial."""
 
     def __init__(self, home: Home, spec=SPEC):
-        store = SimpleNamespace(fingerprint="f")
+        store = SimpleNamespace(fingerprint="f", named=lambda source: source)
         self.job = WorkerJob(
             spec=spec, home=home, store=store, device="cpu", threads=1, cores=1, tags={"git_commit": "abc"}
         )
