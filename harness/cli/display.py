@@ -33,7 +33,7 @@ def complain(text: str) -> None:
 
 
 def objects(question: str, seconds: float) -> bool:
-    """Whether a person at a terminal says no within this time; without one nobody is asked, and nothing is waited."""
+    """Whether a person at a terminal says no within this time; without a terminal it does not ask or wait."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False
     say(question)

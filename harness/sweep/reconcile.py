@@ -121,7 +121,7 @@ class ParentRun:
         try:
             for line in reconcile_tracker(self.trials.study, children, self.home):
                 self.say(line)
-        except StorageError:  # whoever asks next says so
+        except StorageError:  # the next call to the database says so
             return False
         except Exception as error:  # whatever the tracking library raises: the next start heals it
             return self._away(error)

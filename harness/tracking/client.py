@@ -109,7 +109,7 @@ def _limit_answers() -> None:
 
 
 def within(seconds: float, call: Callable[[], R], stops: Callable[[], bool] = lambda: False) -> R:
-    """The result of a call in a thread, which is left to itself after so many seconds, or when ``stops()``.
+    """The result of a call in a thread, which is abandoned after ``seconds``, or when ``stops()``.
 
     No timeout of a library ends every wait: a server may send a byte a second, or the header of an answer for ever.
     """
@@ -164,7 +164,7 @@ class _Client:
 
 
 def make_database(home: Home) -> None:
-    """What can take long and waits for nobody else: MLflow's imports, and its database in the home folder."""
+    """Slow preparations that need nothing from a server: MLflow's imports, and its database in the home folder."""
     load()
     url, own = tracking_url(home), home.root / "mlflow.db"
     path = own if url == home.mlflow_url else _sqlite_file(url)

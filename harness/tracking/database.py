@@ -113,7 +113,7 @@ def _migrate(path: Path, *, upgrade: bool) -> None:
 
     def connect() -> sqlite3.Connection:
         connection = sqlite3.connect(path)
-        connection.execute("PRAGMA synchronous = OFF")  # nobody has it yet
+        connection.execute("PRAGMA synchronous = OFF")  # no other process has it yet
         return connection
 
     engine = create_engine("sqlite://", creator=connect, poolclass=NullPool)

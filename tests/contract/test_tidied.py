@@ -1,4 +1,4 @@
-"""What a person renames, deletes or makes by hand in MLflow: ours is found by its mark, and nobody else's is taken."""
+"""What a person renames or deletes in MLflow: ours is found by its mark, another program's is never taken."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from threading import Event
 
 import pytest
 
@@ -27,11 +26,8 @@ from harness.machine.processes import choose_device
 from harness.store.records import StudyRecord
 from harness.store.studies import started_study, study_to_record
 from harness.tracking.mlflow import STATUS
-from harness.tracking.views import MADE_WITH, VIEWS
-from tests.browser import CHROMIUM, Page
 from tests.conftest import ROOT, TINY_STUDY, blob_files, sharing_weights
 from tests.faults.checks import QUICK
-from tests.servers import answers, free_port
 
 HARNESS = [sys.executable, "-c", "import sys; from harness.cli import main; sys.exit(main())"]
 TELLING = [
@@ -153,65 +149,6 @@ def test_sweep_reaches_its_budget_and_everything_agrees(project):
     for name in re.findall(r"\]\((\S+\.png)\)", report):
         assert (project.folder / "reports" / "tiny" / name).is_file()
     assert "4 of 4 trials finished; report: reports/tiny/report.md" in project.first_output
-
-
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
-def test_the_saved_views_and_compare_show_scores_parameters_and_pictures(project, tmp_path):
-    """Clicked through in a real browser; of another version of MLflow the pages have to be looked at first."""
-    import mlflow
-
-    assert mlflow.__version__ == MADE_WITH
-    record, port = project.record(), free_port()
-    best, second = record.complete[:2]
-    page, server = Page(tmp_path / "profile"), project.start("ui", "--port", str(port))
-    row = "document.querySelector('.ag-%s-container [row-index=\"%d\"]')"
-    try:
-        links = {}
-        while len(links) < len(VIEWS):
-            name, _, address = server.stdout.readline().strip().partition(": http:")
-            links |= {name: f"http:{address}"} if address else {}
-        while not answers(port):
-            assert server.poll() is None
-            Event().wait(0.1)
-
-        page.open(links["tiny, ranked"])
-        for index, trial in enumerate((best, second)):
-            page.wait_for(f"/trial {trial.number}\\b/.test({row % ('pinned-left-cols', index)}?.innerText)")
-            cells = f"({row % ('center-cols', index)}?.innerText ?? '').split(/\\s+/)"  # filled one after the other
-            after = f"c.length - c.indexOf('{trial.value}')"
-            shown = page.wait_for(f"(c => c.includes('{trial.value}') && {after} > 6 && c)({cells})")
-            rung, state, preset, *params = shown[shown.index(str(trial.value)) + 1 :]
-            assert (float(rung), state, preset) == (
-                list(trial.intermediate.values())[-1], "COMPLETE", trial.attrs.preset or "-",
-            )  # fmt: skip
-            assert params[:3] == [str(trial.params[name]) for name in ("lr", "batch_size", "activation_g")]
-            page.click(f"{row % ('pinned-left-cols', index)}.querySelector('input')")
-        page.click("[...document.querySelectorAll('button')].find(button => button.innerText.trim() == 'Compare')")
-        page.shows("Comparing 2 Runs")
-        for text in (str(best.params["lr"]), f"{best.value:.3f}", str(second.params["lr"]), "slope_g"):
-            page.shows(text)
-
-        page.open(links["tiny, parallel coordinates"])
-        labels = "[...document.querySelectorAll('svg text')].map(text => text.textContent)"
-        wanted = {"lr", "batch_size", "activation_g", record.attrs.final_metric}
-        page.wait_for(f"{json.dumps(sorted(wanted))}.every(name => {labels}.includes(name))")
-        assert "slope_g" not in page.run(labels), "which not every trial has"
-
-        # From one view to another as a person does it: MLflow then shows the table, whatever the view.
-        page.click("document.querySelector('[data-testid=saved-views-trigger]')")
-        page.click("document.querySelector('[data-testid$=\"-item-samples\"]')")
-        page.wait_for("location.href.includes('=samples') && !location.href.includes('=CHART')")
-        page.click("document.querySelector('input[name=runs-view-mode][value=CHART]')?.closest('label')")
-        pictures = (
-            "[...document.images].filter(image => image.src.includes('final_samples') && image.naturalWidth > 64)"
-        )
-        page.wait_for(f"{pictures}.length == {len(record.complete)}")
-        top, bottom = page.run(f"(r => [r.top, r.bottom])({pictures}[0].getBoundingClientRect())")
-        assert 0 < top < page.run("innerHeight") and bottom - top > 64, "it is on the screen"
-    finally:
-        page.close()
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
 
 
 def test_what_is_written_where(project):

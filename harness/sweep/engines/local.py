@@ -30,7 +30,7 @@ _POLL_S = 0.2
 _SIGN_S, _SILENCE_S, _TIMES = 10.0, 300.0, 10
 # Memory of a worker, and more for each pixel of its images: what the largest batch of the shipped studies takes.
 _WORKER_BYTES, _BYTES_PER_PIXEL = 5 * 2**28, 2**18
-# A search has at most a worker for so many trials.
+# A search has at most one worker for this many trials.
 _TRIALS_PER_WORKER = 4
 # The supervisor itself was stopped (Ctrl-Z, a machine asleep) where it has not looked for this long (s).
 _ASLEEP_S = 30.0
@@ -205,7 +205,7 @@ def _worker_main(job: WorkerJob, events: Connection, environment: Mapping[str, s
 
 
 def workers_for(study: ResolvedStudy, trials: int, device: str) -> tuple[int, str]:
-    """How many workers are fastest for so many trials, and why not more.
+    """How many workers are fastest for this number of trials, and why not more.
 
     On a CPU one for each core: two of one thread each do 1.0 to 1.3 times what one of two threads does, and hardly lose
     beside a busy neighbour (docs/performance.md). A search has at most one for four trials, for its sampler learns
