@@ -67,6 +67,8 @@ PICTURES = {
     "g": picture(7, "TIFF"),
     "h.001": picture(8, "GIF"),
     "h.pnm": picture(12, "PPM"),
+    "scraped.bin": picture(13, "JPEG"),
+    "labels.txt": picture(14),
     **({"i.avif": picture(9, "AVIF")} if "AVIF" in FORMATS else {}),
     **({"i.heic": picture(10, "HEIF"), "i.HIF": picture(11, "HEIF")} if "HEIF" in FORMATS else {}),
 }
