@@ -56,7 +56,8 @@ class Listing:
 
     def sentences(self) -> list[str]:
         """What was passed over, which links were followed, and what was used though its name is odd; safe to print."""
-        odd = [f"{len(names):,} {end} (such as {min(names)})" for end, names in sorted(self.by_content.items())[:9]]
+        most = sorted(self.by_content.items(), key=lambda kind: (-len(kind[1]), kind[0]))[:9]
+        odd = [f"{len(names):,} {end} (such as {min(names)})" for end, names in most]
         used = [f"used by their content: {printable(', '.join(odd))}"] if odd else []
         passed_over = [
             f"passed over, {why}: {len(names):,} file{'s'[: len(names) - 1]}, such as {printable(min(names))}"

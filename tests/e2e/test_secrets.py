@@ -69,7 +69,7 @@ def test_no_secret_of_any_address_is_seen(tmp_path, weights_home, image_folder, 
         pytest.importorskip("ray")
     server = MlflowServer(tmp_path / "server").start()
     plain = postgres.database()
-    logs_of_ray = Path(tempfile.mkdtemp(prefix="ray"))  # near the root: sockets are in it
+    logs_of_ray = Path(tempfile.mkdtemp(dir="/tmp"))  # sockets are in it, whose paths are to be short
     project = Project(tmp_path, sharing_weights(tmp_path, weights_home), image_folder)
     (tmp_path / "search_spaces" / "tiny.toml").write_text(QUICK)
     project.env |= {
