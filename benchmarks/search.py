@@ -8,9 +8,11 @@
 
 Four searches of the same space, without presets, none with a number that was chosen on these seeds: *pool*, random
 search that trains each trial in full; *promotion*, the default; *promotion, random*, which tells the schedule from the
-sampler; *verdicts*, the default before promotion. Compute is the seconds of all trainings and scores, failed ones
+sampler; *verdicts*, the default before promotion. Faces are searched once more by *promotion, warm*, which begins with
+the trials that promotion made on digits with the same seed (`[sampler] from`). Compute is the seconds of all trainings and scores, failed ones
 included, in units of the mean full trial of the pool on the same machine. The goal is the expected best of N = 30 of
-the pool (over all its subsets). A sweep succeeds if its best final score within N / 3 units is as good.
+the pool (over all its subsets). A sweep succeeds if its best final score within N / 3 units is as good; it ends there,
+so the pool is to be whole first.
 
 A line of the results file is one sweep, written when it ends; a sweep that was killed continues.
 """
@@ -41,9 +43,11 @@ from harness.sweep.run import run_sweep
 
 RESULTS = Path(__file__).resolve().parent / "results"
 N = 30
-POOL, PROMOTION, PROMOTION_RANDOM, VERDICTS = ARMS = ("pool", "promotion", "promotion, random", "verdicts")
+POOL, PROMOTION, PROMOTION_RANDOM, VERDICTS, WARM = ARMS = (
+    "pool", "promotion", "promotion, random", "verdicts", "promotion, warm",
+)  # fmt: skip
 _POOL_TRIALS = 3  # a sweep of the pool
-_TRIALS = {POOL: _POOL_TRIALS, PROMOTION: 48, PROMOTION_RANDOM: 48, VERDICTS: 200}
+_TRIALS = {POOL: _POOL_TRIALS, PROMOTION: 48, PROMOTION_RANDOM: 48, VERDICTS: 200, WARM: 48}
 _FIRST_SEED = 1000
 _FASHION = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
 _RESAMPLED = 2000
@@ -77,6 +81,8 @@ def arm_spec(name: str, arm: str, seed: int) -> ResolvedStudy:
         content["data"]["source"] = "folder"
     if arm in (POOL, PROMOTION_RANDOM):
         content["sampler"]["name"] = "random"
+    if arm == WARM:
+        content["sampler"]["from"] = [arm_spec("mnist32", PROMOTION, seed).name]
     if arm == POOL:
         content["pruner"], content["budget"]["rungs"] = {"name": "none"}, ()
     if arm == VERDICTS:  # as it was: decided once, at two rungs
@@ -87,12 +93,11 @@ def arm_spec(name: str, arm: str, seed: int) -> ResolvedStudy:
 
 
 def jobs(name: str) -> list[tuple[str, int]]:
-    """(arm, seed) of all sweeps, in an order in which what is there so far can be compared."""
-    images, found = SETS[name], []
-    for index in range(max(images.sweeps, 3 * N // _POOL_TRIALS)):
-        found.append((POOL, _FIRST_SEED + index))
-        found += [(PROMOTION, _FIRST_SEED + index)] if index < images.sweeps else []
-        found += [(arm, _FIRST_SEED + index) for arm in (PROMOTION_RANDOM, VERDICTS) if index < images.controls]
+    """(arm, seed) of all sweeps: the pool, then the others in an order in which what is there can be compared."""
+    images, found = SETS[name], [(POOL, _FIRST_SEED + index) for index in range(3 * N // _POOL_TRIALS)]
+    for seed in range(_FIRST_SEED, _FIRST_SEED + images.sweeps):
+        arms = (PROMOTION_RANDOM, VERDICTS) if seed < _FIRST_SEED + images.controls else ()
+        found += [(arm, seed) for arm in (PROMOTION, *([WARM] if name == "celeba32" else []), *arms)]
     return found
 
 
@@ -133,24 +138,27 @@ def ratio(courses: Sequence[Sequence[Sequence[float]]], aim: float, n: int = N) 
     return math.inf
 
 
-def run_one(name: str, arm: str, seed: int, home: Home, source: Path | None, limit_s: float) -> dict[str, Any]:
-    """One sweep, to its end or to ``limit_s`` seconds of compute."""
+def run_one(
+    name: str, arm: str, seed: int, home: Home, source: Path | None, limit_s: float, aim: float
+) -> dict[str, Any]:
+    """One sweep, to its end, to ``limit_s`` seconds of compute or to a score as good as ``aim``."""
     spec = arm_spec(name, arm, seed)
     kept = home.within("search", f"{spec.name}.jsonl")
     kept.parent.mkdir(parents=True, exist_ok=True)
-    spent = 0.0
+    spent, best = 0.0, math.inf
 
     def on_event(event: Event) -> None:
-        nonlocal spent
+        nonlocal spent, best
         if not isinstance(event, Ended):
             return
         record = study_to_record(started_study(spec.name, home))
         spent = sum(trial.seconds for trial in record.trials)
-        if event.state == "COMPLETE":
+        if event.state == "COMPLETE" and event.value is not None:
+            best = min(best, event.value)
             with kept.open("a") as file:
                 file.write(json.dumps([round(spent, 1), event.value]) + "\n")
 
-    watcher = Watcher(on_event=on_event, stop_level=lambda: int(spent > limit_s))
+    watcher = Watcher(on_event=on_event, stop_level=lambda: int(spent > limit_s or best <= aim))
     run_sweep(spec, home, watcher, source=source, trials=None, machines=Machines(device="cpu"), resume_anyway=True)
     record = study_to_record(started_study(spec.name, home))
     return {
@@ -276,8 +284,10 @@ def run_missing(arguments: argparse.Namespace) -> None:
         if (arguments.arm and arm not in arguments.arm) or (arm, seed) in {(row["arm"], row["seed"]) for row in done}:
             continue
         third = unit(done, cpu) * N / 3
-        limit_s = third if arm != POOL and math.isfinite(third) else math.inf
-        row = run_one(name, arm, seed, home, source, limit_s)
+        scores = [score for row in done if row["arm"] == POOL for _, score in row["full"]]
+        searches = arm != POOL and len(scores) >= N
+        limit_s, aim = (third, goal(scores)) if searches else (math.inf, -math.inf)
+        row = run_one(name, arm, seed, home, source, limit_s, aim)
         with results_path(name).open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(name, arm, seed, f"{row['seconds']:.0f} s", row["course"][-1:], flush=True)

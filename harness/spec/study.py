@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from harness.gan.architecture import network_path
 from harness.spec.mistakes import pydantic_problems, refuse, space_problems
@@ -58,11 +58,20 @@ class BudgetSpec(Table):
 class SamplerSpec(Table):
     """Optuna's sampler."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
     name: Literal["tpe", "gp", "random"] = Field(
         "tpe", description="tpe and gp (a Gaussian process) learn from every rung score with pruner promotion."
     )
     seed: Int = Field(0, ge=0, description="Seed of the study: of its sampler and of every trial's training.")
     n_startup_trials: Int = Field(10, ge=0, description="Random trials before the sampler models the space.")
+    earlier: tuple[Name, ...] | None = Field(
+        None,
+        alias="from",
+        min_length=1,
+        description="Earlier studies of the same database whose trials, by rank, stand for the random ones until the "
+        "study has its own: of other images or lengths, but with some of the same searched parameters. For tpe and gp.",
+    )
 
 
 class PrunerSpec(Table):
@@ -202,6 +211,8 @@ class StudySpec(Table):
                 f"pruner.keep is for promotion and has a number for each of budget.rungs: found {list(keep)} for "
                 f"{list(self.budget.rungs)}"
             )
+        if self.sampler.earlier and (self.pruner.name != "promotion" or self.sampler.name == "random"):
+            raise ValueError("sampler.from is for sampler tpe or gp with pruner promotion")
         if self.pruner.name in ("successive_halving", "hyperband"):
             if len(rungs) < 2:
                 raise ValueError(f"pruner {self.pruner.name} needs at least one rung in budget.rungs")

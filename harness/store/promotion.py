@@ -8,27 +8,36 @@ later, when more trials were scored at its rung.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Container, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
 import optuna
+from optuna.samplers import RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from harness.gan.hparams import derive_seed
 from harness.spec.objectives import as_losses, dominated_share
-from harness.spec.resolved import ResolvedStudy
-from harness.store.records import TrialAttrs
+from harness.spec.resolved import ResolvedStudy, suggest
+from harness.spec.tables import CategoricalParam, Param
+from harness.store.records import StudyAttrs, TrialAttrs
 from harness.store.samplers import (
     PositionSampler,
     PositionView,
     kimg_to_images,
     make_sampler,
     rung_losses,
+    study_in_memory,
 )
 
 # By trial, lower is better.
 Losses = Mapping[int, float]
+# Searched parameters of an earlier study's trial, and its merit there.
+Lesson = tuple[Mapping[str, Any], float]
+# Trials of earlier studies that a sampler sees at first; one fewer with each trial of its own that was scored.
+EARLIER = 20
 
 
 def next_promotion(
@@ -94,12 +103,14 @@ class MeritView(PositionView):
     """A study as samplers of a promoting search see it: each trial that was scored at any rung has one value.
 
     Paused, pruned, running and complete trials stand on one scale, that of :func:`merits`. Trials that diverged stay
-    infeasible, running ones without a score stay running, and baselines, which search nothing, are left out.
+    infeasible, running ones without a score stay running, and baselines, which search nothing, are left out. Trials of
+    earlier studies come first, evenly spread over their ranks; each own one that was scored takes the place of one.
     """
 
     def __init__(self, study: optuna.Study, spec: ResolvedStudy, **parts: Any) -> None:
         super().__init__(study, **parts)
-        self.spec = spec
+        self.spec, lessons = spec, StudyAttrs.parse(study.user_attrs).lessons
+        self.taught = [_as_trial(lesson, index, spec) for index, lesson in enumerate(lessons)]
 
     @property
     def directions(self) -> list[StudyDirection]:
@@ -110,8 +121,41 @@ class MeritView(PositionView):
     ) -> list[FrozenTrial]:
         trials = [trial for trial in super().visible_trials(deepcopy=False) if not is_baseline(trial)]
         values = merits(losses_at_levels(trials, self.spec))
-        shown = [_with_value(trial, values.get(trial.number)) for trial in trials]
+        n_taught = max(0, len(self.taught) - len(values))
+        taught = [self.taught[at] for at in spread(len(self.taught), n_taught)]
+        shown = taught + [_with_value(trial, values.get(trial.number)) for trial in trials]
         return [trial for trial in shown if states is None or trial.state in states]
+
+
+def spread(n: int, count: int) -> list[int]:
+    """At most ``count`` of n places, evenly spread."""
+    count = min(n, count)
+    return [(2 * index + 1) * n // (2 * count) for index in range(count)]
+
+
+def _as_trial(lesson: Lesson, index: int, spec: ResolvedStudy) -> FrozenTrial:
+    """As if it were a trial of this study, before its first: what the earlier study did not search is drawn."""
+    params, value = lesson
+    study = study_in_memory(sampler=RandomSampler(seed=derive_seed(spec.sampler.seed, "earlier", index)))
+    study.enqueue_trial(in_space(params, spec))
+    suggest(study.ask(), spec)
+    taught = study.trials[0]
+    taught.number, taught.state, taught.values = -1 - index, TrialState.COMPLETE, [value]
+    return taught
+
+
+def in_space(params: Mapping[str, Any], spec: ResolvedStudy) -> dict[str, Any]:
+    """Those parameters that the study searches, with a value that it may choose."""
+
+    def is_allowed(param: Param, value: Any) -> bool:
+        if isinstance(param, CategoricalParam):
+            return value in param.choices
+        if isinstance(value, bool | str) or not param.low <= value <= param.high:
+            return False
+        steps = (value - param.low) / (param.step or 1)
+        return param.step is None or math.isclose(steps, round(steps), abs_tol=1e-9)
+
+    return {n: value for n, value in params.items() if n in spec.space and is_allowed(spec.space[n], value)}
 
 
 def _with_value(trial: FrozenTrial, value: float | None) -> FrozenTrial:

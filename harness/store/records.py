@@ -122,6 +122,8 @@ class StudyAttrs(_Attrs):
     rung_metric: str = ""
     # By kind of score: everything that its meaning depends on.
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    # Trials of earlier studies that the sampler begins with: parameters and merit, the best first.
+    lessons: Sequence[tuple[Mapping[str, Any], float]] = ()
     mlflow_experiment: str = ""
     mlflow_parent: str = ""
 

@@ -12,13 +12,14 @@ import optuna
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
-from harness.errors import NotFoundError, SpecDrift, StorageError
+from harness.errors import NotFoundError, SpecDrift, StorageError, UsageError
 from harness.home import Home
 from harness.spec.mistakes import pydantic_problems
 from harness.spec.objectives import Objective, directions
 from harness.spec.resolved import ResolvedStudy, changes, with_stored_choices
 from harness.store.connection import database_url, describe_address
 from harness.store.database import PatientStorage, locked, open_storage, storage_of, write_study_attrs
+from harness.store.earlier import lessons
 from harness.store.records import StudyAttrs, StudyRecord, TrialAttrs, TrialRecord, is_of_harness
 from harness.store.trials import can_continue
 from harness.text import did_you_mean
@@ -59,8 +60,9 @@ def _created(
         _refuse_drift(spec, known.spec, resume_anyway)
     else:
         spec = resolve(spec)
+    taught = known.lessons or lessons([_earlier(name, storage) for name in spec.sampler.earlier or ()], spec)
     uid, identity = known.uid or uuid.uuid4().hex, spec.identity()
-    own = StudyAttrs(uid=uid, spec=identity, spec_hash=spec.spec_hash, description=spec.description)
+    own = StudyAttrs(uid=uid, spec=identity, spec_hash=spec.spec_hash, description=spec.description, lessons=taught)
     write_study_attrs(study, own)
     trials = study.get_trials(deepcopy=False)
     if spec.plan:  # an arm that failed for good is queued again
@@ -71,6 +73,19 @@ def _created(
             given = preset.model_dump(exclude={"params"}, exclude_none=True)
             attrs = TrialAttrs(**{_OF_PRESET.get(key, key): value for key, value in given.items()})
             study.enqueue_trial(preset.params, user_attrs=attrs.stored())
+    return study
+
+
+def _earlier(name: str, storage: PatientStorage) -> optuna.Study:
+    try:
+        study = optuna.load_study(storage=storage, study_name=name)
+    except KeyError:
+        names = sorted(optuna.get_all_study_names(storage))
+        raise UsageError(
+            f"sampler.from: there is no study {name!r} in this database{did_you_mean(name, names)}",
+            f"There are: {', '.join(names)}.",
+        ) from None
+    _refuse_foreign(study)
     return study
 
 

@@ -9,13 +9,14 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from harness.errors import Fenced
+from harness.errors import Fenced, UsageError
 from harness.home import Home
 from harness.machine.processes import this_process
 from harness.spec.files import parse_study
 from harness.spec.resolved import suggest
+from harness.spec.study import SamplerSpec
 from harness.store.optuna_private import id_of
-from harness.store.promotion import MeritView, paused_at
+from harness.store.promotion import EARLIER, MeritView, paused_at
 from harness.store.records import TrialAttrs
 from harness.store.studies import open_study
 from harness.store.trials import KILLED, Trials, write_attrs
@@ -247,6 +248,60 @@ class TestSampler:
             train(trials, trial, lr, spec)
         drawn = [t.params["lr"] for t in trials.study.trials]
         assert sum(lr < 1e-3 for lr in drawn[8:]) > 15, "half of the range in logarithms; random search has 11 there"
+
+
+class TestWarmStart:
+    """A study that begins with an earlier one's trials, where the smaller learning rate is the better."""
+
+    @staticmethod
+    def spec(name, *earlier, space=("lr",)):
+        sampler = SamplerSpec.model_validate({"seed": 3, "from": earlier or None})
+        space = {each: SPEC.space[each] for each in space}
+        return SPEC.model_copy(update={"name": name, "sampler": sampler, "space": space, "presets": ()})
+
+    @staticmethod
+    def searched(spec, n, tmp_path) -> Trials:
+        trials = opened(spec, tmp_path)
+        while (trial := trials.ask(n)) is not None:
+            lr = trial.params["lr"] if trial.params else suggest(trial, spec).lr_g
+            train(trials, trial, lr, spec)
+        return trials
+
+    def test_the_first_proposals_are_where_the_earlier_study_was_good(self, database, tmp_path):
+        self.searched(self.spec("earlier"), 40, tmp_path)
+        first: dict[tuple[str, ...], list[float]] = {(): [], ("earlier",): []}
+        for earlier, rates in first.items():
+            for seed in range(8):
+                spec = self.spec(f"{len(earlier)}-{seed}", *earlier)
+                spec = spec.model_copy(update={"sampler": spec.sampler.model_copy(update={"seed": seed})})
+                rates.append(suggest(opened(spec, tmp_path).ask(9), spec).lr_g)
+        cold, warm = first.values()
+        assert max(warm) < 1e-3 < max(cold), "half of the range in logarithms"
+
+    def test_each_own_trial_takes_the_place_of_an_earlier_one_until_none_is_left(self, database, tmp_path):
+        self.searched(self.spec("earlier"), 40, tmp_path)
+        spec = self.spec("warm", "earlier")
+        for n in (1, 4, 30):
+            trials = self.searched(spec, n, tmp_path)
+            told = MeritView(trials.study, spec).get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            assert sum(trial.number < 0 for trial in told) == max(0, EARLIER - n)
+            assert sum(trial.number >= 0 for trial in told) == n
+        assert len(trials.study.trials) == 30
+
+    def test_what_the_earlier_study_did_not_search_is_drawn_alike_each_time(self, database, tmp_path):
+        self.searched(self.spec("earlier"), 12, tmp_path)
+        spec = self.spec("warm", "earlier", space=tuple(SPEC.space))
+        trials = opened(spec, tmp_path)
+        told = [[t.params for t in MeritView(trials.study, spec).get_trials()] for _ in range(2)]
+        assert told[0] == told[1]
+        assert len(told[0]) == 12
+        assert all(set(params) >= {"lr", "batch_size"} for params in told[0])
+
+    def test_a_study_that_shares_nothing_or_is_not_there_is_refused(self, database, tmp_path):
+        self.searched(self.spec("earlier"), 3, tmp_path)
+        for earlier, space, why in (("earlier", ("batch_size",), "no scored trial"), ("earlyer", ("lr",), "earlier?")):
+            with pytest.raises(UsageError, match=f"sampler.from: .*{why}"):
+                opened(self.spec("new", earlier, space=space), tmp_path)
 
 
 def test_paused_is_neither_waiting_to_begin_nor_a_retry(trials):
