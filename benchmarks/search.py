@@ -9,10 +9,11 @@
 Four searches of the same space, without presets, none with a number that was chosen on these seeds: *pool*, random
 search that trains each trial in full; *promotion*, the default; *promotion, random*, which tells the schedule from the
 sampler; *verdicts*, the default before promotion. Faces are searched once more by *promotion, warm*, which begins with
-the trials that promotion made on digits with the same seed (`[sampler] from`). Compute is the seconds of all trainings and scores, failed ones
-included, in units of the mean full trial of the pool on the same machine. The goal is the expected best of N = 30 of
-the pool (over all its subsets). A sweep succeeds if its best final score within N / 3 units is as good; it ends there,
-so the pool is to be whole first.
+the trials that promotion made on digits with the same seed (`[sampler] from`).
+
+Compute is the seconds of all trainings and scores, failed ones included, in units of the mean full trial of the pool
+on the same machine. The goal is the expected best of N = 30 of the pool (over all its subsets). A sweep succeeds if
+its best final score within N / 3 units is as good; it ends there, so the pool is to be whole first.
 
 A line of the results file is one sweep, written when it ends; a sweep that was killed continues.
 """
