@@ -60,8 +60,8 @@ class Lanes:
     def run(self, work: Callable[[], object], device: torch.device, threads: int) -> None:
         """Run ``work`` in each lane, with this many threads of torch, until all have returned.
 
-        A HarnessError of one is raised when the others have stopped. Any other error, as that of a lost device, is raised
-        at once: the process is to end, and other workers continue its trials from their checkpoints.
+        A HarnessError of one is raised when the others have stopped. Any other error, as that of a lost device, is
+        raised at once: the process is to end, and other workers continue its trials from their checkpoints.
         """
         before = _reserved(device)
 

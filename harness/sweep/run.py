@@ -163,7 +163,7 @@ def join_sweep(name: str, home: Home, watcher: Watcher, *, source: Path | None, 
 def with_workers(
     machines: Machines, before: int, spec: ResolvedStudy, trials: int, device: str, say: Callable[[str], None]
 ) -> Machines:
-    """The same with numbers of workers and lanes: what was asked for, the study's own, or what is fastest; it is said."""
+    """The same with numbers of workers and lanes: those asked for, the study's own, or what is fastest; it is said."""
     if machines.engine == "ray" or trials <= 0:
         return machines
     number, why = machines.workers or before, "as asked" if machines.workers else "as before"

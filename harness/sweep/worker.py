@@ -127,10 +127,10 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
 
 
 def work(setup: WorkerSetup, target: int | None = None) -> bool:
-    """What a lane does: run trials until COMPLETE and PRUNED ones reach the target (the study's own; a start may raise it).
+    """Run trials, as each lane does, until COMPLETE and PRUNED ones reach the target: the study's own, unless given.
 
-    Returns whether it retired: memory ran out, and others run. A worker's last lane retires with its worker; that of
-    worker 0 takes trials again once it is alone.
+    Returns whether the lane retired: memory ran out, and others run. With its last one a worker ends; that of worker 0
+    takes trials again once it is alone.
     Raises SweepError where several trials in a row failed for reasons of their own, as the rest of the budget would.
     """
     failures: list[str] = []

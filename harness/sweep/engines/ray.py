@@ -127,8 +127,8 @@ def worker_task(
 def run_ray(job: WorkerJob, machines: Machines, watcher: Watcher, on_death: Callable[[], None]) -> None:
     """Run workers as Ray tasks until the study's target is reached, then return.
 
-    Each reserves ``job.threads`` CPUs for each lane; those that do not fit into the cluster wait until they do. A worker whose
-    process or node is lost is started again by Ray, as soon as some node has room; it continues only after
+    Each reserves ``job.threads`` CPUs for each lane; those that do not fit into the cluster wait until they do. A
+    worker whose process or node is lost is started again by Ray, as soon as some node has room; it continues only after
     ``on_death``. A Ray that is connected already is used and left as it is; the address ``local`` or None starts one.
     """
     ray = _import_ray()
