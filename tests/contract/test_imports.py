@@ -162,6 +162,8 @@ def hang_once_in_one_lane(job: Job, events: Connection, environment: dict[str, s
         both = lanes.Lanes(2, should_stop)
 
         def work() -> None:
+            for _ in range(5_000):  # both at once
+                both.stop()
             while hangs and not both.stop():
                 publish(Progressed(number=0, kimg=0.0, images_per_s=1.0))
                 Event().wait(None if threading.current_thread().name == "lane 1" else 0.02)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from threading import Lock
+from threading import RLock
 
 from harness.errors import HarnessError, SweepError, without_secrets
 from harness.machine.forks import adopt_environment, call_with_torch, worker_context
@@ -168,7 +168,7 @@ def _worker_main(job: WorkerJob, events: Connection, environment: Mapping[str, s
     if job.gpus:
         # Before CUDA looks for them; workers beyond the number of GPUs share them.
         os.environ["CUDA_VISIBLE_DEVICES"] = job.gpus[job.index % len(job.gpus)]
-    sending = Lock()  # lanes and the mirror report
+    turn = RLock()  # of lanes and the mirror: no two threads may send, or poll, at once
     stopped, signed_at, parent, supervisor = False, 0.0, os.getppid(), mp.parent_process()
     # A pipe that only the supervisor holds open. It is asked at every step, which poll answers in less than 1 µs. Where
     # the process that this one was forked from is no more, the supervisor takes this one for dead.
@@ -185,7 +185,7 @@ def _worker_main(job: WorkerJob, events: Connection, environment: Mapping[str, s
     signal.signal(signal.SIGTERM, stop)
 
     def publish(event: Event) -> None:
-        with sending, suppress(OSError):  # the supervisor is gone: this worker ends soon
+        with turn, suppress(OSError):  # the supervisor is gone: this worker ends soon
             events.send(event)
 
     def should_stop() -> bool:
@@ -194,7 +194,8 @@ def _worker_main(job: WorkerJob, events: Connection, environment: Mapping[str, s
         if time.monotonic() - signed_at > _SIGN_S and threading.current_thread() is threading.main_thread():
             signed_at = time.monotonic()
             publish(Alive())
-        return stopped or os.getppid() != parent or bool(pipe.poll(0))
+        with turn:
+            return stopped or os.getppid() != parent or bool(pipe.poll(0))
 
     # After CUDA_VISIBLE_DEVICES is set, and never in the supervisor: it imports torch.
     from harness.sweep.worker import run_worker
