@@ -11,6 +11,7 @@ import torch
 
 from harness.errors import SweepError
 from harness.home import Home
+from harness.machine.processes import use_threads
 from harness.store.studies import study_to_record
 from harness.sweep import lanes as module
 from harness.sweep.lanes import Lanes
@@ -56,6 +57,13 @@ class Worker:
     @property
     def outcome(self):
         return outcome(self.env.home, self.record)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _threads_as_before():
+    before = torch.get_num_threads()
+    yield
+    use_threads(before)
 
 
 @pytest.fixture(scope="module")
