@@ -20,6 +20,8 @@ from harness.machine.processes import use_threads
 _LOOK_S = 1.0
 # Another lane is opened where the GPU has this many times what one takes, and room for a batch that is scored (bytes).
 _MARGIN, _SCORED_BYTES = 1.5, 4 * 2**30
+# Streams that torch has on a GPU for one process: the next lane would share one.
+_STREAMS = 32
 
 
 class Lanes:
@@ -30,11 +32,11 @@ class Lanes:
     """
 
     def __init__(self, most: int = 1, should_stop: Callable[[], bool] = lambda: False) -> None:
-        self.most, self.should_stop = most, should_stop
+        self.most, self.should_stop = min(most, _STREAMS), should_stop
         self.open = 1
         self._change, self._news = Lock(), Event()
         self._threads: list[Thread] = []
-        self._errors: list[Exception] = []
+        self._errors: list[BaseException] = []
         # By thread: those that have asked since the main thread did, and those that have trained.
         self._asked: set[int | None] = set()
         self._trained: set[int | None] = set()
@@ -70,7 +72,7 @@ class Lanes:
                 use_threads(threads)
                 with _own_stream(device):
                     work()
-            except Exception as error:
+            except BaseException as error:  # a network of the user's own may even exit
                 self._errors.append(error)
             finally:
                 self._news.set()

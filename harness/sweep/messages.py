@@ -84,7 +84,7 @@ class Ready(Event):
 
 
 class Alive(Event):
-    """A worker has made a step of a training, or scored a batch, or waits for a trial."""
+    """Each lane of a worker has made a step of a training, or scored a batch, or waits for a trial."""
 
 
 class Failed(Event):
