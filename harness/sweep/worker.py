@@ -83,7 +83,6 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
         if lanes.stop():
             raise Interrupted("stopped while scoring; saved")
 
-    lanes = Lanes(job.lanes, should_stop)
     if job.code != code_sha256():
         raise SweepError(
             f"a worker has another version of the harness, in {harness.__path__[0]}",
@@ -94,6 +93,7 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
     use_threads(job.threads)
     device = torch.device(job.device)
     images = on_device(job.store.tensor(), device)
+    lanes = Lanes(job.lanes, should_stop)
     scorers = Scorers(job.home, job.store, device, say, interrupt)
     rung, final = scorers.scorer(job.spec.scoring.rung), scorers.scorer(job.spec.scoring.final)
     publish(Ready())
