@@ -1,8 +1,8 @@
 """The GPU path, measured: ``python -m benchmarks.gpu`` takes under 8 minutes and writes JSON.
 
 Rows: steps per second of the write-ups' loop, of ours operation by operation, and of ours as one CUDA graph, beside the
-roofline of the operations that ran; several trainings on one GPU, as graphs on streams of one process, and as
-processes with and without MPS; seconds of an FID of 10,000 and 50,000 images.
+roofline of the operations that ran; several trainings on one GPU, in a worker's lanes (threads with a graph and a
+stream each) and in processes with and without MPS; seconds of an FID of 10,000 and 50,000 images.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -45,13 +46,14 @@ from harness.machine.provenance import provenance
 from harness.scoring.extractors import Extractor
 from harness.scoring.reference import Reference, frechet_distance
 from harness.scoring.sampling import samples
+from harness.sweep.lanes import Lanes
 
 ROOT = Path(__file__).resolve().parents[1]
 # Dense peaks of an H100 or H200 SXM (FLOP/s) and of its memory (bytes/s), NVIDIA's data sheets.
 _PEAK_FLOPS, _PEAK_BYTES = {"bf16": 989e12, "tf32": 494e12, "float32": 67e12}, {"H100": 3.35e12, "H200": 4.8e12}
 _ROUNDS, _TIMED_S, _BATCH = 5, 0.2, 64
 # What is trained several at once: the smallest system, which fills a GPU least, and one of four times the pixels.
-AT_ONCE = (("udacity32", "bf16"), ("udacity32", "float32"), ("pytorch64", "bf16"))
+AT_ONCE = (("udacity32", "bf16"), ("pytorch64", "bf16"))
 _SAMPLES = 10_000
 _START_S = 90.0
 
@@ -141,46 +143,57 @@ def steps(recipe: str, batch: int, precision: str) -> dict[str, Any]:
     return row
 
 
-def trainings(recipe: str, batch: int, precision: str, members: int) -> list[Run]:
-    """Of one configuration, on the same images, with seeds of their own."""
+def training(recipe: str, batch: int, precision: str) -> Run:
+    """One of random images, whose steps are a graph."""
     device = torch.device("cuda")
     hp = system(recipe, batch, precision)
-    images = noise_images(hp, 2048).to(device)
-    return [Run(hp, images, seed, device) for seed in range(members)]
-
-
-def streams(recipe: str, batch: int, precision: str, members: int) -> dict[str, Any]:
-    """Steps per second, all members together, of graphs on streams of their own in one process."""
-    runs = trainings(recipe, batch, precision, members)
-    refused = [reason for run in runs if (reason := capture(run))]
-    own = [torch.cuda.Stream() for _ in runs]  # type: ignore[no-untyped-call]
-    torch.cuda.synchronize()
-
-    def advance() -> None:
-        for run, stream in zip(runs, own, strict=True):
-            with torch.cuda.stream(stream):
-                run.advance()
-
-    return {"members": members, "not_captured": "; ".join(refused), "steps": members * rate(advance)}
-
-
-def _trial(recipe: str, batch: int, precision: str, ready: Any, seconds: float, counts: Any) -> None:
-    exact_arithmetic()
-    (run,) = trainings(recipe, batch, precision, 1)
+    run = Run(hp, noise_images(hp, 2048).to(device), 0, device)
     if reason := capture(run):
         raise RuntimeError(f"no graph: {reason}")
+    return run
+
+
+def steps_per_s(run: Run, ready: Any, seconds: float) -> float:
+    """Of one training, from when all are ready."""
+    stream = torch.cuda.current_stream()
     for _ in range(20):
         run.advance()
-    torch.cuda.synchronize()
+    stream.synchronize()
     ready.wait()
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         run.advance()
         done += 1
         if done % 50 == 0:
-            torch.cuda.synchronize()
-    torch.cuda.synchronize()
-    counts.append(done / (time.perf_counter() - began))
+            stream.synchronize()
+    stream.synchronize()
+    return done / (time.perf_counter() - began)
+
+
+def in_lanes(recipe: str, batch: int, precision: str, lanes: int, *, seconds: float = 3.0) -> dict[str, Any]:
+    """Steps per second, all together, of trainings in the lanes of one worker, opened one after another."""
+    worker, ready, rates = Lanes(lanes), threading.Barrier(lanes, timeout=_START_S), list[float]()
+
+    def lane() -> None:
+        run = training(recipe, batch, precision)
+        worker.has_trained()
+        rates.append(steps_per_s(run, ready, seconds))
+
+    try:
+        worker.run(lane, torch.device("cuda"), 1)
+    finally:
+        ready.abort()
+    return _together(rates, batch) | {"lanes": lanes}
+
+
+def _together(rates: Sequence[float], batch: int) -> dict[str, Any]:
+    total = sum(rates)
+    return {"steps": total, "trials_per_hour_of_1000_kimg": 3.6 * total * batch / 1000}
+
+
+def _trial(recipe: str, batch: int, precision: str, ready: Any, seconds: float, rates: Any) -> None:
+    exact_arithmetic()
+    rates.append(steps_per_s(training(recipe, batch, precision), ready, seconds))
 
 
 @contextmanager
@@ -208,9 +221,9 @@ def at_once(
     context = mp.get_context("spawn")
     with process_service() if mps else nullcontext(), context.Manager() as manager:
         # Who waits in vain for one that died breaks the barrier.
-        counts, ready = manager.list(), context.Barrier(processes, timeout=_START_S)
+        rates, ready = manager.list(), context.Barrier(processes, timeout=_START_S)
         workers = [
-            context.Process(target=_trial, args=(recipe, batch, precision, ready, seconds, counts))
+            context.Process(target=_trial, args=(recipe, batch, precision, ready, seconds, rates))
             for _ in range(processes)
         ]
         for worker in workers:
@@ -219,9 +232,7 @@ def at_once(
             worker.join()
         if failed := sum(worker.exitcode != 0 for worker in workers):
             raise RuntimeError(f"{failed} of {processes} processes failed")
-        total = float(sum(counts))
-    kimg_per_s = total * batch / 1000
-    return {"processes": processes, "steps": total, "trials_per_hour_of_1000_kimg": 3600 * kimg_per_s / 1000}
+        return _together(list(rates), batch) | {"processes": processes}
 
 
 def fid(home: Home, n: int, precision: str) -> dict[str, Any]:
@@ -258,8 +269,8 @@ def jobs(home: Home) -> dict[str, Callable[[], dict[str, Any]]]:
         found[f"steps, {recipe}, batch {_BATCH}, {precision}"] = partial(steps, recipe, _BATCH, precision)
     for recipe, precision in AT_ONCE:
         what = f"{recipe}, batch {_BATCH}, {precision}"
-        for members in (4, 8, 16):
-            found[f"{members} on streams, {what}"] = partial(streams, recipe, _BATCH, precision, members)
+        for lanes in (1, 2, 4, 8, 16):
+            found[f"{lanes} lanes, {what}"] = partial(in_lanes, recipe, _BATCH, precision, lanes)
     recipe, precision = AT_ONCE[0]
     what = f"{recipe}, batch {_BATCH}, {precision}"
     for processes in (1, 4, 8, 16):

@@ -126,6 +126,7 @@ class Study:
         trials: int | None = None,
         *,
         workers: int | None = None,
+        lanes: int | None = None,
         device: str = "auto",
         exact: bool = False,
         resume_anyway: bool = False,
@@ -137,6 +138,7 @@ class Study:
         Args:
             trials: trials to finish in all; the file's number unless given. A larger number later extends the study.
             workers: processes, which share the cores and never import the calling script; None: as many as are fastest.
+            lanes: trials at once in each; None: on a GPU up to 8, as memory allows, else 1.
             device: ``auto``, ``cpu`` or ``cuda``.
             exact: float32 throughout, no faster arithmetic.
             resume_anyway: continue although sampler, pruner, presets, ranges or versions changed.
@@ -155,7 +157,7 @@ class Study:
         >>> harness.Study("tiny", data="images").run(trials=4, workers=2, device="cpu", progress=False).finished
         4
         """
-        machines = Machines(workers=workers, device=device)
+        machines = Machines(workers=workers, lanes=lanes, device=device)
         asked = {"trials": trials, "exact": exact, "resume_anyway": resume_anyway, "hours": hours}
         return self._run(self.spec, machines, progress, **asked)
 
@@ -166,6 +168,7 @@ class Study:
         seeds: int = 5,
         samplings: int = 3,
         workers: int | None = None,
+        lanes: int | None = None,
         device: str = "auto",
         progress: bool = True,
     ) -> Study:
@@ -176,6 +179,7 @@ class Study:
             seeds: fresh training seeds of each.
             samplings: times that each generator is scored.
             workers: processes, which share the cores; None: as many as are fastest here.
+            lanes: as in :meth:`run`.
             device: ``auto``, ``cpu`` or ``cuda``.
             progress: as in :meth:`run`.
 
@@ -188,7 +192,9 @@ class Study:
         Study('tiny-confirm')
         """
         spec = confirm_spec(self.name, self.home, top=top, seeds=seeds, samplings=samplings)
-        self._run(spec, Machines(workers=workers, device=device), progress, trials=None, resume_anyway=False)
+        self._run(
+            spec, Machines(workers=workers, lanes=lanes, device=device), progress, trials=None, resume_anyway=False
+        )
         return Study(spec, data=self.data, home=self.home.root, say=self.say)
 
     def _run(self, spec: ResolvedStudy, machines: Machines, progress: bool, **asked: Any) -> SweepResult:

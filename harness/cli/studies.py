@@ -208,7 +208,7 @@ def _conclude(result: SweepResult, report: Path) -> int:
 
 @front.verb(
     "worker", "join a study that was started elsewhere, through the same database",
-    verbs.STUDY, verbs.DATA, verbs.DEVICE, verbs.WORKERS,
+    verbs.STUDY, verbs.DATA, verbs.DEVICE, *verbs.WORKERS,
 )  # fmt: skip
 def worker(given: Any) -> int:
     from harness.cli.live import watch
@@ -217,7 +217,7 @@ def worker(given: Any) -> int:
     from harness.sweep.run import join_sweep
 
     spec = stored_spec(started_study(given.study, given.home))
-    machines = Machines(workers=given.workers, device=given.device)
+    machines = Machines(workers=given.workers, lanes=given.lanes, device=given.device)
     result = watch(spec, functools.partial(join_sweep, spec.name, given.home, source=given.data, machines=machines))
     say(f"{result.finished} of {result.target} trials finished; `harness report {given.study}` writes the report")
     return INTERRUPTED if result.interrupted else 0
@@ -225,7 +225,7 @@ def worker(given: Any) -> int:
 
 @front.verb(
     "plan", "say what a study would take on this machine, and what more trials would bring",
-    verbs.STUDY, verbs.DATA, *verbs.BUDGET, verbs.DEVICE, verbs.WORKERS,
+    verbs.STUDY, verbs.DATA, *verbs.BUDGET, verbs.DEVICE, *verbs.WORKERS,
     option("--more", Whole(), "how many more trials to look ahead", default=20),
 )  # fmt: skip
 def plan(given: Any) -> None:
@@ -249,7 +249,7 @@ def _asked(given: Any) -> ResolvedStudy:
 def _measured(spec: ResolvedStudy, given: Any) -> Iterator[tuple[str, str]]:
     from harness.forecast.measure import forecast
 
-    asked = {name: getattr(given, name) for name in ("trials", "workers", "device", "exact")}
+    asked = {name: getattr(given, name) for name in ("trials", "workers", "lanes", "device", "exact")}
     return forecast(spec, given.home, source=given.data, say=say, **asked)
 
 

@@ -121,8 +121,8 @@ class Number(_Limited, click.FloatRange):
         super().__init__(min=0, min_open=True)
 
 
-class Workers(Whole):
-    """A number of workers; None, whose name is ``auto``, where it is chosen."""
+class WholeOrAuto(Whole):
+    """A positive whole number; None, whose name is ``auto``, where it is chosen."""
 
     name = "integer|auto"
     wanted = "a positive whole number, or auto,"
@@ -181,13 +181,12 @@ STUDY = argument(
 )
 DATA = option("--data", PATH, "folder or zip of images", env="DATA")
 DEVICE = option("--device", str, "auto, cpu or cuda", env="DEVICE", default="auto")
-WORKERS = option(
-    "--workers",
-    Workers(),
-    "processes, which share the cores; auto: as many as are fastest",
-    env="WORKERS",
-    default="auto",
-)
+WORKERS: Sequence[click.Parameter] = (
+    option("--workers", WholeOrAuto(), "processes, which share the cores; auto: as many as are fastest", env="WORKERS",
+           default="auto"),
+    option("--lanes", WholeOrAuto(), "trials at once in each; auto: on a GPU up to 8, as memory allows, else 1",
+           env="LANES", default="auto"),
+)  # fmt: skip
 EXACT = flag("--exact", "float32 throughout, no faster arithmetic for trainings and rungs", env="EXACT")
 HOURS = option("--hours", Number(), "end in this time, with finished scores and a report; the next start continues",
                env="HOURS")  # fmt: skip
@@ -202,7 +201,7 @@ BUDGET: Sequence[click.Parameter] = (
 )
 MACHINES: Sequence[click.Parameter] = (
     DEVICE,
-    WORKERS,
+    *WORKERS,
     option("--engine", click.Choice(["local", "ray"]), "local: processes of this machine; ray: a Ray cluster",
            env="ENGINE", default="local"),
     option("--address", str, "of the Ray cluster: auto, or HOST:PORT; else Ray is started here", env="ADDRESS"),

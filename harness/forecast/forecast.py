@@ -123,7 +123,7 @@ class Forecast:
 
     @property
     def _at_once(self) -> int:
-        # More workers than cores, or several on one GPU, are no faster than one each.
+        # More workers than cores are no faster than one each; what several trials gain on one GPU is not known here.
         devices = usable_cores() if self.device == "cpu" else len(visible_gpus())
         return min(self.workers, devices, self.target)
 

@@ -37,7 +37,7 @@ from harness.scoring.weights import vgg_file
 from harness.spec.fit import require_images, with_all_images
 from harness.spec.resolved import ResolvedStudy
 from harness.store.studies import find_record
-from harness.sweep.engines.local import threads_per_worker, workers_for
+from harness.sweep.engines.local import lanes_for, threads_per_worker, workers_for
 from harness.sweep.run import resolve_precision
 from harness.text import duration
 
@@ -52,6 +52,7 @@ def forecast(
     source: Path | None,
     trials: int | None,
     workers: int | None,
+    lanes: int | None,
     device: str,
     exact: bool,
     say: Callable[[str], None],
@@ -61,8 +62,9 @@ def forecast(
     exact_arithmetic()
     on = torch.device(choose_device(device))
     workers = workers or workers_for(spec, trials or spec.budget.trials, on.type)[0]
-    if on.type == "cpu":  # what each worker will have
-        use_threads(threads_per_worker(usable_cores(), workers))
+    lanes = lanes or lanes_for(spec, trials or spec.budget.trials, on.type, workers)
+    if on.type == "cpu":  # what each trial will have
+        use_threads(threads_per_worker(usable_cores(), workers * lanes))
     spec, _ = resolve_precision(spec, on.type, exact)
     images, (n_images, n_held_out), store_bytes, prepare_s = _images(spec, home, source, say)
     spec, _ = with_all_images(spec, n_images, n_held_out)
@@ -95,11 +97,11 @@ def forecast(
     published = spec.scoring.final.extractor == INCEPTION and vgg_file(home) is not None
     vgg = "; plus precision and recall by VGG16, which are not measured" if published else ""
     yield "  scores", f"{duration(scoring.rung_s)} a rung, {duration(scoring.final_s)} a final one{again}{vgg}"
-    result = Forecast(spec, configurations, scoring, trials or spec.budget.trials, on.type, workers)
+    result = Forecast(spec, configurations, scoring, trials or spec.budget.trials, on.type, workers * lanes)
     yield "time", result.time(mean_work(spec, find_record(spec.name, home)))
     yield "memory", _memory(_peak_bytes(on) + held_bytes, on, workers)
     yield "disk", result.disk(home, store_bytes, _grid_bytes(images))
-    yield "cores", _cores(on, workers)
+    yield "cores", _cores(on, workers, lanes)
 
 
 def _images(
@@ -134,12 +136,15 @@ def _memory(peak: int, device: torch.device, workers: int) -> str:
     return f"{peak / 1e9:,.1f} GB of {where} a worker{note} (peak of these measurements)"
 
 
-def _cores(device: torch.device, workers: int) -> str:
+def _cores(device: torch.device, workers: int, lanes: int) -> str:
     threads = torch.get_num_threads()
     share = f", {threads} thread{'s' * (threads != 1)} each"
     if device.type == "cuda":
         n_gpus = len(visible_gpus())
         share = f" on {n_gpus} GPUs" if n_gpus > 1 else ", which share the device"
+        share += f"; up to {lanes} trials at once in each, a gain that the time leaves out" if lanes > 1 else ""
+    elif lanes > 1:
+        share = f" of {lanes} trials at once{share}"
     return f"{usable_cores()}, {device.type}; {workers} worker{'s' * (workers != 1)}{share}"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+from threading import Lock
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from harness.gan.architecture import Layer, discriminator_layers, generator_laye
 from harness.gan.fast.layers import Down, FromImage, FromMaps, Projection, ToImage, ToLogit, ToMaps, Up
 from harness.gan.hparams import DCGAN, HParams
 from harness.machine.imports import load_function
+
+# Held while torch's default generator, which all threads share, is seeded and restored.
+_DEFAULT_GENERATOR = Lock()
 
 
 def latent_noise(shape: tuple[int, ...], law: str, generator: torch.Generator) -> Tensor:
@@ -148,7 +152,7 @@ def make_networks(hp: HParams) -> tuple[nn.Module, nn.Module]:
 def build(hp: HParams, seed: int, device: torch.device) -> tuple[nn.Module, nn.Module]:
     """Both networks, channels last. Weights are drawn on the CPU: a seed gives the same start on every device."""
     rng = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
+    with _DEFAULT_GENERATOR, torch.random.fork_rng(devices=[]):
         if hp.network != DCGAN:
             torch.manual_seed(seed)  # its constructors draw the weights that it starts with
         networks = make_networks(hp)

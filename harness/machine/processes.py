@@ -120,14 +120,20 @@ def visible_gpus() -> tuple[str, ...]:
 class Machines:
     """Where a sweep runs. ``engine`` is ``local`` or ``ray``; ``address`` and ``gpus_per_worker`` are Ray's.
 
-    ``workers`` None: as many as the study had before, else by :func:`workers_for`.
+    ``workers`` None: as many as the study had before, else by :func:`workers_for`; ``lanes`` None: :func:`lanes_for`.
     """
 
     workers: int | None = None
+    lanes: int | None = None
     device: str = "auto"
     engine: str = "local"
     address: str | None = None
     gpus_per_worker: float = 1.0
+
+    @property
+    def at_once(self) -> int:
+        """Trials at once, at most."""
+        return (self.workers or 1) * (self.lanes or 1)
 
 
 def why_no_cuda() -> str:

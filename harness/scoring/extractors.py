@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
 from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
-from harness.gan.fast.precision import BF16, FLOAT32
+from harness.gan.fast.precision import BF16, FLOAT32, tensor_cores
 from harness.home import Home
 from harness.scoring.protocol import INCEPTION, MOBILENET, VGG
 from harness.scoring.reference import Features
@@ -26,7 +28,7 @@ from harness.scoring.weights import inception_weights, mobilenet_weights, vgg_we
 # Images per batch on a GPU; on a CPU the maps of a few images of 299 px stay in its cache.
 ON_GPU = 256
 # At most this many batches at a time on a CPU; each takes about 100 MB.
-_LANES = 8
+_AT_ONCE = 8
 # Layers of pooled features and of logits, how images are resized (a part of protocols), and images per batch on a CPU.
 _KINDS = {
     INCEPTION: ("2048", "logits_unbiased", "TensorFlow 1 bilinear to 299 px", 8),
@@ -181,10 +183,11 @@ class VGGExtractor(FeatureExtractorVGG16):  # type: ignore[misc]
 
 
 class Extractor:
-    """A feature extractor with its weights, loaded once per worker.
+    """A feature extractor with its weights, loaded once per worker, whose lanes share it.
 
     On a CPU each thread has batches of its own: sharing a batch, two threads would spend a fifth of their time waiting
-    for each other. ``interrupt`` is called before every batch; it raises to abandon scoring.
+    for each other. On CUDA lanes take turns, on one stream: a batch fills the device, and its memory serves the next.
+    ``interrupt`` is called before every batch; it raises to abandon scoring.
     """
 
     def __init__(
@@ -210,20 +213,20 @@ class Extractor:
 
     def __call__(self, images_BCHW: Tensor, *, logits: bool = False) -> Features:
         """Features of uint8 images, shape (N, 3, H, W); logits where they are requested and available."""
-        wanted = [self.pooled, self.logits] if logits and self.logits else [self.pooled]
-        self.module.features_list = wanted
+        module = copy.copy(self.module)  # with the same weights: other lanes may want other layers
+        module.features_list = [self.pooled, self.logits] if logits and self.logits else [self.pooled]
         batches = torch.split(images_BCHW, self.batch)
         threads = torch.get_num_threads()
-        lanes = min(len(batches), threads, _LANES) if self.device.type == "cpu" else 1
+        at_once = min(len(batches), threads, _AT_ONCE) if self.device.type == "cpu" else 1
         outputs = []
-        if lanes == 1:
+        if at_once == 1:
             for batch in batches:
                 self.interrupt()
-                outputs.append(self._features(batch))
+                outputs.append(self._features(module, batch))
         else:
-            pool = ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(threads // lanes,))
+            pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,))
             try:
-                for features in [pool.submit(self._features, batch) for batch in batches]:
+                for features in [pool.submit(self._features, module, batch) for batch in batches]:
                     self.interrupt()
                     outputs.append(features.result())
             finally:
@@ -233,8 +236,11 @@ class Extractor:
         return Features(pooled=columns[0], logits=columns[1] if len(columns) > 1 else None)
 
     @torch.inference_mode()
-    def _features(self, batch: Tensor) -> tuple[Tensor, ...]:
-        return tuple(f.float().cpu() for f in self.module(batch.to(self.device)))
+    def _features(self, module: FeatureExtractorBase, batch: Tensor) -> tuple[Tensor, ...]:
+        on_cuda = self.device.type == "cuda"
+        stream = torch.cuda.stream(torch.cuda.default_stream(self.device)) if on_cuda else nullcontext()
+        with tensor_cores(FLOAT32, self.device), stream:
+            return tuple(f.float().cpu() for f in module(batch.to(self.device)))
 
 
 def _module(name: str, precision: str, state: dict[str, Tensor], device: torch.device) -> FeatureExtractorBase:

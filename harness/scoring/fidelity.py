@@ -120,7 +120,7 @@ def calculated(
         prc_batch_size=_PRC_BATCH,
         rng_seed=protocol.seed,
         batch_size=extractor.batch,
-        cuda=extractor.device.type == "cuda",
+        cuda=False,  # batches are brought to the device by the extractor
         cache=False,
         save_cpu_ram=True,  # no loader processes for what is in memory
         verbose=False,

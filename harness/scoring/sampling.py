@@ -18,6 +18,7 @@ from torchvision.utils import make_grid
 from harness import atomic
 from harness.data.decode import MADE_BY
 from harness.errors import UsageError
+from harness.gan.fast.precision import FLOAT32, tensor_cores
 from harness.gan.hparams import HParams
 from harness.gan.networks import from_uniform
 
@@ -64,7 +65,7 @@ def to_uint8(images_BCHW: Tensor) -> Tensor:
 def generate(generator: nn.Module, hp: HParams, n: int, seed: int, device: torch.device) -> Tensor:
     """n images in [-1, 1], float32, shape (n, channels, size, size), on the CPU, in batches of fixed size."""
     noise = scoring_noise(n, hp, seed)
-    with evaluating(generator), torch.inference_mode():
+    with evaluating(generator), torch.inference_mode(), tensor_cores(FLOAT32, device):
         batches = [generator(z.to(device)).float().cpu() for z in torch.split(noise, BATCH)]
     return torch.cat(batches)
 
@@ -76,7 +77,7 @@ def samples(generator: nn.Module, hp: HParams, n: int, seed: int, device: torch.
     """
     images = torch.empty(n, hp.channels, hp.image_size, hp.image_size, dtype=torch.uint8)
     made, constant = 0, True
-    with evaluating(generator), torch.inference_mode():
+    with evaluating(generator), torch.inference_mode(), tensor_cores(FLOAT32, device):
         for z in torch.split(scoring_noise(n, hp, seed), BATCH):
             batch = generator(z.to(device)).float().cpu()
             if not bool(torch.isfinite(batch).all()):

@@ -47,8 +47,9 @@ class PatientStorage(RDBStorage):
 
     def __init__(self, url: URL, outages: Outages, dead_after_s: float) -> None:
         connect_args = {"timeout": _BUSY_S} if url.get_backend_name() == "sqlite" else _POSTGRES
-        # pre_ping: a connection that the server has closed is replaced before it is used.
-        kwargs: dict[str, Any] = {"connect_args": connect_args, "pool_pre_ping": True}
+        # pre_ping: a connection that the server has closed is replaced before it is used. max_overflow: none of a
+        # worker's lanes and their leases waits for another one's connection.
+        kwargs: dict[str, Any] = {"connect_args": connect_args, "pool_pre_ping": True, "max_overflow": -1}
         super().__init__(url.render_as_string(hide_password=False), engine_kwargs=kwargs)
         self.outages = outages
         self.heartbeat_interval = HEARTBEAT_S

@@ -73,7 +73,7 @@ class TrialAttrs(_Attrs):
     root: int | None = None
     # How often in a row workers died without getting further.
     crashes: int = 0
-    # Whether it ran out of memory once, with other workers running.
+    # Whether it ran out of memory once, with other trials running.
     oom: bool = False
     # The step at which it was last let continue, and at which it waits to be promoted.
     kept_at: int | None = None

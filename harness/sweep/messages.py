@@ -22,9 +22,10 @@ class WorkerJob:
     home: Home
     store: ImageStore
     device: str
-    threads: int
+    threads: int  # of each lane
     cores: int
     tags: dict[str, str]
+    lanes: int = 1  # trials at once, at most
     workers: int = 1  # on its machine, and its own number among them
     index: int = 0
     gpus: tuple[str, ...] = ()  # that workers are spread over, as CUDA_VISIBLE_DEVICES names them
@@ -83,7 +84,7 @@ class Ready(Event):
 
 
 class Alive(Event):
-    """A worker has made a step of a training, or scored a batch, or waits for a trial."""
+    """Each lane of a worker has made a step of a training, or scored a batch, or waits for a trial."""
 
 
 class Failed(Event):

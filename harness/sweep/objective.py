@@ -24,6 +24,7 @@ from harness.store.records import StudyAttrs, TrialAttrs
 from harness.store.samplers import kimg_to_images
 from harness.store.trials import Lease, Trials, trial_key, write_attrs
 from harness.sweep import messages
+from harness.sweep.lanes import Lanes
 from harness.sweep.messages import WorkerJob
 from harness.text import against_bar
 from harness.training.attempt import Attempt, Degenerate, Saved, checked, checkpoint_every_s, train_on_disk
@@ -34,7 +35,7 @@ from harness.training.share import Share
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSetup:
-    """What a worker needs for each trial: its job, and what it has loaded for it."""
+    """What a worker needs for each trial: its job, and what it has loaded for it. Its lanes share it."""
 
     job: WorkerJob
     trials: Trials
@@ -46,6 +47,7 @@ class WorkerSetup:
     stop: Callable[[], bool]
     publish: Callable[[messages.Event], None]
     real_distance: float
+    lanes: Lanes = field(default_factory=Lanes)
     checkpoint_s: float = field(default_factory=checkpoint_every_s)
     share: Share | None = None
 
@@ -64,6 +66,7 @@ def objective(trial: optuna.Trial, attempt: Attempt, setup: WorkerSetup) -> list
     images, stop, every_s = setup.images_NHWC, setup.stop, setup.checkpoint_s
     for event in train_on_disk(attempt, images, budget=budget, stop=stop, checkpoint_s=every_s):
         if isinstance(event, Progress):
+            setup.lanes.has_trained()
             publish(messages.Progressed(number=number, kimg=event.kimg, images_per_s=event.images_per_s))
         elif isinstance(event, Saved):
             write_attrs(trial, TrialAttrs(saved_kimg=event.kimg, saved_s=round(time.perf_counter() - started, 2)))

@@ -28,7 +28,7 @@ from harness.store.database import open_storage, write_study_attrs
 from harness.store.records import StudyAttrs
 from harness.store.studies import open_study, started_study, stored_spec, study_to_record
 from harness.store.trials import Trials, finished_count
-from harness.sweep.engines.local import LocalEngine, threads_per_worker, workers_for
+from harness.sweep.engines.local import LocalEngine, lanes_for, threads_per_worker, workers_for
 from harness.sweep.hours import TimeBudget
 from harness.sweep.messages import Opened, Watcher, WorkerJob
 from harness.sweep.reconcile import ParentRun
@@ -62,7 +62,7 @@ def run_sweep(
     With ``hours`` it ends in that time, with the best of what it began trained to the end and scored; the next start
     begins the other trials.
     """
-    budget = None if hours is None else TimeBudget(spec, hours, machines.workers or 1)
+    budget = None if hours is None else TimeBudget(spec, hours, machines.at_once)
 
     def resolved(spec: ResolvedStudy) -> ResolvedStudy:
         watcher.say("preparing workers")
@@ -129,7 +129,7 @@ def run_sweep(
     if budget is None:
         return _run(parent, store, machines, watcher, starts=True, any_protocol=any_protocol)
     with ending_with(lambda: write_study_attrs(study, StudyAttrs(target=target))):  # which closing in time lowers
-        budget.workers = machines.workers or 1
+        budget.workers = machines.at_once
         timed = budget.close_in_time(study, watcher, device)
         result = _run(parent, store, machines, timed, starts=True, any_protocol=any_protocol)
     used_up = (budget.closed or budget.is_over) and result.finished < target and not watcher.stop_level()
@@ -163,21 +163,29 @@ def join_sweep(name: str, home: Home, watcher: Watcher, *, source: Path | None, 
 def with_workers(
     machines: Machines, before: int, spec: ResolvedStudy, trials: int, device: str, say: Callable[[str], None]
 ) -> Machines:
-    """The same with a number of workers: what was asked for, the study's own, or what is fastest here; it is said."""
-    if machines.workers or machines.engine == "ray" or trials <= 0:
+    """The same with numbers of workers and lanes: those asked for, the study's own, or what is fastest; it is said."""
+    if machines.engine == "ray" or trials <= 0:
         return machines
-    number, why = (before, "as before") if before else workers_for(spec, trials, device)
-    threads = threads_per_worker(usable_cores(), number)
-    shared = f", {threads} thread{'s' * (threads > 1)} each" if device == "cpu" else ""
-    say(f"{number} worker{'s' * (number > 1)}{shared}: {why}; WORKERS=N sets another number")
-    return dataclasses.replace(machines, workers=number)
+    number, why = machines.workers or before, "as asked" if machines.workers else "as before"
+    if not number:
+        number, why = workers_for(spec, trials, device)
+    chosen = dataclasses.replace(
+        machines, workers=number, lanes=machines.lanes or lanes_for(spec, trials, device, number)
+    )
+    if not machines.workers or chosen.lanes not in (machines.lanes, 1):
+        threads = threads_per_worker(usable_cores(), chosen.at_once)
+        lanes = f", up to {chosen.lanes} trials at once in each" if chosen.lanes != 1 else ""
+        shared = f", {threads} thread{'s' * (threads > 1)} each" if device == "cpu" else ""
+        others = "WORKERS=N and LANES=N set other numbers" if lanes else "WORKERS=N sets another number"
+        say(f"{number} worker{'s' * (number > 1)}{lanes}{shared}: {why}; {others}")
+    return chosen
 
 
 def _run(
     parent: ParentRun, store: ImageStore, machines: Machines, watcher: Watcher, starts: bool, any_protocol: bool
 ) -> SweepResult:
     """Run workers until the study has its target, heal what they left, and close the run of a study started here."""
-    study, cores, workers = parent.trials.study, usable_cores(), machines.workers or 1
+    study, cores = parent.trials.study, usable_cores()
 
     def target() -> int:  # another machine's start may raise it
         return StudyAttrs.parse(study.user_attrs).target
@@ -199,10 +207,11 @@ def _run(
                 home=parent.home,
                 store=store,
                 device=parent.device,
-                threads=threads_per_worker(cores, workers),
+                threads=threads_per_worker(cores, machines.at_once),
                 cores=cores,
                 tags=parent.tags,
-                workers=workers,
+                lanes=machines.lanes or 1,
+                workers=machines.workers or 1,
                 gpus=call_with_torch(visible_gpus) if parent.device == "cuda" else (),
                 resume_anyway=any_protocol,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import statistics
+import sys
 import threading
 import time
 import traceback
@@ -17,7 +18,18 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 import harness
-from harness.errors import DiskFull, Diverged, Fenced, Interrupted, Paused, StorageLost, SweepError, without_secrets
+from harness.errors import (
+    DiskFull,
+    Diverged,
+    Fenced,
+    HarnessError,
+    Interrupted,
+    Paused,
+    StorageLost,
+    SweepError,
+    without_secrets,
+)
+from harness.gan.fast.precision import FLOAT32, tensor_cores
 from harness.machine.processes import exact_arithmetic, keep_memory, on_device, use_threads
 from harness.machine.provenance import code_sha256
 from harness.scoring.diversity import real_distance
@@ -29,6 +41,7 @@ from harness.store.records import StudyAttrs, TrialAttrs
 from harness.store.samplers import kimg_to_images
 from harness.store.studies import agree_on_protocols
 from harness.store.trials import INTERRUPTED, OOM, Lease, Trials, write_attrs
+from harness.sweep.lanes import Lanes
 from harness.sweep.messages import Ended, Event, Ready, Said, WorkerJob
 from harness.sweep.objective import WorkerSetup, objective, open_attempt, report
 from harness.tracking.client import new_client
@@ -50,7 +63,7 @@ _LAST_SENDING_S, _HURRIED_SENDING_S = 10.0, 3.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialEnd:
-    """How a trial ended. ``retires``: memory ran out next to other workers, and this one leaves them its share."""
+    """How a trial ended. ``retires``: memory ran out next to other trials, and this lane leaves them its share."""
 
     state: TrialState
     values: Sequence[float] | None = None
@@ -67,7 +80,7 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
         publish(Said(text=text))
 
     def interrupt() -> None:
-        if should_stop():
+        if lanes.stop():
             raise Interrupted("stopped while scoring; saved")
 
     if job.code != code_sha256():
@@ -80,11 +93,12 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
     use_threads(job.threads)
     device = torch.device(job.device)
     images = on_device(job.store.tensor(), device)
+    lanes = Lanes(job.lanes, should_stop)
     scorers = Scorers(job.home, job.store, device, say, interrupt)
     rung, final = scorers.scorer(job.spec.scoring.rung), scorers.scorer(job.spec.scoring.final)
     publish(Ready())
 
-    storage = open_storage(job.home, grace=grace_s(), say=say, stop=should_stop)
+    storage = open_storage(job.home, grace=grace_s(), say=say, stop=lanes.stop)
     study = optuna.load_study(study_name=job.spec.name, storage=storage)
     attrs = StudyAttrs.parse(study.user_attrs)
     protocols = {"final": asdict(final.protocol), "rung": asdict(rung.protocol)}
@@ -98,21 +112,25 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
         follow=mirror.follow,
         final=final,
         rung=rung,
-        stop=should_stop,
+        stop=lanes.stop,
         publish=publish,
         real_distance=real_distance(images),
+        lanes=lanes,
         share=Share.from_environment(job.spec.name, attrs.uid),
     )
     try:
-        work(setup)
+        lanes.run(lambda: work(setup), device, job.threads)
     finally:
-        mirror.close(_HURRIED_SENDING_S if should_stop() else _LAST_SENDING_S)
+        # After any other error the process ends, and the other lanes with it; the supervisor sends what is left.
+        if isinstance(sys.exception(), HarnessError | None):
+            mirror.close(_HURRIED_SENDING_S if should_stop() else _LAST_SENDING_S)
 
 
 def work(setup: WorkerSetup, target: int | None = None) -> bool:
-    """Run trials until COMPLETE and PRUNED ones reach the target (the study's own, which a later start may raise).
+    """Run trials, as each lane does, until COMPLETE and PRUNED ones reach the target: the study's own, unless given.
 
-    Returns whether this worker retired: memory ran out, and others run. Number 0 takes trials again once it is alone.
+    Returns whether the lane retired: memory ran out, and others run. With its last one a worker ends; that of worker 0
+    takes trials again once it is alone.
     Raises SweepError where several trials in a row failed for reasons of their own, as the rest of the budget would.
     """
     failures: list[str] = []
@@ -126,6 +144,8 @@ def work(setup: WorkerSetup, target: int | None = None) -> bool:
             threading.Event().wait(_IDLE_S)
             continue
         end = run_trial(trial, setup)
+        if end.retires and setup.lanes.leave():
+            return True
         retired = retired or end.retires
         failed = end.state == TrialState.FAIL and not end.reason.startswith(INTERRUPTED)
         failures = [*failures, end.reason] if failed else []
@@ -162,8 +182,7 @@ def run_trial(trial: optuna.Trial, setup: WorkerSetup) -> TrialEnd:
             except (Fenced, StorageLost, UpdateFinishedTrialError):
                 raise
             except Exception as error:
-                # The device does nothing more for this process: another one must continue the trial.
-                if isinstance(error, torch.AcceleratorError) and not _is_oom(error):
+                if _is_lost(error, setup.device):
                     raise
                 end = failure(error, trial, setup)
             write_attrs(trial, TrialAttrs(elapsed_s=round(time.perf_counter() - started, 2)))
@@ -180,8 +199,9 @@ def run_trial(trial: optuna.Trial, setup: WorkerSetup) -> TrialEnd:
     _conclude(trial, end, attempt, setup)
     # A training and its step, on CUDA a graph with all of its memory, hold on to each other; the next needs the room.
     gc.collect()
-    if OOM in end.reason and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if OOM in end.reason and setup.device.type == "cuda":
+        with tensor_cores(FLOAT32, setup.device):  # while no other lane captures a graph
+            torch.cuda.empty_cache()
     if _DISK_FULL in end.reason:
         raise DiskFull(
             end.reason.removeprefix(f"{INTERRUPTED}: "), "Free some space and start again: it continues from there."
@@ -201,14 +221,30 @@ def failure(error: Exception, trial: optuna.Trial, setup: WorkerSetup) -> TrialE
     else:
         # A GPU's memory is shared with the workers on it, the machine's with all.
         on_gpu = setup.device.type == "cuda" and not _is_oom_of_host(error)
-        others = (setup.job.on_gpu if on_gpu else setup.job.workers) - 1
+        workers = setup.job.on_gpu if on_gpu else setup.job.workers
+        others = workers * setup.lanes.open - 1
         retires = others > 0 and not TrialAttrs.parse(trial.user_attrs).oom
         reason = f"{OOM}: {text}"
         if retires:
-            # Retry once with one worker fewer. Worker 0 never retires for good, so one is always left.
+            # Retry once with one lane fewer. The last one of worker 0 never retires for good, so one is always left.
             write_attrs(trial, TrialAttrs(oom=True))
-            reason = f"{INTERRUPTED}: {OOM} beside {others} other workers; queued again: {text}"
+            reason = f"{INTERRUPTED}: {OOM} beside {others} other trials; queued again: {text}"
     return TrialEnd(state=TrialState.FAIL, reason=reason, traceback=details, retires=retires)
+
+
+def _is_lost(error: Exception, device: torch.device) -> bool:
+    """Whether the device does nothing more for this process, so that another one must continue the trial.
+
+    Where one lane loses it, libraries may raise other errors in the others.
+    """
+    if isinstance(error, torch.AcceleratorError):
+        return not _is_oom(error)
+    try:
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
+    except torch.AcceleratorError:
+        return True
+    return False
 
 
 def _is_oom(error: Exception) -> bool:

@@ -43,6 +43,35 @@ def test_workers_are_as_many_as_are_fastest(monkeypatch, cores, free, trials, de
     assert (found, why in reason) == (workers, True)
 
 
+@pytest.mark.parametrize(
+    ("trials", "device", "workers", "lanes"),
+    [
+        (400, "cpu", 2, 1),
+        (400, "cuda", 2, 8),
+        (400, "cuda", 4, 4),
+        (400, "cuda", 40, 1),
+        (16, "cuda", 2, 2),
+        (3, "cuda", 1, 1),
+    ],
+)
+def test_a_gpu_has_up_to_eight_trials_at_once(monkeypatch, trials, device, workers, lanes):
+    monkeypatch.setattr(local, "call_with_torch", lambda function: ("0", "1"))
+    assert local.lanes_for(STUDY, trials, device, workers) == lanes
+
+
+def test_lanes_are_said_unless_they_were_asked_for(monkeypatch):
+    monkeypatch.setattr(local, "call_with_torch", lambda function: ("0", "1"))
+    said = []
+    chosen = with_workers(Machines(), 0, STUDY, 400, "cuda", said.append)
+    assert (chosen.workers, chosen.lanes, chosen.at_once) == (2, 8, 16)
+    assert with_workers(Machines(workers=1), 0, STUDY, 400, "cuda", said.append).lanes == 8
+    assert with_workers(Machines(workers=1, lanes=3), 0, STUDY, 400, "cuda", said.append).lanes == 3
+    assert said == [
+        "2 workers, up to 8 trials at once in each: one for each GPU; WORKERS=N and LANES=N set other numbers",
+        "1 worker, up to 8 trials at once in each: as asked; WORKERS=N and LANES=N set other numbers",
+    ]
+
+
 def test_a_number_of_workers_is_kept_with_the_study_unless_another_is_asked_for(monkeypatch):
     monkeypatch.setattr(local, "usable_cores", lambda: 2)
     said = []

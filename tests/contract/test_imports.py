@@ -8,18 +8,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Event
 
 import pytest
+import torch
 
 from harness.errors import SweepError
 from harness.machine.provenance import code_sha256
-from harness.sweep import worker
+from harness.sweep import lanes, messages, worker
 from harness.sweep.engines import local
-from harness.sweep.messages import Ready, Watcher
+from harness.sweep.messages import Progressed, Ready, Watcher
 from tests.conftest import ROOT, TINY_STUDY, blob_files
 from tests.servers import answers, free_port
 
@@ -138,6 +141,7 @@ class Job:
     folder: Path
     index: int = 0
     workers: int = 1
+    gpus: tuple[str, ...] = ()
 
 
 def hang_once(job: Job, events: Connection, environment: dict[str, str]) -> None:
@@ -148,8 +152,32 @@ def hang_once(job: Job, events: Connection, environment: dict[str, str]) -> None
         Event().wait()
 
 
-def test_a_worker_that_hangs_is_killed_and_another_continues(tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "_worker_main", hang_once)
+def hang_once_in_one_lane(job: Job, events: Connection, environment: dict[str, str]) -> None:
+    """A worker of two lanes; where it is the first, one of them hangs and the other reports what it does."""
+    local._SIGN_S = lanes._LOOK_S = 0.02
+    hangs = not (job.folder / "hung").exists()
+    (job.folder / "hung").touch()
+
+    def run_worker(job: Job, publish: Callable[[messages.Event], None], should_stop: Callable[[], bool]) -> None:
+        both = lanes.Lanes(2, should_stop)
+
+        def work() -> None:
+            for _ in range(5_000):  # both at once
+                both.stop()
+            while hangs and not both.stop():
+                publish(Progressed(number=0, kimg=0.0, images_per_s=1.0))
+                Event().wait(None if threading.current_thread().name == "lane 1" else 0.02)
+
+        publish(Ready())
+        both.run(work, torch.device("cpu"), 1)
+
+    worker.run_worker = run_worker
+    local._worker_main(job, events, environment)
+
+
+@pytest.mark.parametrize("hanging", [hang_once, hang_once_in_one_lane])
+def test_a_worker_that_hangs_is_killed_and_another_continues(tmp_path, monkeypatch, hanging):
+    monkeypatch.setattr(local, "_worker_main", hanging)
     monkeypatch.setattr(local, "_SILENCE_S", 0.5)
     said: list[str] = []
     deaths: list[int] = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import threading
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from harness.gan.trainer import Budget, Progress, train
 from harness.machine.processes import exact_arithmetic
 from harness.scoring.extractors import Extractor
 from harness.sweep import speed
+from harness.sweep.lanes import Lanes
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import CPU, blob_files, sharing_weights
 from tests.e2e.test_sweep import Project
@@ -136,6 +139,43 @@ def test_a_sweep_with_two_forked_workers_trains_on_cuda(tmp_path, weights_home):
     assert {trial.state for trial in record.trials} <= {"COMPLETE", "PRUNED"}
     assert record.complete
     assert record.attrs.environment["device"] == "cuda"
+
+
+def test_a_sweep_of_one_worker_with_three_lanes_trains_on_cuda(tmp_path, weights_home):
+    images = blob_files(tmp_path / "images", 40)
+    project = Project(tmp_path, sharing_weights(tmp_path, weights_home), images)
+    project.run("sweep", DEVICE="cuda", WORKERS="1", LANES="3", TRIALS="6")
+    record = project.record()
+    assert len(record.trials) == 6
+    assert {trial.state for trial in record.trials} <= {"COMPLETE", "PRUNED"}
+    assert record.complete
+
+
+@pytest.mark.filterwarnings("error:training without a CUDA graph")
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_lanes_train_as_alone(hp, images, precision):
+    """Each captures its own graph while the others replay theirs, and draws its own noise."""
+    exact_arithmetic()
+    hp = dataclasses.replace(hp, precision=precision)
+
+    def trained(seed: int) -> dict:
+        events = train(hp, images.to(CUDA), budget=BUDGET, seed=seed, device=CUDA)
+        return [event for event in events if isinstance(event, Snapshot)][-1].state
+
+    alone = [trained(seed) for seed in range(4)]
+    lanes, together, seeds, all_open = Lanes(4), {}, itertools.count(), threading.Barrier(4, timeout=60)
+
+    def lane() -> None:
+        seed = next(seeds)
+        lanes.has_trained()  # for the next to open
+        all_open.wait()
+        together[seed] = trained(seed)
+
+    lanes.run(lane, CUDA, 1)
+    for seed, state in enumerate(alone):
+        assert torch.equal(together[seed]["noise_rng"], state["noise_rng"])
+        for name, value in state["generator"].items():
+            torch.testing.assert_close(together[seed]["generator"][name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_a_graph_finds_divergence_and_says_when(hp, images):

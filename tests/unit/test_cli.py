@@ -139,6 +139,7 @@ def test_every_option_says_its_default_range_and_variable(capsys):
     for expected in (
         "[env var: STUDY; default: mnist32]",
         "[env var: WORKERS; default: auto; x>=1]",
+        "[env var: LANES; default: auto; x>=1]",
         "[env var: KIMG; x>0]",
         "[env var: ENGINE; default: local]",
         "[env var: QUICK]",

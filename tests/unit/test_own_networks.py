@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -61,6 +62,16 @@ def test_a_study_names_its_networks_but_its_baselines_are_dcgans():
     assert study.hparams({}, {"ngf": 4}).network == "dcgan"
     assert study.identity()["network"] == NETWORK
     assert study.spec_hash != parse_study("own", TINY_STUDY, shown_as="own.toml").spec_hash
+
+
+def test_a_seed_gives_the_same_weights_while_another_lane_builds_too(own):
+    def weights(seed):
+        return [torch.cat([p.flatten() for p in build(own, seed, CPU)[0].parameters()]) for _ in range(30)]
+
+    with ThreadPoolExecutor(2) as pool:
+        for seed, together in zip((0, 1), pool.map(weights, (0, 1)), strict=True):
+            alone = torch.cat([p.flatten() for p in build(own, seed, CPU)[0].parameters()])
+            assert all(torch.equal(each, alone) for each in together)
 
 
 def test_a_registered_name_stands_for_its_function(monkeypatch):

@@ -84,16 +84,21 @@ def capture(run: Run) -> str:
 
 
 def _captured(run: Run, eagerly: Callable[[], None], buffers: BufferedBatches) -> torch.cuda.CUDAGraph:
-    stream = torch.cuda.Stream(run.device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(run.device))
+    here = torch.cuda.current_stream(run.device)
+    # The default stream cannot be captured. A lane's own can, and no other lane shares the libraries' work space on it.
+    is_own = here != torch.cuda.default_stream(run.device)
+    stream = here if is_own else torch.cuda.Stream(run.device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(here)
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UP):
             eagerly()
-    torch.cuda.current_stream(run.device).wait_stream(stream)
+    here.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(run.noise_rng)
     buffers.fill()
-    with tensor_cores(run.hp.precision, run.device), torch.cuda.graph(graph):
+    # thread_local: other lanes may allocate and copy meanwhile.
+    capturing = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
+    with tensor_cores(run.hp.precision, run.device), capturing:
         run.play_eagerly()
     return graph
 

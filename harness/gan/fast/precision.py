@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from threading import RLock
 from typing import Final
 
 import torch
@@ -18,6 +19,8 @@ from harness.gan.hparams import Precision
 FLOAT32: Final = "float32"
 TF32: Final = "tf32"
 BF16: Final = "bf16"
+
+_TURN = RLock()
 
 
 def usual(device: torch.device) -> Precision:
@@ -41,13 +44,18 @@ def has_amx() -> bool:
 
 @contextmanager
 def tensor_cores(precision: str, device: torch.device) -> Iterator[None]:
-    """For whole steps: float32 operands are rounded to TF32 inside, where that is the precision, and nowhere else."""
-    if precision != TF32 or device.type != "cuda":
+    """For whole steps and batches: float32 operands are rounded to TF32 inside, where that is the precision, else not.
+
+    That is a setting of the whole process, and only one graph may be captured at a time: on CUDA, threads take turns
+    in here. Replaying a graph needs no turn.
+    """
+    if device.type != "cuda":
         yield
         return
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    with _TURN:
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == TF32
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from threading import RLock
 
 from harness.errors import HarnessError, SweepError, without_secrets
 from harness.machine.forks import adopt_environment, call_with_torch, worker_context
@@ -30,8 +31,10 @@ _POLL_S = 0.2
 _SIGN_S, _SILENCE_S, _TIMES = 10.0, 300.0, 10
 # Memory of a worker, and more for each pixel of its images: what the largest batch of the shipped studies takes.
 _WORKER_BYTES, _BYTES_PER_PIXEL = 5 * 2**28, 2**18
-# A search has at most one worker for this many trials.
+# A search has at most one worker, or lane of one, for this many trials.
 _TRIALS_PER_WORKER = 4
+# Trials at once on a GPU, unless another number is asked for.
+_LANES = 8
 # The supervisor itself was stopped (Ctrl-Z, a machine asleep) where it has not looked for this long (s).
 _ASLEEP_S = 30.0
 
@@ -56,7 +59,8 @@ class _Worker:
             while self.events.poll(0):
                 received.append(self.events.recv())
         now = time.monotonic()
-        if received and (self.heard_at or any(isinstance(event, Ready) for event in received)):
+        # Not what one lane reports: while another one hangs, the worker shows no life.
+        if any(isinstance(event, Ready | Alive) for event in received):
             self.longest_s = max(self.longest_s, now - self.heard_at) if self.heard_at else 0.0
             self.heard_at = now
         return received
@@ -164,6 +168,7 @@ def _worker_main(job: WorkerJob, events: Connection, environment: Mapping[str, s
     if job.gpus:
         # Before CUDA looks for them; workers beyond the number of GPUs share them.
         os.environ["CUDA_VISIBLE_DEVICES"] = job.gpus[job.index % len(job.gpus)]
+    turn = RLock()  # of lanes and the mirror: no two threads may send, or poll, at once
     stopped, signed_at, parent, supervisor = False, 0.0, os.getppid(), mp.parent_process()
     # A pipe that only the supervisor holds open. It is asked at every step, which poll answers in less than 1 µs. Where
     # the process that this one was forked from is no more, the supervisor takes this one for dead.
@@ -180,16 +185,17 @@ def _worker_main(job: WorkerJob, events: Connection, environment: Mapping[str, s
     signal.signal(signal.SIGTERM, stop)
 
     def publish(event: Event) -> None:
-        with suppress(OSError):  # the supervisor is gone: this worker ends soon
+        with turn, suppress(OSError):  # the supervisor is gone: this worker ends soon
             events.send(event)
 
     def should_stop() -> bool:
         nonlocal signed_at
-        # Only the thread that trains and scores shows progress.
+        # Only the main thread vouches for the worker: for each of its lanes.
         if time.monotonic() - signed_at > _SIGN_S and threading.current_thread() is threading.main_thread():
             signed_at = time.monotonic()
             publish(Alive())
-        return stopped or os.getppid() != parent or bool(pipe.poll(0))
+        with turn:
+            return stopped or os.getppid() != parent or bool(pipe.poll(0))
 
     # After CUDA_VISIBLE_DEVICES is set, and never in the supervisor: it imports torch.
     from harness.sweep.worker import run_worker
@@ -222,6 +228,18 @@ def workers_for(study: ResolvedStudy, trials: int, device: str) -> tuple[int, st
     )
 
 
+def lanes_for(study: ResolvedStudy, trials: int, device: str, workers: int) -> int:
+    """How many trials each worker runs at once, at most: on a CPU one.
+
+    On CUDA up to eight together on a GPU, as memory allows: sixteen gain a tenth more (docs/performance.md).
+    """
+    if device != "cuda":
+        return 1
+    on_gpu = -(-workers // max(1, len(call_with_torch(visible_gpus))))
+    at_once = trials if study.plan else trials // _TRIALS_PER_WORKER
+    return max(1, min(_LANES // on_gpu, at_once // workers))
+
+
 def threads_per_worker(cores: int, workers: int) -> int:
-    """Threads such that all workers together use every core and no more: oversubscription is ruinous."""
+    """Threads such that all workers (or lanes) together use every core and no more: oversubscription is ruinous."""
     return max(1, cores // max(1, workers))

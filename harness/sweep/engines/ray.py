@@ -127,8 +127,8 @@ def worker_task(
 def run_ray(job: WorkerJob, machines: Machines, watcher: Watcher, on_death: Callable[[], None]) -> None:
     """Run workers as Ray tasks until the study's target is reached, then return.
 
-    Each reserves ``job.threads`` CPUs; those that do not fit into the cluster wait until they do. A worker whose
-    process or node is lost is started again by Ray, as soon as some node has room; it continues only after
+    Each reserves ``job.threads`` CPUs for each lane; those that do not fit into the cluster wait until they do. A
+    worker whose process or node is lost is started again by Ray, as soon as some node has room; it continues only after
     ``on_death``. A Ray that is connected already is used and left as it is; the address ``local`` or None starts one.
     """
     ray = _import_ray()
@@ -170,7 +170,7 @@ class _Driver:
         """Start the workers, and follow them until all have returned."""
         # max_calls: memory, a GPU's above all, is free as soon as a worker is done.
         task = self.ray.remote(max_calls=1)(worker_task).options(
-            num_cpus=self.job.threads,
+            num_cpus=self.job.threads * self.job.lanes,
             num_gpus=gpus,
             max_retries=-1,
             scheduling_strategy="SPREAD",

@@ -16,7 +16,6 @@ import importlib.machinery
 import json
 import os
 import resource
-import signal
 import socket
 import sys
 import time
@@ -54,7 +53,6 @@ def obey(answer: dict[str, object]) -> None:
         case "error":
             raise OSError(answer["errno"], os.strerror(answer["errno"]))
         case "files":
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (answer["bytes"], resource.RLIM_INFINITY))
         case "memory":
             used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
