@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from harness import atomic
 from harness.errors import CheckpointError, UsageError
@@ -90,7 +91,8 @@ def _rows(network: nn.Module, inputs: Tensor) -> list[dict[str, Any]]:
     def called(module: nn.Module, _: Any, output: Any) -> None:
         new = {id(parameter): parameter.numel() for parameter in module.parameters() if id(parameter) not in counted}
         counted.update(new)
-        kind, family = type(module).__name__, type(module).__module__
+        plain = type_before_parametrizations(module)
+        kind, family = plain.__name__, plain.__module__
         if isinstance(module, nn.LeakyReLU):
             kind += f" {module.negative_slope:.3g}"
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -102,12 +104,20 @@ def _rows(network: nn.Module, inputs: Tensor) -> list[dict[str, Any]]:
             shape = list(output.shape[1:]) if isinstance(output, Tensor) else []
             rows.append({"kind": kind, "shape": shape, "parameters": sum(new.values()), "followed_by": []})
 
-    for module in network.modules():
-        if next(module.children(), None) is None:
-            module.register_forward_hook(called)
+    for module in _layers(network):
+        module.register_forward_hook(called)
     with torch.no_grad():
         network(inputs)
     return rows
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """Its modules that have no other inside, but for what PyTorch computes a weight by, such as spectral norms."""
+    inside = [child for name, child in module.named_children() if name != "parametrizations"]
+    for child in inside:
+        yield from _layers(child)
+    if not inside:
+        yield module
 
 
 def layer_list(network: Generator | Discriminator) -> list[tuple[str, dict[str, Any]]]:
