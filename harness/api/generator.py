@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from harness import atomic
 from harness.data.own import numpy_file
-from harness.errors import CheckpointError, DataError, NotFoundError
+from harness.errors import CheckpointError, DataError, NotFoundError, UsageError
 from harness.findings.confirmation import confirmation
 from harness.findings.ranking import leading
 from harness.gan.hparams import HParams
@@ -66,12 +66,17 @@ class Generator:
             z: of shape (N, z_dim), two or more.
             steps: two or more.
 
+        Raises:
+            UsageError: there are fewer.
+
         >>> import harness
         >>> generator = harness.load_generator("reports/tiny/best.toml")
         >>> path = generator.walk(generator.latents(3, seed=0), 5)
         >>> generator(path).shape
         (10, 16, 16, 1)
         """
+        if len(z) < 2 or steps < 2:
+            raise UsageError(f"{len(z)} z and {steps} steps make no walk", "Give two or more of each.")
         path: np.ndarray = sampling.walk(torch.as_tensor(z, dtype=torch.float32), steps, self.hparams.latent).numpy()
         return path
 
@@ -109,7 +114,7 @@ class Generator:
         """
         if folder is not None:
             sampling.refuse_to_mix(folder)
-        images = self._images(self.latents(n, seed=seed) if isinstance(n, int) else n)
+        images = self._images(n if isinstance(n, np.ndarray) else self.latents(n, seed=seed))
         if folder is not None:
             sampling.save_folder(folder, sampling.to_uint8(images))
         if grid is not None:

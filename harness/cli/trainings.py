@@ -132,8 +132,6 @@ def generate(given: Any) -> None:
     rows = max(1, given.n // given.interpolate) + 1 if given.interpolate else given.n
     z = read_latents(given.z, generator.hparams.z_dim) if given.z else generator.latents(rows, seed=seed)
     if given.interpolate:
-        if len(z) < 2:
-            raise UsageError(f"{given.z} has one z", "A walk needs two or more.")
         z = generator.walk(z, given.interpolate)
     grid = given.out
     if grid is None and given.images is None:

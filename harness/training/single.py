@@ -170,7 +170,7 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
             elif isinstance(event, Snapshot):
                 if event.mark == kimg:
                     return _conclude(attempt, training, store, scorer, event)
-            elif watch.stop() and event.mark != kimg:  # what is trained to the end is scored as well
+            elif watch.stop():
                 attempt.end("FAIL", {}, {"reason": "interrupted"})
                 return Outcome(folder.path, attempt.record_path, event.kimg, interrupted=True)
         attempt.end("COMPLETE", {}, {"reason": "was trained already"})
@@ -244,8 +244,11 @@ def _conclude(attempt: Attempt, training: Training, store: ImageStore, scorer: S
     path = walk(scoring_noise(_WALKS + 1, hp, GRID_SEED), _STEPS, hp.latent)
     save_png(folder.walk, image_grid(images_of(last.generator, path, attempt.device), columns=_STEPS))
     n = scorer.protocol.samples
-    takes = f", about {duration(scorer.seconds(last.generator, hp))}" if n > _QUICK_SAMPLES else ""
-    attempt.say(f"scoring {n:,} images{takes}; interrupted, the same command scores them, with --samples fewer")
+    hint = ""
+    if n > _QUICK_SAMPLES:
+        takes = duration(scorer.seconds(last.generator, hp))
+        hint = f", about {takes}: Ctrl-C stops it, the same command scores again, and --samples N scores fewer"
+    attempt.say(f"scoring {n:,} images{hint}")
     scores = checked(scorer(last.generator, hp, all_metrics=True))
     attempt.publish(last)
     _summarise(attempt, training, store, scorer, {
