@@ -74,7 +74,6 @@ def recipe_training(name: str, variant: str | None) -> Training:
             "published_epochs": recipe.training.epochs,
             "published_length": str(recipe.training),
             "published_images": recipe.images,
-            "published_grid": recipe.training.grid_images,
             "fresh_grids": chosen.grid_z == "fresh",
             "differences": [row.model_dump() for row in recipe.differences],
             "left_out": list(recipe.left_out),

@@ -39,7 +39,7 @@ def build_training_report(folder: Path, out: Path, verdict: Headline) -> Path:
     rows = []
     for place, path in enumerate(_spread(grids[:-1], _EARLIER), start=1):
         files[file := f"grid-{place}.png"] = _enlarged(path, height=_ROWS * (size + 1) + 1)
-        rows.append({"file": file, "at": _at(path, epoch)})
+        rows.append({"file": file, "at": _at(grid_kimg(path), epoch)})
     pictures = {"last.png": grids[-1] if grids else None, "real.png": run.real, "walk.png": run.walk}
     files |= {file: _enlarged(path) for file, path in pictures.items() if path is not None and path.is_file()}
     frames = [path for path in run.frames() if grid_kimg(path) <= end]
@@ -51,7 +51,7 @@ def build_training_report(folder: Path, out: Path, verdict: Headline) -> Path:
         "headline": verdict,
         "rate": float(curve["images_per_s"].median()) if len(curve) else 0.0,
         "earlier": rows,
-        "last": _at(grids[-1], epoch) if grids else "",
+        "last": _at(grid_kimg(grids[-1]) if summary["failed"] else summary["trained_kimg"], epoch) if grids else "",
         "frames": len(_spread(frames, _most_frames(size))),
         "files": files,
         "settings": settings,
@@ -72,9 +72,9 @@ def build_training_report(folder: Path, out: Path, verdict: Headline) -> Path:
 
 def animation(frames: Sequence[Path], size: int) -> bytes:
     """A GIF of grids of images of ``size`` px, of as many of their first rows and columns as fit; below 2 MB always."""
-    side = _side(size)
-    shown = [Image.open(path).convert("RGB").crop((0, 0, side, side)) for path in _spread(frames, _most_frames(size))]
-    first, *rest = [picture.quantize(256) for picture in shown]
+    grids = [Image.open(path).convert("RGB") for path in _spread(frames, _most_frames(size))]
+    width, height = (min(_side(size), *sides) for sides in zip(*(grid.size for grid in grids), strict=True))
+    first, *rest = [grid.crop((0, 0, width, height)).quantize(256) for grid in grids]
     buffer = io.BytesIO()
     durations = [_FRAME_MS] * len(rest) + [_LAST_MS]
     first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=False)
@@ -107,9 +107,8 @@ def _enlarged(path: Path, height: int | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def _at(path: Path, epoch: float) -> str:
+def _at(kimg: float, epoch: float) -> str:
     """When a grid was drawn: ``epoch 3 (9.8 kimg)``."""
-    kimg = grid_kimg(path)
     if not kimg:
         return "before training"
     return f"epoch {number(round(kimg / epoch, 2))} ({number(kimg)} kimg)" if epoch else f"{number(kimg)} kimg"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -84,6 +85,16 @@ def test_interrupted_while_scoring_the_next_call_scores_what_was_trained(hp, hom
     again = watch(progress=lambda event, kimg: trained.append(event))
     outcome = run_training(training(hp), home, source=image_folder, device="cpu", watch=again)
     assert (outcome.scores, trained) == (whole.scores, []), "scored alike, and not trained again"
+
+
+def test_long_scoring_is_announced_with_its_time(hp, home, image_folder):
+    said: list[str] = []
+    long = training(hp, kimg=0.04, scoring=ScoreSpec(extractor="mobilenet-v2", samples=600, reference=24))
+    run_training(long, home, source=image_folder, device="cpu", watch=watch(say=said.append))
+    (announced,) = [text for text in said if text.startswith("scoring")]
+    seconds = re.fullmatch(r"scoring 600 images, about ([\d.]+) s: Ctrl-C stops it, .* --samples N .*", announced)
+    assert seconds
+    assert 0 < float(seconds[1]) < 120
 
 
 def verdict_on(folder, *, steps=1000, distance=0.9, loss_d=1.0, failed="", diverged=False):
@@ -166,6 +177,8 @@ def test_an_animation_is_below_two_megabytes_whatever_is_in_it(tmp_path):
     assert shown.format == "GIF"
     assert shown.n_frames >= 15
     assert shown.size == (265, 265), "whole images"
+    Image.fromarray(noise[:67, :133]).save(frames[0])
+    assert Image.open(io.BytesIO(animation(frames[:1] * 2, 32))).size == (133, 67), "no more than there is"
     shown.seek(shown.n_frames - 1)
     last = np.asarray(Image.open(frames[-1]).crop((0, 0, *shown.size)), float)
     assert np.abs(np.asarray(shown.convert("RGB"), float) - last).mean() < 20, "the last frame is the last grid"
