@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import resource
 import warnings
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError, features
 
-from harness.data.sources import MAX_FILE_BYTES, opened
+from harness.data.sources import HEAD_BYTES, MAX_FILE_BYTES, opened
 from harness.errors import DataError
 from harness.spec.tables import ALIGNED, FACE, Crop, DataSpec
 
@@ -57,7 +58,8 @@ _MISSING = {kind for kind, there in {"AVIF": features.check("avif"), "HEIF": pil
 FORMATS = tuple(kind for kind in _BYTES_PER_PIXEL if kind not in _MISSING)
 # What the harness's own pictures say of themselves: sheets, sample grids and samples, which are never trained on.
 MADE_BY = "DCGAN sweep harness"
-_OF_8_BITS = (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".avif", ".heic", ".heif")
+# What files of formats begin with that have 8 bits, or are read as 8: most sets need not be looked at twice.
+_OF_8_BITS = re.compile(rb"\xff\xd8|GIF8|RIFF|BM|.{4}ftyp", re.S)
 # Modes of grey pixels of more than 8 bits, and the white of 16 bits.
 _DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 WHITE = 65535
@@ -114,8 +116,6 @@ def decode(payload: bytes, prep: Preparation, white: int = WHITE) -> tuple[np.nd
 
 def deep_range(payload: bytes) -> Range | None:
     """Of an image of more than 8 bits; None where it has 8, or cannot be used."""
-    if payload.startswith((b"\xff\xd8", b"GIF8", b"RIFF", b"BM")):
-        return None
     try:
         image, _ = _loaded(payload, deep=True)
     except Rejected:
@@ -292,13 +292,9 @@ def deep_ranges(root: Path, is_zip: bool, members: tuple[str, ...]) -> list[Rang
     ranges: list[Range | None] = []
     for member in members:
         with suppress(Exception):  # decode_chunk says why
-            ranges.append(deep_range(_content(root, is_zip, member)))
+            if not _OF_8_BITS.match(_head(root, is_zip, member)):
+                ranges.append(deep_range(_content(root, is_zip, member)))
     return [each for each in ranges if each]
-
-
-def may_be_deep(name: str) -> bool:
-    """Whether a file's format may have more than 8 bits: by its name, so that most sets need not be looked at twice."""
-    return not name.lower().endswith(_OF_8_BITS)
 
 
 def white_of(ranges: Sequence[Range]) -> tuple[int, str]:
@@ -321,6 +317,14 @@ def white_of(ranges: Sequence[Range]) -> tuple[int, str]:
             "Save them with 8 bits, black as 0 and white as 255.",
         )
     return 2**bits - 1, f"{between}: taken as {bits} bits, white is {2**bits - 1:,}"
+
+
+def _head(root: Path, is_zip: bool, member: str) -> bytes:
+    if is_zip:
+        archive = opened(root)
+        return archive.head(archive.getinfo(member))
+    with (root / member).open("rb") as file:
+        return file.read(HEAD_BYTES)
 
 
 def _content(root: Path, is_zip: bool, member: str) -> bytes:

@@ -9,11 +9,10 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from mimetypes import MimeTypes
 from pathlib import Path, PurePosixPath
 
 from harness.data.decode import FORMATS
-from harness.data.sources import MAX_FILE_BYTES, METHODS, Archive, name_parts, printable
+from harness.data.sources import HEAD_BYTES, MAX_FILE_BYTES, Archive, name_parts, printable
 from harness.errors import DataError
 
 # (name, size, time of change or checksum)
@@ -28,7 +27,6 @@ _READ_UNNAMED = re.compile(rb"BM|II\*\0|MM\0\*|P[1-6]\s")
 _UNREAD = re.compile(
     rb".{4}ftyp(avi|hei|hev|mif|msf|crx)|\0\0\0\x0cj[PX]|\xff\x0a|8BPS|II[*+UR]|MM\0[*+]|FUJIFILM", re.S
 )
-_HEAD_BYTES = 16
 _UNFINISHED = (".bak", ".old", ".orig", ".tmp", ".part", ".crdownload", ".download", "~")
 # Folders that tools keep for themselves, besides those whose names begin with a dot.
 _TOOLS = {"@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "lost+found"}
@@ -40,7 +38,6 @@ _OWN_FILES = (frozenset({"report.md", "report.html"}), frozenset({"hparams.json"
 _OWN = "written by the harness"
 # MLflow's folder of a run's files, wherever its database is: those of our runs are samples.
 _OF_RUN = re.compile(r"(.*/)?[0-9a-f]{32}/artifacts")
-_TYPES = MimeTypes()
 
 
 @dataclass(slots=True)
@@ -59,7 +56,8 @@ class Listing:
 
     def sentences(self) -> list[str]:
         """What was passed over, which links were followed, and what was used though its name is odd; safe to print."""
-        odd = [f"{len(names):,} {end} (such as {min(names)})" for end, names in sorted(self.by_content.items())[:9]]
+        most = sorted(self.by_content.items(), key=lambda kind: (-len(kind[1]), kind[0]))[:9]
+        odd = [f"{len(names):,} {end} (such as {min(names)})" for end, names in most]
         used = [f"used by their content: {printable(', '.join(odd))}"] if odd else []
         passed_over = [
             f"passed over, {why}: {len(names):,} file{'s'[: len(names) - 1]}, such as {printable(min(names))}"
@@ -79,10 +77,8 @@ class Listing:
             self.pass_over("hidden by a dot", file[0])
         elif suffix in _SUFFIXES:
             self.files.append(file)
-        elif (_TYPES.guess_type(f"x{suffix}")[0] or "image/").startswith("image/"):
-            self._by_content(file, suffix, head())
         else:
-            self.pass_over("not images", file[0])
+            self._by_content(file, suffix, head())
 
     def _by_content(self, file: File, suffix: str, head: bytes) -> None:
         is_heic = bool(_HEIC.match(head))
@@ -257,7 +253,7 @@ def _list_file(name: str, entry: os.DirEntry[str], why_not: str, listing: Listin
     def head() -> bytes:
         try:
             with Path(entry.path).open("rb") as file:
-                return file.read(_HEAD_BYTES)
+                return file.read(HEAD_BYTES)
         except OSError:
             return b""
 
@@ -284,7 +280,7 @@ def _list_zip(archive: Archive, listing: Listing) -> None:
     for name, info in members.items():
         folders = name_parts(name)[:-1]
         why_not = next(_reasons(folders, within), "")
-        listing.add((name, info.file_size, info.CRC), why_not, partial(_member_head, archive, info))
+        listing.add((name, info.file_size, info.CRC), why_not, partial(archive.head, info))
 
 
 def _reasons(folders: list[str], within: dict[str, set[str]]) -> Iterator[str]:
@@ -295,13 +291,3 @@ def _reasons(folders: list[str], within: dict[str, set[str]]) -> Iterator[str]:
         inside, above = (within.get("/".join(folders[:end]), set()) for end in (depth, depth - 1))
         if reason := _own("/".join(folders[:depth]), inside, above):
             yield reason
-
-
-def _member_head(archive: Archive, info: zipfile.ZipInfo) -> bytes:
-    if info.compress_type not in METHODS:
-        return b""
-    try:
-        with archive.open(info) as file:
-            return file.read(_HEAD_BYTES)
-    except Exception:  # encrypted or damaged: whatever its decoder raises
-        return b""

@@ -25,7 +25,6 @@ from harness.data.decode import (
     decode_chunk,
     deep_ranges,
     limit_memory,
-    may_be_deep,
     smaller_than,
     white_of,
 )
@@ -280,11 +279,10 @@ def _decoded(
     root: Path, is_zip: bool, members: tuple[str, ...], prep: Preparation, scaled: list[str]
 ) -> Iterator[Item]:
     """By as many processes as there are cores; first the range of all images, then each."""
-    deep = tuple(name for name in members if may_be_deep(name))
     # spawn: the parent may hold threads (torch, the live table) that must not be forked.
     pool = ProcessPoolExecutor(min(usable_cores(), -(-len(members) // CHUNK)), SpawningContext(), _begin_decoding)
     try:
-        ranges = [each for _, found in _in_chunks(pool, deep, deep_ranges, root, is_zip) for each in found]
+        ranges = [each for _, found in _in_chunks(pool, members, deep_ranges, root, is_zip) for each in found]
         white, sentence = white_of(ranges)
         scaled[:] = [sentence] if sentence else []
         for names, results in _in_chunks(pool, members, decode_chunk, root, is_zip, prep, white):

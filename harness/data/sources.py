@@ -24,6 +24,8 @@ MAX_FILE_BYTES = 64 * 2**20
 _MAX_LIST_BYTES = 64 * 2**20
 # Deflate can be unpacked in pieces of a known size; bz2 and LZMA, as zipfile calls them, cannot.
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# A file's format is told by so many of its first bytes.
+HEAD_BYTES = 16
 
 # CelebA's partition: 0 is for training, 1 for validation, 2 for testing.
 _PARTITION_NAMES = ("list_eval_partition.txt", "list_eval_partition.csv")
@@ -66,6 +68,16 @@ class Archive(zipfile.ZipFile):
         super().close()
         if self._bounded:
             self._bounded.close()
+
+    def head(self, member: zipfile.ZipInfo) -> bytes:
+        """A member's first bytes; none where it is encrypted, damaged or packed in a way that is not read."""
+        if member.compress_type not in METHODS:
+            return b""
+        try:
+            with self.open(member) as file:
+                return file.read(HEAD_BYTES)
+        except Exception:  # whatever its decoder raises
+            return b""
 
     def payload(self, member: zipfile.ZipInfo) -> bytes:
         """A member's content; BadZipFile where it is not what its header says, too large, or packed without bounds."""

@@ -258,8 +258,8 @@ def crashes(trial: FrozenTrial) -> int:
 
 
 def finished_count(study: optuna.Study) -> int:
-    """COMPLETE and PRUNED trials: what the budget counts."""
-    return sum(trial.state in FINISHED for trial in study.get_trials(deepcopy=False))
+    """COMPLETE and PRUNED trials: what the budget counts, without those that another program added to the study."""
+    return sum(_is_counted(trial) for trial in study.get_trials(deepcopy=False))
 
 
 def begun_count(study: optuna.Study) -> int:
@@ -268,8 +268,13 @@ def begun_count(study: optuna.Study) -> int:
 
 
 def _begun(trials: Sequence[FrozenTrial]) -> int:
-    counted = (*FINISHED, TrialState.RUNNING)
-    return sum(trial.state in counted or paused_at(trial) is not None for trial in trials)
+    return sum(
+        _is_counted(trial) or trial.state == TrialState.RUNNING or paused_at(trial) is not None for trial in trials
+    )
+
+
+def _is_counted(trial: FrozenTrial) -> bool:
+    return trial.state in FINISHED and bool(TrialAttrs.parse(trial.user_attrs).given)
 
 
 class Lease:

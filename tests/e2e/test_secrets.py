@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from threading import Event, Thread
 
@@ -58,12 +60,16 @@ class Shown:
         return self.text
 
 
-@pytest.mark.parametrize("down", [False, True], ids=["answering", "refusing"])
-def test_no_secret_of_any_address_is_seen(tmp_path, weights_home, image_folder, postgres, down):
+@pytest.mark.parametrize("how", ["answering", "refusing", "on ray"])
+def test_no_secret_of_any_address_is_seen(tmp_path, weights_home, image_folder, postgres, how):
     from tests.servers import MlflowServer
 
+    down, on_ray = how == "refusing", how == "on ray"
+    if on_ray:
+        pytest.importorskip("ray")
     server = MlflowServer(tmp_path / "server").start()
     plain = postgres.database()
+    logs_of_ray = Path(tempfile.mkdtemp(dir="/tmp"))  # sockets are in it, whose paths are to be short
     project = Project(tmp_path, sharing_weights(tmp_path, weights_home), image_folder)
     (tmp_path / "search_spaces" / "tiny.toml").write_text(QUICK)
     project.env |= {
@@ -74,6 +80,7 @@ def test_no_secret_of_any_address_is_seen(tmp_path, weights_home, image_folder, 
         else f"http://joe:{OF_SERVER}@127.0.0.1:{server.port}",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "false",
         "TRIALS": "1",
+        **({"ENGINE": "ray", "TMPDIR": str(logs_of_ray)} if on_ray else {}),
     }
     shown = Shown()
     try:
@@ -89,4 +96,7 @@ def test_no_secret_of_any_address_is_seen(tmp_path, weights_home, image_folder, 
     assert_not_in(seen, "ps")
     assert_not_in(database_text(plain), "the Optuna database")
     files_without_secrets(tmp_path)
+    assert any(logs_of_ray.rglob("worker-*")) == on_ray
+    files_without_secrets(logs_of_ray)
+    shutil.rmtree(logs_of_ray)
     assert os.environ.get("PGPASSWORD") != OF_ENVIRONMENT

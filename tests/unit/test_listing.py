@@ -67,6 +67,8 @@ PICTURES = {
     "g": picture(7, "TIFF"),
     "h.001": picture(8, "GIF"),
     "h.pnm": picture(12, "PPM"),
+    "scraped.bin": picture(13, "JPEG"),
+    "labels.txt": picture(14),
     **({"i.avif": picture(9, "AVIF")} if "AVIF" in FORMATS else {}),
     **({"i.heic": picture(10, "HEIF"), "i.HIF": picture(11, "HEIF")} if "HEIF" in FORMATS else {}),
 }
@@ -89,7 +91,7 @@ def test_pictures_are_used_by_content_and_the_others_named_or_counted(home, tmp_
     assert store.rejected["j.HEIC"].startswith(heic)
     assert all("not read; convert it" in why for name, why in store.rejected.items() if name != "j.HEIC")
     assert "passed over, not images: 2 files, such as labels.npy" in said
-    assert any("1 .jfif (such as b.jfif)" in line and "2 without a suffix (such as d)" in line for line in said)
+    assert any("1 .bin (such as scraped.bin)" in line and "2 without a suffix (such as d)" in line for line in said)
     assert any("backups or unfinished downloads by their names: 2 files" in line for line in said)
     assert opened(home, source).rejected == store.rejected, "also of a store that was there"
 

@@ -27,7 +27,7 @@ def values(high: int, dtype: type = np.uint16, n: int = 3, low: int = 0) -> list
 def written(folder: Path, arrays: list[np.ndarray], suffix: str) -> Path:
     folder.mkdir()
     for index, array in enumerate(arrays):
-        Image.fromarray(array).save(folder / f"{index}{suffix}", **({"format": "PNG"} if not suffix else {}))
+        Image.fromarray(array).save(folder / f"{index}{suffix}", format="TIFF" if suffix == ".tif" else "PNG")
     return folder
 
 
@@ -45,6 +45,7 @@ def pixels(store: ImageStore) -> np.ndarray:
         (4095, 4095, np.uint16, ".png"),
         (3000, 4095, np.uint16, ".tif"),
         (1023, 1023, np.uint16, ""),
+        (4095, 4095, np.uint16, ".jpg"),  # a name that lies
         (12_000, 16_383, np.uint16, ".png"),
         (255, 255, np.uint16, ".png"),
         (255, 255, np.int32, ".tif"),

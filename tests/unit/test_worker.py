@@ -25,6 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 from threadpoolctl import threadpool_info
 
 from harness.errors import DiskFull, SweepError
+from harness.findings.ranking import rank
 from harness.gan.run import Run
 from harness.home import Home
 from harness.machine.processes import is_gone, this_process, use_threads
@@ -34,7 +35,7 @@ from harness.spec.files import parse_study
 from harness.spec.resolved import ResolvedPreset, suggest
 from harness.store.samplers import make_sampler
 from harness.store.studies import open_study, study_to_record
-from harness.store.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, finished_count
+from harness.store.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, begun_count, finished_count
 from harness.sweep import messages
 from harness.sweep.messages import WorkerJob
 from harness.sweep.objective import WorkerSetup
@@ -146,6 +147,16 @@ def test_the_budget_counts_complete_and_pruned_and_can_be_extended(study, env):
     work(env.setup, 5)
     assert finished_count(study) == 5
     assert env.trials.ask(5) is None
+
+
+def test_a_trial_that_another_program_added_does_not_count(study, env):
+    study.add_trial(optuna.trial.create_trial(value=1.0))
+    study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED))
+    assert (finished_count(study), begun_count(study)) == (0, 0)
+    work(env.setup, 2)
+    assert finished_count(study) == 2
+    assert len(study.trials) == 4
+    assert [trial.number for trial in rank(study_to_record(study)).trials if trial.number in (1, 2)] == []
 
 
 def test_a_diverged_trial_is_pruned_with_a_large_value_and_teaches_the_sampler(study, env, monkeypatch):
