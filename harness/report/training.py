@@ -40,7 +40,9 @@ def build_training_report(folder: Path, out: Path, verdict: Headline) -> Path:
     for place, path in enumerate(_spread(grids[:-1], _EARLIER), start=1):
         files[file := f"grid-{place}.png"] = _enlarged(path, height=_ROWS * (size + 1) + 1)
         rows.append({"file": file, "at": _at(grid_kimg(path), epoch)})
-    pictures = {"last.png": grids[-1] if grids else None, "real.png": run.real, "walk.png": run.walk}
+    # A walk in the folder of a failed training is of an earlier, shorter one.
+    walk = None if summary["failed"] else run.walk
+    pictures = {"last.png": grids[-1] if grids else None, "real.png": run.real, "walk.png": walk}
     files |= {file: _enlarged(path) for file, path in pictures.items() if path is not None and path.is_file()}
     frames = [path for path in run.frames() if grid_kimg(path) <= end]
     if len(frames) > 1:

@@ -124,6 +124,7 @@ def test_a_recipe_trains_for_its_epochs_and_leaves_everything(project):
     shown = re.findall(r"\]\((\S+\.png)\)", text)
     assert len(shown) == 9, "the last grid, real images, losses, five earlier grids, a walk"
     assert (page.parent / "training.gif").read_bytes().startswith(b"GIF89a")
+    assert "data:image/gif;base64," in page.with_suffix(".html").read_text(), "in the one file, too"
     for command in re.findall(rf"^harness (.*--training {folder.name}.*)$", text, re.MULTILINE):
         project.run(*command.split())
     assert "10 images of training" in project.run(
