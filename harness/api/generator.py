@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from harness import atomic
-from harness.errors import CheckpointError, NotFoundError
+from harness.data.own import numpy_file
+from harness.errors import CheckpointError, DataError, NotFoundError, UsageError
 from harness.findings.confirmation import confirmation
 from harness.findings.ranking import leading
 from harness.gan.hparams import HParams
@@ -56,42 +57,97 @@ class Generator:
         latents: np.ndarray = sampling.scoring_noise(n, self.hparams, seed).numpy()
         return latents
 
+    def walk(self, z: np.ndarray, steps: int) -> np.ndarray:
+        """From each z to the next in ``steps`` z, both ends included: shape ((N - 1) * steps, z_dim).
+
+        Spherical for normal z, where points on a straight line would be nearer to 0 than any z is; else straight.
+
+        Args:
+            z: of shape (N, z_dim), two or more.
+            steps: two or more.
+
+        Raises:
+            UsageError: there are fewer.
+
+        >>> import harness
+        >>> generator = harness.load_generator("reports/tiny/best.toml")
+        >>> path = generator.walk(generator.latents(3, seed=0), 5)
+        >>> generator(path).shape
+        (10, 16, 16, 1)
+        """
+        if len(z) < 2 or steps < 2:
+            raise UsageError(f"{len(z)} z and {steps} steps make no walk", "Give two or more of each.")
+        path: np.ndarray = sampling.walk(torch.as_tensor(z, dtype=torch.float32), steps, self.hparams.latent).numpy()
+        return path
+
     def __call__(self, z: np.ndarray | Tensor) -> np.ndarray:
         """Images of a latent z of shape (N, z_dim), as uint8 of shape (N, H, W, C)."""
-        latents = torch.as_tensor(z, dtype=torch.float32)
-        place = next(self.network.parameters()).device
-        with sampling.evaluating(self.network), torch.inference_mode():
-            batches = [self.network(part.to(place)).float().cpu() for part in torch.split(latents, sampling.BATCH)]
-        return self._pixels(torch.cat(batches))
+        return self._pixels(self._images(z))
 
     def sample(self, n: int, *, seed: int = 0) -> np.ndarray:
         """n images as uint8 of shape (n, H, W, C); the same seed gives the same images.
 
         With the seed of a study's scoring protocol these are the images that were scored.
         """
-        return self._pixels(self._sampled(n, seed))
+        return self(self.latents(n, seed=seed))
 
-    def save(self, n: int, *, seed: int, grid: Path | None = None, folder: Path | None = None) -> None:
-        """Sample n images into a grid (a PNG file), or into a folder of PNG files, or both.
+    def save(
+        self,
+        n: int | np.ndarray,
+        *,
+        seed: int = 0,
+        columns: int = 8,
+        grid: Path | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        """Sample images into a grid (a PNG file), or into a folder of PNG files, or both.
+
+        Args:
+            n: how many; or their z, of shape (N, z_dim).
+            seed: of z, where ``n`` is a number.
+            columns: of the grid.
+            grid: its file.
+            folder: of single files.
 
         Raises:
             UsageError: the folder has other files.
         """
         if folder is not None:
             sampling.refuse_to_mix(folder)
-        images = self._sampled(n, seed)
+        images = self._images(n if isinstance(n, np.ndarray) else self.latents(n, seed=seed))
         if folder is not None:
             sampling.save_folder(folder, sampling.to_uint8(images))
         if grid is not None:
-            sampling.save_png(grid, sampling.image_grid(images))
+            sampling.save_png(grid, sampling.image_grid(images, columns))
 
-    def _sampled(self, n: int, seed: int) -> Tensor:
-        return sampling.generate(self.network, self.hparams, n, seed, next(self.network.parameters()).device)
+    def _images(self, z: np.ndarray | Tensor) -> Tensor:
+        latents = torch.as_tensor(z, dtype=torch.float32)
+        return sampling.images_of(self.network, latents, next(self.network.parameters()).device)
 
     def _pixels(self, images_BCHW: Tensor) -> np.ndarray:
         pixels = sampling.to_uint8(images_BCHW)[:, : self.hparams.channels]
         array: np.ndarray = pixels.permute(0, 2, 3, 1).contiguous().numpy()
         return array
+
+
+def read_latents(path: Path, z_dim: int) -> np.ndarray:
+    """z of shape (N, z_dim), float32, from an ``.npy`` file, or an ``.npz``: its only array, or the one named ``z``.
+
+    Raises:
+        DataError: there is no such file, or its array is something else.
+    """
+    if not path.is_file():
+        raise DataError(f"no such file: {path}", "Save z with np.save.")
+    found = numpy_file(path, "z", f"Save an array of shape (N, {z_dim}) with np.save.")
+    if found.ndim != 2 or found.shape[1] != z_dim or not len(found) or found.dtype.kind not in "fiu":
+        raise DataError(
+            f"{path} has an array of shape {found.shape} and type {found.dtype}",
+            f"This generator needs numbers of shape (N, {z_dim}), a row for each image.",
+        )
+    latents: np.ndarray = found.astype(np.float32)
+    if not np.isfinite(latents).all():
+        raise DataError(f"{path} has values that are not finite", "Every element of z must be a number.")
+    return latents
 
 
 def load_generator(path: str | Path, *, device: str = "cpu", home: Home | None = None) -> Generator:
@@ -196,7 +252,7 @@ def study_generator(
 
 def training_generator(training: str, home: Home) -> tuple[Generator, int, str]:
     """As :func:`study_generator`, of a finished ``harness train``."""
-    done = [path.name for path in sorted(home.within("trainings").glob("*")) if RunFolder(path).summary.is_file()]
+    done = [path.name for path in sorted(home.within("trainings").glob("*")) if RunFolder(path).weights.is_file()]
     if training not in done:
         guess = did_you_mean(training, done)
         raise NotFoundError(f"no finished training {training!r}{guess}", f"There are: {', '.join(done) or 'none'}.")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.findings.headline import Headline, training_headline
 from harness.gan.hparams import HParams
 from harness.home import Home
 from harness.report.training import build_training_report
@@ -15,6 +17,7 @@ from harness.spec.tables import ScoreSpec
 from harness.tracking.client import answers, make_database, new_client, within
 from harness.tracking.mirror import Mirror, Reflection
 from harness.tracking.mlflow import MlflowTracker, attach_report, open_experiment
+from harness.training.run_folder import RunFolder
 from harness.training.single import Outcome, Training, Watch, run_training
 
 # Seconds for sending what MLflow has yet to get when the training has ended.
@@ -35,7 +38,12 @@ def config_training(config: Path) -> Training:
         kimg=best.training.kimg,
         scoring=best.scoring,
         fingerprint=best.data.fingerprint,
-        about={"title": f"Trial {best.trial} of study {best.study}", "source": str(config), "note": ""},
+        about={
+            "title": f"Trial {best.trial} of study {best.study}",
+            "source": str(config),
+            "note": "",
+            "command": f"harness train --config {shlex.quote(str(config))}",
+        },
     )
 
 
@@ -62,7 +70,10 @@ def recipe_training(name: str, variant: str | None) -> Training:
             "title": recipe.title,
             "source": recipe.source,
             "note": chosen.note,
+            "command": f"harness train --recipe {name} --variant {variant}",
             "published_epochs": recipe.training.epochs,
+            "published_length": str(recipe.training),
+            "published_images": recipe.images,
             "fresh_grids": chosen.grid_z == "fresh",
             "differences": [row.model_dump() for row in recipe.differences],
             "left_out": list(recipe.left_out),
@@ -70,9 +81,26 @@ def recipe_training(name: str, variant: str | None) -> Training:
     )
 
 
-def adjusted(training: Training, *, kimg: float | None, samples: int | None, seed: int | None, exact: bool) -> Training:
-    """A training with another length, number of scored samples, seed, or in float32."""
-    changes: dict[str, Any] = {"kimg": kimg or training.kimg, "seed": training.seed if seed is None else seed}
+def adjusted(
+    training: Training,
+    *,
+    kimg: float | None,
+    samples: int | None,
+    seed: int | None,
+    exact: bool,
+    grid_kimg: float | None = None,
+    grid_steps: int | None = None,
+) -> Training:
+    """A training with another length, number of scored samples, seed or distance of sample grids, or in float32."""
+    if grid_kimg and grid_steps:
+        raise UsageError("--grid-kimg and --grid-steps cannot be used together", "Set one of them.")
+    command = training.about["command"] + (f" --samples {samples}" if samples else "") + " --exact" * exact
+    changes: dict[str, Any] = {
+        "kimg": kimg or training.kimg,
+        "seed": training.seed if seed is None else seed,
+        "grid_kimg": grid_steps * training.hparams.images_per_step / 1000 if grid_steps else grid_kimg,
+        "about": {**training.about, "command": command},
+    }
     if samples:
         wanted = {**training.scoring.model_dump(), "samples": samples, "reference": samples}
         try:
@@ -87,21 +115,27 @@ def adjusted(training: Training, *, kimg: float | None, samples: int | None, see
 
 def train_and_report(
     training: Training, home: Home, *, source: Path | None, device: str, watch: Watch
-) -> tuple[Outcome, Path | None]:
-    """Train or continue, score and log; (outcome, its report), the latter None where it was interrupted."""
+) -> tuple[Outcome, Headline | None, Path | None]:
+    """Train or continue, score and log; (outcome, verdict, report), the last two None where it was interrupted."""
+    if source:
+        command = f"{training.about['command']} --data {shlex.quote(str(source))}"
+        training = dataclasses.replace(training, about={**training.about, "command": command})
     with answers(home):
         make_database(home)
         experiment = within(_OPENING_S, lambda: open_experiment(new_client(home), home, training.experiment))
     mirror = Mirror(lambda: MlflowTracker(new_client(home), experiment), watch.say)
+    verdict: Headline | None = None
     page: Path | None = None
     try:
         watch = dataclasses.replace(watch, follow=mirror.follow)
         outcome = run_training(training, home, source=source, device=device, watch=watch)
-        out = Path("reports") / "trainings" / outcome.folder.name
-        page = None if outcome.interrupted else build_training_report(outcome.folder, out)
+        if not outcome.interrupted:
+            verdict = training_headline(RunFolder(outcome.folder))
+            out = Path("reports") / "trainings" / outcome.folder.name
+            page = build_training_report(outcome.folder, out, verdict)
     finally:
         mirror.close(_LAST_SENDING_S)
     run_id = Reflection(outcome.record).run_id  # empty where MLflow could not open one
-    if page is not None and run_id:
-        attach_report(MlflowTracker(new_client(home), experiment), run_id, page, watch.say)
-    return outcome, page
+    if verdict and page and run_id:
+        attach_report(MlflowTracker(new_client(home), experiment), run_id, page, watch.say, **verdict.tags)
+    return outcome, verdict, page

@@ -36,6 +36,8 @@ CHOICE: Sequence[click.Parameter] = (
            env="KIMG"),
     option("--samples", Whole(20), "images to score with, generated and real ones each; else as in the file",
            env="SAMPLES"),
+    option("--grid-kimg", Number(), "a sample grid every so many kimg; else after every epoch, or ten in all"),
+    option("--grid-steps", Whole(), "the same, in generator updates"),
     verbs.EXACT, option("--seed", verbs.SEED, "of the training", env="SEED"), verbs.DATA, verbs.DEVICE,
 )  # fmt: skip
 def train(given: Any) -> int:
@@ -54,7 +56,10 @@ def train(given: Any) -> int:
     else:
         study = os.environ.get("STUDY") or verbs.DEFAULT_STUDY
         training = config_training(config or Path("reports") / study / "best.toml")
-    training = adjusted(training, kimg=given.kimg, samples=given.samples, seed=given.seed, exact=given.exact)
+    training = adjusted(
+        training, kimg=given.kimg, samples=given.samples, seed=given.seed, exact=given.exact,
+        grid_kimg=given.grid_kimg, grid_steps=given.grid_steps,
+    )  # fmt: skip
     with TrainingProgress(training.label) as progress:
         watch = Watch(
             stop=lambda: progress.stop.level > 0,
@@ -62,16 +67,20 @@ def train(given: Any) -> int:
             on_images=progress.images,
             on_progress=progress.progress,
         )
-        outcome, page = train_and_report(training, given.home, source=given.data, device=given.device, watch=watch)
-    if outcome.interrupted:
+        outcome, verdict, page = train_and_report(
+            training, given.home, source=given.data, device=given.device, watch=watch
+        )
+    if verdict is None:
         say(f"interrupted at {outcome.kimg:.1f} kimg; the same command continues from there ({outcome.folder})")
         return INTERRUPTED
     listed = ", ".join(f"{name} {value:.4g}" for name, value in outcome.scores.items())
-    say(f"trained {outcome.kimg:.1f} kimg: {listed}")
+    say(f"trained {outcome.kimg:.1f} kimg: {listed or outcome.failed}")
     for name, why in outcome.unavailable.items():
         say(f"{name} is unavailable: {why}")
     say(f"weights, grids and curve are in {outcome.folder}\nreport: {page}")
-    return 0
+    for line in verdict.lines:
+        say(line)
+    return 1 if outcome.failed else 0
 
 
 def chosen_recipe(given: Any, *, rival: str) -> tuple[str | None, str | None]:
@@ -107,19 +116,30 @@ def recipes(given: Any) -> None:
     *CHOICE,
     option("-n", Whole(), "number of images", default=64),
     option("--seed", verbs.SEED, "of z; else the scoring protocol's, which gives the scored images"),
+    option("--z", verbs.PATH, "take z from this file, .npy or .npz, of shape (N, z_dim), in place of -n and --seed"),
+    option("--interpolate", Whole(2), "a row of N images walks from each z to the next, on a sphere for normal z"),
     option("--out", verbs.PATH, "write a grid to this PNG; else STUDY-grid.png"),
     option("--images", verbs.PATH, "write single PNG files into this folder"),
 )  # fmt: skip
 def generate(given: Any) -> None:
+    for other in ("n", "seed"):
+        if given.z and was_typed(other):
+            raise click.UsageError(f"--z and {'-n' if other == 'n' else '--seed'} cannot be used together.")
     generator, scored_with, what = _chosen_generator(given)
+    from harness.api.generator import read_latents
+
     seed = scored_with if given.seed is None else given.seed
+    rows = max(1, given.n // given.interpolate) + 1 if given.interpolate else given.n
+    z = read_latents(given.z, generator.hparams.z_dim) if given.z else generator.latents(rows, seed=seed)
+    if given.interpolate:
+        z = generator.walk(z, given.interpolate)
     grid = given.out
     if grid is None and given.images is None:
         grid = Path(f"{given.training or given.study}-grid.png")
-    generator.save(given.n, seed=seed, grid=grid, folder=given.images)
-    where = [f"{given.n} PNG files in {given.images}"] if given.images else []
+    generator.save(z, columns=given.interpolate or 8, grid=grid, folder=given.images)
+    where = [f"{len(z)} PNG files in {given.images}"] if given.images else []
     where += [str(grid)] if grid else []
-    say(f"{given.n} images of {what} (seed {seed}): {' and '.join(where)}")
+    say(f"{len(z)} images of {what} ({f'z of {given.z}' if given.z else f'seed {seed}'}): {' and '.join(where)}")
 
 
 @front.verb(

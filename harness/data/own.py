@@ -66,16 +66,25 @@ def read_array(path: Path) -> np.ndarray:
     """The images of an ``.npy`` file, memory-mapped, or of an ``.npz``: its only array, or the one named ``images``."""
     if not path.is_file():
         raise DataError(f"no such file: {path}", "Pass DATA=/path/to/images.npy or .npz.")
+    array = numpy_file(path, "images", "Save a uint8 array with np.save.")
+    _check_array(array, str(path))
+    return array
+
+
+def numpy_file(path: Path, name: str, hint: str) -> np.ndarray:
+    """The array of an ``.npy`` file, memory-mapped, or of an ``.npz``: its only one, or the one of this name.
+
+    A DataError, with a hint, where there is none; Python objects are not read.
+    """
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r") if path.suffix == ".npy" else _read_npz(path)
+        array: np.ndarray = np.load(path, mmap_mode="r") if path.suffix == ".npy" else _read_npz(path, name)
     except DataError:
         raise
     except Exception as error:  # zipfile's, zlib's and NumPy's own
         first = (str(error).splitlines() or [type(error).__name__])[0]
         if "pickle" in first or "Python objects" in first:
             first = "it holds Python objects, which are not read"
-        raise DataError(f"{path} is not a readable NumPy file: {first}", "Save a uint8 array with np.save.") from None
-    _check_array(array, str(path))
+        raise DataError(f"{path} is not a readable NumPy file: {first}", hint) from None
     return array
 
 
@@ -84,12 +93,14 @@ def user_code_failed(what: str, error: Exception) -> DataError:
     return DataError(f"{what} failed: {type(error).__name__}: {error}", "It is in the code that gives the images.")
 
 
-def _read_npz(path: Path) -> np.ndarray:
+def _read_npz(path: Path, wanted: str) -> np.ndarray:
     with Archive(path) as archive:
         sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
-    name = next(iter(sizes)) if len(sizes) == 1 else "images"
+    name = next(iter(sizes)) if len(sizes) == 1 else wanted
     if name not in sizes:
-        raise DataError(f"{path} holds {', '.join(sorted(sizes)) or 'nothing'}", "Name its array of images `images`.")
+        raise DataError(
+            f"{path} holds {', '.join(sorted(sizes)) or 'nothing'}", f"Name its array of {wanted} `{wanted}`."
+        )
     if sizes[name] > MAX_SET_BYTES:
         problem = f"{path}: {name} unpacks to more than {MAX_SET_BYTES:,} bytes"
         raise DataError(problem, "Save it with np.save: an .npy file is read in place.")

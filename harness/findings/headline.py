@@ -1,4 +1,4 @@
-"""What a study has found, in one sentence, with its reason and the next command: every reader shows the same."""
+"""What a study or a training has found, in one sentence, with its reason and the next command: the same everywhere."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.findings.confirmation import Confirmation, confirmation
-from harness.findings.health import collapsed, sample_distance
+from harness.findings.health import COLLAPSED, WON_SHARE, collapsed, sample_distance, training_health
 from harness.findings.ranking import leading, objectives, pareto_front, rung_scores
 from harness.findings.statistics import FEWEST_SEEDS, Estimate
 from harness.store.records import StudyRecord, TrialRecord
 from harness.text import counted, metric_label, number
+from harness.training.run_folder import RunFolder
 
 Kind = Literal[
     "no usable trial",
@@ -22,6 +23,11 @@ Kind = Literal[
     "no winner",
     "best, unconfirmed",
     "best, confirmed",
+    # Of a single training, which may be collapsed or too short as well:
+    "diverged",
+    "no score",
+    "discriminator won",
+    "trained",
 ]
 # With fewer generator updates a DCGAN draws hardly more than blobs, whatever its settings: in reports/mnist32 the
 # paper's own have an FID of 273 after 422 updates, the best 48 after 3,375.
@@ -30,11 +36,12 @@ FEWEST_UPDATES = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headline:
-    """The verdict on a study.
+    """The verdict on a study, or on a single training.
 
     Attributes:
         kind: ``no usable trial``, ``collapsed``, ``too short``, ``nothing searched yet``, ``no winner``, ``best,
-            unconfirmed`` or ``best, confirmed``.
+            unconfirmed`` or ``best, confirmed``; a training's ``diverged``, ``no score``, ``collapsed``, ``too short``,
+            ``discriminator won`` or ``trained``.
         text: the verdict, one sentence.
         reason: why, and what else must be known; one sentence or more.
         next: the command that gets further.
@@ -239,6 +246,46 @@ class _Judge:
             return f"harness sweep {study}"
         kimg = math.ceil(self.kimg * 2 * FEWEST_UPDATES / max(trial.updates(self.kimg) for trial in self.trials))
         return f"harness plan {study} --kimg {kimg}" if short else self._more()
+
+
+def training_headline(run: RunFolder) -> Headline:
+    """The verdict on a single training that has ended, from its folder."""
+    summary = run.read_summary()
+    found, command = training_health(run, summary), summary["about"]["command"]
+    steps, kimg, failed = summary["steps"], summary["kimg"], summary["failed"]
+    length = f"{number(summary['trained_kimg'])} kimg ({counted(steps, 'generator update')})"
+    scored = f"{metric_label(summary['metric'])} = {number(summary['scores'].get(summary['metric']))} after {length}"
+    alike = found.distance is not None and found.distance < COLLAPSED
+    short = steps < FEWEST_UPDATES
+    again = f"{command} --seed {summary['seed'] + 1} --kimg {kimg:g}"
+    longer = math.ceil(kimg * 2 * FEWEST_UPDATES / steps)
+    said = f"{command} --seed {summary['seed']} --kimg {longer}" if short else again
+    kind: Kind
+    if failed and summary["diverged"]:
+        kind, text, said = "diverged", f"Diverged: {failed}.", again
+    elif alike:
+        kind, text = "collapsed", "Collapsed: the samples are nearly alike."
+    elif failed:
+        kind, text = "no score", f"No score: {failed}."
+    elif short:
+        kind, text = "too short", f"Too short to judge: {counted(steps, 'generator update')}."
+    elif found.won is not None and found.won > WON_SHARE:
+        kind, text = "discriminator won", "The discriminator has won: the generator learns hardly anything from it."
+    else:
+        kind, text = "trained", f"Trained: {scored}."
+        said = f"harness generate --training {run.path.name} -n 64 --out grid.png"
+    reasons = [] if kind == "trained" else [f"Nothing was scored after {length}" if failed else scored]
+    if short:
+        reasons.append(f"Some {FEWEST_UPDATES} updates are needed before a DCGAN draws shapes")
+    if found.distance is not None:
+        apart = f"Samples are {number(found.distance)} times as far apart as real images"
+        reasons.append(f"{apart} (below {COLLAPSED}: collapsed)")
+    if found.won is not None:
+        floor = f"The discriminator's loss was at its floor for {100 * found.won:.0f} % of the second half"
+        reasons.append(f"{floor} (above {100 * WON_SHARE:.0f} %: it has won)")
+    if kind == "trained":
+        reasons.append("One training seed: how much of the score is chance is unknown")
+    return Headline(kind=kind, text=text, reason=" ".join(f"{each}." for each in reasons), next=said, trial=None)
 
 
 def _name(trial: TrialRecord) -> str:

@@ -12,12 +12,13 @@ import pandas as pd
 
 from harness.store.records import TrialRecord
 from harness.text import number
-from harness.training.run_folder import RunFolder
+from harness.training.run_folder import RunFolder, RunRecord
 
 # Samples that are less than half as far from each other as real images are have lost modes, or shapes.
 COLLAPSED = 0.5
-# The discriminator has won where its loss is within this many nats of the least that its labels allow.
-WON = 0.05
+# The discriminator has won where its loss is within this many nats of the least that its labels allow, a training's
+# where that is so for more than this share of its second half.
+WON, WON_SHARE = 0.05, 0.5
 # A gap between running and batch statistics that is more than this share of the score is reported.
 GAP = 0.1
 
@@ -46,7 +47,7 @@ class Health:
         alike = self.distance is not None and self.distance < COLLAPSED
         if alike:
             texts.append(f"**collapsed**: samples are {number(self.distance)} times as far apart as real images")
-        if self.won is not None and self.won > 0.5:
+        if self.won is not None and self.won > WON_SHARE:
             texts.append(f"the discriminator had won for {100 * self.won:.0f} % of the second half")
         if self.score and self.batch_score is not None and abs(self.batch_score - self.score) > GAP * self.score:
             scores = f"{number(self.score)} with running ones, {number(self.batch_score)} with those of each batch"
@@ -81,11 +82,27 @@ def health(name: str, trial: TrialRecord, root: Path) -> Health:
         name=name,
         distance=audit.get("sample_distance") if distance is None else distance,
         variance=last.get("feature_variance"),
-        won=_won(trial, root),
+        won=_won(RunFolder(root / trial.attrs.folder), trial.attrs.hparams),
         score=audit.get("score"),
         batch_score=audit.get("batch_score"),
         nearer=copying.get("probability"),
         memorises=bool(copying.get("memorises")),
+    )
+
+
+def training_health(run: RunFolder, summary: Mapping[str, Any]) -> Health:
+    """What a single training's folder says of its samples; ``summary`` is its ``training.json``."""
+    watched = RunRecord.read(run.record(summary["kimg"])).marks
+    distances = [watched[step]["sample_distance"] for step in sorted(watched) if "sample_distance" in watched[step]]
+    return Health(
+        name=run.path.name,
+        distance=distances[-1] if distances else None,
+        variance=None,
+        won=_won(run, summary["hparams"]),
+        score=None,
+        batch_score=None,
+        nearer=None,
+        memorises=False,
     )
 
 
@@ -102,12 +119,12 @@ def loss_floor(hparams: Mapping[str, Any]) -> float:
     return factor * -sum(share * math.log(share) for share in parts)
 
 
-def _won(trial: TrialRecord, root: Path) -> float | None:
-    curve = pd.DataFrame(RunFolder(root / trial.attrs.folder).read_curve())
+def _won(run: RunFolder, hparams: Mapping[str, Any]) -> float | None:
+    curve = pd.DataFrame(run.read_curve())
     if not len(curve):
         return None
     half = curve[curve["kimg"] > curve["kimg"].max() / 2]["loss_d"]
-    floor = loss_floor(trial.attrs.hparams) + WON * float(trial.attrs.hparams["d_loss_factor"])
+    floor = loss_floor(hparams) + WON * float(hparams["d_loss_factor"])
     return float((half < floor).mean())
 
 

@@ -17,7 +17,9 @@ from harness.errors import StorageError
 # The networks of this package, which hyperparameters describe.
 DCGAN = "dcgan"
 # Fields that were added when digests and stored configurations existed, with the value at which they are left out.
-LATER: dict[str, str | float] = {"network": DCGAN, "optimizer": "adam", "loss_clip": 0.0, "diffaugment": "none"}
+LATER: dict[str, str | float] = {
+    "network": DCGAN, "optimizer": "adam", "loss_clip": 0.0, "diffaugment": "none", "update_order": "d_first",
+}  # fmt: skip
 # One name that sets a parameter of both networks.
 ALIASES: dict[str, tuple[str, ...]] = {
     "lr": ("lr_g", "lr_d"),
@@ -190,6 +192,11 @@ class HParams:
     g_noise: Annotated[
         Literal["reuse", "fresh"], "z of the generator's update: that of the discriminator's fakes, or a new one."
     ] = "reuse"
+    update_order: Annotated[
+        Literal["d_first", "g_first"],
+        "Which network a step updates first. g_first: the generator; the discriminator then sees the images it was "
+        "updated on, or new ones with g_noise fresh.",
+    ] = "d_first"
     g_step_trains_d: Annotated[
         bool, "A bug: the generator's update, with its learning rate, also moves the discriminator."
     ] = False

@@ -137,23 +137,28 @@ class Run:
     def _play(self) -> None:
         hp = self.hp
         self.clock += 1
-        for update in range(hp.n_dis):
+        # Both networks' updates can use the same images, unless they are to be made in another way.
+        shares = hp.g_noise == "reuse" and hp.d_fakes == "train"
+        if hp.update_order == "g_first":
             real = self.draw_real()
             z = self.draw_noise(len(real))
-            # The generator's own update can use this very batch, unless it is to be made in another way.
-            used_again = hp.g_noise == "reuse" and hp.d_fakes == "train" and update == hp.n_dis - 1
-            fake = self._fake(z, with_grad=used_again)
-            seen = self._train_discriminator(real, fake.detach())
-        if not used_again:
-            z = z if hp.g_noise == "reuse" else self.draw_noise(len(real))
             fake = self._fake(z, with_grad=True)
-        # D's own gradients are not needed here (unless the bug is asked for): only the path through it to the fakes.
-        self.discriminator.requires_grad_(hp.g_step_trains_d)
-        (fake_logits,) = self._judge(fake)
-        loss_g = generator_loss(clipped(fake_logits, hp.loss_clip))
-        norm_g = self._update("generator", self.opt_g, loss_g)
-        self.discriminator.requires_grad_(True)
-        loss_d, logit_real, logit_fake, norm_d = seen
+            loss_g, norm_g = self._train_generator(fake)
+        for update in range(hp.n_dis):
+            if hp.update_order == "d_first":
+                real = self.draw_real()
+                z = self.draw_noise(len(real))
+                fake = self._fake(z, with_grad=shares and update == hp.n_dis - 1)
+            elif update or not shares:
+                real = self.draw_real() if update else real
+                z = self.draw_noise(len(real)) if update or hp.g_noise == "fresh" else z
+                fake = self._fake(z, with_grad=False)
+            loss_d, logit_real, logit_fake, norm_d = self._train_discriminator(real, fake.detach())
+        if hp.update_order == "d_first":
+            if not shares:
+                z = z if hp.g_noise == "reuse" else self.draw_noise(len(real))
+                fake = self._fake(z, with_grad=True)
+            loss_g, norm_g = self._train_generator(fake)
         with torch.no_grad():
             if self.average is not None:
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1 - hp.ema)
@@ -161,6 +166,17 @@ class Run:
                     mine.copy_(theirs)
             means = (loss_d, loss_g, logit_real, logit_fake, norm_d, norm_g)
             self.window += torch.stack([value.detach().float() for value in means])
+
+    def _train_generator(self, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """One update on images with gradients; (loss, gradient norm)."""
+        hp = self.hp
+        # D's own gradients are not needed here (unless the bug is asked for): only the path through it to the fakes.
+        self.discriminator.requires_grad_(hp.g_step_trains_d)
+        (fake_logits,) = self._judge(fake)
+        loss_g = generator_loss(clipped(fake_logits, hp.loss_clip))
+        norm_g = self._update("generator", self.opt_g, loss_g)
+        self.discriminator.requires_grad_(True)
+        return loss_g, norm_g
 
     def _train_discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One update on both, or one on each; (loss, mean real logit, mean fake logit, gradient norm)."""

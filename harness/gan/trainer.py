@@ -60,7 +60,8 @@ def train(
 
     Per step: ``n_dis`` discriminator updates, each on a new real batch, then one generator update (Goodfellow et al.
     2014, algorithm 1, with Adam). With ``g_noise="reuse"`` that is on the last fake batch, whose gradient is exact,
-    because the generator has not changed in between; with ``fresh`` on new noise.
+    because the generator has not changed in between; with ``fresh`` on new noise. With ``update_order="g_first"`` the
+    generator's update comes before the discriminator's, the first of which sees the same images.
 
     Images of shape (N, H, W, C) are in memory, memory-mapped, or on the device already. ``resume`` is the ``state`` of
     a Snapshot of the same configuration and seed. On CUDA, steps are a CUDA ``graph`` where that can be done; a warning

@@ -54,6 +54,7 @@ def filled(template: str, **context: Any) -> str:
     return _environment().get_template(template).render(context)
 
 
+_PICTURES = {".png": "image/png", ".gif": "image/gif"}
 # A line that begins a folded part, with its summary, or ends one.
 _FOLD = re.compile(r"^(?:<details><summary>(.*)</summary>|</details>)$", re.MULTILINE)
 
@@ -112,10 +113,10 @@ class _Renderer(RendererHTML):
         folder: Path = env["folder"]
         source, label = str(token.attrs["src"]), escape(token.content, quote=True)
         path = (folder / source).resolve()
-        if not path.is_relative_to(folder) or path.suffix != ".png" or not path.is_file():
+        if not path.is_relative_to(folder) or path.suffix not in _PICTURES or not path.is_file():
             return f"<em>{label}: no image {escape(source)}</em>"
         data = base64.b64encode(path.read_bytes()).decode()
-        return f'<img src="data:image/png;base64,{data}" alt="{label}">'
+        return f'<img src="data:{_PICTURES[path.suffix]};base64,{data}" alt="{label}">'
 
     def table_open(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
         return '<div class="table"><table>\n'

@@ -6,6 +6,7 @@ import io
 import textwrap
 from collections.abc import Container, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -203,15 +204,26 @@ def placement(trials: pd.DataFrame, first_rung: pd.Series, metric: str) -> Figur
     return figure
 
 
-def losses(curve: pd.DataFrame) -> Figure:
-    """Losses and logits of one training."""
+def losses(curve: pd.DataFrame, epoch: float = 0.0) -> Figure:
+    """Losses and logits of one training; with the length of an epoch (kimg) also by epoch, with each epoch's mean."""
     figure, (left, right) = new_figure(columns=2, height=3.2)
+    epochs = np.ceil(curve["kimg"] / epoch - 1e-6) if epoch else curve["kimg"]
+    means = curve.groupby(epochs).mean() if 1 < epochs.nunique() < len(curve) else None
     for axis, columns, label in (
         (left, {"loss_d": "discriminator", "loss_g": "generator"}, "loss (nats)"),
         (right, {"logit_real": "real images", "logit_fake": "generated images"}, "discriminator's mean logit"),
     ):
         for (column, name), colour in zip(columns.items(), (_BLUE, _ORANGE), strict=True):
-            axis.plot(curve["kimg"], curve[column], color=colour, label=name)
+            if means is None:
+                axis.plot(curve["kimg"], curve[column], color=colour, label=name)
+            else:
+                axis.plot(curve["kimg"], curve[column], color=colour, alpha=0.35)
+                axis.plot(
+                    (means.index - 0.5) * epoch, means[column], color=colour, marker="o", markersize=3, label=name
+                )
+        if epoch:
+            both_ways = (lambda kimg: np.divide(kimg, epoch), lambda passes: np.multiply(passes, epoch))
+            axis.secondary_xaxis("top", functions=both_ways).set_xlabel("epoch")
         axis.set(xlabel="real images shown (kimg)", ylabel=label)
         axis.legend(frameon=True)
     return figure

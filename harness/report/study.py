@@ -74,7 +74,9 @@ def build_report(
         shown.insert(0, (f"{confirmed.best.name}, confirmed (median seed)", confirmed.best.median_trial))
     files = {}
     grids = []
-    for place, (name, trial) in enumerate(shown[:_GRIDS], start=1):
+    shown_trials = [trial for _, trial in shown[:_GRIDS]]
+    systems = [(t.attrs.preset, t) for t in leaders if t.attrs.recipe and t not in shown_trials]
+    for place, (name, trial) in enumerate([*shown[:_GRIDS], *systems], start=1):
         if drawn := RunFolder(root / trial.attrs.folder).grids():
             files[file := f"grid-{place}.png"] = drawn[-1].read_bytes()
             grids.append({"file": file, "of": name, "title": f"{name}, {number(trial.value)}"})

@@ -125,20 +125,8 @@ def load_reference(
 
     A DataError refuses one that nothing can be compared with: images without differences, or features not finite.
     """
-    key = digest(
-        {
-            "extractor": protocol.extractor,
-            "weights": protocol.weights_sha256,
-            "precision": protocol.precision,
-            "resize": protocol.resize,
-            "images": protocol.reference_fingerprint,
-            "split": protocol.reference_split,
-            "n": protocol.reference_images,
-            "versions": dict(protocol.versions),
-        }
-    )
-    folder = home.private(home.references)
-    path = folder / f"{protocol.extractor}-{key}.safetensors"
+    path = reference_path(home, protocol)
+    folder = home.private(path.parent)
     with FileLock(folder / ".lock"):
         atomic.remove_torn(folder)
         features = _cached(path)
@@ -151,6 +139,23 @@ def load_reference(
         what = "all the same" if spread <= _LEAST_SPREAD * scale else "of features that are not finite"
         raise _without_spread(len(features), protocol.extractor, what)
     return Reference(features)
+
+
+def reference_path(home: Home, protocol: Protocol) -> Path:
+    """The file of a protocol's reference, whether or not it is there."""
+    key = digest(
+        {
+            "extractor": protocol.extractor,
+            "weights": protocol.weights_sha256,
+            "precision": protocol.precision,
+            "resize": protocol.resize,
+            "images": protocol.reference_fingerprint,
+            "split": protocol.reference_split,
+            "n": protocol.reference_images,
+            "versions": dict(protocol.versions),
+        }
+    )
+    return home.references / f"{protocol.extractor}-{key}.safetensors"
 
 
 def _cached(path: Path) -> Tensor | None:

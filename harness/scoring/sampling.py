@@ -64,10 +64,30 @@ def to_uint8(images_BCHW: Tensor) -> Tensor:
 
 def generate(generator: nn.Module, hp: HParams, n: int, seed: int, device: torch.device) -> Tensor:
     """n images in [-1, 1], float32, shape (n, channels, size, size), on the CPU, in batches of fixed size."""
-    noise = scoring_noise(n, hp, seed)
+    return images_of(generator, scoring_noise(n, hp, seed), device)
+
+
+def images_of(generator: nn.Module, latents: Tensor, device: torch.device) -> Tensor:
+    """The images of z, shape (N, z_dim), as :func:`generate` gives them."""
     with evaluating(generator), torch.inference_mode(), tensor_cores(FLOAT32, device):
-        batches = [generator(z.to(device)).float().cpu() for z in torch.split(noise, BATCH)]
+        batches = [generator(z.to(device)).float().cpu() for z in torch.split(latents, BATCH)]
     return torch.cat(batches)
+
+
+def walk(latents: Tensor, steps: int, law: str) -> Tensor:
+    """From each z to the next in ``steps`` z, both ends included: shape ((N - 1) * steps, z_dim) for (N, z_dim).
+
+    For normal z along a great circle (Shoemake 1985; White 2016, section 2.1), whose points are as long as z of that
+    law are; points on a straight line are too near 0. For other laws, and between opposite z, straight.
+    """
+    start, end = latents[:-1, None], latents[1:, None]
+    part = torch.linspace(0, 1, steps, dtype=latents.dtype)[None, :, None]
+    path = torch.lerp(start, end, part)
+    if law == "normal":
+        angle = torch.arccos(torch.cosine_similarity(start, end, dim=2).clamp(-1, 1))[..., None]
+        arc = (torch.sin((1 - part) * angle) * start + torch.sin(part * angle) * end) / torch.sin(angle)
+        path = torch.where(torch.sin(angle).abs() > 1e-4, arc, path)
+    return path.flatten(0, 1)
 
 
 def samples(generator: nn.Module, hp: HParams, n: int, seed: int, device: torch.device) -> tuple[Tensor, str]:

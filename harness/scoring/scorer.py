@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,15 @@ from harness.home import Home
 from harness.scoring.extractors import Extractor, inception_shapes
 from harness.scoring.fidelity import ALL, Scores, score, versions
 from harness.scoring.protocol import INCEPTION, MOBILENET, VGG, Protocol, make_protocol
-from harness.scoring.reference import Features, Reference, load_reference, refuse_equal, split_images
+from harness.scoring.reference import (
+    Features,
+    Reference,
+    load_reference,
+    reference_path,
+    refuse_equal,
+    split_images,
+)
+from harness.scoring.sampling import BATCH, generate, to_uint8
 from harness.scoring.weights import NO_HEAD, VGG_URL, inception_weights, mobilenet_weights, vgg_file, vgg_weights
 from harness.spec.tables import ScoreSpec
 
@@ -117,6 +126,20 @@ class Scorer:
     def objective(self) -> str:
         """The full name of the metric that is minimised."""
         return self.protocol.metric(self.spec.metric)
+
+    def seconds(self, generator: nn.Module, hp: HParams) -> float:
+        """About how long a score with all metrics takes (s), measured on a few images."""
+        started = time.perf_counter()
+        images = to_uint8(generate(generator, hp, BATCH, self.protocol.seed, self.extractor.device))
+        total = self.protocol.samples * (time.perf_counter() - started)
+        for names, (protocol, extractor) in {(): (self.protocol, self.extractor), **self.additional}.items():
+            extractor(images[:2])  # warms up
+            started = time.perf_counter()
+            extractor(images, logits=names == ("is",))
+            cached = names == ("is",) or reference_path(self.scorers.home, protocol).is_file()
+            n = protocol.samples + (0 if cached else protocol.reference_images)
+            total += n * (time.perf_counter() - started)
+        return total / BATCH
 
     def with_protocol(self, **changes: Any) -> Scorer:
         """The same with another seed, or another ``batch_norm``."""

@@ -111,10 +111,16 @@ class Attempt:
         if math.isfinite(value):
             self.history.watched.setdefault(round(kimg * 1000), {})[name] = round(value, 4)
 
-    def grid(self, event: Snapshot, kimg: float, *, n: int = GRID_IMAGES, seed: int | None = None) -> None:
-        """Draw images from the same z at every mark (or of a seed); how far they are from each other is watched."""
-        images = generate(event.generator, self.hp, n, GRID_SEED if seed is None else seed, self.device)
-        save_png(self.folder.grid(kimg), image_grid(images, columns=min(8, math.ceil(math.sqrt(n)))))
+    def grid(self, event: Snapshot, kimg: float, *, n: int = GRID_IMAGES, fresh: bool = False) -> None:
+        """Draw images from the same z at every mark; how far they are from each other is watched.
+
+        Where the grid is of a ``fresh`` z, those of the same z are drawn as well.
+        """
+        images = generate(event.generator, self.hp, n, event.step if fresh else GRID_SEED, self.device)
+        save_png(self.folder.grid(kimg), image_grid(images, columns=columns(n)))
+        if fresh:
+            same = generate(event.generator, self.hp, GRID_IMAGES, GRID_SEED, self.device)
+            save_png(self.folder.frame(kimg), image_grid(same))
         if self.real_distance and kimg:
             self.watch(kimg, "sample_distance", mean_distance(images) / self.real_distance)
 
@@ -207,9 +213,14 @@ def train_on_disk(
             attempt.save(event)
             yield Saved(kimg=event.kimg, mark=event.mark)
         if event.mark is not None:
-            attempt.grid(event, event.mark, n=grid_images, seed=event.step if fresh_grids else None)
+            attempt.grid(event, event.mark, n=grid_images, fresh=fresh_grids)
         if event.mark:
             yield event
+
+
+def columns(n: int) -> int:
+    """Of a grid of n images."""
+    return min(8, math.ceil(math.sqrt(n)))
 
 
 def checked(scores: Scores) -> Scores:

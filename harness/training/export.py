@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from harness import atomic
 from harness.errors import CheckpointError, UsageError
@@ -23,6 +24,8 @@ from harness.training.run_folder import RunFolder
 OPSET = 18
 # What z is drawn from, as ``hp.latent`` names it.
 _LAWS = {"normal": "N(0, 1)", "uniform": "U(-1, 1)", "truncated_normal": "N(0, 1) given that it lies within [-1, 1]"}
+# Where PyTorch keeps what follows a layer.
+_FOLLOWING = tuple(f"torch.nn.modules.{name}" for name in ("activation", "batchnorm", "instancenorm", "normalization"))
 # The arguments that make each kind of layer again.
 _ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.ConvTranspose2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding"),
@@ -67,6 +70,54 @@ def import_generator(folder: Path, hp: HParams, device: torch.device) -> nn.Modu
     if broken := [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]:
         raise CheckpointError(f"{path} is damaged: {broken[0]} has values that are not finite", "Train it again.")
     return generator.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+
+
+def layer_rows(hp: HParams) -> dict[str, list[dict[str, Any]]]:
+    """By network, its layers in the order of use: kind, shape of the output without the batch, parameters, followers.
+
+    BatchNorm and activations belong to the layer that they follow, with their parameters. Networks of one's own are
+    listed by their modules: what their code computes between these is not seen.
+    """
+    with torch.random.fork_rng(devices=[]):
+        generator, discriminator = (with_library_layers(network).eval() for network in make_networks(hp))
+        z, images = torch.zeros(2, hp.z_dim), torch.zeros(2, hp.channels, hp.image_size, hp.image_size)
+        return {"generator": _rows(generator, z), "discriminator": _rows(discriminator, images)}
+
+
+def _rows(network: nn.Module, inputs: Tensor) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    counted: set[int] = set()
+
+    def called(module: nn.Module, _: Any, output: Any) -> None:
+        new = {id(parameter): parameter.numel() for parameter in module.parameters() if id(parameter) not in counted}
+        counted.update(new)
+        plain = type_before_parametrizations(module)
+        kind, family = plain.__name__, plain.__module__
+        if isinstance(module, nn.LeakyReLU):
+            kind += f" {module.negative_slope:.3g}"
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            kind += f" {'x'.join(map(str, module.kernel_size))}, stride {module.stride[0]}"
+        if rows and family.startswith(_FOLLOWING):
+            rows[-1]["followed_by"].append(kind)
+            rows[-1]["parameters"] += sum(new.values())
+        else:
+            shape = list(output.shape[1:]) if isinstance(output, Tensor) else []
+            rows.append({"kind": kind, "shape": shape, "parameters": sum(new.values()), "followed_by": []})
+
+    for module in _layers(network):
+        module.register_forward_hook(called)
+    with torch.no_grad():
+        network(inputs)
+    return rows
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """Its modules that have no other inside, but for what PyTorch computes a weight by, such as spectral norms."""
+    inside = [child for name, child in module.named_children() if name != "parametrizations"]
+    for child in inside:
+        yield from _layers(child)
+    if not inside:
+        yield module
 
 
 def layer_list(network: Generator | Discriminator) -> list[tuple[str, dict[str, Any]]]:

@@ -26,6 +26,8 @@ class RunFolder:
         self.summary = path / "training.json"  # a single training's; a trial has its row in the database instead
         self.audit = path / "audit.json"
         self.nearest = path / "nearest.png"  # of `harness audit`: samples next to their nearest training images
+        # Of a single training: real images as its grids show generated ones, and a walk between z's.
+        self.real, self.walk = path / "real.png", path / "walk.png"
         self.lock = path / ".lock"
 
     def record(self, kimg: float) -> Path:
@@ -40,6 +42,14 @@ class RunFolder:
 
     def grids(self) -> list[Path]:
         return sorted(self.path.glob("grid-*.png"))
+
+    def frame(self, kimg: float) -> Path:
+        """The same z as at every mark, where the grids are of fresh ones."""
+        return self.path / f"frame-{round(kimg * 1000):09d}.png"
+
+    def frames(self) -> list[Path]:
+        """Pictures of one z along the training."""
+        return sorted(self.path.glob("frame-*.png")) or self.grids()
 
     def checkpoint(self, step: int) -> Path:
         return self.path / f"snapshot-{step:09d}.pt"
@@ -81,8 +91,8 @@ def _read(path: Path, kind: type) -> Any:
 
 
 def grid_kimg(path: Path) -> float:
-    """How far a training was (kimg) when a sample grid was drawn."""
-    return int(path.stem.removeprefix("grid-")) / 1000
+    """How far a training was (kimg) when a sample grid, or a frame, was drawn."""
+    return int(path.stem.partition("-")[2]) / 1000
 
 
 class Point(NamedTuple):

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from harness import atomic
 from harness.data.store import ImageStore, OnProgress, open_store
-from harness.errors import DataError, UsageError
+from harness.errors import DataError, Diverged, Interrupted, UsageError
 from harness.gan.fast.precision import usual
 from harness.gan.hparams import HParams, canonical_json, digest
 from harness.gan.run import Snapshot
@@ -24,17 +24,32 @@ from harness.home import Home
 from harness.machine.processes import choose_device, exact_arithmetic, keep_memory, on_device
 from harness.machine.provenance import provenance
 from harness.scoring.diversity import real_distance
-from harness.scoring.reference import split_images
-from harness.scoring.sampling import GRID_IMAGES
+from harness.scoring.reference import reference_images, split_images
+from harness.scoring.sampling import (
+    GRID_IMAGES,
+    GRID_SEED,
+    image_grid,
+    images_of,
+    save_png,
+    scoring_noise,
+    walk,
+)
 from harness.scoring.scorer import Scorer, Scorers
 from harness.spec.tables import DataSpec, ScoreSpec
-from harness.training.attempt import Attempt, checked, checkpoint_every_s, train_on_disk
+from harness.text import duration
+from harness.training.attempt import Attempt, Degenerate, checked, checkpoint_every_s, columns, train_on_disk
+from harness.training.export import layer_rows
 from harness.training.run_folder import RunEnd, RunFolder, RunInfo, RunRecord
 
-# No more grids than this: every checkpoint, picture and MLflow image costs.
-_MOST_GRIDS = 100
+# No more grids than this, or than the second number where a person says how often: every checkpoint, picture and
+# MLflow image costs.
+_MOST_GRIDS, _MOST_WANTED_GRIDS = 100, 1000
 # A training shorter than this many epochs has as many sample grids along its way instead.
 _FEWEST_GRIDS = 10
+# The walk between z's: this many rows, of so many images.
+_WALKS, _STEPS = 4, 8
+# How long scoring fewer images takes is not said.
+_QUICK_SAMPLES = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +66,7 @@ class Training:
     epochs: float = 0.0
     fingerprint: str = ""  # of the images that the configuration was found on; training on others is said; empty: any
     grid_images: int = GRID_IMAGES
+    grid_kimg: float | None = None  # between two grids; None: after every epoch, or ten in a shorter training
     fresh_grids: bool = False
     usual_precision: bool = False  # that of the device it runs on, instead of the configuration's
     about: dict[str, Any] = field(default_factory=dict)  # what its report says in addition to the figures
@@ -58,12 +74,16 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a training ended. ``scores`` is empty where it was interrupted; ``record`` is the path of its run's."""
+    """How a training ended. ``scores`` is empty where it was interrupted, or ``failed`` says why there are none.
+
+    ``record`` is the path of its run's.
+    """
 
     folder: Path
     record: Path
     kimg: float
-    interrupted: bool
+    interrupted: bool = False
+    failed: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
     unavailable: Mapping[str, str] = field(default_factory=dict)
 
@@ -80,7 +100,10 @@ class Watch:
 
 
 def run_training(training: Training, home: Home, *, source: Path | None, device: str, watch: Watch) -> Outcome:
-    """Train to the end, score, and publish the weights. Interrupted, it is continued by the next call."""
+    """Train to the end, score, and publish the weights. Interrupted, also while scoring, the next call continues it.
+
+    A training that diverges, or whose images cannot be scored, ends with ``failed``.
+    """
     keep_memory()
     exact_arithmetic()
     own_device = torch.device(choose_device(device))
@@ -92,7 +115,13 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
     training = dataclasses.replace(training, scoring=scoring)
     kimg = _length(training, store, watch.say)
     images = on_device(store.tensor(), own_device)
-    scorer = Scorers(home, store, own_device, watch.say).scorer(training.scoring)
+    marks = _marks(training, kimg, len(store))
+
+    def interrupt() -> None:
+        if watch.stop():
+            raise Interrupted("interrupted")
+
+    scorer = Scorers(home, store, own_device, watch.say, interrupt).scorer(training.scoring)
     # The same configuration, seed and images continue the same training, also for longer.
     name = f"{training.label}-{digest([training.hparams.to_dict(), training.seed, store.fingerprint])[:8]}"
     folder = RunFolder(home.training_dir(name))
@@ -122,12 +151,15 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
         say=watch.say, real_distance=real_distance(images),
     ).open()  # fmt: skip
     _close_shorter(attempt)
+    shown = min(training.grid_images, len(images))
+    real = reference_images(images, shown).cpu().float().div(127.5).sub(1)
+    save_png(folder.real, image_grid(real, columns=columns(shown)))
     watch.follow(attempt.record_path)
     try:
         for event in train_on_disk(
             attempt,
             images,
-            budget=Budget(kimg=kimg, snapshots_kimg=_marks(training, kimg, len(images))),
+            budget=Budget(kimg=kimg, snapshots_kimg=marks),
             stop=watch.stop,
             checkpoint_s=checkpoint_every_s(),
             grid_images=training.grid_images,
@@ -138,7 +170,7 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
             elif isinstance(event, Snapshot):
                 if event.mark == kimg:
                     return _conclude(attempt, training, store, scorer, event)
-            elif watch.stop() and event.mark != kimg:  # what is trained to the end is scored as well
+            elif watch.stop():
                 attempt.end("FAIL", {}, {"reason": "interrupted"})
                 return Outcome(folder.path, attempt.record_path, event.kimg, interrupted=True)
         attempt.end("COMPLETE", {}, {"reason": "was trained already"})
@@ -146,6 +178,17 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
             f"{name} was trained to {attempt.resumed_kimg:.1f} kimg already, more than {kimg:.1f}",
             f"Its results are in {folder.path}; give more with --kimg.",
         )
+    except Interrupted as error:
+        attempt.end("FAIL", {}, {"reason": str(error)})
+        return Outcome(folder.path, attempt.record_path, kimg, interrupted=True)
+    except (Diverged, Degenerate) as error:
+        step = error.step if isinstance(error, Diverged) else training.hparams.updates(kimg)
+        trained = step * training.hparams.images_per_step / 1000
+        diverged = isinstance(error, Diverged)
+        ended = {"failed": error.problem, "diverged": diverged, "trained_kimg": trained, "steps": step}
+        _summarise(attempt, training, store, scorer, ended)
+        attempt.end("FAIL", {}, {"reason": f"{type(error).__name__}: {error}"})
+        return Outcome(folder.path, attempt.record_path, trained, failed=error.problem)
     except BaseException as error:
         if attempt.record.end is None:
             attempt.end("FAIL", {}, {"reason": f"{type(error).__name__}: {error}"})
@@ -178,7 +221,15 @@ def _length(training: Training, store: ImageStore, say: Callable[[str], None]) -
 
 
 def _marks(training: Training, kimg: float, n_images: int) -> tuple[float, ...]:
-    """Where sample grids are drawn: after every epoch, or in ten even steps of a shorter training."""
+    """Where grids are drawn: as often as wanted, after every epoch, or in ten even steps of a shorter training."""
+    if every := training.grid_kimg:
+        wanted = math.ceil(round(kimg / every, 6))
+        if wanted > _MOST_WANTED_GRIDS:
+            raise UsageError(
+                f"a grid every {every:g} kimg would make {wanted:,} of them",
+                f"At most {_MOST_WANTED_GRIDS:,} are drawn: every {kimg / _MOST_WANTED_GRIDS:.3g} kimg.",
+            )
+        return tuple(every * k for k in range(1, wanted))
     epoch = epoch_kimg(training.hparams, n_images)
     if epoch and kimg / epoch >= _FEWEST_GRIDS - 1e-9:
         epochs = round(kimg / epoch, 6)
@@ -189,18 +240,48 @@ def _marks(training: Training, kimg: float, n_images: int) -> tuple[float, ...]:
 
 def _conclude(attempt: Attempt, training: Training, store: ImageStore, scorer: Scorer, last: Snapshot) -> Outcome:
     """Score the finished generator, publish its weights, and write what a report needs besides the other files."""
-    attempt.say("scoring")
-    scores = checked(scorer(last.generator, training.hparams, all_metrics=True))
+    hp, folder = training.hparams, attempt.folder
+    path = walk(scoring_noise(_WALKS + 1, hp, GRID_SEED), _STEPS, hp.latent)
+    save_png(folder.walk, image_grid(images_of(last.generator, path, attempt.device), columns=_STEPS))
+    n = scorer.protocol.samples
+    hint = ""
+    if n > _QUICK_SAMPLES:
+        takes = duration(scorer.seconds(last.generator, hp))
+        hint = f", about {takes}: Ctrl-C stops it, the same command scores again, and --samples N scores fewer"
+    attempt.say(f"scoring {n:,} images{hint}")
+    scores = checked(scorer(last.generator, hp, all_metrics=True))
     attempt.publish(last)
-    kimg = attempt.record.kimg
+    _summarise(attempt, training, store, scorer, {
+        "failed": "",
+        "diverged": False,
+        "trained_kimg": last.kimg,
+        "steps": last.step,
+        "scores": scores.values,
+        "unavailable": scores.unavailable,
+        "score_s": round(scores.seconds, 1),
+    })  # fmt: skip
+    # Why it was interrupted before is no longer true.
+    again = {"reason": ""} if attempt.resumed_kimg else {}
+    attempt.end("COMPLETE", scores.values, {"protocol_hash": scores.protocol_hash, **again})
+    return Outcome(
+        folder.path, attempt.record_path, last.kimg, scores=scores.values, unavailable=scores.unavailable
+    )  # fmt: skip
+
+
+def _summarise(
+    attempt: Attempt, training: Training, store: ImageStore, scorer: Scorer, ended: Mapping[str, Any]
+) -> None:
+    """Write ``training.json``; ``ended`` is how it ended."""
     epoch = epoch_kimg(training.hparams, len(store))
     summary = {
         "label": training.label,
         "about": training.about,
-        "kimg": kimg,
-        "epochs": kimg / epoch if epoch else 0.0,
+        "kimg": attempt.record.kimg,
+        "epochs": ended["trained_kimg"] / epoch if epoch else 0.0,
+        "epoch_kimg": epoch,
         "seed": training.seed,
         "hparams": training.hparams.to_dict(),
+        "layers": layer_rows(training.hparams),
         "data": training.data.model_dump(mode="json", exclude_none=True),
         "images": len(store),
         "split": store.split_rule,
@@ -209,17 +290,8 @@ def _conclude(attempt: Attempt, training: Training, store: ImageStore, scorer: S
         "metric": scorer.objective,
         "protocol_hash": scorer.protocol.hash,
         "environment": provenance(attempt.device.type),
-        "trained_kimg": last.kimg,
-        "steps": last.step,
-        "scores": scores.values,
-        "unavailable": scores.unavailable,
-        "score_s": round(scores.seconds, 1),
+        "scores": {},
+        "unavailable": {},
+        **ended,
     }
     atomic.write_text(attempt.folder.summary, json.dumps(summary, indent=1) + "\n")
-    # Why it was interrupted before is no longer true.
-    again = {"reason": ""} if attempt.resumed_kimg else {}
-    attempt.end("COMPLETE", scores.values, {"protocol_hash": scores.protocol_hash, **again})
-    return Outcome(
-        attempt.folder.path, attempt.record_path, last.kimg, interrupted=False,
-        scores=scores.values, unavailable=scores.unavailable,
-    )  # fmt: skip

@@ -116,10 +116,28 @@ def test_a_recipe_trains_for_its_epochs_and_leaves_everything(project):
     assert "fakes is not empty" in again
     page = project.folder / re.search(r"report: (\S+)", output)[1]
     text = page.read_text()
-    assert f"**fid_mnv2_20 = {number(summary['scores']['fid_mnv2_20'])}**" in text
+    fid = number(summary["scores"]["fid_mnv2_20"])
+    assert text.splitlines()[2] == "**Collapsed: the samples are nearly alike.**"
+    assert f"FID of 20 images by MobileNetV2's features = {fid} after 0.384 kimg (24 generator updates)." in text
+    assert f"| fid_mnv2_20 | {fid} |" in text
     assert "| range | [-1, 1] | [0, 1] | real_range |" in text
     shown = re.findall(r"\]\((\S+\.png)\)", text)
-    assert len(shown) == 5, "losses and four grids"
+    assert len(shown) == 9, "the last grid, real images, losses, five earlier grids, a walk"
+    assert (page.parent / "training.gif").read_bytes().startswith(b"GIF89a")
+    assert "data:image/gif;base64," in page.with_suffix(".html").read_text(), "in the one file, too"
+    for command in re.findall(rf"^harness (.*--training {folder.name}.*)$", text, re.MULTILINE):
+        project.run(*command.split())
+    assert "10 images of training" in project.run(
+        "generate", "--training", folder.name, "--interpolate", "5", "-n", "10"
+    )
+    z = project.folder / "z.npy"
+    np.save(z, np.zeros((3, 8)))
+    assert f"3 images of training {folder.name} (z of {z})" in project.run(
+        "generate", "--training", folder.name, "--z", str(z)
+    )
+    assert "--z and -n cannot be used together" in project.run(
+        "generate", "--training", folder.name, "--z", str(z), "-n", "3", code=2
+    )
     assert all((page.parent / name).is_file() for name in shown)
     from harness.tracking.client import client_for
 
@@ -130,7 +148,9 @@ def test_a_recipe_trains_for_its_epochs_and_leaves_everything(project):
     assert run.data.metrics["fid_mnv2_20"] == pytest.approx(summary["scores"]["fid_mnv2_20"])
     assert (run.data.tags["recipe"], run.data.tags["variant"]) == ("tiny_gan", "as_written")
     assert run.data.tags["mlflow.note.content"].startswith("# tiny_gan-as_written")
-    assert "report/report.md" in {item.path for item in client.list_artifacts(run.info.run_id, "report")}
+    assert run.data.tags["verdict"] == "collapsed"
+    attached = {item.path for item in client.list_artifacts(run.info.run_id, "report")}
+    assert {"report/report.md", "report/training.gif"} <= attached
 
 
 def test_as_coded_is_the_default_and_its_grids_are_fresh(project):
@@ -140,6 +160,11 @@ def test_as_coded_is_the_default_and_its_grids_are_fresh(project):
     assert json.loads((coded / "hparams.json").read_text())["real_range"] == "unit"
     assert json.loads((written / "hparams.json").read_text())["real_range"] == "symmetric"
     assert len(list(coded.glob("grid-*.png"))) == 11, "short of ten epochs: the beginning and ten even steps"
+    assert len(list(coded.glob("frame-*.png"))) == 11, "the same z, for the animation"
+    assert not list(written.glob("frame-*.png")), "there the grids are of the same z"
+    every = folder_of(project.run("train", "--grid-steps", "5", RECIPE="tiny_gan", KIMG="0.2", SEED="6"))
+    kimg = [int(path.stem.removeprefix("grid-")) for path in sorted(every.glob("grid-*.png"))]
+    assert kimg == [0, 80, 160, 200], "every 5 updates of 16 images, and the end"
 
 
 def test_interrupted_and_continued_is_bit_for_bit_the_uninterrupted_training(project, tmp_path):
@@ -239,6 +264,8 @@ def test_recipes_are_baselines_of_a_study_and_stand_beside_the_best(project):
         )
         assert float(row[1]) == pytest.approx(trial.value, rel=0.01)
         assert float(row[2]) == pytest.approx(trial.value - leading(record)[0].value, abs=0.6)
+        pictures = report[report.index("## Samples") : report.index("## Health")]
+        assert f"tiny_gan-{variant}, " in pictures or f"trial {trial.number}, " in pictures
     # The best, exported, trains again: a recipe's structure is in it.
     best = (project.folder / "reports" / "tiny" / "best.toml").read_text()
     assert "ends = " in best

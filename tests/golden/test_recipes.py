@@ -267,10 +267,21 @@ def reference_step(hp, generator, discriminator, opt_g, opt_d, real, noise) -> N
     def loss(logits: torch.Tensor, label: float) -> torch.Tensor:
         return bce(logits, label, hp.loss_clip)
 
+    def train_generator(made: torch.Tensor) -> None:
+        opt_g.zero_grad()
+        loss(discriminator(made), 1).backward()
+        opt_g.step()
+
     z = draw()
+    if hp.update_order == "g_first":
+        made = generator(z)
+        train_generator(made)
+    if hp.update_order == "g_first" and hp.g_noise == "fresh":
+        z = draw()
     if hp.d_fakes == "inference":
         generator.eval()
-    made = generator(z)
+    if hp.update_order == "d_first" or hp.g_noise == "fresh" or hp.d_fakes == "inference":
+        made = generator(z)
     fake = made.detach()
     generator.train()
     on_real = loss(discriminator(real), 1 - hp.label_smoothing)
@@ -285,13 +296,13 @@ def reference_step(hp, generator, discriminator, opt_g, opt_d, real, noise) -> N
         opt_d.zero_grad()
         ((on_real + loss(discriminator(fake), 0)) * hp.d_loss_factor).backward()
         opt_d.step()
+    if hp.update_order == "g_first":
+        return
     if hp.g_noise == "fresh":
         made = generator(draw())
     elif hp.d_fakes == "inference":
         made = generator(z)
-    opt_g.zero_grad()
-    loss(discriminator(made), 1).backward()
-    opt_g.step()
+    train_generator(made)
 
 
 STEPS = 20
@@ -351,6 +362,9 @@ def plain_loop(
         ("udacity32", "as_coded", {"optimizer": "sgd", "lr_g": 1e-2, "weight_decay": 1e-3}),
         ("udacity32", "as_coded", {"optimizer": "rmsprop", "weight_decay": 1e-3}),
         ("udacity32", "as_coded", {"optimizer": "adagrad", "weight_decay": 1e-3}),
+        ("pytorch64", "as_published", {"update_order": "g_first"}),
+        ("svhn32", "as_coded", {"update_order": "g_first"}),
+        ("celeba128", "as_coded", {"update_order": "g_first"}),
     ],
 )
 def test_twenty_steps_equal_the_plain_loop(name, variant, changes):
@@ -446,6 +460,7 @@ def test_twenty_steps_in_float32_equal_the_plain_loop_to_rounding(name, variant)
         ("d_step", ("joint", "split")),
         ("d_fakes", ("train", "inference")),
         ("g_noise", ("reuse", "fresh")),
+        ("update_order", ("d_first", "g_first")),
         ("g_step_trains_d", (False, True)),
         ("label_smoothing", (0.0, 0.1)),
         ("weight_decay", (0.0, 1e-2)),

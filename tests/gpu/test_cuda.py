@@ -62,6 +62,7 @@ def test_features_equal_the_cpus(home):
     [
         {},
         {"flip": True, "n_dis": 2, "ema": 0.9},
+        {"n_dis": 2, "update_order": "g_first"},
         {"precision": "bf16"},
         {"diffaugment": "color,translation,cutout"},
         {"diffaugment": "color,translation,cutout", "precision": "bf16"},

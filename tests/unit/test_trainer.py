@@ -219,6 +219,7 @@ def test_flipping_mirrors_about_half_of_the_images(hp, images):
         {"reshuffle": False, "last_batch": "match"},
         {"last_batch": "full", "d_step": "split", "g_step_trains_d": True},
         {"d_fakes": "inference", "g_noise": "reuse", "weight_decay": 1e-3},
+        {"update_order": "g_first", "n_dis": 2, "last_batch": "match"},
         {"optimizer": "sgd"},
         {"optimizer": "sgd", "beta1": 0.0},
         {"optimizer": "rmsprop"},
@@ -248,7 +249,7 @@ def test_epochs_are_whole_steps(hp, epochs, n, batch):
     assert hp.updates(epochs * epoch_kimg(hp, n)) == epochs * (n // batch)
 
 
-@pytest.mark.parametrize("change", [{}, {"flip": True, "n_dis": 2}])
+@pytest.mark.parametrize("change", [{}, {"flip": True, "n_dis": 2}, {"n_dis": 2, "update_order": "g_first"}])
 def test_a_step_that_is_fed_from_buffers_is_the_same_step(hp, images, change):
     """As a CUDA graph is fed; over the end of an epoch, and given back."""
     hp = dataclasses.replace(hp, **change)
