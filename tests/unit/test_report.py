@@ -124,6 +124,7 @@ def test_same_input_same_bytes_and_all_sections(root, tmp_path):
     assert b"<p>|" not in first["report.html"], "a table that no reader of Markdown takes for one"
     text = first["report.md"].decode()
     for expected in (
+        "# mnist32: which DCGAN for 5,000 images at 32 px?\n\n6 trials · ",
         "**Best, unconfirmed: trial 1 with FID of 500 images = 40.2 after 27 kimg (1,688 generator updates).**",
         "The best published one, trial 0 (paper), has 60. One training seed each",
         "trial 1: lr_g 0.001 · ",
