@@ -162,7 +162,7 @@ def store_by_fingerprint(home: Home, fingerprint: str) -> ImageStore | None:
             store = ImageStore(path.parent, json.loads(path.read_text(encoding="utf-8")))
             if store.fingerprint == fingerprint and (store.path / _ARRAY).is_file():
                 return store
-        except (OSError, ValueError, KeyError):  # a damaged one: whoever opens it by name is told
+        except (OSError, ValueError, KeyError):  # damaged: opening it by its name says so
             continue
     return None
 

@@ -196,6 +196,23 @@ def test_whatever_a_study_has_its_page_is_whole(study, root, tmp_path):
     assert not re.search(r"\b(nan|inf|None)\b", text)
 
 
+def test_trade_offs_are_drawn_from_eight_trials_on_and_an_outlier_does_not_flatten_them(root, tmp_path):
+    spec = {**MANY.attrs.spec, "objectives": ["score", "seconds"]}
+    several = dataclasses.replace(MANY, attrs=dataclasses.replace(MANY.attrs, spec=spec))
+    for n, drawn in ((7, False), (9, True)):
+        trials = [
+            dataclasses.replace(t, state="COMPLETE", value=score, values=(score, 100.0 - t.number))
+            for t, score in zip(MANY.trials[:n], (1e6, *range(40, 50)), strict=False)
+        ]
+        text = build_report(
+            dataclasses.replace(several, trials=tuple(trials)), root, tmp_path / "out", {}, "x"
+        ).read_text()
+        assert ("![Trade-offs](tradeoff.png)" in text) == (tmp_path / "out" / "tradeoff.png").is_file() == drawn
+        section = text.split("## Trade-offs")[1].split("\n## ")[0]
+        assert ("the orange ones, with their numbers" in section) == drawn
+        assert f"{n - 1} of {n} finished trials are on the front" in section
+
+
 def test_the_best_is_seen_next_to_real_images_and_over_its_training(root, tmp_path):
     folder = root / FULL.trials[1].attrs.folder
     for step, shade in ((0, 10), (3000, 90)):
