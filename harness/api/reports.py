@@ -8,6 +8,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from harness import atomic
+from harness.data.store import store_by_fingerprint
 from harness.errors import UsageError
 from harness.findings.headline import Headline, headline
 from harness.home import Home
@@ -19,6 +20,9 @@ from harness.store.studies import find_record, started_study, stored_spec, study
 from harness.tracking.client import new_client
 from harness.tracking.mlflow import MlflowTracker, attach_report
 from harness.training.share import bring_results
+
+# As many as a sample grid has.
+_REAL_IMAGES = 64
 
 
 def write_report(name: str, home: Home, say: Callable[[str], None], *, images: bool = True) -> Path:
@@ -44,7 +48,9 @@ def write_report(name: str, home: Home, say: Callable[[str], None], *, images: b
         if plan:
             path = build_claims_report(record, home.root, out, images=images)
         else:
-            path = build_report(record, home.root, out, importances(study), EVALUATOR, confirmed)
+            store = store_by_fingerprint(home, record.attrs.dataset["fingerprint"])
+            real = store.sheet(_REAL_IMAGES) if store else None
+            path = build_report(record, home.root, out, importances(study), EVALUATOR, confirmed, real)
     tracker = MlflowTracker(new_client(home), record.attrs.mlflow_experiment)
     tags = {} if plan else headline(record, confirmed).tags
     attach_report(tracker, record.attrs.mlflow_parent, path, say, **tags)

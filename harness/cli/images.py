@@ -59,10 +59,11 @@ def data(given: Any) -> None:
         store.require_contrast()
         _describe(store)
         return
-    from harness.scoring.reference import save_sheet
+    from harness.scoring.sampling import save_png
 
     out = given.out or Path(f"{name}-images.png")
-    say(f"{save_sheet(out, store, given.n)} of {len(store):,} images in {out}")
+    save_png(out, store.sheet(given.n))
+    say(f"{min(given.n, len(store))} of {len(store):,} images in {out}")
 
 
 @front.verb(

@@ -105,6 +105,17 @@ class ImageStore:
     def __len__(self) -> int:
         return self.n_train
 
+    def sheet(self, n: int) -> np.ndarray:
+        """Up to n training images, evenly spread over the set, eight to a row: uint8 of shape (H, W, 3)."""
+        images = np.load(self.path / _ARRAY, mmap_mode="r")[: self.n_train]
+        chosen = images[np.linspace(0, len(images) - 1, min(n, len(images))).astype(int)]
+        size, columns = images.shape[1] + 1, min(8, len(chosen))
+        sheet = np.full((-(-len(chosen) // columns) * size + 1, columns * size + 1, 3), 128, np.uint8)
+        for place, image in enumerate(chosen):
+            top, left = (size * line + 1 for line in divmod(place, columns))
+            sheet[top : top + size - 1, left : left + size - 1] = image
+        return sheet
+
     def tensor(self) -> Tensor:
         """The images to train on, over the memory map: pages are read when they are indexed."""
         return self._all()[: self.n_train]
@@ -142,6 +153,18 @@ def open_array_store(
     an image being a PIL image, a uint8 array, or a tensor (C, H, W), uint8 or in [0, 1].
     """
     return _open(home, of_object(data, images), on_progress, say)
+
+
+def store_by_fingerprint(home: Home, fingerprint: str) -> ImageStore | None:
+    """The store of the images that a study was run on, unverified; None where it was not prepared here, or is gone."""
+    for path in sorted(home.data.glob(f"*/{_MANIFEST}")):
+        try:
+            store = ImageStore(path.parent, json.loads(path.read_text(encoding="utf-8")))
+            if store.fingerprint == fingerprint and (store.path / _ARRAY).is_file():
+                return store
+        except (OSError, ValueError, KeyError):  # damaged: opening it by its name says so
+            continue
+    return None
 
 
 def existing_store(home: Home, material: Material) -> ImageStore | None:

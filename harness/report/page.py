@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -55,8 +56,11 @@ def filled(template: str, **context: Any) -> str:
 
 
 _PICTURES = {".png": "image/png", ".gif": "image/gif"}
-# A line that begins a folded part, with its summary, or ends one.
-_FOLD = re.compile(r"^(?:<details><summary>(.*)</summary>|</details>)$", re.MULTILINE)
+# A line that begins a part of its own, folded below its summary or placed by its name, or ends one.
+_PART = re.compile(r"^(<details><summary>.*</summary>|</details>|<div class=\"[a-z]+\">|</div>)$", re.MULTILINE)
+_SUMMARY = re.compile(r"(<details><summary>)(.*)(</summary>)")
+# What an SVG says of itself for others than a page: its kind, its namespaces.
+_PROLOGUE = re.compile(r"^.*?(?=<svg)|\sxmlns(:\w+)?=\"[^\"]*\"", re.DOTALL)
 
 
 @cache
@@ -94,27 +98,33 @@ def write_html(page: Path) -> Path:
 def page_to_html(markdown: str, folder: Path, *, title: str) -> str:
     """CommonMark with tables as HTML; images are of ``folder``.
 
-    Markup in the text is shown, never obeyed, but for the lines that fold a part: its summary, and its end.
+    Markup in the text is shown, never obeyed, but for the lines that begin and end a part of the page. The page runs
+    one script, which sorts tables, and loads nothing.
     """
     reader = MarkdownIt("commonmark", {"html": False}, renderer_cls=_Renderer).enable("table")
-    first, *rest = _FOLD.split(markdown)
+    first, *rest = _PART.split(markdown)
     body = reader.render(first, {"folder": folder.resolve()})
-    for summary, text in zip(rest[::2], rest[1::2], strict=True):
-        body += "</details>\n" if summary is None else f"<details><summary>{escape(summary)}</summary>\n"
+    for part, text in zip(rest[::2], rest[1::2], strict=True):
+        body += _SUMMARY.sub(lambda match: match[1] + escape(match[2]) + match[3], part) + "\n"
         body += reader.render(text, {"folder": folder.resolve()})
-    return filled("page.html.j2", title=escape(title), body=body)
+    script = filled("sort.js")
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return filled("page.html.j2", title=escape(title), body=body, script=script, allowed=allowed)
 
 
 class _Renderer(RendererHTML):
-    """Images as data, those outside the folder named instead; tables in a frame that scrolls by itself."""
+    """Images as data, drawings as they are, those outside the folder named instead; tables and drawings scroll."""
 
     def image(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
         token: Any = tokens[idx]
         folder: Path = env["folder"]
         source, label = str(token.attrs["src"]), escape(token.content, quote=True)
         path = (folder / source).resolve()
-        if not path.is_relative_to(folder) or path.suffix not in _PICTURES or not path.is_file():
+        if not path.is_relative_to(folder) or path.suffix not in (*_PICTURES, ".svg") or not path.is_file():
             return f"<em>{label}: no image {escape(source)}</em>"
+        if path.suffix == ".svg":
+            drawing = _PROLOGUE.sub("", path.read_text(encoding="utf-8"))
+            return f'<span class="drawing" role="img" aria-label="{label}">{drawing}</span>'
         data = base64.b64encode(path.read_bytes()).decode()
         return f'<img src="data:{_PICTURES[path.suffix]};base64,{data}" alt="{label}">'
 

@@ -1,20 +1,24 @@
-"""The report's figures, as PNG with a light background of their own, so that they read on white and dark pages."""
+"""The report's figures, with a light background of their own, so that they read on white and dark pages."""
 
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from harness.findings.confirmation import Confirmation
 from harness.findings.outlook import Outlook
@@ -26,6 +30,8 @@ from harness.text import metric_label, number, objective_label
 _BLUE, _ORANGE, _GREY, _RED = "#2b6cb0", "#dd6b20", "#a0aec0", "#c53030"
 _STATE_COLOURS = {"COMPLETE": _BLUE, "PRUNED": _GREY, "FAIL": _RED, "RUNNING": _ORANGE, "PAUSED": _GREY}
 _VERDICT_COLOURS = {"supported": "#2f855a", "refuted": _RED, "undecided": "#718096"}
+# Where a parallel axis has the trials that do not use its parameter.
+_UNUSED = -0.14
 _TICKS = (-50, -25, 0, 25, 50, 100, 200, 400)
 
 
@@ -44,6 +50,15 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def to_svg(figure: Figure) -> str:
+    """As SVG whose parts that have a ``gid`` show it where a pointer rests; the same for the same figure."""
+    buffer, unsaid = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
+        figure.savefig(buffer, format="svg", facecolor="white", metadata=unsaid)
+    named = re.sub(r"""<g id=(["'])(trial .*?)\1>""", r"<g><title>\2</title>", buffer.getvalue())
+    return named.replace("'DejaVu Sans'", "'DejaVu Sans', sans-serif")
+
+
 def wrapped(label: str, width: int = 30) -> str:
     """An axis label in lines of ``width`` characters; what is in brackets gets its own line."""
     if len(label) <= width:
@@ -54,6 +69,32 @@ def wrapped(label: str, width: int = 30) -> str:
 
 def _lower(metric: str) -> str:
     return wrapped(f"{metric_label(metric)} (lower is better)")
+
+
+def _make_log(axis: Axis, values: pd.Series) -> bool:
+    """Make an axis logarithmic, with plain numbers, if its values are positive and wide apart; whether it now is."""
+    low, high = float(values.min()), float(values.max())
+    if not 0 < 3 * low <= high:
+        return False
+    (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
+    axis.set_major_locator(LogLocator(subs=(1, 3) if high > 10 * low else (1, 2, 3, 5)))
+    axis.set_major_formatter(lambda value, _: number(value))
+    axis.set_minor_locator(NullLocator())
+    return True
+
+
+def _make_scores(axis: Axes, scores: pd.Series, metric: str) -> tuple[pd.Series, pd.Series]:
+    """Make the vertical axis one of scores that outliers cannot flatten.
+
+    Far outliers (Tukey 1977: above the third quartile by three times the middle half's spread) lie on its upper edge.
+    Returns the scores as drawn, and which are such outliers.
+    """
+    low, high = scores.quantile(0.25), scores.quantile(0.75)
+    far = scores > high + 3 * (high - low)
+    top, bottom = float(scores[~far].max()), float(scores.min())
+    edge = 1.3 * top if _make_log(axis.yaxis, scores[~far]) else top + 0.15 * (top - bottom or abs(top) or 1)
+    axis.set_ylabel(_lower(metric))
+    return scores.where(~far, edge), far
 
 
 def _interval(axis: Axes, row: int, estimate: Estimate, colour: str, *, size: int) -> None:
@@ -67,35 +108,20 @@ def _name_rows(axis: Axes, names: Sequence[str]) -> None:
     axis.set_ylim(len(names) - 0.5, -0.5)
 
 
-def history(trials: pd.DataFrame, metric: str) -> Figure:
-    """Final scores by trial with the best so far; trials without a final score as ticks below."""
-    figure, (axis,) = new_figure()
-    done = trials[trials["state"] == "COMPLETE"].sort_values("number")
-    axis.step(done["number"], done["value"].cummin(), where="post", color=_BLUE, label="best so far")
-    sns.scatterplot(data=done, x="number", y="value", color=_BLUE, s=45, ax=axis, label="finished trial")
-    low = float(done["value"].min()) if len(done) else 0.0
-    for state, colour in (("PRUNED", _GREY), ("FAIL", _RED)):
-        others = trials[trials["state"] == state]
-        if len(others):
-            axis.scatter(others["number"], [low * 0.93] * len(others), marker="|", s=90, color=colour,
-                         label=f"{state.lower()} (no final score)")  # fmt: skip
-    axis.set(xlabel="trial", ylabel=_lower(metric))
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.legend(frameon=True)
-    return figure
-
-
 def confirmed(result: Confirmation) -> Figure:
     """Each configuration's mean with its interval, its seeds as dots, and what the search had seen of it."""
     arms = result.ranked
     figure, (axis,) = new_figure(height=0.42 * len(arms) + 1.3)
+    reached: list[float] = []
     for place, arm in enumerate(arms):
         scores = list(arm.scores.values())
+        reached += [*scores, *(end for end in (arm.estimate.low, arm.estimate.high) if end is not None)]
         axis.scatter(scores, [place + 0.18] * len(scores), s=16, color=_GREY, zorder=2)
         _interval(axis, place, arm.estimate, _BLUE, size=46)
         if arm.searched is not None:
             axis.scatter([arm.searched], [place - 0.18], marker="D", s=26, zorder=4,
                          facecolor="white", edgecolor=_ORANGE)  # fmt: skip
+    _make_log(axis.xaxis, pd.Series(reached))
     _name_rows(axis, [arm.name for arm in arms])
     axis.set(xlabel=wrapped(f"{metric_label(result.metric)} (lower is better)", 70), ylabel="")
     axis.legend(handles=[
@@ -110,6 +136,7 @@ def best_after(outlook: Outlook, metric: str) -> Figure:
     """The best score that k trials of a study would have brought, with its bootstrap interval."""
     figure, (axis,) = new_figure(height=3.0)
     trials = range(1, len(outlook.expected) + 1)
+    _make_log(axis.yaxis, pd.Series([*outlook.low, *outlook.high]))
     axis.fill_between(trials, outlook.low, outlook.high, color=_BLUE, alpha=0.15, linewidth=0, label="90 % interval")
     axis.plot(trials, outlook.expected, color=_BLUE, marker="o", markersize=4, label="expected best")
     axis.set(xlabel="number of trials", ylabel=wrapped(f"best {metric_label(metric)} (lower is better)"))
@@ -123,11 +150,14 @@ def tradeoff(frame: pd.DataFrame, names: Sequence[str], front: Container[int], m
     figure, axes = new_figure(columns=len(names) - 1, height=3.4)
     on = frame["number"].map(lambda number: number in front)
     for axis, name in zip(axes, names[1:], strict=True):
-        axis.scatter(frame[~on][name], frame[~on]["score"], color=_GREY, s=36, label="dominated by another")
-        axis.scatter(frame[on][name], frame[on]["score"], color=_ORANGE, s=52, zorder=3, label="Pareto front")
-        for row in frame[on].to_dict("records"):
+        shown, far = _make_scores(axis, frame["score"], metric)
+        axis.scatter(frame[~on & ~far][name], shown[~on & ~far], color=_GREY, s=36, label="dominated by another")
+        axis.scatter(frame[on & ~far][name], shown[on & ~far], color=_ORANGE, s=52, zorder=3, label="Pareto front")
+        if far.any():
+            axis.scatter(frame[far][name], shown[far], marker="^", color=_RED, s=40, label="beyond the axis")
+        for row in frame.assign(score=shown)[on].to_dict("records"):
             axis.annotate(str(row["number"]), (row[name], row["score"]), xytext=(5, 4), textcoords="offset points")
-        axis.set(xlabel=wrapped(objective_label(name, metric)), ylabel=wrapped(objective_label("score", metric)))
+        axis.set_xlabel(wrapped(objective_label(name, metric)))
         axis.legend(frameon=True)
     return figure
 
@@ -144,63 +174,92 @@ def spent(frame: pd.DataFrame, metric: str) -> Figure:
     return figure
 
 
-def importance(values: Mapping[str, float], evaluator: str) -> Figure:
-    """Importance of each searched parameter, largest on top."""
-    figure, (axis,) = new_figure(height=max(2.0, 0.42 * len(values) + 0.9))
-    ordered = sorted(values.items(), key=lambda item: -item[1])
-    names = [wrapped(param_label(name), 40) for name, _ in ordered]
-    sns.barplot(x=[value for _, value in ordered], y=names, color=_BLUE, ax=axis)
-    axis.set(xlabel=f"importance ({evaluator}, sums to 1)", ylabel="")
+def parameter(
+    frame: pd.DataFrame, name: str, param: Mapping[str, Any], labels: Mapping[int, str], best: int | None, metric: str
+) -> Figure:
+    """Each trial's ``score`` against a parameter of the space, with its label to hover over; the best in orange."""
+    figure, (axis,) = new_figure(4.4, 2.9)
+    shown, far = _make_scores(axis, frame["score"], metric)
+    xs = frame[name]
+    if param["type"] == "categorical":
+        choices = [*param["choices"]]
+        # Trials of one choice side by side, not on top of each other.
+        xs = xs.map(choices.index) + (frame["number"] % 5 - 2) * 0.07
+        names = [number(choice) for choice in choices]
+        axis.set_xticks(range(len(choices)), names, rotation=20 if len("".join(names)) > 24 else 0)
+        axis.set_xlim(-0.5, len(choices) - 0.5)
+    elif param["log"]:
+        _make_log(axis.xaxis, xs)
+    for trial, x, y, is_far in zip(frame["number"], xs, shown, far, strict=True):
+        look = {"color": _ORANGE, "s": 64, "zorder": 4} if trial == best else {"color": _BLUE, "s": 32, "alpha": 0.7}
+        axis.scatter([x], [y], marker="^" if is_far else "o", gid=labels[trial], **look)
+    axis.set_xlabel(wrapped(param_label(name)))
     return figure
 
 
-def parameters(frame: pd.DataFrame, names: Sequence[str], log: Container[str], best: int | None, metric: str) -> Figure:
-    """Each trial's ``score`` against some parameters, those of ``log`` on a log axis, the best trial in orange."""
-    figure, axes = new_figure(columns=len(names), height=3.0)
-    is_best = frame["number"] == best
-    for axis, name in zip(axes, names, strict=True):
-        values = frame[name] if pd.api.types.is_numeric_dtype(frame[name]) else frame[name].astype(str)
-        axis.scatter(values[~is_best], frame["score"][~is_best], color=_BLUE, s=30, alpha=0.7)
-        axis.scatter(values[is_best], frame["score"][is_best], color=_ORANGE, s=60, zorder=3)
-        if name in log:
-            axis.set_xscale("log")
-        if frame["score"].min() > 0:  # one bad trial must not flatten the others
-            axis.set_yscale("log")
-        axis.set(xlabel=wrapped(param_label(name)), ylabel=_lower(metric) if axis is axes[0] else "")
+def parallel(
+    frame: pd.DataFrame, space: Mapping[str, Mapping[str, Any]], labels: Mapping[int, str], best: int | None
+) -> Figure:
+    """A line for each trial through its parameters to the rank of its ``score``, with its label to hover over.
+
+    The best one is orange, the quarter with the best scores blue. A parameter that a trial does not use is at the foot.
+    """
+    figure, (axis,) = new_figure(max(7.2, 0.95 * (len(space) + 1)), 3.6)
+    ranks = frame["score"].rank(method="first")
+    heights = [_heights(frame[name], param) for name, param in space.items()]
+    lines = pd.concat([*heights, (ranks - 1) / max(1, len(frame) - 1)], axis=1).to_numpy()
+    for trial, rank, line in zip(frame["number"], ranks, lines, strict=True):
+        colour = _ORANGE if trial == best else _BLUE if rank <= len(frame) / 4 else _GREY
+        look = {"linewidth": 2.6} if trial == best else {"linewidth": 1.2, "alpha": 0.6}
+        axis.plot(line, color=colour, zorder=[_GREY, _BLUE, _ORANGE].index(colour) + 2, gid=labels[trial], **look)
+    for column, param in enumerate(space.values()):
+        ends = param["choices"] if param["type"] == "categorical" else (param["low"], param["high"])
+        for place, end in enumerate(ends):
+            _beside(axis, column, place / max(1, len(ends) - 1), number(end))
+    _beside(axis, len(space), 0, "best")
+    _beside(axis, len(space), 1, "worst")
+    if any(part.eq(_UNUSED).any() for part in heights):
+        axis.text(-0.06, _UNUSED, "not used", fontsize=7.5, va="center", ha="right")
+    axis.set_xticks(range(len(space) + 1), [*(wrapped(name.replace("_", " "), 12) for name in space), "score"])
+    axis.set_yticks([])
+    axis.set_xlim(-0.1, len(space) + 0.4)
+    axis.grid(axis="x", color="#4a5568")
+    sns.despine(figure, left=True, bottom=True)
     return figure
+
+
+def _heights(values: pd.Series, param: Mapping[str, Any]) -> pd.Series:
+    """Places on a parallel axis: 0 is the foot of the parameter's range, 1 the top."""
+    if param["type"] == "categorical":
+        places = values.map({choice: place for place, choice in enumerate(param["choices"])})
+        return (places / max(1, len(param["choices"]) - 1)).fillna(_UNUSED)
+    scale = np.log if param["log"] else np.positive
+    low, high = scale(param["low"]), scale(param["high"])
+    return ((scale(values.astype(float)) - low) / (high - low or 1)).clip(-0.05, 1.05).fillna(_UNUSED)
+
+
+def _beside(axis: Axes, column: int, height: float, text: str) -> None:
+    """A value's name next to its place on a parallel axis."""
+    axis.text(column + 0.04, height, text, fontsize=7.5, va="center", zorder=5,
+              bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.6})  # fmt: skip
 
 
 def rung_curves(rungs: pd.DataFrame, best: int | None, metric: str) -> Figure:
     """Every trial's rung scores by kimg, the best one highlighted."""
     figure, (axis,) = new_figure()
-    for trial, rows in rungs.groupby("number"):
+    shown, far = _make_scores(axis, rungs["score"], metric)
+    for trial, rows in rungs.assign(score=shown).groupby("number"):
         colour = _STATE_COLOURS[str(rows["state"].iloc[0])]
         is_best = trial == best
         axis.plot(rows["kimg"], rows["score"], marker="o", markersize=4, linewidth=2.4 if is_best else 1,
                   color=_ORANGE if is_best else colour, alpha=1 if is_best else 0.6,
                   zorder=3 if is_best else 2)  # fmt: skip
+    axis.scatter(rungs["kimg"][far], shown[far], marker="^", s=40, color=_RED, zorder=4)
     handles = [Line2D([], [], color=c, marker="o", label=n) for n, c in
                (("best trial", _ORANGE), ("trained to the end", _BLUE), ("paused or pruned", _GREY))]  # fmt: skip
     # Searching all lines for the best place takes seconds; scores fall, so this one is free.
     axis.legend(handles=handles, frameon=True, loc="upper right")
-    axis.set_ylim(0, float(rungs["score"].quantile(0.95)) * 1.15 if len(rungs) else 1)
-    axis.set(xlabel="real images shown (kimg)", ylabel=_lower(metric))
-    return figure
-
-
-def placement(trials: pd.DataFrame, first_rung: pd.Series, metric: str) -> Figure:
-    """Mean score at the first rung by BatchNorm placement and generator activation, with the number of trials."""
-    frame = trials.assign(score=trials["number"].map(first_rung)).dropna(subset=["score"])
-    mean = frame.pivot_table(index="bn", columns="activation_g", values="score", aggfunc="mean")
-    count = frame.pivot_table(index="bn", columns="activation_g", values="score", aggfunc="count").fillna(0)
-    labels = mean.map(lambda v: "" if pd.isna(v) else number(v)) + count.map(lambda n: f"\nn = {n:.0f}" if n else "")
-    figure, (axis,) = new_figure(height=0.62 * len(mean) + 1.3)
-    sns.heatmap(
-        mean, annot=labels, fmt="", cmap="crest", ax=axis, cbar_kws={"label": wrapped(f"mean {metric_label(metric)}")}
-    )
-    axis.grid(False)
-    axis.set(xlabel="generator's activation", ylabel="BatchNorm placement")
-    axis.tick_params(axis="y", rotation=0)
+    axis.set_xlabel("real images shown (kimg)")
     return figure
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from PIL import Image
 
 from harness.findings.confirmation import confirmation
 from harness.findings.headline import headline
@@ -20,6 +23,7 @@ from harness.findings.ranking import (
     pareto_front,
     rank,
     rank_correlations,
+    rung_scores,
     rungs_frame,
     trials_frame,
 )
@@ -29,20 +33,26 @@ from harness.report.facts import FACTS_FILE, best_toml, facts
 from harness.report.page import write_page
 from harness.spec.tables import meaning
 from harness.store.records import StudyRecord, TrialRecord
-from harness.text import duration, number, objective_label
-from harness.training.run_folder import RunFolder
+from harness.text import duration, heading, number, objective_label
+from harness.training.run_folder import RunFolder, grid_kimg
 
 _TOP = 5
-_GRIDS = 3
+# Rows of the best's samples over its training, and bytes of all trials' samples: both pages must load quickly.
+_STEPS, _STRIPS_BYTES = 5, 2**20
 # The report says what this many more trials would bring.
 _MORE_TRIALS = 20
-# How many of the most important parameters the score is drawn against, from how many trials on.
-_PARAMETERS, _FEWEST_POINTS = 3, 8
-_FIGURES = (
-    "confirmed", "outlook", "tradeoff", "history", "rungs", "losses", "importance", "parameters", "placement"
+# How many parameters the score is drawn against at most, and from which share of the importance on.
+_PARAMETERS, _LEAST_SHARE = 3, 0.1
+# A figure of fewer points shows no more than its table.
+_FEWEST_POINTS = 8
+_FIGURES = ("confirmed", "outlook", "tradeoff", "rungs")
+# Earlier versions drew these.
+_FORMER = ("history", "losses", "importance", "parameters", "placement")
+_PAIRS, _REAL = "nearest.png", "real.png"
+_OWNED = (
+    *(f"{name}.png" for name in (*_FIGURES, *_FORMER)), "grid-*.png", "step-*.png", "trial-*.png", "*.svg",
+    _PAIRS, _REAL, "best.toml",
 )  # fmt: skip
-_PAIRS = "nearest.png"
-_OWNED = (*(f"{name}.png" for name in _FIGURES), "grid-*.png", _PAIRS, "best.toml")
 # What a final score is called in a sentence.
 _SCORES = {"fid": "FID, the Fréchet distance", "kid": "KID, the squared maximum mean discrepancy"}
 # What a small sample does to each.
@@ -59,11 +69,13 @@ def build_report(
     importances: Mapping[str, float],
     evaluator: str,
     plan: StudyRecord | None = None,
+    real: np.ndarray | None = None,
 ) -> Path:
     """Write the report into ``out``, and return the path of ``report.md``: the same record and files, the same bytes.
 
     ``root`` is the home folder, where the files that the record names are. ``importances`` of the searched parameters
     by name, which may be empty, were computed by ``evaluator``. ``plan`` is the study's confirmation, if it has one.
+    ``real`` is a sheet of the images that it trained on, uint8 of shape (H, W, 3).
     """
     board, trials = rank(record), trials_frame(record)
     confirmed = confirmation(record, plan) if plan else None
@@ -72,18 +84,18 @@ def build_report(
     shown = [(f"trial {trial.number}", trial) for trial in leaders[:_TOP]]
     if confirmed:
         shown.insert(0, (f"{confirmed.best.name}, confirmed (median seed)", confirmed.best.median_trial))
-    files = {}
-    grids = []
-    shown_trials = [trial for _, trial in shown[:_GRIDS]]
-    systems = [(t.attrs.preset, t) for t in leaders if t.attrs.recipe and t not in shown_trials]
-    for place, (name, trial) in enumerate([*shown[:_GRIDS], *systems], start=1):
-        if drawn := RunFolder(root / trial.attrs.folder).grids():
-            files[file := f"grid-{place}.png"] = drawn[-1].read_bytes()
-            grids.append({"file": file, "of": name, "title": f"{name}, {number(trial.value)}"})
+    files, pictures = _pictures(shown[0][1], root, real) if shown else ({}, {})
     watched = health_context([health(name, trial, root) for name, trial in shown])
     ahead = outlook(record, _MORE_TRIALS)
-    figures = dict(_figures(record, board, trials, importances, evaluator))
+    best = leaders[0].number if leaders else None
     if confirmed:
+        best = next((trial.number for trial in record.trials if trial.attrs.hparams == confirmed.best.hparams), best)
+    figures = dict(_figures(record, board, best))
+    space = record.attrs.spec["space"]
+    shares = sorted(((share, name) for name, share in importances.items() if name in space), reverse=True)
+    drawn = dict(_drawings(record, trials, [name for share, name in shares if share >= _LEAST_SHARE], best))
+    files |= {file: plots.to_svg(figure).encode() for file, figure in drawn.items()}
+    if confirmed and sum(len(arm.trials) for arm in confirmed.ranked) >= _FEWEST_POINTS:
         figures["confirmed"] = plots.confirmed(confirmed)
     if ahead:
         figures["outlook"] = plots.best_after(ahead, record.attrs.final_metric)
@@ -93,19 +105,22 @@ def build_report(
         if watched and folder.nearest.is_file():
             files[_PAIRS] = folder.nearest.read_bytes()
             watched |= {"pairs": _PAIRS, "pairs_of": shown[0][0]}
-        if len(curve := pd.DataFrame(folder.read_curve())):
-            figures["losses"] = plots.losses(curve)
     if leaders:
         files["best.toml"] = best_toml(record, root, leaders[0], confirmed).encode()
-    verdict = headline(record, plan)
+    verdict, context = headline(record, plan), study_context(record, board, trials)
+    strips = dict(_strips([row["trial"] for row in context["every"]], root))
+    files |= {f"trial-{number}.png": strip for number, strip in strips.items()}
     files[FACTS_FILE] = facts(record, confirmed, watched["rows"] if watched else (), verdict).encode()
-    context = {
-        **study_context(record, board, trials),
+    context |= {
         "evaluator": evaluator,
         "headline": verdict,
+        "next": _next(record, verdict.next, audited=bool(watched and watched["audited"])),
         "confirmed": confirmed,
         "parameters": _parameters(record, shown[0][1]) if shown else "",
-        "grids": grids,
+        "pictures": pictures,
+        "strips": strips,
+        "mattered": " · ".join(f"{name} {100 * share:.0f} %" for share, name in shares),
+        "drawn": list(drawn),
         "shown": shown[0][0] if shown else "",
         "first_sampling": samplings[0] if len(samplings) > 1 else None,
         "health": watched,
@@ -116,38 +131,98 @@ def build_report(
     return write_page(out, "study.md.j2", context, figures=figures, files=files, owned=_OWNED)
 
 
-def _figures(
-    record: StudyRecord, board: Leaderboard, trials: pd.DataFrame, importances: Mapping[str, float], evaluator: str
-) -> Iterator[tuple[str, Figure]]:
+def _pictures(trial: TrialRecord, root: Path, real: np.ndarray | None) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """The first screen's pictures as files, and what its template needs of them; nothing without a sample grid."""
+    grids = RunFolder(root / trial.attrs.folder).grids()
+    if not grids:
+        return {}, {}
+    files, steps = {"grid-1.png": grids[-1].read_bytes()}, []
+    for place in np.unique(np.linspace(0, len(grids) - 1, _STEPS).round().astype(int)):
+        if row := _first_row(grids[place]):
+            files[file := f"step-{len(steps) + 1}.png"] = row
+            kimg = grid_kimg(grids[place])
+            steps.append({"file": file, "updates": f"{trial.updates(kimg):,}" if kimg else "0"})
+    if real is not None:
+        files[_REAL] = _png(Image.fromarray(real))
+    return files, {"samples": "grid-1.png", "real": "" if real is None else _REAL, "steps": steps}
+
+
+def _figures(record: StudyRecord, board: Leaderboard, best: int | None) -> Iterator[tuple[str, Figure]]:
     """The figures of the search itself, by name."""
-    final_metric, rung_metric = record.attrs.final_metric, record.attrs.rung_metric
-    best = next(iter(leading(record)), None)
-    if best:
-        yield "history", plots.history(trials, final_metric)
     rungs = rungs_frame(record)
-    if len(rungs):
-        yield "rungs", plots.rung_curves(rungs, best.number if best else None, rung_metric)
-        first = rungs[rungs["kimg"] == rungs["kimg"].min()].set_index("number")["score"]
-        placed = trials[trials["number"].isin(first.index)]
-        # Recipes are scored as well, and have no searched parameters.
-        if {"bn", "activation_g"} <= set(placed.columns) and len(placed.dropna(subset=["bn", "activation_g"])):
-            yield "placement", plots.placement(placed, first, rung_metric)
-    if importances:
-        yield "importance", plots.importance(importances, evaluator)
-        leading_params = sorted(importances, key=lambda name: -importances[name])[:_PARAMETERS]
-        if len(rungs) and set(leading_params) <= set(placed.columns):
-            scored = placed.assign(score=placed["number"].map(first)).dropna(subset=["score", *leading_params])
-            if len(scored) >= _FEWEST_POINTS:
-                space = record.attrs.spec["space"]
-                log = [name for name in leading_params if space.get(name, {}).get("log")]
-                number_of_best = best.number if best else None
-                yield "parameters", plots.parameters(scored, leading_params, log, number_of_best, rung_metric)
+    if len(rungs) >= _FEWEST_POINTS:
+        yield "rungs", plots.rung_curves(rungs, best, record.attrs.rung_metric)
     names = objectives(record)
     ranked = [trial for trial in board.trials if len(trial.values) == len(names)]
-    if len(names) > 1 and ranked:
+    if len(names) > 1 and len(ranked) >= _FEWEST_POINTS:
         rows = [{"number": trial.number, **dict(zip(names, trial.values, strict=True))} for trial in ranked]
         front = {trial.number for trial in pareto_front(record)}
-        yield "tradeoff", plots.tradeoff(pd.DataFrame(rows), names, front, final_metric)
+        yield "tradeoff", plots.tradeoff(pd.DataFrame(rows), names, front, record.attrs.final_metric)
+
+
+def _drawings(
+    record: StudyRecord, trials: pd.DataFrame, mattered: Sequence[str], best: int | None
+) -> Iterator[tuple[str, Figure]]:
+    """The first rung's score, which all trials have, against parameters; by file name."""
+    space, metric = record.attrs.spec["space"], record.attrs.rung_metric
+    rungs = rungs_frame(record)
+    first = rungs[rungs["kimg"] == rungs["kimg"].min()].set_index("number")["score"]
+    frame = trials.assign(score=trials["number"].map(first)).reindex(columns=["number", "value", "score", *space])
+    # Recipes are scored as well, and have no searched parameters.
+    frame = frame.dropna(subset=["score"]).dropna(subset=[*space], how="all")
+    if len(frame) < _FEWEST_POINTS:
+        return
+    labels = {row["number"]: _label(row, space, record) for row in frame.to_dict("records")}
+    for place, name in enumerate(mattered[:_PARAMETERS], start=1):
+        yield f"parameter-{place}.svg", plots.parameter(frame, name, space[name], labels, best, metric)
+    yield "parallel.svg", plots.parallel(frame, space, labels, best)
+
+
+def _label(row: Mapping[Any, Any], space: Mapping[str, Any], record: StudyRecord) -> str:
+    """What a trial's point or line says to a pointer."""
+    scores = f"{heading(record.attrs.rung_metric)} {number(row['score'])}"
+    if not pd.isna(row["value"]):
+        scores += f", final {heading(record.attrs.final_metric)} {number(row['value'])}"
+    values = [f"{name} {number(row[name])}" for name in space if not pd.isna(row[name])]
+    return f"trial {row['number']}: {' · '.join([scores, *values])}"
+
+
+def _strips(trials: Sequence[TrialRecord], root: Path) -> Iterator[tuple[int, bytes]]:
+    """The first eight of each trial's last samples, all of one z, as far as they fit a page."""
+    size = 0
+    for trial in trials:
+        grids = RunFolder(root / trial.attrs.folder).grids()
+        if grids and (strip := _first_row(grids[-1])):
+            if (size := size + len(strip)) > _STRIPS_BYTES:
+                return
+            yield trial.number, strip
+
+
+def _first_row(grid: Path) -> bytes | None:
+    """Of a sheet of eight rows that share their borders; None where it is damaged."""
+    try:
+        with Image.open(grid) as sheet:
+            return _png(sheet.crop((0, 0, sheet.width, sheet.height // 8 + 1)))
+    except (OSError, SyntaxError):  # Pillow's, of a PNG file with damaged chunks
+        return None
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _next(record: StudyRecord, first: str, *, audited: bool) -> list[str]:
+    """Three commands that get further, those of the verdict first."""
+    name, usable = record.name, bool(leading(record))
+    commands = [
+        first,
+        *([f"harness audit {name}"] if usable and not audited else []),
+        *([f"harness generate --study {name} --best -n 64 --out grid.png"] if usable else []),
+        "harness ui",
+    ]
+    return list(dict.fromkeys(commands))[:3]
 
 
 def study_context(record: StudyRecord, board: Leaderboard, trials: pd.DataFrame) -> dict[str, Any]:
@@ -182,7 +257,7 @@ def study_context(record: StudyRecord, board: Leaderboard, trials: pd.DataFrame)
         "left_out": ", ".join(map(str, board.left_out)),
         "unavailable": best.attrs.unavailable if best else {},
         "first_rung": rungs[0] if rungs else spec["budget"]["kimg"],
-        "ended": _ended(trials),
+        "every": [_every_row(trial, record) for trial in _by_rank(record, leaders)],
         "time": _time(trials),
         "tradeoff": None
         if len(names) == 1
@@ -252,14 +327,28 @@ def _promotions(record: StudyRecord) -> list[dict[str, Any]]:
     return rungs
 
 
-def _ended(trials: pd.DataFrame) -> list[dict[str, Any]]:
-    ended = []
-    rows = trials[trials["state"].isin(["PRUNED", "FAIL", "RUNNING"])]
-    for row in rows.sort_values("number").to_dict("records"):
-        state = "diverged" if row["diverged"] else str(row["state"]).lower()
-        reason = str(row["reason"]).replace("|", "\\|").replace("\n", " ")
-        ended.append({"number": row["number"], "state": state, "kimg": row["kimg"], "reason": reason})
-    return ended
+def _by_rank(record: StudyRecord, leaders: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Every started trial: those that are ranked, then those that got furthest, of equal ones the better score."""
+    ranked = {trial.number for trial in leaders}
+
+    def order(trial: TrialRecord) -> tuple[float, float, int]:
+        kimg, score = max(rung_scores(trial), default=(0.0, 0.0))
+        return -kimg, score, trial.number
+
+    others = [t for t in record.newest if t.number not in ranked and t.shown_state != "WAITING"]
+    return [*leaders, *sorted(others, key=order)]
+
+
+def _every_row(trial: TrialRecord, record: StudyRecord) -> dict[str, Any]:
+    scores = rung_scores(trial)
+    state = {"COMPLETE": "finished", "FAIL": "failed"}.get(trial.shown_state, trial.shown_state.lower())
+    return {
+        **_board_row(trial, record),
+        "end": "diverged" if trial.attrs.diverged else state,
+        "kimg": max((kimg for kimg, _ in scores), default=0.0),
+        "first": scores[0][1] if scores else None,
+        "reason": trial.reason.replace("|", "\\|").replace("\n", " "),
+    }
 
 
 def _time(trials: pd.DataFrame) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from harness.errors import DataError
 from harness.gan.hparams import derive_seed, digest
 from harness.home import Home
 from harness.scoring.protocol import Protocol
-from harness.scoring.sampling import image_grid, save_folder, save_png
+from harness.scoring.sampling import save_folder
 from harness.spec.tables import ScoreSpec
 
 # Total variance, as a share of the mean square, that rounding alone gives features of one image.
@@ -177,12 +177,3 @@ def save_reference(folder: Path, store: ImageStore, scoring: ScoreSpec) -> int:
     images = reference_images(split_images(store, scoring), scoring.n_reference)
     save_folder(folder, images, made_by="")  # photographs, as they were given
     return len(images)
-
-
-def save_sheet(path: Path, store: ImageStore, n: int) -> int:
-    """Write a sheet of up to n images, evenly spread over the set; return how many they are."""
-    images = store.tensor()
-    n = min(n, len(images))
-    chosen = torch.linspace(0, len(images) - 1, n).long()
-    save_png(path, image_grid(images[chosen].permute(0, 3, 1, 2).float() / 127.5 - 1))
-    return n

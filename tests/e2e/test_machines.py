@@ -72,7 +72,7 @@ def test_another_machine_joins_and_continues_what_the_first_was_made_to_give_up(
     first.run("sweep")
     report = (first.folder / "reports" / "tiny" / "report.md").read_text()
     assert f"**{headline(record).text}**" in report
-    assert (first.folder / "reports" / "tiny" / "losses.png").is_file(), "the curve came from the share"
+    assert (first.home.root / retry.attrs.folder / "curve.json").is_file(), "it came from the share"
     assert (first.folder / "reports" / "tiny" / "grid-1.png").is_file()
     for text in (said, rest, joined, report, json.dumps(record.attrs, default=str)):
         assert PASSWORD not in text

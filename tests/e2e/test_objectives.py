@@ -71,7 +71,7 @@ def test_the_report_has_the_front_and_mlflow_the_seconds_and_the_watch(project):
     assert "training time (s, lower is better)" in section
     assert "dominated them at a rung in the score and seconds." in section
     assert "recall of 24 images by MobileNetV2's features (higher is better)" in section
-    assert (project.folder / "reports" / "tiny" / "tradeoff.png").is_file()
+    assert not (project.folder / "reports" / "tiny" / "tradeoff.png").exists(), "a table says as much of four trials"
     assert "objectives" in json.loads((project.folder / "reports" / "tiny" / "report.json").read_text())["spec"]
     client = client_for(project.home)
     runs = client.search_runs([record.attrs.mlflow_experiment], "tags.trial_state = 'COMPLETE'")

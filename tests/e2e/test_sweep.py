@@ -146,7 +146,8 @@ def test_sweep_reaches_its_budget_and_everything_agrees(project):
     assert "\n".join(found.lines) in project.first_output
     for trial in record.complete:
         assert re.search(rf"^\| \d \| {trial.number}( \(paper\))?( collapsed)? \|", report, re.MULTILINE)
-    for name in re.findall(r"\]\((\S+\.png)\)", report):
+    assert "![Real images](real.png)" in report and "![Samples of trial 0](trial-0.png)" in report
+    for name in re.findall(r"\]\((\S+\.(?:png|svg))\)", report):
         assert (project.folder / "reports" / "tiny" / name).is_file()
     assert "4 of 4 trials finished; report: reports/tiny/report.md" in project.first_output
 

@@ -14,9 +14,10 @@ from harness.data import store as store_module
 from harness.data.arrays import mnist_images
 from harness.data.decode import Preparation, Rejected, decode
 from harness.data.listing import list_images
-from harness.data.store import open_store
+from harness.data.store import open_store, store_by_fingerprint
 from harness.errors import DataError, UsageError
 from harness.home import Home
+from harness.scoring.sampling import image_grid
 from harness.spec.tables import DataSpec
 from tests.conftest import blobs
 
@@ -170,6 +171,30 @@ def test_a_damaged_store_is_noticed(home, mixed_folder):
     array.flush()
     with pytest.raises(DataError, match="is damaged"):
         open_folder(home, mixed_folder)
+
+
+def test_a_store_is_found_by_its_fingerprint_while_it_is_there(home, mixed_folder):
+    assert store_by_fingerprint(home, "0" * 64) is None, "no store, and no folder of any"
+    store = open_folder(home, mixed_folder)
+    broken = home.data / "0-broken"
+    broken.mkdir()
+    (broken / "manifest.json").write_text('{"fingerprint"')
+    assert store_by_fingerprint(home, store.fingerprint).path == store.path
+    assert store_by_fingerprint(home, "0" * 64) is None
+    (store.path / "images.npy").unlink()
+    assert store_by_fingerprint(home, store.fingerprint) is None
+
+
+@pytest.mark.parametrize(("n", "shape"), [(4, (18, 69, 3)), (6, (18, 103, 3)), (99, (18, 103, 3))])
+def test_a_sheet_is_laid_out_as_a_sample_grid_is(home, mixed_folder, n, shape):
+    store = open_folder(home, mixed_folder)
+    sheet, images = store.sheet(n), store.tensor()
+    chosen = images[np.linspace(0, 5, min(n, 6)).astype(int)].permute(0, 3, 1, 2).float() / 127.5 - 1
+    assert sheet.shape == shape
+    assert np.array_equal(sheet, image_grid(chosen))
+    assert np.array_equal(sheet[1:17, 1:17], images[0].numpy()) and np.array_equal(
+        sheet[1:17, -17:-1], images[5].numpy()
+    )
 
 
 def test_an_interrupted_preparation_is_never_taken_for_a_store(home, mixed_folder, monkeypatch):

@@ -179,7 +179,7 @@ def test_every_reader_has_the_same_words(tmp_path):
     made = plan(GOOD)
     found = headline(FULL, made)
     text = report(FULL, tmp_path, made)
-    assert f"**{found.text}**\n\n{found.reason}\n" in text and f"Next: `{found.next}`" in text
+    assert f"**{found.text}**\n\n{found.reason}\n" in text and f"Next:\n\n```\n{found.next}\n" in text
     stated = json.loads((tmp_path / "out" / "report.json").read_text())["headline"]
     assert stated == dataclasses.asdict(found)
     assert json.loads(facts(FULL, confirmation(FULL, made)))["headline"] is None, "a comparison of facts needs none"
@@ -190,4 +190,6 @@ def test_the_score_is_drawn_against_the_parameters_that_matter_from_eight_trials
     trials = [trial(n, value=40.0 + n) for n in range(8)]
     for n, drawn in ((7, False), (8, True)):
         text = build_report(record(*trials[:n]), tmp_path, tmp_path / "out", {"lr_g": 0.7, "bn": 0.3}, "x").read_text()
-        assert (tmp_path / "out" / "parameters.png").is_file() == ("(parameters.png)" in text) == drawn
+        for name in ("parameter-1.svg", "parameter-2.svg", "parallel.svg"):
+            assert (tmp_path / "out" / name).is_file() == (f"({name})" in text) == drawn
+        assert ("lr_g 70 % · bn 30 % (x on 8 trials, pruned ones included" in text) == drawn

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from harness.errors import SpecError
 from harness.findings.headline import headline
-from harness.findings.ranking import rank, trials_frame
+from harness.findings.ranking import rank, rung_scores, trials_frame
 from harness.gan.hparams import HParams
 from harness.report.study import build_report, study_context
 from harness.spec.files import load_best, load_study_file
@@ -89,6 +90,15 @@ def test_the_papers_settings_are_named_where_they_were_pruned(tmp_path):
     assert "against 41. One training seed each" in text
 
 
+MANY = record(*(
+    trial(
+        n, "COMPLETE" if n % 2 else "PRUNED", 40.0 + n, intermediate={3000: 50.0 + n, 9000: 40.0 + n},
+        params={"lr_g": 1e-3 * (n + 1), "bn": ["paper", "all"][n % 2], "batch_size": 16, "activation_g": "relu"},
+    )
+    for n in range(10)
+))  # fmt: skip
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     for item in FULL.trials[:5]:
@@ -108,24 +118,25 @@ def test_same_input_same_bytes_and_all_sections(root, tmp_path):
     first = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
     assert first == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
     assert set(first) == {
-        "report.md", "report.html", "report.json", "best.toml", "history.png", "rungs.png", "losses.png",
-        "importance.png", "placement.png", "grid-1.png", "grid-2.png", "grid-3.png",
+        "report.md", "report.html", "report.json", "best.toml", "rungs.png", "grid-1.png", "step-1.png",
+        "trial-0.png", "trial-1.png", "trial-2.png", "trial-3.png", "trial-4.png",
     }  # fmt: skip
     assert b"<p>|" not in first["report.html"], "a table that no reader of Markdown takes for one"
     text = first["report.md"].decode()
     for expected in (
+        "# mnist32: which DCGAN for 5,000 images at 32 px?\n\n6 trials · ",
         "**Best, unconfirmed: trial 1 with FID of 500 images = 40.2 after 27 kimg (1,688 generator updates).**",
         "The best published one, trial 0 (paper), has 60. One training seed each",
         "trial 1: lr_g 0.001 · ",
         " · slope_d 0.2 · 27 kimg, 1,688 generator updates",
-        "Next: `harness confirm mnist32`",
+        "Next:\n\n```\nharness confirm mnist32\nharness audit mnist32\nharness generate --study mnist32 --best -n 64",
         "| 1 | 1 | 40.2 | 1.5 | 0.1 | 27 | 1,688 | 21 |",
         "| 3 | 0 (paper) | 60 |",
         "> **Small samples.** With 500 generated images",
         "| 4 | diverged | 3 | diverged: step 9 |",
-        "| 5 | fail | 9 | RuntimeError: a \\| b c |",
+        "| 5 | failed | 9 | RuntimeError: a \\| b c | 55 | – |",
         "`is500` is unavailable: no head.",
-        "by PED-ANOVA on 5 trials, pruned ones included: with so few, read it as a hint",
+        "All trials, with their parameters: 6</summary>",
         "harness train --config reports/mnist32/best.toml",
         "5 of 14 trials finished, 27 kimg each",
         "trainings in float32, rungs in float32, final scores in float32",
@@ -139,10 +150,102 @@ def test_same_input_same_bytes_and_all_sections(root, tmp_path):
 
 
 def test_figures_have_a_light_background_of_their_own(root, tmp_path):
-    build_report(FULL, root, tmp_path / "a", {"lr_g": 1.0}, "PED-ANOVA")
-    for name in ("history", "rungs", "losses", "importance", "placement"):
-        corner = Image.open(tmp_path / "a" / f"{name}.png").convert("RGBA").getpixel((1, 1))
-        assert corner == (255, 255, 255, 255)
+    for name in "ab":
+        build_report(MANY, root, tmp_path / name, {"lr_g": 1.0}, "PED-ANOVA")
+    assert all(path.read_bytes() == (tmp_path / "b" / path.name).read_bytes() for path in (tmp_path / "a").iterdir())
+    corner = Image.open(tmp_path / "a" / "rungs.png").convert("RGBA").getpixel((1, 1))
+    assert corner == (255, 255, 255, 255)
+    for name in ("parameter-1", "parallel"):
+        assert '<g id="patch_1">' in (drawing := (tmp_path / "a" / f"{name}.svg").read_text())
+        assert "fill: #ffffff" in drawing.split('<g id="axes_1">')[0]
+
+
+def scored(*scores: float) -> StudyRecord:
+    """A study of finished trials with these scores, at the first rung and at the end."""
+    return record(*(
+        dataclasses.replace(t, value=score, intermediate={3000: score})
+        for t, score in zip(MANY.trials, scores, strict=False)
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        record(),
+        scored(40.0),
+        scored(40.0, 41.0, 42.0),
+        record(*(trial(n, "PRUNED", 1e4, attrs={"diverged": True}) for n in range(9))),
+        record(*(trial(n, "FAIL", intermediate={}) for n in range(9))),
+        scored(*range(40, 49), 1e9),
+        scored(*[40.0] * 10),
+        scored(*[0.0] * 9, 5.0),
+        scored(*np.linspace(-0.001, 0.02, 10).tolist()),
+    ],
+    ids=["none", "one", "three", "all diverged", "all failed", "an outlier", "equal", "zeros", "KID near zero"],
+)
+def test_whatever_a_study_has_its_page_is_whole(study, root, tmp_path):
+    shares = {"lr_g": 0.5, "bn": 0.3, "slope_g": 0.2}
+    text = build_report(study, root, tmp_path / "out", shares, "PED-ANOVA").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    drawn = {path.name for path in (tmp_path / "out").iterdir() if path.suffix in (".png", ".svg")}
+    assert set(re.findall(r"\]\((\S+\.(?:png|svg))\)", text)) == drawn
+    assert ("parallel.svg" in drawn) == (sum(bool(rung_scores(t)) for t in study.trials) >= 8)
+    assert "<p>|" not in page and "no image" not in page
+    for tag in ("details", "div", "table"):
+        assert len(re.findall(f"<{tag}[ >]", page)) == page.count(f"</{tag}>")
+    assert not re.search(r"\b(nan|inf|None)\b", text)
+
+
+def test_trade_offs_are_drawn_from_eight_trials_on_and_an_outlier_does_not_flatten_them(root, tmp_path):
+    spec = {**MANY.attrs.spec, "objectives": ["score", "seconds"]}
+    several = dataclasses.replace(MANY, attrs=dataclasses.replace(MANY.attrs, spec=spec))
+    for n, drawn in ((7, False), (9, True)):
+        trials = [
+            dataclasses.replace(t, state="COMPLETE", value=score, values=(score, 100.0 - t.number))
+            for t, score in zip(MANY.trials[:n], (1e6, *range(40, 50)), strict=False)
+        ]
+        text = build_report(
+            dataclasses.replace(several, trials=tuple(trials)), root, tmp_path / "out", {}, "x"
+        ).read_text()
+        assert ("![Trade-offs](tradeoff.png)" in text) == (tmp_path / "out" / "tradeoff.png").is_file() == drawn
+        section = text.split("## Trade-offs")[1].split("\n## ")[0]
+        assert ("the orange ones, with their numbers" in section) == drawn
+        assert f"{n - 1} of {n} finished trials are on the front" in section
+
+
+def test_the_best_is_seen_next_to_real_images_and_over_its_training(root, tmp_path):
+    folder = root / FULL.trials[1].attrs.folder
+    for step, shade in ((0, 10), (3000, 90)):
+        Image.fromarray(np.full((265, 265, 3), shade, np.uint8)).save(folder / f"grid-{step:09d}.png")
+    real = np.full((265, 265, 3), 200, np.uint8)
+    out = tmp_path / "out"
+    text = build_report(FULL, root, out, {}, "PED-ANOVA", real=real).read_text()
+    assert (
+        "| real images | trial 1 |\n|---|---|\n| ![Real images](real.png) | ![Samples of trial 1](grid-1.png) |" in text
+    )
+    steps = [
+        f"| {n} | ![After {n} updates](step-{place}.png) |" for place, n in enumerate(("0", "188", "1,688"), start=1)
+    ]
+    assert "\n".join(steps) in text
+    assert [Image.open(out / f"step-{place}.png").getpixel((0, 0))[0] for place in (1, 2, 3)] == [10, 90, 20]
+    assert Image.open(out / "step-1.png").size == (265, 34), "a row of eight images with their borders"
+    assert np.array_equal(np.asarray(Image.open(out / "real.png")), real)
+
+
+def test_pictures_of_trials_leave_the_page_small_and_a_damaged_one_leaves_it_whole(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (521, 521, 3), dtype=np.uint8)
+    many = record(*(trial(n, value=40.0 + n) for n in range(20)))
+    for item in many.trials:
+        folder = tmp_path / item.attrs.folder
+        folder.mkdir(parents=True)
+        Image.fromarray(noise).save(folder / "grid-000027000.png")
+    (tmp_path / many.trials[3].attrs.folder / "grid-000027000.png").write_bytes(b"\x89PNG\r\n\x1a\n, and no more")
+    text = build_report(many, tmp_path, tmp_path / "out", {}, "PED-ANOVA").read_text()
+    kept = list((tmp_path / "out").glob("trial-*.png"))
+    assert 8 < len(kept) < 12 and sum(path.stat().st_size for path in kept) <= 2**20
+    assert f"Those of {20 - len(kept)} trials are left out, for the page to load quickly." in text
+    assert (tmp_path / "out" / "report.html").stat().st_size < 4e6, "of noise; photographs take less"
+    assert "trial-3.png" not in text
 
 
 def test_a_study_without_a_finished_trial_has_a_report(root, tmp_path):
@@ -159,7 +262,9 @@ def test_a_study_of_which_only_a_recipe_has_a_rung_score_has_a_report(tmp_path):
     recipe = dataclasses.replace(trial(0, value=60.0, attrs=attrs), params={})
     begun = trial(1, "RUNNING", intermediate={}, ended=None)
     build_report(record(recipe, begun), tmp_path / "runs", tmp_path / "out", {}, "PED-ANOVA")
-    assert (tmp_path / "out" / "rungs.png").is_file() and not (tmp_path / "out" / "placement.png").exists()
+    recipes = [dataclasses.replace(recipe, number=n) for n in range(8)]
+    build_report(record(*recipes, begun), tmp_path / "runs", tmp_path / "out", {"bn": 1.0}, "PED-ANOVA")
+    assert (tmp_path / "out" / "rungs.png").is_file() and not list((tmp_path / "out").glob("*.svg"))
 
 
 def test_a_trial_without_files_still_has_a_report(tmp_path):
