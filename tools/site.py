@@ -98,8 +98,8 @@ def keys_page() -> str:
 
     schema = json.loads(schema_json())
     tables = schema["$defs"]
-    lines = ["# Keys of study files", "", "Made from the types that check the files; `harness schema` prints the same as"]
-    lines += ["JSON Schema. [Study files](../studies.md) explains how they are used.", "", "## Top level", ""]
+    lines = ["# Keys of study files", "", "Made from the types that check the files; `harness schema` prints the same"]
+    lines += ["as JSON Schema. [Study files](../studies.md) explains how they are used.", "", "## Top level", ""]
     lines += _rows(schema, tables)
     for name, table in tables.items():
         if table.get("properties"):
@@ -142,9 +142,9 @@ def api_page() -> str:
     """The public names; mkdocstrings fills in signatures and docstrings."""
     import harness
 
-    lines = ["# Python API", "", "Everything that `import harness` offers. [From Python](../python.md) shows it in use;"]
-    lines += ["a test runs every example. In the examples `tiny` is a study of four short trials.", ""]
-    fields = {"HParams", "StudySpec"}  # their fields are the keys of study files
+    lines = ["# Python API", "", "Everything that `import harness` offers. [From Python](../python.md) shows it in"]
+    lines += ["use; a test runs every example. In the examples `tiny` is a study of four short trials.", ""]
+    fields = {"HParams", "StudySpec"}  # whose fields are the keys of study files
     for name in (*harness.__all__, "api.study.BestTrial"):
         lines += [f"::: harness.{name}"]
         lines += ["    options:", "      members: false", ""] if name in fields else [""]
@@ -169,7 +169,7 @@ class _Page(HTMLParser):
             (self.loaded if tag == "link" and given.get("rel") != "canonical" else self.links).append(given["href"])
 
 
-def problems(site: Path) -> Iterator[str] | list[str]:
+def problems(site: Path) -> list[str]:
     """Links of a built site that lead nowhere, and what its pages would load from elsewhere."""
     pages = {path: _Page(path.read_text()) for path in site.rglob("*.html") if path.name != "404.html"}
     wrong = []
@@ -190,7 +190,7 @@ def problems(site: Path) -> Iterator[str] | list[str]:
 
 
 if __name__ == "__main__":
-    found = list(build())
+    found = build()
     for sentence in found:
         sys.stderr.write(f"{sentence}\n")
     sys.exit(bool(found))

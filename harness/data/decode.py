@@ -28,7 +28,7 @@ except ImportError:
 
 # More pixels than this in one file are refused (a decompression bomb, or a scan that would fill the memory).
 MAX_PIXELS = 100_000_000
-# Decoding one file takes no more memory than this, beside the file's own bytes (1.25 GiB); what would is left out.
+# Decoding one file takes at most this much memory (1.25 GiB), plus the file's own bytes; else it is left out.
 MAX_DECODE_BYTES = 5 * 2**28
 # What a decoding process may ask for besides: the files' own bytes, results, and the stacks of libraries' threads.
 _ROOM_BYTES = 2**31
@@ -108,7 +108,7 @@ def decode(payload: bytes, prep: Preparation, white: int = WHITE) -> tuple[np.nd
     """
     image, frames = _loaded(payload)
     notes = [f"first of {frames} frames"] if frames > 1 else []
-    image = _cut(image, prep, notes)  # in the place of the whole, which is not kept beside it
+    image = _cut(image, prep, notes)  # replaces the whole, which is not kept
     return fit(_plain(image, prep.channels, notes, white), prep), ", ".join(notes)
 
 

@@ -100,7 +100,7 @@ def _of_container(name: str) -> tuple[float, ...]:
     """The numbers in a file of this container's control group (Linux, version 2 or 1); none where there is no limit."""
     try:
         return tuple(map(float, (_CONTROL_GROUP / name).read_text(encoding="utf-8").split()))
-    except (OSError, ValueError):  # "max" is no number
+    except (OSError, ValueError):  # "max" is not a number
         return ()
 
 

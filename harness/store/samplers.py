@@ -203,7 +203,7 @@ def is_pruned(study: optuna.Study, spec: ResolvedStudy, trial: FrozenTrial) -> b
 
 
 def pruning_bar(study: optuna.Study, spec: ResolvedStudy, trial: FrozenTrial) -> float | None:
-    """The worst score that the pruner lets continue where it has just judged the trial; None where it is no score."""
+    """The worst score that the pruner lets continue where it has just judged the trial; None if it has no score."""
     own, pruner, view = by_position(trial), make_pruner(spec), PositionView(study)
     if spec.objectives or own.last_step is None:
         return None
