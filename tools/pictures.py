@@ -1,7 +1,9 @@
-"""``python -m tools.pictures STUDY``: draw the README's pictures again, from a finished sweep in HARNESS_HOME.
+"""``python -m tools.pictures STUDY``: draw the README's pictures again, from a sweep that is finished.
 
-The report's first screen and MLflow's comparison are photographed by headless Chromium. The terminal is the sweep's
-command once more, which finds everything finished and shows its last screen.
+It is looked up in HARNESS_HOME and in reports/ of the current folder.
+
+Headless Chromium photographs the report's first screen and MLflow's comparison. The terminal is the sweep's command
+again, which finds everything finished and shows its last screen.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 
@@ -22,7 +25,7 @@ from rich.text import Text
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "images"
 HARNESS = (sys.executable, "-P", "-m", "harness")
-_PORT, _WIDTH = 5055, 110
+_PORT, _WIDTH, _VIEW = 5055, 110, "ranked"
 # How a live view returns to its first line before it is drawn again.
 _REDRAWN = re.compile(r"\r(?:\x1b\[2K)?(?:\x1b\[1A\x1b\[2K)+")
 
@@ -36,16 +39,21 @@ def photograph(address: str, out: Path, *, width: int, height: int) -> None:
 
 def terminal(study: str, out: Path) -> None:
     """The last screen of a sweep at a terminal of this width, as an SVG."""
-    command = [*HARNESS, "sweep", study]
-    os.environ |= {"COLUMNS": str(_WIDTH), "LINES": "50"}
-    written: list[bytes] = []
-
-    def keep(fd: int) -> bytes:
-        written.append(os.read(fd, 65536))
-        return written[-1]
-
-    pty.spawn(command, keep)
-    shown = _REDRAWN.split(b"".join(written).decode())[-1]
+    ours, theirs = pty.openpty()
+    sweep = subprocess.Popen(
+        [*HARNESS, "sweep", study],
+        env={**os.environ, "COLUMNS": str(_WIDTH), "LINES": "50"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    written = b""
+    with suppress(OSError):  # the terminal's end
+        while block := os.read(ours, 65536):
+            written += block
+    assert sweep.wait() == 0
+    shown = _REDRAWN.split(written.decode())[-1]
     shown = re.sub(r"\x1b\[\?25[lh]", "", shown.replace("\r\n", "\n")).strip("\n")
     console = Console(record=True, width=_WIDTH, file=StringIO())
     console.print(Text.from_ansi(f"$ make sweep STUDY={study}\n{shown}"))
@@ -60,7 +68,7 @@ def comparison(study: str, out: Path) -> None:
     assert server.stdout
     try:
         address = next(
-            line.split(": ", 1)[1].strip() for line in server.stdout if line.strip().startswith(f"{study}, parallel")
+            line.split(": ", 1)[1].strip() for line in server.stdout if line.strip().startswith(f"{study}, {_VIEW}")
         )
         for _ in range(120):
             try:
@@ -68,7 +76,7 @@ def comparison(study: str, out: Path) -> None:
                 break
             except OSError:
                 time.sleep(1)
-        photograph(address, out, width=1400, height=900)
+        photograph(address, out, width=1700, height=900)
     finally:
         server.terminate()
         server.wait()
@@ -76,7 +84,7 @@ def comparison(study: str, out: Path) -> None:
 
 def main(study: str) -> None:
     OUT.mkdir(exist_ok=True)
-    report = ROOT / "reports" / study / "report.html"
+    report = Path("reports", study, "report.html").resolve()
     photograph(report.as_uri(), OUT / "report.png", width=1000, height=1000)
     terminal(study, OUT / "sweep.svg")
     comparison(study, OUT / "mlflow.png")
