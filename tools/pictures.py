@@ -19,6 +19,7 @@ from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 
+from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
@@ -77,6 +78,7 @@ def comparison(study: str, out: Path) -> None:
             except OSError:
                 time.sleep(1)
         photograph(address, out, width=1700, height=900)
+        Image.open(out).crop((0, 0, 1260, 900)).save(out, optimize=True)  # without MLflow's assistant
     finally:
         server.terminate()
         server.wait()
