@@ -28,8 +28,8 @@ STAND_INS = {"mnist32": "tiny", "photos32": "tiny", "celeba32": "tiny", "/path/t
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    return [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    return [line.partition("#")[0] for language, block in blocks if not language for line in block.splitlines()]
 
 
 @pytest.fixture(scope="module")
