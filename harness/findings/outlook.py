@@ -33,7 +33,7 @@ class Outlook:
     low: tuple[float, ...]
     high: tuple[float, ...]
     more: int
-    # That ``more`` trials hold a new best.
+    # Probability that ``more`` trials hold a new best.
     probability: float
     fewer: int
     gain: float

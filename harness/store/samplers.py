@@ -48,7 +48,7 @@ class PositionView(StudyView):
     Of several objectives the first, the score, is the one that rung scores belong to.
     """
 
-    # For whose verdict get_trials adds the running ones that were scored at its newest rung.
+    # The trial that is judged: get_trials adds running ones that were scored at its newest rung.
     judged: FrozenTrial | None = None
 
     def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
