@@ -81,7 +81,7 @@ def test_the_python_of_the_pages_runs(folder, page):
     for there, here in {
         'Study("mnist32")': 'Study("tiny", data="images")', '"mnist32"': '"images"', "reports/mnist32": "reports/tiny",
         "kimg=50": "kimg=0.1", "5_000": "24", "1_000": "24", "trials=10": "trials=4",
-        "top=5, seeds=5": "top=1, seeds=2",
+        "top=5, seeds=5": "top=1, seeds=2, samplings=1",
     }.items():  # fmt: skip
         code = code.replace(there, here)
     if "study = " not in code:
