@@ -6,12 +6,14 @@ of study files, Python API. Links between them are rewritten; one to a file that
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -96,8 +98,8 @@ def commands_page() -> str:
     """Every verb of ``harness``, as its help has it."""
     from harness.cli.verbs import SECTIONS, front
 
-    lines = ["# Commands", "", "Every option also takes its variable, shown in brackets. `make VERB` in a clone is"]
-    lines += ["`harness VERB` in its environment."]
+    lines = ["# Commands", "", "An option with a variable in brackets is also set by that variable. In a clone"]
+    lines += ["`make VERB` is `harness VERB` in the environment that make installed."]
     with click.Context(front, info_name="harness") as top:
         for section, names in SECTIONS.items():
             lines += ["", f"## {section.capitalize()}"]
@@ -109,27 +111,29 @@ def commands_page() -> str:
 
 def keys_page() -> str:
     """Every key of a study file and every hyperparameter, from the types that validate them."""
-    import json
-
+    from harness.gan.hparams import HParams
     from harness.spec.files import schema_json
 
     schema = json.loads(schema_json())
     tables = schema["$defs"]
     lines = ["# Keys of study files", "", "Made from the types that check the files; `harness schema` prints the same"]
     lines += ["as JSON Schema. [Study files](../studies.md) explains how they are used.", "", "## Top level", ""]
-    lines += _rows(schema)
+    lines += _rows(schema, {})
+    plain = {field.name: field.default for field in dataclasses.fields(HParams)}
     for name, table in tables.items():
         if table.get("properties"):
             about = table.get("description", "").partition("\n")[0]
-            lines += ["", f"## {_TABLES.get(name, name)} {{ #{name.lower()} }}", "", about, "", *_rows(table)]
+            lines += ["", f"## {_TABLES.get(name, name)} {{ #{name.lower()} }}", "", about, ""]
+            lines += _rows(table, plain if name == "FixedParams" else {})
     return "\n".join(lines) + "\n"
 
 
-def _rows(table: dict[str, Any]) -> Iterator[str]:
+def _rows(table: dict[str, Any], defaults: Mapping[str, Any]) -> Iterator[str]:
+    """A Markdown table of a table's keys; ``defaults`` are those that the schema does not have."""
     yield from ("| key | values | default | meaning |", "|---|---|---|---|")
     for name, key in table.get("properties", {}).items():
-        given = key.get("default") not in (None, "")
-        default = f"`{key['default']}`" if given else "required" if name in table.get("required", ()) else ""
+        value = defaults.get(name, key.get("default"))
+        default = f"`{value}`" if value not in (None, "") else "required" if name in table.get("required", ()) else ""
         about = key.get("description", "").replace("|", "\\|").partition("\n")[0]
         yield f"| `{name}` | {_values(key)} | {default} | {about} |"
 
@@ -152,7 +156,7 @@ def _values(key: dict[str, Any]) -> str:
         inner = key.get("additionalProperties")
         return f"table of {_values(inner)}" if isinstance(inner, dict) else "table"
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    limits = " and ".join(f"{sign} {key[name]:g}" for name, sign in signs.items() if name in key)
+    limits = " and ".join(f"{sign} {key[name]:,.10g}" for name, sign in signs.items() if name in key)
     words = {"integer": "whole number", "boolean": "true or false", "string": "text"}
     return f"{words.get(key.get('type', ''), key.get('type', 'any'))} {limits}".strip()
 
