@@ -317,7 +317,7 @@ def white_of(ranges: Sequence[Range]) -> tuple[int, str]:
     between = f"the pixels of {len(ranges):,} images of more than 8 bits lie between {low:,} and {high:,}"
     if low < 0 or not bits or high < 64 or any(colour for _, _, colour in ranges):
         raise DataError(
-            f"{between}, and this range has no black and white that are known",
+            f"{between}: where black and white are in this range is unknown",
             "Save them with 8 bits, black as 0 and white as 255.",
         )
     return 2**bits - 1, f"{between}: taken as {bits} bits, white is {2**bits - 1:,}"
