@@ -53,6 +53,7 @@ def terminal(study: str, out: Path) -> None:
     with suppress(OSError):  # the terminal's end
         while block := os.read(ours, 65536):
             written += block
+    os.close(ours)
     assert sweep.wait() == 0
     shown = _REDRAWN.split(written.decode())[-1]
     shown = re.sub(r"\x1b\[\?25[lh]", "", shown.replace("\r\n", "\n")).strip("\n")

@@ -54,7 +54,9 @@ def build() -> list[str]:
     zensical = Path(sys.executable).with_name("zensical")
     done = subprocess.run([zensical, "build", "--clean"], cwd=ROOT, capture_output=True, text=True, check=False)
     warnings = [line for line in (done.stdout + done.stderr).splitlines() if "Warning" in line or "Error" in line]
-    return warnings + ([] if SITE.is_dir() else ["zensical built nothing"]) + problems(SITE)
+    if done.returncode:
+        return [*warnings, f"zensical failed: {done.stderr.strip()[-500:]}"]
+    return [*warnings, *problems(SITE)]
 
 
 def stage(out: Path) -> None:
@@ -62,7 +64,8 @@ def stage(out: Path) -> None:
     shutil.copytree(ROOT / "docs", out, ignore=shutil.ignore_patterns("*.md"))
     sources = {path: path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")}
     sources |= {ROOT / name: Path(place) for name, place in OTHERS.items()}
-    reports = {path: Path("reports") / path.parent.name / "report.html" for path in ROOT.glob("reports/*/report.md")}
+    committed = re.findall(r"^!/reports/(.+)/$", (ROOT / ".gitignore").read_text(), re.MULTILINE)
+    reports = {ROOT / "reports" / name / "report.md": Path("reports", name, "report.html") for name in committed}
     for source, place in sources.items():
         (out / place).parent.mkdir(parents=True, exist_ok=True)
         (out / place).write_text(_relinked(source, place, sources | reports))
