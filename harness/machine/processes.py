@@ -210,7 +210,7 @@ def keep_memory() -> None:
     """Keep freed memory in this process, where the C library is glibc, which would return large blocks to the kernel.
 
     It gets them again as new pages, which one thread fills with zeros: a tenth of a training step's time and a fifth of
-    Inception's on a virtual machine (docs/performance.md).
+    Inception's on a virtual machine (docs/lab/2026-11.md).
     """
     if sys.platform == "linux":
         with suppress(AttributeError):  # another C library

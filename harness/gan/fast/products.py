@@ -1,7 +1,7 @@
 """Convolutions as matrix products, wholly or in part, and where these are faster than the library's kernels.
 
 S and L are the channels of a layer's smaller and larger maps, in either direction. What each product gains:
-docs/performance.md.
+docs/lab/2026-11.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def faster_as_matmul(weight: Tensor, images: int, rows: int, *, doubles: bool, l
     The weight is (channels of the smaller maps, of the larger, k, k), in the type that is used. ``doubles``: the larger
     map has exactly twice the side (kernel 4, stride 2, padding 1). ``learns``: the weights' gradient is wanted.
 
-    Measured for kernels of 4x4 and 5x5, stride 2, batches of 16 to 128 and 16 to 1024 channels: docs/performance.md.
+    Measured for kernels of 4x4 and 5x5, stride 2, batches of 16 to 128 and 16 to 1024 channels: docs/lab/2026-11.md.
     """
     channels, pixels, amx = weight.shape[0], rows // images, weight.dtype == torch.bfloat16 and has_amx()
     if weight.dtype != torch.bfloat16:
