@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VARIABLES := STUDY RECIPE VARIANT DATA TRIALS WORKERS LANES DEVICE QUICK EXACT KIMG SAMPLES SEED CONFIG ENGINE ADDRESS KILLS CONFIRM TOP SEEDS SAMPLINGS FULL HOURS THEN
 $(foreach v,$(VARIABLES),$(if $(value $(v)),$(eval override $(v) := $$(value $(v)))$(eval export $(v))))
-VERBS := help setup new sweep plan confirm claims audit worker reconcile train recipes report generate ui dashboard doctor test lint bench faults clean
+VERBS := help setup new sweep plan confirm claims audit worker reconcile train recipes report generate ui dashboard doctor test lint docs bench faults clean
 # MAKECMDGOALS itself, exported, would be the goals of every make below this one.
 override GOALS := $(value MAKECMDGOALS)
 export VARIABLES VERBS GOALS
@@ -32,7 +32,8 @@ dashboard: ; @$(PYTHON) tools/bootstrap.py dashboard
 doctor: ; @$(PYTHON) tools/bootstrap.py doctor
 
 test: ; @$(TOOLS) && "$$bin/python" tools/test.py
-lint: ; @$(TOOLS) && "$$bin/ruff" check . && "$$bin/ruff" format --check . && "$$bin/mypy" && "$$bin/lint-imports"
+lint: ; @$(TOOLS) && "$$bin/ruff" check . && "$$bin/ruff" format --check . && "$$bin/mypy" && "$$bin/lint-imports" && "$$bin/codespell" && "$$bin/python" -m tools.prose
+docs: ; @$(TOOLS) && "$$bin/python" -m tools.site
 bench: ; @$(TOOLS) && "$$bin/python" -m benchmarks.bench $${FULL:+--full}
 faults: ; @$(TOOLS) && "$$bin/python" -m tests.faults.table
 clean: ; @$(PYTHON) tools/clean.py

@@ -39,7 +39,7 @@ from harness.scoring.sampling import samples
 from harness.spec.tables import DataSpec
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "performance.md"
+PAGE = ROOT / "docs" / "lab" / "2026-11.md"
 # Of trainings by kind of device, the exact one first; generators are scored in the others of SCORED.
 PRECISIONS: dict[str, tuple[Precision, ...]] = {"cpu": (FLOAT32, BF16), "cuda": (FLOAT32, TF32, BF16)}
 SCORED = (FLOAT32, BF16)
@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--device", choices=tuple(PRECISIONS), default="cpu")
     parser.add_argument("--kimg", type=float, default=30.0)
     parser.add_argument("--samples", type=int, default=1000, help="generated, and real, images of a score")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="put the table into the lab book")
     parser.add_argument("--table", action="store_true", help="only print what was measured")
     arguments = parser.parse_args()
     results, ending = ROOT / "benchmarks" / "results", f"equality-{arguments.device}.jsonl"

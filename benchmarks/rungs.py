@@ -2,7 +2,7 @@
 
     python -m benchmarks.rungs record mnist32 --configurations 32      # hours; a line a configuration, continued
     python -m benchmarks.rungs record mnist32 --kimg 27 --out benchmarks/results/rungs-mnist32-27kimg.jsonl
-    python -m benchmarks.rungs report mnist32                          # docs/rungs.md and its figure, of all lengths
+    python -m benchmarks.rungs report mnist32                          # the lab book and its figure, of all lengths
 
 Each configuration is trained in full, nothing is pruned, and every few kimg the same generator is scored under every
 protocol. Rank correlation and regret are against the study's own final score. ``--part 1/2`` and ``--part 2/2`` record
@@ -40,7 +40,7 @@ from harness.spec.tables import ScoreSpec
 from harness.sweep.worker import DIVERGED_VALUE
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, FIGURE = ROOT / "docs" / "rungs.md", ROOT / "docs" / "rungs.png"
+PAGE, FIGURE = ROOT / "docs" / "lab" / "2026-11.md", ROOT / "docs" / "rungs.png"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 _MARKS = 9
 
@@ -236,12 +236,7 @@ def report(files: list[Path]) -> None:
         records += its_records
     draw(records)
     made = "\n".join([BEGIN, *lines, "", END])
-    page = (
-        PAGE.read_text()
-        if PAGE.is_file()
-        else f"# What a rung's score is worth\n\n{BEGIN}\n{END}\n\n![]({FIGURE.name})\n"
-    )
-    before, rest = page.split(BEGIN)
+    before, rest = PAGE.read_text().split(BEGIN)
     PAGE.write_text(before + made + rest.split(END)[1])
     print("\n".join(lines))
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside their place, synced, then renamed into it."""
+"""Files that are either whole or absent: written next to their place, synced, then renamed into it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def write_bytes(path: Path, payload: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     torn = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with torn.open("xb") as file:  # who may read it is the umask's to say
+        with torn.open("xb") as file:  # the umask decides who may read it
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-# For addresses that are no addresses.
+# How to write a password in an address.
 ESCAPES = "In a password write %40 for @, %2F for /, %3F for ?, %23 for #, %20 for a space."
 _USER = re.compile(r"(\w+://)\S*@")
 _SECRET = re.compile(
@@ -54,7 +54,7 @@ class DataError(HarnessError):
 
 
 class WeightsError(HarnessError):
-    """The weights of a feature extractor cannot be had or are not what they should be."""
+    """The weights of a feature extractor are not available, or not the expected ones."""
 
 
 class CheckpointError(HarnessError):
@@ -88,7 +88,7 @@ class Paused(HarnessError):
 
 
 class Fenced(HarnessError):
-    """The trial is not this worker's any more: it was declared dead, and another attempt continues it."""
+    """The trial no longer belongs to this worker: it was declared dead, and another attempt continues it."""
 
 
 class DiskFull(HarnessError):
@@ -96,7 +96,7 @@ class DiskFull(HarnessError):
 
 
 class SweepError(HarnessError):
-    """The sweep cannot go on: too many trials failed in a row, or a worker died."""
+    """The sweep cannot continue: too many trials failed in a row, or a worker died."""
 
 
 class Interrupted(HarnessError):
@@ -104,7 +104,7 @@ class Interrupted(HarnessError):
 
 
 class Diverged(HarnessError):
-    """Training left the finite numbers: at generator update ``step``, ``network`` (generator or discriminator)."""
+    """Training stopped being finite at generator update ``step``, ``network`` (generator or discriminator)."""
 
     def __init__(self, step: int, network: str) -> None:
         super().__init__(f"the {network}'s gradients stopped being finite at step {step}")

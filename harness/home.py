@@ -61,7 +61,7 @@ class Home:
         return self.root / "references"
 
     def trial_dir(self, study: str, uid: str, number: int) -> Path:
-        """Of one study by its ``uid``: a study that was begun anew goes on with nothing of the one before it."""
+        """``uid`` is the study's: a study that was started from scratch uses nothing of the one before it."""
         return self.within("trials", study, uid[:8], f"{number:05d}")
 
     def training_dir(self, name: str) -> Path:
@@ -71,15 +71,15 @@ class Home:
         """Join plain names below the root; a UsageError where a part is more, or a link leads out of the root."""
         for part in parts:
             if not _PLAIN_NAME.fullmatch(part):
-                hint = "Names have letters, digits, dots, hyphens, underscores."
-                raise UsageError(f"{part!r} is no plain name", hint)
+                hint = "Use letters, digits, dots, hyphens and underscores."
+                raise UsageError(f"invalid name {part!r}", hint)
         path = self.root.joinpath(*parts).resolve()
         if not path.is_relative_to(self.root):
             raise UsageError(f"{'/'.join(parts)!r} leads out of {self.root}", "Use a plain name.")
         return path
 
     def private(self, path: Path) -> Path:
-        """A folder that only its owner can read (0700); one that was there already becomes so, if it is one's own."""
+        """A folder that only its owner can read (0700); an existing one is changed if this user owns it."""
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         if path.stat().st_uid == os.getuid():
             path.chmod(0o700)
@@ -101,7 +101,7 @@ def expanded(path: Path) -> Path:
 
 
 def unknown_variables() -> list[str]:
-    """Variables of the environment that are named like ours, and are none; those of the tests aside."""
+    """Environment variables named like the harness's that it does not have; those of the tests aside."""
     ours = ("HARNESS_TEST_", "HARNESS_FAULTS")
     return sorted(
         name
@@ -111,12 +111,14 @@ def unknown_variables() -> list[str]:
 
 
 def seconds_from_environment(name: str, default: float) -> float:
-    """A number of seconds, 0 to 86,400, that a variable may set; a UsageError where it is not one."""
+    """A number of seconds, 0 to 86,400, that a variable may set; a UsageError if it is not one."""
     found = os.environ.get(name)
     try:
         seconds = float(found) if found else default
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds <= 86_400:
-        raise UsageError(f"{name}={found!r} is no number of seconds", f"Use 0 to 86400; unset, it is {default:g}.")
+        raise UsageError(
+            f"{name} must be a number of seconds from 0 to 86400; got {found!r}", f"Unset, it is {default:g}."
+        )
     return seconds

@@ -6,7 +6,10 @@ import shutil
 import sys
 from pathlib import Path
 
-_CACHES = (".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".import_linter_cache", "build", "dist")
+_CACHES = (
+    *(".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".import_linter_cache", ".cache"),
+    *("build", "dist", "site"),
+)
 _SOURCES = ("harness", "tests", "tools", "benchmarks")
 
 

@@ -1,4 +1,4 @@
-"""Generators that were trained: loading them, and images from them."""
+"""Trained generators: loading them, and sampling images from them."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def load_generator(path: str | Path, *, device: str = "cpu", home: Home | None =
     Args:
         path: a folder with ``generator.safetensors`` and ``hparams.json``, that weights file, or a report's
             ``best.toml``.
-        device: where the network is put.
+        device: the network's device.
         home: where the trainings that a ``best.toml`` names are; ``HARNESS_HOME`` or ``runs/`` unless given.
 
     Raises:

@@ -28,8 +28,8 @@ _REAL_IMAGES = 64
 def write_report(name: str, home: Home, say: Callable[[str], None], *, images: bool = True) -> Path:
     """Write ``reports/STUDY`` from the database, and attach it to the study's parent run in MLflow if that answers.
 
-    Of a confirmation it is its search's, of ``STUDY-claims`` ``reports/claims-STUDY``, without samples if not
-    ``images``. Files of other machines' trials are fetched from the share.
+    For a confirmation this is its search's report, for ``STUDY-claims`` it is ``reports/claims-STUDY``. It has samples
+    only with ``images``. Files of other machines' trials are fetched from the share.
     """
     study = started_study(name, home)
     record = study_to_record(study)

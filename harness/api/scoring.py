@@ -50,7 +50,7 @@ def train(
     device: str = "auto",
     resume: dict[str, Any] | None = None,
 ) -> Iterator[Progress | Snapshot]:
-    """Train a DCGAN in this process; what it yields is the caller's to log, score, save or stop at.
+    """Train a DCGAN in this process; the caller logs, scores, saves or stops at what it yields.
 
     Args:
         hparams: the configuration, such as ``study.best.hparams``.
@@ -110,8 +110,8 @@ def score(
             (N, C, H, W) in [-1, 1], or uint8 of shape (N, H, W, C).
         real_images: as the images of :func:`train`.
         metrics: any of ``fid``, ``kid``, ``is``, ``precision`` and ``recall``.
-        samples: images to generate; as many real ones are compared, or all there are.
-        extractor: whose features; ``mobilenet-v2`` is faster, and its scores carry ``mnv2`` in their names.
+        samples: images to generate; compared with the same number of real ones, or all there are.
+        extractor: of features; ``mobilenet-v2`` is faster, and its scores carry ``mnv2`` in their names.
         seed: of z.
         z_dim: of z, where the generator is a function.
         latent: law of z, where the generator is a function.
@@ -164,7 +164,7 @@ def audit_study(
     on_images: OnProgress,
     say: Callable[[str], None],
 ) -> int:
-    """Audit the best ``top`` trials of a study, and the confirmed best, that were not yet; how many these were.
+    """Audit the best ``top`` trials of a study and the confirmed best, unless done before; return how many.
 
     Each trial's folder gets ``audit.json``, and a picture of its samples with their nearest training images.
     """
@@ -204,7 +204,7 @@ def audit_study(
 
 
 def _name(trial: TrialRecord) -> str:
-    """For people; of a fixed study the configuration's and its seed's."""
+    """What people call a trial; in a fixed study, its configuration and seed."""
     return trial.attrs.preset if trial.attrs.arm else f"trial {trial.number}"
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BestTrial:
-    """The best trial of a study; where the study was confirmed, the training of the confirmed best's median seed.
+    """The best trial of a study; if it was confirmed, the confirmed best's training with the median seed.
 
     Attributes:
         study: the study that it belongs to.
@@ -38,7 +38,7 @@ class BestTrial:
         value: its final score; lower is better.
         scores: all final scores by their full names.
         folder: with its curve, sample grids and weights.
-        headline: the verdict on the study, as of :attr:`Study.headline`: how sure it is that this is the best.
+        headline: the verdict on the study, as in :attr:`Study.headline`: how sure it is that this is the best.
     """
 
     study: str
@@ -143,8 +143,8 @@ class Study:
             exact: float32 throughout, no faster arithmetic.
             resume_anyway: continue although sampler, pruner, presets, ranges or versions changed.
             progress: show a live table in a terminal or a notebook, lines elsewhere.
-            hours: end in this time, with the best of what was begun trained to the end and scored. The next call
-                continues.
+            hours: end within this time; the best trials that have started are trained to the end and scored. The
+                next call continues.
 
         Returns:
             How many trials are finished, and how many were wanted.
@@ -283,7 +283,7 @@ class Study:
 
 
 def confirm_spec(name: str, home: Home, *, top: int, seeds: int, samplings: int) -> ResolvedStudy:
-    """What confirming a started study runs."""
+    """The fixed study that confirms a started one."""
     from harness.findings import fixed_studies
     from harness.store.studies import started_study, stored_content, stored_spec, study_to_record
 

@@ -22,7 +22,7 @@ from harness.training.single import Outcome, Training, Watch, run_training
 
 # Seconds for sending what MLflow has yet to get when the training has ended.
 _LAST_SENDING_S = 30.0
-# Seconds for finding the experiment, before.
+# Seconds for finding the experiment before it starts.
 _OPENING_S = 30.0
 
 

@@ -280,6 +280,6 @@ def load(published: ArraySet, path: Path, file: ArrayFile, say: Callable[[str], 
     except Exception as error:  # each reader's library has errors of its own
         first = (str(error).splitlines() or [""])[0]
         raise DataError(
-            f"{path} is no readable file of {published.title}: {printable(first) or type(error).__name__}",
+            f"{path} cannot be read as a file of {published.title}: {printable(first) or type(error).__name__}",
             f"Download it again from {published.page}.",
         ) from None

@@ -29,7 +29,7 @@ except ImportError:
 
 # More pixels than this in one file are refused (a decompression bomb, or a scan that would fill the memory).
 MAX_PIXELS = 100_000_000
-# Decoding one file takes no more memory than this, beside the file's own bytes (1.25 GiB); what would is left out.
+# Decoding one file takes at most this much memory (1.25 GiB), plus the file's own bytes; else it is left out.
 MAX_DECODE_BYTES = 5 * 2**28
 # What a decoding process may ask for besides: the files' own bytes, results, and the stacks of libraries' threads.
 _ROOM_BYTES = 2**31
@@ -110,7 +110,7 @@ def decode(payload: bytes, prep: Preparation, white: int = WHITE) -> tuple[np.nd
     """
     image, frames = _loaded(payload)
     notes = [f"first of {frames} frames"] if frames > 1 else []
-    image = _cut(image, prep, notes)  # in the place of the whole, which is not kept beside it
+    image = _cut(image, prep, notes)  # replaces the whole, which is not kept
     return fit(_plain(image, prep.channels, notes, white), prep), ", ".join(notes)
 
 
@@ -313,7 +313,7 @@ def white_of(ranges: Sequence[Range]) -> tuple[int, str]:
     between = f"the pixels of {len(ranges):,} images of more than 8 bits lie between {low:,} and {high:,}"
     if low < 0 or not bits or high < 64 or any(colour for _, _, colour in ranges):
         raise DataError(
-            f"{between}, and this range has no black and white that are known",
+            f"{between}: where black and white are in this range is unknown",
             "Save them with 8 bits, black as 0 and white as 255.",
         )
     return 2**bits - 1, f"{between}: taken as {bits} bits, white is {2**bits - 1:,}"

@@ -110,7 +110,7 @@ class Listing:
 
 
 def list_images(root: Path, home: Path | None = None) -> Listing:
-    """What is below a folder or in a zip. ``home`` is the harness's own folder, whose files are no images to use.
+    """What is below a folder or in a zip. ``home`` is the harness's own folder, whose files are not used.
 
     Links are followed, once each; one to a folder that leads back is named. A DataError says why there is nothing.
     """

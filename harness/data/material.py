@@ -51,8 +51,8 @@ class Material:
     """Images to be prepared.
 
     ``identity`` and ``prep`` change whenever the prepared pixels may change. ``split()`` names the images, those to
-    train on first, and ``items()`` gives all of them in that order. ``unread`` are files beside them that cannot be
-    used, with why. ``former`` is the identity by which earlier versions knew these images, where it was another.
+    train on first, and ``items()`` gives all of them in that order. ``unread`` are other files there, which
+    cannot be used, with why. ``former`` is the identity by which earlier versions knew these images, if it differs.
     """
 
     label: str

@@ -33,7 +33,7 @@ def own_images(images: Any, prep: Preparation, where: str) -> OwnImages:
     """Images of an array (N, H, W[, 1 or 3]) uint8, a data set or an iterable, prepared when they are asked for.
 
     Those of an iterable without a length, such as a generator, are all prepared now and held in memory. A DataError
-    about what is no image says ``where``.
+    about something that is not an image says ``where``.
     """
     if isinstance(images, np.ndarray):
         _check_array(images, where)

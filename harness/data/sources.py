@@ -182,7 +182,7 @@ def find_partition(root: Path) -> dict[str, int] | None:
 
 def _read_partition(payload: bytes, where: str) -> dict[str, int]:
     """Lines of "000001.jpg 0", or CSV of image_id,partition with a header."""
-    wrong = DataError(f"{where} is no partition file of CelebA", 'Its lines are like "000001.jpg 0".')
+    wrong = DataError(f"{where} is not a partition file of CelebA", 'Its lines are like "000001.jpg 0".')
     if len(payload) > _MAX_PARTITION_BYTES:
         raise wrong
     try:

@@ -35,7 +35,7 @@ class ConfirmedArm:
 
     @property
     def gap(self) -> float | None:
-        """The confirmed mean less the score in the search: by how much that was lucky."""
+        """The confirmed mean less the score in the search: how lucky that score was."""
         return None if self.searched is None else self.estimate.mean - self.searched
 
     @property
@@ -44,7 +44,7 @@ class ConfirmedArm:
 
     @property
     def collapsed(self) -> bool:
-        """Whether most of its trainings have."""
+        """Whether most of its trainings have collapsed."""
         return 2 * self.n_collapsed > len(self.trials)
 
     @property

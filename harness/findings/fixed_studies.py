@@ -38,7 +38,7 @@ def confirm_spec(
     start of the confirmation, else empty.
     """
     if spec.plan:
-        raise UsageError(f"{spec.name} is not a search", f"Say `harness confirm {spec.plan.study}`.")
+        raise UsageError(f"{spec.name} is not a search", f"Run `harness confirm {spec.plan.study}`.")
     arms = finalists(record, top)
     if not arms:
         raise NotFoundError(

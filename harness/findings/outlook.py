@@ -33,7 +33,7 @@ class Outlook:
     low: tuple[float, ...]
     high: tuple[float, ...]
     more: int
-    # That ``more`` trials hold a new best.
+    # Probability that ``more`` trials hold a new best.
     probability: float
     fewer: int
     gain: float
@@ -42,8 +42,8 @@ class Outlook:
 def outlook(record: StudyRecord, more: int) -> Outlook | None:
     """The outlook of a study; None where :func:`too_few` says why.
 
-    Pruned trials count as the worst finished one; presets, published recipes among them, are no draws from the search
-    space. Trials are taken as exchangeable: a sampler that learns does better, so that this is a cautious figure.
+    Pruned trials count as the worst finished one; presets, published recipes among them, are not draws from the
+    search space. Trials are taken as exchangeable: a sampler that learns does better, so this is a cautious figure.
     """
     scores = _finished(record)
     if len(scores) < _FEWEST:
@@ -94,7 +94,7 @@ def in_words(ahead: Outlook, metric: str) -> list[str]:
     shown = sorted({1, *(round(n * share) for share in (0.25, 0.5, 0.75)), n})
     curve = ", ".join(f"{ahead.expected[k - 1]:.4g} of {k}" for k in shown)
     return [
-        f"the best {metric_label(metric)} to expect of so many of the {n} searched trials (presets left out, pruned "
+        f"the best {metric_label(metric)} to expect of fewer of the {n} searched trials (presets left out, pruned "
         f"ones as the worst finished one): {curve}",
         f"{ahead.more} more trials would find a new best with a probability of {100 * ahead.probability:.0f} %, "
         f"whatever the scores: {ahead.more}/({n} + {ahead.more})",

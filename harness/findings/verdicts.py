@@ -35,15 +35,15 @@ from harness.store.records import StudyRecord, TrialRecord
 from harness.training.run_folder import RunFolder
 
 Verdict = Literal["supported", "refuted", "undecided"]
-# A training has diverged, too, where its last quick score is this many times the best one that it had while its samples
-# differed as much as :data:`harness.findings.health.COLLAPSED` asks: blank images may have a good quick score.
+# A training has also diverged if its last quick score is this many times its best one. Scores of samples that are alike
+# (:data:`harness.findings.health.COLLAPSED`) do not count as the best: blank images may have a good quick score.
 WORSENED = 1.5
 # The rules of this module, as they are kept with a plan before its trainings.
 RULE = f"2: diverged where the last quick score is {WORSENED:g} times the best, or the distance below {COLLAPSED:g}"
 # Power is for an effect this many times the smallest one that matters: one of just that size is supported in half of
 # all repeats at best, since what was seen must reach it, too.
 ASSUMED = 2.0
-# And that of finding divergence, where so large a share of trainings diverges.
+# Power of finding divergence is for this share of diverging trainings.
 ASSUMED_SHARE = 0.9
 _SIMULATED = 20_000
 _MOST_SEEDS = 1000

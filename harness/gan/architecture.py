@@ -11,7 +11,7 @@ from harness.errors import UsageError
 from harness.gan.hparams import DCGAN, HParams
 from harness.text import did_you_mean
 
-# What each placement of BatchNorm normalises, beside the hidden layers of the network that it names.
+# What each placement of BatchNorm normalises, in addition to the hidden layers of the network it names.
 _IN_G = ("generator", "paper", "hidden", "input", "inner", "all")
 _IN_D = ("discriminator", "paper", "hidden", "input", "inner", "all")
 # Names that this process gave to functions of its own.

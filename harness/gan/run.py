@@ -23,7 +23,7 @@ CURVE_NAMES = ("loss_d", "loss_g", "logit_real", "logit_fake", "grad_norm_d", "g
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """All that is needed to go on bit for bit, and the generator to sample from.
+    """All that is needed to continue bit for bit, and the generator to sample from.
 
     ``mark`` is the entry of ``Budget.snapshots_kimg`` that was reached, the budget's end, or None where the snapshot
     was asked for. ``state`` holds tensors, numbers and strings only, so that it loads with ``weights_only=True``.
@@ -208,7 +208,7 @@ class Run:
         return [each.to(torch.promote_types(each.dtype, torch.float32)) for each in logits]
 
     def draw_noise(self, n_real: int) -> Tensor:
-        """The next z, shape (N, z_dim), for a step on so many real images."""
+        """The next z, shape (N, z_dim), for a step on ``n_real`` real images."""
         n = n_real if self.hp.last_batch == "match" else self.hp.batch_size
         return latent_noise((n, self.hp.z_dim), self.hp.latent, self.noise_rng)
 
@@ -276,7 +276,7 @@ class Run:
         return Snapshot(step=self.step, kimg=self.kimg, mark=mark, generator=sampled, state=_copied(state))
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a Snapshot's state. Tensors that exist are filled, not replaced: a CUDA graph holds on to them."""
+        """Continue from a Snapshot's state. Tensors are filled, not replaced: a CUDA graph holds on to them."""
         self.generator.load_state_dict(state["generator"])
         self.discriminator.load_state_dict(state["discriminator"])
         if self.average is not None:
@@ -287,7 +287,7 @@ class Run:
         noise = state["noise_rng"].cpu()
         if len(noise) == len(self.noise_rng.get_state()):
             self.noise_rng.set_state(noise)
-        else:  # that of another kind of device, which cannot go on here: from here on this one's, of the same seed
+        else:  # that of another kind of device, which cannot continue here: this device's, from the same seed
             self.noise_rng.manual_seed(derive_seed(self.seed, "noise", state["step"]))
         self.step = state["step"]
         self.clock.fill_(self.step)

@@ -37,8 +37,8 @@ def search_path() -> str:
 def short_spin() -> dict[str, str]:
     """How long OpenMP's threads look for each other before they sleep, unless this process's environment says it.
 
-    By itself libgomp's spin until their time slice ends: beside one busy process a step of small batches then takes
-    five to ten times as long (docs/performance.md). OpenMP reads it when torch is imported.
+    By default libgomp's threads spin until their time slice ends: with one busy process on the same cores, a step of
+    small batches then takes five to ten times as long (docs/performance.md). OpenMP reads this when torch is imported.
     """
     chosen = any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"))
     return {} if chosen else {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}  # of GCC; of LLVM and Intel, in ms

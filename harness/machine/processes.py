@@ -100,7 +100,7 @@ def _of_container(name: str) -> tuple[float, ...]:
     """The numbers in a file of this container's control group (Linux, version 2 or 1); none where there is no limit."""
     try:
         return tuple(map(float, (_CONTROL_GROUP / name).read_text(encoding="utf-8").split()))
-    except (OSError, ValueError):  # "max" is no number
+    except (OSError, ValueError):  # "max" is not a number
         return ()
 
 
@@ -216,7 +216,7 @@ def keep_memory() -> None:
     """Keep freed memory in this process, where the C library is glibc, which would return large blocks to the kernel.
 
     It gets them again as new pages, which one thread fills with zeros: a tenth of a training step's time and a fifth of
-    Inception's on a virtual machine (docs/performance.md).
+    Inception's on a virtual machine (docs/lab/2026-11.md).
     """
     if sys.platform == "linux":
         with suppress(AttributeError):  # another C library

@@ -105,7 +105,7 @@ def reference_images(images_NHWC: Tensor, n: int) -> Tensor:
 
 
 def refuse_equal(images_NHWC: Tensor, protocol: Protocol) -> None:
-    """A DataError where all real images of a protocol are one: before anything is trained, and before features are."""
+    """Raise a DataError if all real images of a protocol are equal, before anything is computed from them."""
     images = reference_images(images_NHWC, protocol.reference_images)
     if all(torch.equal(image, images[0]) for image in images):
         raise _without_spread(len(images), protocol.extractor, "all the same")

@@ -1,4 +1,4 @@
-"""Images from a generator, the same of a seed in scores, grids and ``harness generate``, and images as PNG files."""
+"""Images from a generator: a seed gives the same ones in scores, grids and ``harness generate``; PNG files of them."""
 
 from __future__ import annotations
 

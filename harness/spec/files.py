@@ -63,7 +63,7 @@ def find(kind: Kind, name: str) -> Path:
 
 
 def described_elsewhere(spec: StudySpec) -> str:
-    """The study of other images whose description this one has, where its own are a person's; empty without one.
+    """The study whose description a study of the user's own images still has; empty without one.
 
     That is itself where the file is for CelebA, and else the one that it was copied from.
     """

@@ -46,7 +46,7 @@ def _unmet(spec: ResolvedStudy, n: int, n_held_out: int) -> Iterator[str]:
 
 
 def with_all_images(spec: ResolvedStudy, n: int, n_held_out: int) -> tuple[ResolvedStudy, list[str]]:
-    """The study with numbers in the place of ``reference = "all"``, and what to say of it."""
+    """The study with ``reference = "all"`` replaced by numbers, and notes on that."""
     said, scores = [], {}
     for name, score in (("final", spec.scoring.final), ("rung", spec.scoring.rung)):
         there, which = _there(score, n, n_held_out)

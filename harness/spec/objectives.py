@@ -20,7 +20,7 @@ def as_losses(values: Sequence[float], objectives: Sequence[Objective]) -> tuple
 
 
 def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether one is nowhere worse and somewhere better; lower is better."""
+    """Whether one is at least as good everywhere and better somewhere; lower is better."""
     return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
 
 

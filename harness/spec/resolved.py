@@ -158,7 +158,7 @@ def with_budget(spec: ResolvedStudy, *, quick: bool, trials: int | None, kimg: f
         budget = {**spec.budget.model_dump(), "kimg": kimg, "rungs": rungs, "trials": trials or spec.budget.trials}
         return ResolvedStudy.model_validate({**spec.model_dump(), "budget": budget})
     except ValueError as error:
-        raise UsageError(f"--kimg {kimg} makes no budget: {error}") from None
+        raise UsageError(f"--kimg {kimg} does not fit this study: {error}") from None
 
 
 def with_precision(spec: ResolvedStudy, *, training: str | None, rung: str | None) -> ResolvedStudy:

@@ -182,14 +182,14 @@ class StudySpec(Table):
 
     @property
     def promotions(self) -> tuple[tuple[float, int], ...]:
-        """Where trials pause (kimg), and of how many one continues there; empty with another pruner."""
+        """Where trials pause (kimg), and 1 in how many continues there; empty with another pruner."""
         if self.pruner.name != "promotion":
             return ()
         keep = self.pruner.keep or (8, *[2] * len(self.budget.rungs))
         return tuple(zip(self.budget.rungs, keep, strict=False))
 
     def funnel(self, trials: int) -> tuple[int, ...]:
-        """How many of this number of trials come to each rung and to their end, if none is overtaken once promoted."""
+        """How many of this number of trials reach each rung and the end, if none is overtaken once promoted."""
         came = [trials]
         for _, keep in self.promotions:
             came.append(-(-came[-1] // keep))
@@ -238,7 +238,7 @@ class StudySpec(Table):
     def _in_sentences(cls, content: Any, handler: Callable[[Any], Self]) -> Self:
         if isinstance(content, Mapping):
             content = _with_rungs(content)
-        if cls is not StudySpec:  # what the harness resolved is not for a person to mend
+        if cls is not StudySpec:  # a user cannot fix what the harness resolved
             return handler(content)
         mistakes: list[str] = []
         spec: Self | None = None

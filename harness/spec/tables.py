@@ -12,9 +12,9 @@ from harness.gan.hparams import ALIASES, FIELDS, Channels, HParams, ImageSize, P
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 FUNCTION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
-_MOST_STEPS = 2**53  # a float tells no more apart
+_MOST_STEPS = 2**53  # more than a float can tell apart
 Scalar = bool | int | float | str
-# What TOML knows apart: "8" and 8.0 are not whole numbers, "true" is not a truth value.
+# TOML's types are strict: "8" and 8.0 are not whole numbers, "true" is not a truth value.
 Bool = Annotated[bool, Strict()]
 Int = Annotated[int, Strict()]
 Float = Annotated[float, Strict(), Field(allow_inf_nan=False)]
@@ -245,12 +245,12 @@ class ScoreSpec(Table):
 
     @property
     def n_reference(self) -> int:
-        """Real images compared with, of a protocol whose number is known."""
+        """Number of real images compared with; it must be known."""
         assert isinstance(self.reference, int), "with_reference_of was not called"
         return self.reference
 
     def with_reference_of(self, there: int) -> Self:
-        """The protocol with a number in the place of ``all``, of as many real images as there are."""
+        """The protocol with ``all`` replaced by the number of real images."""
         return self.model_copy(update={"reference": min(there, ALL_AT_MOST)}) if self.reference == "all" else self
 
     @model_validator(mode="after")

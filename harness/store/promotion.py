@@ -76,7 +76,7 @@ def next_promotion(
 def order_of_merit(levels: Sequence[Losses]) -> list[int]:
     """All trials that have a loss at the first level, the best first.
 
-    Trials are in the order of the first level; those that came to a later one change places among themselves, by their
+    Trials are in the order of the first level; those that reached a later one change places among themselves, by their
     losses there. So trials with the same furthest level are in its order, and one that came further keeps a place that
     a trial of its rank at the first level has earned.
 

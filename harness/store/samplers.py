@@ -48,7 +48,7 @@ class PositionView(StudyView):
     Of several objectives the first, the score, is the one that rung scores belong to.
     """
 
-    # For whose verdict get_trials adds the running ones that were scored at its newest rung.
+    # The trial that is judged: get_trials adds running ones that were scored at its newest rung.
     judged: FrozenTrial | None = None
 
     def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
@@ -203,7 +203,7 @@ def is_pruned(study: optuna.Study, spec: ResolvedStudy, trial: FrozenTrial) -> b
 
 
 def pruning_bar(study: optuna.Study, spec: ResolvedStudy, trial: FrozenTrial) -> float | None:
-    """The worst score that the pruner lets continue where it has just judged the trial; None where it is no score."""
+    """The worst score that the pruner lets continue where it has just judged the trial; None if it has no score."""
     own, pruner, view = by_position(trial), make_pruner(spec), PositionView(study)
     if spec.objectives or own.last_step is None:
         return None

@@ -132,8 +132,8 @@ def agree_on_protocols(
         ]
         if others:
             raise SpecDrift(
-                f"this machine would score study {study.study_name} by another protocol, and no score of its could be "
-                f"compared ({'; '.join(others)})",
+                f"this machine's scoring setup differs from study {study.study_name}'s, so its scores would not be "
+                f"comparable ({'; '.join(others)})",
                 "Install what the study was started with (constraints.txt names it). On the machine that started it "
                 "--resume-anyway continues; the report then ranks only the trials of the most frequent protocol.",
             )

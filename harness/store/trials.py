@@ -103,8 +103,8 @@ class Trials:
             attrs = TrialAttrs.parse(trial.user_attrs)
             if attrs.worker and attrs.worker.get("call") == call and attrs.position is not None:
                 return sampled_trial(self.study, self.spec, id_of(trial), attrs.position)  # the answer was lost
-        # Of a fixed study nothing is searched, and its target may have been lowered meanwhile: it is done when nothing
-        # of it waits. The next start queues again what failed for good.
+        # A fixed study searches nothing, and its target may have been lowered: it is done when no trial waits. The next
+        # start queues again what failed for good.
         enough = _begun(trials) >= target
         if (alone and running) or (self.spec.plan and not waiting):
             return None

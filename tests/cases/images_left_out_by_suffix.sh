@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Photographs whose names end in .jfif, .jpe, .avif, .heic or in nothing are not read, and nobody says so.
-# Expected (README: 'files that cannot be used are listed by name'): used, or named in what 'data prepare' and 'data info' print.
+# Expected (docs/guides/images.md: 'left out, and reported'): used, or named in what 'data prepare' and 'data info' print.
 . "$(dirname "$0")/prelude.bash"
 study photos
 "$PY" - <<'PY'

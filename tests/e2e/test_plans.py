@@ -107,7 +107,7 @@ def test_more_seeds_are_added_and_nothing_is_trained_twice(project):
 
 
 def test_a_plan_is_confirmed_and_reported_through_its_study(project):
-    assert "Say `harness confirm tiny`" in project.run("confirm", "tiny-confirm", code=2)
+    assert "Run `harness confirm tiny`" in project.run("confirm", "tiny-confirm", code=2)
     assert project.run("report", "tiny-confirm").strip() == "reports/tiny/report.md"
 
 

@@ -152,7 +152,8 @@ def test_bad_files_are_plain_errors_with_the_file_and_where_to_get_it(home, tmp_
     damage(name, tmp_path / "set", how)
     with pytest.raises(DataError) as caught:
         open_set(home, name, tmp_path / "set", channels=1 if "mnist" in name else 3)
-    assert "lacks" in caught.value.problem if how == "missing" else "is no readable file of" in caught.value.problem
+    expected = "lacks" if how == "missing" else "cannot be read as a file of"
+    assert expected in caught.value.problem
     assert arrays.SETS[name].page in caught.value.hint
     assert not list(home.data.glob("*/manifest.json"))
 
@@ -278,7 +279,7 @@ def serve_malicious_cifar10(monkeypatch, server, *, right_checksum: bool) -> Non
 def test_a_downloaded_malicious_batch_is_refused_and_runs_nothing(home, tmp_path, monkeypatch, server):
     monkeypatch.chdir(tmp_path)
     serve_malicious_cifar10(monkeypatch, server, right_checksum=True)
-    with pytest.raises(DataError, match="data_batch_1 is no readable file of CIFAR-10: it asks for posix.system"):
+    with pytest.raises(DataError, match="data_batch_1 cannot be read as a file of CIFAR-10: it asks for posix.system"):
         open_set(home, "cifar10", None)
     assert not (tmp_path / "pwned").exists()
 

@@ -139,11 +139,11 @@ def test_published_weights_load_and_give_the_same_images(tmp_path, hp):
 @pytest.mark.parametrize("ends", ["conv", "linear"])
 @pytest.mark.parametrize("network", ["generator", "discriminator"])
 def test_published_weights_load_into_pytorchs_own_layers(tmp_path, hp, network, ends):
-    """The lines of docs/python.md, which need no harness."""
+    """The lines of docs/guides/generator.md, which need no harness."""
     hp = dataclasses.replace(hp, ends=ends)
     networks = dict(zip(("generator", "discriminator"), build(hp, 0, CPU), strict=True))
     publish(tmp_path, networks["generator"], networks["discriminator"].state_dict(), hp)
-    page = (ROOT / "docs" / "python.md").read_text()
+    page = (ROOT / "docs" / "guides" / "generator.md").read_text()
     lines = page.split("<!-- plain: begin -->\n```python\n")[1].split("```")[0]
     names: dict[str, object] = {}
     exec(

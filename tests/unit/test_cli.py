@@ -62,7 +62,7 @@ VERBS = [
     "dashboard",
     "doctor",
 ]
-DEVELOPERS = ["test", "faults", "lint", "bench", "clean"]
+DEVELOPERS = ["test", "faults", "lint", "docs", "bench", "clean"]
 
 
 VERDICTS = load_study_file("mnist32").model_copy(update={"pruner": PrunerSpec(name="percentile")})

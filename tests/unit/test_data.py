@@ -387,9 +387,9 @@ def test_a_zip_may_hold_the_partition(home, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("000000.png 7\n", "is no partition file of CelebA"),
-        ("", "is no partition file of CelebA"),
-        ("\xff\xfe", "is no partition file of CelebA"),
+        ("000000.png 7\n", "is not a partition file of CelebA"),
+        ("", "is not a partition file of CelebA"),
+        ("\xff\xfe", "is not a partition file of CelebA"),
         ("000000.png 0\n000001.png 2\n", "does not name 18 of 20 images, such as .*000002.png"),
         ("".join(f"{index:06d}.png 0\n" for index in range(20)), "leaves no image for holding out"),
     ],

@@ -116,7 +116,7 @@ def test_its_words_give_the_probability_with_its_sum_and_no_promise_of_a_gain():
     best, new, gain = in_words(
         outlook(record(*SEARCHED, *(trial(i, "PRUNED", 9.0) for i in range(8, 12))), 20), "fid500"
     )
-    assert best.startswith("the best FID of 500 images to expect of so many of the 12 searched trials")
+    assert best.startswith("the best FID of 500 images to expect of fewer of the 12 searched trials")
     assert best.endswith("40 of 12")
     assert new.endswith("a new best with a probability of 62 %, whatever the scores: 20/(12 + 20)")
     assert "not known; from 4 trials to 12, by the same factor more" in gain

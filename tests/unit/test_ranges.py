@@ -92,7 +92,7 @@ def test_the_whole_range_is_as_ever_and_nothing_is_said(tmp_path):
     ids=["Hounsfield units", "twenty bits", "a mask", "labels"],
 )
 def test_a_range_without_a_known_black_and_white_is_refused(tmp_path, arrays, suffix):
-    with pytest.raises(DataError, match="this range has no black and white that are known") as caught:
+    with pytest.raises(DataError, match="where black and white are in this range is unknown") as caught:
         opened(tmp_path, written(tmp_path / "photos", arrays, suffix), [])
     assert "Save them with 8 bits" in caught.value.hint
 
@@ -114,7 +114,7 @@ def test_colour_of_which_only_the_upper_bits_are_read_is_refused_where_these_are
         payload += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "twelve.png").write_bytes(payload)
-    with pytest.raises(DataError, match="no black and white that are known"):
+    with pytest.raises(DataError, match="where black and white are in this range is unknown"):
         opened(tmp_path, tmp_path / "photos", [])
 
 

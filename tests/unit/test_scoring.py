@@ -225,7 +225,7 @@ def test_the_reference_can_be_the_held_out_images_and_the_protocol_says_so(home,
 def test_vgg16_that_is_missing_or_damaged_is_a_sentence(home, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     assert weights.vgg_file(home) is None
-    with pytest.raises(WeightsError, match="not at hand"):
+    with pytest.raises(WeightsError, match="not available"):
         weights.vgg_weights(home)
     cached = tmp_path / "hub" / "checkpoints" / weights.VGG_NAME
     cached.parent.mkdir(parents=True)

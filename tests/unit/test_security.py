@@ -541,7 +541,7 @@ def test_a_partition_that_unpacks_to_more_than_it_claims_is_an_error_in_little_m
     archive = zip_of_one(tmp_path / "photos.zip", "Eval/list_eval_partition.txt", BOMB, size=100)
     tracemalloc.start()
     try:
-        with pytest.raises(DataError, match="is no partition file of CelebA"):
+        with pytest.raises(DataError, match="is not a partition file of CelebA"):
             find_partition(archive)
         assert tracemalloc.get_traced_memory()[1] < 10e6
     finally:

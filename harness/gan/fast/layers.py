@@ -2,7 +2,7 @@
 
 That is where a map is one pixel or has one or three channels, and where maps are small and have many: there the
 weights' gradient is a product, and with AMX the maps are. These layers are their PyTorch bases in parameters, names and
-results (up to rounding). All but those of one pixel are so on the CPU alone. What each gains: docs/performance.md.
+results (up to rounding). All but those of one pixel are so on the CPU alone. What each gains: docs/lab/2026-11.md.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     """For a forward pass: bfloat16 inside, where that is the precision. The backward pass follows it by itself."""
     if precision != BF16:
         return nullcontext()
-    # On CUDA without the cache of cast weights, which a captured graph must not share with what runs beside it.
+    # On CUDA without the cache of cast weights, which a captured graph must not share with other work.
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=device.type != "cuda")
 
 

@@ -1,7 +1,7 @@
 """Convolutions as matrix products, wholly or in part, and where these are faster than the library's kernels.
 
-S and L are the channels of a layer's smaller and larger maps, whichever way it leads. What each product gains:
-docs/performance.md.
+S and L are the channels of a layer's smaller and larger maps, in either direction. What each product gains:
+docs/lab/2026-11.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from harness.gan.fast.precision import has_amx
 
-# Products of about so many bytes are made and added up at a time: they stay in a core's cache.
+# Products of about this size are made and added up at a time, so that they stay in a core's cache.
 _CHUNK_BYTES = 2**21
 
 
@@ -34,7 +34,7 @@ def faster_as_matmul(weight: Tensor, images: int, rows: int, *, doubles: bool, l
     The weight is (channels of the smaller maps, of the larger, k, k), in the type that is used. ``doubles``: the larger
     map has exactly twice the side (kernel 4, stride 2, padding 1). ``learns``: the weights' gradient is wanted.
 
-    Measured for kernels of 4x4 and 5x5, stride 2, batches of 16 to 128 and 16 to 1024 channels: docs/performance.md.
+    Measured for kernels of 4x4 and 5x5, stride 2, batches of 16 to 128 and 16 to 1024 channels: docs/lab/2026-11.md.
     """
     channels, pixels, amx = weight.shape[0], rows // images, weight.dtype == torch.bfloat16 and has_amx()
     if weight.dtype != torch.bfloat16:
@@ -92,7 +92,7 @@ def up_to_image(maps_NCHW: Tensor, weight: Tensor) -> Tensor:
 class Convolution(torch.autograd.Function):
     """A convolution, transposed or not, of which some parts are matrix products and the others the library's.
 
-    The weights are (S, L, k, k) for S channels of the smaller maps and L of the larger ones, whichever way they lead. A
+    The weights are (S, L, k, k) for S channels of the smaller maps and L of the larger ones, in either direction. A
     pixel of the smaller maps is the product of the weights and the patch of the larger ones that belongs to it; the
     weights' gradient is that of all pixels and their patches.
     """
