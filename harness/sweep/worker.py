@@ -228,7 +228,7 @@ def failure(error: Exception, trial: optuna.Trial, setup: WorkerSetup) -> TrialE
         if retires:
             # Retry once with one lane fewer. The last one of worker 0 never retires for good, so one is always left.
             write_attrs(trial, TrialAttrs(oom=True))
-            reason = f"{INTERRUPTED}: {OOM} beside {others} other trials; queued again: {text}"
+            reason = f"{INTERRUPTED}: {OOM} alongside {others} other trials; queued again: {text}"
     return TrialEnd(state=TrialState.FAIL, reason=reason, traceback=details, retires=retires)
 
 

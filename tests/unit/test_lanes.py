@@ -104,7 +104,7 @@ def test_a_lane_whose_memory_runs_out_leaves_it_to_the_others(worker, alone):
     worker.run()
     assert worker.outcome == alone
     (failed,) = [trial for trial in worker.record.trials if trial.state == "FAIL"]
-    assert failed.reason.startswith("interrupted: oom beside 1 other trials; queued again: ")
+    assert failed.reason.startswith("interrupted: oom alongside 1 other trials; queued again: ")
     assert worker.lanes.open == 1
 
 

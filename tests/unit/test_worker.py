@@ -282,7 +282,7 @@ def test_memory_that_runs_out_beside_neighbours_is_tried_once_more_with_one_work
     env.share_memory(workers=2, index=1)
     assert work(env.setup, 9), "it retires"
     first = study_to_record(study).trials[0]
-    assert first.reason.startswith("interrupted: oom beside 1 other trials; queued again")
+    assert first.reason.startswith("interrupted: oom alongside 1 other trials; queued again")
     again = one(study, env)
     assert again.attrs.retry_of == 0
     assert (again.state, again.reason[:5]) == ("FAIL", "oom: ")
@@ -299,7 +299,7 @@ def test_a_gpus_memory_is_shared_with_the_workers_on_it_and_the_machines_with_al
     assert not end.retires
     of_host = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
     end = failure(of_host, trial, env.setup)
-    assert end.reason.startswith("interrupted: oom beside 3 other trials; queued again")
+    assert end.reason.startswith("interrupted: oom alongside 3 other trials; queued again")
     assert end.retires
 
 
@@ -350,7 +350,7 @@ def test_the_first_worker_stays_where_memory_ran_out_but_takes_no_trial_beside_o
     assert work(env.setup, 9)
     (then,) = idle
     assert [state for state, _ in then] == ["RUNNING", "FAIL", "WAITING"]
-    assert then[1][1].startswith("interrupted: oom beside 1 other trials; queued again")
+    assert then[1][1].startswith("interrupted: oom alongside 1 other trials; queued again")
     assert [trial.state for trial in study_to_record(study).trials] == ["FAIL", "FAIL", "COMPLETE"]
 
 
