@@ -252,7 +252,7 @@ def study_generator(
 
 def training_generator(training: str, home: Home) -> tuple[Generator, int, str]:
     """As :func:`study_generator`, of a finished ``harness train``."""
-    done = [path.name for path in sorted(home.within("trainings").glob("*")) if RunFolder(path).weights.is_file()]
+    done = [path.name for path in sorted(home.within("trainings").glob("*")) if RunFolder(path).summary.is_file()]
     if training not in done:
         guess = did_you_mean(training, done)
         raise NotFoundError(f"no finished training {training!r}{guess}", f"There are: {', '.join(done) or 'none'}.")
