@@ -6,14 +6,13 @@ import io
 import re
 import textwrap
 from collections.abc import Container, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -71,12 +70,13 @@ def _lower(metric: str) -> str:
     return wrapped(f"{metric_label(metric)} (lower is better)")
 
 
-def _make_log(axis: Axis, values: pd.Series) -> bool:
+def _make_log(axes: Axes, which: Literal["x", "y"], values: pd.Series) -> bool:
     """Make an axis logarithmic, with plain numbers, if its values are positive and wide apart; whether it now is."""
     low, high = float(values.min()), float(values.max())
     if not 0 < 3 * low <= high:
         return False
-    (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(LogLocator(subs=(1, 3) if high > 10 * low else (1, 2, 3, 5)))
     axis.set_major_formatter(lambda value, _: number(value))
     axis.set_minor_locator(NullLocator())
@@ -92,7 +92,7 @@ def _make_scores(axis: Axes, scores: pd.Series, metric: str) -> tuple[pd.Series,
     low, high = scores.quantile(0.25), scores.quantile(0.75)
     far = scores > high + 3 * (high - low)
     top, bottom = float(scores[~far].max()), float(scores.min())
-    edge = 1.3 * top if _make_log(axis.yaxis, scores[~far]) else top + 0.15 * (top - bottom or abs(top) or 1)
+    edge = 1.3 * top if _make_log(axis, "y", scores[~far]) else top + 0.15 * (top - bottom or abs(top) or 1)
     axis.set_ylabel(_lower(metric))
     return scores.where(~far, edge), far
 
@@ -121,7 +121,7 @@ def confirmed(result: Confirmation) -> Figure:
         if arm.searched is not None:
             axis.scatter([arm.searched], [place - 0.18], marker="D", s=26, zorder=4,
                          facecolor="white", edgecolor=_ORANGE)  # fmt: skip
-    _make_log(axis.xaxis, pd.Series(reached))
+    _make_log(axis, "x", pd.Series(reached))
     _name_rows(axis, [arm.name for arm in arms])
     axis.set(xlabel=wrapped(f"{metric_label(result.metric)} (lower is better)", 70), ylabel="")
     axis.legend(handles=[
@@ -136,7 +136,7 @@ def best_after(outlook: Outlook, metric: str) -> Figure:
     """The best score that k trials of a study would have brought, with its bootstrap interval."""
     figure, (axis,) = new_figure(height=3.0)
     trials = range(1, len(outlook.expected) + 1)
-    _make_log(axis.yaxis, pd.Series([*outlook.low, *outlook.high]))
+    _make_log(axis, "y", pd.Series([*outlook.low, *outlook.high]))
     axis.fill_between(trials, outlook.low, outlook.high, color=_BLUE, alpha=0.15, linewidth=0, label="90 % interval")
     axis.plot(trials, outlook.expected, color=_BLUE, marker="o", markersize=4, label="expected best")
     axis.set(xlabel="number of trials", ylabel=wrapped(f"best {metric_label(metric)} (lower is better)"))
@@ -184,15 +184,17 @@ def parameter(
     if param["type"] == "categorical":
         choices = [*param["choices"]]
         # Trials of one choice side by side, not on top of each other.
-        xs = xs.map(choices.index) + (frame["number"] % 5 - 2) * 0.07
+        xs = xs.map({choice: place for place, choice in enumerate(choices)}) + (frame["number"] % 5 - 2) * 0.07
         names = [number(choice) for choice in choices]
         axis.set_xticks(range(len(choices)), names, rotation=20 if len("".join(names)) > 24 else 0)
         axis.set_xlim(-0.5, len(choices) - 0.5)
     elif param["log"]:
-        _make_log(axis.xaxis, xs)
+        _make_log(axis, "x", xs)
     for trial, x, y, is_far in zip(frame["number"], xs, shown, far, strict=True):
-        look = {"color": _ORANGE, "s": 64, "zorder": 4} if trial == best else {"color": _BLUE, "s": 32, "alpha": 0.7}
-        axis.scatter([x], [y], marker="^" if is_far else "o", gid=labels[trial], **look)
+        size, colour, alpha, layer = (64, _ORANGE, 1, 4) if trial == best else (32, _BLUE, 0.7, 3)
+        axis.scatter(
+            [x], [y], size, colour, marker="^" if is_far else "o", alpha=alpha, zorder=layer, gid=labels[trial]
+        )
     axis.set_xlabel(wrapped(param_label(name)))
     return figure
 
@@ -210,8 +212,9 @@ def parallel(
     lines = pd.concat([*heights, (ranks - 1) / max(1, len(frame) - 1)], axis=1).to_numpy()
     for trial, rank, line in zip(frame["number"], ranks, lines, strict=True):
         colour = _ORANGE if trial == best else _BLUE if rank <= len(frame) / 4 else _GREY
-        look = {"linewidth": 2.6} if trial == best else {"linewidth": 1.2, "alpha": 0.6}
-        axis.plot(line, color=colour, zorder=[_GREY, _BLUE, _ORANGE].index(colour) + 2, gid=labels[trial], **look)
+        width, alpha = (2.6, 1) if trial == best else (1.2, 0.6)
+        layer = (_GREY, _BLUE, _ORANGE).index(colour) + 2
+        axis.plot(line, color=colour, linewidth=width, alpha=alpha, zorder=layer, gid=labels[trial])
     for column, param in enumerate(space.values()):
         ends = param["choices"] if param["type"] == "categorical" else (param["low"], param["high"])
         for place, end in enumerate(ends):
@@ -231,11 +234,13 @@ def parallel(
 def _heights(values: pd.Series, param: Mapping[str, Any]) -> pd.Series:
     """Places on a parallel axis: 0 is the foot of the parameter's range, 1 the top."""
     if param["type"] == "categorical":
-        places = values.map({choice: place for place, choice in enumerate(param["choices"])})
-        return (places / max(1, len(param["choices"]) - 1)).fillna(_UNUSED)
-    scale = np.log if param["log"] else np.positive
-    low, high = scale(param["low"]), scale(param["high"])
-    return ((scale(values.astype(float)) - low) / (high - low or 1)).clip(-0.05, 1.05).fillna(_UNUSED)
+        low, high = 0.0, float(len(param["choices"]) - 1)
+        places: pd.Series = values.map({choice: place for place, choice in enumerate(param["choices"])})
+    else:
+        scale = np.log if param["log"] else np.positive
+        low, high = float(scale(param["low"])), float(scale(param["high"]))
+        places = pd.Series(scale(values.astype(float)))
+    return ((places - low) / (high - low or 1)).clip(-0.05, 1.05).fillna(_UNUSED)
 
 
 def _beside(axis: Axes, column: int, height: float, text: str) -> None:

@@ -136,7 +136,7 @@ def _pictures(trial: TrialRecord, root: Path, real: np.ndarray | None) -> tuple[
     grids = RunFolder(root / trial.attrs.folder).grids()
     if not grids:
         return {}, {}
-    files, steps = {"grid-1.png": grids[-1].read_bytes()}, []
+    files, steps = {"grid-1.png": grids[-1].read_bytes()}, list[dict[str, str]]()
     for place in np.unique(np.linspace(0, len(grids) - 1, _STEPS).round().astype(int)):
         if row := _first_row(grids[place]):
             files[file := f"step-{len(steps) + 1}.png"] = row
