@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from harness import atomic
 from harness.errors import CheckpointError, NotFoundError
-from harness.findings.confirmation import confirmation
-from harness.findings.ranking import leading
+from harness.findings.confirmation import best_training
 from harness.gan.hparams import HParams
 from harness.home import Home
 from harness.scoring import sampling
@@ -155,28 +154,17 @@ def _numbered(record: StudyRecord, number: int) -> TrialRecord:
 
 
 def best_trial(record: StudyRecord, home: Home, say: Callable[[str], None]) -> TrialRecord:
-    """The best trial of a study, or :func:`confirmed_best`, with its files; NotFoundError where none is finished."""
-    if confirmed := confirmed_best(record, home, say):
-        return confirmed
-    trials = leading(record)[:1]
-    if not trials:
+    """What :func:`best_training` says, with its files; NotFoundError where no trial is finished."""
+    plan = find_record(f"{record.name}-confirm", home)
+    trial = best_training(record, plan)
+    if trial is None:
         raise nothing_finished(record.name)
-    bring_results(record, home, say, trials)
-    return trials[0]
+    bring_results(plan if plan and trial.attrs.arm else record, home, say, [trial])
+    return trial
 
 
 def nothing_finished(study: str) -> NotFoundError:
     return NotFoundError(f"no trial of {study} is finished yet", f"`make sweep STUDY={study}` continues it.")
-
-
-def confirmed_best(record: StudyRecord, home: Home, say: Callable[[str], None]) -> TrialRecord | None:
-    """The training of the median seed of a study's confirmed best, fetched from the share; None if not confirmed."""
-    fixed = find_record(f"{record.name}-confirm", home)
-    found = confirmation(record, fixed) if fixed else None
-    if fixed is None or found is None:
-        return None
-    bring_results(fixed, home, say, [found.best.median_trial])
-    return found.best.median_trial
 
 
 def study_generator(

@@ -82,6 +82,14 @@ def layer_list(network: Generator | Discriminator) -> list[tuple[str, dict[str, 
     return listed
 
 
+def with_plain_layers(generator: nn.Module) -> nn.Module:
+    """A copy on the CPU, in evaluation mode, whose layers are PyTorch's own: other programs know no other ones."""
+    network = copy.deepcopy(generator)
+    if isinstance(network, Generator):
+        with_library_layers(network)
+    return network.to("cpu").eval()
+
+
 def export_onnx(generator: nn.Module, hp: HParams, path: Path) -> None:
     """Write ``z`` (float32, (n, z_dim)) to ``images`` (float32, (n, channels, size, size), in [-1, 1]) as an ONNX file.
 
@@ -94,15 +102,13 @@ def export_onnx(generator: nn.Module, hp: HParams, path: Path) -> None:
             "writing ONNX needs the packages onnx and onnxscript, which are not installed",
             "`.venv/bin/pip install -c constraints.txt -e '.[export]'`",
         ) from None
-    # Networks of this package have layers of their own, which ONNX does not know.
-    network = with_library_layers(copy.deepcopy(generator)) if isinstance(generator, Generator) else generator
     before = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own deprecated calls
             program = torch.onnx.export(
-                network.to("cpu").eval(),
+                with_plain_layers(generator),
                 (torch.zeros(2, hp.z_dim),),
                 dynamo=True,
                 input_names=["z"],
