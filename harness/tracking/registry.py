@@ -78,7 +78,7 @@ def _send(
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
     if not client.search_registered_models(f"name = '{study}'"):
         client.create_registered_model(study, {EXPERIMENT_TAG: study})
-    # Its place, not "models:/ID", which MLflow looks for in the database of MLFLOW_TRACKING_URI; as it does an id's run.
+    # Its place, not "models:/ID", which MLflow looks for in the database of MLFLOW_TRACKING_URI, as an id's run.
     made = client.create_model_version(
         study,
         logged.artifact_location,
