@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -167,22 +168,45 @@ def nothing_finished(study: str) -> NotFoundError:
     return NotFoundError(f"no trial of {study} is finished yet", f"`make sweep STUDY={study}` continues it.")
 
 
-def study_generator(
-    study: str, number: int | None, home: Home, say: Callable[[str], None]
-) -> tuple[Generator, int, str]:
-    """(generator, seed of its scoring protocol, what it is) of a study's trial, the best one if ``number`` is None."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A generator, the seed of its scoring protocol, what it is in words, its folder, and its model card.
+
+    ``card`` takes the licence of the training images, "" where it is not known.
+    """
+
+    generator: Generator
+    seed: int
+    what: str
+    folder: Path
+    card: Callable[[str], str]
+
+
+def study_generator(study: str, number: int | None, home: Home, say: Callable[[str], None]) -> Published:
+    """Of a study's trial, the best one if ``number`` is None."""
     record = study_to_record(started_study(study, home))
     if number is None:
         trial = best_trial(record, home, say)
     else:
         trial = _numbered(record, number)
         bring_results(record, home, say, [trial])
-    generator = _published(home.root / trial.attrs.folder, trial.attrs.hparams, f"trial {trial.number} of {study}")
-    what = f"trial {trial.number}" + (f" ({trial.attrs.preset})" if trial.attrs.arm else "")
-    return generator, record.attrs.spec["scoring"]["final"]["seed"], what
+    folder = home.root / trial.attrs.folder
+
+    def card(licence: str) -> str:
+        from harness.report.card import study_card  # with pandas and matplotlib: seconds
+
+        return study_card(record, find_record(f"{study}-confirm", home), trial, home.root, licence)
+
+    return Published(
+        generator=_published(folder, trial.attrs.hparams, f"trial {trial.number} of {study}"),
+        seed=record.attrs.spec["scoring"]["final"]["seed"],
+        what=f"trial {trial.number}" + (f" ({trial.attrs.preset})" if trial.attrs.arm else ""),
+        folder=folder,
+        card=card,
+    )
 
 
-def training_generator(training: str, home: Home) -> tuple[Generator, int, str]:
+def training_generator(training: str, home: Home) -> Published:
     """As :func:`study_generator`, of a finished ``harness train``."""
     done = [path.name for path in sorted(home.within("trainings").glob("*")) if RunFolder(path).summary.is_file()]
     if training not in done:
@@ -191,4 +215,16 @@ def training_generator(training: str, home: Home) -> tuple[Generator, int, str]:
     folder = home.training_dir(training)
     summary = RunFolder(folder).read_summary()
     what = f"training {training}"
-    return _published(folder, summary["hparams"], what), int(summary["scoring"]["seed"]), what
+
+    def card(licence: str) -> str:
+        from harness.report.card import training_card
+
+        return training_card(training, summary, licence)
+
+    return Published(
+        generator=_published(folder, summary["hparams"], what),
+        seed=int(summary["scoring"]["seed"]),
+        what=what,
+        folder=folder,
+        card=card,
+    )

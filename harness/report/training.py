@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -17,9 +19,15 @@ _GRIDS_SHOWN = 4
 _ALWAYS = ("image_size", "batch_size", "lr_g", "lr_d", "beta1", "beta2", "bn", "activation_g", "activation_d", "latent")
 
 
+def changed_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters that a reader looks for, and those that differ from the defaults."""
+    defaults = HParams().to_dict()
+    return {name: value for name, value in hparams.items() if name in _ALWAYS or value != defaults.get(name)}
+
+
 def build_training_report(folder: Path, out: Path) -> Path:
     """Write ``report.md`` with figures into ``out`` from a finished training's folder; return its path."""
-    run, defaults = RunFolder(folder), HParams().to_dict()
+    run = RunFolder(folder)
     summary, curve = run.read_summary(), pd.DataFrame(run.read_curve())
     grids = [path for path in run.grids() if grid_kimg(path) <= summary["trained_kimg"] * 1.01]
     if len(grids) > _GRIDS_SHOWN:  # the first, the last, and some between
@@ -29,7 +37,7 @@ def build_training_report(folder: Path, out: Path) -> Path:
         **summary,
         "rate": float(curve["images_per_s"].median()) if len(curve) else 0.0,
         "grids": [{"file": file, "title": f"{number(grid_kimg(path))} kimg"} for file, path in files.items()],
-        "changed": {k: v for k, v in summary["hparams"].items() if k in _ALWAYS or v != defaults.get(k)},
+        "changed": changed_hparams(summary["hparams"]),
         "folder": folder.name,
     }
     return write_page(

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc.model import PythonModel
 
 _BATCH = 50
 
 
-class Sampler(PythonModel):  # type: ignore[misc]
+class Sampler(PythonModel):
     def load_context(self, context: Any) -> None:
         self.generator = torch.export.load(context.artifacts["generator"]).module()
         self.latent = context.model_config["latent"]
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def] # MLflow takes hints for data
+    def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> Any:
         z = torch.as_tensor(model_input["z"] if isinstance(model_input, dict) else model_input)
         if (seed := (params or {}).get("seed")) is not None:
             z = _drawn(z.shape, self.latent, seed)

@@ -16,13 +16,11 @@ from torch import Tensor, nn
 from harness import atomic
 from harness.errors import CheckpointError, UsageError
 from harness.gan.fast.layers import with_library_layers
-from harness.gan.hparams import DCGAN, HParams, canonical_json
+from harness.gan.hparams import DCGAN, LAWS, HParams, canonical_json
 from harness.gan.networks import Discriminator, Generator, make_networks
 from harness.training.run_folder import RunFolder
 
 OPSET = 18
-# What z is drawn from, as ``hp.latent`` names it.
-_LAWS = {"normal": "N(0, 1)", "uniform": "U(-1, 1)", "truncated_normal": "N(0, 1) given that it lies within [-1, 1]"}
 # The arguments that make each kind of layer again.
 _ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.ConvTranspose2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding"),
@@ -122,7 +120,7 @@ def export_onnx(generator: nn.Module, hp: HParams, path: Path) -> None:
     assert program is not None
     program.model.metadata_props.update(
         {
-            "z": f"{_LAWS[hp.latent]}, {hp.z_dim} independent elements",
+            "z": f"{LAWS[hp.latent]}, {hp.z_dim} independent elements",
             "images": "[-1, 1], channels first",
             "hparams": canonical_json(hp.to_dict()),
         }

@@ -58,6 +58,7 @@ def test_the_best_of_a_sweep_samples_as_the_harness_does(project, monkeypatch):
     z = generator.latents(70, seed=5)
     assert np.array_equal(model.predict(z), generator(z))
     assert np.array_equal(model.predict(np.zeros_like(z), params={"seed": 5}), generator.sample(70, seed=5))
+    assert np.array_equal(model.predict({"z": z}), generator(z))
     assert model.metadata.signature.inputs.input_names() == ["z"]
     (program,) = (project.home.artifacts / "tiny" / "models").rglob("generator.pt2")
     with zipfile.ZipFile(program) as archive:
@@ -89,6 +90,23 @@ def test_a_confirmed_best_is_the_next_version_and_a_lost_one_is_registered_again
     client.delete_model_version("tiny", "2")
     assert list(reconcile_home("tiny", project.home)) == ["tiny: registered in MLflow as models:/tiny@best, version 3"]
     assert list(reconcile_home("tiny", project.home)) == []
+
+
+def test_an_export_has_a_model_card(project):
+    said = project.run("export", "tiny", "--out", "share/tiny.onnx", "--data-licence", "CC0: made by a test")
+    assert "share/tiny.onnx and share/tiny.safetensors; model card: share/MODEL_CARD.md" in said
+    card = (project.folder / "share" / "MODEL_CARD.md").read_text()
+    assert "CC0: made by a test" in card
+    best = harness.Study(project.folder / "search_spaces" / "tiny.toml", home=project.home.root).best
+    assert (project.folder / "share" / "tiny.safetensors").read_bytes() == (
+        best.folder / "generator.safetensors"
+    ).read_bytes()
+    assert "`harness export tiny` writes `MODEL_CARD.md`" in (project.folder / "reports/tiny/report.md").read_text()
+    project.run("export", "tiny", "--out", "share/tiny.onnx")  # the same study's again
+    (project.folder / "share" / "MODEL_CARD.md").write_text("# Mine\n")
+    assert "share/MODEL_CARD.md is of something else" in project.run("export", "tiny", "--out", "share/o.onnx", code=2)
+    assert (project.folder / "share" / "MODEL_CARD.md").read_text() == "# Mine\n"
+    assert not (project.folder / "share" / "o.onnx").exists()
 
 
 def test_a_model_of_another_program_is_left_alone(project):
