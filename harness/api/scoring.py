@@ -190,8 +190,8 @@ def audit_study(
         )
     say(f"features of {len(store)} training images")
     real = RealImages(store.tensor(), scorers.extractor(MOBILENET))
-    for trial in waiting:
-        say(f"auditing {_name(trial)}")
+    for count, trial in enumerate(waiting, start=1):
+        say(f"auditing {_name(trial)} ({count} of {len(waiting)})")
         hp = HParams.from_stored(trial.attrs.hparams, f"{_name(trial)} of {study_name}")
         folder = RunFolder(home.root / trial.attrs.folder)
         result = audit(import_generator(folder.path, hp, place), hp, scorer, real)
