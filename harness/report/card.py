@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.findings.confirmation import confirmation
+from harness.findings.confirmation import best_training, confirmation
 from harness.findings.headline import headline
 from harness.findings.health import health
 from harness.gan.hparams import LAWS, HParams
@@ -35,18 +35,16 @@ def study_card(record: StudyRecord, plan: StudyRecord | None, trial: TrialRecord
             f"The mean is of this configuration's {mean.n} training seeds; the others are this training's, the median."
         )
     checked = health(f"trial {trial.number}", trial, root)
-    audit = (
-        []
-        if checked.nearer is not None
-        else [f"Not audited for copies of its training images: `harness audit {record.name}`."]
-    )
-    verdict = headline(record, plan)
-    is_best = bool(trial.attrs.arm) or trial.number == verdict.trial
+    audit = f"Not audited for copies of its training images: `harness audit {record.name}`."
+    what = f"Trial {trial.number} of {record.name}, which need not be its best."
+    if trial == best_training(record, plan) and not spec.get("plan"):
+        verdict = headline(record, plan)
+        what = f"{verdict.text} {verdict.reason}"
     return _card(
         name=record.name,
-        what=f"{verdict.text} {verdict.reason}" if is_best else f"Trial {trial.number} of the study, not its best.",
+        what=what,
         hparams=trial.attrs.hparams,
-        dataset={"source": attrs.dataset["name"], **attrs.dataset},
+        dataset=attrs.dataset,
         licence=licence,
         kimg=kimg,
         updates=trial.updates(kimg),
@@ -55,7 +53,7 @@ def study_card(record: StudyRecord, plan: StudyRecord | None, trial: TrialRecord
         protocol_hash=trial.attrs.protocol_hash,
         scores=rows,
         seeds=seeds,
-        limits=[*checked.findings, *audit],
+        limits=[*checked.findings, *([audit] if checked.nearer is None else [])],
         environment=attrs.environment,
     )
 

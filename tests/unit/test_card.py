@@ -44,5 +44,5 @@ def test_another_trial_is_not_called_the_best(number_of_trial):
     trial = FULL.trials[number_of_trial]
     assert trial.number != best_training(FULL, None).number
     card = study_card(FULL, None, trial, NOWHERE, "")
-    assert f"Trial {trial.number} of the study, not its best." in card
+    assert f"Trial {trial.number} of mnist32, which need not be its best." in card
     assert "Best" not in card.splitlines()[2]
