@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ from torch import Tensor, nn
 from harness import atomic
 from harness.data.own import numpy_file
 from harness.errors import CheckpointError, DataError, NotFoundError, UsageError
-from harness.findings.confirmation import confirmation
-from harness.findings.ranking import leading
+from harness.findings.confirmation import best_training
 from harness.gan.hparams import HParams
 from harness.home import Home
 from harness.scoring import sampling
@@ -211,46 +211,58 @@ def _numbered(record: StudyRecord, number: int) -> TrialRecord:
 
 
 def best_trial(record: StudyRecord, home: Home, say: Callable[[str], None]) -> TrialRecord:
-    """The best trial of a study, or :func:`confirmed_best`, with its files; NotFoundError where none is finished."""
-    if confirmed := confirmed_best(record, home, say):
-        return confirmed
-    trials = leading(record)[:1]
-    if not trials:
+    """What :func:`best_training` says, with its files; NotFoundError where no trial is finished."""
+    plan = find_record(f"{record.name}-confirm", home)
+    trial = best_training(record, plan)
+    if trial is None:
         raise nothing_finished(record.name)
-    bring_results(record, home, say, trials)
-    return trials[0]
+    bring_results(plan if plan and trial.attrs.arm else record, home, say, [trial])
+    return trial
 
 
 def nothing_finished(study: str) -> NotFoundError:
     return NotFoundError(f"no trial of {study} is finished yet", f"`make sweep STUDY={study}` continues it.")
 
 
-def confirmed_best(record: StudyRecord, home: Home, say: Callable[[str], None]) -> TrialRecord | None:
-    """The training of the median seed of a study's confirmed best, fetched from the share; None if not confirmed."""
-    fixed = find_record(f"{record.name}-confirm", home)
-    found = confirmation(record, fixed) if fixed else None
-    if fixed is None or found is None:
-        return None
-    bring_results(fixed, home, say, [found.best.median_trial])
-    return found.best.median_trial
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A generator, the seed of its scoring protocol, what it is in words, its folder, and its model card.
+
+    ``card`` takes the licence of the training images, "" where it is not known.
+    """
+
+    generator: Generator
+    seed: int
+    what: str
+    folder: Path
+    card: Callable[[str], str]
 
 
-def study_generator(
-    study: str, number: int | None, home: Home, say: Callable[[str], None]
-) -> tuple[Generator, int, str]:
-    """(generator, seed of its scoring protocol, what it is) of a study's trial, the best one if ``number`` is None."""
+def study_generator(study: str, number: int | None, home: Home, say: Callable[[str], None]) -> Published:
+    """Of a study's trial, the best one if ``number`` is None."""
     record = study_to_record(started_study(study, home))
     if number is None:
         trial = best_trial(record, home, say)
     else:
         trial = _numbered(record, number)
         bring_results(record, home, say, [trial])
-    generator = _published(home.root / trial.attrs.folder, trial.attrs.hparams, f"trial {trial.number} of {study}")
-    what = f"trial {trial.number}" + (f" ({trial.attrs.preset})" if trial.attrs.arm else "")
-    return generator, record.attrs.spec["scoring"]["final"]["seed"], what
+    folder = home.root / trial.attrs.folder
+
+    def card(licence: str) -> str:
+        from harness.report.card import study_card  # with pandas and matplotlib: seconds
+
+        return study_card(record, find_record(f"{study}-confirm", home), trial, home.root, licence)
+
+    return Published(
+        generator=_published(folder, trial.attrs.hparams, f"trial {trial.number} of {study}"),
+        seed=record.attrs.spec["scoring"]["final"]["seed"],
+        what=f"trial {trial.number}" + (f" ({trial.attrs.preset})" if trial.attrs.arm else ""),
+        folder=folder,
+        card=card,
+    )
 
 
-def training_generator(training: str, home: Home) -> tuple[Generator, int, str]:
+def training_generator(training: str, home: Home) -> Published:
     """As :func:`study_generator`, of a finished ``harness train``."""
     done = [path.name for path in sorted(home.within("trainings").glob("*")) if RunFolder(path).summary.is_file()]
     if training not in done:
@@ -259,4 +271,16 @@ def training_generator(training: str, home: Home) -> tuple[Generator, int, str]:
     folder = home.training_dir(training)
     summary = RunFolder(folder).read_summary()
     what = f"training {training}"
-    return _published(folder, summary["hparams"], what), int(summary["scoring"]["seed"]), what
+
+    def card(licence: str) -> str:
+        from harness.report.card import training_card
+
+        return training_card(training, summary, licence)
+
+    return Published(
+        generator=_published(folder, summary["hparams"], what),
+        seed=int(summary["scoring"]["seed"]),
+        what=what,
+        folder=folder,
+        card=card,
+    )

@@ -17,6 +17,7 @@ from harness.report.compare import build_comparison
 from harness.report.study import build_report
 from harness.store.samplers import EVALUATOR, importances
 from harness.store.studies import find_record, started_study, stored_spec, study_to_record
+from harness.sweep.reconcile import register_best
 from harness.tracking.client import new_client
 from harness.tracking.mlflow import MlflowTracker, attach_report
 from harness.training.share import bring_results
@@ -53,7 +54,9 @@ def write_report(name: str, home: Home, say: Callable[[str], None], *, images: b
             path = build_report(record, home.root, out, importances(study), EVALUATOR, confirmed, real)
     tracker = MlflowTracker(new_client(home), record.attrs.mlflow_experiment)
     tags = {} if plan else headline(record, confirmed).tags
-    attach_report(tracker, record.attrs.mlflow_parent, path, say, **tags)
+    attached = attach_report(tracker, record.attrs.mlflow_parent, path, say, **tags)
+    if attached and (done := register_best(record, confirmed, tracker.client, home)):
+        say(done)
     return path
 
 

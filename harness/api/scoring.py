@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import atomic
-from harness.api.generator import Generator, confirmed_best, nothing_finished
+from harness.api.generator import Generator, best_trial
 from harness.data.store import ImageStore, OnProgress, open_array_store, open_store
 from harness.errors import DataError, UsageError
 from harness.findings.health import audited
@@ -171,10 +171,8 @@ def audit_study(
     study = started_study(study_name, home)
     spec, record = stored_spec(study), study_to_record(study)
     bring_results(record, home, say)
-    confirmed = confirmed_best(record, home, say)
-    chosen = [*leading(record)[:top], *([confirmed] if confirmed else [])]
-    if not chosen:
-        raise nothing_finished(study_name)
+    best = best_trial(record, home, say)
+    chosen = [*leading(record)[:top], *([best] if best.attrs.arm else [])]
     waiting = [trial for trial in chosen if audited(trial, home.root) is None]
     if not waiting:
         return 0
@@ -192,8 +190,8 @@ def audit_study(
         )
     say(f"features of {len(store)} training images")
     real = RealImages(store.tensor(), scorers.extractor(MOBILENET))
-    for trial in waiting:
-        say(f"auditing {_name(trial)}")
+    for count, trial in enumerate(waiting, start=1):
+        say(f"auditing {_name(trial)} ({count} of {len(waiting)})")
         hp = HParams.from_stored(trial.attrs.hparams, f"{_name(trial)} of {study_name}")
         folder = RunFolder(home.root / trial.attrs.folder)
         result = audit(import_generator(folder.path, hp, place), hp, scorer, real)

@@ -202,7 +202,7 @@ class Study:
         from harness.sweep.run import run_sweep
 
         work = functools.partial(run_sweep, spec, self.home, source=self.data, machines=machines, **asked)
-        return watch(spec, work, progress=progress, raises=True)
+        return watch(spec, work, progress=progress, raises=True, hours=asked.get("hours"))
 
     def record(self) -> StudyRecord:
         """The study and its trials as plain values.

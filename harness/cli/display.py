@@ -14,6 +14,8 @@ from harness.machine.signals import StopSignals
 _OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")
 # Without a terminal a long training prints a line this often (seconds).
 _LINE_EVERY_S = 5.0
+# The task of which only its beginning is known.
+_WORKING = "working"
 
 
 def visible(text: str) -> str:
@@ -71,6 +73,9 @@ class TrainingProgress:
         """A line, above the bar where there is one."""
         if self.bar:
             self.bar.console.print(visible(text), markup=False, highlight=False)
+            if _WORKING not in self._tasks:
+                self._tasks[_WORKING] = self.bar.add_task(_WORKING, total=None, shown="")
+            self.bar.reset(self._tasks[_WORKING], visible=True)
         else:
             say(text)
 
@@ -93,6 +98,8 @@ class TrainingProgress:
             say(f"{event.kimg:8.1f} kimg  {curve}  {event.images_per_s:,.0f} images/s")
 
     def _advance(self, name: str, done: float, total: float, shown: str) -> None:
+        if _WORKING in self._tasks:  # on what was said last, which is over
+            self.bar.update(self._tasks[_WORKING], visible=False)
         if name not in self._tasks:
             self._tasks[name] = self.bar.add_task(name, total=total, shown="")
         self.bar.update(self._tasks[name], completed=done, total=total, shown=shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from harness.cli.display import complain, say, visible
 from harness.machine.signals import StopSignals, in_notebook, run_interruptibly
+from harness.scoring.protocol import INCEPTION, MOBILENET
 from harness.spec.resolved import ResolvedStudy
 from harness.sweep import messages
 from harness.sweep.run import SweepResult
@@ -24,6 +26,10 @@ from harness.text import duration, number, scored
 
 # A notebook's table is drawn this often (seconds).
 _DRAW_EVERY_S = 0.5
+# What takes longer shows for how long it has (seconds).
+_LONG_S = 5.0
+# Multiplications of an image's features (thousand millions), which say what one score takes compared with another.
+_COST = {INCEPTION: 5.7, MOBILENET: 0.3}
 _DONE = ("COMPLETE", "PRUNED")
 _STYLES = {"COMPLETE": "green", "PRUNED": "dim", "FAIL": "red", "RUNNING": "bold"}
 _WORDS = {"WAITING": "paused"}
@@ -32,13 +38,18 @@ Show = Callable[[str | None], None]
 
 
 def watch(
-    spec: ResolvedStudy, sweep: Callable[..., SweepResult], *, progress: bool = True, raises: bool = False
+    spec: ResolvedStudy,
+    sweep: Callable[..., SweepResult],
+    *,
+    progress: bool = True,
+    raises: bool = False,
+    hours: float | None = None,
 ) -> SweepResult:
     """Run ``run_sweep`` or ``join_sweep``, given with its arguments; an interruption stops it at a checkpoint.
 
     That is a KeyboardInterrupt where this ``raises``, or while nothing is trained yet.
     """
-    view, stop = SweepView(spec), StopSignals(complain)
+    view, stop = SweepView(spec, hours=hours), StopSignals(complain)
     with display(view, progress=progress) as show:
 
         def on_progress(done: int, total: int) -> None:
@@ -115,6 +126,7 @@ class _Row:
     value: float | None = None
     reason: str = ""
     doing: str = ""
+    since: float | None = None  # when the scoring began
 
 
 @dataclass(slots=True)
@@ -126,8 +138,15 @@ class SweepView:
     target: int = 0
     doing: str = "starting"
     started: float = field(default_factory=time.monotonic)
+    hours: float | None = None  # that the sweep may take
+    began: float = field(default_factory=time.monotonic)
     finished_before: int = 0
     trained_before: float = 0.0
+    complete_before: int = 0
+    at_once: int = 1  # trials that ran at the same time
+    # Seconds of the quickest rung score, for the first one waits for the real images' features; of all final ones.
+    rung_s: float | None = None
+    finals_s: float = 0.0
 
     @property
     def finished(self) -> int:
@@ -142,8 +161,7 @@ class SweepView:
         if not self.spec.promotions:
             return f"{self.finished} of {self.target} trials finished"
         tried = sum(row.state in (*_DONE, "WAITING") for row in self.rows.values())
-        complete = sum(row.state == "COMPLETE" for row in self.rows.values())
-        return f"{tried} of {self.target} trials tried, {complete} trained to the end"
+        return f"{tried} of {self.target} trials tried, {self.complete} trained to the end"
 
     @property
     def best(self) -> _Row | None:
@@ -151,18 +169,40 @@ class SweepView:
         return min(done, key=lambda row: row.value or 0.0, default=None)
 
     @property
-    def time_left(self) -> str:
-        """From the pace of this call's trials, running ones as half done; empty before the first has finished.
+    def complete(self) -> int:
+        return sum(row.state == "COMPLETE" for row in self.rows.values())
 
-        A bound while only presets, which are seldom pruned, have finished. With promotion from the images trained, of
-        those that the study is expected to train.
+    @property
+    def final_s(self) -> float:
+        """Seconds of a final score, as they were, or as a rung's lets expect; 0 before any of the two."""
+        fresh = self.complete - self.complete_before
+        if fresh:
+            return self.finals_s / fresh
+        final, rung = self.spec.scoring.final, self.spec.scoring.rung
+        images = final.samples * (self.spec.scoring.sampling_seeds or 1) / rung.samples
+        return (self.rung_s or 0.0) * images * _COST[final.extractor] / _COST[rung.extractor]
+
+    @property
+    def time_left(self) -> str:
+        """From the pace of this call's trials, running ones as half done; empty before the first rung is scored.
+
+        A bound while only presets, which are seldom pruned, have finished. With promotion, and before a trial has
+        finished, from the images trained, of those that the study is expected to train, and the final scores to come.
         """
-        if self.spec.promotions:
-            fresh_kimg, left_kimg = self.trained_kimg - self.trained_before, self.spec.expected_kimg(self.target)
-            left_kimg -= self.trained_kimg
-            pace = (time.monotonic() - self.started) / fresh_kimg if fresh_kimg else 0.0
-            return f"about {duration(pace * left_kimg)} left" if pace and left_kimg > 0 else ""
         fresh = self.finished - self.finished_before
+        if self.spec.promotions or not fresh:
+            if self.spec.promotions:
+                all_kimg, finals = self.spec.expected_kimg(self.target), self.spec.funnel(self.target)[-1]
+            else:
+                all_kimg, finals = self.target * self.spec.budget.kimg, self.target
+            fresh_kimg, left_kimg = self.trained_kimg - self.trained_before, max(0.0, all_kimg - self.trained_kimg)
+            if not fresh_kimg or all(row.rung is None for row in self.rows.values()):
+                return ""
+            pace = max(0.0, time.monotonic() - self.started - self.finals_s / self.at_once) / fresh_kimg
+            scoring_s = max(0, finals - self.complete) * self.final_s / self.at_once
+            bound = "about" if self.spec.promotions else "at most"
+            left = pace * left_kimg + scoring_s
+            return f"{bound} {duration(left)} left" if left else ""
         running = sum(row.state == "RUNNING" for row in self.rows.values()) / 2
         pace = (time.monotonic() - self.started) / (fresh + running) if fresh else 0.0
         left = pace * max(0.0, self.target - self.finished - running)
@@ -186,7 +226,7 @@ class SweepView:
                             trial.number, trial.state, kimg, value=value, reason=trial.reason
                         )
                 self.finished_before, self.started = self.finished, time.monotonic()
-                self.trained_before = self.trained_kimg
+                self.trained_before, self.complete_before = self.trained_kimg, self.complete
             case messages.Said(text=text):
                 self.doing = text
                 return text
@@ -201,13 +241,17 @@ class SweepView:
         return None
 
     def _update_row(self, row: _Row, event: messages.OfTrial) -> str | None:
-        row.doing = "scoring" if isinstance(event, messages.Scoring) else ""
+        now, since = time.monotonic(), row.since
+        row.doing, row.since = "", None
         match event:
+            case messages.Scoring():
+                row.doing, row.since = "rung score" if self.spec.has_rungs else "final score", now
             case messages.Started():
                 before = None if event.retry_of is None else self.rows.get(event.retry_of)
                 if before and before.state == "RUNNING":
                     before.state, before.reason, before.doing = "FAIL", f"continued as trial {row.number}", ""
                 row.state, row.kimg, row.value, row.reason = "RUNNING", event.kimg, None, ""
+                self.at_once = max(self.at_once, sum(each.state == "RUNNING" for each in self.rows.values()))
                 shown = ", ".join(f"{name}={number(value)}" for name, value in event.params.items())
                 resumed = f", continues at {row.kimg:.1f} kimg" if row.kimg else ""
                 return f"trial {row.number} starts{resumed}: {shown}"
@@ -215,9 +259,14 @@ class SweepView:
                 row.kimg, row.rate = event.kimg, event.images_per_s
             case messages.Scored():
                 row.kimg, row.rung = event.kimg, event.score
-                return f"trial {row.number}: {row.kimg:.1f} kimg, rung score {number(row.rung)}"
+                self.rung_s = min(filter(None, (self.rung_s, since and now - since)), default=None)
+                said = f"trial {row.number}: {row.kimg:.1f} kimg, rung score {number(row.rung)}"
+                if row.kimg >= self.spec.budget.kimg:
+                    row.doing, row.since, said = "final score", now, f"{said}; the final score is next"
+                return said
             case messages.Ended():
                 row.state, row.value, row.reason = event.state, event.value, event.reason
+                self.finals_s += now - since if since and row.state == "COMPLETE" else 0.0
                 score = f", score {scored(row.value)}" if row.value is not None else ""
                 why = f" ({row.reason})" if row.reason else ""
                 ended = f"{row.state}{score}{why}" if row.state != "WAITING" else row.reason
@@ -228,24 +277,34 @@ class SweepView:
     def render(self) -> RenderableType:
         """The live table."""
         best = self.best
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        for name in ("trial", "state", "trained", "", "images/s", "rung score", "score", ""):
-            table.add_column(name, justify="left" if name in ("state", "") else "right")
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0), expand=True)
+        for name in ("trial", "state", "kimg", "", "images/s", "rung", "score"):
+            table.add_column(name, justify="left" if name in ("state", "") else "right", no_wrap=True)
+        table.add_column("", ratio=1, no_wrap=True, overflow="ellipsis")  # a row is a line, however narrow
         for row in sorted(self.rows.values(), key=lambda row: row.number)[-20:]:
             running = row.state == "RUNNING"
             table.add_row(
                 str(row.number),
                 Text(_WORDS.get(row.state, row.state.lower()), style=_STYLES.get(row.state, "")),
-                f"{row.kimg:.1f} kimg" if row.kimg else "",
-                ProgressBar(total=self.spec.budget.kimg, completed=row.kimg, width=16) if running else "",
+                f"{row.kimg:.1f}" if row.kimg else "",
+                ProgressBar(total=self.spec.budget.kimg, completed=row.kimg, width=8) if running else "",
                 f"{row.rate:,.0f}" if running and row.rate else "",
                 "" if row.rung is None else number(row.rung),
                 Text("" if row.value is None else scored(row.value), style="bold green" if row is best else ""),
-                "best" if row is best else Text(visible(row.doing or row.reason[:48])),
+                "best" if row is best else Text(self._doing(row) or visible(row.reason)),
             )
         status = [
             self.status,
             f"best {scored(best.value)} (trial {best.number})" if best and best.value is not None else "no score yet",
-            self.time_left or visible(self.doing),
+            self.time_left,
+            "" if self.doing == "training" and self.time_left else visible(self.doing),
         ]
-        return Group(Text(f"study {self.spec.name}: ", style="bold") + Text(" · ".join(status)), table)
+        if self.hours:
+            left = max(0.0, self.began + self.hours * 3600 - time.monotonic())
+            status.append(f"ends in {duration(left)} (HOURS={self.hours:g})")
+        return Group(Text(f"study {self.spec.name}: ", style="bold") + Text(" · ".join(filter(None, status))), table)
+
+    def _doing(self, row: _Row) -> str:
+        """What a trial waits for, and for how long already where that is long."""
+        seconds = time.monotonic() - (row.since or math.inf)
+        return f"{row.doing}, {duration(seconds)}" if seconds >= _LONG_S else row.doing

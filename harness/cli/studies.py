@@ -43,7 +43,6 @@ def sweep(given: Any) -> int | None:
     if given.dry_run:
         from harness.spec.resolved import study_toml
 
-        say("measuring on this device, which takes up to two minutes")
         lines = dict(_measured(spec, given))
         for what in (*_ANSWERS, *(what for what in lines if what not in _ANSWERS)):
             say(f"{what:28} {lines[what]}")
@@ -195,7 +194,8 @@ def _run(spec: ResolvedStudy, given: Any, **asked: Any) -> SweepResult:
 
     machines = Machines(**{field.name: getattr(given, field.name) for field in fields(Machines)})
     asked = {"trials": None, "resume_anyway": False, **asked}
-    return watch(spec, functools.partial(run_sweep, spec, given.home, source=given.data, machines=machines, **asked))
+    work = functools.partial(run_sweep, spec, given.home, source=given.data, machines=machines, **asked)
+    return watch(spec, work, hours=asked.get("hours"))
 
 
 def _conclude(result: SweepResult, report: Path) -> int:
@@ -249,6 +249,7 @@ def _asked(given: Any) -> ResolvedStudy:
 def _measured(spec: ResolvedStudy, given: Any) -> Iterator[tuple[str, str]]:
     from harness.forecast.measure import forecast
 
+    say("measuring on this device, which takes up to two minutes")
     asked = {name: getattr(given, name) for name in ("trials", "workers", "lanes", "device", "exact")}
     return forecast(spec, given.home, source=given.data, say=say, **asked)
 

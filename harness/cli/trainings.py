@@ -16,7 +16,7 @@ from harness.errors import UsageError
 from harness.machine.forks import short_spin
 
 if TYPE_CHECKING:
-    from harness.api.generator import Generator
+    from harness.api.generator import Published
 
 RECIPE = option("--recipe", str, "a published system: see `harness recipes`", env="RECIPE")
 VARIANT = option("--variant", str, "as_written or as_coded, where a recipe's text and code differ; else as_coded",
@@ -125,10 +125,11 @@ def generate(given: Any) -> None:
     for other in ("n", "seed"):
         if given.z and was_typed(other):
             raise click.UsageError(f"--z and {'-n' if other == 'n' else '--seed'} cannot be used together.")
-    generator, scored_with, what = _chosen_generator(given)
+    chosen = _chosen_generator(given)
+    generator = chosen.generator
     from harness.api.generator import read_latents
 
-    seed = scored_with if given.seed is None else given.seed
+    seed = chosen.seed if given.seed is None else given.seed
     rows = max(1, given.n // given.interpolate) + 1 if given.interpolate else given.n
     z = read_latents(given.z, generator.hparams.z_dim) if given.z else generator.latents(rows, seed=seed)
     if given.interpolate:
@@ -139,24 +140,35 @@ def generate(given: Any) -> None:
     generator.save(z, columns=given.interpolate or 8, grid=grid, folder=given.images)
     where = [f"{len(z)} PNG files in {given.images}"] if given.images else []
     where += [str(grid)] if grid else []
-    say(f"{len(z)} images of {what} ({f'z of {given.z}' if given.z else f'seed {seed}'}): {' and '.join(where)}")
+    say(f"{len(z)} images of {chosen.what} ({f'z of {given.z}' if given.z else f'seed {seed}'}): {' and '.join(where)}")
 
 
 @front.verb(
-    "export", "write a trained generator as ONNX, for programs without PyTorch",
-    verbs.STUDY, *CHOICE, option("--out", verbs.PATH, "the file; else STUDY.onnx"),
+    "export", "write a trained generator as ONNX and safetensors, with a model card",
+    verbs.STUDY, *CHOICE, option("--out", verbs.PATH, "the ONNX file, and the folder of all; else STUDY.onnx"),
+    option("--data-licence", str, "of the training images, for the model card"),
 )  # fmt: skip
 def export(given: Any) -> None:
-    generator, _, what = _chosen_generator(given)
+    chosen = _chosen_generator(given)
+    from harness import atomic
     from harness.training.export import export_onnx
+    from harness.training.run_folder import RunFolder
 
     path = given.out or Path(f"{given.training or given.study}.onnx")
-    export_onnx(generator.network, generator.hparams, path)
-    say(f"{what} is written to {path}; its metadata say what z is drawn from")
+    weights, card, text = (
+        path.with_suffix(".safetensors"),
+        path.with_name("MODEL_CARD.md"),
+        chosen.card(given.data_licence or ""),
+    )
+    if card.is_file() and card.read_text(encoding="utf-8").partition("\n")[0] != text.partition("\n")[0]:
+        raise UsageError(f"{card} is of something else", "Say --out FOLDER/NAME.onnx, with a folder of its own.")
+    export_onnx(chosen.generator.network, chosen.generator.hparams, path)
+    atomic.write_bytes(weights, RunFolder(chosen.folder).weights.read_bytes())
+    atomic.write_text(card, text)
+    say(f"{chosen.what} is written to {path} and {weights}; model card: {card}")
 
 
-def _chosen_generator(given: Any) -> tuple[Generator, int, str]:
-    """(generator, seed of its scoring protocol, what it is)."""
+def _chosen_generator(given: Any) -> Published:
     chosen = [name for name in ("best", "trial", "training") if getattr(given, name) not in (None, False)]
     if len(chosen) > 1:
         raise click.UsageError(f"{' and '.join(f'--{name}' for name in chosen)} cannot be used together.")

@@ -24,7 +24,7 @@ MAX_FILE_BYTES = 64 * 2**20
 _MAX_LIST_BYTES = 64 * 2**20
 # Deflate can be unpacked in pieces of a known size; bz2 and LZMA, as zipfile calls them, cannot.
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# A file's format is told by so many of its first bytes.
+# The first bytes of a file that tell its format.
 HEAD_BYTES = 16
 
 # CelebA's partition: 0 is for training, 1 for validation, 2 for testing.

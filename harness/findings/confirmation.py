@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.findings import statistics as stats
 from harness.findings.health import collapsed
-from harness.findings.ranking import rank
+from harness.findings.ranking import leading, rank
 from harness.gan.hparams import LATER, digest, stored_value
 from harness.store.records import StudyRecord, TrialRecord
 
@@ -155,6 +155,12 @@ def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
         differences=result.against_first,
         splits={name: split for name, split in splits.items() if split},
     )
+
+
+def best_training(search: StudyRecord, plan: StudyRecord | None) -> TrialRecord | None:
+    """The training that stands for a study's best: that of the confirmed best's median seed, else the leading trial."""
+    found = confirmation(search, plan) if plan else None
+    return found.best.median_trial if found else next(iter(leading(search)), None)
 
 
 def _arm(name: str, trials: list[TrialRecord], protocol_hash: str, search: StudyRecord) -> ConfirmedArm:

@@ -20,6 +20,8 @@ DCGAN = "dcgan"
 LATER: dict[str, str | float] = {
     "network": DCGAN, "optimizer": "adam", "loss_clip": 0.0, "diffaugment": "none", "update_order": "d_first",
 }  # fmt: skip
+# What z is drawn from, as ``latent`` names it, in words.
+LAWS = {"normal": "N(0, 1)", "uniform": "U(-1, 1)", "truncated_normal": "N(0, 1) given that it lies within [-1, 1]"}
 # One name that sets a parameter of both networks.
 ALIASES: dict[str, tuple[str, ...]] = {
     "lr": ("lr_g", "lr_d"),

@@ -42,7 +42,7 @@ def write_page(
     for name, payload in files.items():
         atomic.write_bytes(out / name, payload)
     path = out / "report.md"
-    atomic.write_text(path, _squeezed(filled(template, **context, figures=drawn)))
+    atomic.write_text(path, squeezed(filled(template, **context, figures=drawn)))
     write_html(path)
     for old in (old for pattern in owned for old in out.glob(pattern)):
         if old.name not in files:
@@ -77,7 +77,7 @@ def _environment() -> Environment:
     return made
 
 
-def _squeezed(text: str) -> str:
+def squeezed(text: str) -> str:
     """At most one blank line in a row, and one newline at the end."""
     lines: list[str] = []
     for line in text.splitlines():

@@ -13,20 +13,22 @@ import optuna
 from filelock import Timeout
 from optuna.trial import FrozenTrial, TrialState
 
-from harness.errors import NotFoundError, StorageError, StorageLost, TrackingError, without_secrets
+from harness.errors import HarnessError, NotFoundError, StorageError, StorageLost, TrackingError, without_secrets
 from harness.findings.ranking import leading
 from harness.gan.hparams import canonical_json
 from harness.home import Home
 from harness.machine.provenance import provenance
 from harness.spec.resolved import compared_params
 from harness.store.database import open_storage, write_study_attrs
-from harness.store.records import StudyAttrs, TrialAttrs
+from harness.store.records import StudyAttrs, StudyRecord, TrialAttrs
 from harness.store.studies import database_exists, find_record, started_study, stored_spec, study_to_record
 from harness.store.trials import Trials, finished_count, trial_key
 from harness.sweep.journals import adopt_journals
+from harness.text import number
 from harness.tracking.client import answers, client_for, make_database, new_client, within, without_password
 from harness.tracking.mirror import Reflection, send_left
 from harness.tracking.mlflow import STATUS, MlflowTracker, find_run, open_experiment
+from harness.tracking.registry import register
 from harness.tracking.views import write_views
 from harness.training.run_folder import RunEnd, RunFolder, RunInfo, RunRecord
 
@@ -189,6 +191,9 @@ def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
         for study in studies:
             for line in _agree_on(study, client, home):
                 yield f"{study.study_name}: {line}"
+            record = study_to_record(study)
+            if line := register_best(record, find_record(f"{record.name}-confirm", home), client, home):
+                yield f"{study.study_name}: {line}"
         if name is None:  # trainings that no process is at
             for path in training_records(home):
                 Reflection(path).forget_lost(client)
@@ -222,6 +227,25 @@ def _agree_on(study: optuna.Study, client: MlflowClient, home: Home) -> list[str
     if all(trial.state.name != "RUNNING" for trial in study.get_trials(deepcopy=False)):
         parent._end(attrs.target)
     return said
+
+
+def register_best(record: StudyRecord, plan: StudyRecord | None, client: MlflowClient, home: Home) -> str:
+    """Have MLflow's registry hold a search's best, confirmed where it is; what was done, or why not, "" if nothing."""
+    from harness.findings.confirmation import best_training  # with statsmodels: seconds
+
+    trial = None if record.attrs.spec.get("plan") else best_training(record, plan)
+    if trial is None:
+        return ""
+    of, folder = plan if plan and trial.attrs.arm else record, RunFolder(home.root / trial.attrs.folder)
+    if not folder.weights.is_file():  # on another machine
+        return ""
+    kimg = f"{number(record.attrs.spec['budget']['kimg'])} kimg"
+    about = f"Trial {trial.number} of {of.name}: {of.attrs.final_metric} = {number(trial.value)} after {kimg}"
+    try:
+        return register(client, record.name, of.attrs.mlflow_experiment, folder, dict(trial.attrs.hparams), about)
+    except Exception as error:  # whatever MLflow raises; it shows what there is, and decides nothing
+        first = error.problem if isinstance(error, HarnessError) else (str(error).splitlines() or [""])[0]
+        return f"the best generator is not in MLflow's registry ({without_secrets(first)[:200]})"
 
 
 def training_records(home: Home) -> list[Path]:

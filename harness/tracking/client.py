@@ -149,7 +149,7 @@ class _Client:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             return getattr(self._real, name)
-        seconds = _FILE_S if name in ("log_artifact", "log_artifacts", "log_image") else _CALL_S
+        seconds = _FILE_S if name in ("log_artifact", "log_artifacts", "log_image", "log_model_artifacts") else _CALL_S
         # Where MLflow's database is a server's, making the client waits for that.
         return lambda *args, **kwargs: within(seconds, lambda: getattr(self._real, name)(*args, **kwargs))
 

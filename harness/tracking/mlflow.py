@@ -254,8 +254,8 @@ class MlflowTracker:
         self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
 
-def attach_report(tracker: MlflowTracker, run_id: str, page: Path, say: Callable[[str], None], **tags: str) -> None:
-    """Attach a report that is written to its run in MLflow, with tags that sum it up, if that answers in time."""
+def attach_report(tracker: MlflowTracker, run_id: str, page: Path, say: Callable[[str], None], **tags: str) -> bool:
+    """Attach a written report to its run in MLflow, with tags that sum it up; whether MLflow answered in time."""
 
     def attach() -> None:
         tracker.artifact(run_id, page.parent, "report")
@@ -267,3 +267,5 @@ def attach_report(tracker: MlflowTracker, run_id: str, page: Path, say: Callable
     except Exception as error:  # whatever the tracking library raises
         lines = without_secrets(str(error)).strip().splitlines() or [""]
         say(f"the report could not be attached to its run in MLflow ({type(error).__name__}: {lines[0][:120]})")
+        return False
+    return True

@@ -17,13 +17,11 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from harness import atomic
 from harness.errors import CheckpointError, UsageError
 from harness.gan.fast.layers import with_library_layers
-from harness.gan.hparams import DCGAN, HParams, canonical_json
+from harness.gan.hparams import DCGAN, LAWS, HParams, canonical_json
 from harness.gan.networks import Discriminator, Generator, make_networks
 from harness.training.run_folder import RunFolder
 
 OPSET = 18
-# What z is drawn from, as ``hp.latent`` names it.
-_LAWS = {"normal": "N(0, 1)", "uniform": "U(-1, 1)", "truncated_normal": "N(0, 1) given that it lies within [-1, 1]"}
 # Where PyTorch keeps what follows a layer.
 _FOLLOWING = tuple(f"torch.nn.modules.{name}" for name in ("activation", "batchnorm", "instancenorm", "normalization"))
 # The arguments that make each kind of layer again.
@@ -133,6 +131,14 @@ def layer_list(network: Generator | Discriminator) -> list[tuple[str, dict[str, 
     return listed
 
 
+def with_plain_layers(generator: nn.Module) -> nn.Module:
+    """A copy on the CPU, in evaluation mode, whose layers are PyTorch's own: other programs know no other ones."""
+    network = copy.deepcopy(generator)
+    if isinstance(network, Generator):
+        with_library_layers(network)
+    return network.to("cpu").eval()
+
+
 def export_onnx(generator: nn.Module, hp: HParams, path: Path) -> None:
     """Write ``z`` (float32, (n, z_dim)) to ``images`` (float32, (n, channels, size, size), in [-1, 1]) as an ONNX file.
 
@@ -145,15 +151,13 @@ def export_onnx(generator: nn.Module, hp: HParams, path: Path) -> None:
             "writing ONNX needs the packages onnx and onnxscript, which are not installed",
             "`.venv/bin/pip install -c constraints.txt -e '.[export]'`",
         ) from None
-    # Networks of this package have layers of their own, which ONNX does not know.
-    network = with_library_layers(copy.deepcopy(generator)) if isinstance(generator, Generator) else generator
     before = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own deprecated calls
             program = torch.onnx.export(
-                network.to("cpu").eval(),
+                with_plain_layers(generator),
                 (torch.zeros(2, hp.z_dim),),
                 dynamo=True,
                 input_names=["z"],
@@ -167,7 +171,7 @@ def export_onnx(generator: nn.Module, hp: HParams, path: Path) -> None:
     assert program is not None
     program.model.metadata_props.update(
         {
-            "z": f"{_LAWS[hp.latent]}, {hp.z_dim} independent elements",
+            "z": f"{LAWS[hp.latent]}, {hp.z_dim} independent elements",
             "images": "[-1, 1], channels first",
             "hparams": canonical_json(hp.to_dict()),
         }

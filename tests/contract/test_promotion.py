@@ -299,7 +299,7 @@ class TestWarmStart:
 
     def test_a_study_that_shares_nothing_or_is_not_there_is_refused(self, database, tmp_path):
         self.searched(self.spec("earlier"), 3, tmp_path)
-        for earlier, space, why in (("earlier", ("batch_size",), "no scored trial"), ("earlyer", ("lr",), "earlier?")):
+        for earlier, space, why in (("earlier", ("batch_size",), "no scored trial"), ("earlier2", ("lr",), "earlier?")):
             with pytest.raises(UsageError, match=f"sampler.from: .*{why}"):
                 opened(self.spec("new", earlier, space=space), tmp_path)
 

@@ -1,4 +1,4 @@
-"""The saved views of a study, as MLflow keeps them."""
+"""The saved views of a study, as MLflow keeps them; e2e/test_sweep.py looks at them in a browser."""
 
 from __future__ import annotations
 

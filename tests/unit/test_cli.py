@@ -36,8 +36,9 @@ from harness.spec.resolved import ResolvedStudy, with_budget
 from harness.spec.study import BudgetSpec, PrunerSpec
 from harness.store.samplers import kimg_to_images, make_pruner
 from harness.store.studies import find_record, open_study, started_study, stored_content
-from harness.sweep.messages import Ended, Progressed, Said, Scored, Started
+from harness.sweep.messages import Ended, Progressed, Said, Scored, Scoring, Started
 from harness.sweep.reconcile import reconcile_home
+from harness.text import duration
 from harness.training.run_folder import RunFolder
 from tests.conftest import ROOT
 from tools import bootstrap
@@ -521,6 +522,65 @@ def test_the_view_of_promotion_counts_what_was_tried_and_estimates_by_images(mon
     text = console.export_text()
     assert "study mnist32: 2 of 8 trials tried, 1 trained to the end" in text
     assert "paused at 6 kimg" in text
+
+
+def test_the_time_left_counts_final_scores_from_the_first_rung_on(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    spec = load_study_file("mnist32")
+    view = SweepView(spec, target=8, started=now[0])
+    view.update(Started(number=0))
+    now[0] += 10
+    view.update(Progressed(number=0, kimg=6.0, images_per_s=600.0))
+    view.update(Scoring(number=0))
+    assert (view.rows[0].doing, view.time_left) == ("rung score", "")
+    now[0] += 2
+    view.update(Scored(number=0, kimg=6.0, score=120.0))
+    final, rung = spec.scoring.final, spec.scoring.rung
+    ratio = {"inception-v3": 5.7, "mobilenet-v2": 0.3}
+    guess = 2 * final.samples / rung.samples * ratio[final.extractor] / ratio[rung.extractor]
+    assert view.final_s == pytest.approx(guess)
+    assert view.time_left == f"about {duration(12 / 6 * (96 - 6) + guess)} left", "one of eight comes to its end"
+    view.update(Ended(number=0, state="WAITING", reason="paused at 6 kimg"))
+
+    view.update(Started(number=0, kimg=6.0))
+    now[0] += 60
+    view.update(Progressed(number=0, kimg=54.0, images_per_s=600.0))
+    view.update(Scoring(number=0))
+    now[0] += 2
+    line = view.update(Scored(number=0, kimg=54.0, score=60.0))
+    assert line == "trial 0: 54.0 kimg, rung score 60; the final score is next"
+    assert view.rows[0].doing == "final score"
+    now[0] += 71
+    view.update(Ended(number=0, state="COMPLETE", value=50.0))
+    assert view.final_s == 71
+    assert view.time_left == f"about {duration(74 / 54 * (96 - 54))} left", (
+        "no final score is left, nor is one in the pace"
+    )
+
+
+def test_rows_fit_80_columns_and_the_header_knows_the_hours(monkeypatch):
+    from rich.console import Console
+
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    view = SweepView(load_study_file("mnist32"), target=8, hours=1.0, began=now[0])
+    for number in range(3):
+        view.update(Started(number=number))
+        view.update(Progressed(number=number, kimg=50.5, images_per_s=12345.0))
+        view.update(Scored(number=number, kimg=50.5, score=1234.5))
+    view.update(Ended(number=1, state="FAIL", reason="RuntimeError: " + "a long reason " * 9))
+    view.update(Ended(number=2, state="COMPLETE", value=1234.56))
+    view.update(Scoring(number=0))
+    now[0] += 71
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(view.render())
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    (head,) = (index for index, line in enumerate(lines) if line.startswith("trial"))
+    assert len(lines[head + 1 :]) == 3, "a line each"
+    assert "rung score, 71 s" in lines[head + 1]
+    assert "ends in 58.8 min (HOURS=1)" in " ".join(" ".join(lines[:head]).split())
 
 
 def test_a_killed_trial_no_longer_runs_once_it_is_continued():
