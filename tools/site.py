@@ -65,7 +65,8 @@ def stage(out: Path) -> None:
     sources = {path: path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")}
     sources |= {ROOT / name: Path(place) for name, place in OTHERS.items()}
     committed = re.findall(r"^!/reports/(.+)/$", (ROOT / ".gitignore").read_text(), re.MULTILINE)
-    reports = {ROOT / "reports" / name / "report.md": Path("reports", name, "report.html") for name in committed}
+    pages = [page for name in committed for page in sorted((ROOT / "reports" / name).rglob("report.md"))]
+    reports = {page: page.relative_to(ROOT).with_suffix(".html") for page in pages}
     for source, place in sources.items():
         (out / place).parent.mkdir(parents=True, exist_ok=True)
         (out / place).write_text(_relinked(source, place, sources | reports))
