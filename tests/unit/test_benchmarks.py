@@ -120,6 +120,6 @@ def test_every_arm_is_a_study_and_none_has_a_preset():
     for name in SETS:
         specs = {arm: arm_spec(name, arm, 1000) for arm in ARMS}
         assert not any(spec.presets for spec in specs.values())
-        assert [len(spec.promotions) for spec in specs.values()] == [0, 2, 2, 0]
+        assert [len(spec.promotions) for spec in specs.values()] == [0, 2, 2, 0, 2]
         assert len({spec.name for spec in specs.values()}) == len(ARMS)
         assert len(set(jobs(name))) == len(jobs(name)) == 30 + SETS[name].sweeps + 2 * SETS[name].controls

@@ -166,5 +166,5 @@ def test_a_partition_file_of_millions_of_lines_is_not_read(tmp_path):
 
     with zipfile.ZipFile(tmp_path / "celeba.zip", "w", zipfile.ZIP_DEFLATED) as out:
         out.writestr("list_eval_partition.txt", b"a 0\n" * (2**21 + 1))
-    with pytest.raises(DataError, match="no partition file of CelebA"):
+    with pytest.raises(DataError, match="is not a partition file of CelebA"):
         find_partition(tmp_path / "celeba.zip")
