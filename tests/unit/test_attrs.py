@@ -27,8 +27,8 @@ TRIAL = {
 STUDY = {
     "spec": json.dumps({"data": {"image_size": 16}}), "spec_hash": "cd", "description": "A study.", "uid": "ef",
     "dataset": {"fingerprint": "0"}, "target": 4, "workers": 2, "environment": {"versions": "torch 2"},
-    "final_metric": "fid20",
-    "rung_metric": "fid20", "protocols": {"final": {"samples": 20}}, "lessons": [[{"lr": 1e-3}, -0.5]], "mlflow_experiment": "1", "mlflow_parent": "2",
+    "final_metric": "fid20", "lessons": [[{"lr": 1e-3}, -0.5]],
+    "rung_metric": "fid20", "protocols": {"final": {"samples": 20}}, "mlflow_experiment": "1", "mlflow_parent": "2",
 }  # fmt: skip
 
 
