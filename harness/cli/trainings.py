@@ -36,7 +36,7 @@ CHOICE: Sequence[click.Parameter] = (
            env="KIMG"),
     option("--samples", Whole(20), "images to score with, generated and real ones each; else as in the file",
            env="SAMPLES"),
-    option("--grid-kimg", Number(), "a sample grid every so many kimg; else after every epoch, or ten in all"),
+    option("--grid-kimg", Number(), "a sample grid every N kimg; else after every epoch, or ten in all"),
     option("--grid-steps", Whole(), "the same, in generator updates"),
     verbs.EXACT, option("--seed", verbs.SEED, "of the training", env="SEED"), verbs.DATA, verbs.DEVICE,
 )  # fmt: skip

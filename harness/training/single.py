@@ -46,7 +46,7 @@ from harness.training.run_folder import RunEnd, RunFolder, RunInfo, RunRecord
 _MOST_GRIDS, _MOST_WANTED_GRIDS = 100, 1000
 # A training shorter than this many epochs has as many sample grids along its way instead.
 _FEWEST_GRIDS = 10
-# The walk between z's: this many rows, of so many images.
+# The walk between z's: rows, and images in each.
 _WALKS, _STEPS = 4, 8
 # How long scoring fewer images takes is not said.
 _QUICK_SAMPLES = 500
