@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +24,8 @@ FORKS = sys.platform == "linux"
 
 # How often a process is forked before it is given up.
 _FORKS = 3
+# How long a killed fork server may take to die. It may also be alive, and only what it forked was killed.
+_DYING_S = 5.0
 # Bytes of the folder's path: those of Ray's sockets are longest, with some 75 more.
 _LONGEST_TMPDIR = 32
 
@@ -107,7 +110,16 @@ class ForkContext(ForkServerContext):
                             f"the process that workers are started from was killed {_FORKS} times",
                             "Out of memory? What was done is kept: start again to continue.",
                         ) from None
+                    _await_death_of_the_fork_server()
             return None
+
+
+def _await_death_of_the_fork_server() -> None:
+    """A killed fork server answers no more, but the library takes it for alive until its memory has been given back."""
+    end = time.monotonic() + _DYING_S
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # the library tells it nobody
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None and time.monotonic() < end:
+        time.sleep(0.01)  # and leave its exit status for the library, which starts another one when it finds that
 
 
 class SpawningContext(SpawnContext):

@@ -6,7 +6,9 @@ import io
 import os
 import re
 import signal
+import socket
 import stat
+import subprocess
 import tempfile
 from multiprocessing import forkserver
 from pathlib import Path
@@ -216,3 +218,18 @@ def test_a_fork_server_that_was_killed_is_started_again():
     assert forks.call_in_fork(code_sha256) == code_sha256()
     os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
     assert forks.call_in_fork(code_sha256) == code_sha256()
+
+
+@pytest.mark.skipif(not forks.FORKS, reason="without a fork server")
+def test_a_fork_server_that_takes_a_while_to_die_is_started_again(tmp_path):
+    """Its sockets are closed before the process is gone, for which the library looks."""
+    forks.start_fork_server()
+    server = forkserver._forkserver
+    with socket.socket(socket.AF_UNIX) as closed:
+        closed.bind(str(tmp_path / "closed"))
+    os.kill(server._forkserver_pid, signal.SIGKILL)
+    os.waitpid(server._forkserver_pid, 0)
+    dying = subprocess.Popen(["/bin/sleep", "0.5"])
+    server._forkserver_pid, server._forkserver_address = dying.pid, str(tmp_path / "closed")
+    assert forks.call_in_fork(code_sha256) == code_sha256()
+    assert server._forkserver_pid != dying.pid
