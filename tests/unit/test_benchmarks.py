@@ -16,7 +16,7 @@ from benchmarks.budget import table
 from benchmarks.gpu import Counted
 from benchmarks.peak import peak_mib
 from benchmarks.pruners import Curve, replay, speeds
-from benchmarks.search import ARMS, SETS, arm_spec, goal, jobs, ratio
+from benchmarks.search import ARMS, SETS, arm_spec, goal, jobs, ratio, unit
 from benchmarks.search import table as search_table
 from harness.store.samplers import AsyncPercentilePruner
 from tests.conftest import ROOT
@@ -100,8 +100,8 @@ def test_sweeps_are_as_good_from_the_compute_on_at_which_their_mean_best_is_the_
 
 
 def test_the_table_counts_compute_in_full_trials_of_the_same_machine(monkeypatch, tmp_path):
-    def row(arm, cpu, course=(), full=()):
-        return {"arm": arm, "cpu": cpu, "seed": 0, "course": list(course), "full": list(full)}
+    def row(arm, cpu, course=(), full=(), seed=0, seconds=0.0):
+        return {"arm": arm, "cpu": cpu, "seed": seed, "course": list(course), "full": list(full), "seconds": seconds}
 
     pool = [row("pool", "quick", full=[[50.0, 60.0 + i] for i in range(20)])]
     pool += [row("pool", "slow", full=[[100.0, 60.0 + i] for i in range(20, 40)])]
@@ -113,6 +113,10 @@ def test_the_table_counts_compute_in_full_trials_of_the_same_machine(monkeypatch
     assert "50 s on quick" in lines[0]
     (promotion,) = [line for line in lines if line.startswith("| promotion |")]
     assert promotion.startswith("| promotion | 2 | 1 | 0.50 (0.01 to 0.99) | never")
+    again = [row("pool", "quick", seed=seed, seconds=100.0) for seed in (1, 2, 3)]
+    again += [row("again", "third", seed=seed, seconds=170.0) for seed in (1, 2, 3)]
+    assert unit([*pool, *again], "third") == pytest.approx(1.7 * 50.0), "by what both ran"
+    assert math.isnan(unit([*pool, *again[:-1]], "third"))
     assert search_table("fashion32") == "fashion32: 0 trials in the pool; at least 30 are needed."
 
 
@@ -120,7 +124,7 @@ def test_every_arm_is_a_study_and_none_has_a_preset():
     for name in SETS:
         specs = {arm: arm_spec(name, arm, 1000) for arm in ARMS}
         assert not any(spec.presets for spec in specs.values())
-        assert [len(spec.promotions) for spec in specs.values()] == [0, 2, 2, 0, 2]
+        assert [len(spec.promotions) for spec in specs.values()] == [0, 2, 2, 0, 2, 0]
         assert len({spec.name for spec in specs.values()}) == len(ARMS)
         searches = 2 if name == "celeba32" else 1  # faces with and without what digits taught
         expected = 30 + searches * SETS[name].sweeps + 2 * SETS[name].controls
