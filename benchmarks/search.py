@@ -186,6 +186,8 @@ def run_one(
         "seconds": round(sum(trial.seconds for trial in record.trials), 1),
         "trials": len({trial.attrs.position for trial in record.trials if trial.params}),
         "full": [[round(t.seconds, 1), t.value] for t in record.complete] if arm in (POOL, AGAIN) else [],
+        # What another study can learn from, on a machine where this one was not run.
+        "scored": [[dict(t.params), dict(t.intermediate), t.value] for t in record.newest] if arm == PROMOTION else [],
         **{key: provenance("cpu")[key] for key in ("git_commit", "cpu", "cores")},
         "date": time.strftime("%Y-%m-%d"),
     }
