@@ -151,7 +151,7 @@ def test_ctrl_c_in_a_script_stops_at_a_checkpoint(folder):
     os.kill(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=600)
     assert process.returncode in (-signal.SIGINT, 130)
-    assert "stopping at the next snapshot" in output
+    assert "stopping at the next checkpoint" in output
     assert "KeyboardInterrupt" in output and "went on" not in output
     first = study_to_record(started_study("long", Home(folder / "runs"))).trials[0]
     assert first.state == "FAIL" and first.reason.startswith("interrupted")
