@@ -92,7 +92,7 @@ def test_long_scoring_is_announced_with_its_time(hp, home, image_folder):
     long = training(hp, kimg=0.04, scoring=ScoreSpec(extractor="mobilenet-v2", samples=600, reference=24))
     run_training(long, home, source=image_folder, device="cpu", watch=watch(say=said.append))
     (announced,) = [text for text in said if text.startswith("scoring")]
-    seconds = re.fullmatch(r"scoring 600 images, about ([\d.]+) s: Ctrl-C stops it, .* --samples N .*", announced)
+    seconds = re.fullmatch(r"scoring 600 images, about ([\d.]+) s; Ctrl-C stops it, .* --samples N .*", announced)
     assert seconds
     assert 0 < float(seconds[1]) < 120
 
