@@ -570,7 +570,7 @@ def test_a_run_that_is_gone_for_good_is_made_again_whole_from_folder_and_databas
         for path in folder.records():
             path.unlink()
     [line] = reconcile(env.trials, again, env.home)
-    assert line == "trial 0: its MLflow run was missing; it is shown again, as the record has it"
+    assert line == "trial 0: its MLflow run was missing; created again from the record"
     run = again.runs["tiny/0"]
     assert sorted(run.values) == sorted(before.values)
     assert (run.status, run.images, run.scores["fid20"]) == ("FINISHED", before.images, record.value)
