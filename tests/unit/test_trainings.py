@@ -194,7 +194,7 @@ def test_a_walk_between_normal_z_stays_as_far_from_zero_as_they_are():
     straight = walk(z, 9, "uniform").unflatten(0, (4, 9))
     assert torch.allclose(straight[:, 4], (z[:-1] + z[1:]) / 2, atol=1e-6)
     opposite = walk(torch.tensor([[1.0], [-2.0]]), 4, "normal")
-    with pytest.raises(UsageError, match="1 z and 4 steps make no walk"):
+    with pytest.raises(UsageError, match="a walk needs two or more z and steps; got 1 and 4"):
         Generator(torch.nn.Identity(), hp).walk(z[:1].numpy(), 4)
     assert opposite.flatten().tolist() == pytest.approx([1, 0, -1, -2], abs=1e-6), "no direction to turn to"
 
