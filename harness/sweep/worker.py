@@ -127,26 +127,25 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
             mirror.close(_HURRIED_SENDING_S if should_stop() else _LAST_SENDING_S)
 
 
-def work(setup: WorkerSetup, target: int | None = None) -> bool:
-    """Run trials in one lane until COMPLETE and PRUNED ones reach the target: the study's, unless given.
+def work(setup: WorkerSetup) -> None:
+    """Run trials in one lane until COMPLETE and PRUNED ones reach the study's target, or memory runs out.
 
-    Returns whether the lane retired because memory ran out. A worker ends with its last lane, except worker 0, whose
-    last lane takes trials again once no other trial runs.
+    A worker ends with its last lane, except worker 0, whose last lane takes trials again once no other trial runs.
     Raises SweepError after several failed trials in a row: the rest would fail, too.
     """
     failures: list[str] = []
     retired = False
     while not (setup.stop() or (retired and setup.job.index > 0)):
-        wanted = StudyAttrs.parse(setup.trials.study.user_attrs).target if target is None else target
-        trial = setup.trials.ask(wanted, alone=retired)
+        target = StudyAttrs.parse(setup.trials.study.user_attrs).target
+        trial = setup.trials.ask(target, alone=retired)
         if trial is None:
-            if setup.trials.is_done(wanted):
-                break
+            if setup.trials.is_done(target):
+                return
             threading.Event().wait(_IDLE_S)
             continue
         end = run_trial(trial, setup)
         if end.retires and setup.lanes.leave():
-            return True
+            return
         retired = retired or end.retires
         failed = end.state == TrialState.FAIL and not end.reason.startswith(INTERRUPTED)
         failures = [*failures, end.reason] if failed else []
@@ -155,7 +154,6 @@ def work(setup: WorkerSetup, target: int | None = None) -> bool:
                 f"{len(failures)} trials in a row failed; the last: {failures[-1]}",
                 "Each trial's reason is in the report and in MLflow. Run `harness doctor`, then start again.",
             )
-    return retired
 
 
 def run_trial(trial: optuna.Trial, setup: WorkerSetup) -> TrialEnd:

@@ -12,6 +12,8 @@ import torch
 from harness.errors import SweepError
 from harness.home import Home
 from harness.machine.processes import use_threads
+from harness.store.database import write_study_attrs
+from harness.store.records import StudyAttrs
 from harness.store.studies import study_to_record
 from harness.sweep import lanes as module
 from harness.sweep.lanes import Lanes
@@ -48,7 +50,8 @@ class Worker:
 
     def run(self) -> None:
         setup = self.env.setup
-        self.lanes.run(lambda: work(setup, TRIALS), CPU, 1)
+        write_study_attrs(self.env.trials.study, StudyAttrs(target=TRIALS))
+        self.lanes.run(lambda: work(setup), CPU, 1)
 
     @property
     def record(self):

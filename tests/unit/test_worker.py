@@ -33,6 +33,8 @@ from harness.scoring.diversity import real_distance
 from harness.scoring.fidelity import Scores
 from harness.spec.files import parse_study
 from harness.spec.resolved import ResolvedPreset, suggest
+from harness.store.database import write_study_attrs
+from harness.store.records import StudyAttrs
 from harness.store.samplers import make_sampler
 from harness.store.studies import open_study, study_to_record
 from harness.store.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, begun_count, finished_count
@@ -89,6 +91,10 @@ class Env:
     def home(self) -> Home:
         return self.job.home
 
+    def work(self, target: int) -> None:
+        write_study_attrs(self.trials.study, StudyAttrs(target=target))
+        work(self.setup)
+
     def share_memory(self, **neighbours: object) -> None:
         self.job = dataclasses.replace(self.job, **neighbours)
 
@@ -140,11 +146,11 @@ def test_a_finished_trial_agrees_everywhere(study, env):
 
 
 def test_the_budget_counts_complete_and_pruned_and_can_be_extended(study, env):
-    work(env.setup, 3)
+    env.work(3)
     assert finished_count(study) == 3
-    work(env.setup, 3)
+    env.work(3)
     assert len(study.trials) == 3
-    work(env.setup, 5)
+    env.work(5)
     assert finished_count(study) == 5
     assert env.trials.ask(5) is None
 
@@ -153,7 +159,7 @@ def test_a_trial_that_another_program_added_does_not_count(study, env):
     study.add_trial(optuna.trial.create_trial(value=1.0))
     study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED))
     assert (finished_count(study), begun_count(study)) == (0, 0)
-    work(env.setup, 2)
+    env.work(2)
     assert finished_count(study) == 2
     assert len(study.trials) == 4
     assert [trial.number for trial in rank(study_to_record(study)).trials if trial.number in (1, 2)] == []
@@ -222,7 +228,7 @@ def test_a_broken_trial_fails_with_its_reason_and_the_sweep_stops_after_three(st
     env.rung = broken
     env.rung.objective, env.rung.protocol = "fid_mnv2_20", env.final.protocol
     with pytest.raises(SweepError, match="3 trials in a row failed; the last: RuntimeError: the GPU fell"):
-        work(env.setup, 9)
+        env.work(9)
     records = study_to_record(study).trials
     assert [record.state for record in records] == ["FAIL"] * 3
     assert "fell off the bus" in env.tracker.runs["tiny/0"].tags["error"]
@@ -280,7 +286,7 @@ def test_memory_that_runs_out_ends_the_trial_with_its_own_reason(study, env):
 def test_memory_that_runs_out_beside_neighbours_is_tried_once_more_with_one_worker_less(study, env):
     env.rung = Hungry("fid_mnv2_20")
     env.share_memory(workers=2, index=1)
-    assert work(env.setup, 9), "it retires"
+    env.work(9)
     first = study_to_record(study).trials[0]
     assert first.reason.startswith("interrupted: oom alongside 1 other trials; queued again")
     again = one(study, env)
@@ -347,7 +353,7 @@ def test_the_first_worker_stays_where_memory_ran_out_but_takes_no_trial_beside_o
 
     monkeypatch.setattr(env.trials, "ask", asked)
     env.stop = lambda: any(trial.state == "COMPLETE" for trial in study_to_record(study).trials)
-    assert work(env.setup, 9)
+    env.work(9)
     (then,) = idle
     assert [state for state, _ in then] == ["RUNNING", "FAIL", "WAITING"]
     assert then[1][1].startswith("interrupted: oom alongside 1 other trials; queued again")
