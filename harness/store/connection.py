@@ -16,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceE
 
 from harness.errors import ESCAPES, StorageError, StorageLost, UsageError
 from harness.home import Home, expanded, seconds_from_environment
+from harness.machine.imports import require
 from harness.text import error_line
 
 _ADDRESSES = (
@@ -53,13 +54,7 @@ def database_url(home: Home) -> URL:
         return url.set(database=str(expanded(Path(url.database))))
     if url.drivername not in ("postgresql", "postgresql+psycopg"):
         raise UsageError(f"HARNESS_STORAGE: {url.drivername} is not supported", _ADDRESSES)
-    try:
-        import psycopg  # noqa: F401
-    except ImportError:
-        raise UsageError(
-            "HARNESS_STORAGE names PostgreSQL, but psycopg is not installed",
-            "`.venv/bin/pip install -c constraints.txt -e '.[postgresql]'`, or `pip install 'psycopg[binary]'`.",
-        ) from None
+    require("psycopg[binary]", "PostgreSQL (HARNESS_STORAGE)", "postgresql")
     return url.set(drivername="postgresql+psycopg")
 
 

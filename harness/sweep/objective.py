@@ -44,7 +44,6 @@ class WorkerSetup:
     final: Scorer
     rung: Scorer
     follow: Callable[[Path, Callable[[], None]], None]  # as of Mirror
-    stop: Callable[[], bool]
     publish: Callable[[messages.Event], None]
     real_distance: float
     lanes: Lanes = field(default_factory=Lanes)
@@ -63,7 +62,7 @@ def objective(trial: optuna.Trial, attempt: Attempt, setup: WorkerSetup) -> list
         report(trial, value, step, spec, attempt.history)
         pause_at(trial, step, setup)
     budget = Budget(kimg=spec.budget.kimg, snapshots_kimg=spec.budget.rungs)
-    images, stop, every_s = setup.images_NHWC, setup.stop, setup.checkpoint_s
+    images, stop, every_s = setup.images_NHWC, setup.lanes.stop, setup.checkpoint_s
     for event in train_on_disk(attempt, images, budget=budget, stop=stop, checkpoint_s=every_s):
         if isinstance(event, Progress):
             setup.lanes.has_trained()

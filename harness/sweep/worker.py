@@ -113,7 +113,6 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
         follow=mirror.follow,
         final=final,
         rung=rung,
-        stop=lanes.stop,
         publish=publish,
         real_distance=real_distance(images),
         lanes=lanes,
@@ -135,7 +134,7 @@ def work(setup: WorkerSetup) -> None:
     """
     failures: list[str] = []
     retired = False
-    while not (setup.stop() or (retired and setup.job.index > 0)):
+    while not (setup.lanes.stop() or (retired and setup.job.index > 0)):
         target = StudyAttrs.parse(setup.trials.study.user_attrs).target
         trial = setup.trials.ask(target, alone=retired)
         if trial is None:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from harness import atomic
-from harness.errors import CheckpointError, UsageError
+from harness.errors import CheckpointError
 from harness.gan.fast.layers import with_library_layers
 from harness.gan.hparams import DCGAN, LAWS, HParams, canonical_json
 from harness.gan.networks import Discriminator, Generator, make_networks
+from harness.machine.imports import require
 from harness.training.run_folder import RunFolder
 
 OPSET = 18
@@ -144,13 +145,7 @@ def export_onnx(generator: nn.Module, hp: HParams, path: Path) -> None:
 
     Its metadata hold the law of z, the range of the images, and the hyperparameters as JSON.
     """
-    try:
-        import onnxscript  # noqa: F401 - torch.onnx needs it
-    except ImportError:
-        raise UsageError(
-            "writing ONNX needs the packages onnx and onnxscript, which are not installed",
-            "`.venv/bin/pip install -c constraints.txt -e '.[export]'`",
-        ) from None
+    require("onnxscript", "writing ONNX", "export")  # torch.onnx imports it
     before = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:

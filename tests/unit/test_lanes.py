@@ -39,7 +39,7 @@ class Worker:
     def __init__(self, folder: Path, lanes: int) -> None:
         self.env, self.stopping, self.events = Env(Home(folder), ALONE), False, list[Event]()
         self.lanes = self.env.lanes = Lanes(lanes, lambda: self.stopping)
-        self.env.stop, self.env.publish = self.lanes.stop, self.publish
+        self.env.publish = self.publish
         self.meeting, self.met = threading.Barrier(lanes), threading.local()
 
     def publish(self, event: Event) -> None:

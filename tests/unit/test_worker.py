@@ -39,6 +39,7 @@ from harness.store.samplers import make_sampler
 from harness.store.studies import open_study, study_to_record
 from harness.store.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, begun_count, finished_count
 from harness.sweep import messages
+from harness.sweep.lanes import Lanes
 from harness.sweep.messages import WorkerJob
 from harness.sweep.objective import WorkerSetup
 from harness.sweep.worker import DIVERGED_VALUE, failure, run_trial, work
@@ -85,7 +86,8 @@ class Env:
 
     @property
     def setup(self) -> WorkerSetup:
-        return WorkerSetup(**{name: value for name, value in vars(self).items() if name != "_tracker"})
+        parts = {name: value for name, value in vars(self).items() if name not in ("_tracker", "stop")}
+        return WorkerSetup(**{"lanes": Lanes(1, self.stop), **parts})
 
     @property
     def home(self) -> Home:

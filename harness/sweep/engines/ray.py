@@ -24,6 +24,7 @@ from typing import Any
 
 from harness.errors import HarnessError, SweepError, UsageError
 from harness.machine.forks import same_imports, search_path, short_temporary_folder
+from harness.machine.imports import require
 from harness.machine.processes import Machines
 from harness.sweep.messages import Crashed, Ended, Event, Watcher, WorkerJob
 from harness.text import error_line
@@ -300,15 +301,11 @@ def _import_ray() -> Any:
     # Read at import: send no usage reports; leave CUDA_VISIBLE_DEVICES of CPU tasks alone, without a warning.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-        import ray._private.worker
-        import ray.util.scheduling_strategies
-    except ImportError:
-        raise UsageError(
-            "the engine ray needs the package ray, which is not installed",
-            "`.venv/bin/pip install -c constraints.txt -e '.[ray]'`",
-        ) from None
+    require("ray", "the engine ray", "ray")
+    import ray
+    import ray._private.worker
+    import ray.util.scheduling_strategies
+
     # Else Ray prints about each lost worker over the live table, whatever log_to_driver says.
     ray._private.worker._worker_logs_enabled = False
     return ray
