@@ -70,7 +70,7 @@ class TrainingProgress:
         self.stop.__exit__()
 
     def say(self, text: str) -> None:
-        """A line, above the bar where there is one."""
+        """Print a line, above the bar if there is one."""
         if self.bar:
             self.bar.console.print(visible(text), markup=False, highlight=False)
             if _WORKING not in self._tasks:

@@ -39,7 +39,7 @@ def this_process() -> dict[str, Any]:
 
 
 def is_gone(process: Mapping[str, Any] | None, *, one_machine: bool) -> bool | None:
-    """Whether a process has ended; None where this machine cannot tell and the worker's heartbeat must decide.
+    """Whether a process has ended; None if this machine cannot tell, so that the worker's heartbeat must decide.
 
     ``process`` is a record of :func:`this_process`, empty for a worker that died before it wrote one. ``one_machine``:
     all processes run on this machine, as with SQLite; an earlier boot's have then ended.
@@ -98,7 +98,7 @@ def free_memory() -> int:
 
 
 def _of_container(name: str) -> tuple[float, ...]:
-    """The numbers in a file of this container's control group (Linux, version 2 or 1); none where there is no limit."""
+    """The numbers in a file of this container's control group (Linux, version 2 or 1); none without a limit."""
     try:
         return tuple(map(float, (_CONTROL_GROUP / name).read_text(encoding="utf-8").split()))
     except (OSError, ValueError):  # "max" is not a number
@@ -138,7 +138,7 @@ class Machines:
 
 
 def why_no_cuda() -> str:
-    """Why torch has no CUDA device here, in a sentence; empty where it has one."""
+    """Why torch has no CUDA device here, in a sentence; empty if it has one."""
     import torch
 
     with warnings.catch_warnings(record=True) as said:  # torch warns of a driver that is too old
@@ -164,7 +164,7 @@ def why_no_cuda() -> str:
 
 
 def _listed_gpu() -> str:
-    """The first GPU that the driver knows, whatever torch can use; empty where there is no driver or it fails."""
+    """The first GPU that the driver knows, usable by torch or not; empty if there is no driver, or it fails."""
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=20)
         return next(iter(done.stdout.splitlines()), "").partition(" (UUID")[0]
@@ -181,7 +181,7 @@ def device_in_words(device: str) -> str:
 
 
 def choose_device(wanted: str) -> str:
-    """``auto`` is CUDA where torch finds it, else the CPU; a UsageError if the device is unknown or missing."""
+    """``auto`` is CUDA if torch finds it, else the CPU; a UsageError if the device is unknown or missing."""
     if wanted not in ("auto", "cpu", "cuda"):
         raise UsageError(f"DEVICE={wanted!r} is not known", "Use auto, cpu or cuda.")
     if wanted == "cpu":

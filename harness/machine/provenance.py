@@ -28,7 +28,7 @@ def code_sha256() -> str:
 
 
 def git_commit() -> str:
-    """The commit of the code in use, with ``-dirty`` where it is changed; ``unknown`` outside a clone of its own."""
+    """The commit of the code in use, with ``-dirty`` if it was changed; ``unknown`` outside its own clone."""
     root = _PACKAGE.parent
 
     def git(*arguments: str) -> str:

@@ -56,7 +56,7 @@ class Attempt:
     _: KW_ONLY
     rung_metric: str = ""
     earlier: Sequence[RunFolder] = ()  # of attempts that it continues, oldest first
-    fence: Callable[[], None] = lambda: None  # raises where this attempt was declared dead
+    fence: Callable[[], None] = lambda: None  # raises if this attempt was declared dead
     share: Share | None = None
     say: Callable[[str], None] = lambda text: None
     real_distance: float = 0.0  # from scoring.diversity.real_distance; 0 if unknown
