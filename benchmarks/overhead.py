@@ -129,7 +129,6 @@ def _worker(root: str, trials: int, training: Training, experiment: str, found: 
         job=job, trials=Trials(study, spec, home), images_NHWC=images, device=torch.device("cpu"),
         follow=mirror.follow,
         final=Waiting("fid500"), rung=Waiting("fid_mnv2_250"),  # type: ignore[arg-type]
-        stop=lambda: False,
         publish=lambda event: None, real_distance=0.0,
     )  # fmt: skip
     for index in range(trials + _UNCOUNTED):

@@ -15,7 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 100
 # Made by commands, from words of their own.
 GENERATED = ("docs/recipes.md",)
-PYTHON = ("api", "data", "findings", "forecast", "gan", "machine", "scoring", "spec", "store")
+PYTHON = (
+    *("api", "cli", "data", "findings", "forecast", "gan"),
+    *("machine", "scoring", "spec", "store", "sweep", "training"),
+)
 # Patterns from the beginning of a word, in any case, and what to write instead.
 IDIOMS = {
     r"(go|goes|going|went|gone) on\b": "continue, continued",

@@ -53,14 +53,14 @@ class Generator:
         return f"Generator(z_dim={hp.z_dim}, {hp.latent} z, images {hp.image_size}x{hp.image_size}x{hp.channels})"
 
     def latents(self, n: int, *, seed: int = 0) -> np.ndarray:
-        """z of shape (n, z_dim), float32, from the law that the generator was trained with."""
+        """n latents of shape (n, z_dim), float32, from the law that the generator was trained with."""
         latents: np.ndarray = sampling.scoring_noise(n, self.hparams, seed).numpy()
         return latents
 
     def walk(self, z: np.ndarray, steps: int) -> np.ndarray:
-        """From each z to the next in ``steps`` z, both ends included: shape ((N - 1) * steps, z_dim).
+        """Latents from each z to the next, ``steps`` each with both ends included: shape ((N - 1) * steps, z_dim).
 
-        Spherical for normal z, where points on a straight line would be nearer to 0 than any z is; else straight.
+        Spherical for normal z, because points on a straight line would be closer to 0 than z ever is; else straight.
 
         Args:
             z: of shape (N, z_dim), two or more.
@@ -76,12 +76,12 @@ class Generator:
         (10, 16, 16, 1)
         """
         if len(z) < 2 or steps < 2:
-            raise UsageError(f"{len(z)} z and {steps} steps make no walk", "Give two or more of each.")
+            raise UsageError(f"a walk needs two or more z and steps; got {len(z)} and {steps}", "Use more of them.")
         path: np.ndarray = sampling.walk(torch.as_tensor(z, dtype=torch.float32), steps, self.hparams.latent).numpy()
         return path
 
     def __call__(self, z: np.ndarray | Tensor) -> np.ndarray:
-        """Images of a latent z of shape (N, z_dim), as uint8 of shape (N, H, W, C)."""
+        """Images of latents z of shape (N, z_dim), as uint8 of shape (N, H, W, C)."""
         return self._pixels(self._images(z))
 
     def sample(self, n: int, *, seed: int = 0) -> np.ndarray:
@@ -103,7 +103,7 @@ class Generator:
         """Sample images into a grid (a PNG file), or into a folder of PNG files, or both.
 
         Args:
-            n: how many; or their z, of shape (N, z_dim).
+            n: number of images, or their z of shape (N, z_dim).
             seed: of z, where ``n`` is a number.
             columns: of the grid.
             grid: its file.
@@ -131,20 +131,20 @@ class Generator:
 
 
 def read_latents(path: Path, z_dim: int) -> np.ndarray:
-    """z of shape (N, z_dim), float32, from an ``.npy`` file, or an ``.npz``: its only array, or the one named ``z``.
+    """z of shape (N, z_dim), float32, from an ``.npy`` file, or from an ``.npz``'s only array or its array ``z``.
 
     Raises:
-        DataError: there is no such file, or its array is something else.
+        DataError: there is no such file, or its array has another shape or type.
     """
     if not path.is_file():
         raise DataError(f"no such file: {path}", "Save z with np.save.")
-    found = numpy_file(path, "z", f"Save an array of shape (N, {z_dim}) with np.save.")
-    if found.ndim != 2 or found.shape[1] != z_dim or not len(found) or found.dtype.kind not in "fiu":
+    array = numpy_file(path, "z", f"Save an array of shape (N, {z_dim}) with np.save.")
+    if array.ndim != 2 or array.shape[1] != z_dim or not len(array) or array.dtype.kind not in "fiu":
         raise DataError(
-            f"{path} has an array of shape {found.shape} and type {found.dtype}",
+            f"{path} has an array of shape {array.shape} and type {array.dtype}",
             f"This generator needs numbers of shape (N, {z_dim}), a row for each image.",
         )
-    latents: np.ndarray = found.astype(np.float32)
+    latents: np.ndarray = array.astype(np.float32)
     if not np.isfinite(latents).all():
         raise DataError(f"{path} has values that are not finite", "Every element of z must be a number.")
     return latents
@@ -191,7 +191,7 @@ def _published(folder: Path, stored: Mapping[str, Any], what: str, device: str =
 
 
 def _folder_of_best(path: Path, home: Home) -> Path:
-    """Where the weights of a ``best.toml`` are, after a look at their sha256 where it names one."""
+    """The folder of the weights of a ``best.toml``; their sha256 is checked if the file names it."""
     best = load_best(path)
     if best.weights is None:
         return home.root / _numbered(study_to_record(started_study(best.study, home)), best.trial).attrs.folder
@@ -199,7 +199,7 @@ def _folder_of_best(path: Path, home: Home) -> Path:
     if not weights.is_file():
         raise NotFoundError(f"the weights that {path} names are not in {home.root}: {best.weights.path}")
     if atomic.file_sha256(weights) != best.weights.sha256:
-        raise CheckpointError(f"{weights} is not the file that {path} names: its sha256 is another")
+        raise CheckpointError(f"{weights} is not the file that {path} names: its sha256 differs")
     return weights.parent
 
 
@@ -211,24 +211,21 @@ def _numbered(record: StudyRecord, number: int) -> TrialRecord:
 
 
 def best_trial(record: StudyRecord, home: Home, say: Callable[[str], None]) -> TrialRecord:
-    """What :func:`best_training` says, with its files; NotFoundError where no trial is finished."""
+    """The trial of :func:`best_training`, with its files; NotFoundError if no trial is finished."""
     plan = find_record(f"{record.name}-confirm", home)
     trial = best_training(record, plan)
     if trial is None:
-        raise nothing_finished(record.name)
+        hint = f"`make sweep STUDY={record.name}` continues it."
+        raise NotFoundError(f"no trial of {record.name} is finished yet", hint)
     bring_results(plan if plan and trial.attrs.arm else record, home, say, [trial])
     return trial
 
 
-def nothing_finished(study: str) -> NotFoundError:
-    return NotFoundError(f"no trial of {study} is finished yet", f"`make sweep STUDY={study}` continues it.")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """A generator, the seed of its scoring protocol, what it is in words, its folder, and its model card.
+    """A generator, the seed of its scoring protocol, its name in words, its folder, and its model card.
 
-    ``card`` takes the licence of the training images, "" where it is not known.
+    ``card`` takes the licence of the training images, "" if it is unknown.
     """
 
     generator: Generator
@@ -239,7 +236,7 @@ class Published:
 
 
 def study_generator(study: str, number: int | None, home: Home, say: Callable[[str], None]) -> Published:
-    """Of a study's trial, the best one if ``number`` is None."""
+    """The generator of a study's trial, of the best one if ``number`` is None."""
     record = study_to_record(started_study(study, home))
     if number is None:
         trial = best_trial(record, home, say)
@@ -263,7 +260,7 @@ def study_generator(study: str, number: int | None, home: Home, say: Callable[[s
 
 
 def training_generator(training: str, home: Home) -> Published:
-    """As :func:`study_generator`, of a finished ``harness train``."""
+    """The generator of a finished ``harness train``."""
     done = [path.name for path in sorted(home.within("trainings").glob("*")) if RunFolder(path).summary.is_file()]
     if training not in done:
         guess = did_you_mean(training, done)

@@ -1,4 +1,4 @@
-"""A study file for a person's own images, written from what is in their folder."""
+"""Write a study file that fits a folder of images."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from harness.spec.files import file_names, load_study_file, parse_study, read, s
 from harness.spec.fit import few_images, require_images
 from harness.spec.tables import NAME_PATTERN
 
-# With this many images an epoch is long enough for larger batches.
+# From this many images on, larger batches are searched.
 _MANY = 5_000
 
 
 def new_study(
     name: str, home: Home, source: Path, *, image_size: int, on_progress: OnProgress, say: Say
 ) -> tuple[Path, Sequence[str]]:
-    """Prepare a folder's images and write a study that fits them; (its file, sentences on what is there).
+    """Prepare a folder's images and write a study that fits them; return (its file, sentences about the images).
 
-    It is ``photos32`` or ``photos64`` with what these images ask for, in the folder of study files or, where that is
-    the package's own, in the current one. A DataError says that no study would fit.
+    The file is ``photos32`` or ``photos64``, adapted to the images. It is written to the folder of study files, or to
+    the current folder if there is only the package's own. Raises DataError if no study would fit.
     """
     own = Path("search_spaces").is_dir() or "HARNESS_SEARCH_SPACES" in os.environ
     path = (spaces_dir() if own else Path()) / f"{name}.toml"
@@ -43,7 +43,7 @@ def new_study(
     store = open_store(home, spec.data, source, study=name, on_progress=on_progress, say=say)
     require_images(spec, store.n_train, store.n_held_out)
     store.require_contrast()
-    found = [*look(store, home, source), *filter(None, [few_images(spec, store.n_train)])]
+    sentences = [*look(store, home, source), *filter(None, [few_images(spec, store.n_train)])]
     folder = printable(source.resolve().name)
     described = {"description": f"{len(store):,} images of your own ({folder}) at {image_size} px."}
     changes = {r"description = .*": tomli_w.dumps(described).strip()}
@@ -54,9 +54,9 @@ def new_study(
     lines = read(template).splitlines()
     for line, other in changes.items():
         lines = [other if re.fullmatch(line, each) else each for each in lines]
-    seen = "".join(f"# - {sentence}\n" for sentence in found)
+    seen = "".join(f"# - {sentence}\n" for sentence in sentences)
     text = f"# Written by `harness new` for the images in {folder}, from {template.stem}:\n{seen}\n"
     text += "\n".join((*lines, ""))
     parse_study(name, text, shown_as=str(path))
     atomic.write_text(path, text)
-    return path, found
+    return path, sentences

@@ -1,4 +1,4 @@
-"""Writing reports from the database, and attaching them to their studies' runs in MLflow."""
+"""Write reports from the database, and attach them to their studies' runs in MLflow."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _REAL_IMAGES = 64
 
 
 def write_report(name: str, home: Home, say: Callable[[str], None], *, images: bool = True) -> Path:
-    """Write ``reports/STUDY`` from the database, and attach it to the study's parent run in MLflow if that answers.
+    """Write ``reports/STUDY`` from the database, and attach it to the study's run in MLflow if that answers.
 
-    For a confirmation this is its search's report, for ``STUDY-claims`` it is ``reports/claims-STUDY``. It has samples
-    only with ``images``. Files of other machines' trials are fetched from the share.
+    A confirmation is reported in its search's report, ``STUDY-claims`` in ``reports/claims-STUDY``. Without ``images``
+    a report of claims has no samples. Files of other machines' trials are fetched from the share.
     """
     study = started_study(name, home)
     record = study_to_record(study)
@@ -38,7 +38,7 @@ def write_report(name: str, home: Home, say: Callable[[str], None], *, images: b
     if plan and plan["kind"] != "claims":
         return write_report(plan["study"], home, say)
     if plan:
-        stored_spec(study)  # or a sentence why it cannot be read
+        stored_spec(study)  # raises if it cannot be read
     bring_results(record, home, say)
     confirmed = None if plan else find_record(f"{name}-confirm", home)
     if confirmed is not None:
@@ -61,12 +61,12 @@ def write_report(name: str, home: Home, say: Callable[[str], None], *, images: b
 
 
 def study_headline(name: str, home: Home) -> Headline:
-    """The verdict on a started search, confirmed where it was."""
+    """The verdict on a started search, with its confirmation if there is one."""
     return headline(study_to_record(started_study(name, home)), find_record(f"{name}-confirm", home))
 
 
 def write_comparison(names: Sequence[str], home: Home) -> Path:
-    """Write ``reports/compare-A-B`` of started studies that are searches, each named once."""
+    """Write ``reports/compare-A-B`` of started searches, each named once."""
     if len(set(names)) < len(names):
         raise UsageError("a study is named twice", "Name each once.")
     records = [study_to_record(started_study(name, home)) for name in names]

@@ -110,18 +110,18 @@ def score(
             (N, C, H, W) in [-1, 1], or uint8 of shape (N, H, W, C).
         real_images: as the images of :func:`train`.
         metrics: any of ``fid``, ``kid``, ``is``, ``precision`` and ``recall``.
-        samples: images to generate; compared with the same number of real ones, or all there are.
-        extractor: of features; ``mobilenet-v2`` is faster, and its scores carry ``mnv2`` in their names.
+        samples: images to generate; compared with as many real ones, or all if there are fewer.
+        extractor: feature network; ``mobilenet-v2`` is faster, and its scores have ``mnv2`` in their names.
         seed: of z.
-        z_dim: of z, where the generator is a function.
-        latent: law of z, where the generator is a function.
+        z_dim: of z, if the generator is a function.
+        latent: law of z, if the generator is a function.
         device: ``auto``, ``cpu`` or ``cuda``.
-        say: called with what takes long, such as fetching weights.
+        say: called with messages about long steps, such as fetching weights.
 
     Returns:
-        ``values`` by full names that carry the protocol, such as ``fid10k``; ``unavailable`` with reasons (without
-        Inception's classifier head there is MobileNetV2's ``is_mnv2_10k``); ``protocol_hash``: only scores of equal
-        hashes are comparable.
+        ``values`` by names that include the protocol, such as ``fid10k``; ``unavailable`` with reasons (without
+        Inception's classifier head, MobileNetV2 gives ``is_mnv2_10k``); ``protocol_hash``: only scores with the same
+        hash are comparable.
 
     Raises:
         UsageError: an unknown metric.
@@ -164,9 +164,9 @@ def audit_study(
     on_images: OnProgress,
     say: Callable[[str], None],
 ) -> int:
-    """Audit the best ``top`` trials of a study and the confirmed best, unless done before; return how many.
+    """Audit the best ``top`` trials of a study and the confirmed best, if not done before; return the number.
 
-    Each trial's folder gets ``audit.json``, and a picture of its samples with their nearest training images.
+    Each trial's folder gets ``audit.json``, and a picture of samples with their nearest training images.
     """
     study = started_study(study_name, home)
     spec, record = stored_spec(study), study_to_record(study)
@@ -186,7 +186,7 @@ def audit_study(
     if others := [_name(trial) for trial in waiting if trial.attrs.protocol_hash != scorer.protocol.hash]:
         raise DataError(
             f"{', '.join(others)}: scored under another protocol than this machine's ({scorer.protocol.hash})",
-            "Weights or versions of torch and torch-fidelity differ: audit where the study ran, or with what it used.",
+            "Weights or versions of torch and torch-fidelity differ: audit where the study ran, or install those.",
         )
     say(f"features of {len(store)} training images")
     real = RealImages(store.tensor(), scorers.extractor(MOBILENET))
@@ -202,12 +202,12 @@ def audit_study(
 
 
 def _name(trial: TrialRecord) -> str:
-    """What people call a trial; in a fixed study, its configuration and seed."""
+    """A trial's name for people; in a fixed study, its configuration and seed."""
     return trial.attrs.preset if trial.attrs.arm else f"trial {trial.number}"
 
 
 def load_images(images: Any, hp: HParams, home: Home) -> ImageStore:
-    """The images that a caller gives, prepared for a configuration's networks."""
+    """The caller's images, prepared for a configuration's networks."""
     if isinstance(images, str) and not Path(images).exists():
         return open_store(home, load_study_file(images).data, None, study=images, on_progress=_quiet, say=_quiet)
     try:
@@ -227,7 +227,7 @@ def _quiet(*_: object) -> None:
 
 
 def _network(generator: Generator | Callable[[Tensor], Any], z_dim: int, latent: str) -> tuple[nn.Module, HParams]:
-    """A generator, or a function that is one, as a module with the settings that its z and images need."""
+    """A generator or function as a module, with settings that fit its z and images."""
     if isinstance(generator, Generator):
         return generator.network, generator.hparams
     network = _Function(generator)
@@ -238,7 +238,7 @@ def _network(generator: Generator | Callable[[Tensor], Any], z_dim: int, latent:
 
 
 class _Function(nn.Module):
-    """A caller's function of z as a module that gives float images of shape (N, C, H, W) in [-1, 1]."""
+    """A caller's function of z as a module that returns float images of shape (N, C, H, W) in [-1, 1]."""
 
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         super().__init__()

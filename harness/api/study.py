@@ -38,7 +38,7 @@ class BestTrial:
         value: its final score; lower is better.
         scores: all final scores by their full names.
         folder: with its curve, sample grids and weights.
-        headline: the verdict on the study, as in :attr:`Study.headline`: how sure it is that this is the best.
+        headline: the verdict on the study, see :attr:`Study.headline`.
     """
 
     study: str
@@ -67,10 +67,10 @@ class Study:
     Args:
         study: the name of a file in ``search_spaces/`` or of a started study, the path of a ``.toml`` file, or a
             StudySpec.
-        data: folder or zip of images, where the study's source needs one.
+        data: folder or zip of images, if the study's source needs one.
         home: folder of databases, trials and weights; ``HARNESS_HOME`` or ``runs/`` unless given.
         quick: the file's quick budget, as a study of its own, ``STUDY-quick``.
-        kimg: length of a full trial in thousands of images, in place of the file's; rungs follow.
+        kimg: length of a full trial in thousands of images, instead of the file's; rungs are scaled with it.
         say: called with notes, such as that MLflow cannot be reached.
 
     Raises:
@@ -133,7 +133,7 @@ class Study:
         progress: bool = True,
         hours: float | None = None,
     ) -> SweepResult:
-        """Run or continue the study until its budget is reached, or its time is over.
+        """Run or continue the study until its budget or its time is used up.
 
         Args:
             trials: trials to finish in all; the file's number unless given. A larger number later extends the study.
@@ -150,7 +150,7 @@ class Study:
             How many trials are finished, and how many were wanted.
 
         Raises:
-            HarnessError: images are missing or others, the file has drifted from the study, workers keep dying.
+            HarnessError: images are missing or have changed, the file has changed, workers keep dying.
             KeyboardInterrupt: it was interrupted; trainings are saved, and the next call continues them.
 
         >>> import harness
@@ -159,7 +159,7 @@ class Study:
         """
         machines = Machines(workers=workers, lanes=lanes, device=device)
         asked = {"trials": trials, "exact": exact, "resume_anyway": resume_anyway, "hours": hours}
-        return self._run(self.spec, machines, progress, **asked)
+        return run_and_watch(self.spec, self.home, self.data, machines, progress=progress, raises=True, **asked)
 
     def confirm(
         self,
@@ -184,7 +184,7 @@ class Study:
             progress: as in :meth:`run`.
 
         Returns:
-            The study of these trainings, ``STUDY-confirm``. ``best`` and ``report`` of this one now use it.
+            The study of these trainings, ``STUDY-confirm``. ``best`` and ``report`` of this study use it from now on.
 
         >>> import harness
         >>> study = harness.Study("tiny", data="images")
@@ -192,17 +192,9 @@ class Study:
         Study('tiny-confirm')
         """
         spec = confirm_spec(self.name, self.home, top=top, seeds=seeds, samplings=samplings)
-        self._run(
-            spec, Machines(workers=workers, lanes=lanes, device=device), progress, trials=None, resume_anyway=False
-        )
+        machines = Machines(workers=workers, lanes=lanes, device=device)
+        run_and_watch(spec, self.home, self.data, machines, progress=progress, raises=True)
         return Study(spec, data=self.data, home=self.home.root, say=self.say)
-
-    def _run(self, spec: ResolvedStudy, machines: Machines, progress: bool, **asked: Any) -> SweepResult:
-        from harness.cli.live import watch
-        from harness.sweep.run import run_sweep
-
-        work = functools.partial(run_sweep, spec, self.home, source=self.data, machines=machines, **asked)
-        return watch(spec, work, progress=progress, raises=True, hours=asked.get("hours"))
 
     def record(self) -> StudyRecord:
         """The study and its trials as plain values.
@@ -231,7 +223,7 @@ class Study:
 
     @property
     def best(self) -> BestTrial:
-        """The best trial, confirmed where the study was confirmed.
+        """The best trial; of a confirmed study, the confirmed best.
 
         Raises:
             NotFoundError: no trial is finished.
@@ -282,6 +274,18 @@ class Study:
         return write_report(self.name, self.home, self.say)
 
 
+def run_and_watch(
+    spec: ResolvedStudy, home: Home, data: Path | None, machines: Machines, *, progress: bool = True,
+    raises: bool = False, **asked: Any,
+) -> SweepResult:  # fmt: skip
+    """Run a study with the live view; ``raises`` is :func:`watch`'s, ``asked`` more arguments of ``run_sweep``."""
+    from harness.cli.live import watch
+    from harness.sweep.run import run_sweep
+
+    work = functools.partial(run_sweep, spec, home, source=data, machines=machines, **asked)
+    return watch(spec, work, progress=progress, raises=raises, hours=asked.get("hours"))
+
+
 def confirm_spec(name: str, home: Home, *, top: int, seeds: int, samplings: int) -> ResolvedStudy:
     """The fixed study that confirms a started one."""
     from harness.findings import fixed_studies
@@ -294,7 +298,7 @@ def confirm_spec(name: str, home: Home, *, top: int, seeds: int, samplings: int)
 
 
 def _find(name: str, home: Home) -> ResolvedStudy:
-    """The study file of this name, or the started study whose file is gone."""
+    """The study file of this name, or a started study without a file."""
     if name.endswith(".toml") or name.removesuffix("-quick") in file_names("study"):
         return files.load_study_file(name)
     from harness.store.records import StudyAttrs

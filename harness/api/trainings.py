@@ -1,4 +1,4 @@
-"""Training one configuration on its own: a report's, a recipe's, or the caller's."""
+"""Train a single configuration: from a report's ``best.toml``, or from a recipe."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from harness.tracking.mlflow import MlflowTracker, attach_report, open_experimen
 from harness.training.run_folder import RunFolder
 from harness.training.single import Outcome, Training, Watch, run_training
 
-# Seconds for sending what MLflow has yet to get when the training has ended.
+# Seconds for the last sending to MLflow when the training has ended.
 _LAST_SENDING_S = 30.0
-# Seconds for finding the experiment before it starts.
+# Seconds for finding the experiment at the start.
 _OPENING_S = 30.0
 
 
@@ -48,7 +48,7 @@ def config_training(config: Path) -> Training:
 
 
 def recipe_training(name: str, variant: str | None) -> Training:
-    """A published system, for its published epochs."""
+    """The training of a published system, for its published epochs."""
     recipe = load_recipe(name)
     variant = variant or recipe.default_variant
     hparams = recipe.configuration(variant)
@@ -91,7 +91,7 @@ def adjusted(
     grid_kimg: float | None = None,
     grid_steps: int | None = None,
 ) -> Training:
-    """A training with another length, number of scored samples, seed or distance of sample grids, or in float32."""
+    """The training with another length, number of scored samples, seed, interval of sample grids, or in float32."""
     if grid_kimg and grid_steps:
         raise UsageError("--grid-kimg and --grid-steps cannot be used together", "Set one of them.")
     command = training.about["command"] + (f" --samples {samples}" if samples else "") + " --exact" * exact
@@ -106,7 +106,7 @@ def adjusted(
         try:
             changes["scoring"] = ScoreSpec.model_validate(wanted)
         except ValueError:
-            raise UsageError(f"SAMPLES={samples} is too many", "1,000,000 are allowed.") from None
+            raise UsageError(f"SAMPLES={samples} is too many", "Use at most 1,000,000.") from None
     if exact:
         hparams = dataclasses.replace(training.hparams, precision="float32")
         changes |= {"hparams": hparams, "usual_precision": False}
@@ -116,7 +116,7 @@ def adjusted(
 def train_and_report(
     training: Training, home: Home, *, source: Path | None, device: str, watch: Watch
 ) -> tuple[Outcome, Headline | None, Path | None]:
-    """Train or continue, score and log; (outcome, verdict, report), the last two None where it was interrupted."""
+    """Train or continue, score and log; return (outcome, verdict, report), None for both after an interruption."""
     if source:
         command = f"{training.about['command']} --data {shlex.quote(str(source))}"
         training = dataclasses.replace(training, about={**training.about, "command": command})
@@ -135,7 +135,7 @@ def train_and_report(
             page = build_training_report(outcome.folder, out, verdict)
     finally:
         mirror.close(_LAST_SENDING_S)
-    run_id = Reflection(outcome.record).run_id  # empty where MLflow could not open one
+    run_id = Reflection(outcome.record).run_id  # empty if MLflow could not open one
     if verdict and page and run_id:
         attach_report(MlflowTracker(new_client(home), experiment), run_id, page, watch.say, **verdict.tags)
     return outcome, verdict, page

@@ -24,7 +24,7 @@ _PIPE_CLOSED = 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code.
 
-    0, 1 for a failure, 2 for wrong usage, 130 for an interruption, 141 where nobody reads what is printed.
+    0, 1 for a failure, 2 for wrong usage, 130 for an interruption, 141 if the reader of the output is gone.
     """
     if isinstance(sys.stdout, TextIOWrapper):  # a terminal's own encoding may not have every sign
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -59,18 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse_misspelled_variables() -> None:
-    """Stop at a variable that is nearly one of the harness's; of others that are named like ours, say so."""
+    """Stop at a misspelled variable of the harness; report other unknown variables whose names begin like ours."""
     unknown = unknown_variables()
     suffixes = [name.removeprefix("HARNESS_") for name in VARIABLES]
     for name in unknown:
         if near := get_close_matches(name.removeprefix("HARNESS_"), suffixes, n=1, cutoff=0.75):
             raise UsageError(f"no variable {name}; did you mean HARNESS_{near[0]}?", f"Else unset {name}.")
     if unknown:
-        complain(f"not read, for the harness has no such variables: {', '.join(unknown)}")
+        complain(f"unknown variables, ignored: {', '.join(unknown)}")
 
 
 def _refuse_copied_environment(folder: Path) -> None:
-    """The commands of an environment that was copied or moved run the Python, and the harness, of the first place."""
+    """The commands of a copied or moved environment run the Python, and the harness, of the original."""
     if (folder / "pyvenv.cfg").is_file() and folder.resolve() != Path(sys.prefix).resolve():
         hint = f"In the clone there, `make setup` makes {folder.name} again."
         raise UsageError(f"{folder} is a copy of the environment {sys.prefix}, and would run that one's harness", hint)

@@ -14,12 +14,12 @@ from harness.machine.signals import StopSignals
 _OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")
 # Without a terminal a long training prints a line this often (seconds).
 _LINE_EVERY_S = 5.0
-# The task of which only its beginning is known.
+# The progress bar of work whose length is unknown.
 _WORKING = "working"
 
 
 def visible(text: str) -> str:
-    """A text without what a terminal would obey, such as a description's escape sequences, or could not encode."""
+    """A text without what a terminal would obey, such as escape sequences, or could not encode."""
     return "".join(
         char.encode("unicode_escape").decode() if category(char) in _OBEYED and char not in "\n\t" else char
         for char in text
@@ -35,7 +35,7 @@ def complain(text: str) -> None:
 
 
 def objects(question: str, seconds: float) -> bool:
-    """Whether a person at a terminal says no within this time; without a terminal it does not ask or wait."""
+    """Whether a person at a terminal says no within this time; without a terminal nobody is asked."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False
     say(question)
@@ -70,7 +70,7 @@ class TrainingProgress:
         self.stop.__exit__()
 
     def say(self, text: str) -> None:
-        """A line, above the bar where there is one."""
+        """Print a line, above the bar if there is one."""
         if self.bar:
             self.bar.console.print(visible(text), markup=False, highlight=False)
             if _WORKING not in self._tasks:
@@ -80,7 +80,7 @@ class TrainingProgress:
             say(text)
 
     def images(self, done: int, total: int) -> None:
-        """Shows images being prepared, which ends at the first Ctrl-C: the half-made store is removed."""
+        """Show images being prepared; the first Ctrl-C ends that, and the half-made store is removed."""
         self.stop.raise_if_interrupted()
         if self.bar:
             self._advance("images", done, total, f"{done:,} of {total:,}")
@@ -88,7 +88,7 @@ class TrainingProgress:
             say(f"preparing images: {done:,} of {total:,}")
 
     def progress(self, event: Any, kimg: float) -> None:
-        """Shows how far a training of ``kimg`` has come."""
+        """Show the progress of a training of ``kimg``."""
         curve = ", ".join(f"{name} {event.curve[name]:.3f}" for name in ("loss_d", "loss_g"))
         if self.bar:
             shown = f"{event.kimg:,.1f} of {kimg:,.1f} kimg  {curve}  {event.images_per_s:,.0f} images/s"
@@ -98,7 +98,7 @@ class TrainingProgress:
             say(f"{event.kimg:8.1f} kimg  {curve}  {event.images_per_s:,.0f} images/s")
 
     def _advance(self, name: str, done: float, total: float, shown: str) -> None:
-        if _WORKING in self._tasks:  # on what was said last, which is over
+        if _WORKING in self._tasks:  # the work announced last is done
             self.bar.update(self._tasks[_WORKING], visible=False)
         if name not in self._tasks:
             self._tasks[name] = self.bar.add_task(name, total=total, shown="")

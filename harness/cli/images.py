@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 
 
 @front.verb(
-    "data", "prepare, look at, or export the images of a study or recipe",
-    click.Argument(["action"], type=click.Choice(["prepare", "info", "grid", "export"]), help=
-             "prepare: decode ahead of time; info: count, size, fingerprint, files left out; grid: a contact sheet; "
-             "export: the reference images of a started study as PNG files"),
+    "data", "prepare, describe, draw or export images of a study or recipe",
+    click.Argument(["action"], type=click.Choice(["prepare", "info", "grid", "export"]), metavar="ACTION", help=
+                   "prepare: decode the images; info: describe them; grid: draw some; export: write those that "
+                   "final scores compare with as PNG files"),
     verbs.STUDY, RECIPE, VARIANT, verbs.DATA,
-    flag("--download", "prepare: get CelebA through torchvision, accepting its terms"),
-    option("--out", verbs.PATH, "grid: the PNG to write, else NAME-images.png; export: the folder"),
+    flag("--download", "prepare: fetch CelebA, and accept its terms"),
+    option("--out", verbs.PATH, "grid: the PNG (else NAME-images.png); export: the folder"),
     option("-n", Whole(), "grid: number of images", default=64),
+    example="prepare photos32 --data my_photos",
 )  # fmt: skip
 def data(given: Any) -> None:
     recipe, variant = chosen_recipe(given, rival="study")
@@ -44,7 +45,7 @@ def data(given: Any) -> None:
         material = find_material(home, wanted, source, study=name, say=say, may_download=False)
         store = existing_store(home, material)
         if store is None:
-            again = "`harness data prepare` does that, with the same arguments."
+            again = "Run `harness data prepare` with the same arguments."
             raise NotFoundError(f"the images of {name} are not prepared yet", again)
         _describe(store)
         return
@@ -52,7 +53,7 @@ def data(given: Any) -> None:
         if given.download:
             if wanted.source != "celeba" or source is not None:
                 others = "Other sets are downloaded when they are needed."
-                raise UsageError("--download is for CelebA, without DATA", others)
+                raise UsageError("--download is for CelebA, without --data", others)
             source = download_celeba(home, progress.say)
         store = open_store(home, wanted, source, study=name, on_progress=progress.images, say=progress.say)
     if given.action == "prepare":
@@ -67,21 +68,22 @@ def data(given: Any) -> None:
 
 
 @front.verb(
-    "new", "look at a folder of images, and write a study file that fits it",
-    argument("study", "its name: the file is search_spaces/STUDY.toml", env="STUDY"), verbs.DATA,
-    option("--size", click.Choice(["32", "64"]), "side of the training images (px); 64 wants a GPU", default="32"),
+    "new", "write a study file that fits a folder of images",
+    argument("study", "name of the study: the file is search_spaces/STUDY.toml", env="STUDY"), verbs.DATA,
+    option("--size", click.Choice(["32", "64"]), "image side (px); 64 is slow without a GPU", default="32"),
+    example="flowers --data my_photos",
 )  # fmt: skip
 def new(given: Any) -> None:
     if given.study is None or given.data is None:
-        raise UsageError("new needs a name for the study and a folder of images", "Say: harness new NAME --data DIR")
+        raise UsageError("new needs a name for the study and a folder of images", "Use: harness new NAME --data FOLDER")
     from harness.api.new import new_study
 
     with TrainingProgress(given.study) as progress:
-        path, found = new_study(
+        path, sentences = new_study(
             given.study, given.home, given.data,
             image_size=int(given.size), on_progress=progress.images, say=progress.say,
         )  # fmt: skip
-    for sentence in found:
+    for sentence in sentences:
         say(sentence)
     named = path.stem if path.parent.name else path.name
     say(f"{path} fits them; next: harness sweep {named} --data {shlex.quote(str(given.data))}")
@@ -101,7 +103,7 @@ def _wanted(study: str, recipe: str | None, variant: str | None) -> tuple[str, D
 
 
 def _describe(store: ImageStore) -> None:
-    """Say everything about prepared images, every file that was left out included."""
+    """Print everything about prepared images, including each file that was left out."""
     n, height, width, channels = store.manifest["shape"]
     rows = [("images", f"{n:,} of {width}x{height} px, {'grey' if channels == 1 else 'colour'}")]
     if store.n_held_out:
@@ -120,11 +122,11 @@ def _describe(store: ImageStore) -> None:
 
 
 def _export(given: Any) -> None:
-    """Write the real images that a study's final scores compare with as PNG files."""
+    """Write the real images of a study's final scores as PNG files."""
     if given.recipe:
         raise UsageError("export writes the reference images of a started study", "Leave --recipe out.")
     if given.out is None:
-        raise UsageError("export needs a folder to write to", "Say --out FOLDER.")
+        raise UsageError("export needs a folder to write to", "Add --out FOLDER.")
     from harness.data.store import open_store
     from harness.scoring.reference import save_reference
     from harness.store.records import StudyAttrs
@@ -134,5 +136,5 @@ def _export(given: Any) -> None:
     spec = stored_spec(study)
     store = open_store(given.home, spec.data, given.data, study=spec.name, on_progress=lambda *_: None, say=say)
     if store.fingerprint != StudyAttrs.parse(study.user_attrs).dataset["fingerprint"]:
-        raise DataError("these are not the images that the study was run on", "Give the same DATA.")
+        raise DataError("these are not the images that the study was run on", "Name the same images with --data.")
     say(f"{save_reference(given.out, store, spec.scoring.final)} real images in {given.out}")

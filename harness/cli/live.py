@@ -26,9 +26,9 @@ from harness.text import duration, number, scored
 
 # A notebook's table is drawn this often (seconds).
 _DRAW_EVERY_S = 0.5
-# What takes longer shows for how long it has (seconds).
+# Work that takes longer shows its duration (seconds).
 _LONG_S = 5.0
-# Multiplications of an image's features (thousand millions), which say what one score takes compared with another.
+# Billions of multiplications for one image's features: the cost of one score relative to another.
 _COST = {INCEPTION: 5.7, MOBILENET: 0.3}
 _DONE = ("COMPLETE", "PRUNED")
 _STYLES = {"COMPLETE": "green", "PRUNED": "dim", "FAIL": "red", "RUNNING": "bold"}
@@ -45,9 +45,9 @@ def watch(
     raises: bool = False,
     hours: float | None = None,
 ) -> SweepResult:
-    """Run ``run_sweep`` or ``join_sweep``, given with its arguments; an interruption stops it at a checkpoint.
+    """Run ``run_sweep`` or ``join_sweep``, given with its arguments; Ctrl-C stops it at a checkpoint.
 
-    That is a KeyboardInterrupt where this ``raises``, or while nothing is trained yet.
+    With ``raises``, or before anything is trained, Ctrl-C ends in a KeyboardInterrupt.
     """
     view, stop = SweepView(spec, hours=hours), StopSignals(complain)
     with display(view, progress=progress) as show:
@@ -71,7 +71,7 @@ def watch(
 
 @contextmanager
 def display(view: SweepView, *, progress: bool = True) -> Iterator[Show]:
-    """What shows the view, and lines of its log; nothing without ``progress``."""
+    """A function that shows the view and a line of its log; without ``progress`` it shows nothing."""
     if not progress:
         yield lambda line: None
     elif in_notebook():
@@ -87,7 +87,7 @@ def display(view: SweepView, *, progress: bool = True) -> Iterator[Show]:
 
 
 def _say_if_heard(line: str | None) -> None:
-    """A sweep does not end because its reader is gone, as where ``| tee log`` was killed."""
+    """Say a line; a sweep continues if its reader is gone, such as a killed ``| tee log``."""
     if line:
         with suppress(BrokenPipeError):
             say(line)
@@ -95,7 +95,7 @@ def _say_if_heard(line: str | None) -> None:
 
 @contextmanager
 def _notebook_table(view: SweepView) -> Iterator[Show]:
-    """The live table as one output of a notebook's cell, drawn again in place."""
+    """The live table in the output of a notebook's cell, updated in place."""
     from IPython.display import HTML
     from IPython.display import display as show_output
 
@@ -144,7 +144,7 @@ class SweepView:
     trained_before: float = 0.0
     complete_before: int = 0
     at_once: int = 1  # trials that ran at the same time
-    # Seconds of the quickest rung score, for the first one waits for the real images' features; of all final ones.
+    # Seconds of the fastest rung score (the first one also computes the real images' features), and of all final ones.
     rung_s: float | None = None
     finals_s: float = 0.0
 
@@ -174,7 +174,7 @@ class SweepView:
 
     @property
     def final_s(self) -> float:
-        """Seconds of a final score, as they were, or as a rung's lets expect; 0 before any of the two."""
+        """Mean seconds of a final score so far; before the first, estimated from rung scores; 0 before any score."""
         fresh = self.complete - self.complete_before
         if fresh:
             return self.finals_s / fresh
@@ -184,10 +184,11 @@ class SweepView:
 
     @property
     def time_left(self) -> str:
-        """From the pace of this call's trials, running ones as half done; empty before the first rung is scored.
+        """An estimate in words; empty before the first rung is scored.
 
-        A bound while only presets, which are seldom pruned, have finished. With promotion, and before a trial has
-        finished, from the images trained, of those that the study is expected to train, and the final scores to come.
+        From the pace of this call's trials, with running ones as half done. It is a bound while only presets have
+        finished, because they are seldom pruned. With promotion, and before a trial has finished, it is computed from
+        the images trained, the images that the study is expected to train, and the final scores to come.
         """
         fresh = self.finished - self.finished_before
         if self.spec.promotions or not fresh:
@@ -200,24 +201,22 @@ class SweepView:
                 return ""
             pace = max(0.0, time.monotonic() - self.started - self.finals_s / self.at_once) / fresh_kimg
             scoring_s = max(0, finals - self.complete) * self.final_s / self.at_once
-            bound = "about" if self.spec.promotions else "at most"
-            left = pace * left_kimg + scoring_s
-            return f"{bound} {duration(left)} left" if left else ""
-        running = sum(row.state == "RUNNING" for row in self.rows.values()) / 2
-        pace = (time.monotonic() - self.started) / (fresh + running) if fresh else 0.0
-        left = pace * max(0.0, self.target - self.finished - running)
-        if not left:
-            return ""
-        presets = range(len(self.spec.presets) if self.spec.pruner.name != "none" else 0)
-        searched = any(row.number not in presets and row.state in _DONE for row in self.rows.values())
-        return f"{'about' if searched or not presets else 'at most'} {duration(left)} left"
+            left, is_bound = pace * left_kimg + scoring_s, not self.spec.promotions
+        else:
+            running = sum(row.state == "RUNNING" for row in self.rows.values()) / 2
+            pace = (time.monotonic() - self.started) / (fresh + running)
+            left = pace * max(0.0, self.target - self.finished - running)
+            presets = range(len(self.spec.presets) if self.spec.pruner.name != "none" else 0)
+            searched = any(row.number not in presets and row.state in _DONE for row in self.rows.values())
+            is_bound = bool(presets) and not searched
+        return f"{'at most' if is_bound else 'about'} {duration(left)} left" if left else ""
 
     def update(self, event: messages.Event) -> str | None:
-        """Take an event in; return a line for a log where it deserves one."""
+        """Process an event; return a line for the log if it deserves one."""
         match event:
             case messages.Opened():
                 self.target = event.target
-                for trial in event.record.trials:  # an earlier call finished these
+                for trial in event.record.trials:  # of earlier calls
                     if trial.shown_state in (*_DONE, "FAIL", "PAUSED"):
                         value = trial.value if trial.state == "COMPLETE" else None
                         rung = max(trial.intermediate, default=0) / 1000
@@ -305,6 +304,6 @@ class SweepView:
         return Group(Text(f"study {self.spec.name}: ", style="bold") + Text(" · ".join(filter(None, status))), table)
 
     def _doing(self, row: _Row) -> str:
-        """What a trial waits for, and for how long already where that is long."""
+        """What a trial is doing besides training, and for how long."""
         seconds = time.monotonic() - (row.since or math.inf)
         return f"{row.doing}, {duration(seconds)}" if seconds >= _LONG_S else row.doing

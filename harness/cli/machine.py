@@ -14,14 +14,15 @@ from harness.errors import HarnessError, NotFoundError, without_secrets
 from harness.home import Home
 
 
-@front.verb("setup", "install into .venv (make does it) and fetch the scoring weights")
+@front.verb("setup", "fetch the scoring weights; `make setup` also installs into .venv")
 def setup(given: Any) -> int:
     return _fetch_weights(given.home)
 
 
 @front.verb(
-    "weights", "fetch the scoring weights and say which are in use",
-    option("--export", PATH, "write the Inception weights in torch-fidelity's format to this file"),
+    "weights", "fetch the scoring weights, and show which are in use",
+    option("--export", PATH, "write Inception's weights here, for torch-fidelity"),
+    example="--export inception.pth",
 )  # fmt: skip
 def weights(given: Any) -> int:
     failed = _fetch_weights(given.home)
@@ -60,7 +61,7 @@ def checks(home: Home) -> Iterator[tuple[bool, str, str]]:
 
         torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     except (ImportError, RuntimeError) as error:
-        yield False, "torch and torchvision", f"they do not fit together ({error}); reinstall both from one source"
+        yield False, "torch and torchvision", f"incompatible with each other ({error}); reinstall both from one source"
         return
     yield True, "torch and torchvision", f"{torch.__version__} and {torchvision.__version__}"
     from harness.gan.fast.precision import has_amx
@@ -90,8 +91,9 @@ def checks(home: Home) -> Iterator[tuple[bool, str, str]]:
 
 
 @front.verb(
-    "ui", "open the MLflow server on this machine over the same database",
-    option("--port", Whole(1024, 65535), "where it listens, on 127.0.0.1", default=5000),
+    "ui", "start the MLflow server, to compare trials in a browser",
+    option("--port", Whole(1024, 65535), "port on 127.0.0.1", default=5000),
+    example="--port 5001",
 )  # fmt: skip
 def ui(given: Any) -> None:
     from harness.machine.forks import search_path
@@ -99,8 +101,8 @@ def ui(given: Any) -> None:
     from harness.tracking.ui import ui_command, ui_links
 
     command = ui_command(given.home, given.port)
-    say(f"MLflow answers in some seconds at http://127.0.0.1:{given.port} (Ctrl-C ends it)")
-    say("its start page shows GenAI; choose Model training at the top left, or go to a study's trials directly:")
+    say(f"MLflow will be at http://127.0.0.1:{given.port} in a few seconds (Ctrl-C stops it)")
+    say("its start page shows GenAI; choose Model training at the top left, or open a study's trials directly:")
     for name, address in ui_links(given.home, given.port, final_metrics(given.home)):
         say(f"  {name}: {address}")
     os.environ |= {"PYTHONPATH": search_path(), "PYTHONSAFEPATH": "1"}
@@ -109,8 +111,9 @@ def ui(given: Any) -> None:
 
 
 @front.verb(
-    "dashboard", "open optuna-dashboard on this machine over the same database, to look at studies",
-    option("--port", Whole(1024, 65535), "where it listens, on 127.0.0.1", default=8080),
+    "dashboard", "start optuna-dashboard, to watch the search in a browser",
+    option("--port", Whole(1024, 65535), "port on 127.0.0.1", default=8080),
+    example="--port 8081",
 )  # fmt: skip
 def dashboard(given: Any) -> None:
     from harness.store.studies import database_exists
@@ -119,6 +122,6 @@ def dashboard(given: Any) -> None:
     if not database_exists(given.home):
         raise NotFoundError("no study has been started yet", "Start one with `make sweep`.")
     server = dashboard_server(given.home, given.port)
-    say(f"optuna-dashboard answers at http://127.0.0.1:{given.port} (Ctrl-C ends it)")
+    say(f"optuna-dashboard is at http://127.0.0.1:{given.port} (Ctrl-C stops it)")
     with server:
         server.serve_forever()

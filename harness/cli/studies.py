@@ -1,4 +1,4 @@
-"""The verbs of studies: run, join, plan, heal and list them; how sure they are, what others claim; their reports."""
+"""The verbs of studies: run, join, plan, repair, list, confirm and audit them, test claims, write reports."""
 
 from __future__ import annotations
 
@@ -24,19 +24,21 @@ if TYPE_CHECKING:
     from harness.spec.resolved import ResolvedStudy
     from harness.sweep.run import SweepResult
 
-# A study that takes longer says so before it starts; a person then has this long to object (s).
+# A sweep that takes longer says so first; a person then has this long to object (s).
 _LONG_S, _OBJECTION_S = 3600.0, 10.0
-# What a dry run says first.
+# The lines that a dry run prints first.
 _ANSWERS = ("time", "memory", "disk")
 
 
 @front.verb(
-    "sweep", "run or continue a study to its budget, then write its report",
+    "sweep", "run or continue a study, then write its report",
     verbs.STUDY, verbs.DATA, *verbs.BUDGET, *verbs.MACHINES,
-    flag("--confirm", "then retrain the best on fresh seeds, as `harness confirm`", env="CONFIRM"), *verbs.CONFIRM,
-    verbs.HOURS, verbs.THEN,
-    flag("--dry-run", "say what would run, with measured time, memory and disk; nothing is written"),
-    flag("--resume-anyway", "continue although sampler, pruner, presets, ranges or versions changed"),
+    flag("--confirm", "then confirm the best, as `harness confirm`", env="CONFIRM"), *verbs.CONFIRM,
+    option("--hours", Number(), "end within X hours, with final scores", env="HOURS"),
+    option("--then", str, "run this at the end; it gets SWEEP_STATE", env="THEN", metavar="COMMAND"),
+    flag("--dry-run", "measure time, memory and disk; write nothing"),
+    flag("--resume-anyway", "accept changed sampler, pruner, ranges, versions"),
+    example="photos32 --data my_photos --hours 2",
 )  # fmt: skip
 def sweep(given: Any) -> int | None:
     spec = _asked(given)
@@ -60,8 +62,8 @@ def _sweep(spec: ResolvedStudy, given: Any, outcome: dict[str, str]) -> int | No
     asked = {name: getattr(given, name) for name in ("trials", "exact", "resume_anyway", "hours")}
     try:
         result = _run(spec, given, **asked)
-    except SweepError:  # such a sweep has a report too, with the reasons of its trials
-        with suppress(Exception):  # there may be no study yet; the sweep's error is what must be seen
+    except SweepError:  # the report has the trials' reasons
+        with suppress(Exception):  # the sweep's own error matters more, and there may be no study yet
             say(f"report so far: {_report(spec.name, given.home)}")
         raise
     path = _report(spec.name, given.home)
@@ -89,7 +91,7 @@ def _sweep(spec: ResolvedStudy, given: Any, outcome: dict[str, str]) -> int | No
 
 
 def _goes_ahead(spec: ResolvedStudy, given: Any) -> bool:
-    """Whether a study starts: one that takes more than an hour here says so, and a person at a terminal may object."""
+    """Whether to start: before a sweep of more than an hour, a person at a terminal may object."""
     from harness.forecast.before import at_least_s, surely_short
     from harness.store.studies import stored_content
 
@@ -106,33 +108,34 @@ def _goes_ahead(spec: ResolvedStudy, given: Any) -> bool:
     seconds = call_in_fork(at_least_s, spec, given.home, trials, given.workers, device, given.exact)
     if seconds <= _LONG_S:
         return True
-    shorter = ["HOURS=1 ends in an hour with the best until then"]
-    shorter += [f"QUICK=1 tries it out with {spec.quick.trials} short trials"] if spec.quick else []
+    shorter = ["HOURS=1 ends in an hour with the best so far"]
+    shorter += [f"QUICK=1 runs {spec.quick.trials} short trials"] if spec.quick else []
     shorter += [f"STUDY={spec.name}_small has smaller networks"] if f"{spec.name}_small" in file_names("study") else []
-    say(f"{spec.name} takes about {duration(seconds)} or more on this {device}. Shorter: {'; '.join(shorter)}.")
-    return not objects("It starts in 10 seconds; n and Enter: not now.", _OBJECTION_S)
+    say(f"{spec.name} takes at least about {duration(seconds)} on this {device}. Shorter: {'; '.join(shorter)}.")
+    return not objects("Starting in 10 seconds; type n and Enter to cancel.", _OBJECTION_S)
 
 
 def _has_images(spec: ResolvedStudy, given: Any) -> bool:
-    """Whether there are images enough, as far as is seen without reading them; where not, starting says why."""
+    """Whether there seem to be enough images, judged without reading them; if not, the start says why."""
     if ":" in spec.data.source:
         return True
     from harness.data.material import find_material
     from harness.spec.fit import require_images
 
     try:
-        found = find_material(
+        material = find_material(
             given.home, spec.data, given.data, study=spec.name, say=lambda _: None, may_download=False
         )
-        require_images(spec, found.n_train, found.count - found.n_train)
+        require_images(spec, material.n_train, material.count - material.n_train)
     except HarnessError:
         return False
     return True
 
 
 @front.verb(
-    "confirm", "retrain a study's best configurations on fresh seeds: how sure is it?",
+    "confirm", "retrain the best configurations on new seeds, for intervals",
     verbs.STUDY, *verbs.CONFIRM, verbs.DATA, *verbs.MACHINES,
+    example="mnist32 --top 3 --seeds 5",
 )  # fmt: skip
 def confirm(given: Any) -> int:
     from harness.api.study import confirm_spec
@@ -147,19 +150,19 @@ def confirm(given: Any) -> int:
 
 
 @front.verb(
-    "claims", "test published sentences on a study's images, and report the verdicts",
+    "claims", "test sentences of published write-ups on a study's images",
     verbs.STUDY,
-    click.Argument(["claims"], required=False, nargs=-1,
-                   help="files of search_spaces/claims/, without .toml; all of them unless given"),
-    option("--kimg", Number(), "length of a training in thousands of images; else the study's", env="KIMG"),
-    option("--samples", Whole(20), "images to score with, generated and real; else the study's", env="SAMPLES"),
-    option("--extractor", click.Choice(["inception-v3", "mobilenet-v2"]),
-           "of the final score; mobilenet-v2 is faster; else the study's"),
-    option("--seeds", Whole(2), "training seeds of each arm; else as in the claims' files", env="SEEDS"),
-    option("--base", click.Choice(["authors", "generic", "both"]),
-           "the system that is tested: that of each claim's write-up, or one for all", default="authors"),
-    flag("--no-images", "a report without samples, which may be published whatever the data"),
+    click.Argument(["claims"], required=False, nargs=-1, help="files of search_spaces/claims/; else all"),
+    option("--kimg", Number(), "length of a training; else the study's", env="KIMG"),
+    option("--samples", Whole(20), "images to score with; else the study's", env="SAMPLES"),
+    option("--extractor", click.Choice(["inception-v3", "mobilenet-v2"]), "inception-v3, or mobilenet-v2 (faster)",
+           metavar="NAME"),
+    option("--seeds", Whole(2), "training seeds of each arm, 2 or more", env="SEEDS"),
+    option("--base", click.Choice(["authors", "generic", "both"]), "system: authors, generic or both",
+           default="authors", metavar="NAME"),
+    flag("--no-images", "a report without samples, to publish"),
     verbs.DATA, *verbs.MACHINES,
+    example="mnist32 --kimg 20 --seeds 3",
 )  # fmt: skip
 def claims(given: Any) -> int:
     from harness.findings.fixed_studies import claims_spec
@@ -188,27 +191,25 @@ def _say_headline(study: str, given: Any) -> None:
 
 
 def _run(spec: ResolvedStudy, given: Any, **asked: Any) -> SweepResult:
-    from harness.cli.live import watch
+    from harness.api.study import run_and_watch
     from harness.machine.processes import Machines
-    from harness.sweep.run import run_sweep
 
     machines = Machines(**{field.name: getattr(given, field.name) for field in fields(Machines)})
-    asked = {"trials": None, "resume_anyway": False, **asked}
-    work = functools.partial(run_sweep, spec, given.home, source=given.data, machines=machines, **asked)
-    return watch(spec, work, hours=asked.get("hours"))
+    return run_and_watch(spec, given.home, given.data, machines, **asked)
 
 
 def _conclude(result: SweepResult, report: Path) -> int:
     say(f"{result.finished} of {result.target} trainings finished; report: {report}")
     if result.interrupted:
-        say("the same command continues where this one stopped, and tries again what failed")
+        say("the same command continues where this one stopped, and retries what failed")
         return INTERRUPTED
     return 0
 
 
 @front.verb(
-    "worker", "join a study that was started elsewhere, through the same database",
+    "worker", "run workers for a study that another machine started",
     verbs.STUDY, verbs.DATA, verbs.DEVICE, *verbs.WORKERS,
+    example="celeba64 --data /data/celeba",
 )  # fmt: skip
 def worker(given: Any) -> int:
     from harness.cli.live import watch
@@ -224,9 +225,10 @@ def worker(given: Any) -> int:
 
 
 @front.verb(
-    "plan", "say what a study would take on this machine, and what more trials would bring",
+    "plan", "predict time, memory and disk, and what more trials would gain",
     verbs.STUDY, verbs.DATA, *verbs.BUDGET, verbs.DEVICE, *verbs.WORKERS,
-    option("--more", Whole(), "how many more trials to look ahead", default=20),
+    option("--more", Whole(), "further trials to predict the gain of", default=20),
+    example="mnist32 --trials 40",
 )  # fmt: skip
 def plan(given: Any) -> None:
     from harness.findings.outlook import outlook_lines
@@ -249,14 +251,14 @@ def _asked(given: Any) -> ResolvedStudy:
 def _measured(spec: ResolvedStudy, given: Any) -> Iterator[tuple[str, str]]:
     from harness.forecast.measure import forecast
 
-    say("measuring on this device, which takes up to two minutes")
+    say("measuring on this device, for up to two minutes")
     asked = {name: getattr(given, name) for name in ("trials", "workers", "lanes", "device", "exact")}
     return forecast(spec, given.home, source=given.data, say=say, **asked)
 
 
 @front.verb(
-    "reconcile", "heal what crashes and outages left behind, and say what was done",
-    argument("study", "a started study; all of them unless given", env="STUDY"),
+    "reconcile", "repair what crashes and outages left behind",
+    argument("study", "a started study; else all", env="STUDY"),
 )  # fmt: skip
 def reconcile(given: Any) -> None:
     from harness.sweep.reconcile import reconcile_home
@@ -266,10 +268,10 @@ def reconcile(given: Any) -> None:
         say(line)
         done = True
     if not done:
-        say("nothing to heal: databases, trials and MLflow agree")
+        say("nothing to repair: database, trials and MLflow agree")
 
 
-@front.verb("studies", "list the studies there are, and how far they are")
+@front.verb("studies", "list all studies and their progress")
 def studies(given: Any) -> None:
     for name, state, text in studies_table(given.home):
         say(f"{name:16} {state:32} {text}")
@@ -298,7 +300,7 @@ def studies_table(home: Home) -> Iterator[tuple[str, str, str]]:
         yield name, f"{finished}{budget} trials finished" if study else "not started", text
 
 
-@front.verb("schema", "print the JSON Schema of study files, for editors")
+@front.verb("schema", "print the JSON Schema of study files, for editors", example="> study.schema.json")
 def schema(given: Any) -> None:
     from harness.spec.files import schema_json
 
@@ -306,8 +308,10 @@ def schema(given: Any) -> None:
 
 
 @front.verb(
-    "audit", "look for collapse, copied training images, BatchNorm gaps in the best trials",
-    verbs.STUDY, verbs.TOP, verbs.DATA, verbs.DEVICE,
+    "audit", "check the best trials for collapse, copies and BatchNorm gaps",
+    verbs.STUDY, option("--top", Whole(), "number of top trials to check", env="TOP", default=5), verbs.DATA,
+    verbs.DEVICE,
+    example="mnist32 --top 3",
 )  # fmt: skip
 def audit(given: Any) -> None:
     from harness.api.scoring import audit_study
@@ -325,9 +329,10 @@ def _report(study: str, home: Home, *, images: bool = True) -> Path:
 
 
 @front.verb(
-    "report", "write a study's report again, from the database; or compare studies",
+    "report", "write a study's report again, or compare several studies",
     click.Argument(["studies"], required=False, nargs=-1,
-                   help=f"one: its report (STUDY, default {verbs.DEFAULT_STUDY}); several: a comparison"),
+                   help=f"one study, or several to compare  [STUDY={verbs.DEFAULT_STUDY}]"),
+    example="mnist32",
 )  # fmt: skip
 def report(given: Any) -> None:
     studies = given.studies or [os.environ.get("STUDY") or verbs.DEFAULT_STUDY]
@@ -340,9 +345,10 @@ def report(given: Any) -> None:
 
 
 @front.verb(
-    "report-diff", "say what changed between two reports of one study",
+    "report-diff", "list what changed between two reports of one study",
     click.Argument(["old"], type=verbs.PATH, help="an older copy of reports/STUDY"),
     click.Argument(["new"], type=verbs.PATH, help="a newer one"),
+    example="saved/mnist32 reports/mnist32",
 )  # fmt: skip
 def report_diff(given: Any) -> None:
     from harness.report import facts

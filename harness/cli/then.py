@@ -1,4 +1,4 @@
-"""A command of the user's that runs when a sweep has ended, however it did."""
+"""The user's command that runs when a sweep has ended, successfully or not."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from harness.errors import UsageError, without_secrets
 
 @contextmanager
 def running_then(command: str | None, study: str) -> Iterator[dict[str, str]]:
-    """Run ``command`` at the end of the block, with what was put into the mapping in its environment.
+    """Run ``command`` at the end of the block, with the yielded mapping added to its environment.
 
-    ``SWEEP_STUDY``; ``SWEEP_STATE`` (finished, out of time, interrupted, not started, failed); ``SWEEP_TRIALS`` and
-    ``SWEEP_REPORT`` where there are any; ``SWEEP_ERROR`` of one that failed. No shell reads the command, and its exit
-    code is only reported. A UsageError says before anything is run that there is no such program.
+    Its variables: ``SWEEP_STUDY``, ``SWEEP_STATE`` (finished, out of time, interrupted, not started, failed),
+    ``SWEEP_TRIALS`` and ``SWEEP_REPORT`` if there are any, ``SWEEP_ERROR`` after a failure. The command runs without a
+    shell, and its exit code is only reported. A UsageError is raised first if there is no such program.
     """
     words = _words(command)
     outcome = {"SWEEP_STUDY": study, "SWEEP_STATE": "finished"}
@@ -35,17 +35,17 @@ def running_then(command: str | None, study: str) -> Iterator[dict[str, str]]:
             try:
                 code = subprocess.run(words, env=os.environ | outcome, check=False).returncode
                 if code:
-                    complain(f"{words[0]}, which was to run at the end, failed with exit code {code}")
+                    complain(f"--then: {words[0]} failed with exit code {code}")
             except OSError as error:
-                complain(f"{words[0]}, which was to run at the end: {error.strerror}")
+                complain(f"--then: {words[0]} cannot be run: {error.strerror}")
 
 
 def _words(command: str | None) -> list[str]:
     try:
         words = shlex.split(command or "")
     except ValueError as error:
-        raise UsageError(f"--then {command}: {error}", "Write it as in a shell, quotes closed.") from None
+        raise UsageError(f"--then {command}: {error}", "Write it as in a shell, with quotes closed.") from None
     if words and shutil.which(words[0]) is None:
-        hint = "No shell reads it; for pipes and the like: --then 'sh -c \"…\"'"
-        raise UsageError(f"--then: there is no program {words[0]}", hint)
+        hint = "It runs without a shell; for pipes use --then 'sh -c \"…\"'"
+        raise UsageError(f"--then: no program {words[0]!r}", hint)
     return words

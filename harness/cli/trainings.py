@@ -18,27 +18,26 @@ from harness.machine.forks import short_spin
 if TYPE_CHECKING:
     from harness.api.generator import Published
 
-RECIPE = option("--recipe", str, "a published system: see `harness recipes`", env="RECIPE")
-VARIANT = option("--variant", str, "as_written or as_coded, where a recipe's text and code differ; else as_coded",
-                 env="VARIANT")  # fmt: skip
+RECIPE = option("--recipe", str, "a published system; `harness recipes` lists them", env="RECIPE", metavar="NAME")
+VARIANT = option("--variant", str, "as_written, or as_coded (default)", env="VARIANT", metavar="NAME")
 CHOICE: Sequence[click.Parameter] = (
-    flag("--best", "the best trial, as without this option"),
-    option("--trial", int, "trial N"),
-    option("--training", str, "a `harness train`: its folder's name in runs/trainings"),
+    flag("--best", "the study's best trial (default)"),
+    option("--trial", int, "trial N of the study", metavar="N"),
+    option("--training", str, "a `harness train`: its folder in runs/trainings", metavar="NAME"),
 )
 
 
 @front.verb(
-    "train", "train a recipe, or a configuration such as a report's best.toml, and score it",
+    "train", "train and score one configuration: a recipe, or a best.toml",
     RECIPE, VARIANT,
     option("--config", verbs.PATH, "a best.toml; else reports/STUDY/best.toml", env="CONFIG"),
-    option("--kimg", Number(), "thousands of real images to show; else as in the file, or the published epochs",
-           env="KIMG"),
-    option("--samples", Whole(20), "images to score with, generated and real ones each; else as in the file",
-           env="SAMPLES"),
-    option("--grid-kimg", Number(), "a sample grid every N kimg; else after every epoch, or ten in all"),
-    option("--grid-steps", Whole(), "the same, in generator updates"),
-    verbs.EXACT, option("--seed", verbs.SEED, "of the training", env="SEED"), verbs.DATA, verbs.DEVICE,
+    option("--kimg", Number(), "length in thousands of images; else as published", env="KIMG"),
+    option("--samples", Whole(20), "images to score with; else as in the file", env="SAMPLES"),
+    option("--grid-kimg", Number(), "draw samples every X kimg; else every epoch"),
+    option("--grid-steps", Whole(), "draw samples every N generator updates"),
+    verbs.EXACT, option("--seed", verbs.SEED, "training seed; else as in the file", env="SEED"), verbs.DATA,
+    verbs.DEVICE,
+    example="--recipe svhn32 --kimg 100",
 )  # fmt: skip
 def train(given: Any) -> int:
     if was_typed("config") and was_typed("recipe"):
@@ -84,7 +83,7 @@ def train(given: Any) -> int:
 
 
 def chosen_recipe(given: Any, *, rival: str) -> tuple[str | None, str | None]:
-    """(recipe, variant): as typed, else from the environment unless the rival was typed in its place."""
+    """(recipe, variant): as typed; from the environment only if the option ``rival`` was not typed instead."""
     from_environment = not was_typed(rival)
     recipe = given.recipe if was_typed("recipe") or from_environment else None
     variant = given.variant if was_typed("variant") or from_environment else None
@@ -94,9 +93,10 @@ def chosen_recipe(given: Any, *, rival: str) -> tuple[str | None, str | None]:
 
 
 @front.verb(
-    "recipes", "list the published systems, or show one with what its text and code say",
-    argument("name", "a recipe; all of them unless given", env="RECIPE"),
+    "recipes", "list the published systems, or show one in full",
+    argument("name", "a recipe; else a list of all", env="RECIPE"),
     flag("--markdown", "print docs/recipes.md"),
+    example="svhn32",
 )  # fmt: skip
 def recipes(given: Any) -> None:
     from harness.report.recipes import recipe_page, recipes_markdown, recipes_table
@@ -112,14 +112,15 @@ def recipes(given: Any) -> None:
 
 @front.verb(
     "generate", "sample images from a trained generator",
-    option("--study", str, "the study", env="STUDY", default=verbs.DEFAULT_STUDY),
+    option("--study", str, "sample from this study", env="STUDY", default=verbs.DEFAULT_STUDY, metavar="NAME"),
     *CHOICE,
     option("-n", Whole(), "number of images", default=64),
-    option("--seed", verbs.SEED, "of z; else the scoring protocol's, which gives the scored images"),
-    option("--z", verbs.PATH, "take z from this file, .npy or .npz, of shape (N, z_dim), in place of -n and --seed"),
-    option("--interpolate", Whole(2), "a row of N images walks from each z to the next, on a sphere for normal z"),
-    option("--out", verbs.PATH, "write a grid to this PNG; else STUDY-grid.png"),
-    option("--images", verbs.PATH, "write single PNG files into this folder"),
+    option("--seed", verbs.SEED, "seed of z; else that of the scored images"),
+    option("--z", verbs.PATH, "latents of shape (N, z_dim), .npy or .npz"),
+    option("--interpolate", Whole(2), "N images from each z to the next, a row each"),
+    option("--out", verbs.PATH, "grid to write, a PNG; else STUDY-grid.png"),
+    option("--images", verbs.PATH, "folder for single PNG files"),
+    example="--study mnist32 -n 16 --out grid.png",
 )  # fmt: skip
 def generate(given: Any) -> None:
     for other in ("n", "seed"):
@@ -144,9 +145,10 @@ def generate(given: Any) -> None:
 
 
 @front.verb(
-    "export", "write a trained generator as ONNX and safetensors, with a model card",
-    verbs.STUDY, *CHOICE, option("--out", verbs.PATH, "the ONNX file, and the folder of all; else STUDY.onnx"),
-    option("--data-licence", str, "of the training images, for the model card"),
+    "export", "write a generator as ONNX and safetensors, with a model card",
+    verbs.STUDY, *CHOICE, option("--out", verbs.PATH, "ONNX file; the others go next to it; else STUDY.onnx"),
+    option("--data-licence", str, "licence of the images, for the card", metavar="TEXT"),
+    example="mnist32 --out model/mnist32.onnx",
 )  # fmt: skip
 def export(given: Any) -> None:
     chosen = _chosen_generator(given)
@@ -155,11 +157,8 @@ def export(given: Any) -> None:
     from harness.training.run_folder import RunFolder
 
     path = given.out or Path(f"{given.training or given.study}.onnx")
-    weights, card, text = (
-        path.with_suffix(".safetensors"),
-        path.with_name("MODEL_CARD.md"),
-        chosen.card(given.data_licence or ""),
-    )
+    weights, card = path.with_suffix(".safetensors"), path.with_name("MODEL_CARD.md")
+    text = chosen.card(given.data_licence or "")
     if card.is_file() and card.read_text(encoding="utf-8").partition("\n")[0] != text.partition("\n")[0]:
         raise UsageError(f"{card} is of something else", "Say --out FOLDER/NAME.onnx, with a folder of its own.")
     export_onnx(chosen.generator.network, chosen.generator.hparams, path)

@@ -1,4 +1,4 @@
-"""The command ``harness``, and how its verbs, options and arguments are declared: one line each, as in the help."""
+"""The command ``harness``, and how its verbs, options and arguments are declared: a line each, as in the help."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.text import did_you_mean
 Run = Callable[[Any], int | None]
 
 DEFAULT_STUDY = "mnist32"
-# The exit code of what was interrupted, as a shell has it for SIGINT.
+# Exit code after an interruption, as a shell's after SIGINT.
 INTERRUPTED = 130
 
 # The verbs as the help lists them.
@@ -28,25 +28,26 @@ SECTIONS = {
     "several machines": ("worker", "reconcile"),
     "maintenance": ("doctor", "weights", "schema"),
 }
-WIDE = {"max_content_width": 110}
 
 _EPILOG = """\
 the usual way:
-  make sweep                                   the default study: real MNIST digits, minutes on two cores
-  make ui                                      compare its trials in the MLflow UI
-  less reports/mnist32/report.md               the best configurations
-  make sweep STUDY=celeba32 DATA=/path/celeba  your images, from a folder or a zip
+  make sweep                                real MNIST digits, a few minutes
+  make ui                                   compare the trials in MLflow
+  less reports/mnist32/report.md            read the report
+  make sweep STUDY=photos32 DATA=my_photos  your images, a folder or a zip
 
-a run writes to runs/ (HARNESS_HOME), reports to reports/; sweeps can be stopped and started again at any time
-`harness VERB --help` explains a verb; in a clone, make VERB VARIABLE=value does the same
+Runs are kept in runs/ (HARNESS_HOME), reports in reports/. Stop a sweep at any
+time; the same command continues it. `harness VERB --help` explains a verb. In a
+clone, `make VERB VARIABLE=value` does the same; options show their variables
+as [VARIABLE=default].
 """
 
 
 class Front(click.Group):
     """All verbs, listed in sections, with an answer to a mistyped one."""
 
-    def verb(self, name: str, text: str, *params: click.Parameter) -> Callable[[Run], Run]:
-        """Add a function of its arguments, and the ``home``, in one namespace, as a verb."""
+    def verb(self, name: str, text: str, *params: click.Parameter, example: str = "") -> Callable[[Run], Run]:
+        """Add a function of one namespace, its arguments and the ``home``, as a verb; ``example`` shows arguments."""
 
         def add(run: Run) -> Run:
             command = click.Command(
@@ -55,7 +56,7 @@ class Front(click.Group):
                 params=list(params),
                 help=f"{text[0].upper()}{text[1:]}.",
                 short_help=text,
-                context_settings=WIDE,
+                epilog=f"Example: {' '.join(('harness', name, example)).strip()}",
             )
             self.add_command(command)
             return run
@@ -80,62 +81,58 @@ class Front(click.Group):
 
 front = Front(
     name="harness",
-    help="Sweeps DCGAN hyperparameters with Optuna, scores with torch-fidelity, logs to MLflow, reports.",
+    help="Search DCGAN hyperparameters with Optuna, score with torch-fidelity, log to MLflow, report.",
     epilog=_EPILOG,
-    context_settings=WIDE,
     subcommand_metavar="VERB ...",
 )
 click.version_option(__version__, prog_name="harness", message="%(prog)s %(version)s")(front)
 
 
-class _Limited(click.ParamType[Any]):
-    """A finite number within limits; ``wanted`` says which."""
+class Whole(click.ParamType[Any]):
+    """A whole number from ``least`` to ``most``; with ``auto`` also that word, whose value is None."""
 
-    wanted: str
+    name = "N"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def __init__(self, least: int = 1, most: int | None = None, *, auto: bool = False) -> None:
+        self.least, self.most, self.auto = least, most, auto
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "N|auto" if self.auto else self.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if self.auto and value == "auto":
+            return None
         try:
-            number = super().convert(value, param, ctx)
-        except click.BadParameter:
-            number = math.inf
-        if not number < math.inf:  # nor is nan
-            self.fail(f"found {str(value)!r}; {self.wanted} is needed", param, ctx)
+            number = int(value)
+        except ValueError:
+            number = self.least - 1
+        if number < self.least or (self.most is not None and number > self.most):
+            limit = f"from {self.least} to {self.most}" if self.most is not None else f"of {self.least} or more"
+            wanted = "a positive whole number" if (self.least, self.most) == (1, None) else f"a whole number {limit}"
+            self.fail(f"found {str(value)!r}; {wanted}{', or auto,' if self.auto else ''} is needed", param, ctx)
         return number
 
 
-class Whole(_Limited, click.IntRange):
-    """A whole number from ``least`` to ``most``."""
-
-    def __init__(self, least: int = 1, most: int | None = None) -> None:
-        super().__init__(min=least, max=most)
-        limit = f"from {least} to {most}" if most is not None else f"of {least} or more"
-        self.wanted = "a positive whole number" if (least, most) == (1, None) else f"a whole number {limit}"
-
-
-class Number(_Limited, click.FloatRange):
+class Number(click.ParamType[float]):
     """A positive finite number."""
 
-    wanted = "a positive number"
+    name = "X"
 
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True)
-
-
-class WholeOrAuto(Whole):
-    """A positive whole number; None, whose name is ``auto``, where it is chosen."""
-
-    name = "integer|auto"
-    wanted = "a positive whole number, or auto,"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return None if value == "auto" else super().convert(value, param, ctx)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not 0 < number < math.inf:
+            self.fail(f"found {str(value)!r}; a positive number is needed", param, ctx)
+        return number
 
 
 SEED = Whole(0, 2**32 - 1)
 
 
 class _Path(click.Path):
-    """A path, whose ``~`` no shell may have expanded."""
+    """A path; ``~`` is expanded here, for a shell may not have done it."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return expanded(cast("Path", super().convert(value, param, ctx)))
@@ -145,30 +142,35 @@ PATH: Any = _Path(path_type=Path)
 
 
 class _Flag(click.Option):
-    """A switch that any value of its variable but 0 turns on."""
+    """A switch; any value of its variable but 0 turns it on."""
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         value = super().resolve_envvar_value(ctx)
         return value and str(int(value != "0"))
 
 
-def option(name: str, kind: Any, text: str, *, env: str | None = None, default: Any = None) -> click.Option:
+def option(
+    name: str, kind: Any, text: str, *, env: str | None = None, default: Any = None, metavar: str | None = None
+) -> click.Option:
     """An option with a value; ``env`` is the variable that stands in for it."""
-    return click.Option(
-        [name], type=kind, help=text, envvar=env, show_envvar=env is not None, default=default,
-        show_default=default is not None,
-    )  # fmt: skip
+    text += _settings(env, default)
+    return click.Option([name], type=kind, help=text, envvar=env, default=default, metavar=metavar)
 
 
 def flag(name: str, text: str, *, env: str | None = None) -> click.Option:
     """An option without a value; ``env=1`` turns it on as well."""
-    return _Flag([name], is_flag=True, help=text, envvar=env, show_envvar=env is not None)
+    return _Flag([name], is_flag=True, help=text + _settings(env), envvar=env)
 
 
 def argument(name: str, text: str, *, env: str, default: str | None = None) -> click.Argument:
     """A positional argument, which may be left out."""
-    shown = "; ".join(f"{what}: {value}" for what, value in (("env var", env), ("default", default)) if value)
-    return click.Argument([name], required=False, envvar=env, default=default, help=f"{text}  [{shown}]")
+    return click.Argument([name], required=False, envvar=env, default=default, help=text + _settings(env, default))
+
+
+def _settings(env: str | None, default: Any = None) -> str:
+    """The end of a line of help: an option's variable and its default."""
+    shown = f"default {default}" if env is None else env if default is None else f"{env}={default}"
+    return "" if env is default is None else f"  [{shown}]"
 
 
 def was_typed(name: str) -> bool:
@@ -176,39 +178,29 @@ def was_typed(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-STUDY = argument(
-    "study", "name of a file in search_spaces/; NAME-quick is its quick budget", env="STUDY", default=DEFAULT_STUDY
-)
+STUDY = argument("study", "a file of search_spaces/, or NAME-quick", env="STUDY", default=DEFAULT_STUDY)
 DATA = option("--data", PATH, "folder or zip of images", env="DATA")
-DEVICE = option("--device", str, "auto, cpu or cuda", env="DEVICE", default="auto")
+DEVICE = option("--device", str, "auto, cpu or cuda", env="DEVICE", default="auto", metavar="NAME")
 WORKERS: Sequence[click.Parameter] = (
-    option("--workers", WholeOrAuto(), "processes, which share the cores; auto: as many as are fastest", env="WORKERS",
-           default="auto"),
-    option("--lanes", WholeOrAuto(), "trials at once in each; auto: on a GPU up to 8, as memory allows, else 1",
-           env="LANES", default="auto"),
-)  # fmt: skip
-EXACT = flag("--exact", "float32 throughout, no faster arithmetic for trainings and rungs", env="EXACT")
-HOURS = option("--hours", Number(), "end in this time, with finished scores and a report; the next start continues",
-               env="HOURS")  # fmt: skip
-THEN = option("--then", str, "a command to run at the end; SWEEP_STATE, SWEEP_REPORT and others say how it ended",
-              env="THEN")  # fmt: skip
-TOP = option("--top", Whole(), "number of top trials or configurations", env="TOP", default=5)
+    option("--workers", Whole(auto=True), "worker processes; they share the cores", env="WORKERS", default="auto"),
+    option("--lanes", Whole(auto=True), "trials at once in each worker, on a GPU", env="LANES", default="auto"),
+)
+EXACT = flag("--exact", "float32 throughout; slower on a GPU", env="EXACT")
 BUDGET: Sequence[click.Parameter] = (
-    option("--trials", Whole(), "trials to finish in all; more than before extends the study", env="TRIALS"),
-    option("--kimg", Number(), "length of a full trial in thousands of images (kimg); rungs follow", env="KIMG"),
-    flag("--quick", "the study's quick budget, as a study of its own, STUDY-quick", env="QUICK"),
+    option("--trials", Whole(), "trials to finish in all; raise it to extend", env="TRIALS"),
+    option("--kimg", Number(), "length of a full trial, in thousands of images", env="KIMG"),
+    flag("--quick", "the file's short version, as STUDY-quick", env="QUICK"),
     EXACT,
 )
 MACHINES: Sequence[click.Parameter] = (
     DEVICE,
     *WORKERS,
-    option("--engine", click.Choice(["local", "ray"]), "local: processes of this machine; ray: a Ray cluster",
-           env="ENGINE", default="local"),
-    option("--address", str, "of the Ray cluster: auto, or HOST:PORT; else Ray is started here", env="ADDRESS"),
-    option("--gpus-per-worker", Number(), "with Ray on CUDA: a fraction puts several workers on one GPU", default=1.0),
-)  # fmt: skip
+    option("--engine", click.Choice(["local", "ray"]), "where workers run", env="ENGINE", default="local"),
+    option("--address", str, "Ray cluster, or auto; else Ray starts here", env="ADDRESS", metavar="HOST:PORT"),
+    option("--gpus-per-worker", Number(), "with Ray: GPUs of a worker, or a fraction", default=1),
+)
 CONFIRM: Sequence[click.Parameter] = (
-    option("--top", Whole(), "number of top configurations to confirm; published ones are added", env="TOP", default=5),
-    option("--seeds", Whole(2), "fresh training seeds of each configuration", env="SEEDS", default=5),
-    option("--samplings", Whole(), "times that each generator is scored", env="SAMPLINGS", default=3),
+    option("--top", Whole(), "top configurations to confirm", env="TOP", default=5),
+    option("--seeds", Whole(2), "new training seeds for each, 2 or more", env="SEEDS", default=5),
+    option("--samplings", Whole(), "times to score each generator", env="SAMPLINGS", default=3),
 )

@@ -1,4 +1,4 @@
-"""Whether a study takes long, measured before it starts; torch is imported only where that is asked."""
+"""Whether a study takes long, measured before it starts; torch is imported only when it is measured."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from harness.spec.fit import with_all_images
 from harness.spec.resolved import ResolvedStudy
 from harness.spec.tables import ALL_AT_MOST
 
-# What a slow machine trains, of 32 px, and scores in a second (images).
+# Images that a slow machine trains (of 32 px) and scores in a second.
 _SLOW_RATE, _SLOW_SCORING_RATE = 100, 5
 _CONFIGURATIONS = 2
 
 
 def surely_short(spec: ResolvedStudy, trials: int, limit_s: float) -> bool:
-    """Whether even a slow machine is done in time, so that nothing need be measured."""
+    """Whether even a slow machine would be done in time, so that no measurement is needed."""
     finals = spec.funnel(trials)[-1] * (spec.scoring.sampling_seeds or 1)
     scored = finals * spec.scoring.final.samples
     rate = _SLOW_RATE * min(1.0, (32 / spec.data.image_size) ** 2)
@@ -23,16 +23,16 @@ def surely_short(spec: ResolvedStudy, trials: int, limit_s: float) -> bool:
 
 
 def at_least_s(spec: ResolvedStudy, home: Home, trials: int, workers: int | None, device: str, exact: bool) -> float:
-    """Seconds that a study takes at least, from a few steps on random pixels: speed does not depend on what they show.
+    """Seconds that a study takes at least, from a few steps on random pixels.
 
-    Fewer configurations than ``harness plan`` measures, and no image is read.
+    It measures fewer configurations than ``harness plan``, and reads no images: speed does not depend on them.
     """
     import statistics
 
     import torch
 
     from harness.forecast.forecast import Forecast
-    from harness.forecast.speed import features_of, measure_configurations, scoring_rate, scoring_time
+    from harness.forecast.speed import measure_configurations, scoring_rates, scoring_time
     from harness.machine.processes import exact_arithmetic, usable_cores, use_threads
     from harness.sweep.engines.local import threads_per_worker, workers_for
     from harness.sweep.run import resolve_precision
@@ -49,7 +49,6 @@ def at_least_s(spec: ResolvedStudy, home: Home, trials: int, workers: int | None
     configurations = list(islice(measure_configurations(spec, images, on), _CONFIGURATIONS))
     if not configurations:
         return 0.0
-    networks = {features_of(spec.scoring.final), features_of(spec.scoring.rung)}
-    rates = {each: scoring_rate(*each, spec.data.image_size, on) for each in networks}
-    scoring = scoring_time(spec, home, rates, statistics.mean(each.s_per_sample for each in configurations), on)
+    s_per_sample = statistics.mean(each.s_per_sample for each in configurations)
+    scoring = scoring_time(spec, home, scoring_rates(spec, on), s_per_sample, on)
     return Forecast(spec, configurations, scoring, trials, on.type, workers).at_least_s(None)

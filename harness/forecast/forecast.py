@@ -1,4 +1,4 @@
-"""What a sweep would take, computed from what was measured."""
+"""A sweep's time and disk, computed from measured speeds."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from harness.store.records import StudyRecord
 from harness.store.samplers import kimg_to_images, make_pruner, study_in_memory
 from harness.text import duration
 
-# Trials that must have ended before they say how much pruning saves.
+# Ended trials from which the effect of pruning is estimated, at least.
 _FEWEST_ENDED = 3
 
 
 @dataclass(frozen=True, slots=True)
 class TrialWork:
-    """What a trial runs, on average: shares of a full training and of the final scoring, and rungs scored."""
+    """A trial's mean work: shares of a full training and of the final scoring, and rungs scored."""
 
     trained: float
     rungs: float
@@ -31,7 +31,7 @@ class TrialWork:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a sweep of ``target`` trials takes with ``workers`` on a ``device``, measured with one worker's threads."""
+    """The cost of a sweep of ``target`` trials with ``workers`` on a ``device``; speeds are those of one worker."""
 
     spec: ResolvedStudy
     configurations: Sequence[ConfigurationSpeed]
@@ -41,7 +41,7 @@ class Forecast:
     workers: int
 
     def time(self, own: TrialWork | None) -> str:
-        """How long the sweep takes: as its own trials were pruned, else between pruning nothing and all that can be."""
+        """How long the sweep takes: with the pruning so far, else from none pruned to all that can be."""
         spec, scoring = self.spec, self.scoring
         least, most = self._works(own)
         total = duration(self._total_s(most))
@@ -54,7 +54,7 @@ class Forecast:
             )
         elif own is not None:
             says = (
-                f"about {total} {on}, if pruning continues as so far: its trials, recipes aside, "
+                f"about {total} {on}, if pruning continues as so far: trials other than recipes "
                 f"trained {100 * own.trained:.0f} % of a full length on average"
             )
         else:
@@ -66,15 +66,15 @@ class Forecast:
         scored = duration(self._full.rungs * scoring.rung_s + self._final_s)
         return (
             f"{says}; a full trial trains {duration(self._typical_s)} and scores {scored}, references once "
-            f"{duration(scoring.references_s)}; provided that the drawn configurations are typical"
+            f"{duration(scoring.references_s)}; this assumes that the drawn configurations are typical"
         )
 
     def at_least_s(self, own: TrialWork | None) -> float:
-        """Seconds that the sweep takes where all is pruned that can be."""
+        """Seconds that the sweep takes if every trial that can be pruned is."""
         return self._total_s(self._works(own)[0])
 
     def _works(self, own: TrialWork | None) -> tuple[list[TrialWork], list[TrialWork]]:
-        """What each trial does, recipes aside, where most of them is pruned and where least is."""
+        """The work of each trial, without recipes, if as many as possible are pruned, and if none is."""
         spec, budget, others = self.spec, self.spec.budget, self.target - len(self._recipes)
         full = [self._full] * others
         if not budget.rungs or spec.pruner.name == "none":
@@ -90,7 +90,7 @@ class Forecast:
         return [self._full if rung is None else to[rung] for rung in earliest_rungs(spec, self.target)], full
 
     def _total_s(self, works: Sequence[TrialWork]) -> float:
-        """Recipes run in full, each of the others does its work."""
+        """Seconds of a sweep with these works, and all recipes in full."""
 
         def trial_s(work: TrialWork, full_training_s: float) -> float:
             rungs_s = work.rungs * self.scoring.rung_s
@@ -123,12 +123,12 @@ class Forecast:
 
     @property
     def _at_once(self) -> int:
-        # More workers than cores are no faster than one each; what several trials gain on one GPU is not known here.
+        # More workers than cores gain nothing; the gain of several trials on one GPU is unknown here.
         devices = usable_cores() if self.device == "cpu" else len(visible_gpus())
         return min(self.workers, devices, self.target)
 
     def disk(self, home: Home, store_bytes: int, grid_bytes: int) -> str:
-        """What is kept of trials that finish, here and in MLflow's artifacts, and of images still to be prepared."""
+        """The disk for finished trials, here and in MLflow's artifacts, and for images still to be prepared."""
         final, rung = self.spec.scoring.final, self.spec.scoring.rung
         references = {
             (features_of(s), s.n_reference, s.split): 4 * s.n_reference * WIDTHS[s.extractor] for s in (final, rung)
@@ -149,7 +149,7 @@ class Forecast:
 
 
 def mean_work(spec: ResolvedStudy, record: StudyRecord | None) -> TrialWork | None:
-    """The mean work of the trials that can be pruned; None with fewer than three that ended, or another budget."""
+    """The mean work of the trials that can be pruned; None if fewer than three ended, or the budget differs."""
     if record is None or record.attrs.spec["budget"]["kimg"] != spec.budget.kimg:
         return None
     ended = [
@@ -168,10 +168,10 @@ def mean_work(spec: ResolvedStudy, record: StudyRecord | None) -> TrialWork | No
 
 
 def earliest_rungs(spec: ResolvedStudy, target: int) -> list[float | None]:
-    """The earliest end (kimg) of each of a sweep's trials, recipes aside; None: it finishes whatever its score.
+    """The earliest end (kimg) of each of a sweep's trials, without recipes; None: it is never pruned.
 
-    The pruner waits until enough others reached a rung, recipes among them, or never prunes the first that it judges
-    there. Hyperband does so in each bracket; in a bracket that begins after the last rung it prunes nothing.
+    The pruner waits until enough others, recipes included, have reached a rung, or never prunes the first trial that it
+    judges there. Hyperband does so in each bracket; in a bracket that begins after the last rung it prunes nothing.
     """
     rungs = spec.budget.rungs
     recipes = [position for position, preset in enumerate(spec.presets[:target]) if preset.recipe]

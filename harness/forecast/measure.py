@@ -1,4 +1,4 @@
-"""A forecast for a study on this machine, line by line while it is measured. Nothing is written."""
+"""A forecast for a study on this machine, line by line while it is measured; nothing is written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.data.material import find_material
 from harness.data.store import existing_store
 from harness.errors import DataError
 from harness.forecast.forecast import Forecast, mean_work
-from harness.forecast.speed import features_of, measure_configurations, scoring_rate, scoring_time
+from harness.forecast.speed import measure_configurations, scoring_rates, scoring_time
 from harness.home import Home
 from harness.machine.processes import (
     choose_device,
@@ -39,9 +39,9 @@ from harness.spec.resolved import ResolvedStudy
 from harness.store.studies import find_record
 from harness.sweep.engines.local import lanes_for, threads_per_worker, workers_for
 from harness.sweep.run import resolve_precision
-from harness.text import duration
+from harness.text import counted, duration
 
-# Files decoded to measure how fast that is.
+# Files to decode for the speed of preparing images.
 _FILES = 200
 
 
@@ -57,7 +57,7 @@ def forecast(
     exact: bool,
     say: Callable[[str], None],
 ) -> Iterator[tuple[str, str]]:
-    """(what, finding), line by line, as it is measured; a started study's own trials are used."""
+    """Yield (what, finding) for each line once it is measured; a started study's trials are considered."""
     keep_memory()
     exact_arithmetic()
     on = torch.device(choose_device(device))
@@ -70,7 +70,7 @@ def forecast(
     spec, _ = with_all_images(spec, n_images, n_held_out)
     image_bytes = int(np.prod(images.shape[1:]))
     images = images[: max(spec.largest_batch(), _FILES)]
-    # Held in addition to what is measured: on a GPU the whole set, if it fits; on a CPU a final score's images.
+    # Memory besides what is measured: on a GPU the whole set, if it fits; on a CPU a final score's images.
     held_bytes = image_bytes * spec.scoring.final.samples if on.type == "cpu" else 0
     if on.type == "cuda" and fits_on(image_bytes * n_images, on):
         held_bytes, images = image_bytes * n_images, images.to(on)
@@ -86,16 +86,15 @@ def forecast(
         rate, parameters = 1 / each.s_per_kimg * 1000, each.parameters / 1e6
         yield f"  {each.name}", f"{rate:,.0f} images/s, {parameters:,.2f} M parameters"
     if not configurations:
-        raise DataError("none of the tried configurations trains on these images", "Each of them diverged at once.")
-    networks = sorted({features_of(spec.scoring.final), features_of(spec.scoring.rung)})
-    rates = {each: scoring_rate(*each, spec.data.image_size, on) for each in networks}
+        raise DataError("none of the tried configurations trains on these images", "Each diverged at once.")
+    rates = scoring_rates(spec, on)
     for (name, precision), rate in rates.items():
         yield f"  {name} {precision}", f"{rate:,.1f} images/s"
     scoring = scoring_time(spec, home, rates, statistics.mean(each.s_per_sample for each in configurations), on)
     n_seeds = spec.scoring.sampling_seeds or 1
     again = f", {duration(scoring.again_s)} each of {n_seeds - 1} further sampling seeds" if n_seeds > 1 else ""
     published = spec.scoring.final.extractor == INCEPTION and vgg_file(home) is not None
-    vgg = "; plus precision and recall by VGG16, which are not measured" if published else ""
+    vgg = "; precision and recall by VGG16 come on top" if published else ""
     yield "  scores", f"{duration(scoring.rung_s)} a rung, {duration(scoring.final_s)} a final one{again}{vgg}"
     result = Forecast(spec, configurations, scoring, trials or spec.budget.trials, on.type, workers * lanes)
     yield "time", result.time(mean_work(spec, find_record(spec.name, home)))
@@ -107,7 +106,7 @@ def forecast(
 def _images(
     spec: ResolvedStudy, home: Home, source: Path | None, say: Callable[[str], None]
 ) -> tuple[Tensor, tuple[int, int], int, float]:
-    """(some images, how many to train on and held out, bytes still to be written, seconds to prepare them)."""
+    """Return (some images, numbers to train on and held out, bytes to write, seconds to prepare them)."""
     material = find_material(home, spec.data, source, study=spec.name, say=say, may_download=False)
     store = existing_store(home, material)
     if store is not None:
@@ -122,7 +121,7 @@ def _images(
             f"none of the first {_FILES} files is usable", "`harness data prepare` names each with its reason."
         )
     seconds = (time.perf_counter() - started) / len(decoded) * material.count / usable_cores()
-    # Repeated up to the largest batch: speed does not depend on what is in the pictures.
+    # Repeated up to the largest batch: speed does not depend on the pictures.
     times = -(-spec.largest_batch() // len(decoded))
     images = torch.from_numpy(np.stack(decoded * times))
     return images, counts, material.count * int(np.prod(decoded[0].shape)), seconds
@@ -137,19 +136,18 @@ def _memory(peak: int, device: torch.device, workers: int) -> str:
 
 
 def _cores(device: torch.device, workers: int, lanes: int) -> str:
-    threads = torch.get_num_threads()
-    share = f", {threads} thread{'s' * (threads != 1)} each"
+    share = f", {counted(torch.get_num_threads(), 'thread')} each"
     if device.type == "cuda":
         n_gpus = len(visible_gpus())
         share = f" on {n_gpus} GPUs" if n_gpus > 1 else ", which share the device"
-        share += f"; up to {lanes} trials at once in each, a gain that the time leaves out" if lanes > 1 else ""
+        share += f"; up to {lanes} trials at once in each, whose gain is not in the time" if lanes > 1 else ""
     elif lanes > 1:
         share = f" of {lanes} trials at once{share}"
-    return f"{usable_cores()}, {device.type}; {workers} worker{'s' * (workers != 1)}{share}"
+    return f"{usable_cores()}, {device.type}; {counted(workers, 'worker')}{share}"
 
 
 def _grid_bytes(images_NHWC: Tensor) -> int:
-    """Of a PNG of real images, which compress about as samples do."""
+    """Bytes of a PNG of real images, which compress about as well as samples."""
     shown = images_NHWC[:GRID_IMAGES].permute(0, 3, 1, 2).cpu().float().div(127.5).sub(1)
     buffer = io.BytesIO()
     Image.fromarray(image_grid(shown)).save(buffer, "png")
@@ -158,6 +156,6 @@ def _grid_bytes(images_NHWC: Tensor) -> int:
 
 def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        return int(torch.cuda.max_memory_reserved())  # graphs hold some that nothing else can have
+        return int(torch.cuda.max_memory_reserved())  # with what graphs keep for themselves
     peak: Any = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak) * (1 if sys.platform == "darwin" else 1024)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, zip_longest
 from typing import Any
 
 import torch
@@ -34,19 +35,19 @@ from harness.spec.resolved import ResolvedStudy, suggest
 from harness.spec.tables import ScoreSpec
 from harness.store.samplers import study_in_memory
 
-# Steps of one configuration: the first warms up and is not counted.
+# Steps of one configuration; the first is a warm-up.
 _STEPS = 4
-# Configurations drawn from the space; no new measurement starts after this many seconds.
+# Configurations drawn from the space, and seconds after which no new measurement starts.
 _DRAWN, _ENOUGH_S = 4, 90.0
-# Rows of features that the algebra of scores is timed with, at most: more than features have columns (2,048).
+# At most this many rows of features to time scores with: more than features have columns (2,048).
 _ROWS = 4096
-# Features of an image.
+# Features of an image, by extractor.
 WIDTHS = {INCEPTION: 2048, MOBILENET: 1280}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigurationSpeed:
-    """One configuration's speed, of training and of generating alone, and size: of a snapshot, of the generator."""
+    """One configuration's speed of training and of generating, and the sizes of its files."""
 
     name: str
     s_per_kimg: float
@@ -58,19 +59,17 @@ class ConfigurationSpeed:
 
 
 def measure_configurations(spec: ResolvedStudy, images: Tensor, device: torch.device) -> Iterator[ConfigurationSpeed]:
-    """Presets, and random draws from the space, as long as there is time; images are uint8 of shape NHWC."""
+    """Measure presets and random draws from the space while there is time; images are uint8 of shape NHWC."""
     started = time.perf_counter()
     study = study_in_memory(sampler=RandomSampler(seed=spec.sampler.seed))
     drawn = [(f"random {index + 1}", suggest(study.ask(), spec), False) for index in range(_DRAWN)]
     presets = [(p.name, spec.hparams(p.params, p.overrides), p.recipe is not None) for p in spec.presets]
-    # In turn, so that both kinds are measured where time runs out.
-    mixed = [pair for pairs in zip(drawn, presets, strict=False) for pair in pairs]
-    rest = [item for item in (*presets, *drawn) if item not in mixed]
-    for name, hp, baseline in (*mixed, *rest):
+    # In turn, so that both kinds are measured if time runs out.
+    for name, hp, baseline in filter(None, chain.from_iterable(zip_longest(drawn, presets))):
         if time.perf_counter() - started > _ENOUGH_S:
             return
         result = measure_training(hp, images, device)
-        # A training and its step, on CUDA a graph, hold on to each other: no worker has several at once.
+        # A training and its step (on CUDA a graph) refer to each other: free them, as workers do.
         gc.collect()
         if result:
             rate, snapshot = result
@@ -91,7 +90,7 @@ def measure_configurations(spec: ResolvedStudy, images: Tensor, device: torch.de
 
 
 def measure_training(hp: HParams, images: Tensor, device: torch.device) -> tuple[float, Snapshot] | None:
-    """(images per second, the state); None if there is no such network, or it diverges within the few steps."""
+    """(images per second, last snapshot); None if the network is impossible, or diverges at once."""
     if problems(hp):
         return None
     step_kimg = hp.images_per_step / 1000
@@ -114,7 +113,7 @@ def tensor_bytes(state: Any) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringTime:
-    """Seconds to score at a rung, at the end with all metrics, and with each further seed; once: of real images."""
+    """Seconds of a rung score, a final score with all metrics, each further seed, and once of real images."""
 
     rung_s: float
     final_s: float
@@ -127,13 +126,15 @@ def features_of(score: ScoreSpec) -> tuple[str, str]:
     return score.extractor, score.precision or FLOAT32
 
 
-def scoring_rate(name: str, precision: str, size: int, device: torch.device) -> float:
-    """Images per second, on a GPU in a worker's batches."""
-    return 1 / _s_per_image(untrained_module(name, precision, device), size, device)
+def scoring_rates(spec: ResolvedStudy, device: torch.device) -> dict[tuple[str, str], float]:
+    """Images per second of each (extractor, precision) of a study's scores, in the batches that workers use."""
+    networks = sorted({features_of(spec.scoring.final), features_of(spec.scoring.rung)})
+    size = spec.data.image_size
+    return {each: 1 / _s_per_image(untrained_module(*each, device), size, device) for each in networks}
 
 
 class _Untrained(Extractor):
-    """An extractor whose weights need not be fetched: for timing what is done with its features."""
+    """An extractor without weights, to time what is done with its features."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.device, self.batch = device, BATCH
@@ -143,14 +144,14 @@ class _Untrained(Extractor):
 def scoring_time(
     spec: ResolvedStudy, home: Home, rates: dict[tuple[str, str], float], s_per_sample: float, device: torch.device
 ) -> ScoringTime:
-    """Generating, features and algebra, each as measured here."""
+    """Seconds of generating, features and algebra, as measured here."""
     rung, final = spec.scoring.rung, spec.scoring.final
 
     def score_s(score: ScoreSpec, *, all_metrics: bool = False) -> float:
         images_s = score.samples * (1 / rates[features_of(score)] + s_per_sample)
         return images_s + _algebra_s(score, device, all_metrics=all_metrics)
 
-    head_s = 0.0  # MobileNetV2's Inception Score, needed while Inception's own head is not available
+    head_s = 0.0  # of MobileNetV2's Inception Score, if Inception's own head is missing
     if final.extractor == INCEPTION and not _has_head(home):
         module = untrained_module(MOBILENET, FLOAT32, device)
         module.features_list = ["logits"]
@@ -165,7 +166,7 @@ def scoring_time(
 
 
 def _algebra_s(score: ScoreSpec, device: torch.device, *, all_metrics: bool) -> float:
-    """Seconds from features to one score's metrics, by the functions that compute them, on random features."""
+    """Seconds from features to metrics, by the same functions, on random features."""
     extractor = _Untrained(score.extractor, device)
     n, n_real = min(score.samples, _ROWS), min(score.n_reference, _ROWS)
     rng = torch.Generator().manual_seed(0)
@@ -182,7 +183,7 @@ def _algebra_s(score: ScoreSpec, device: torch.device, *, all_metrics: bool) -> 
     seconds = _seconds(lambda: calculated(pooled, reference, protocol, extractor, names))
     if not all_metrics:
         return seconds
-    # Each image is compared with all others: that grows with the square.
+    # Each image is compared with all others, so time grows with the square.
     growth = ((score.samples + score.n_reference) / (n + n_real)) ** 2
     neighbours = ("precision", "recall")
     return seconds + growth * _seconds(lambda: calculated(pooled, reference, protocol, extractor, neighbours))
@@ -204,5 +205,5 @@ def _seconds(act: Callable[[], Any]) -> float:
 
 
 def _has_head(home: Home) -> bool:
-    """Whether Inception's own classifier is available, as far as one can tell without fetching or reading it."""
+    """Whether Inception's classifier seems available, judged without fetching or reading it."""
     return "HARNESS_FID_WEIGHTS" in os.environ or cached_file(home, OFFICIAL_NAME) is not None

@@ -24,7 +24,7 @@ FORKS = sys.platform == "linux"
 
 # How often a process is forked before it is given up.
 _FORKS = 3
-# How long a killed fork server may take to die. It may also be alive, and only what it forked was killed.
+# Seconds that a killed fork server may take to die; it lives if only a process that it forked was killed.
 _DYING_S = 5.0
 # Bytes of the folder's path: those of Ray's sockets are longest, with some 75 more.
 _LONGEST_TMPDIR = 32
@@ -38,7 +38,7 @@ def search_path() -> str:
 
 
 def short_spin() -> dict[str, str]:
-    """How long OpenMP's threads look for each other before they sleep, unless this process's environment says it.
+    """Variables that shorten how long OpenMP's threads wait busily; none where this process's environment sets that.
 
     By default libgomp's threads spin until their time slice ends: with one busy process on the same cores, a step of
     small batches then takes five to ten times as long (docs/performance.md). OpenMP reads this when torch is imported.
@@ -49,7 +49,7 @@ def short_spin() -> dict[str, str]:
 
 @contextmanager
 def same_imports() -> Iterator[None]:
-    """Python processes started in here import what this one would; by itself Python puts the current folder first."""
+    """Python processes started inside import what this one would; by default Python puts the current folder first."""
     safe = {"PYTHONSAFEPATH": "1", "PYTHONPATH": search_path(), **short_spin()}
     before = {name: os.environ.get(name) for name in safe}
     os.environ.update(safe)
@@ -64,7 +64,7 @@ def same_imports() -> Iterator[None]:
 
 @contextmanager
 def short_temporary_folder() -> Iterator[str]:
-    """A folder for sockets, whose paths have at most 107 bytes; it may be another than that of TMPDIR."""
+    """A folder for sockets, whose paths have at most 107 bytes: that of TMPDIR, or another if its path is too long."""
     default = tempfile.gettempdir()
     folders = (default, "/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - folders of their own are made there
     fitting = (path for path in folders if len(os.fsencode(path)) <= _LONGEST_TMPDIR and os.access(path, os.W_OK))
@@ -97,7 +97,7 @@ class _Mainless(BaseProcess):
 
 class ForkContext(ForkServerContext):
     class Process(_Mainless, ForkServerProcess):
-        """Forked, again where the fork server is killed meanwhile: the next call starts another one."""
+        """Forked; tried again if the fork server is killed meanwhile, because the next call starts a new one."""
 
         def start(self) -> None:
             for attempts_left in reversed(range(_FORKS)):
@@ -115,11 +115,11 @@ class ForkContext(ForkServerContext):
 
 
 def _await_death_of_the_fork_server() -> None:
-    """A killed fork server answers no more, but the library takes it for alive until its memory has been given back."""
+    """The library takes a killed fork server for alive until its memory is freed; wait for that."""
     end = time.monotonic() + _DYING_S
-    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # the library tells it nobody
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # there is no public way
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None and time.monotonic() < end:
-        time.sleep(0.01)  # and leave its exit status for the library, which starts another one when it finds that
+        time.sleep(0.01)  # WNOWAIT: by the exit status the library knows that it must start a new one
 
 
 class SpawningContext(SpawnContext):
@@ -146,12 +146,12 @@ def start_fork_server() -> None:
 
 
 def call_with_torch(function: Callable[..., T], *arguments: object) -> T:
-    """Call a function that needs torch here where that is imported already, which takes seconds; else in a fork."""
+    """Call a function that needs torch: here if torch is imported, else in a fork, for importing it takes seconds."""
     return function(*arguments) if "torch" in sys.modules else call_in_fork(function, *arguments)
 
 
 def call_in_fork(function: Callable[..., T], *arguments: object) -> T:
-    """Call a function in a process of the fork server, so that this one keeps none of the GPU memory that it takes."""
+    """Call a function in a forked process, so that its GPU memory is free again when it returns."""
     if not FORKS:
         return function(*arguments)
     context = worker_context()
@@ -180,6 +180,6 @@ def _send_result(sender: Connection, environment: Mapping[str, str], act: Callab
 
 
 def adopt_environment(environment: Mapping[str, str]) -> None:
-    """Take over the environment of the process that asked; the fork server may have been started in another one."""
+    """Replace this process's environment by its parent's: the fork server may have been started with another."""
     os.environ.clear()
     os.environ.update(environment)

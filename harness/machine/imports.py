@@ -1,4 +1,4 @@
-"""Functions of the user's own code, named as ``package.module:function`` in a study file."""
+"""Imports that may fail: the user's own functions, and optional packages."""
 
 from __future__ import annotations
 
@@ -13,6 +13,17 @@ from harness import atomic
 from harness.errors import UsageError
 
 
+def require(package: str, purpose: str, extra: str) -> None:
+    """Import an optional package, such as ``psycopg[binary]``; a UsageError says how to install it."""
+    try:
+        importlib.import_module(package.partition("[")[0])
+    except ImportError:
+        raise UsageError(
+            f"{purpose} needs the package {package}, which is not installed",
+            f"In a clone `.venv/bin/pip install -c constraints.txt -e '.[{extra}]'`, else `pip install '{package}'`.",
+        ) from None
+
+
 @dataclass(frozen=True, slots=True)
 class UserFunction:
     """A function (or class) and the sha256 of the file that defines its module: the identity of the user's code."""
@@ -22,7 +33,7 @@ class UserFunction:
 
 
 def load_function(name: str) -> UserFunction:
-    """Import ``package.module:function``, from the installed packages or else from the current folder.
+    """Import ``package.module:function`` of a study file, from the installed packages or else the current folder.
 
     >>> load_function("fractions:Fraction").call(1, 2)
     Fraction(1, 2)

@@ -19,6 +19,7 @@ import psutil
 
 from harness.errors import UsageError
 from harness.machine.forks import call_with_torch
+from harness.text import counted
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,7 @@ def this_process() -> dict[str, Any]:
 
 
 def is_gone(process: Mapping[str, Any] | None, *, one_machine: bool) -> bool | None:
-    """Whether a process has ended; None where this machine cannot tell and the worker's heartbeat must decide.
+    """Whether a process has ended; None if this machine cannot tell, so that the worker's heartbeat must decide.
 
     ``process`` is a record of :func:`this_process`, empty for a worker that died before it wrote one. ``one_machine``:
     all processes run on this machine, as with SQLite; an earlier boot's have then ended.
@@ -97,7 +98,7 @@ def free_memory() -> int:
 
 
 def _of_container(name: str) -> tuple[float, ...]:
-    """The numbers in a file of this container's control group (Linux, version 2 or 1); none where there is no limit."""
+    """The numbers in a file of this container's control group (Linux, version 2 or 1); none without a limit."""
     try:
         return tuple(map(float, (_CONTROL_GROUP / name).read_text(encoding="utf-8").split()))
     except (OSError, ValueError):  # "max" is not a number
@@ -107,7 +108,7 @@ def _of_container(name: str) -> tuple[float, ...]:
 def visible_gpus() -> tuple[str, ...]:
     """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them.
 
-    CUDA reads its list up to the first name that is none of a device (-1, or beyond the last), so the count is torch's.
+    CUDA stops reading that list at the first name without a device (-1, or beyond the last), so torch counts them.
     """
     import torch
 
@@ -137,7 +138,7 @@ class Machines:
 
 
 def why_no_cuda() -> str:
-    """Why torch has no CUDA device here, in a sentence; empty where it has one."""
+    """Why torch has no CUDA device here, in a sentence; empty if it has one."""
     import torch
 
     with warnings.catch_warnings(record=True) as said:  # torch warns of a driver that is too old
@@ -163,7 +164,7 @@ def why_no_cuda() -> str:
 
 
 def _listed_gpu() -> str:
-    """The first GPU that the driver knows, whatever torch can use; empty where there is no driver or it fails."""
+    """The first GPU that the driver knows, usable by torch or not; empty if there is no driver, or it fails."""
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=20)
         return next(iter(done.stdout.splitlines()), "").partition(" (UUID")[0]
@@ -171,17 +172,16 @@ def _listed_gpu() -> str:
 
 
 def device_in_words(device: str) -> str:
-    """What trains: ``CUDA (NVIDIA H200)``, or ``the CPU (2 cores)`` and why not a GPU."""
+    """What trains: ``CUDA (NVIDIA H200)``, or ``the CPU (2 cores)``."""
     if device.startswith("cuda"):
         import torch
 
         return f"CUDA ({torch.cuda.get_device_name(0)})"
-    cores = usable_cores()
-    return f"the CPU ({cores} core{'s' * (cores != 1)})"
+    return f"the CPU ({counted(usable_cores(), 'core')})"
 
 
 def choose_device(wanted: str) -> str:
-    """``auto`` becomes ``cuda`` where there is one; one that is unknown or not there is a UsageError."""
+    """``auto`` is CUDA if torch finds it, else the CPU; a UsageError if the device is unknown or missing."""
     if wanted not in ("auto", "cpu", "cuda"):
         raise UsageError(f"DEVICE={wanted!r} is not known", "Use auto, cpu or cuda.")
     if wanted == "cpu":
@@ -193,7 +193,7 @@ def choose_device(wanted: str) -> str:
 
 
 def trains_on(wanted: str) -> str:
-    """What a sweep trains on, and where a GPU was wanted or would have been taken, why it is none."""
+    """What a sweep trains on, in words; with ``auto`` also why it is not a GPU."""
     device = choose_device(wanted)
     shown = call_with_torch(device_in_words, device)
     why_not = call_with_torch(why_no_cuda) if (wanted, device) == ("auto", "cpu") else ""
@@ -213,9 +213,9 @@ def use_threads(n: int) -> None:
 
 
 def keep_memory() -> None:
-    """Keep freed memory in this process, where the C library is glibc, which would return large blocks to the kernel.
+    """Keep freed memory in this process; by default glibc returns large blocks to the kernel.
 
-    It gets them again as new pages, which one thread fills with zeros: a tenth of a training step's time and a fifth of
+    They come back as new pages, which one thread fills with zeros: a tenth of a training step's time and a fifth of
     Inception's on a virtual machine (docs/lab/2026-11.md).
     """
     if sys.platform == "linux":
@@ -223,12 +223,12 @@ def keep_memory() -> None:
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(_M_MMAP_MAX, 0)
             mallopt(_M_TRIM_THRESHOLD, -1)
-            # One arena for all threads: other arenas cannot keep large blocks and would get new pages every time.
+            # One arena for all threads: other arenas cannot keep large blocks.
             mallopt(_M_ARENA_MAX, 1)
 
 
 def exact_arithmetic() -> None:
-    """On CUDA: float32 in full, not TF32, as the protocols say; and cuDNN's deterministic algorithms."""
+    """On CUDA: full float32 instead of TF32, as the scoring protocols demand, and deterministic cuDNN algorithms."""
     import torch
 
     torch.backends.cudnn.allow_tf32 = False
@@ -243,12 +243,12 @@ def cuda_graphs() -> bool:
 
 
 def on_device(images: Tensor, device: torch.device) -> Tensor:
-    """The images on the GPU, from which no batch is copied, where there is room; the trainer takes them from either."""
+    """The images, moved to the GPU if they fit: no batch is copied then. The trainer takes both."""
     return images.to(device) if device.type == "cuda" and fits_on(images.nbytes, device) else images
 
 
 def fits_on(n_bytes: int, device: torch.device) -> bool:
-    """Whether images of this many bytes are kept on the GPU: less than a third of its free memory."""
+    """Whether images of this many bytes are kept on the GPU: they must take less than a third of its free memory."""
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)

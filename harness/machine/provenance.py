@@ -15,14 +15,12 @@ from harness import __version__
 from harness.machine.processes import usable_cores
 
 _LIBRARIES = ("torch", "torchvision", "torch-fidelity", "optuna", "mlflow", "numpy")
-
-
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @cache
 def code_sha256() -> str:
-    """The identity of the code in use: a hash of the package's files, as they were when this was first asked."""
+    """The identity of the code in use: a hash of the package's files at the first call."""
     total = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py")):
         total.update(f"{path.relative_to(_PACKAGE).as_posix()} ".encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -30,12 +28,12 @@ def code_sha256() -> str:
 
 
 def git_commit() -> str:
-    """The commit of the code in use, with ``-dirty`` where it is changed; ``unknown`` outside a clone of its own."""
+    """The commit of the code in use, with ``-dirty`` if it was changed; ``unknown`` outside its own clone."""
     root = _PACKAGE.parent
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
-        # A hook of another repository has variables that name it.
+        # In a hook of another repository, these variables name that one.
         env = {name: text for name, text in os.environ.items() if not name.startswith("GIT_")}
         done = subprocess.run(
             command, env=env, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=10

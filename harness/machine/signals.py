@@ -16,7 +16,7 @@ _POLL_S = 0.2
 
 
 class StopSignals:
-    """Ctrl-C (or SIGTERM) once: stop at the next snapshot; twice: stop at once (``raise_at_two``: KeyboardInterrupt).
+    """Ctrl-C (or SIGTERM) once: stop at the next checkpoint; twice: stop at once (``raise_at_two``: KeyboardInterrupt).
 
     Handlers are installed inside a ``with`` block only.
     """
@@ -36,22 +36,22 @@ class StopSignals:
 
     def interrupt(self, *_: object) -> None:
         self.level += 1
-        text = "stopping at the next snapshot; Ctrl-C again stops at once" if self.level == 1 else "stopping at once"
+        text = "stopping at the next checkpoint; Ctrl-C again stops at once" if self.level == 1 else "stopping at once"
         self.say(f"\n{text}")
         if self.level >= 2 and self._raise_at_two:
             raise KeyboardInterrupt
 
     def raise_if_interrupted(self) -> None:
-        """Raise KeyboardInterrupt where there was one: for what needs no checkpoint, such as preparing images."""
+        """Raise KeyboardInterrupt after an interruption: for work without checkpoints, such as preparing images."""
         if self.level:
             raise KeyboardInterrupt
 
 
 def run_interruptibly(work: Callable[[], T], stop: StopSignals) -> T:
-    """What ``work`` returns, while interruptions raise ``stop.level``.
+    """The result of ``work``; interruptions meanwhile raise ``stop.level``.
 
-    In a notebook, whose kernel handles the signals, the work runs in a thread and the KeyboardInterrupt that the kernel
-    raises here counts. No signal reaches any other thread than the main one.
+    In a notebook, where the kernel handles signals, the work runs in a thread, and each KeyboardInterrupt that the
+    kernel raises here is counted. Signals reach the main thread only.
     """
     if threading.current_thread() is not threading.main_thread():
         return work()
@@ -61,7 +61,7 @@ def run_interruptibly(work: Callable[[], T], stop: StopSignals) -> T:
     begins: SimpleQueue[bool] = SimpleQueue()
 
     def begin() -> T:
-        # Not before an interruption is counted: one that comes earlier ends everything.
+        # Start only once interruptions are counted; an earlier one ends everything.
         if not begins.get():
             raise KeyboardInterrupt
         return work()

@@ -1,4 +1,4 @@
-"""Where the Optuna database is, what messages may say of its address, and waiting while it is away."""
+"""Where the Optuna database is, its address in messages, and waiting while it is away."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceE
 
 from harness.errors import ESCAPES, StorageError, StorageLost, UsageError
 from harness.home import Home, expanded, seconds_from_environment
+from harness.machine.imports import require
+from harness.text import error_line
 
 _ADDRESSES = (
     "Use postgresql+psycopg://USER@HOST/DATABASE with the password in PGPASSWORD, or sqlite:////PATH/optuna.db."
 )
 _LONGEST_PAUSE_S = 2.0
-# Errors of SQLite that pass by themselves or when there is room on the disk again; no other error of SQLite does.
+# The errors of SQLite that can pass: by themselves, or when the disk has room again.
 _SQLITE_OUTAGES = ("locked", "busy", "disk is full", "disk I/O error")
 # Errors of SQLite and PostgreSQL about missing rights to write.
 _FORBIDDEN = ("readonly database", "permission denied")
-# What PostgreSQL says after a failover, until the server takes writes or connections lead to one that does.
+# PostgreSQL's words after a failover, until a server that takes writes is reached.
 _READ_ONLY = "read-only transaction"
-# Errors of PostgreSQL that waiting does not help.
+# Errors of PostgreSQL for which waiting does not help.
 _REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
 
 _RESTORE = "Restore it from a backup and start again; or start from scratch: trained models stay in the runs' folders."
@@ -44,21 +46,15 @@ def database_url(home: Home) -> URL:
         url = make_url(address)
     except ArgumentError:
         raise UsageError("HARNESS_STORAGE is not a database's address", _ADDRESSES) from None
-    if "@" in (url.host or ""):  # of the password, which is not shown, nor left to a library to show
+    if "@" in (url.host or ""):  # part of the password, which no library may show either
         raise UsageError("HARNESS_STORAGE is not a database's address", ESCAPES)
     if url.drivername == "sqlite":
         if url.database in (None, "", ":memory:"):
-            raise UsageError("HARNESS_STORAGE: SQLite without a file keeps nothing", _ADDRESSES)
+            raise UsageError("HARNESS_STORAGE: SQLite needs a file, or nothing is kept", _ADDRESSES)
         return url.set(database=str(expanded(Path(url.database))))
     if url.drivername not in ("postgresql", "postgresql+psycopg"):
         raise UsageError(f"HARNESS_STORAGE: {url.drivername} is not supported", _ADDRESSES)
-    try:
-        import psycopg  # noqa: F401
-    except ImportError:
-        raise UsageError(
-            "HARNESS_STORAGE names PostgreSQL, but psycopg is not installed",
-            "`.venv/bin/pip install -c constraints.txt -e '.[postgresql]'`, or `pip install 'psycopg[binary]'`.",
-        ) from None
+    require("psycopg[binary]", "PostgreSQL (HARNESS_STORAGE)", "postgresql")
     return url.set(drivername="postgresql+psycopg")
 
 
@@ -70,8 +66,8 @@ def describe_address(url: URL) -> str:
 
 
 def first_line(error: BaseException, url: URL) -> str:
-    """What the database's driver said, with ``***`` for every password that the address or PGPASSWORD has."""
-    message = (str(getattr(error, "orig", None) or error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of the driver's error, with ``***`` for passwords of the address and PGPASSWORD."""
+    message = error_line(getattr(error, "orig", None) or error)
     secrets = {str(url.password or ""), os.environ.get("PGPASSWORD", "")}
     secrets |= {value for name, value in url.query.items() if "password" in name and isinstance(value, str)}
     for secret in secrets - {""}:
@@ -85,18 +81,18 @@ def grace_s() -> float:
 
 
 class Outages:
-    """Waits while the database is away, up to the grace period, and says when that begins and ends."""
+    """Waits while the database is away, up to the grace period, and reports the beginning and the end."""
 
     def __init__(self, url: URL, grace_s: float, say: Callable[[str], None], stop: Callable[[], bool]) -> None:
         self.url, self.grace_s, self.say, self.stop = url, grace_s, say, stop
         self.name = describe_address(url)
-        # Set once the database was opened: drops its connections, and says that it was usable then.
+        # Set once the database was opened, and so was usable: drops its connections.
         self.reconnect: Callable[[], None] | None = None
         self._thread = local()
 
     @contextmanager
     def not_waiting(self) -> Iterator[None]:
-        """Inside, an outage is an error for this thread: the holder of a lock lets go of it and repeats the whole."""
+        """Inside, an outage is an error for this thread: the holder of a lock must release it and start again."""
         self._thread.waits = False
         try:
             yield
@@ -106,8 +102,8 @@ class Outages:
     def wait_out(self, call: Callable[[bool], R]) -> R:
         """The result of ``call(repeated)``, which is repeated until the database answers.
 
-        It is StorageLost after the grace period, or when ``stop()`` is true; StorageError if it may not be written, or
-        is dropped or damaged after it was opened.
+        Raises StorageLost after the grace period, or when ``stop()`` is true; StorageError if the database cannot be
+        written, or was dropped or damaged since it was opened.
         """
         began, pause, repeated = 0.0, 0.05, False
         while True:
@@ -116,8 +112,8 @@ class Outages:
             except (StorageInternalError, DBAPIError) as error:
                 cause = error if isinstance(error, DBAPIError) else error.__cause__
                 said = first_line(error.__cause__ or error, self.url)
-                there = self.url.get_backend_name() != "sqlite" or Path(str(self.url.database)).exists()
-                if isinstance(cause, DBAPIError) and any(text in str(cause.orig) for text in _FORBIDDEN) and there:
+                exists = self.url.get_backend_name() != "sqlite" or Path(str(self.url.database)).exists()
+                if isinstance(cause, DBAPIError) and any(text in str(cause.orig) for text in _FORBIDDEN) and exists:
                     raise StorageError(
                         f"{self.name} cannot be written: {said}",
                         "Let this user write it: the file and its folder, or the tables of a server.",
@@ -134,15 +130,15 @@ class Outages:
                     state = "is read-only" if _READ_ONLY in said else "does not answer"
                     self.say(f"{self.name} {state}; waiting up to {self.grace_s:g} s")
                 repeated = True
-                if self.reconnect and _READ_ONLY in said:  # these connections would stay so
+                if self.reconnect and _READ_ONLY in said:  # open connections stay read-only
                     self.reconnect()
                 if now - began > self.grace_s or self.stop():
                     was = "cannot be written" if _READ_ONLY in said else f"did not answer for {now - began:.0f} s"
                     raise StorageLost(
                         f"{self.name} {was}: {said}",
-                        "What was trained is saved. Start again when the database is back, and the sweep continues.",
+                        "What was trained is saved. Start again when the database is back.",
                     ) from None
-                # Not time.sleep: nothing here may depend on how a signal ends it.
+                # Not time.sleep, which a signal may end.
                 Event().wait(min(pause, _LONGEST_PAUSE_S))
                 pause *= 2
                 continue
@@ -152,7 +148,7 @@ class Outages:
 
 
 def _is_outage(cause: BaseException | None) -> bool:
-    """Whether the database was away, locked or full: what time can heal. Not: a wrong address, statement or value."""
+    """Whether waiting can help: the database was away, locked or full. It cannot for a wrong address or statement."""
     if not isinstance(cause, DBAPIError):
         return False
     message = str(cause.orig)

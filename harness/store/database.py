@@ -28,27 +28,27 @@ R = TypeVar("R")
 
 # Seconds between a worker's signs of life.
 HEARTBEAT_S = 15
-# By table of Optuna's: a column that it has in every version.
+# A column of each of these tables in every version of Optuna.
 _COLUMNS = {"studies": "study_name", "trials": "study_id"}
 # Seconds that a writer waits for another one's SQLite transaction.
 _BUSY_S = 60
-# A holder of the study's lock that is silent for this long (a sleeping laptop) loses it.
+# The holder of the study's lock loses it after this long a silence (a sleeping laptop).
 _LOCK_IDLE_S = 120
-# A server that is stopped mid-call is noticed by these (libpq's names; seconds and a count).
+# With these, libpq notices a server that stops in mid-call (seconds and a count).
 _POSTGRES = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 
 
 class PatientStorage(RDBStorage):
     """Optuna's storage, whose idempotent calls wait for the database to come back.
 
-    Creating a trial is not one of them, because a lost answer leaves open whether it happened: ``Trials`` repeats it as
-    a whole, and fails what was left behind as a trial without a worker.
+    Creating a trial is not idempotent: if the answer is lost, it may have happened. ``Trials`` repeats that as a whole;
+    a trial that was left behind has no worker and is failed.
     """
 
     def __init__(self, url: URL, outages: Outages, dead_after_s: float) -> None:
         connect_args = {"timeout": _BUSY_S} if url.get_backend_name() == "sqlite" else _POSTGRES
-        # pre_ping: a connection that the server has closed is replaced before it is used. max_overflow: none of a
-        # worker's lanes and their leases waits for another one's connection.
+        # pre_ping: replace connections that the server has closed. max_overflow: no lane or lease waits for the
+        # connection of another one.
         kwargs: dict[str, Any] = {"connect_args": connect_args, "pool_pre_ping": True, "max_overflow": -1}
         super().__init__(url.render_as_string(hide_password=False), engine_kwargs=kwargs)
         self.outages = outages
@@ -62,11 +62,11 @@ class PatientStorage(RDBStorage):
         return self.outages.wait_out(lambda repeated: trial_state(self, trial_id))
 
     def get_heartbeat_interval(self) -> int | None:
-        """None: heartbeats are the lease's, not those of ``Study.optimize``, which is not used."""
+        """None: ``Lease`` sends heartbeats; those of ``Study.optimize`` are not used."""
         return None
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """As Optuna's; a repetition that finds the trial in the wanted state succeeded the first time."""
+        """As Optuna's; a repeated call that finds the wanted state succeeded the first time."""
         inherited = super().set_trial_state_values
 
         def call(repeated: bool) -> bool:
@@ -102,7 +102,7 @@ for _name in _IDEMPOTENT:
 
 
 def dead_after(grace: float) -> float:
-    """Seconds of silence, longer than a living worker's, after which one of another machine counts as dead."""
+    """Seconds of silence after which a worker of another machine counts as dead; a living one is never so silent."""
     return grace + 4 * HEARTBEAT_S
 
 
@@ -115,8 +115,8 @@ def open_storage(
 ) -> PatientStorage:
     """The storage; its tables are created by the first process, under a lock.
 
-    ``grace``: seconds to wait during an outage, short where a person waits for an answer; past them it is StorageLost.
-    Another StorageError means that the database cannot be used.
+    ``grace``: seconds to wait during an outage, few if a person waits for an answer; after them StorageLost is raised.
+    Any other StorageError means that the database cannot be used.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = database_url(home)
@@ -139,7 +139,7 @@ def open_storage(
 
 
 def _refuse_foreign(url: URL) -> None:
-    """Refuse a database with another program's tables of Optuna's names, and a SQLite file with others alone."""
+    """Refuse a database whose tables have Optuna's names but not its columns, and a SQLite file of other tables."""
     is_file = url.get_backend_name() == "sqlite"
     if is_file and not Path(str(url.database)).is_file():
         return
@@ -171,9 +171,9 @@ def write_study_attrs(study: optuna.Study, attrs: StudyAttrs) -> None:
 
 @contextmanager
 def lock(url: URL, home: Home, name: str) -> Iterator[None]:
-    """One writer at a time, among all processes that use the database: a file's lock, or PostgreSQL's advisory lock.
+    """Hold a lock among all processes that use the database: a file's lock, or PostgreSQL's advisory lock.
 
-    The operating system or the server releases it when its holder dies. A DBAPIError means that the server went away.
+    The operating system or the server releases it when its holder dies. A DBAPIError means that the server is away.
     """
     if url.get_backend_name() == "sqlite":
         database = Path(str(url.database))
@@ -188,11 +188,11 @@ def lock(url: URL, home: Home, name: str) -> Iterator[None]:
         connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{_LOCK_IDLE_S}s'"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
         yield
-        connection.execute(text("SELECT 1"))  # fails where the lock was lost meanwhile
+        connection.execute(text("SELECT 1"))  # fails if the lock was lost meanwhile
 
 
 def locked(storage: PatientStorage, home: Home, study: str, action: Callable[[], R]) -> R:
-    """The action's result under a study's lock; during an outage let go of the lock, wait, and repeat all of it."""
+    """Run the action under a study's lock; after an outage, run it again under a new lock."""
 
     def attempt(repeated: bool) -> R:
         with lock(storage.outages.url, home, f"study-{study}"), storage.outages.not_waiting():

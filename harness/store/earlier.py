@@ -1,4 +1,4 @@
-"""What earlier studies taught: their trials, by rank, for a new study's sampler to begin with."""
+"""Trials of earlier studies, by rank, for a new study's sampler to start from."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from harness.store.samplers import PositionView
 def lessons(studies: Sequence[optuna.Study], spec: ResolvedStudy) -> list[Lesson]:
     """Trials of earlier studies, at most ``EARLIER``, spread evenly over the ranks of each.
 
-    By rank, for scores of other images or budgets do not compare. A UsageError where a study searches nothing that this
-    one does, or none of its trials was scored.
+    By rank, because scores of other images or budgets are not comparable. A UsageError if a study has no scored trial,
+    or shares no searched parameter with this one.
     """
-    found = []
+    learned = []
     for study in studies:
         trials = [
             trial
@@ -39,5 +39,5 @@ def lessons(studies: Sequence[optuna.Study], spec: ResolvedStudy) -> list[Lesson
                 "Name studies with some of the same parameters under [space], or leave sampler.from out.",
             )
         chosen = spread(len(ranked), max(1, EARLIER // len(studies)))
-        found += [(shared[at], known[ranked[at].number]) for at in chosen if shared[at]]
-    return sorted(found, key=lambda lesson: lesson[1])
+        learned += [(shared[at], known[ranked[at].number]) for at in chosen if shared[at]]
+    return sorted(learned, key=lambda lesson: lesson[1])

@@ -32,12 +32,12 @@ def uncached_storage(study: optuna.Study) -> BaseStorage:
 
 
 def id_of(trial: optuna.Trial | FrozenTrial) -> int:
-    """What the storage knows the trial by, among the trials of all studies."""
+    """The storage's id of the trial, unique among all studies."""
     return trial._trial_id
 
 
 def show_attrs(trial: optuna.Trial, user_attrs: Mapping[str, Any]) -> None:
-    """Let a trial show attributes that were written past it."""
+    """Make a trial object show attributes that were written directly to the storage."""
     trial._cached_frozen_trial.user_attrs.update(user_attrs)
 
 
@@ -47,14 +47,14 @@ def stale_trial_ids(storage: RDBStorage, study_id: int) -> set[int]:
 
 
 def set_trial_user_attrs(storage: RDBStorage, trial_id: int, user_attrs: Mapping[str, Any]) -> None:
-    """Several attributes in one transaction; an UpdateFinishedTrialError where the trial has ended."""
+    """Write several attributes in one transaction; an UpdateFinishedTrialError if the trial has ended."""
     with _create_scoped_session(storage.scoped_session, True) as session:
         for name, value in user_attrs.items():
             storage._set_trial_attr_without_commit(session, TrialUserAttributeModel, trial_id, name, value)
 
 
 def trial_state(storage: RDBStorage, trial_id: int) -> TrialState:
-    """A trial's state alone, for a quarter of what reading the whole trial takes; a KeyError where there is none."""
+    """A trial's state alone, four times as fast as reading the trial; a KeyError if there is no such trial."""
     with storage.engine.connect() as connection:
         query = select(TrialModel.state).where(TrialModel.trial_id == trial_id)
         state: TrialState | None = connection.execute(query).scalar_one_or_none()
@@ -64,15 +64,15 @@ def trial_state(storage: RDBStorage, trial_id: int) -> TrialState:
 
 
 def retry_chain(trial: FrozenTrial) -> list[int]:
-    """Numbers of the trials that this one continues, the first first."""
+    """Numbers of the trials that this one continues, oldest first."""
     return list(trial.system_attrs.get("retry_history", []))
 
 
 def retry_notes(trial: FrozenTrial, *, undecided: bool) -> dict[str, Any]:
-    """System attributes of a trial that continues this one, which ended: its own, with Optuna's chain of retries.
+    """System attributes of a trial that continues this ended one: its own, with Optuna's chain of retries.
 
-    ``undecided``: it ended between its newest score and the pruner's verdict on that. Successive halving's note on that
-    rung is then left out: it would count as a verdict.
+    ``undecided``: it ended after its newest score, before the pruner's verdict. Successive halving's note on that rung
+    is left out then, because it would count as a verdict.
     """
     score = trial.intermediate_values[trial.last_step] if undecided and trial.last_step is not None else None
     own = {
@@ -84,9 +84,9 @@ def retry_notes(trial: FrozenTrial, *, undecided: bool) -> dict[str, Any]:
 
 
 def halving_bar(trials: Iterable[FrozenTrial], trial: FrozenTrial, factor: int) -> float | None:
-    """The worst score with which successive halving lets a trial continue at the last rung that this one was judged at.
+    """The worst score that continues, by successive halving, at the last rung where this trial was judged.
 
-    Of n trials scored there it lets the best ⌊n / factor⌋ continue, one at least; None where no rung judged it.
+    Of n trials scored there the best ⌊n / factor⌋ continue, at least one; None if the trial was judged at no rung.
     """
     judged = [name for name in trial.system_attrs if name.startswith(_RUNG)]
     last = max(judged, key=lambda name: int(name.removeprefix(_RUNG)), default="")
@@ -119,7 +119,7 @@ class StudyView(optuna.Study):
 
 
 class HyperbandOfView(HyperbandPruner):
-    """Hyperband whose brackets divide a :class:`StudyView`; Optuna's divide all attempts, by their own numbers."""
+    """Hyperband with the trials of a :class:`StudyView` in its brackets; Optuna's also counts earlier attempts."""
 
     def _create_bracket_study(self, study: optuna.Study, bracket_id: int) -> optuna.Study:
         bracket = copy.copy(study)
@@ -134,7 +134,7 @@ class HyperbandOfView(HyperbandPruner):
         return self._create_bracket_study(study, self._get_bracket_id(study, trial)).get_trials(deepcopy=False)
 
     def first_rung(self, study: optuna.Study, number: int) -> int:
-        """Images after which the trial of this number is first judged: where its bracket begins."""
+        """Images after which the trial of this number is first judged: the start of its bracket."""
         if not self._pruners:
             self._try_initialization(study)
         trial = create_trial(state=TrialState.RUNNING)

@@ -1,8 +1,8 @@
-"""Promotion: every trial is paused at its rungs, and only the best of those that came there continue.
+"""Promotion: every trial is paused at its rungs, and only the best of those scored there continue.
 
 The promotion variant of asynchronous successive halving (Li et al. 2020, "A System for Massively Parallel
 Hyperparameter Tuning", algorithm 2). A verdict is never final while the study runs: a paused trial may be promoted
-later, when more trials were scored at its rung.
+later, when more trials have been scored at its rung.
 """
 
 from __future__ import annotations
@@ -34,54 +34,47 @@ from harness.store.samplers import (
 
 # By trial, lower is better.
 Losses = Mapping[int, float]
-# Searched parameters of an earlier study's trial, and its merit there.
+# Searched parameters of an earlier study's trial, and its merit in that study.
 Lesson = tuple[Mapping[str, Any], float]
-# Trials of earlier studies that a sampler sees at first; one fewer with each trial of its own that was scored.
+# Trials of earlier studies that a sampler sees at first; one fewer for each scored trial of its own study.
 EARLIER = 20
 
 
 def next_promotion(
     rungs: Sequence[tuple[Losses, int]], paused: Mapping[int, int], *, closing: bool, gone: Container[int] = ()
 ) -> int | None:
-    """The paused trial that continues next, or None where none may.
+    """The paused trial that continues next, or None.
 
-    Of n trials scored at a rung the best ⌊n / keep⌋ may continue; the furthest goes first. Once no new trial is to
-    come, ⌈n / keep⌉ may, so that every study ends with a final score; then the nearest goes first, because each rung
-    compares best when all that come to it are there.
+    Of n trials scored at a rung the best ⌊n / keep⌋ may continue; trials at the last rung go first. Once no new trial
+    will start, ⌈n / keep⌉ may continue, so that every study ends with a final score; then trials at the first rung go
+    first, because a rung compares best when all its trials have been scored.
 
     Args:
-        rungs: of each rung, the earliest first: losses of the trials scored there, and ``keep``.
-        paused: by trial, the index of the rung at which it is paused.
-        closing: whether no new trial is to come.
-        gone: trials that count among the n and cannot continue: an earlier end of the study pruned them.
+        rungs: (losses of the trials scored there, ``keep``) for each rung, in order.
+        paused: the index of each paused trial's rung.
+        closing: whether no new trial will start.
+        gone: trials that count among the n but cannot continue, because an earlier end of the study pruned them.
     """
-
-    def best(index: int, count: int) -> int | None:
-        losses = rungs[index][0]
-        order = sorted(losses, key=lambda trial: (losses[trial], trial))
-        chosen = [trial for trial in order if trial not in gone][:count]
-        return next((trial for trial in chosen if paused.get(trial) == index), None)
-
-    for index in reversed(range(len(rungs))):
-        losses, keep = rungs[index]
-        if (found := best(index, len(losses) // keep)) is not None:
-            return found
-    for index in range(len(rungs) if closing else 0):
-        losses, keep = rungs[index]
-        if (found := best(index, -(-len(losses) // keep))) is not None:
-            return found
+    may_continue = [(index, losses, len(losses) // keep) for index, (losses, keep) in enumerate(rungs)][::-1]
+    if closing:
+        may_continue += [(index, losses, -(-len(losses) // keep)) for index, (losses, keep) in enumerate(rungs)]
+    for index, losses, count in may_continue:
+        order = sorted((loss, trial) for trial, loss in losses.items() if trial not in gone)
+        for _, trial in order[:count]:
+            if paused.get(trial) == index:
+                return trial
     return None
 
 
 def order_of_merit(levels: Sequence[Losses]) -> list[int]:
     """All trials that have a loss at the first level, the best first.
 
-    Trials are in the order of the first level; those that reached a later one change places among themselves, by their
-    losses there. So trials with the same furthest level are in its order, and one that came further keeps a place that
-    a trial of its rank at the first level has earned.
+    Trials start in the order of the first level; those that reached a later level are reordered among their own places,
+    by their losses there. So trials with the same last level are in its order, and the places of those that got further
+    are decided by their ranks at the first level.
 
     Args:
-        levels: losses at each rung, the earliest first, then final ones; a later level's trials are in the earlier.
+        levels: losses at each rung in order, then final ones; a later level's trials are all in the earlier ones.
     """
     first = levels[0]
     order = sorted(first, key=lambda trial: (first[trial], trial))
@@ -94,17 +87,17 @@ def order_of_merit(levels: Sequence[Losses]) -> list[int]:
 
 
 def merits(levels: Sequence[Losses]) -> dict[int, float]:
-    """One value a trial on one scale, lower is better: the normal quantile of its place in the order of merit."""
+    """One value for each trial, lower is better: the normal quantile of its place in the order of merit."""
     order = order_of_merit(levels)
     return {trial: NormalDist().inv_cdf((place + 0.5) / len(order)) for place, trial in enumerate(order)}
 
 
 class MeritView(PositionView):
-    """A study as samplers of a promoting search see it: each trial that was scored at any rung has one value.
+    """A study as samplers see it in a search with promotion: each trial scored at any rung has one value.
 
-    Paused, pruned, running and complete trials stand on one scale, that of :func:`merits`. Trials that diverged stay
-    infeasible, running ones without a score stay running, and baselines, which search nothing, are left out. Trials of
-    earlier studies come first, evenly spread over their ranks; each own one that was scored takes the place of one.
+    Paused, pruned, running and complete trials share the scale of :func:`merits`. Diverged trials stay infeasible,
+    running ones without a score stay running, and baselines, which search nothing, are left out. Trials of earlier
+    studies come first, evenly spread over their ranks; each scored trial of this study replaces one of them.
     """
 
     def __init__(self, study: optuna.Study, spec: ResolvedStudy, **parts: Any) -> None:
@@ -128,13 +121,13 @@ class MeritView(PositionView):
 
 
 def spread(n: int, count: int) -> list[int]:
-    """At most ``count`` of n places, evenly spread."""
+    """At most ``count`` of the places 0 to n - 1, evenly spread."""
     count = min(n, count)
     return [(2 * index + 1) * n // (2 * count) for index in range(count)]
 
 
 def _as_trial(lesson: Lesson, index: int, spec: ResolvedStudy) -> FrozenTrial:
-    """As if it were a trial of this study, before its first: what the earlier study did not search is drawn."""
+    """A lesson as a trial of this study; parameters that the earlier study did not search are drawn."""
     params, value = lesson
     study = study_in_memory(sampler=RandomSampler(seed=derive_seed(spec.sampler.seed, "earlier", index)))
     study.enqueue_trial(in_space(params, spec))
@@ -145,7 +138,7 @@ def _as_trial(lesson: Lesson, index: int, spec: ResolvedStudy) -> FrozenTrial:
 
 
 def in_space(params: Mapping[str, Any], spec: ResolvedStudy) -> dict[str, Any]:
-    """Those parameters that the study searches, with a value that it may choose."""
+    """The parameters that the study searches, and whose values it allows."""
 
     def is_allowed(param: Param, value: Any) -> bool:
         if isinstance(param, CategoricalParam):
@@ -167,7 +160,7 @@ def _with_value(trial: FrozenTrial, value: float | None) -> FrozenTrial:
 
 
 def sampled_trial(study: optuna.Study, spec: ResolvedStudy, trial_id: int, position: int) -> optuna.Trial:
-    """A running trial: even a retry is suggested what its position would have got without the kill."""
+    """A running trial, whose suggestions depend on its position: a retry gets those of the killed trial."""
     sampler = PositionSampler(make_sampler(spec, position))
     if spec.promotions:
         return optuna.Trial(MeritView(study, spec, sampler=sampler), trial_id)
@@ -190,7 +183,7 @@ def promoted_trial(study: optuna.Study, spec: ResolvedStudy, *, closing: bool) -
 
 
 def promotion_bars(study: optuna.Study, spec: ResolvedStudy) -> dict[int, float]:
-    """By the step of each rung: the worst loss with which a trial continues from it, once no new trial is to come."""
+    """For the step of each rung: the worst loss that continues from it, once no new trial will start."""
     trials = [trial for trial in PositionView(study).get_trials(deepcopy=False) if not is_baseline(trial)]
     gone = {trial.number for trial in trials if trial.state == TrialState.PRUNED}
     bars = {}
@@ -212,12 +205,12 @@ def paused_at(trial: FrozenTrial) -> int | None:
 
 
 def losses_at_levels(trials: Sequence[FrozenTrial], spec: ResolvedStudy) -> list[dict[int, float]]:
-    """Losses at each rung and of the final scores, by position; of trials that failed or diverged, none.
+    """Losses at each rung and final losses, by position, without failed and diverged trials.
 
-    With several objectives a loss is the share of the trials of that level that dominate it.
+    With several objectives a trial's loss is the share of trials of that level that dominate it.
 
     Args:
-        trials: numbered by position, one for each.
+        trials: one for each position, which is its number.
         spec: the study's.
     """
     objectives = spec.objectives or ("score",)
@@ -231,7 +224,7 @@ def losses_at_levels(trials: Sequence[FrozenTrial], spec: ResolvedStudy) -> list
 
 
 def _as_one(losses: dict[int, tuple[float, ...]]) -> dict[int, float]:
-    """One loss a trial: its only one, or the share of the others that dominate it."""
+    """One loss for each trial: its only one, or the share of other trials that dominate it."""
     if all(len(each) == 1 for each in losses.values()):
         return {number: each[0] for number, each in losses.items()}
     return {

@@ -1,4 +1,4 @@
-"""Studies and trials as plain values; the attributes that the database has of them, named here and nowhere else."""
+"""Studies and trials as plain values, and their attributes in the database, which are named only here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.gan.hparams import generator_updates
 
 
 class _Attrs:
-    """Values that remember which of them were given: those are written, even where one equals its default."""
+    """Values that remember which of them were given: these are written, even if they equal their defaults."""
 
     __slots__ = ("given",)
     given: frozenset[str]
@@ -28,9 +28,9 @@ class _Attrs:
 
     @classmethod
     def parse(cls, stored: Mapping[str, Any]) -> Self:
-        """The attributes as the database has them, without those that this version does not know.
+        """Read the attributes from the database's, without those that this version does not know.
 
-        An absent one, and a null that an older version stored, has its default.
+        A missing one, or a null of an older version, has its default.
         """
         values = {}
         for stored_name, value in stored.items():
@@ -40,7 +40,7 @@ class _Attrs:
         return cls(**values)
 
     def stored(self) -> dict[str, Any]:
-        """The given ones as the database has them, to be written over what is there."""
+        """The given attributes in the database's form."""
         return {
             stored_name: _WRITERS[name](getattr(self, name)) if name in _WRITERS else getattr(self, name)
             for stored_name, name in _FIELDS[type(self)].items()
@@ -52,39 +52,39 @@ class _Attrs:
 class TrialAttrs(_Attrs):
     """What the database knows of a trial, in addition to Optuna's own fields."""
 
-    # What it trains: a preset; of a published system (recipe) also how that prepares its images; of a fixed study the
-    # configuration (arm) with its seed.
+    # What it trains: a preset; a published system (recipe), with how that prepares its images; in a fixed study a
+    # configuration (arm) and seed.
     preset: str = ""
     recipe: str = ""
     variant: str = ""
     own_images: str = ""
     arm: str = ""
     training_seed: int | None = None
-    # Hyperparameters that replace the study's fixed ones: all of a recipe's or an arm's.
+    # Hyperparameters of a recipe or an arm, which replace the study's fixed ones.
     overrides: Mapping[str, Any] | None = None
     hparams: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
-    # Of the run, relative to the home folder.
+    # The run's folder, relative to the home folder.
     folder: str = ""
-    # In the search; a retry shares it with the trial that it continues.
+    # Position in the search; a retry has that of the trial that it continues.
     position: int | None = None
-    # Numbers of the trial that it continues, and of the first of those.
+    # Numbers of the trial that it continues, and of the first attempt.
     retry_of: int | None = None
     root: int | None = None
-    # How often in a row workers died without getting further.
+    # How many workers died in a row without getting further.
     crashes: int = 0
-    # Whether it ran out of memory once, with other trials running.
+    # Whether it ran out of memory once, next to other trials.
     oom: bool = False
-    # The step at which it was last let continue, and at which it waits to be promoted.
+    # The step of the rung from which it last continued, and of the rung where it waits to be promoted.
     kept_at: int | None = None
     paused_at: int | None = None
     # The process that runs it.
     worker: Mapping[str, Any] | None = None
-    # The newest checkpoint, after how many seconds it was written, and where this attempt began.
+    # The newest checkpoint, the seconds until it was written, and where this attempt began.
     saved_kimg: float = 0.0
     saved_s: float = 0.0
     resumed_kimg: float = 0.0
-    # By images shown: the samples' diversity by name, and seconds trained.
+    # By images shown: measures of the samples' diversity, and seconds trained.
     watched: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     rung_seconds: Mapping[int, float] = field(default_factory=dict)
     elapsed_s: float | None = None
@@ -93,7 +93,7 @@ class TrialAttrs(_Attrs):
     # A gradient was not finite (at this generator update), or the images could not be scored.
     diverged: bool = False
     diverged_step: int | None = None
-    # Of the final protocol: by metric, and why others are missing; the score with each sampling seed.
+    # Final scores by metric, and why others are missing; the score with each sampling seed.
     scores: Mapping[str, float] = field(default_factory=dict)
     unavailable: Mapping[str, str] = field(default_factory=dict)
     samplings: Sequence[float] = ()
@@ -105,7 +105,7 @@ class TrialAttrs(_Attrs):
 class StudyAttrs(_Attrs):
     """What the database knows of a study, in addition to Optuna's own fields."""
 
-    # Tells it from another study of the same name. Written first: without it, a study is another program's.
+    # Distinguishes studies of the same name. Written first: without it, a study is another program's.
     uid: str = ""
     # The study file when the study was started.
     spec: Mapping[str, Any] = field(default_factory=dict)
@@ -113,16 +113,16 @@ class StudyAttrs(_Attrs):
     description: str = ""
     # Name, source, number and fingerprint of the images.
     dataset: Mapping[str, Any] = field(default_factory=dict)
-    # Trials wanted, and workers of the newest start, of which the order of trials depends.
+    # Trials wanted, and workers of the newest start, on which the order of trials depends.
     target: int = 0
     workers: int = 0
     # Versions and machine of the newest start.
     environment: Mapping[str, str] = field(default_factory=dict)
     final_metric: str = ""
     rung_metric: str = ""
-    # By kind of score: everything that its meaning depends on.
+    # For each kind of score: everything that its meaning depends on.
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    # Trials of earlier studies that the sampler begins with: parameters and merit, the best first.
+    # Trials of earlier studies that the sampler starts from: parameters and merit, the best first.
     lessons: Sequence[tuple[Mapping[str, Any], float]] = ()
     mlflow_experiment: str = ""
     mlflow_parent: str = ""
@@ -139,12 +139,12 @@ def is_of_harness(user_attrs: Mapping[str, Any]) -> bool:
 
 
 def stored_position(user_attrs: Mapping[str, int | None]) -> int | None:
-    """A trial's position alone, for loops over thousands of trials."""
+    """A trial's position alone, fast enough for loops over thousands of trials."""
     return user_attrs.get(_POSITION)
 
 
 def stored_retry_of(user_attrs: Mapping[str, int | None]) -> int | None:
-    """The number of the trial that it continues alone, for loops over thousands of trials."""
+    """Only the number of the trial that it continues, for such loops."""
     return user_attrs.get("retry_of")
 
 
@@ -157,7 +157,7 @@ def _by_text(values: Mapping[int, Any]) -> dict[str, Any]:
 
 
 _POSITION = "place"
-# By stored name, which is the field's own but for the position's.
+# Field names by stored names; only the position's differ.
 _FIELDS: dict[type, dict[str, str]] = {
     kind: {_POSITION if own.name == "position" else own.name: own.name for own in fields(kind)}
     for kind in (TrialAttrs, StudyAttrs)
@@ -185,16 +185,16 @@ class TrialRecord:
 
     @property
     def seconds(self) -> float:
-        """Seconds to the end by the worker's stopwatch, of a killed one to its last checkpoint; 0 while unfinished."""
+        """Seconds to the end, measured by the worker; of a killed trial to its last checkpoint; 0 while unfinished."""
         if self.attrs.elapsed_s is not None:
             return max(self.attrs.elapsed_s, self.attrs.saved_s)  # killed after it was paused: to its last checkpoint
-        if self.state == "FAIL":  # it ended when it was found dead, which may be days later
+        if self.state == "FAIL":  # it may have been found dead days later
             return self.attrs.saved_s
         return max(0.0, (self.ended - self.started).total_seconds()) if self.started and self.ended else 0.0
 
     @property
     def paused_kimg(self) -> float | None:
-        """At which rung it waits to be promoted, or waited until the study ended; None where it does not."""
+        """The rung where it waits to be promoted, or waited until the study ended; None if there is none."""
         at = self.attrs.paused_at
         return None if at is None or self.state not in ("WAITING", "PRUNED") else at / 1000
 
@@ -215,12 +215,12 @@ class TrialRecord:
 
     @property
     def published(self) -> bool:
-        """Whether its settings are somebody's published ones: a recipe's, or the paper's."""
+        """Whether its settings were published: those of a recipe, or of the DCGAN paper."""
         return bool(self.attrs.recipe) or self.attrs.preset == "paper"
 
     @property
     def root(self) -> int:
-        """Number of the first of the attempts that it is one of."""
+        """Number of the first of its attempts."""
         return self.number if self.attrs.root is None else self.attrs.root
 
     @property
@@ -250,17 +250,13 @@ class StudyRecord:
 
     @property
     def newest(self) -> list[TrialRecord]:
-        """Every trial once: of the attempts at one the last that was started."""
+        """Every trial once, as its last started attempt."""
         continued = {trial.attrs.retry_of for trial in self.trials if trial.shown_state != "WAITING"}
         return [trial for trial in self.trials if trial.number not in continued]
 
-    def attempts(self, trial: TrialRecord) -> list[TrialRecord]:
-        """The trial with those that it continues, and those that continue it."""
-        return [other for other in self.trials if other.root == trial.root]
-
     def seconds(self, trial: TrialRecord) -> float:
-        """Of all its attempts."""
-        return sum(attempt.seconds for attempt in self.attempts(trial))
+        """Seconds of a trial, of those that it continues, and of those that continue it."""
+        return sum(other.seconds for other in self.trials if other.root == trial.root)
 
     @property
     def best(self) -> TrialRecord | None:

@@ -27,7 +27,7 @@ _FEWEST = 8
 
 
 def position_of(trial: FrozenTrial) -> int | None:
-    """A trial's position in the search; None where it has none yet, or was killed before it was given one."""
+    """A trial's position in the search; None if it was given none yet, or was killed before."""
     position = stored_position(trial.user_attrs)
     return trial.number if position is None and trial.state in FINISHED else position
 
@@ -43,12 +43,12 @@ def by_position(trial: FrozenTrial) -> FrozenTrial:
 
 
 class PositionView(StudyView):
-    """A study in which a retry stands for the trial that it continues, under its number.
+    """A study in which trials are numbered by position, and a retry replaces the trial that it continues.
 
-    Of several objectives the first, the score, is the one that rung scores belong to.
+    Rung scores belong to the first objective, which is the score.
     """
 
-    # The trial that is judged: get_trials adds running ones that were scored at its newest rung.
+    # The trial that is judged: get_trials also returns running trials scored at its newest rung.
     judged: FrozenTrial | None = None
 
     def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
@@ -68,7 +68,7 @@ class PositionView(StudyView):
     ) -> list[FrozenTrial]:
         trials = super().visible_trials(deepcopy, states, use_cache)
         if any(trial.state == TrialState.FAIL for trial in trials):
-            # Successive halving counts the rungs of failed trials, too: those of an attempt are its continuation's.
+            # Successive halving also counts rungs of failed trials; those of an attempt belong to its retry.
             every = trials if states is None else super().visible_trials(deepcopy=False)
             continued = {stored_retry_of(trial.user_attrs) for trial in every}
             trials = [trial for trial in trials if trial.number not in continued]
@@ -76,10 +76,10 @@ class PositionView(StudyView):
 
 
 class DominanceView(PositionView):
-    """A study of several objectives as pruners see it: one value a trial, at one step, lower is better.
+    """A study of several objectives as pruners see it: one value for each trial, at one step, lower is better.
 
-    The value is the share of other trials that dominate it in those of the study's objectives that are known at a rung:
-    the score, and the seconds where they are an objective.
+    The value is the share of other trials that dominate it in the objectives known at a rung: the score, and the
+    seconds if they are one.
     """
 
     step: int | None = None
@@ -103,7 +103,7 @@ class DominanceView(PositionView):
 
 
 def rung_losses(trial: FrozenTrial, step: int | None, *, timed: bool) -> tuple[float, ...] | None:
-    """The score of a trial at a rung, with ``timed`` the seconds trained too; None where it was not scored there."""
+    """A trial's score at a rung, with ``timed`` also the seconds trained; None if it was not scored there."""
     if step is None or step not in trial.intermediate_values:
         return None
     score = trial.intermediate_values[step]
@@ -114,9 +114,9 @@ def rung_losses(trial: FrozenTrial, step: int | None, *, timed: bool) -> tuple[f
 
 
 class AsyncPercentilePruner(PercentilePruner):
-    """The percentile of the finished trials and of the running ones that were scored at the same rung.
+    """The percentile of finished trials, and of running ones that were scored at the same rung.
 
-    Optuna's pruner waits for finished trials: with N workers, the first N trials would all train in full.
+    Optuna's pruner only looks at finished trials, so with N workers the first N would all train in full.
     """
 
     def __init__(self, percentile: float, n_startup_trials: int) -> None:
@@ -131,7 +131,7 @@ class AsyncPercentilePruner(PercentilePruner):
 
 
 class PositionSampler(BaseSampler):
-    """A sampler that knows a trial by its position, by which it leaves the trial out of the running ones."""
+    """A sampler that sees a trial's position as its number; by it, samplers exclude the trial from the running ones."""
 
     def __init__(self, sampler: BaseSampler) -> None:
         self.sampler = sampler
@@ -154,13 +154,13 @@ class PositionSampler(BaseSampler):
 
 
 def make_sampler(spec: ResolvedStudy, trials_so_far: int) -> BaseSampler:
-    """A new sampler, seeded from the study's seed and the number of trials, so that a restart repeats no point."""
+    """A new sampler, seeded by the study's seed and the number of trials, so that a restart repeats no point."""
     seed = derive_seed(spec.sampler.seed, "sampler", trials_so_far)
     if spec.sampler.name == "random":
         return RandomSampler(seed=seed)
     n_startup = spec.sampler.n_startup_trials
-    # Baselines have no searched parameters; in groups, the other trials keep their joint model. With promotion the
-    # sampler does not see them.
+    # Baselines have no searched parameters; with groups, the other trials keep their joint model. In a search with
+    # promotion the sampler does not see baselines.
     baselines = not spec.promotions and any(preset.recipe for preset in spec.presets)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -170,9 +170,9 @@ def make_sampler(spec: ResolvedStudy, trials_so_far: int) -> BaseSampler:
 
 
 def make_pruner(spec: ResolvedStudy) -> BasePruner:
-    """The pruner of a ``PositionView``; its resource is images shown, as in reported steps."""
+    """The pruner for a ``PositionView``; its resource is images shown, like the reported steps."""
     factor = spec.pruner.reduction_factor
-    # Optuna's rungs are multiples of the first, which is rounded down: rounded up, they would miss the reported ones.
+    # Optuna's rungs are multiples of the first. Rounded up, they would miss the reported steps.
     first = max(1, min(kimg_to_images(mark) // factor**index for index, mark in enumerate(spec.budget.marks)))
     match spec.pruner.name:
         case "none" | "promotion":
@@ -189,10 +189,10 @@ def make_pruner(spec: ResolvedStudy) -> BasePruner:
 
 
 def is_pruned(study: optuna.Study, spec: ResolvedStudy, trial: FrozenTrial) -> bool:
-    """The pruner's verdict on a trial at its position, which a retry shares with what it continues.
+    """The pruner's verdict on a trial.
 
-    Optuna prunes by one objective only. With several, its pruners see, instead of rung scores, the share of trials
-    that dominate a trial at its newest rung: what is Pareto-optimal there is not pruned.
+    Optuna prunes by one objective only. With several, its pruners see the share of trials that dominate a trial at its
+    newest rung instead of rung scores: a trial that is Pareto-optimal there is not pruned.
     """
     own, pruner = by_position(trial), make_pruner(spec)
     if not spec.objectives:
@@ -203,7 +203,7 @@ def is_pruned(study: optuna.Study, spec: ResolvedStudy, trial: FrozenTrial) -> b
 
 
 def pruning_bar(study: optuna.Study, spec: ResolvedStudy, trial: FrozenTrial) -> float | None:
-    """The worst score that the pruner lets continue where it has just judged the trial; None if it has no score."""
+    """The worst score that continues at the rung where the trial was just judged; None if there is none."""
     own, pruner, view = by_position(trial), make_pruner(spec), PositionView(study)
     if spec.objectives or own.last_step is None:
         return None
@@ -220,7 +220,7 @@ def pruning_bar(study: optuna.Study, spec: ResolvedStudy, trial: FrozenTrial) ->
 
 
 def study_in_memory(name: str | None = None, sampler: BaseSampler | None = None) -> optuna.Study:
-    """A study outside any database, created without output on the terminal."""
+    """A study without a database, created without output."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -235,10 +235,10 @@ def kimg_to_images(kimg: float) -> int:
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Importance of each parameter for the first score of a trial, by PED-ANOVA (Watanabe et al. 2023), summing to 1.
+    """Importance of each parameter for a trial's first score, by PED-ANOVA (Watanabe et al. 2023), summing to 1.
 
-    The first rung is where every trial is comparable, pruned ones too; final scores exist only for the few that the
-    pruner let through. Empty with fewer than 8 trials, or where Optuna cannot compute it.
+    At the first rung all trials are comparable; only the few that were not pruned have final scores. Empty with fewer
+    than 8 trials, or if Optuna cannot compute it.
     """
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances  # with scikit-learn: seconds
 
@@ -253,7 +253,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
     for trial in scored:
         value = trial.intermediate_values[min(trial.intermediate_values)]
         first_rung.add_trial(create_trial(params=trial.params, distributions=trial.distributions, value=value))
-    # A conditional parameter exists in some trials only, whose scores depend on the condition as well.
+    # Without conditional parameters: the scores of trials that have one also depend on its condition.
     common = sorted(set.intersection(*(set(trial.params) for trial in scored)))
     try:
         importance = get_param_importances(first_rung, evaluator=PedAnovaImportanceEvaluator(), params=common)

@@ -1,4 +1,4 @@
-"""Studies in the Optuna database, which is the only truth about them: created or continued, found, read."""
+"""Studies in the Optuna database: created or continued, found, read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from harness.text import did_you_mean
 
 # What a fixed study may get after its start.
 _GROWING = ("plan.claims.", "plan.uid")
-# A preset's keys that attributes of its trial have by another name.
+# A preset's keys that have another name among its trial's attributes.
 _OF_PRESET = {"name": "preset", "seed": "training_seed"}
 
 
@@ -40,8 +40,8 @@ def open_study(
 ) -> optuna.Study:
     """The study of a file: created with its presets enqueued, or continued.
 
-    A changed file is a SpecDrift, which ``resume_anyway`` permits if the changes are sound. ``resolve``, which decides
-    what the file leaves open, is called for a new study only.
+    A changed file raises SpecDrift; ``resume_anyway`` permits sound changes. ``resolve`` decides what the file leaves
+    open, for a new study only.
     """
     opened = storage or open_storage(home)
     return locked(opened, home, spec.name, lambda: _created(spec, opened, resume_anyway, resolve))
@@ -65,7 +65,7 @@ def _created(
     own = StudyAttrs(uid=uid, spec=identity, spec_hash=spec.spec_hash, description=spec.description, lessons=taught)
     write_study_attrs(study, own)
     trials = study.get_trials(deepcopy=False)
-    if spec.plan:  # an arm that failed for good is queued again
+    if spec.plan:  # queue trainings again that failed for good
         trials = [trial for trial in trials if trial.state != TrialState.FAIL or can_continue(trial)]
     enqueued = {TrialAttrs.parse(trial.user_attrs).preset for trial in trials}
     for preset in spec.presets:
@@ -90,7 +90,7 @@ def _earlier(name: str, storage: PatientStorage) -> optuna.Study:
 
 
 def _refuse_drift(spec: ResolvedStudy, stored: Mapping[str, Any], resume_anyway: bool) -> None:
-    """Refuse a file that has changed since the study was started, and not soundly, or without ``resume_anyway``."""
+    """Refuse changes of the file since the study was started, unless they are sound and ``resume_anyway`` is set."""
     drift = changes(stored, spec.identity())
     if spec.plan:  # a fixed study may grow by arms, seeds and claims
         new = {change.key for change in drift if change.old is None and change.key.startswith(_GROWING)}
@@ -102,23 +102,24 @@ def _refuse_drift(spec: ResolvedStudy, stored: Mapping[str, Any], resume_anyway:
     copy = f"copy search_spaces/{spec.name}.toml to a new name and run that"
     if spec.plan:
         copy = f"copy search_spaces/{spec.plan.study}.toml to a new name and use that"
-        hint = f"Trainings would not be comparable. Leave claims and budget as they were, or {copy}."
+        hint = f"Trainings would not be comparable. Keep claims and budget as they were, or {copy}."
         if any(change.key == "plan.uid" for change in drift):
-            hint = f"The search was restarted since, and {spec.name} belongs to the one before: {copy}."
+            hint = f"The search was restarted, and {spec.name} belongs to the earlier one: {copy}."
     elif unsound:
         hint = f"Trials before and after would not be comparable ({unsound[0].key}): {copy}."
     else:
-        hint = f"To search the changed study as a new one, {copy}. These changes are sound: --resume-anyway continues."
+        hint = f"These changes are sound: --resume-anyway continues. To search the changed study from scratch, {copy}."
     raise SpecDrift(f"study {spec.name} was started with another file:\n{listed}", hint)
 
 
 def agree_on_protocols(
     study: optuna.Study, home: Home, protocols: Mapping[str, Mapping[str, Any]], *, resume_anyway: bool
 ) -> None:
-    """Score by these protocols from now on; a study's protocols are those of its first worker.
+    """Set a study's protocols, or compare them with those of its first worker.
 
-    By kind of score, ``final`` and ``rung``, they hold everything that its meaning depends on. Others are a SpecDrift,
-    or replaced with ``resume_anyway``: a report ranks the trials of the most frequent protocol.
+    For each kind of score, ``final`` and ``rung``, they hold everything that its meaning depends on. Different ones
+    raise SpecDrift; with ``resume_anyway`` they replace the study's, and reports rank the trials of the most frequent
+    protocol.
     """
     mine = json.loads(json.dumps(protocols))  # as the database gives them back
 
@@ -143,7 +144,7 @@ def agree_on_protocols(
 
 
 def find_study(name: str, home: Home, *, storage: PatientStorage | None = None) -> optuna.Study | None:
-    """A study, also one killed before its first trial; None where there is none, StorageError if it is not ours."""
+    """A study, even if it was killed before its first trial; None if missing, StorageError if it is not ours."""
     if storage is None and not database_exists(home):
         return None
     try:
@@ -155,7 +156,7 @@ def find_study(name: str, home: Home, *, storage: PatientStorage | None = None) 
 
 
 def started_study(name: str, home: Home, *, storage: PatientStorage | None = None) -> optuna.Study:
-    """A study that was started; a NotFoundError where none of this name was."""
+    """A started study; NotFoundError if there is none of this name."""
     start = f"Start it with `make sweep STUDY={name}`."
     missing = f"no study {name!r} has been started in {describe_address(database_url(home))}"
     if storage is None and not database_exists(home):
@@ -172,11 +173,11 @@ def started_study(name: str, home: Home, *, storage: PatientStorage | None = Non
 
 
 def _is_foreign(study: optuna.Study, objectives: Sequence[Objective] | None = None) -> bool:
-    """Whether another program made it; ``objectives`` are those that a study without a file must have."""
+    """Whether another program made it; ``objectives`` are those that a new study must have."""
     attrs = study.user_attrs
     if not is_of_harness(attrs) and (attrs or study.get_trials(deepcopy=False)):
         return True
-    # An empty one may be ours, killed before its first attribute; one that has trials has its file, too.
+    # An empty one may be ours, killed before its first attribute; one of ours with trials has its file.
     if spec := StudyAttrs.parse(attrs).spec:
         objectives = spec.get("objectives") or ("score",)
     elif attrs and study.get_trials(deepcopy=False):
@@ -193,7 +194,7 @@ def _refuse_foreign(study: optuna.Study, objectives: Sequence[Objective] | None 
 
 
 def stored_spec(study: optuna.Study) -> ResolvedStudy:
-    """The study file as the database has it; a StorageError where a version of the harness with other keys wrote it."""
+    """The study file in the database; StorageError if a version of the harness with other keys wrote it."""
     attrs = StudyAttrs.parse(study.user_attrs)
     budget = {**attrs.spec["budget"], "trials": attrs.target}
     try:
@@ -214,7 +215,7 @@ def database_exists(home: Home) -> bool:
 
 
 def started_studies(home: Home) -> dict[str, optuna.Study | None]:
-    """Every study of the database, in order of name; None is one that another program made."""
+    """Every study of the database by name; None for one that another program made."""
     if not database_exists(home):
         return {}
     storage = open_storage(home)
@@ -224,19 +225,19 @@ def started_studies(home: Home) -> dict[str, optuna.Study | None]:
 
 
 def final_metrics(home: Home) -> dict[str, str]:
-    """The final metric of each study in the database that ran."""
+    """The final metric of each started study."""
     parsed = {name: StudyAttrs.parse(study.user_attrs) for name, study in started_studies(home).items() if study}
     return {name: attrs.final_metric for name, attrs in parsed.items() if attrs.final_metric}
 
 
 def stored_content(name: str, home: Home) -> Mapping[str, Any]:
-    """What the database has of a study's file; empty if there is no such study."""
+    """The content of a study's file in the database; empty if there is no such study."""
     study = find_study(name, home)
     return StudyAttrs.parse(study.user_attrs).spec if study else {}
 
 
 def find_record(name: str, home: Home) -> StudyRecord | None:
-    """A study as plain values; None where it never ran."""
+    """A study as plain values; None if it never ran."""
     study = find_study(name, home)
     record = study_to_record(study) if study else None
     return record if record and record.attrs.final_metric else None

@@ -27,18 +27,18 @@ from harness.store.records import TrialAttrs, stored_position, stored_retry_of
 from harness.store.samplers import FINISHED, PositionView, is_pruned, position_of, pruning_bar
 from harness.text import against_bar
 
-# A trial whose workers die this often in a row, without getting any further, is not retried.
+# A trial is given up after this many deaths of its worker in a row without progress.
 MAX_CRASHES = 3
-# Reasons of a FAIL; another attempt continues the first two.
+# Reasons of FAIL; the first two are retried.
 INTERRUPTED, KILLED, OOM = "interrupted", "its worker was killed", "oom"
 GIVEN_UP = f"{KILLED} {MAX_CRASHES} times without getting further; given up"
-# Attributes that a retry shares with the trial that it continues.
+# Attributes that a retry takes over.
 _KEPT = {"preset", "recipe", "variant", "overrides", "own_images", "arm", "training_seed", "position", "oom", "hparams",
          "kept_at"}  # fmt: skip
 
 
 class Trials:
-    """What workers and healers do with a study's trials; all that changes one's state is done under one lock."""
+    """What workers and healers do with a study's trials; states are changed under the study's lock only."""
 
     def __init__(self, study: optuna.Study, spec: ResolvedStudy, home: Home) -> None:
         self.study, self.spec, self.home = study, spec, home
@@ -47,37 +47,37 @@ class Trials:
         self.one_machine = self.storage.outages.url.get_backend_name() == "sqlite"
 
     def ask(self, target: int, *, alone: bool = False) -> optuna.Trial | None:
-        """The next trial, or None where none is to be run now; ``alone``: also while another runs.
+        """The next trial, or None if there is none now; with ``alone`` only when no other trial runs.
 
         First, trials of dead workers are failed and queued. Retries run before other trials, so that a sweep with one
-        worker takes the same order no matter what was killed; then a paused trial that is promoted; then a new one,
-        until COMPLETE, PRUNED, RUNNING and paused ones reach the target. In the end, what was not promoted is pruned.
+        worker takes the same order no matter what was killed; then a promoted trial; then a new one, until COMPLETE,
+        PRUNED, RUNNING and paused trials reach the target. At the end, trials that were not promoted are pruned.
         """
         call = uuid.uuid4().hex
         return locked(self.storage, self.home, self.study.study_name, lambda: self._ask(target, alone, call))
 
     def heal(self, *, crashed: bool = True) -> list[str]:
-        """Fail the trials whose worker is gone (``crashed``: by them), queue those that continue; a line for each."""
+        """Fail the trials of dead workers (``crashed``: it counts as a crash) and queue retries; a line for each."""
         return locked(self.storage, self.home, self.study.study_name, lambda: self._heal(crashed)[0])
 
     def end(self, trial: optuna.Trial, state: TrialState, values: float | Sequence[float] | None, reason: str) -> None:
-        """Store a trial's end state, once, and queue an interrupted one again; Fenced where it ended in another way."""
+        """Store a trial's end state once, and queue an interrupted trial again; Fenced if it has ended otherwise."""
         locked(self.storage, self.home, self.study.study_name, lambda: self._end(trial, state, values, reason))
 
     def pause(self, trial: optuna.Trial, step: int) -> None:
-        """Pause a trial at the rung of this step, for any worker to continue; Fenced if it was declared dead."""
+        """Pause a trial at the rung of this step; any worker may continue it. Fenced if it was declared dead."""
         mine = TrialAttrs.parse(trial.user_attrs).worker
         action = partial(self._pause, id_of(trial), step, mine)
         locked(self.storage, self.home, self.study.study_name, action)
 
     def is_done(self, target: int) -> bool:
-        """Whether the target of COMPLETE and PRUNED trials is reached; of a plan, whether no trial is left to run."""
+        """Whether COMPLETE and PRUNED trials reach the target; for a fixed study, whether no trial is left to run."""
         if self.spec.plan:
             return not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
         return finished_count(self.study) >= target
 
     def should_prune(self, trial: optuna.Trial) -> bool:
-        """The pruner's verdict on a trial; one that continues is noted."""
+        """The pruner's verdict on a trial; the rung from which it continues is stored."""
         own = self._cached.get_trial(id_of(trial))
         pruned = is_pruned(self.study, self.spec, own)
         if not pruned:
@@ -85,11 +85,11 @@ class Trials:
         return pruned
 
     def bar(self, trial: optuna.Trial) -> float | None:
-        """The worst score that continues where the pruner has just judged this trial, if that is by its score."""
+        """The worst score that continues at the rung where the pruner has just judged this trial."""
         return pruning_bar(self.study, self.spec, self._cached.get_trial(id_of(trial)))
 
     def history(self, trial: optuna.Trial) -> list[int]:
-        """Numbers of the trials that this one continues, the first first."""
+        """Numbers of the trials that this one continues, oldest first."""
         return retry_chain(self._cached.get_trial(id_of(trial)))
 
     def _ask(self, target: int, alone: bool, call: str) -> optuna.Trial | None:
@@ -103,8 +103,8 @@ class Trials:
             attrs = TrialAttrs.parse(trial.user_attrs)
             if attrs.worker and attrs.worker.get("call") == call and attrs.position is not None:
                 return sampled_trial(self.study, self.spec, id_of(trial), attrs.position)  # the answer was lost
-        # A fixed study searches nothing, and its target may have been lowered: it is done when no trial waits. The next
-        # start queues again what failed for good.
+        # A fixed study is done when no trial waits: its target may have been lowered. The next start queues again what
+        # failed for good.
         enough = _begun(trials) >= target
         if (alone and running) or (self.spec.plan and not waiting):
             return None
@@ -122,8 +122,7 @@ class Trials:
         position = stored_position(self._cached.get_trial(trial_id).user_attrs)
         position = next_position if position is None else position
         beat(self.storage, trial_id)
-        # Last, and together: an outage before this leaves a trial without a worker, which the next attempt fails. A
-        # trial with a living worker is never failed.
+        # Last, and together: an outage before this leaves a trial without a worker, which the next call fails.
         self._write(trial_id, TrialAttrs(worker={**this_process(), "call": call}, position=position))
         return sampled_trial(self.study, self.spec, trial_id, position)
 
@@ -134,7 +133,7 @@ class Trials:
         worker = {**this_process(), "call": call}
         kept_at = TrialAttrs.parse(trial.user_attrs).paused_at
         self._write(id_of(trial), TrialAttrs(worker=worker, kept_at=kept_at, paused_at=None))
-        # All of its parameters are known: no sampler is asked.
+        # All of its parameters are known, so no sampler is used.
         return optuna.Trial(PositionView(self.study, sampler=RandomSampler()), id_of(trial))
 
     def _pause(self, trial_id: int, step: int, mine: Mapping[str, Any] | None) -> None:
@@ -143,7 +142,7 @@ class Trials:
         if stored.state.is_finished():
             raise Fenced(f"was declared dead meanwhile: {attrs.reason or stored.state.name}")
         if stored.state == TrialState.RUNNING and (attrs.worker == mine or attrs.paused_at == step):
-            # Its worker is removed first: a death in between leaves a trial that the next worker fails and continues.
+            # Remove its worker first: after a death in between, the next worker fails and continues it.
             self._write(trial_id, TrialAttrs(worker=None, paused_at=step))
             self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
@@ -167,7 +166,7 @@ class Trials:
         return self._cached.create_new_trial(self._study_id)
 
     def _heal(self, crashed: bool) -> tuple[list[str], list[FrozenTrial]]:
-        """(a line for each thing done, the trials after the dead ones were failed)."""
+        """Return (a line for each thing done, the trials afterwards)."""
         done: list[str] = []
         trials = self.study.get_trials(deepcopy=False)
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
@@ -203,7 +202,7 @@ class Trials:
             crashes=crashes(trial) if attrs.reason.startswith(KILLED) else 0,
         )
         notes = retry_notes(trial, undecided=trial.last_step not in (None, attrs.kept_at))
-        # Killed while parameters were suggested: all are suggested again, as the sampler draws them one by one.
+        # If it was killed while parameters were suggested, all of them are suggested again.
         whole = bool(attrs.hparams)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
@@ -220,7 +219,7 @@ class Trials:
     def _end(self, trial: optuna.Trial, state: TrialState, values: float | Sequence[float] | None, reason: str) -> None:
         if not self.storage.trial_state(id_of(trial)).is_finished():
             self._write(id_of(trial), TrialAttrs(reason=reason))
-            if state == TrialState.PRUNED:  # tell() would give it its last rung's score, as if it were a final one
+            if state == TrialState.PRUNED:  # tell() would make its last rung score its final one
                 self.storage.set_trial_state_values(id_of(trial), state)
             else:
                 self.study.tell(trial, values, state=state)
@@ -252,18 +251,18 @@ def can_continue(trial: FrozenTrial) -> bool:
 
 
 def crashes(trial: FrozenTrial) -> int:
-    """How often in a row this trial's workers died without getting further, including this attempt's worker."""
+    """How many workers of this trial died in a row without getting further, this attempt's included."""
     attrs = TrialAttrs.parse(trial.user_attrs)
     return 1 if attrs.saved_kimg > attrs.resumed_kimg else attrs.crashes + 1
 
 
 def finished_count(study: optuna.Study) -> int:
-    """COMPLETE and PRUNED trials: what the budget counts, without those that another program added to the study."""
+    """COMPLETE and PRUNED trials, which the budget counts, without those that another program added."""
     return sum(_is_counted(trial) for trial in study.get_trials(deepcopy=False))
 
 
 def begun_count(study: optuna.Study) -> int:
-    """Trials that run, are paused, or count as finished: as many as the target, and no other one begins."""
+    """Trials that run, are paused, or count as finished; with this as the target, no other one begins."""
     return _begun(study.get_trials(deepcopy=False))
 
 
@@ -278,7 +277,7 @@ def _is_counted(trial: FrozenTrial) -> bool:
 
 
 class Lease:
-    """A worker's hold on its trial: signs of life, by the database's clock, and the fence once it was declared dead."""
+    """A worker's hold on its trial: heartbeats, and the fence that stops it once it was declared dead."""
 
     def __init__(self, trial: optuna.Trial) -> None:
         self.storage, self.trial_id = storage_of(trial.study), id_of(trial)
@@ -294,13 +293,13 @@ class Lease:
         self._ended.set()
 
     def check(self) -> None:
-        """Before anything is published: Fenced where the trial does not belong to this worker any more."""
+        """Raise Fenced if this worker does not hold the trial any more; called before anything is published."""
         state = self.storage.trial_state(self.trial_id)
         if state != TrialState.RUNNING:
             raise Fenced(f"was declared dead meanwhile (it is {state.name}); this attempt publishes nothing more")
 
     def check_now(self) -> None:
-        """As :meth:`check`, without waiting for a database that is away; nothing while the worker ends the trial."""
+        """As :meth:`check`, without waiting during an outage; does nothing while the worker ends the trial."""
         if not self.ending:
             with self.storage.outages.not_waiting():
                 self.check()
@@ -311,13 +310,13 @@ class Lease:
 
 
 def beat(storage: PatientStorage, trial_id: int) -> None:
-    """One sign of life; none during an outage, which ends before its silence counts as death."""
+    """Send one heartbeat; none during an outage, which is shorter than the silence that counts as death."""
     with suppress(StorageInternalError, DBAPIError):
         storage.record_heartbeat(trial_id)
 
 
 def write_attrs(trial: optuna.Trial, attrs: TrialAttrs) -> None:
-    """Write the given attributes in one transaction, all or none; UpdateFinishedTrialError if the trial has ended."""
+    """Write the given attributes in one transaction; UpdateFinishedTrialError if the trial has ended."""
     stored = attrs.stored()
     storage_of(trial.study).set_trial_user_attrs(id_of(trial), stored)
     show_attrs(trial, stored)

@@ -1,4 +1,4 @@
-"""A sweep that must end in time: it begins no new trial once the ones begun need the rest, and stops at the end."""
+"""A sweep with a time limit: it starts no new trial once those begun need the time left, and stops at the end."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from harness.sweep import messages
 from harness.sweep.messages import Watcher
 from harness.text import duration
 
-# Kept for closing the study and writing its report: this long (s), and no more than this share of the time.
+# Time reserved for closing the study and writing its report (s), at most this share of the whole.
 _REPORT_S, _REPORT_SHARE = 30.0, 0.1
-# Until a final score was timed: images scored in a second, by Inception on a CPU and otherwise, and for all else (s).
+# Assumed until a final score was timed: images scored in a second, by Inception on a CPU and otherwise; the rest (s).
 _SLOW_RATE, _RATE, _FINAL_S = 4.0, 100.0, 15.0
 
 
 @dataclass(slots=True)
 class TimeBudget:
-    """Watches a sweep's events and clock. ``close_in_time`` begins it; ``is_over`` after it: the time was used up."""
+    """Watches a sweep's events and clock, from ``close_in_time`` on. ``is_over``: the time was used up."""
 
     spec: ResolvedStudy
     hours: float
@@ -33,7 +33,7 @@ class TimeBudget:
     started: float = field(default_factory=time.monotonic)
     closed: bool = False
     is_over: bool = False
-    _kimg: dict[int, float] = field(default_factory=dict)
+    _kimg: dict[int, float] = field(default_factory=dict)  # trained, by trial
     _due: bool = False
     _running: set[int] = field(default_factory=set)
     _before: float = 0.0  # trained by earlier starts (kimg)
@@ -49,7 +49,7 @@ class TimeBudget:
         return self.started + seconds - min(_REPORT_S, _REPORT_SHARE * seconds)
 
     def close_in_time(self, study: optuna.Study, watcher: Watcher, device: str) -> Watcher:
-        """The watcher, which also begins nothing new when that would not be done in time, and stops at the deadline."""
+        """The watcher, which now also closes the study when another trial would be late, and stops at the deadline."""
         final = self.spec.scoring.final
         rate = _SLOW_RATE if device == "cpu" and final.extractor == INCEPTION else _RATE
         self._final_guess_s = _FINAL_S + (self.spec.scoring.sampling_seeds or 1) * final.samples / rate
@@ -63,15 +63,15 @@ class TimeBudget:
             if now >= self.deadline:
                 self.is_over = True
                 return max(level, 1)
-            # Asked where a trial has ended or paused, for what would be left after each worker began another one.
+            # Checked when a trial has ended or paused: would there be time if each worker began another one?
             due, self._due = self._due, False
             if due and not self.closed and now + self._left_s(now, len(self._kimg) + self.workers) > self.deadline:
                 self.closed = True
                 begun = begun_count(study)
                 write_study_attrs(study, StudyAttrs(target=begun))
                 watcher.say(
-                    f"{duration(self.deadline - now)} are left of {duration(self.hours * 3600)}: no new trials; "
-                    f"the best of {begun} are trained to the end"
+                    f"{duration(self.deadline - now)} of {duration(self.hours * 3600)} left: no new trials; the best "
+                    f"of {begun} are trained to the end"
                 )
             return level
 
@@ -104,7 +104,7 @@ class TimeBudget:
                     self._final_s = max(self._final_s or 0.0, now - self._scoring.get(number, now))
 
     def _left_s(self, now: float, begun: int) -> float:
-        """Seconds until all that was begun is done, if nothing else is; 0 while none of it is trained."""
+        """Seconds until all begun trials are done, if no other one starts; 0 while nothing is trained."""
         trained = sum(self._kimg.values())
         if self._first is None or trained <= self._before:
             return 0.0
@@ -112,7 +112,7 @@ class TimeBudget:
         if self.spec.promotions:
             finals = max(1, self.spec.funnel(begun)[-1] - self._completed)
             at_once = min(self.workers, finals)
-            # At the least one that overtakes those promoted before goes from its first rung to the end.
+            # At least one trial that overtakes earlier promotions trains from its first rung to the end.
             alone_kimg = self.spec.budget.kimg - self.spec.budget.rungs[0]
             left_kimg = max(self.spec.expected_kimg(begun) - trained, alone_kimg) / at_once
             rounds = -(-finals // at_once)

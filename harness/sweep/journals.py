@@ -1,4 +1,4 @@
-"""Journals of what MLflow had yet to get, as earlier versions kept them."""
+"""Journals of earlier versions: what was still to be sent to MLflow."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from harness.training.run_folder import RunEnd, RunFolder, RunInfo, RunRecord
 
 
 def adopt_journals(home: Home) -> list[str]:
-    """Remove the journals in ``runs/spool``, where earlier versions kept what MLflow had yet to get; a line says so.
+    """Remove the journals in ``runs/spool``, and return a line that says so.
 
-    Their runs are sent from folders and database. A single training is in no database: its record is made of its
-    journal. A journal whose process lives is left to it.
+    Their runs are sent from folders and database instead. A single training is not in the database, so its record is
+    made from its journal. The journal of a living process stays.
     """
     spool = home.root / "spool"
     if not spool.is_dir():
@@ -40,7 +40,7 @@ def adopt_journals(home: Home) -> list[str]:
 
 
 def _adopt(lines: list[dict[str, Any]], home: Home) -> None:
-    """Write the record of a training, if the journal is of one, it has a folder, and nothing continued it since."""
+    """Write the record of a training, if this is its journal, its folder exists, and nothing has continued it since."""
     info = lines[0]["info"] if lines and lines[0].get("op") == "start" else {"key": ""}
     experiment, is_training, rest = str(info["key"]).partition("/training/")
     name, _, kimg = rest.rpartition("/")

@@ -1,7 +1,7 @@
 """Lanes: the trials that a worker runs at once, each in a thread; images, extractors and connections are shared.
 
-One training of a small network leaves most of a GPU idle. On CUDA each lane has a stream of its own, on which it
-captures its graphs, replays them, and scores (docs/performance.md).
+One training of a small network leaves most of a GPU idle. On CUDA each lane captures and replays its graphs, and
+scores, on a stream of its own (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from harness.machine.processes import use_threads
 
 # Seconds between looks at the lanes.
 _LOOK_S = 1.0
-# Another lane is opened where the GPU has this many times what one takes, and room for a batch that is scored (bytes).
+# Another lane opens if the GPU has this many times the memory of one free, and room to score a batch (bytes).
 _MARGIN, _SCORED_BYTES = 1.5, 4 * 2**30
-# Streams that torch has on a GPU for one process: the next lane would share one.
+# Streams that torch has on a GPU for one process; more lanes would share them.
 _STREAMS = 32
 
 
 class Lanes:
-    """At most ``most`` threads; on CUDA the next begins once those before it have trained, where memory is left.
+    """At most ``most`` threads; on CUDA the next one starts once the others have trained, if memory is left.
 
-    ``stop`` is what they ask whether to stop. While each of them asks, and no longer, the main thread asks
-    ``should_stop``, by which its supervisor knows that the worker is alive.
+    Lanes call ``stop`` to learn whether to stop. As long as all of them do, the main thread calls ``should_stop``: the
+    supervisor then knows that the worker is alive.
     """
 
     def __init__(self, most: int = 1, should_stop: Callable[[], bool] = lambda: False) -> None:
@@ -42,16 +42,16 @@ class Lanes:
         self._trained: set[int | None] = set()
 
     def stop(self) -> bool:
-        """Whether the calling lane is to stop at its next snapshot: as the worker is, or because another one failed."""
+        """Whether the calling lane must stop at its next checkpoint, because the worker must or another lane failed."""
         self._asked.add(threading.get_ident())
         return bool(self._errors) or self.should_stop()
 
     def has_trained(self) -> None:
-        """Note that the calling lane has: the GPU's memory shows what a lane takes."""
+        """Note that the calling lane has trained: the GPU's memory now shows what a lane takes."""
         self._trained.add(threading.get_ident())
 
     def leave(self) -> bool:
-        """Close the calling lane for good, unless it is the last; whether it is closed."""
+        """Close the calling lane for good, unless it is the last one; return whether it is closed."""
         with self._change:
             if self.open == 1:
                 return False
@@ -62,8 +62,8 @@ class Lanes:
     def run(self, work: Callable[[], object], device: torch.device, threads: int) -> None:
         """Run ``work`` in each lane, with this many threads of torch, until all have returned.
 
-        A HarnessError of one is raised when the others have stopped. Any other error, as that of a lost device, is
-        raised at once: the process is to end, and other workers continue its trials from their checkpoints.
+        A lane's HarnessError is raised when the others have stopped. Any other error, such as a lost device, is raised
+        at once: the process must end, and other workers continue its trials from their checkpoints.
         """
         before = _reserved(device)
 
@@ -72,7 +72,7 @@ class Lanes:
                 use_threads(threads)
                 with _own_stream(device):
                     work()
-            except BaseException as error:  # a network of the user's own may even exit
+            except BaseException as error:  # a user's network may even exit
                 self._errors.append(error)
             finally:
                 self._news.set()
@@ -111,12 +111,12 @@ class Lanes:
 
 
 def _reserved(device: torch.device) -> int:
-    """Bytes of a GPU that this process holds for tensors; a graph's are in it."""
+    """Bytes of a GPU that this process holds for tensors, those of graphs included."""
     return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
 
 
 def _own_stream(device: torch.device) -> AbstractContextManager[object]:
-    """On CUDA a stream, after what was loaded on the default one; elsewhere nothing."""
+    """On CUDA a stream that waits for what was loaded on the default one; elsewhere nothing."""
     if device.type != "cuda":
         return nullcontext()
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -16,7 +16,7 @@ from harness.store.records import StudyRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerJob:
-    """All that a worker process is given. Everything in it can be pickled."""
+    """Everything that a worker process is given; it can be pickled."""
 
     spec: ResolvedStudy
     home: Home
@@ -26,26 +26,26 @@ class WorkerJob:
     cores: int
     tags: dict[str, str]
     lanes: int = 1  # trials at once, at most
-    workers: int = 1  # on its machine, and its own number among them
-    index: int = 0
-    gpus: tuple[str, ...] = ()  # that workers are spread over, as CUDA_VISIBLE_DEVICES names them
-    own_gpu: bool = False  # Ray gave it a whole one
-    resume_anyway: bool = False  # also under another protocol than before
-    code: str = field(default_factory=code_sha256)  # which every worker must have, too
+    workers: int = 1  # on its machine
+    index: int = 0  # its own number among them
+    gpus: tuple[str, ...] = ()  # shared by the workers, as CUDA_VISIBLE_DEVICES names them
+    own_gpu: bool = False  # Ray gave it a whole GPU
+    resume_anyway: bool = False  # even under another protocol
+    code: str = field(default_factory=code_sha256)  # every worker must have the same
 
     @property
     def on_gpu(self) -> int:
-        """How many workers are on this one's GPU, itself included."""
+        """How many workers share its GPU, itself included."""
         n_gpus = len(self.gpus) or 1
         return 1 if self.own_gpu else len(range(self.index % n_gpus, self.workers, n_gpus))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watcher:
-    """Whom a sweep tells, and whom it asks whether to stop."""
+    """What a sweep reports to, and how it learns whether to stop."""
 
     on_event: Callable[[Event], None]
-    stop_level: Callable[[], int]  # 0 to continue, 1 to stop at the next snapshot, 2 to stop at once
+    stop_level: Callable[[], int]  # 0: continue, 1: stop at the next checkpoint, 2: stop at once
     on_progress: OnProgress = lambda *_: None  # of preparing images
 
     def say(self, text: str) -> None:
@@ -58,7 +58,7 @@ class Watcher:
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Anything that is reported, each kind a frozen dataclass. ``node`` is the Ray node that it comes from, if any."""
+    """Anything that is reported; each kind is a frozen dataclass. ``node`` is the Ray node that sent it, if any."""
 
     node: str = ""
 
@@ -67,7 +67,7 @@ class Event:
 
 
 class Opened(Event):
-    """The study is open: what it had before, and how many trials are wanted."""
+    """The study is open: its record so far, and the number of trials wanted."""
 
     record: StudyRecord
     target: int
@@ -88,13 +88,13 @@ class Alive(Event):
 
 
 class Failed(Event):
-    """A worker ends with an error that a person must see."""
+    """A worker ends with an error for the user."""
 
     error: HarnessError
 
 
 class Crashed(Event):
-    """A worker's process ends because of an error that nobody foresaw."""
+    """A worker's process ends because of an unexpected error."""
 
     text: str
 
@@ -106,7 +106,7 @@ class OfTrial(Event):
 
 
 class Started(OfTrial):
-    """It begins at ``kimg``, above 0 where it continues ``retry_of``. ``params`` are what a person recognizes it by."""
+    """It starts at ``kimg``, above 0 if it continues ``retry_of``. ``params`` are its parameters, to show."""
 
     kimg: float = 0.0
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -119,7 +119,7 @@ class Progressed(OfTrial):
 
 
 class Saved(OfTrial):
-    """It has a checkpoint beyond the one that it continued from."""
+    """It has a newer checkpoint than the one that it continued from."""
 
     kimg: float
 

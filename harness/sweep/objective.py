@@ -35,7 +35,7 @@ from harness.training.share import Share
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSetup:
-    """What a worker needs for each trial: its job, and what it has loaded for it. Its lanes share it."""
+    """What a worker needs for each trial: its job, and what it has loaded. Its lanes share this."""
 
     job: WorkerJob
     trials: Trials
@@ -44,7 +44,6 @@ class WorkerSetup:
     final: Scorer
     rung: Scorer
     follow: Callable[[Path, Callable[[], None]], None]  # as of Mirror
-    stop: Callable[[], bool]
     publish: Callable[[messages.Event], None]
     real_distance: float
     lanes: Lanes = field(default_factory=Lanes)
@@ -53,8 +52,8 @@ class WorkerSetup:
 
 
 def objective(trial: optuna.Trial, attempt: Attempt, setup: WorkerSetup) -> list[float]:
-    """Train one configuration and score it; the values are the study's objectives'. What ends it early is raised."""
-    # Also what it took before it was paused.
+    """Train one configuration and score it; return the values of the study's objectives. An early end is raised."""
+    # Includes the time before it was paused.
     started = time.perf_counter() - (TrialAttrs.parse(trial.user_attrs).elapsed_s or 0.0)
     spec, number, publish = setup.job.spec, trial.number, setup.publish
     if impossible := problems(attempt.hp):
@@ -63,7 +62,7 @@ def objective(trial: optuna.Trial, attempt: Attempt, setup: WorkerSetup) -> list
         report(trial, value, step, spec, attempt.history)
         pause_at(trial, step, setup)
     budget = Budget(kimg=spec.budget.kimg, snapshots_kimg=spec.budget.rungs)
-    images, stop, every_s = setup.images_NHWC, setup.stop, setup.checkpoint_s
+    images, stop, every_s = setup.images_NHWC, setup.lanes.stop, setup.checkpoint_s
     for event in train_on_disk(attempt, images, budget=budget, stop=stop, checkpoint_s=every_s):
         if isinstance(event, Progress):
             setup.lanes.has_trained()
@@ -86,14 +85,14 @@ def objective(trial: optuna.Trial, attempt: Attempt, setup: WorkerSetup) -> list
 
 
 def score_rung(trial: optuna.Trial, event: Snapshot, kimg: float, attempt: Attempt, setup: WorkerSetup) -> None:
-    """Score a half-trained generator and report it; a trial that is no baseline may be paused or pruned here."""
+    """Score a half-trained generator and report it; a trial other than a baseline may be paused or pruned here."""
     name = setup.rung.objective
     scores = checked(setup.rung(event.generator, attempt.hp, all_metrics=False))
     score = scores.values[name]
     attempt.watch(kimg, "feature_variance", scores.spread)
     attempt.rung(kimg, score)
     if setup.job.spec.promotions:
-        attempt.save(event)  # with the score, which is then not computed again, whatever happens
+        attempt.save(event)  # with the score, so that it is never computed again
     report(trial, score, kimg_to_images(kimg), setup.job.spec, attempt.history)
     setup.publish(messages.Scored(number=trial.number, kimg=event.kimg, score=score))
     pause_at(trial, kimg_to_images(kimg), setup)
@@ -103,7 +102,7 @@ def score_rung(trial: optuna.Trial, event: Snapshot, kimg: float, attempt: Attem
 
 
 def pause_at(trial: optuna.Trial, step: int, setup: WorkerSetup) -> None:
-    """Raise Paused at a rung at which the trial waits to be promoted. Baselines are trained to the end."""
+    """Raise Paused at a rung where the trial must wait for its promotion. Baselines train to the end."""
     attrs = TrialAttrs.parse(trial.user_attrs)
     rungs = [kimg_to_images(kimg) for kimg, _ in setup.job.spec.promotions]
     if step in rungs and not attrs.recipe and (attrs.kept_at is None or attrs.kept_at < step):
@@ -111,9 +110,9 @@ def pause_at(trial: optuna.Trial, step: int, setup: WorkerSetup) -> None:
 
 
 def report(trial: optuna.Trial, score: float, step: int, spec: ResolvedStudy, history: History | None = None) -> None:
-    """Tell the database a rung's score and the samples' diversity; of several objectives, the seconds too."""
+    """Write a rung's score and the samples' diversity to the database; with several objectives, also the seconds."""
     if step in trial.storage.get_trial(id_of(trial)).intermediate_values:
-        return  # before it was paused
+        return  # reported before it was paused
     if history is not None and history.watched:
         write_attrs(trial, TrialAttrs(watched=history.watched))
     if not spec.objectives:
@@ -122,12 +121,12 @@ def report(trial: optuna.Trial, score: float, step: int, spec: ResolvedStudy, hi
     if history is not None:
         before = TrialAttrs.parse(trial.user_attrs).rung_seconds
         write_attrs(trial, TrialAttrs(rung_seconds={**before, step: round(history.trained_s(step / 1000), 2)}))
-    # As Trial.report, which refuses several objectives.
+    # What Trial.report does, but it refuses several objectives.
     trial.storage.set_trial_intermediate_value(id_of(trial), step, score)
 
 
 def conclude(trial: optuna.Trial, event: Snapshot, attempt: Attempt, setup: WorkerSetup) -> list[float]:
-    """Score the finished generator, publish its weights, keep the scores; the score is the sampling seeds' mean."""
+    """Score the finished generator, publish its weights, store the scores; the final score is the mean over seeds."""
     final, spec = setup.final, setup.job.spec
     scores = checked(final(event.generator, attempt.hp, all_metrics=True))
     samplings = [scores.values[final.objective]]
@@ -151,7 +150,7 @@ def conclude(trial: optuna.Trial, event: Snapshot, attempt: Attempt, setup: Work
 
 
 def open_attempt(trial: optuna.Trial, setup: WorkerSetup, lease: Lease) -> Attempt:
-    """Suggest the configuration, open the attempt's folder, name it in the database, and have it mirrored."""
+    """Suggest the configuration, open the attempt's folder, write its name to the database, start mirroring it."""
     job, spec, number = setup.job, setup.job.spec, trial.number
     attrs, uid = TrialAttrs.parse(trial.user_attrs), StudyAttrs.parse(trial.study.user_attrs).uid
     hp = spec.hparams({}, attrs.overrides) if attrs.overrides else suggest(trial, spec)

@@ -1,4 +1,4 @@
-"""Database, folders and MLflow made to agree: a study's run, and what crashes, outages and earlier versions left."""
+"""Make database, folders and MLflow agree: a study's run, and what crashes, outages and earlier versions left."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import optuna
 from filelock import Timeout
 from optuna.trial import FrozenTrial, TrialState
 
-from harness.errors import HarnessError, NotFoundError, StorageError, StorageLost, TrackingError, without_secrets
+from harness.errors import NotFoundError, StorageError, StorageLost, TrackingError, without_secrets
 from harness.findings.ranking import leading
 from harness.gan.hparams import canonical_json
 from harness.home import Home
@@ -24,25 +24,25 @@ from harness.store.records import StudyAttrs, StudyRecord, TrialAttrs
 from harness.store.studies import database_exists, find_record, started_study, stored_spec, study_to_record
 from harness.store.trials import Trials, finished_count, trial_key
 from harness.sweep.journals import adopt_journals
-from harness.text import number
+from harness.text import error_line, number
 from harness.tracking.client import answers, client_for, make_database, new_client, within, without_password
 from harness.tracking.mirror import Reflection, send_left
 from harness.tracking.mlflow import STATUS, MlflowTracker, find_run, open_experiment
 from harness.tracking.registry import register
 from harness.tracking.views import write_views
-from harness.training.run_folder import RunEnd, RunFolder, RunInfo, RunRecord
+from harness.training.run_folder import RunEnd, RunFolder, RunInfo, RunRecord, named_marks
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Seconds that a start waits for MLflow: of a study that it must know first, and of one that it knows.
+# Seconds that a start waits for MLflow: for a new study, which needs a run there, and for one that has a run.
 _NEW_S, _KNOWN_S = 30.0, 10.0
-# Seconds that the end waits for it, and that it then has while the report is written.
+# Seconds that the end waits for MLflow, and that MLflow then has while the report is written.
 _WAIT_S, _LAST_S = 10.0, 60.0
 
 
 class ParentRun:
-    """The study's run in MLflow, above those of its trials. Once it is known nothing waits for MLflow."""
+    """The study's run in MLflow, the parent of its trials' runs. Once it exists nothing waits for MLflow."""
 
     def __init__(
         self, trials: Trials, home: Home, device: str, say: Callable[[str], None], stop_level: Callable[[], int] = int
@@ -52,7 +52,7 @@ class ParentRun:
         self._agreeing: Thread | None = None
 
     def open(self) -> Self:
-        """Open or create experiment and run; raises TrackingError where MLflow is away and the study never had one."""
+        """Open or create experiment and run; a TrackingError if MLflow is away and the study never had a run."""
         known = bool(StudyAttrs.parse(self.trials.study.user_attrs).mlflow_parent)
         try:
             with answers(self.home):
@@ -80,13 +80,13 @@ class ParentRun:
         return tracker, tracker.start(info)
 
     def known(self) -> Self:
-        """Of a study that was started before; MLflow is not asked."""
+        """Use the run of a study that was started before, without asking MLflow."""
         attrs = StudyAttrs.parse(self.trials.study.user_attrs)
         self.tracker, self.run_id = MlflowTracker(new_client(self.home), attrs.mlflow_experiment), attrs.mlflow_parent
         return self
 
     def heal(self, *, crashed: bool) -> None:
-        """Heal the database; then MLflow, as far as it answers and meanwhile."""
+        """Heal the database; then MLflow, in a thread, as far as it answers."""
         for line in (*self.trials.heal(crashed=crashed), *adopt_journals(self.home)):
             self.say(line)
         if self._agreeing is None or not self._agreeing.is_alive():
@@ -94,9 +94,9 @@ class ParentRun:
             self._agreeing.start()
 
     def close(self, target: int | None) -> None:
-        """Have MLflow agree once more, and close the run with the best score, of the study with that target.
+        """Make MLflow agree once more, and close the run with the best score if the study has reached ``target``.
 
-        Waits a little; a poor server gets what is left while the report is written, and for a minute at most.
+        Waits a few seconds; a slow server gets the rest while the report is written, for a minute at most.
         """
 
         def last() -> None:
@@ -106,7 +106,7 @@ class ParentRun:
                 self._end(target)
 
         def limited() -> None:
-            with suppress(TimeoutError):  # as said below
+            with suppress(TimeoutError):  # reported below
                 within(_LAST_S, last, lambda: self.stop_level() > 1)
 
         closing = Thread(target=limited, name="mlflow-end")
@@ -115,17 +115,19 @@ class ParentRun:
         while closing.is_alive() and time.monotonic() < until and self.stop_level() < 2:
             closing.join(0.1)
         if closing.is_alive():
-            self.say("MLflow is slow: it gets the rest meanwhile; what it has not by then `harness reconcile` sends")
+            self.say(
+                "MLflow is slow: sending continues while the report is written; `harness reconcile` sends what is left"
+            )
 
     def _agree(self) -> bool:
-        """Whether MLflow has what folders and database have."""
+        """Send MLflow what folders and database have; return whether that succeeded."""
         children = MlflowTracker(self.tracker.client, self.tracker.experiment_id, self.run_id)
         try:
             for line in reconcile_tracker(self.trials.study, children, self.home):
                 self.say(line)
-        except StorageError:  # the next call to the database says so
+        except StorageError:  # the next call to the database reports it
             return False
-        except Exception as error:  # whatever the tracking library raises: the next start heals it
+        except Exception as error:  # whatever the tracking library raises; the next start repeats this
             return self._away(error)
         return True
 
@@ -140,23 +142,23 @@ class ParentRun:
                 scores = {metric: best[0].values[0], "trials_complete": float(len(record.complete))}
             if not self.trials.spec.plan:
                 tags = headline(record, find_record(f"{record.name}-confirm", self.home)).tags
-            # As a step: MLflow shows the last one's, also where more trials were asked for since.
+            # With a step: MLflow shows the value of the last one, even if the study was extended.
             state = "COMPLETE" if ended >= target else "FAIL"
             self.tracker.end(self.run_id, state, scores=scores, tags=tags, step=ended)
         except Exception as error:
             self._away(error)
 
     def _away(self, error: Exception) -> bool:
-        said = f"{type(error).__name__}: {without_secrets((str(error).strip().splitlines() or [''])[0])[:120]}"
-        self.say(f"MLflow does not answer ({said}); `harness reconcile` makes it agree")
+        said = f"{type(error).__name__}: {without_secrets(error_line(error))[:120]}"
+        self.say(f"MLflow does not answer ({said}); `harness reconcile` sends the rest")
         return False
 
 
 def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
-    """Heal one study, or all of them and what trainings had yet to send; a line for each thing done.
+    """Heal one study, or all studies and single trainings; yield a line for each thing done.
 
-    Raises StorageError where a harness that knows other keys wrote the study; where all are healed this is only said.
-    Raises TrackingError where MLflow does not answer; the database was healed all the same.
+    Raises StorageError if another version with other keys wrote the study (with all studies, a line says so instead),
+    and TrackingError if MLflow does not answer; the database is healed then.
     """
     studies: list[optuna.Study] = []
     storage = open_storage(home) if database_exists(home) else None
@@ -166,20 +168,13 @@ def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
             study = started_study(each, home, storage=storage)
             if not StudyAttrs.parse(study.user_attrs).mlflow_parent:
                 raise NotFoundError(f"study {each} was created, and killed before its first trial", "Run it again.")
+            studies.append(study)
+            spec = stored_spec(study)
         except (NotFoundError, StorageError) as error:
             if name or isinstance(error, StorageLost):
                 raise
-            if isinstance(error, StorageError):  # another program made it
+            if isinstance(error, StorageError):  # another program or version made it; the others are healed
                 yield f"{error.problem}; skipped"
-            continue
-        studies.append(study)
-    for study in studies:
-        try:
-            spec = stored_spec(study)
-        except StorageError as error:  # of another version, which keeps no other study from being healed
-            if name or isinstance(error, StorageLost):
-                raise
-            yield error.problem
             continue
         for line in Trials(study, spec, home).heal():
             yield f"{study.study_name}: {line}"
@@ -194,7 +189,7 @@ def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
             record = study_to_record(study)
             if line := register_best(record, find_record(f"{record.name}-confirm", home), client, home):
                 yield f"{study.study_name}: {line}"
-        if name is None:  # trainings that no process is at
+        if name is None:  # single trainings without a living process
             for path in training_records(home):
                 Reflection(path).forget_lost(client)
             sent = send_left(
@@ -206,13 +201,12 @@ def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
     except (StorageLost, TrackingError):
         raise
     except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        problem = without_password(first, str(client.tracking_uri))
-        raise TrackingError(f"MLflow refused: {problem}", "What was kept stays on disk; try again.") from None
+        problem = without_password(error_line(error), str(client.tracking_uri))
+        raise TrackingError(f"MLflow refused: {problem}", "Nothing is lost: it is still on disk. Try again.") from None
 
 
 def _agree_on(study: optuna.Study, client: MlflowClient, home: Home) -> list[str]:
-    """Make MLflow agree with a healed study, whose own run is restored, or made again, where a person removed it."""
+    """Make MLflow agree with a healed study; its own run is restored, or created again, if a person deleted it."""
     attrs, said = StudyAttrs.parse(study.user_attrs), list[str]()
     own = find_run(client, attrs.mlflow_parent)
     if own is not None and own.info.lifecycle_stage == "active":
@@ -230,7 +224,7 @@ def _agree_on(study: optuna.Study, client: MlflowClient, home: Home) -> list[str
 
 
 def register_best(record: StudyRecord, plan: StudyRecord | None, client: MlflowClient, home: Home) -> str:
-    """Have MLflow's registry hold a search's best, confirmed where it is; what was done, or why not, "" if nothing."""
+    """Register a search's best generator, the confirmed one if any; return what was done or why not, or ""."""
     from harness.findings.confirmation import best_training  # with statsmodels: seconds
 
     trial = None if record.attrs.spec.get("plan") else best_training(record, plan)
@@ -243,9 +237,8 @@ def register_best(record: StudyRecord, plan: StudyRecord | None, client: MlflowC
     about = f"Trial {trial.number} of {of.name}: {of.attrs.final_metric} = {number(trial.value)} after {kimg}"
     try:
         return register(client, record.name, of.attrs.mlflow_experiment, folder, dict(trial.attrs.hparams), about)
-    except Exception as error:  # whatever MLflow raises; it shows what there is, and decides nothing
-        first = error.problem if isinstance(error, HarnessError) else (str(error).splitlines() or [""])[0]
-        return f"the best generator is not in MLflow's registry ({without_secrets(first)[:200]})"
+    except Exception as error:  # whatever MLflow raises; nothing depends on it
+        return f"the best generator is not in MLflow's registry ({without_secrets(error_line(error))[:200]})"
 
 
 def training_records(home: Home) -> list[Path]:
@@ -253,9 +246,9 @@ def training_records(home: Home) -> list[Path]:
 
 
 def reconcile_tracker(study: optuna.Study, tracker: MlflowTracker, home: Home) -> list[str]:
-    """Make MLflow agree with folders and a healed database: one closed run a trial that ended, in the trial's state.
+    """Make MLflow agree with folders and a healed database: one closed run for each ended trial, in the trial's state.
 
-    What dead processes had yet to show is sent first. Returns what was done, a line each; raises whatever MLflow does.
+    What dead processes had not sent is sent first. Returns a line for each thing done; raises whatever MLflow raises.
     """
     name, uid = study.study_name, StudyAttrs.parse(study.user_attrs).uid
     drop_checkpoints(study, home)
@@ -274,13 +267,13 @@ def reconcile_tracker(study: optuna.Study, tracker: MlflowTracker, home: Home) -
         run_id, status = runs.get(key, ("", ""))
         if status == STATUS[trial.state.name] or not (was := _show(study, trial, run_id, tracker, home)):
             continue
-        if status != STATUS["WAITING"]:  # else it was paused, and the study has ended: nothing was amiss
+        if status != STATUS["WAITING"]:  # a paused trial whose study has ended is not a fault
             done.append(f"trial {trial.number}: its MLflow run {was}")
     return done
 
 
 def drop_checkpoints(study: optuna.Study, home: Home) -> None:
-    """Remove the checkpoints of trials that were pruned while they were paused: nothing continues from them."""
+    """Remove the checkpoints of trials that were pruned while paused: nothing continues from them."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)):
         attrs = TrialAttrs.parse(trial.user_attrs)
         if attrs.paused_at is not None and attrs.folder:
@@ -294,8 +287,8 @@ def _trial_end(trial: FrozenTrial) -> RunEnd:
 
 
 def _show(study: optuna.Study, trial: FrozenTrial, run_id: str, tracker: MlflowTracker, home: Home) -> str:
-    """Show a trial that ended, and whose run is open, deleted, or was never opened; what was done, if anything."""
-    done = f"was closed as {trial.state.name}" if run_id else "was missing; it is shown again, as the record has it"
+    """Show an ended trial whose run is open, deleted, or was never opened; return what was done, if anything."""
+    done = f"was closed as {trial.state.name}" if run_id else "was missing; created again from the record"
     end, folder = _trial_end(trial), RunFolder(home.root / TrialAttrs.parse(trial.user_attrs).folder)
     record = _record(study, trial)
     if folder.path == home.root or not folder.path.is_dir():  # another machine's
@@ -313,22 +306,20 @@ def _show(study: optuna.Study, trial: FrozenTrial, run_id: str, tracker: MlflowT
             if not run_id and reflection.restore(tracker):
                 done = "had been deleted; restored"
             reflection.send_again(tracker, end)
-    except Timeout:  # its worker lives, and sends it
+    except Timeout:  # its worker lives, and will send it
         return ""
     return done
 
 
 def _record(study: optuna.Study, trial: FrozenTrial) -> RunRecord:
-    """What the database knows of a trial's run."""
+    """The record of a trial's run, from the database."""
     attrs, of_study = TrialAttrs.parse(trial.user_attrs), StudyAttrs.parse(study.user_attrs)
-    marks = {step: {of_study.rung_metric: score} for step, score in trial.intermediate_values.items()}
-    if attrs.diverged and marks:
-        del marks[max(marks)]  # it stands for the divergence
-    for step, values in attrs.watched.items():
-        marks[step] = {**marks.get(step, {}), **values}
+    rungs = dict(trial.intermediate_values)
+    if attrs.diverged and rungs:
+        del rungs[max(rungs)]  # it stands for the divergence
     named = {"seed": attrs.seed, "preset": attrs.preset, "arm": attrs.arm, "protocol_hash": attrs.protocol_hash}
     tags = {name: str(value) for name, value in named.items() if value not in (None, "")}
-    params = trial.params  # of one that was killed while they were suggested
+    params = trial.params  # all there is if it was killed while they were suggested
     if attrs.hparams:
         params = compared_params(of_study.spec, attrs.hparams)
         tags["hparams"] = canonical_json(attrs.hparams)
@@ -345,4 +336,5 @@ def _record(study: optuna.Study, trial: FrozenTrial) -> RunRecord:
     started = trial.datetime_start
     opened_ms = int(started.timestamp() * 1000) if started else 0
     kimg = float(of_study.spec.get("budget", {}).get("kimg", 0.0))
+    marks = named_marks(of_study.rung_metric, rungs, attrs.watched)
     return RunRecord(info=info, kimg=kimg, opened_ms=opened_ms, marks=marks)

@@ -1,4 +1,4 @@
-"""A sweep from its study file to the finished study: prepares, runs the workers, and closes the parent run."""
+"""A sweep from its study file to the finished study: prepare, run the workers, close the parent run."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ from harness.sweep.engines.local import LocalEngine, lanes_for, threads_per_work
 from harness.sweep.hours import TimeBudget
 from harness.sweep.messages import Opened, Watcher, WorkerJob
 from harness.sweep.reconcile import ParentRun
+from harness.text import counted
 from harness.tracking.client import client_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepResult:
-    """How a sweep ended. ``interrupted``: before its budget was reached; ``out_of_time``: for its hours were over."""
+    """How a sweep ended. ``interrupted``: before it reached its budget; ``out_of_time``: its hours were up."""
 
     finished: int
     target: int
@@ -51,23 +52,23 @@ def run_sweep(
     watcher: Watcher,
     *,
     source: Path | None,
-    trials: int | None,
     machines: Machines,
-    resume_anyway: bool,
+    trials: int | None = None,
+    resume_anyway: bool = False,
     exact: bool = False,
     hours: float | None = None,
 ) -> SweepResult:
-    """Run or continue a study until ``trials`` are COMPLETE or PRUNED; None: the file's number, or what it once was.
+    """Run or continue a study until ``trials`` are COMPLETE or PRUNED; None: the file's number, or an earlier start's.
 
-    With ``hours`` it ends in that time, with the best of what it began trained to the end and scored; the next start
-    begins the other trials.
+    With ``hours`` it ends within that time, with its best trials trained to the end and scored; the next start runs the
+    other trials.
     """
     budget = None if hours is None else TimeBudget(spec, hours, machines.at_once)
 
     def resolved(spec: ResolvedStudy) -> ResolvedStudy:
         watcher.say("preparing workers")
         start_fork_server()
-        client_for(home)  # whose imports take as long as the workers', meanwhile
+        client_for(home)  # import MLflow while the workers import torch
         spec, said = with_all_images(spec, store.n_train, store.n_held_out)
         spec, of_precision = call_in_fork(resolve_precision, spec, choose_device(machines.device), exact)
         for text in said + of_precision:
@@ -76,7 +77,7 @@ def run_sweep(
 
     if spec.network:
         spec = spec.model_copy(update={"network_sha256": call_with_torch(function_sha256, spec.network)})
-    if machines.device != "auto":  # which is never refused: asking can wait until the images are there
+    if machines.device != "auto":  # refuse a missing device before the images are prepared
         choose_device(machines.device)
     store = open_store(home, spec.data, source, study=spec.name, on_progress=watcher.on_progress, say=watcher.say)
     require_images(spec, store.n_train, store.n_held_out)
@@ -93,10 +94,10 @@ def run_sweep(
     )
     attrs = StudyAttrs.parse(study.user_attrs)
     spec = with_stored_choices(spec, attrs.spec)
-    # A start that names no number continues to what was wanted last.
+    # Without a number, a start continues to the last target.
     target = max(trials or max(spec.budget.trials, attrs.target), finished_count(study))
     if trials and trials < target:
-        watcher.say(f"{trials} trials were asked for, and {target} are finished already")
+        watcher.say(f"TRIALS={trials}, but {target} trials are finished already")
     refuse_other_images(study, store.fingerprint)
     if machines.engine == "local" and finished_count(study) < target:
         start_fork_server()
@@ -124,11 +125,11 @@ def run_sweep(
         warnings.simplefilter("ignore", ExperimentalWarning)
         objectives = spec.objectives or ("score",)
         study.set_metric_names([opened.final_metric if name == "score" else name for name in objectives])
-    # Trainings of a fixed study are done under whichever protocol most have.
+    # Reports of fixed studies use the protocol of most of their trainings.
     any_protocol = resume_anyway or spec.plan is not None
     if budget is None:
         return _run(parent, store, machines, watcher, starts=True, any_protocol=any_protocol)
-    with ending_with(lambda: write_study_attrs(study, StudyAttrs(target=target))):  # which closing in time lowers
+    with ending_with(lambda: write_study_attrs(study, StudyAttrs(target=target))):  # closing in time lowers it
         budget.workers = machines.at_once
         timed = budget.close_in_time(study, watcher, device)
         result = _run(parent, store, machines, timed, starts=True, any_protocol=any_protocol)
@@ -139,7 +140,7 @@ def run_sweep(
 def join_sweep(name: str, home: Home, watcher: Watcher, *, source: Path | None, machines: Machines) -> SweepResult:
     """Add this machine's workers to a study that was started elsewhere, until its target is reached.
 
-    Study, images' fingerprint, target and tracking are the database's; this machine brings the images.
+    The database has the study, its target and the images' fingerprint; this machine must have the images.
     """
     device = choose_device(machines.device)
     watcher.say(trains_on(machines.device))
@@ -149,7 +150,7 @@ def join_sweep(name: str, home: Home, watcher: Watcher, *, source: Path | None, 
     if spec.network and spec.network_sha256 != call_with_torch(function_sha256, spec.network):
         raise SpecDrift(
             f"study {name} was started with another version of {spec.network}",
-            "Its trainings would not be comparable: bring the file that the study was started with.",
+            "Its trainings would not be comparable. Use the file that the study was started with.",
         )
     store = open_store(home, spec.data, source, study=name, on_progress=watcher.on_progress, say=watcher.say)
     refuse_other_images(study, store.fingerprint)
@@ -163,7 +164,7 @@ def join_sweep(name: str, home: Home, watcher: Watcher, *, source: Path | None, 
 def with_workers(
     machines: Machines, before: int, spec: ResolvedStudy, trials: int, device: str, say: Callable[[str], None]
 ) -> Machines:
-    """The same with numbers of workers and lanes: those asked for, the study's own, or what is fastest; it is said."""
+    """The same with numbers of workers and lanes, as asked, as before or as is fastest; a line says which."""
     if machines.engine == "ray" or trials <= 0:
         return machines
     number, why = machines.workers or before, "as asked" if machines.workers else "as before"
@@ -173,25 +174,25 @@ def with_workers(
         machines, workers=number, lanes=machines.lanes or lanes_for(spec, trials, device, number)
     )
     if not machines.workers or chosen.lanes not in (machines.lanes, 1):
-        threads = threads_per_worker(usable_cores(), chosen.at_once)
+        threads = counted(threads_per_worker(usable_cores(), chosen.at_once), "thread")
         lanes = f", up to {chosen.lanes} trials at once in each" if chosen.lanes != 1 else ""
-        shared = f", {threads} thread{'s' * (threads > 1)} each" if device == "cpu" else ""
+        shared = f", {threads} each" if device == "cpu" else ""
         others = "WORKERS=N and LANES=N set other numbers" if lanes else "WORKERS=N sets another number"
-        say(f"{number} worker{'s' * (number > 1)}{lanes}{shared}: {why}; {others}")
+        say(f"{counted(number, 'worker')}{lanes}{shared}: {why}; {others}")
     return chosen
 
 
 def _run(
     parent: ParentRun, store: ImageStore, machines: Machines, watcher: Watcher, starts: bool, any_protocol: bool
 ) -> SweepResult:
-    """Run workers until the study has its target, heal what they left, and close the run of a study started here."""
+    """Run workers until the study reaches its target, heal what they left, close the run of a study started here."""
     study, cores = parent.trials.study, usable_cores()
 
     def target() -> int:  # another machine's start may raise it
         return StudyAttrs.parse(study.user_attrs).target
 
     def heal() -> None:
-        # Who presses Ctrl-C twice kills the workers: that is no crash of the trial.
+        # Ctrl-C twice kills the workers, which does not count as a crash of their trials.
         parent.heal(crashed=watcher.stop_level() < 2)
 
     def end() -> None:
@@ -227,7 +228,7 @@ def _run(
 
 @contextmanager
 def ending_with(*steps: Callable[[], None]) -> Iterator[None]:
-    """Take these steps at the end, whatever happens; but not where the database is lost, for which each would wait."""
+    """Run these steps at the end, whatever happens, unless the database is lost: each would wait for it."""
     lost = False
     try:
         yield
@@ -240,21 +241,21 @@ def ending_with(*steps: Callable[[], None]) -> Iterator[None]:
 
 
 def resolve_precision(spec: ResolvedStudy, device: str, exact: bool) -> tuple[ResolvedStudy, list[str]]:
-    """The study with every precision that its file leaves open (``exact``: float32 throughout), and what to say of it.
+    """The study with every precision that its file leaves open (``exact``: float32 throughout), and lines to say.
 
     Rungs are scored in bfloat16 where that is faster: it changes no order (docs/performance.md). Trainings are float32,
-    on CUDA in TF32 (docs/decisions/0010-tf32-on-cuda.md). bfloat16 is only offered.
+    on CUDA in TF32 (docs/decisions/0010-tf32-on-cuda.md); for them bfloat16 is only suggested.
     """
     if exact and "precision" in spec.space:
         raise UsageError(
             f"{spec.name} searches precision, and --exact is float32 throughout",
-            "Take [space.precision] out of the file, or leave --exact away.",
+            "Remove [space.precision] from the file, or leave out --exact.",
         )
     of_training = spec.fixed.precision is None and "precision" not in spec.space
     of_rungs = spec.scoring.rung.precision is None
     if not (exact or of_training or of_rungs):
         return spec, []
-    # What takes seconds to import is imported where a study is started, and not with every command.
+    # These imports take seconds, so they are not done for every command.
     import torch
 
     from harness.gan.fast.precision import BF16, FLOAT32, usual
@@ -267,7 +268,7 @@ def resolve_precision(spec: ResolvedStudy, device: str, exact: bool) -> tuple[Re
     training = rung = None
     said: list[str] = []
     if of_training:
-        # Of each parameter that is always searched, the first or lowest value.
+        # The first or lowest value of each parameter that is always searched.
         typical = spec.hparams({name: examples(param)[0] for name, param in spec.space.items() if not param.when})
         training, gain = usual(place), speed.training_gain(typical, place)
         if gain >= speed.MIN_GAIN:
@@ -280,7 +281,7 @@ def resolve_precision(spec: ResolvedStudy, device: str, exact: bool) -> tuple[Re
 
 
 def refuse_other_images(study: optuna.Study, fingerprint: str) -> None:
-    """Compare the fingerprint of this machine's images with the study's; others raise DataError."""
+    """Raise DataError if this machine's images are not the study's, by their fingerprints."""
     before = StudyAttrs.parse(study.user_attrs).dataset
     if before and before["fingerprint"] != fingerprint:
         raise DataError(

@@ -1,4 +1,4 @@
-"""How much faster bfloat16 is here, on one thread and in CPU time: a busy machine decides as an idle one."""
+"""How much faster bfloat16 is here, in CPU time of one thread: the result is the same on a busy machine."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from harness.machine.processes import cuda_graphs
 from harness.scoring.extractors import untrained_module
 from harness.scoring.protocol import INCEPTION
 
-# bfloat16 must be faster by this factor: a smaller gain may be noise.
+# bfloat16 must be this many times faster: a smaller gain may be noise.
 MIN_GAIN = 1.1
-# How long each pair is timed (s), and a batch that shows it.
+# How long each pair is timed (s), and images in a batch.
 _TIMED_S, _IMAGES = 0.6, 32
 
 
 def emulates(device: torch.device) -> bool:
-    """Whether bfloat16 is done by software, several times slower: on x86 before AVX-512. No timing is needed there."""
+    """Whether bfloat16 is emulated, and several times slower: on x86 before AVX-512. It needs no timing."""
     x86 = platform.machine() in ("x86_64", "AMD64")
     return device.type == "cpu" and x86 and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def training_gain(hp: HParams, device: torch.device) -> float:
-    """How many times faster a training step is in bfloat16 than as usual; 0 where it is not timed."""
+    """How many times faster a training step is in bfloat16 than in the usual precision; 0 if it is not timed."""
     if problems(hp) or emulates(device):
         return 0.0
     hp = dataclasses.replace(hp, batch_size=min(hp.batch_size, _IMAGES), n_dis=1)
     shape = (_IMAGES, hp.image_size, hp.image_size, hp.channels)
-    # On the device, as trainings have them: elsewhere their steps would be no graph, and bound by the host.
+    # On the device, as in trainings; elsewhere the step would not be a graph.
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8)).to(device)
     try:
         before, quick = (_steps(dataclasses.replace(hp, precision=p), images, device) for p in (usual(device), BF16))
@@ -49,7 +49,7 @@ def training_gain(hp: HParams, device: torch.device) -> float:
 
 
 def scoring_gain(size: int, device: torch.device) -> float:
-    """How many times faster Inception is in bfloat16 on images of this size (px); 0 where it is not timed."""
+    """How many times faster Inception is in bfloat16 on images of this size (px); 0 if it is not timed."""
     if emulates(device):
         return 0.0
     images = torch.zeros(2 if device.type == "cpu" else 64, 3, size, size, dtype=torch.uint8, device=device)
@@ -57,7 +57,7 @@ def scoring_gain(size: int, device: torch.device) -> float:
 
 
 def _gain(before: Iterator[None], quick: Iterator[None], device: torch.device) -> float:
-    """Ratio of the medians of turns taken one after the other, the first of each a warm-up."""
+    """Ratio of the median times of both, which take turns; the first turn of each is a warm-up."""
     clock = time.thread_time if device.type == "cpu" else time.perf_counter
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -80,7 +80,7 @@ def _steps(hp: HParams, images: Tensor, device: torch.device) -> Iterator[None]:
     step_kimg = hp.images_per_step / 1000
     budget = Budget(kimg=10_000 * step_kimg, progress_kimg=step_kimg)
     for event in train(hp, images, budget=budget, seed=0, device=device, graph=cuda_graphs()):
-        if isinstance(event, Progress):  # its numbers were read back: the device has done the step
+        if isinstance(event, Progress):  # its numbers were read back, so the device has done the step
             yield
 
 

@@ -44,37 +44,38 @@ from harness.store.trials import INTERRUPTED, OOM, Lease, Trials, write_attrs
 from harness.sweep.lanes import Lanes
 from harness.sweep.messages import Ended, Event, Ready, Said, WorkerJob
 from harness.sweep.objective import WorkerSetup, objective, open_attempt, report
+from harness.text import error_line
 from harness.tracking.client import new_client
 from harness.tracking.mirror import Mirror
 from harness.tracking.mlflow import MlflowTracker
 from harness.training.attempt import Attempt, Degenerate
 from harness.training.share import Share
 
-# What a trial that diverged teaches the sampler: worse than any real score, and finite.
+# The value of a diverged trial for the sampler: worse than any real score, and finite.
 DIVERGED_VALUE = 1e4
 _MAX_FAILURES_IN_A_ROW = 3
 _DECLARED_DEAD, _DISK_FULL = "was declared dead; continued elsewhere", "the disk is full"
-# Seconds between questions of a worker without a trial: others run the last ones, and may yet die.
+# Seconds between requests of a worker without a trial: others run the last ones, and may still die.
 _IDLE_S = 1.0
-# Seconds for sending what MLflow has yet to get: at the end of the work, and where the machine is to be given back.
-# The supervisor sends what is left.
+# Seconds for the last sending to MLflow, at the end of the work and when the worker is asked to stop. The supervisor
+# sends what is left.
 _LAST_SENDING_S, _HURRIED_SENDING_S = 10.0, 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialEnd:
-    """How a trial ended. ``retires``: memory ran out next to other trials, and this lane leaves them its share."""
+    """How a trial ended. ``retires``: memory ran out, so that this lane must leave its share to the others."""
 
     state: TrialState
     values: Sequence[float] | None = None
     reason: str = ""
-    paused_at: int | None = None  # the step of the rung where a WAITING one is left
+    paused_at: int | None = None  # the step of its rung, if WAITING
     traceback: str = ""
     retires: bool = False
 
 
 def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Callable[[], bool]) -> None:
-    """What a worker's process does, whatever engine runs it: load, connect, work, send what is left."""
+    """The main function of a worker's process with any engine: load, connect, work, send what is left."""
 
     def say(text: str) -> None:
         publish(Said(text=text))
@@ -86,7 +87,7 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
     if job.code != code_sha256():
         raise SweepError(
             f"a worker has another version of the harness, in {harness.__path__[0]}",
-            "Install the same version everywhere, and leave its files alone while a sweep runs; then start again.",
+            "Install the same version everywhere, do not change its files while a sweep runs, and start again.",
         )
     keep_memory()
     exact_arithmetic()
@@ -112,7 +113,6 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
         follow=mirror.follow,
         final=final,
         rung=rung,
-        stop=lanes.stop,
         publish=publish,
         real_distance=real_distance(images),
         lanes=lanes,
@@ -121,31 +121,30 @@ def run_worker(job: WorkerJob, publish: Callable[[Event], None], should_stop: Ca
     try:
         lanes.run(lambda: work(setup), device, job.threads)
     finally:
-        # After any other error the process ends, and the other lanes with it; the supervisor sends what is left.
+        # Any other error ends the process with all its lanes; the supervisor sends what is left.
         if isinstance(sys.exception(), HarnessError | None):
             mirror.close(_HURRIED_SENDING_S if should_stop() else _LAST_SENDING_S)
 
 
-def work(setup: WorkerSetup, target: int | None = None) -> bool:
-    """Run trials, as each lane does, until COMPLETE and PRUNED ones reach the target: the study's own, unless given.
+def work(setup: WorkerSetup) -> None:
+    """Run trials in one lane until COMPLETE and PRUNED ones reach the study's target, or memory runs out.
 
-    Returns whether the lane retired: memory ran out, and others run. With its last one a worker ends; that of worker 0
-    takes trials again once it is alone.
-    Raises SweepError where several trials in a row failed for reasons of their own, as the rest of the budget would.
+    A worker ends with its last lane, except worker 0, whose last lane takes trials again once no other trial runs.
+    Raises SweepError after several failed trials in a row: the rest would fail, too.
     """
     failures: list[str] = []
     retired = False
-    while not (setup.stop() or (retired and setup.job.index > 0)):
-        wanted = StudyAttrs.parse(setup.trials.study.user_attrs).target if target is None else target
-        trial = setup.trials.ask(wanted, alone=retired)
+    while not (setup.lanes.stop() or (retired and setup.job.index > 0)):
+        target = StudyAttrs.parse(setup.trials.study.user_attrs).target
+        trial = setup.trials.ask(target, alone=retired)
         if trial is None:
-            if setup.trials.is_done(wanted):
-                break
+            if setup.trials.is_done(target):
+                return
             threading.Event().wait(_IDLE_S)
             continue
         end = run_trial(trial, setup)
         if end.retires and setup.lanes.leave():
-            return True
+            return
         retired = retired or end.retires
         failed = end.state == TrialState.FAIL and not end.reason.startswith(INTERRUPTED)
         failures = [*failures, end.reason] if failed else []
@@ -154,13 +153,12 @@ def work(setup: WorkerSetup, target: int | None = None) -> bool:
                 f"{len(failures)} trials in a row failed; the last: {failures[-1]}",
                 "Each trial's reason is in the report and in MLflow. Run `harness doctor`, then start again.",
             )
-    return retired
 
 
 def run_trial(trial: optuna.Trial, setup: WorkerSetup) -> TrialEnd:
     """Run one trial to a pause, or to its end state in the database and in its folder.
 
-    Raises StorageLost and DiskFull where the trial is continued later, AcceleratorError where this process must end.
+    Raises StorageLost and DiskFull if the trial is continued later, AcceleratorError if this process must end.
     """
     # Also what it took before it was paused.
     started = time.perf_counter() - (TrialAttrs.parse(trial.user_attrs).elapsed_s or 0.0)
@@ -193,49 +191,48 @@ def run_trial(trial: optuna.Trial, setup: WorkerSetup) -> TrialEnd:
                 setup.trials.pause(trial, end.paused_at)
         except (Fenced, UpdateFinishedTrialError):
             lease.ending = False
-            # Another attempt has the trial now; this one's run is closed when somebody reconciles.
+            # Another attempt has the trial now; the next reconciliation closes this one's run.
             setup.publish(Ended(number=trial.number, state="FAIL", reason=_DECLARED_DEAD))
             return TrialEnd(state=TrialState.FAIL, reason=f"{INTERRUPTED}: {_DECLARED_DEAD}")
     _conclude(trial, end, attempt, setup)
-    # A training and its step, on CUDA a graph with all of its memory, hold on to each other; the next needs the room.
+    # A training and its step (on CUDA a graph with its memory) refer to each other: free them for the next one.
     gc.collect()
     if OOM in end.reason and setup.device.type == "cuda":
         with tensor_cores(FLOAT32, setup.device):  # while no other lane captures a graph
             torch.cuda.empty_cache()
     if _DISK_FULL in end.reason:
         raise DiskFull(
-            end.reason.removeprefix(f"{INTERRUPTED}: "), "Free some space and start again: it continues from there."
+            end.reason.removeprefix(f"{INTERRUPTED}: "), "Free some space and start again; the sweep continues."
         )
     return end
 
 
 def failure(error: Exception, trial: optuna.Trial, setup: WorkerSetup) -> TrialEnd:
-    """The end of a trial that raised. Where memory or disk ran out, another attempt may succeed."""
+    """The end of a trial that raised an error. If memory or disk ran out, another attempt may succeed."""
     details = without_secrets("".join(traceback.format_exception(error)))
-    lines = str(error).strip().splitlines()
-    text, retires = without_secrets(lines[0]) if lines else type(error).__name__, False
+    text, retires = without_secrets(error_line(error)), False
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         reason = f"{INTERRUPTED}: {_DISK_FULL}: {text}"
     elif not _is_oom(error):
         reason = f"{type(error).__name__}: {text}"
     else:
-        # A GPU's memory is shared with the workers on it, the machine's with all.
+        # A GPU's memory is shared by the workers on it, the machine's by all.
         on_gpu = setup.device.type == "cuda" and not _is_oom_of_host(error)
         workers = setup.job.on_gpu if on_gpu else setup.job.workers
         others = workers * setup.lanes.open - 1
         retires = others > 0 and not TrialAttrs.parse(trial.user_attrs).oom
         reason = f"{OOM}: {text}"
         if retires:
-            # Retry once with one lane fewer. The last one of worker 0 never retires for good, so one is always left.
+            # Retry once with one lane fewer. Worker 0's last lane never retires for good, so one is always left.
             write_attrs(trial, TrialAttrs(oom=True))
             reason = f"{INTERRUPTED}: {OOM} alongside {others} other trials; queued again: {text}"
     return TrialEnd(state=TrialState.FAIL, reason=reason, traceback=details, retires=retires)
 
 
 def _is_lost(error: Exception, device: torch.device) -> bool:
-    """Whether the device does nothing more for this process, so that another one must continue the trial.
+    """Whether this process has lost its device, so that another process must continue the trial.
 
-    Where one lane loses it, libraries may raise other errors in the others.
+    When one lane loses it, libraries may raise other errors in the other lanes.
     """
     if isinstance(error, torch.AcceleratorError):
         return not _is_oom(error)
@@ -248,7 +245,7 @@ def _is_lost(error: Exception, device: torch.device) -> bool:
 
 
 def _is_oom(error: Exception) -> bool:
-    """Whether memory ran out, the machine's or a GPU's (as CUDA, or cuBLAS and cuDNN, say it)."""
+    """Whether memory ran out, the machine's or a GPU's, in the words of CUDA, cuBLAS or cuDNN."""
     of_gpu = isinstance(error, RuntimeError) and any(text in str(error) for text in ("out of memory", "ALLOC_FAILED"))
     return of_gpu or isinstance(error, torch.OutOfMemoryError) or _is_oom_of_host(error)
 
@@ -258,7 +255,7 @@ def _is_oom_of_host(error: Exception) -> bool:
 
 
 def teach_divergence(trial: optuna.Trial, problem: Diverged | Degenerate, spec: ResolvedStudy, kimg: float) -> None:
-    """Mark the configuration as bad: infeasible for the sampler, with a large finite value for everybody else."""
+    """Mark the configuration as bad: infeasible for the sampler, with a large finite value for everything else."""
     step = kimg_to_images(kimg) + 1
     if isinstance(problem, Diverged):
         hparams = TrialAttrs.parse(trial.user_attrs).hparams
@@ -269,10 +266,10 @@ def teach_divergence(trial: optuna.Trial, problem: Diverged | Degenerate, spec: 
 
 
 def _conclude(trial: optuna.Trial, end: TrialEnd, attempt: Attempt | None, setup: WorkerSetup) -> None:
-    """After the database, write how it ended into its folder, and tell the supervisor."""
+    """After the database, write the end to its folder, and report it to the supervisor."""
     if attempt is not None:
         attrs = TrialAttrs.parse(trial.user_attrs)
-        # MLflow keeps the first value of an end: a pause has none.
+        # MLflow keeps the first value of an end, so a pause gets none.
         scores = {**attrs.scores, "train_s": attempt.history.trained_s()} if end.paused_at is None else {}
         if attrs.samplings:
             scores[setup.final.objective] = statistics.fmean(attrs.samplings)  # what ranks it
@@ -280,7 +277,7 @@ def _conclude(trial: optuna.Trial, end: TrialEnd, attempt: Attempt | None, setup
         try:
             attempt.end(end.state.name, scores, {name: text for name, text in tags.items() if text})
         except OSError:
-            if _DISK_FULL not in end.reason:  # there is no room for the curve either; the checkpoint has it
+            if _DISK_FULL not in end.reason:  # else there is no room for the curve; the checkpoint has it
                 raise
     value = end.values[0] if end.values else None
     setup.publish(Ended(number=trial.number, state=end.state.name, value=value, reason=end.reason))

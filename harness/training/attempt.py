@@ -1,4 +1,4 @@
-"""One attempt at a training, kept on disk: its folder, the record of its run, and the one loop around ``gan.train``."""
+"""One attempt at a training on disk: its folder, the record of its run, and the loop around ``gan.train``."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from harness.scoring.fidelity import Scores
 from harness.scoring.sampling import GRID_IMAGES, GRID_SEED, generate, image_grid, save_png
 from harness.training.checkpoint import History, inherit, newest_checkpoint, newest_first, save_checkpoint
 from harness.training.export import publish
-from harness.training.run_folder import RunEnd, RunFolder, RunRecord
+from harness.training.run_folder import RunEnd, RunFolder, RunRecord, named_marks
 from harness.training.share import Share
 
 _KEEP = 2
 
 
 class Degenerate(HarnessError):
-    """The configuration makes no generator that can be scored: no network, or constant or non-finite images."""
+    """The configuration has no generator that can be scored: no network, or constant or non-finite images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """A checkpoint was written. ``mark`` (kimg) is the one of the budget that it answers, if any."""
+    """A checkpoint was written. ``mark`` is the budget's mark (kimg) that it was written for, if any."""
 
     kimg: float
     mark: float | None
@@ -46,23 +46,23 @@ class Saved:
 
 @dataclass(slots=True)
 class Attempt:
-    """Keeps everything of a training that must survive it, in files of one folder."""
+    """A training's files in one folder: everything that must survive it."""
 
-    folder: RunFolder  # of this attempt alone: one that was declared dead can overwrite nothing of its successor's
+    folder: RunFolder  # of this attempt alone: after it was declared dead it cannot overwrite its successor's files
     hp: HParams
     seed: int
     record: RunRecord
     device: torch.device
     _: KW_ONLY
     rung_metric: str = ""
-    earlier: Sequence[RunFolder] = ()  # of the attempts that it continues, oldest first
-    fence: Callable[[], None] = lambda: None  # raises where this attempt was declared dead
+    earlier: Sequence[RunFolder] = ()  # of attempts that it continues, oldest first
+    fence: Callable[[], None] = lambda: None  # raises if this attempt was declared dead
     share: Share | None = None
     say: Callable[[str], None] = lambda text: None
-    real_distance: float = 0.0  # as of scoring.diversity.real_distance; 0 if unknown
+    real_distance: float = 0.0  # from scoring.diversity.real_distance; 0 if unknown
     state: dict[str, Any] | None = field(init=False, default=None)  # of the checkpoint that it continues
     history: History = field(init=False)
-    foreign: frozenset[Path] = field(init=False, default=frozenset())  # checkpoints that are of another training
+    foreign: frozenset[Path] = field(init=False, default=frozenset())  # checkpoints of other trainings
     saved_at: float = field(init=False, default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -91,7 +91,7 @@ class Attempt:
         return self.folder.record(self.record.kimg)
 
     def save(self, event: Snapshot) -> None:
-        """Write a checkpoint and the curve; OSError where the disk is full: the older checkpoints are untouched."""
+        """Write a checkpoint and the curve; OSError if the disk is full: older checkpoints are untouched then."""
         self.fence()
         path = self.folder.checkpoint(event.step)
         save_checkpoint(path, {**event.state, "extra": self.history.to_json()})
@@ -101,20 +101,20 @@ class Attempt:
         self.saved_at = time.monotonic()
 
     def rung(self, kimg: float, value: float) -> None:
-        """Record a rung's score, and what was watched."""
+        """Record a rung's score, and measures of diversity."""
         self.fence()
         self.history.rungs[round(kimg * 1000)] = value
         self._write_record()
 
     def watch(self, kimg: float, name: str, value: float) -> None:
-        """Remember a measure of the samples' diversity, if it is finite; the next rung or the end records it."""
+        """Remember a finite measure of the samples' diversity; the next rung or the end records it."""
         if math.isfinite(value):
             self.history.watched.setdefault(round(kimg * 1000), {})[name] = round(value, 4)
 
     def grid(self, event: Snapshot, kimg: float, *, n: int = GRID_IMAGES, fresh: bool = False) -> None:
-        """Draw images from the same z at every mark; how far they are from each other is watched.
+        """Draw a grid of samples, of the same z at every mark, and watch their distance.
 
-        Where the grid is of a ``fresh`` z, those of the same z are drawn as well.
+        If the grid is of a ``fresh`` z, a second picture has the same z.
         """
         images = generate(event.generator, self.hp, n, event.step if fresh else GRID_SEED, self.device)
         save_png(self.folder.grid(kimg), image_grid(images, columns=columns(n)))
@@ -133,7 +133,7 @@ class Attempt:
         atomic.write_text(self.folder.curve, json.dumps(self.history.curve))
 
     def end(self, state: str, scores: Mapping[str, float], tags: Mapping[str, str]) -> None:
-        """Record how it ended; only the newest checkpoint of a finished training is kept."""
+        """Record the end; of a finished training only the newest checkpoint is kept."""
         self.flush()
         self._write_record(RunEnd(state=state, scores=scores, tags=tags, kimg=self.history.kimg))
         if state in ("COMPLETE", "PRUNED"):
@@ -142,7 +142,7 @@ class Attempt:
             self.hand_over()
 
     def hand_over(self) -> None:
-        """Copy what was made to the share. Of a finished training before the database has its score: none is lost."""
+        """Copy the results to the share; before the database has a final score, so that no scored training is lost."""
         if self.share is None:
             return
         self.flush()
@@ -150,14 +150,12 @@ class Attempt:
             self._to_share(result, keep=0)
 
     def _write_record(self, end: RunEnd | None = None) -> None:
-        marks = {step: {self.rung_metric: score} for step, score in self.history.rungs.items()}
-        for step, values in self.history.watched.items():
-            marks[step] = {**marks.get(step, {}), **values}
+        marks = named_marks(self.rung_metric, self.history.rungs, self.history.watched)
         self.record = dataclasses.replace(self.record, marks=marks, end=end)
         self.record.write(self.record_path)
 
     def _remove_checkpoints(self, keep: int) -> None:
-        """All but the newest of this attempt and of those that it continues."""
+        """Remove all but the newest checkpoints of this attempt and those that it continues."""
         own = [path for path in newest_first((*self.earlier, self.folder)) if path not in self.foreign]
         for old in own[keep:]:
             old.unlink(missing_ok=True)
@@ -168,12 +166,12 @@ class Attempt:
         try:
             self.share.put(path, keep=keep)
         except Exception as error:
-            # This machine has the checkpoint; only another one would have to begin earlier.
+            # This machine has the checkpoint; another machine would continue from an earlier one.
             self.say(f"{self.share} cannot be written ({type(error).__name__}); training continues")
 
 
 def checkpoint_every_s() -> float:
-    """Seconds between checkpoints that no mark asks for: ``HARNESS_CHECKPOINT_S``, 60 by default."""
+    """Seconds between checkpoints besides those at marks: ``HARNESS_CHECKPOINT_S``, 60 by default."""
     return seconds_from_environment("HARNESS_CHECKPOINT_S", 60.0)
 
 
@@ -189,10 +187,10 @@ def train_on_disk(
 ) -> Iterator[Progress | Saved | Snapshot]:
     """Train from an attempt's checkpoint to the end of the budget; the caller scores, prunes, publishes or stops.
 
-    ``stop`` is asked after every Progress; a checkpoint follows where it says yes, and the caller then stops iterating.
-    The first grid is the untrained generator's; ``fresh_grids`` are drawn from a new z at each mark. Yields Progress;
-    Saved after each checkpoint; after that, at marks, the Snapshot whose grid was drawn. A full disk raises OSError; an
-    attempt that was declared dead, Fenced.
+    ``stop`` is called after every Progress; if it is true, a checkpoint follows, and the caller stops iterating. The
+    first grid is the untrained generator's; ``fresh_grids`` have a new z at each mark. Yields Progress; Saved after
+    each checkpoint; then, at marks, the Snapshot whose grid was drawn. Raises OSError if the disk is full, Fenced if
+    the attempt was declared dead.
     """
     for event in train(
         attempt.hp,
@@ -219,12 +217,12 @@ def train_on_disk(
 
 
 def columns(n: int) -> int:
-    """Of a grid of n images."""
+    """Columns of a grid of n images."""
     return min(8, math.ceil(math.sqrt(n)))
 
 
 def checked(scores: Scores) -> Scores:
-    """The scores, if they are valid; else Degenerate is raised, with the reason."""
+    """The scores if they are valid; else raise Degenerate with the reason."""
     if scores.reason:
         raise Degenerate(scores.reason)
     return scores

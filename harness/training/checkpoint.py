@@ -1,4 +1,4 @@
-"""Checkpoints: files that prove themselves, what a training has done so far, and the one that it continues from."""
+"""Checkpoints: checked files, a training's history, and the checkpoint that it continues from."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 
 from harness import atomic
 from harness.errors import CheckpointError
+from harness.text import error_line
 from harness.training.run_folder import RunFolder
 from harness.training.share import Share
 
@@ -32,17 +33,16 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read a file of :func:`save_checkpoint`; its content is checked before anything is unpickled."""
+    """Read a file of :func:`save_checkpoint`; its sha256 is checked before anything is unpickled."""
     data = path.read_bytes()
     if not data.startswith(_MAGIC):
         raise CheckpointError(f"{path} is not a checkpoint of this harness")
-    start = len(_MAGIC)
-    expected, payload = data[start : start + 64], data[start + 65 :]
-    if data[start + 64 : start + 65] != b"\n" or hashlib.sha256(payload).hexdigest().encode() != expected:
+    expected, _, payload = data.removeprefix(_MAGIC).partition(b"\n")
+    if hashlib.sha256(payload).hexdigest().encode() != expected:
         raise CheckpointError(f"{path} is damaged: its sha256 is not the one in its header")
     try:
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except Exception:  # its text advises to load the file unsafely
+    except Exception:  # its text recommends unsafe loading
         raise CheckpointError(f"{path} cannot be loaded: it holds more than plain values and tensors") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} is not a checkpoint of this harness")
@@ -52,10 +52,10 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class History:
-    """Curve and scores of a training, as each checkpoint keeps them, so that both agree after a crash.
+    """Curve and scores of a training; each checkpoint has a copy, so that both agree after a crash.
 
-    A checkpoint of another configuration, seed or images has another ``identity``. ``curve`` holds means over windows
-    of steps; rung scores and measures of the samples' diversity are by images shown.
+    ``identity`` depends on configuration, seed and images. ``curve`` holds means over windows of steps; rung scores and
+    measures of the samples' diversity are by images shown.
     """
 
     identity: str
@@ -65,7 +65,7 @@ class History:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """A history of :meth:`to_json`; ValueError, KeyError or TypeError where it is none."""
+        """Read a history of :meth:`to_json`; ValueError, KeyError or TypeError if it is something else."""
         kept = json.loads(text)
         return cls(
             identity=kept["identity"],
@@ -84,7 +84,7 @@ class History:
     def trained_s(self, until_kimg: float = math.inf) -> float:
         """Seconds of training up to ``until_kimg``, over all attempts, without scoring and checkpoints.
 
-        Rates are of windows of the curve; a mark within a window, or after the last one, counts at the nearest rate.
+        Rates are means over the curve's windows; a mark within a window, or after the last, uses the nearest rate.
         """
         seconds = reached = 0.0
         rate = math.inf
@@ -100,7 +100,7 @@ class History:
 
 
 def newest_first(folders: Collection[RunFolder]) -> list[Path]:
-    """The checkpoints of several folders; of two of the same step, that of the later folder first."""
+    """The checkpoints of several folders; for equal steps, that of the later folder first."""
     paths = {path for folder in folders for path in folder.checkpoints()}
     return sorted(paths, key=lambda path: (path.name, path.parent.name), reverse=True)
 
@@ -108,7 +108,7 @@ def newest_first(folders: Collection[RunFolder]) -> list[Path]:
 def newest_checkpoint(
     folders: Sequence[RunFolder], identity: str, device: torch.device, say: Callable[[str], None]
 ) -> tuple[dict[str, Any] | None, History, frozenset[Path]]:
-    """(state or None, history, other trainings' checkpoints) of the newest of this training; damaged are set aside."""
+    """(state or None, history, other trainings' checkpoints), from the newest one; damaged ones are set aside."""
     foreign: set[Path] = set()
     for path in newest_first(folders):
         try:
@@ -117,26 +117,26 @@ def newest_checkpoint(
         except (CheckpointError, OSError, KeyError, TypeError, ValueError) as error:
             with suppress(OSError):
                 path.rename(path.with_suffix(".damaged"))
-            say(f"{path.name} is not usable ({str(error).splitlines()[0]}); set aside, an older one is used")
+            say(f"{path.name} is not usable ({error_line(error)}); set aside, using an older one")
             continue
         if history.identity == identity:
             return state, history, frozenset(foreign)
         foreign.add(path)
-        say(f"{path.name} belongs to another configuration, other images or another version; not used")
+        say(f"{path.name} is of another configuration, seed, images or version; not used")
     return None, History(identity), frozenset(foreign)
 
 
 def inherit(folder: RunFolder, earlier: Sequence[RunFolder], share: Share | None, say: Callable[[str], None]) -> None:
-    """Bring checkpoints from the share, where another machine made them, and copy the earlier attempts' grids.
+    """Fetch checkpoints of other machines from the share, and copy the earlier attempts' grids.
 
-    The attempt itself may be there, too: another machine trained it to the rung where it was paused.
+    The share may also have this attempt, if another machine trained it to the rung where it was paused.
     """
     if share:
         try:
             for each in (*earlier, folder):
                 share.fetch(each.path)
         except Exception as error:
-            say(f"{share} cannot be read ({type(error).__name__}); checkpoints of this machine are used")
+            say(f"{share} cannot be read ({type(error).__name__}); using checkpoints of this machine")
     for before in earlier:
         atomic.remove_torn(before.path)  # its writer is dead
         for grid in before.grids():

@@ -1,4 +1,4 @@
-"""A finished training's networks as files: weights in safetensors, ONNX, and both in PyTorch's own layers."""
+"""A finished training's networks as files: safetensors and ONNX, in PyTorch's own layers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from harness import atomic
-from harness.errors import CheckpointError, UsageError
+from harness.errors import CheckpointError
 from harness.gan.fast.layers import with_library_layers
 from harness.gan.hparams import DCGAN, LAWS, HParams, canonical_json
 from harness.gan.networks import Discriminator, Generator, make_networks
+from harness.machine.imports import require
 from harness.training.run_folder import RunFolder
 
 OPSET = 18
-# Where PyTorch keeps what follows a layer.
+# PyTorch's modules of what follows a layer.
 _FOLLOWING = tuple(f"torch.nn.modules.{name}" for name in ("activation", "batchnorm", "instancenorm", "normalization"))
-# The arguments that make each kind of layer again.
+# The arguments that recreate each kind of layer.
 _ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.ConvTranspose2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding"),
     nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding"),
@@ -41,8 +42,8 @@ _ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
 def publish(folder: Path, generator: nn.Module, discriminator: Mapping[str, Tensor], hp: HParams) -> None:
     """Publish the weights of both networks as safetensors, with the configuration in their headers and next to them.
 
-    ``layers`` in the header lists a DCGAN's layers in PyTorch's own terms, so that they load without this package.
-    The header has one entry, because safetensors writes several in a random order and equal weights make equal files.
+    ``layers`` in the header lists a DCGAN's layers in PyTorch's terms, so that they load without this package. The
+    header has one entry: safetensors writes several in random order, and equal weights should give equal files.
     """
     run, hparams, layers = RunFolder(folder), hp.to_dict(), {}
     if hp.network == DCGAN:
@@ -71,10 +72,10 @@ def import_generator(folder: Path, hp: HParams, device: torch.device) -> nn.Modu
 
 
 def layer_rows(hp: HParams) -> dict[str, list[dict[str, Any]]]:
-    """By network, its layers in the order of use: kind, shape of the output without the batch, parameters, followers.
+    """Each network's layers in the order of use: kind, shape of the output without the batch, parameters, followers.
 
-    BatchNorm and activations belong to the layer that they follow, with their parameters. Networks of one's own are
-    listed by their modules: what their code computes between these is not seen.
+    BatchNorm and activations, and their parameters, belong to the layer that they follow. A user's networks are listed
+    by their modules; what their code computes in between is not seen.
     """
     with torch.random.fork_rng(devices=[]):
         generator, discriminator = (with_library_layers(network).eval() for network in make_networks(hp))
@@ -110,7 +111,7 @@ def _rows(network: nn.Module, inputs: Tensor) -> list[dict[str, Any]]:
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Its modules that have no other inside, but for what PyTorch computes a weight by, such as spectral norms."""
+    """Its innermost modules; parametrizations of weights, such as spectral norms, do not count."""
     inside = [child for name, child in module.named_children() if name != "parametrizations"]
     for child in inside:
         yield from _layers(child)
@@ -119,7 +120,7 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def layer_list(network: Generator | Discriminator) -> list[tuple[str, dict[str, Any]]]:
-    """(class of ``torch.nn``, its arguments) of each layer, as plain values."""
+    """(class of ``torch.nn``, its arguments) for each layer, as plain values."""
     listed = []
     copied = copy.deepcopy(network)
     with_library_layers(copied)
@@ -132,7 +133,7 @@ def layer_list(network: Generator | Discriminator) -> list[tuple[str, dict[str, 
 
 
 def with_plain_layers(generator: nn.Module) -> nn.Module:
-    """A copy on the CPU, in evaluation mode, whose layers are PyTorch's own: other programs know no other ones."""
+    """A copy on the CPU, in evaluation mode, with PyTorch's own layers only, for other programs."""
     network = copy.deepcopy(generator)
     if isinstance(network, Generator):
         with_library_layers(network)
@@ -144,18 +145,12 @@ def export_onnx(generator: nn.Module, hp: HParams, path: Path) -> None:
 
     Its metadata hold the law of z, the range of the images, and the hyperparameters as JSON.
     """
-    try:
-        import onnxscript  # noqa: F401 - torch.onnx needs it
-    except ImportError:
-        raise UsageError(
-            "writing ONNX needs the packages onnx and onnxscript, which are not installed",
-            "`.venv/bin/pip install -c constraints.txt -e '.[export]'`",
-        ) from None
+    require("onnxscript", "writing ONNX", "export")  # torch.onnx imports it
     before = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its own deprecated calls
+            warnings.simplefilter("ignore")  # about its own deprecated calls
             program = torch.onnx.export(
                 with_plain_layers(generator),
                 (torch.zeros(2, hp.z_dim),),

@@ -1,4 +1,4 @@
-"""Checkpoints where workers of several machines find them: a shared folder or an object store, by fsspec URL."""
+"""Checkpoints for workers of several machines: in a shared folder or an object store, by fsspec URL."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from harness import atomic
 from harness.errors import UsageError, without_secrets
 from harness.home import Home
 from harness.store.records import StudyRecord, TrialRecord
+from harness.text import error_line
 from harness.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A study's part of ``HARNESS_CHECKPOINTS``: one folder an attempt, as in the home folder.
+    """A study's part of ``HARNESS_CHECKPOINTS``: one folder for each attempt, as in the home folder.
 
     ``root`` is the study's folder on the file system; ``name`` is for messages: no user, no password.
     """
@@ -31,7 +32,7 @@ class Share:
 
     @classmethod
     def from_environment(cls, study: str, uid: str) -> Share | None:
-        """The share of a study, or None where none is set. Credentials come from the store's own variables."""
+        """The share of a study, or None if none is set. Credentials come from the store's own variables."""
         url = os.environ.get("HARNESS_CHECKPOINTS")
         if not url:
             return None
@@ -41,7 +42,7 @@ class Share:
             fs, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise UsageError(
-                f"HARNESS_CHECKPOINTS={without_secrets(url)} cannot be used: {str(error).splitlines()[0]}",
+                f"HARNESS_CHECKPOINTS={without_secrets(url)} cannot be used: {error_line(error)}",
                 "Use a folder that all machines share, or a URL such as s3://bucket/prefix "
                 "(`.venv/bin/pip install -c constraints.txt -e '.[s3]'`).",
             ) from None
@@ -51,9 +52,9 @@ class Share:
         return f"the share {self.name}"
 
     def put(self, path: Path, *, keep: int) -> None:
-        """Copy a file of an attempt's folder there, whole or not at all; ``keep`` > 0: that many snapshots stay.
+        """Copy a file of an attempt's folder to the share, whole or not at all; ``keep`` checkpoints stay, all if 0.
 
-        Where the store is away, full, or refuses, its library raises an exception of its own; so does :meth:`fetch`.
+        If the store is away, full, or refuses, its library raises its own exceptions; so does :meth:`fetch`.
         """
         from fsspec.implementations.local import LocalFileSystem
 
@@ -67,7 +68,7 @@ class Share:
                 self.fs.rm_file(f"{folder}/{old}")
 
     def fetch(self, folder: Path) -> None:
-        """Copy what the share has of an attempt and this machine has not, and the curve, which grows."""
+        """Copy an attempt's files that only the share has, and the curve, which grows."""
         there = f"{self.root}/{folder.name}"
         for name in sorted(self._names(there, ""), key=RunFolder(folder).order):
             if name == RunFolder(folder).curve.name or not (folder / name).exists():
@@ -80,23 +81,23 @@ class Share:
         except FileNotFoundError:
             return []
         names = (str(path).rstrip("/").rsplit("/", 1)[-1] for path in listed)
-        # A name from a store must be a name only: who can write there must not reach other folders here.
+        # Names from a store must be plain: who can write there must not reach other folders here.
         return sorted(n for n in names if n.startswith(prefix) and not n.startswith(".") and "\\" not in n)
 
 
 def bring_results(
     record: StudyRecord, home: Home, say: Callable[[str], None], trials: Sequence[TrialRecord] | None = None
 ) -> None:
-    """Fetch what trials (all finished ones if None) left on the share, where this machine has no folder of them."""
+    """Fetch the files of trials (None: all finished ones) from the share if this machine does not have them."""
     share = Share.from_environment(record.name, record.attrs.uid)
     if share is None:
         return
     for trial in record.complete if trials is None else trials:
         folder = RunFolder(home.root / trial.attrs.folder)
-        # Without the curve nothing was trained here; without weights it was finished elsewhere.
+        # Without a curve it was not trained here; without weights it was finished elsewhere.
         if not folder.curve.exists() or (trial.state == "COMPLETE" and not folder.weights.exists()):
             try:
                 share.fetch(folder.path)
             except Exception as error:
-                say(f"{share} cannot be read ({type(error).__name__}); other machines' files are missing")
+                say(f"{share} cannot be read ({type(error).__name__}); files of other machines are missing")
                 return

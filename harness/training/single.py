@@ -1,4 +1,4 @@
-"""One configuration trained on its own: checkpointed, continued, scored and logged like a trial."""
+"""Train a single configuration: checkpointed, continued, scored and logged like a trial."""
 
 from __future__ import annotations
 
@@ -25,15 +25,7 @@ from harness.machine.processes import choose_device, exact_arithmetic, keep_memo
 from harness.machine.provenance import provenance
 from harness.scoring.diversity import real_distance
 from harness.scoring.reference import reference_images, split_images
-from harness.scoring.sampling import (
-    GRID_IMAGES,
-    GRID_SEED,
-    image_grid,
-    images_of,
-    save_png,
-    scoring_noise,
-    walk,
-)
+from harness.scoring.sampling import GRID_IMAGES, GRID_SEED, image_grid, images_of, save_png, scoring_noise, walk
 from harness.scoring.scorer import Scorer, Scorers
 from harness.spec.tables import DataSpec, ScoreSpec
 from harness.text import duration
@@ -41,14 +33,14 @@ from harness.training.attempt import Attempt, Degenerate, checked, checkpoint_ev
 from harness.training.export import layer_rows
 from harness.training.run_folder import RunEnd, RunFolder, RunInfo, RunRecord
 
-# No more grids than this, or than the second number where a person says how often: every checkpoint, picture and
-# MLflow image costs.
+# At most this many grids, or the second number if a person says how often: checkpoints, pictures and MLflow images
+# take time.
 _MOST_GRIDS, _MOST_WANTED_GRIDS = 100, 1000
-# A training shorter than this many epochs has as many sample grids along its way instead.
+# A training of fewer epochs than this has this many grids instead of one each epoch.
 _FEWEST_GRIDS = 10
-# The walk between z's: rows, and images in each.
+# The walk between latents: rows, and images in each.
 _WALKS, _STEPS = 4, 8
-# How long scoring fewer images takes is not said.
+# Scoring this many images or fewer is short: its duration is not announced.
 _QUICK_SAMPLES = 500
 
 
@@ -57,26 +49,26 @@ class Training:
     """A configuration with its data, seed, length and scoring protocol."""
 
     label: str  # names the folder and the run, such as svhn32-as_coded
-    experiment: str  # in the tracker; not a study's, whose trials are ranked there
+    experiment: str  # in MLflow; not a study's, whose trials are ranked there
     hparams: HParams
     data: DataSpec
     seed: int
     scoring: ScoreSpec
     kimg: float | None = None  # length; None is ``epochs`` passes over the images
     epochs: float = 0.0
-    fingerprint: str = ""  # of the images that the configuration was found on; training on others is said; empty: any
+    fingerprint: str = ""  # of the images that the configuration was found on, if known; others are reported
     grid_images: int = GRID_IMAGES
-    grid_kimg: float | None = None  # between two grids; None: after every epoch, or ten in a shorter training
+    grid_kimg: float | None = None  # between grids; None: after every epoch, or ten in a short training
     fresh_grids: bool = False
-    usual_precision: bool = False  # that of the device it runs on, instead of the configuration's
-    about: dict[str, Any] = field(default_factory=dict)  # what its report says in addition to the figures
+    usual_precision: bool = False  # use the device's usual precision instead of the configuration's
+    about: dict[str, Any] = field(default_factory=dict)  # more for its report
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a training ended. ``scores`` is empty where it was interrupted, or ``failed`` says why there are none.
+    """How a training ended. ``scores`` is empty after an interruption, or if ``failed`` says why there are none.
 
-    ``record`` is the path of its run's.
+    ``record`` is the path of its run's record.
     """
 
     folder: Path
@@ -90,7 +82,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """Whom a training tells, and asks whether to stop. ``follow`` gets the path of its run's record."""
+    """What a training reports to, and how it learns whether to stop. ``follow`` gets the path of its run's record."""
 
     stop: Callable[[], bool]
     say: Callable[[str], None]
@@ -100,9 +92,9 @@ class Watch:
 
 
 def run_training(training: Training, home: Home, *, source: Path | None, device: str, watch: Watch) -> Outcome:
-    """Train to the end, score, and publish the weights. Interrupted, also while scoring, the next call continues it.
+    """Train to the end, score, and publish the weights. After an interruption the next call continues.
 
-    A training that diverges, or whose images cannot be scored, ends with ``failed``.
+    If the training diverges, or its images cannot be scored, the outcome's ``failed`` says so.
     """
     keep_memory()
     exact_arithmetic()
@@ -135,7 +127,7 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
         key=f"{training.experiment}/training/{name}/{kimg:g}",
         name=f"{training.label} to {kimg:g} kimg",
         experiment=training.experiment,
-        # What tells it from the plain DCGAN; the tag has the whole configuration.
+        # What differs from the plain DCGAN; the tag has the whole configuration.
         params={name: value for name, value in configuration.items() if value != plain.get(name)},
         tags={
             **provenance(own_device.type), "role": "training", "study": training.label, "seed": str(training.seed),
@@ -176,7 +168,7 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
         attempt.end("COMPLETE", {}, {"reason": "was trained already"})
         raise DataError(
             f"{name} was trained to {attempt.resumed_kimg:.1f} kimg already, more than {kimg:.1f}",
-            f"Its results are in {folder.path}; give more with --kimg.",
+            f"Its results are in {folder.path}; for more, raise --kimg.",
         )
     except Interrupted as error:
         attempt.end("FAIL", {}, {"reason": str(error)})
@@ -198,7 +190,7 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
 
 
 def _close_shorter(attempt: Attempt) -> None:
-    """End the records of trainings to fewer kimg in the same folder that were killed: this one continues them."""
+    """End the records of killed trainings to fewer kimg in the same folder: this one continues them."""
     for path in attempt.folder.records():
         record = RunRecord.read(path)
         if path != attempt.record_path and record.end is None:
@@ -209,25 +201,25 @@ def _close_shorter(attempt: Attempt) -> None:
 
 def _length(training: Training, store: ImageStore, say: Callable[[str], None]) -> float:
     """The training's length (kimg) on these images, which must be enough to score it."""
-    there = len(split_images(store, training.scoring))
-    if there < training.scoring.n_reference:
+    available = len(split_images(store, training.scoring))
+    if available < training.scoring.n_reference:
         raise DataError(
-            f"{there} images are too few to score with {training.scoring.n_reference} real ones",
-            f"Score with fewer: --samples {there}, or give more images.",
+            f"{available} images are too few to score with {training.scoring.n_reference} real ones",
+            f"Score with fewer (--samples {available}), or add images.",
         )
     if training.fingerprint and store.fingerprint != training.fingerprint:
-        say("these are not the images that the configuration was found on: its score will not be comparable")
+        say("these are not the images that the configuration was found on: the score will not be comparable")
     return training.kimg or training.epochs * epoch_kimg(training.hparams, len(store))
 
 
 def _marks(training: Training, kimg: float, n_images: int) -> tuple[float, ...]:
-    """Where grids are drawn: as often as wanted, after every epoch, or in ten even steps of a shorter training."""
+    """The kimg at which grids are drawn: as often as asked, after every epoch, or at ten even steps."""
     if every := training.grid_kimg:
         wanted = math.ceil(round(kimg / every, 6))
         if wanted > _MOST_WANTED_GRIDS:
             raise UsageError(
                 f"a grid every {every:g} kimg would make {wanted:,} of them",
-                f"At most {_MOST_WANTED_GRIDS:,} are drawn: every {kimg / _MOST_WANTED_GRIDS:.3g} kimg.",
+                f"At most {_MOST_WANTED_GRIDS:,} are drawn; use {kimg / _MOST_WANTED_GRIDS:.3g} kimg or more.",
             )
         return tuple(every * k for k in range(1, wanted))
     epoch = epoch_kimg(training.hparams, n_images)
@@ -239,7 +231,7 @@ def _marks(training: Training, kimg: float, n_images: int) -> tuple[float, ...]:
 
 
 def _conclude(attempt: Attempt, training: Training, store: ImageStore, scorer: Scorer, last: Snapshot) -> Outcome:
-    """Score the finished generator, publish its weights, and write what a report needs besides the other files."""
+    """Score the finished generator, publish its weights, and write the summary for the report."""
     hp, folder = training.hparams, attempt.folder
     path = walk(scoring_noise(_WALKS + 1, hp, GRID_SEED), _STEPS, hp.latent)
     save_png(folder.walk, image_grid(images_of(last.generator, path, attempt.device), columns=_STEPS))
@@ -247,7 +239,7 @@ def _conclude(attempt: Attempt, training: Training, store: ImageStore, scorer: S
     hint = ""
     if n > _QUICK_SAMPLES:
         takes = duration(scorer.seconds(last.generator, hp))
-        hint = f", about {takes}: Ctrl-C stops it, the same command scores again, and --samples N scores fewer"
+        hint = f", about {takes}; Ctrl-C stops it, the same command starts scoring again, --samples N scores fewer"
     attempt.say(f"scoring {n:,} images{hint}")
     scores = checked(scorer(last.generator, hp, all_metrics=True))
     attempt.publish(last)
@@ -260,18 +252,16 @@ def _conclude(attempt: Attempt, training: Training, store: ImageStore, scorer: S
         "unavailable": scores.unavailable,
         "score_s": round(scores.seconds, 1),
     })  # fmt: skip
-    # Why it was interrupted before is no longer true.
+    # An earlier interruption is over.
     again = {"reason": ""} if attempt.resumed_kimg else {}
     attempt.end("COMPLETE", scores.values, {"protocol_hash": scores.protocol_hash, **again})
-    return Outcome(
-        folder.path, attempt.record_path, last.kimg, scores=scores.values, unavailable=scores.unavailable
-    )  # fmt: skip
+    return Outcome(folder.path, attempt.record_path, last.kimg, scores=scores.values, unavailable=scores.unavailable)
 
 
 def _summarise(
     attempt: Attempt, training: Training, store: ImageStore, scorer: Scorer, ended: Mapping[str, Any]
 ) -> None:
-    """Write ``training.json``; ``ended`` is how it ended."""
+    """Write ``training.json``; ``ended`` has the entries about the end."""
     epoch = epoch_kimg(training.hparams, len(store))
     summary = {
         "label": training.label,

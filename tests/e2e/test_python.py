@@ -151,7 +151,7 @@ def test_ctrl_c_in_a_script_stops_at_a_checkpoint(folder):
     os.kill(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=600)
     assert process.returncode in (-signal.SIGINT, 130)
-    assert "stopping at the next snapshot" in output
+    assert "stopping at the next checkpoint" in output
     assert "KeyboardInterrupt" in output and "went on" not in output
     first = study_to_record(started_study("long", Home(folder / "runs"))).trials[0]
     assert first.state == "FAIL" and first.reason.startswith("interrupted")
@@ -217,7 +217,7 @@ def test_a_generator_is_loaded_only_as_it_was_published(folder, said, monkeypatc
         Path("named.toml").write_text(text)
         assert harness.load_generator("named.toml", home=Home(folder / "runs")).hparams == best.hparams
     Path("named.toml").write_text(re.sub(r'sha256 = "\w+"', f'sha256 = "{"0" * 64}"', named))
-    with pytest.raises(CheckpointError, match="its sha256 is another"):
+    with pytest.raises(CheckpointError, match="its sha256 differs"):
         harness.load_generator("named.toml", home=Home(folder / "runs"))
     with pytest.raises(NotFoundError, match="no hparams.json"):
         harness.load_generator(folder / "images")

@@ -199,7 +199,7 @@ def other_home(project: Project, tmp_path: Path) -> Path:
         (["train"], {"RECIPE": "../tiny"}, 1, "no recipe '../tiny'"),
         (["train"], {"RECIPE": "tiny_gan", "VARIANT": "as_dreamt"}, 1, "There are: as_written, as_coded."),
         (["train"], {"VARIANT": "as_coded"}, 2, "a variant belongs to a recipe"),
-        (["train"], {"RECIPE": "tiny_gan", "SAMPLES": "100"}, 1, "Score with fewer: --samples 32"),
+        (["train"], {"RECIPE": "tiny_gan", "SAMPLES": "100"}, 1, "Score with fewer (--samples 32)"),
         (["train"], {"RECIPE": "tiny_gan", "SAMPLES": "many"}, 2, "a whole number of 20 or more"),
         (["train"], {"RECIPE": "tiny_gan", "DATA": "/nowhere"}, 1, "no such folder or zip: /nowhere"),
         (["train"], {"RECIPE": "tiny_gan", "DATA": ""}, 1, "Pass DATA=/path/to/a/folder/or/zip of images"),

@@ -381,7 +381,7 @@ def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
 
 
 def test_ctrl_c_loses_nothing(tmp_path, weights_home, image_folder):
-    """Once: stops at the next snapshot. Twice: at once. Then on to the same budget, with MLflow in agreement."""
+    """Once: stops at the next checkpoint. Twice: at once. Then on to the same budget, with MLflow in agreement."""
     project = Here(tmp_path, sharing_weights(tmp_path, weights_home), image_folder)
     # Long enough that the signal always comes during the first trial.
     study = QUICK.replace("kimg = 0.4", "kimg = 6").replace("rungs = [0.1]", "rungs = [2]")
@@ -391,7 +391,7 @@ def test_ctrl_c_loses_nothing(tmp_path, weights_home, image_folder):
         wait_for(process, begun)
         os.kill(process.pid, signal.SIGINT)
         if presses == 2:
-            wait_for(process, "stopping at the next snapshot")
+            wait_for(process, "stopping at the next checkpoint")
             os.kill(process.pid, signal.SIGINT)
         assert "the same command continues where this one stopped" in finish(process, 130)
         stopped = project.record().trials[presses - 1]

@@ -5,17 +5,20 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from threading import Event
 
+import click
 import pytest
 
 from harness.api.generator import training_generator
 from harness.cli import main
 from harness.cli.live import SweepView, display
+from harness.cli.verbs import SECTIONS, front
 from harness.errors import (
     CheckpointError,
     DataError,
@@ -134,18 +137,32 @@ def test_a_variable_that_is_no_near_one_is_some_librarys():
     bootstrap.refuse_mistyped("n", ["STUDY"])
 
 
-def test_every_option_says_its_default_range_and_variable(capsys):
+def test_every_option_says_its_default_and_variable(capsys):
     assert main(["sweep", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     for expected in (
-        "[env var: STUDY; default: mnist32]",
-        "[env var: WORKERS; default: auto; x>=1]",
-        "[env var: LANES; default: auto; x>=1]",
-        "[env var: KIMG; x>0]",
-        "[env var: ENGINE; default: local]",
-        "[env var: QUICK]",
+        "[STUDY=mnist32]",
+        "--workers N|auto worker processes; they share the cores [WORKERS=auto]",
+        "--kimg X length of a full trial, in thousands of images [KIMG]",
+        "--engine [local|ray] where workers run [ENGINE=local]",
+        "--gpus-per-worker X with Ray: GPUs of a worker, or a fraction [default 1]",
+        "[QUICK]",
     ):
         assert expected in shown
+
+
+@pytest.mark.parametrize("name", [name for names in SECTIONS.values() for name in names])
+def test_help_has_a_line_for_each_option_and_an_example_that_is_understood(name):
+    verb = front.commands[name]
+    with click.Context(verb, info_name=f"harness {name}", terminal_width=80) as context:
+        lines = [line for line in verb.get_help(context).splitlines() if line]
+    options = lines[lines.index("Options:") + 1 : -1]
+    assert len(options) == 1 + sum(isinstance(param, click.Option) for param in verb.params), options
+    assert max(map(len, [*lines, *front.epilog.splitlines()])) <= 80
+    assert len(verb.short_help) <= 64
+    example, _, _ = lines[-1].partition(" > ")
+    assert example.startswith(f"  Example: harness {name}")
+    verb.make_context(name, shlex.split(example)[3:])
 
 
 @pytest.mark.parametrize(("value", "quick"), [("", False), ("0", False), ("1", True), ("2", True), ("yes", True)])

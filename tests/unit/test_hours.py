@@ -126,7 +126,7 @@ def test_no_shell_reads_the_command(tmp_path):
 def test_a_command_that_fails_is_said_and_changes_nothing(capsys):
     with running_then("false", "mine"):
         pass
-    assert "false, which was to run at the end, failed with exit code 1" in capsys.readouterr().err
+    assert "--then: false failed with exit code 1" in capsys.readouterr().err
 
 
 def test_quick_studies_are_studies(monkeypatch, tmp_path, capsys):

@@ -12,6 +12,8 @@ import torch
 from harness.errors import SweepError
 from harness.home import Home
 from harness.machine.processes import use_threads
+from harness.store.database import write_study_attrs
+from harness.store.records import StudyAttrs
 from harness.store.studies import study_to_record
 from harness.sweep import lanes as module
 from harness.sweep.lanes import Lanes
@@ -37,7 +39,7 @@ class Worker:
     def __init__(self, folder: Path, lanes: int) -> None:
         self.env, self.stopping, self.events = Env(Home(folder), ALONE), False, list[Event]()
         self.lanes = self.env.lanes = Lanes(lanes, lambda: self.stopping)
-        self.env.stop, self.env.publish = self.lanes.stop, self.publish
+        self.env.publish = self.publish
         self.meeting, self.met = threading.Barrier(lanes), threading.local()
 
     def publish(self, event: Event) -> None:
@@ -48,7 +50,8 @@ class Worker:
 
     def run(self) -> None:
         setup = self.env.setup
-        self.lanes.run(lambda: work(setup, TRIALS), CPU, 1)
+        write_study_attrs(self.env.trials.study, StudyAttrs(target=TRIALS))
+        self.lanes.run(lambda: work(setup), CPU, 1)
 
     @property
     def record(self):

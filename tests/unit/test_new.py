@@ -112,4 +112,4 @@ def test_it_says_what_it_needs(monkeypatch, capsys):
     for name in ("STUDY", "DATA"):
         monkeypatch.delenv(name, raising=False)
     assert main(["new"]) == 2
-    assert "harness new NAME --data DIR" in capsys.readouterr().err
+    assert "harness new NAME --data FOLDER" in capsys.readouterr().err

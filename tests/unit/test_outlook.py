@@ -206,7 +206,7 @@ def test_a_started_studys_own_trials_say_what_pruning_saves():
     assert (own.rungs, own.scored) == (pytest.approx((3 + 1 + 2) / 3), pytest.approx(1 / 3))
     text = time_of(own=own)
     assert text.startswith(f"about {duration(8 * (own.trained * 400 + own.rungs * 30 + own.scored * 200) + 50)} on")
-    assert "its trials, recipes aside, trained 48 % of a full length on average" in text
+    assert "trials other than recipes trained 48 % of a full length on average" in text
 
 
 def test_looking_for_a_study_that_was_not_started_creates_no_database(monkeypatch, tmp_path):

@@ -19,7 +19,7 @@ from torchvision.datasets import FakeData
 from harness.data.material import find_material
 from harness.data.store import ImageStore, existing_store, open_array_store, open_store
 from harness.errors import DataError, UsageError
-from harness.machine.imports import load_function
+from harness.machine.imports import load_function, require
 from harness.spec.tables import DataSpec
 
 GREY = DataSpec(source="folder", image_size=16, channels=1)
@@ -287,6 +287,14 @@ def test_an_installed_module_is_never_hidden_by_the_current_folder(module):
     module("raise RuntimeError('shadowed')", "fractions")
     assert load_function("fractions:Fraction").call(1, 2) == 0.5
     assert str(Path.cwd()) not in sys.path
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it():
+    with pytest.raises(UsageError, match="PostgreSQL needs the package no_such_package") as refused:
+        require("no_such_package[binary]", "PostgreSQL", "postgresql")
+    assert ".venv/bin/pip install -c constraints.txt -e '.[postgresql]'" in refused.value.hint
+    assert "pip install 'no_such_package[binary]'" in refused.value.hint
+    require("numpy", "everything", "none")
 
 
 @pytest.mark.parametrize("source", ["mars", "a.b", "a:b:c", ":images", "a/b:c", "a:" + "b" * 200, "a:b\n"])

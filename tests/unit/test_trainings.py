@@ -92,7 +92,7 @@ def test_long_scoring_is_announced_with_its_time(hp, home, image_folder):
     long = training(hp, kimg=0.04, scoring=ScoreSpec(extractor="mobilenet-v2", samples=600, reference=24))
     run_training(long, home, source=image_folder, device="cpu", watch=watch(say=said.append))
     (announced,) = [text for text in said if text.startswith("scoring")]
-    seconds = re.fullmatch(r"scoring 600 images, about ([\d.]+) s: Ctrl-C stops it, .* --samples N .*", announced)
+    seconds = re.fullmatch(r"scoring 600 images, about ([\d.]+) s; Ctrl-C stops it, .* --samples N .*", announced)
     assert seconds
     assert 0 < float(seconds[1]) < 120
 
@@ -194,7 +194,7 @@ def test_a_walk_between_normal_z_stays_as_far_from_zero_as_they_are():
     straight = walk(z, 9, "uniform").unflatten(0, (4, 9))
     assert torch.allclose(straight[:, 4], (z[:-1] + z[1:]) / 2, atol=1e-6)
     opposite = walk(torch.tensor([[1.0], [-2.0]]), 4, "normal")
-    with pytest.raises(UsageError, match="1 z and 4 steps make no walk"):
+    with pytest.raises(UsageError, match="a walk needs two or more z and steps; got 1 and 4"):
         Generator(torch.nn.Identity(), hp).walk(z[:1].numpy(), 4)
     assert opposite.flatten().tolist() == pytest.approx([1, 0, -1, -2], abs=1e-6), "no direction to turn to"
 

@@ -33,10 +33,13 @@ from harness.scoring.diversity import real_distance
 from harness.scoring.fidelity import Scores
 from harness.spec.files import parse_study
 from harness.spec.resolved import ResolvedPreset, suggest
+from harness.store.database import write_study_attrs
+from harness.store.records import StudyAttrs
 from harness.store.samplers import make_sampler
 from harness.store.studies import open_study, study_to_record
 from harness.store.trials import GIVEN_UP, KILLED, MAX_CRASHES, Trials, begun_count, finished_count
 from harness.sweep import messages
+from harness.sweep.lanes import Lanes
 from harness.sweep.messages import WorkerJob
 from harness.sweep.objective import WorkerSetup
 from harness.sweep.worker import DIVERGED_VALUE, failure, run_trial, work
@@ -83,11 +86,16 @@ class Env:
 
     @property
     def setup(self) -> WorkerSetup:
-        return WorkerSetup(**{name: value for name, value in vars(self).items() if name != "_tracker"})
+        parts = {name: value for name, value in vars(self).items() if name not in ("_tracker", "stop")}
+        return WorkerSetup(**{"lanes": Lanes(1, self.stop), **parts})
 
     @property
     def home(self) -> Home:
         return self.job.home
+
+    def work(self, target: int) -> None:
+        write_study_attrs(self.trials.study, StudyAttrs(target=target))
+        work(self.setup)
 
     def share_memory(self, **neighbours: object) -> None:
         self.job = dataclasses.replace(self.job, **neighbours)
@@ -140,11 +148,11 @@ def test_a_finished_trial_agrees_everywhere(study, env):
 
 
 def test_the_budget_counts_complete_and_pruned_and_can_be_extended(study, env):
-    work(env.setup, 3)
+    env.work(3)
     assert finished_count(study) == 3
-    work(env.setup, 3)
+    env.work(3)
     assert len(study.trials) == 3
-    work(env.setup, 5)
+    env.work(5)
     assert finished_count(study) == 5
     assert env.trials.ask(5) is None
 
@@ -153,7 +161,7 @@ def test_a_trial_that_another_program_added_does_not_count(study, env):
     study.add_trial(optuna.trial.create_trial(value=1.0))
     study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED))
     assert (finished_count(study), begun_count(study)) == (0, 0)
-    work(env.setup, 2)
+    env.work(2)
     assert finished_count(study) == 2
     assert len(study.trials) == 4
     assert [trial.number for trial in rank(study_to_record(study)).trials if trial.number in (1, 2)] == []
@@ -222,7 +230,7 @@ def test_a_broken_trial_fails_with_its_reason_and_the_sweep_stops_after_three(st
     env.rung = broken
     env.rung.objective, env.rung.protocol = "fid_mnv2_20", env.final.protocol
     with pytest.raises(SweepError, match="3 trials in a row failed; the last: RuntimeError: the GPU fell"):
-        work(env.setup, 9)
+        env.work(9)
     records = study_to_record(study).trials
     assert [record.state for record in records] == ["FAIL"] * 3
     assert "fell off the bus" in env.tracker.runs["tiny/0"].tags["error"]
@@ -280,7 +288,7 @@ def test_memory_that_runs_out_ends_the_trial_with_its_own_reason(study, env):
 def test_memory_that_runs_out_beside_neighbours_is_tried_once_more_with_one_worker_less(study, env):
     env.rung = Hungry("fid_mnv2_20")
     env.share_memory(workers=2, index=1)
-    assert work(env.setup, 9), "it retires"
+    env.work(9)
     first = study_to_record(study).trials[0]
     assert first.reason.startswith("interrupted: oom alongside 1 other trials; queued again")
     again = one(study, env)
@@ -347,7 +355,7 @@ def test_the_first_worker_stays_where_memory_ran_out_but_takes_no_trial_beside_o
 
     monkeypatch.setattr(env.trials, "ask", asked)
     env.stop = lambda: any(trial.state == "COMPLETE" for trial in study_to_record(study).trials)
-    assert work(env.setup, 9)
+    env.work(9)
     (then,) = idle
     assert [state for state, _ in then] == ["RUNNING", "FAIL", "WAITING"]
     assert then[1][1].startswith("interrupted: oom alongside 1 other trials; queued again")
@@ -570,7 +578,7 @@ def test_a_run_that_is_gone_for_good_is_made_again_whole_from_folder_and_databas
         for path in folder.records():
             path.unlink()
     [line] = reconcile(env.trials, again, env.home)
-    assert line == "trial 0: its MLflow run was missing; it is shown again, as the record has it"
+    assert line == "trial 0: its MLflow run was missing; created again from the record"
     run = again.runs["tiny/0"]
     assert sorted(run.values) == sorted(before.values)
     assert (run.status, run.images, run.scores["fid20"]) == ("FINISHED", before.images, record.value)

@@ -24,23 +24,24 @@ from harness.spec.resolved import ResolvedStudy
 from harness.sweep.messages import Alive, Ended, Event, Failed, Ready, Saved, Watcher, WorkerJob
 from harness.text import duration
 
-# Workers that may die one after the other without any trial getting further.
+# Workers that may die in a row without any trial getting further.
 _MAX_DEATHS = 10
 _POLL_S = 0.2
-# A worker says that it is alive this often, at most. It hangs after this much silence (s), or ten times its longest.
+# A worker reports that it is alive at most this often (s). It hangs after this long a silence (s) that is also this
+# many times its longest before.
 _SIGN_S, _SILENCE_S, _TIMES = 10.0, 300.0, 10
-# Memory of a worker, and more for each pixel of its images: what the largest batch of the shipped studies takes.
+# Memory of a worker, and for each pixel of its images: what the largest batch of the shipped studies takes (bytes).
 _WORKER_BYTES, _BYTES_PER_PIXEL = 5 * 2**28, 2**18
-# A search has at most one worker, or lane of one, for this many trials.
+# A search has at most one worker, or lane, for this many trials.
 _TRIALS_PER_WORKER = 4
-# Trials at once on a GPU, unless another number is asked for.
+# Trials at once on a GPU, unless LANES says otherwise.
 _LANES = 8
-# The supervisor itself was stopped (Ctrl-Z, a machine asleep) where it has not looked for this long (s).
+# If the supervisor has not looked for this long (s), it was stopped itself (Ctrl-Z, a sleeping machine).
 _ASLEEP_S = 30.0
 
 
 class _Worker:
-    """A worker process. Its events come through a pipe of its own: whatever kills it holds no lock of the others."""
+    """A worker process. Its events come through its own pipe, so that a killed worker holds no lock of the others."""
 
     def __init__(self, job: WorkerJob) -> None:
         self.job = job
@@ -53,25 +54,25 @@ class _Worker:
         theirs.close()
 
     def received(self) -> list[Event]:
-        """What has come in; empty also where the process died in the middle of a word."""
+        """The events that have arrived; a message that was cut off by the worker's death is dropped."""
         received: list[Event] = []
         with suppress(EOFError, OSError):
             while self.events.poll(0):
                 received.append(self.events.recv())
         now = time.monotonic()
-        # Not what one lane reports: while another one hangs, the worker shows no life.
+        # Only these: other events come from a single lane, while another one may hang.
         if any(isinstance(event, Ready | Alive) for event in received):
             self.longest_s = max(self.longest_s, now - self.heard_at) if self.heard_at else 0.0
             self.heard_at = now
         return received
 
     def silence_s(self) -> float:
-        """How long it has been silent, where that is far longer than ever before; else 0."""
+        """How long it has been silent, if that is far longer than ever before; else 0."""
         silence = time.monotonic() - self.heard_at if self.heard_at else 0.0
         return silence if silence > max(_SILENCE_S, _TIMES * self.longest_s) else 0.0
 
     def stop(self) -> None:
-        """Ask it to stop at the next snapshot, which it does not hear before it is ready to."""
+        """Ask it to stop at the next checkpoint; it listens once its imports are done."""
         if self.process.pid:
             with suppress(ProcessLookupError):
                 os.kill(self.process.pid, signal.SIGTERM)
@@ -166,12 +167,12 @@ class LocalEngine:
 def _worker_main(job: WorkerJob, events: Connection, environment: Mapping[str, str]) -> None:
     adopt_environment(environment)
     if job.gpus:
-        # Before CUDA looks for them; workers beyond the number of GPUs share them.
+        # Set before CUDA reads it; workers share GPUs if there are more workers.
         os.environ["CUDA_VISIBLE_DEVICES"] = job.gpus[job.index % len(job.gpus)]
-    turn = RLock()  # of lanes and the mirror: no two threads may send, or poll, at once
+    turn = RLock()  # lanes and the mirror must not send or poll at once
     stopped, signed_at, parent, supervisor = False, 0.0, os.getppid(), mp.parent_process()
-    # A pipe that only the supervisor holds open. It is asked at every step, which poll answers in less than 1 µs. Where
-    # the process that this one was forked from is no more, the supervisor takes this one for dead.
+    # A pipe that only the supervisor holds open; it is checked at every step, in less than 1 µs. If the fork server is
+    # gone, the supervisor takes this process for dead, so it must stop, too.
     pipe = select.poll()
     if supervisor is not None:
         pipe.register(supervisor.sentinel, select.POLLHUP)
@@ -190,21 +191,21 @@ def _worker_main(job: WorkerJob, events: Connection, environment: Mapping[str, s
 
     def should_stop() -> bool:
         nonlocal signed_at
-        # Only the main thread vouches for the worker: for each of its lanes.
+        # Only the main thread, which watches all lanes, reports that the worker is alive.
         if time.monotonic() - signed_at > _SIGN_S and threading.current_thread() is threading.main_thread():
             signed_at = time.monotonic()
             publish(Alive())
         with turn:
             return stopped or os.getppid() != parent or bool(pipe.poll(0))
 
-    # After CUDA_VISIBLE_DEVICES is set, and never in the supervisor: it imports torch.
+    # It imports torch: after CUDA_VISIBLE_DEVICES is set, and never in the supervisor.
     from harness.sweep.worker import run_worker
 
     try:
         run_worker(job, publish, should_stop)
     except HarnessError as error:
         publish(Failed(error=error))
-    except Exception:  # as Python prints it, but for passwords in addresses
+    except Exception:  # as Python prints it, without passwords in addresses
         sys.stderr.write(without_secrets(traceback.format_exc()))
         sys.exit(1)
     events.close()
@@ -213,9 +214,9 @@ def _worker_main(job: WorkerJob, events: Connection, environment: Mapping[str, s
 def workers_for(study: ResolvedStudy, trials: int, device: str) -> tuple[int, str]:
     """How many workers are fastest for this number of trials, and why not more.
 
-    On a CPU one for each core: two of one thread each do 1.0 to 1.3 times what one of two threads does, and hardly lose
-    beside a busy neighbour (docs/performance.md). A search has at most one for four trials, for its sampler learns
-    from those that ended. On CUDA one for each GPU.
+    On a CPU one for each core: two workers of one thread each are 1.0 to 1.3 times as fast as one of two threads, and
+    lose little next to a busy neighbour (docs/performance.md). A search has at most one for four trials, because its
+    sampler learns from those that ended. On CUDA one for each GPU.
     """
     if device == "cuda":
         n_gpus = max(1, len(call_with_torch(visible_gpus)))
@@ -241,5 +242,5 @@ def lanes_for(study: ResolvedStudy, trials: int, device: str, workers: int) -> i
 
 
 def threads_per_worker(cores: int, workers: int) -> int:
-    """Threads such that all workers (or lanes) together use every core and no more: oversubscription is ruinous."""
+    """Threads for each of these workers (or lanes): together they use every core and no more."""
     return max(1, cores // max(1, workers))

@@ -1,7 +1,7 @@
-"""Workers as tasks of a Ray cluster: Ray places them, and starts them again elsewhere where a node is lost.
+"""Workers as tasks of a Ray cluster: Ray places them, and starts them again elsewhere when a node is lost.
 
-Every node needs this package in the same version, and reaches home, images and databases under the driver's paths and
-addresses. The driver runs on one of the nodes; without it the sweep ends, as everywhere.
+Every node needs this package in the same version, and home, images and databases under the driver's paths and
+addresses. The driver runs on one of the nodes; the sweep ends with it.
 """
 
 from __future__ import annotations
@@ -24,26 +24,28 @@ from typing import Any
 
 from harness.errors import HarnessError, SweepError, UsageError
 from harness.machine.forks import same_imports, search_path, short_temporary_folder
+from harness.machine.imports import require
 from harness.machine.processes import Machines
 from harness.sweep.messages import Crashed, Ended, Event, Watcher, WorkerJob
+from harness.text import error_line
 
-# A worker that is lost more often than this, with no trial finished meanwhile, is not tried again.
+# A worker that is lost more often than this, with no trial finished in between, ends the sweep.
 _MAX_LOSSES = 3
 # Seconds between looks at the stop level and at the nodes, and that killed workers may take to end.
 _POLL_S, _LOOK_S, _KILL_S = 0.2, 1.0, 10.0
-# What workers get of the driver's environment.
+# Variables of the driver that workers get.
 _PREFIXES = ("HARNESS_", "MLFLOW_", "PG", "AWS_")
 # Seconds that an address may take to answer.
 _PROBE_S = 5.0
 # Bytes of a local Ray's shared memory: only events go through it.
 _OBJECT_STORE = 100 * 2**20
 
-# Number of the worker, its node, what it says; it has just started where it says nothing.
+# Number of the worker, its node, its event; without one it has just started.
 Message = tuple[int, str, Event | None]
 
 
 class Board:
-    """Where driver and workers meet, an actor: news one way, the stop signal the other. Calls wait for what comes."""
+    """An actor between driver and workers: events one way, the stop signal the other. Its calls wait for these."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -51,7 +53,7 @@ class Board:
         self.admitted: dict[int, asyncio.Event] = {}
 
     async def begin(self, index: int, node: str) -> bool:
-        """Announce a worker that has started; whether it is to continue, once the driver has made its place ready."""
+        """Announce a worker that has started; wait until the driver admits it, and return whether it may continue."""
         if self.stopped.is_set():
             return False
         admitted = self.admitted[index] = asyncio.Event()
@@ -67,7 +69,7 @@ class Board:
         self.news.set()
 
     async def take(self) -> list[Message]:
-        """All messages since the last call, at least one; none only after ``close``."""
+        """All messages since the last call; wait for one, unless the board is closed."""
         while not self.messages and not self.closed:
             self.news.clear()
             await self.news.wait()
@@ -90,24 +92,24 @@ class Board:
 def worker_task(
     job: WorkerJob, index: int, board: Any, environment: dict[str, str], folder: str
 ) -> HarnessError | None:
-    """The task. An error for people is its result, for Ray would wrap what it raises."""
+    """The task. An error for people is returned, because Ray would wrap an exception."""
     os.environ.update(environment)
-    with contextlib.suppress(OSError):  # the driver's current folder, where functions of the user's own may be
+    with contextlib.suppress(OSError):  # the driver's current folder may have the user's own functions
         os.chdir(folder)
     import ray
 
     def wait(ref: Any) -> Any:
-        # ray.get would hand this task's CPUs to another one while it waits, and both would compute on them afterwards.
+        # While ray.get waits, Ray gives this task's CPUs to another one; later both would compute on them.
         return ref.future().result()
 
     node = ray.get_runtime_context().get_node_id()
     if not wait(board.begin.remote(index, node)):
         return None
-    # Done also where the board is gone: no driver, no sweep.
+    # It is done, too, if the board is gone: without a driver there is no sweep.
     stopped = board.until_stop.remote().future()
 
     def publish(event: Event) -> None:
-        with contextlib.suppress(ray.exceptions.RayError):  # then this worker is to stop, as said above
+        with contextlib.suppress(ray.exceptions.RayError):  # the board is gone, see above
             wait(board.publish.remote(index, node, event))
 
     try:
@@ -119,7 +121,7 @@ def worker_task(
     except Exception as error:
         traceback.print_exc()
         publish(Crashed(text=f"{type(error).__name__}: {error}"))
-        # The end of the process is what Ray retries, and what tells everybody that its trial is abandoned.
+        # By the end of the process Ray knows to start another one, and all know that the trial is abandoned.
         os._exit(1)
     return None
 
@@ -127,23 +129,23 @@ def worker_task(
 def run_ray(job: WorkerJob, machines: Machines, watcher: Watcher, on_death: Callable[[], None]) -> None:
     """Run workers as Ray tasks until the study's target is reached, then return.
 
-    Each reserves ``job.threads`` CPUs for each lane; those that do not fit into the cluster wait until they do. A
-    worker whose process or node is lost is started again by Ray, as soon as some node has room; it continues only after
-    ``on_death``. A Ray that is connected already is used and left as it is; the address ``local`` or None starts one.
+    Each reserves ``job.threads`` CPUs for each lane, and waits until the cluster has room. Ray restarts a worker whose
+    process or node is lost; it continues only after ``on_death``. A Ray that is connected is used and kept; the
+    address ``local`` or None starts one.
     """
     ray = _import_ray()
     connected = bool(ray.is_initialized())
     if not connected:
         _connect(ray, "local" if machines.address is None else machines.address, max(job.cores, job.threads))
     try:
-        # Several share a GPU below 1.
+        # Below 1, several workers share a GPU.
         gpus = machines.gpus_per_worker if job.device.startswith("cuda") else 0.0
         job = dataclasses.replace(job, own_gpu=gpus >= 1)
         _Driver(ray, job, watcher, on_death).run(machines.workers or 1, gpus)
     except ray.exceptions.RayError as error:
         raise _ray_failed(error) from None
     finally:
-        # Ends whatever workers are left, too: tasks do not outlive their driver.
+        # Also ends workers that are left: tasks do not outlive their driver.
         if not connected:
             ray.shutdown()
 
@@ -156,10 +158,10 @@ class _Driver:
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        # No CPU of its own, and on the driver's node: it is lost only together with it. A worker holds one call.
+        # On the driver's node, so that both are lost together, and without a CPU. Each worker holds one call.
         self.board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here, max_concurrency=10_000).remote()
         self.running: dict[Any, int] = {}
-        # Where each worker runs; empty once it is known to be lost.
+        # The node of each worker; empty if it is lost.
         self.nodes: dict[int, str] = {}
         self.losses: Counter[int] = Counter()
         self.failure = "its process was killed, or its node died"
@@ -168,13 +170,13 @@ class _Driver:
 
     def run(self, workers: int, gpus: float) -> None:
         """Start the workers, and follow them until all have returned."""
-        # max_calls: memory, a GPU's above all, is free as soon as a worker is done.
+        # max_calls: a worker's memory is free as soon as it is done.
         task = self.ray.remote(max_calls=1)(worker_task).options(
             num_cpus=self.job.threads * self.job.lanes,
             num_gpus=gpus,
             max_retries=-1,
             scheduling_strategy="SPREAD",
-            # Ray shows this in its pages and logs: no secret may be in it.
+            # No secrets here: Ray shows this in its pages and logs.
             runtime_env={"env_vars": {"PYTHONPATH": search_path(), "PYTHONSAFEPATH": "1"}},
         )
         given = (self.board, forwarded_environment(), str(Path.cwd()))
@@ -224,7 +226,7 @@ class _Driver:
             self.watcher.on_event(dataclasses.replace(event, node=node))
 
     def _admit(self, index: int, node: str) -> None:
-        """Let a worker that has just started continue; where another of its number ran, that one was lost."""
+        """Let a worker that has just started continue; if its number was running, that worker was lost."""
         if self.nodes.get(index) and not self.stopping:
             self._lost(index)
         self.nodes[index] = node
@@ -232,7 +234,7 @@ class _Driver:
             self.board.admit.remote(index)
 
     def _look(self) -> None:
-        """Find workers whose node Ray has given up; most are started again before it does."""
+        """Find workers on nodes that Ray has given up; most have been restarted before that."""
         dead = {node["NodeID"] for node in self.ray.nodes() if not node["Alive"]}
         for index in self.running.values():
             if self.nodes.get(index) in dead:
@@ -246,8 +248,7 @@ class _Driver:
             self.error = SweepError(
                 f"a worker was lost, {self.losses[index]} in a row with no trial finished between, the last on {name}: "
                 f"{self.failure}",
-                "Out of memory? Lower WORKERS; Ray's logs on that node say more. What was done is kept: start again "
-                "to continue.",
+                "Out of memory? Lower WORKERS; see Ray's logs on that node. Nothing is lost: start again to continue.",
             )
             return
         self.on_death()
@@ -258,12 +259,12 @@ class _Driver:
         try:
             self.error = self.ray.get(ref) or self.error
         except self.ray.exceptions.RayError as error:
-            # Whom this driver cancelled it does not ask for reasons.
+            # This driver may have cancelled it.
             if not self.stopping:
                 self.error = _ray_failed(error)
 
     def _stop(self) -> None:
-        """Running workers stop at their next snapshot; those that no living node runs do not begin."""
+        """Ask running workers to stop at their next checkpoint; cancel those without a living node."""
         if not self.stopping:
             self.stopping = True
             self.ray.get(self.board.stop.remote())
@@ -281,48 +282,44 @@ class _Driver:
 def _ray_failed(error: BaseException) -> SweepError:
     return SweepError(
         f"Ray failed: {type(error).__name__}: {_first_line(error)}",
-        "Is this package installed on every node, and the cluster up (`ray status`)? What was done is kept: start "
-        "again to continue.",
+        "Is the package installed on every node, and the cluster up (`ray status`)? Nothing is lost: start again to "
+        "continue.",
     )
 
 
 def _first_line(error: BaseException) -> str:
-    """What an error says, or what the error that a task raised says, in a line."""
-    return (str(getattr(error, "cause", None) or error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an error, or of the error that a task raised."""
+    return error_line(getattr(error, "cause", None) or error)
 
 
 def forwarded_environment() -> dict[str, str]:
-    """The variables of this process that workers need, too; among them may be passwords. This machine's name is not."""
+    """The variables of this process that workers need, passwords included, but not this machine's name."""
     return {n: text for n, text in os.environ.items() if n.startswith(_PREFIXES) and n != "HARNESS_MACHINE"}
 
 
 def _import_ray() -> Any:
-    # Read at import: nothing is reported to Ray's makers, and CUDA_VISIBLE_DEVICES of CPU tasks is left alone, quietly.
+    # Read at import: send no usage reports; leave CUDA_VISIBLE_DEVICES of CPU tasks alone, without a warning.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-        import ray._private.worker
-        import ray.util.scheduling_strategies
-    except ImportError:
-        raise UsageError(
-            "the engine ray needs the package ray, which is not installed",
-            "`.venv/bin/pip install -c constraints.txt -e '.[ray]'`",
-        ) from None
-    # Else Ray prints each lost worker's fate over the sweep's table, whatever log_to_driver says.
+    require("ray", "the engine ray", "ray")
+    import ray
+    import ray._private.worker
+    import ray.util.scheduling_strategies
+
+    # Else Ray prints about each lost worker over the live table, whatever log_to_driver says.
     ray._private.worker._worker_logs_enabled = False
     return ray
 
 
 def _connect(ray: Any, address: str, cores: int) -> None:
-    """Join the cluster at an address, or start Ray here with ``cores`` CPUs; no signal changes its meaning."""
+    """Join the cluster at an address, or start Ray here with ``cores`` CPUs; signal handlers stay as they are."""
     own: dict[str, Any] = {}
     if address == "local":
         own = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     sigterm = signal.getsignal(signal.SIGTERM)
     try:
         where = "local" if own else _reachable(address)
-        # Workers look for modules in the folder that this is called in, before all others.
+        # Workers look for modules first in the folder that this is called in.
         with same_imports(), contextlib.chdir(sysconfig.get_path("stdlib")), short_temporary_folder() as folder:
             if own:
                 own["_temp_dir"] = str(Path(folder) / "ray")
@@ -330,22 +327,22 @@ def _connect(ray: Any, address: str, cores: int) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"no Ray at address {address}: {_first_line(error)}",
-            "`ray status` on a node of the cluster shows whether it is up; `ray start --address=HOST:PORT` makes this "
-            "machine one of its nodes. Without a cluster, use --address local.",
+            "`ray status` on a node shows whether it is up; `ray start --address=HOST:PORT` adds this machine to the "
+            "cluster. Without a cluster, use --address local.",
         ) from None
     finally:
-        # Ray would end the process at SIGTERM; the caller stops at a snapshot.
+        # Ray would end the process at SIGTERM; the caller stops at a checkpoint instead.
         if threading.current_thread() is threading.main_thread() and sigterm is not None:
             signal.signal(signal.SIGTERM, sigterm)
 
 
 def _reachable(address: str) -> str:
-    """``host:port`` of a cluster, ``auto`` resolved, if something listens there; Ray itself would try for minutes."""
+    """``host:port`` of a cluster, also for ``auto``, if something listens there; Ray itself would try for minutes."""
     from ray._private.services import canonicalize_bootstrap_address
 
-    found = str(canonicalize_bootstrap_address(address))
-    host, _, port = found.rpartition(":")
+    resolved = str(canonicalize_bootstrap_address(address))
+    host, _, port = resolved.rpartition(":")
     if "://" in address or not port.isdecimal():
         raise ValueError("use auto, local or host:port")
     with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S):
-        return found
+        return resolved
