@@ -17,7 +17,7 @@ import numpy as np
 
 from harness.data.downloads import fetch_file, fill_folder
 from harness.data.sources import printable
-from harness.errors import DataError
+from harness.errors import DataError, first_line
 
 # The largest published file unpacks to 1.7 GB; more than this is a mistake, or made to fill the memory.
 MAX_SET_BYTES = 2 * 2**30
@@ -278,8 +278,7 @@ def load(published: ArraySet, path: Path, file: ArrayFile, say: Callable[[str], 
     try:
         return published.read(path)
     except Exception as error:  # each reader's library has errors of its own
-        first = (str(error).splitlines() or [""])[0]
         raise DataError(
-            f"{path} cannot be read as a file of {published.title}: {printable(first) or type(error).__name__}",
+            f"{path} cannot be read as a file of {published.title}: {printable(first_line(error))}",
             f"Download it again from {published.page}.",
         ) from None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from harness.errors import DataError
+from harness.errors import DataError, first_line
 from harness.home import Home
 
 _CELEBA_TERMS = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
@@ -77,8 +77,7 @@ def fill_folder(
                 root.rename(incoming.with_suffix(".old"))
             incoming.rename(root)
         except Exception as error:  # URL errors, sockets, checksums, full disks: any error of the downloading library
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(f"{title} cannot be downloaded: {first}", hint) from None
+            raise DataError(f"{title} cannot be downloaded: {first_line(error)}", hint) from None
         finally:
             for leftover in (incoming, incoming.with_suffix(".old")):
                 shutil.rmtree(leftover, ignore_errors=True)

@@ -30,15 +30,15 @@ class Health:
     name: str
     # Of samples as a share of real images': the distance by pixels at a fixed z, the variance of features.
     distance: float | None
-    variance: float | None
+    variance: float | None = None
     # Share of the training's second half in which the discriminator's loss was at its floor.
     won: float | None
     # With BatchNorm's running statistics, and with those of each batch.
-    score: float | None
-    batch_score: float | None
+    score: float | None = None
+    batch_score: float | None = None
     # Probability that a sample is nearer to a training image than another real image is.
-    nearer: float | None
-    memorises: bool
+    nearer: float | None = None
+    memorises: bool = False
 
     @property
     def findings(self) -> list[str]:
@@ -97,12 +97,7 @@ def training_health(run: RunFolder, summary: Mapping[str, Any]) -> Health:
     return Health(
         name=run.path.name,
         distance=distances[-1] if distances else None,
-        variance=None,
         won=_won(run, summary["hparams"]),
-        score=None,
-        batch_score=None,
-        nearer=None,
-        memorises=False,
     )
 
 

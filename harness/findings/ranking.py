@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 import pandas as pd
@@ -13,7 +12,6 @@ from harness.spec.objectives import Objective, as_losses, front
 from harness.store.records import StudyRecord, TrialRecord
 
 FEWEST_PAIRS = 5
-_COLUMNS = ("number", "state", "value", "kimg", "seconds", "score_s", "diverged", "preset", "reason", "paused_kimg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,31 +51,6 @@ def pareto_front(record: StudyRecord) -> list[TrialRecord]:
     names = objectives(record)
     ranked = [t for t in rank(record).trials if len(t.values) == len(names)]
     return [ranked[place] for place in front([as_losses(trial.values, names) for trial in ranked])]
-
-
-def trials_frame(record: StudyRecord) -> pd.DataFrame:
-    """One row a trial that was started, all its attempts together; values only of the leaderboard's protocol."""
-    comparable, seconds = {trial.number for trial in rank(record).trials}, defaultdict[int, float](float)
-    for trial in record.trials:
-        seconds[trial.root] += trial.seconds
-    rows = [
-        {
-            "number": trial.number,
-            "state": trial.shown_state,
-            "value": trial.value if trial.number in comparable else None,
-            "kimg": max((kimg for kimg, _ in rung_scores(trial)), default=0.0),
-            "seconds": seconds[trial.root],
-            "score_s": trial.attrs.score_s or 0.0,
-            "diverged": trial.attrs.diverged,
-            "preset": trial.attrs.preset,
-            "reason": trial.reason,
-            "paused_kimg": trial.paused_kimg,
-            **trial.params,
-        }
-        for trial in record.newest
-        if trial.shown_state != "WAITING"
-    ]
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=_COLUMNS)
 
 
 def trials_dataframe(record: StudyRecord) -> pd.DataFrame:

@@ -7,7 +7,6 @@ import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -68,9 +67,6 @@ class Difference:
         """Whether the data cannot tell the two apart: the interval has 0 in it, or there is none."""
         return self.estimate.low is None or self.estimate.high is None or self.estimate.low <= 0 <= self.estimate.high
 
-    def flipped(self) -> Difference:
-        return replace(self, a=self.b, b=self.a, estimate=self.estimate.scaled(-1.0))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VarianceSplit:
@@ -86,7 +82,9 @@ class VarianceSplit:
 class Standing:
     """Configurations by their means, the lowest first; intervals allow for its having been picked as the lowest.
 
-    Those of the differences from it hold all together (:func:`all_differences`).
+    Those of the differences from it hold jointly in 95 of 100 studies (Bonferroni over all pairs: correcting over those
+    with the lowest alone, which the same data picked, finds differences between equals too often;
+    docs/decisions/0008).
     """
 
     order: tuple[str, ...]
@@ -103,8 +101,8 @@ def standing(scores: Mapping[str, Scores]) -> Standing:
     """
     plain = {name: mean_score(list(values.values())) for name, values in scores.items()}
     order = tuple(sorted(plain, key=lambda name: (plain[name].mean, name)))
-    first, pairs = order[0], all_differences(scores)
-    against = {name: pair for name in order[1:] if (pair := pairs.get((first, name)))}
+    first, level = order[0], 1 - ALPHA / max(1, math.comb(len(scores), 2))
+    against = {name: pair for name in order[1:] if (pair := difference(first, name, scores, level))}
     reached = [name for name in order[1:] if name not in against or against[name].p >= REACH_ALPHA]
     if len(reached) > 1:
         own = estimate(list(scores[first].values()), 1 - 2 * ALPHA / (1 + len(reached)))
@@ -144,18 +142,6 @@ def difference(a: str, b: str, scores: Mapping[str, Scores], level: float = LEVE
         return None
     gap, p = _tested(gaps, level)
     return Difference(a=a, b=b, estimate=gap, sd=statistics.stdev(gaps), p=p, p_holm=p)
-
-
-def all_differences(scores: Mapping[str, Scores]) -> dict[tuple[str, str], Difference]:
-    """Every pair's difference, with intervals that hold all together in 95 of 100 studies (Bonferroni over all pairs).
-
-    Correcting over the comparisons with the best alone, which is read from the same data, finds differences between
-    equals too often (docs/decisions/0008).
-    """
-    chosen = list(combinations(scores, 2))
-    level = 1 - ALPHA / max(1, len(chosen))
-    pairs = [pair for a, b in chosen if (pair := difference(a, b, scores, level))]
-    return {(pair.a, pair.b): pair for one in pairs for pair in (one, one.flipped())}
 
 
 def corrected(pairs: Sequence[Difference]) -> list[Difference]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,11 @@ from harness.findings.ranking import (
     rank_correlations,
     rung_scores,
     rungs_frame,
-    trials_frame,
 )
 from harness.gan.hparams import ALIASES, stored_value
 from harness.report import plots
 from harness.report.facts import FACTS_FILE, best_toml, facts
-from harness.report.page import write_page
+from harness.report.page import png, write_page
 from harness.spec.tables import meaning
 from harness.store.records import StudyRecord, TrialRecord
 from harness.text import duration, heading, number, objective_label
@@ -77,7 +76,7 @@ def build_report(
     by name, which may be empty, were computed by ``evaluator``. ``plan`` is the study's confirmation, if it has one.
     ``real`` is a sheet of the images that it trained on, uint8 of shape (H, W, 3).
     """
-    board, trials = rank(record), trials_frame(record)
+    board, started = rank(record), _started(record)
     confirmed = confirmation(record, plan) if plan else None
     # The trainings that are shown: the confirmed best's median seed, then the search's best.
     leaders = leading(record)
@@ -93,7 +92,7 @@ def build_report(
     figures = dict(_figures(record, board, best))
     space = record.attrs.spec["space"]
     shares = sorted(((share, name) for name, share in importances.items() if name in space), reverse=True)
-    drawn = dict(_drawings(record, trials, [name for share, name in shares if share >= _LEAST_SHARE], best))
+    drawn = dict(_drawings(record, board, [name for share, name in shares if share >= _LEAST_SHARE], best))
     files |= {file: plots.to_svg(figure).encode() for file, figure in drawn.items()}
     if confirmed and sum(len(arm.trials) for arm in confirmed.ranked) >= _FEWEST_POINTS:
         figures["confirmed"] = plots.confirmed(confirmed)
@@ -107,8 +106,8 @@ def build_report(
             watched |= {"pairs": _PAIRS, "pairs_of": shown[0][0]}
     if leaders:
         files["best.toml"] = best_toml(record, root, leaders[0], confirmed).encode()
-    verdict, context = headline(record, plan), study_context(record, board, trials)
-    strips = dict(_strips([row["trial"] for row in context["every"]], root))
+    verdict, context = headline(record, plan), study_context(record, board)
+    strips = dict(_strips(started, root))
     files |= {f"trial-{number}.png": strip for number, strip in strips.items()}
     files[FACTS_FILE] = facts(record, confirmed, watched["rows"] if watched else (), verdict).encode()
     context |= {
@@ -143,7 +142,7 @@ def _pictures(trial: TrialRecord, root: Path, real: np.ndarray | None) -> tuple[
             kimg = grid_kimg(grids[place])
             steps.append({"file": file, "updates": f"{trial.updates(kimg):,}" if kimg else "0"})
     if real is not None:
-        files[_REAL] = _png(Image.fromarray(real))
+        files[_REAL] = png(Image.fromarray(real))
     return files, {"samples": "grid-1.png", "real": "" if real is None else _REAL, "steps": steps}
 
 
@@ -161,30 +160,32 @@ def _figures(record: StudyRecord, board: Leaderboard, best: int | None) -> Itera
 
 
 def _drawings(
-    record: StudyRecord, trials: pd.DataFrame, mattered: Sequence[str], best: int | None
+    record: StudyRecord, board: Leaderboard, mattered: Sequence[str], best: int | None
 ) -> Iterator[tuple[str, Figure]]:
     """The first rung's score, which all trials have, against parameters; by file name."""
     space, metric = record.attrs.spec["space"], record.attrs.rung_metric
     rungs = rungs_frame(record)
-    first = rungs[rungs["kimg"] == rungs["kimg"].min()].set_index("number")["score"]
-    frame = trials.assign(score=trials["number"].map(first)).reindex(columns=["number", "value", "score", *space])
+    rungs = rungs[rungs["kimg"] == rungs["kimg"].min()]
+    first = dict(zip(rungs["number"], rungs["score"], strict=True))
     # Recipes are scored as well, and have no searched parameters.
-    frame = frame.dropna(subset=["score"]).dropna(subset=[*space], how="all")
-    if len(frame) < _FEWEST_POINTS:
+    shown = [trial for trial in record.newest if trial.number in first and trial.params]
+    if len(shown) < _FEWEST_POINTS:
         return
-    labels = {row["number"]: _label(row, space, record) for row in frame.to_dict("records")}
+    rows = [{"number": trial.number, "score": first[trial.number], **trial.params} for trial in shown]
+    frame = pd.DataFrame(rows, columns=["number", "score", *space])
+    labels = {trial.number: _label(trial, first[trial.number], record, final=trial in board.trials) for trial in shown}
     for place, name in enumerate(mattered[:_PARAMETERS], start=1):
         yield f"parameter-{place}.svg", plots.parameter(frame, name, space[name], labels, best, metric)
     yield "parallel.svg", plots.parallel(frame, space, labels, best)
 
 
-def _label(row: Mapping[Any, Any], space: Mapping[str, Any], record: StudyRecord) -> str:
+def _label(trial: TrialRecord, score: float, record: StudyRecord, *, final: bool) -> str:
     """What a trial's point or line says to a pointer."""
-    scores = f"{heading(record.attrs.rung_metric)} {number(row['score'])}"
-    if not pd.isna(row["value"]):
-        scores += f", final {heading(record.attrs.final_metric)} {number(row['value'])}"
-    values = [f"{name} {number(row[name])}" for name in space if not pd.isna(row[name])]
-    return f"trial {row['number']}: {' · '.join([scores, *values])}"
+    scores = f"{heading(record.attrs.rung_metric)} {number(score)}"
+    if final:
+        scores += f", final {heading(record.attrs.final_metric)} {number(trial.value)}"
+    values = [f"{name} {number(trial.params[name])}" for name in record.attrs.spec["space"] if name in trial.params]
+    return f"trial {trial.number}: {' · '.join([scores, *values])}"
 
 
 def _strips(trials: Sequence[TrialRecord], root: Path) -> Iterator[tuple[int, bytes]]:
@@ -202,15 +203,9 @@ def _first_row(grid: Path) -> bytes | None:
     """Of a sheet of eight rows that share their borders; None where it is damaged."""
     try:
         with Image.open(grid) as sheet:
-            return _png(sheet.crop((0, 0, sheet.width, sheet.height // 8 + 1)))
+            return png(sheet.crop((0, 0, sheet.width, sheet.height // 8 + 1)))
     except (OSError, SyntaxError):  # Pillow's, of a PNG file with damaged chunks
         return None
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _next(record: StudyRecord, first: str, *, audited: bool) -> list[str]:
@@ -225,9 +220,9 @@ def _next(record: StudyRecord, first: str, *, audited: bool) -> list[str]:
     return list(dict.fromkeys(commands))[:3]
 
 
-def study_context(record: StudyRecord, board: Leaderboard, trials: pd.DataFrame) -> dict[str, Any]:
+def study_context(record: StudyRecord, board: Leaderboard) -> dict[str, Any]:
     """What the record alone says; ``spec`` stays as the version that stored it wrote it."""
-    spec, leaders = record.attrs.spec, leading(record)
+    spec, leaders, started = record.attrs.spec, leading(record), _started(record)
     best = leaders[0] if leaders else None
     final, rungs = spec["scoring"]["final"], spec["budget"]["rungs"]
     searched = "precision" in spec["space"]
@@ -237,7 +232,7 @@ def study_context(record: StudyRecord, board: Leaderboard, trials: pd.DataFrame)
         "best": best,
         "rungs": ", ".join(number(rung) for rung in rungs) or "no",
         "promotions": _promotions(record),
-        "n_finished": int(trials["state"].isin(["COMPLETE", "PRUNED"]).sum()),
+        "n_finished": sum(trial.state in ("COMPLETE", "PRUNED") for trial in started),
         "meaning": _SCORES[final["metric"]],
         "bias": _BIAS[final["metric"]],
         "kid_subset": min(1000, final["samples"], final["reference"]),
@@ -257,8 +252,8 @@ def study_context(record: StudyRecord, board: Leaderboard, trials: pd.DataFrame)
         "left_out": ", ".join(map(str, board.left_out)),
         "unavailable": best.attrs.unavailable if best else {},
         "first_rung": rungs[0] if rungs else spec["budget"]["kimg"],
-        "every": [_every_row(trial, record) for trial in _by_rank(record, leaders)],
-        "time": _time(trials),
+        "every": [_every_row(trial, record) for trial in started],
+        "time": _time(record, started),
         "tradeoff": None
         if len(names) == 1
         else {
@@ -327,8 +322,9 @@ def _promotions(record: StudyRecord) -> list[dict[str, Any]]:
     return rungs
 
 
-def _by_rank(record: StudyRecord, leaders: Sequence[TrialRecord]) -> list[TrialRecord]:
+def _started(record: StudyRecord) -> list[TrialRecord]:
     """Every started trial: those that are ranked, then those that got furthest, of equal ones the better score."""
+    leaders = leading(record)
     ranked = {trial.number for trial in leaders}
 
     def order(trial: TrialRecord) -> tuple[float, float, int]:
@@ -351,16 +347,15 @@ def _every_row(trial: TrialRecord, record: StudyRecord) -> dict[str, Any]:
     }
 
 
-def _time(trials: pd.DataFrame) -> dict[str, Any]:
-    by_state = trials.groupby("state")["seconds"].sum()
-    done = trials[trials["state"] == "COMPLETE"]
+def _time(record: StudyRecord, started: Sequence[TrialRecord]) -> dict[str, Any]:
     states = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
+    took = {name: [record.seconds(t) for t in started if t.state == state] for name, state in states.items()}
     return {
-        "trials": len(trials),
-        "total": duration(float(trials["seconds"].sum())),
-        **{name: duration(float(by_state.get(state, 0.0))) for name, state in states.items()},
-        "scoring": duration(float(done["score_s"].sum())),
-        "median": duration(float(done["seconds"].median())) if len(done) else "no time",
+        "trials": len(started),
+        "total": duration(sum(map(record.seconds, started))),
+        **{name: duration(sum(each)) for name, each in took.items()},
+        "scoring": duration(sum(trial.attrs.score_s or 0.0 for trial in started if trial.state == "COMPLETE")),
+        "median": duration(median(took["finished"])) if took["finished"] else "no time",
     }
 
 

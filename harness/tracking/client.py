@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from filelock import FileLock
 
-from harness.errors import ESCAPES, TrackingError, UsageError
+from harness.errors import ESCAPES, TrackingError, UsageError, first_line
 from harness.home import Home
 from harness.tracking.database import prepare
 
@@ -251,7 +251,7 @@ def answers(home: Home) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
-        first = without_password((str(error).splitlines() or [type(error).__name__])[0], tracking_url(home))
+        first = without_password(first_line(error), tracking_url(home))
         hint = "Check MLFLOW_TRACKING_URI, or unset it." if os.environ.get("MLFLOW_TRACKING_URI") else _DAMAGED
         raise TrackingError(f"MLflow does not answer: {first}", hint) from None
 

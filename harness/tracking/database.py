@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from harness import atomic
-from harness.errors import TrackingError, without_secrets
+from harness.errors import TrackingError, first_line
 from harness.home import Home
 
 # What marks a run, and an experiment, as ours; early versions marked runs alone.
@@ -72,8 +72,7 @@ def prepare(path: Path, home: Home | None) -> None:
         _remove(new)
         if isinstance(error, OSError) or not kept:
             raise
-        first = without_secrets((str(error).splitlines() or [type(error).__name__])[0])
-        raise TrackingError(f"{path} cannot be brought up to date: {first}", _MOVE) from None
+        raise TrackingError(f"{path} cannot be brought up to date: {first_line(error)}", _MOVE) from None
     if kept:
         old = path.with_name(f"{path.name}.{version}")
         _remove(old)

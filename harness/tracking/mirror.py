@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from harness import atomic
-from harness.errors import Fenced, without_secrets
+from harness.errors import Fenced, first_line
 from harness.tracking.mlflow import MlflowTracker, find_run
 from harness.training.run_folder import RunEnd, RunFolder, RunRecord, grid_kimg
 
@@ -250,6 +250,6 @@ def send_left(
 
 
 def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
     cause = error.__cause__ if isinstance(error, Refused) and error.__cause__ else error
-    return f"{type(cause).__name__}: {without_secrets(lines[0])[:160]}" if lines else type(cause).__name__
+    said = first_line(error)[:160]
+    return f"{type(cause).__name__}: {said}" if str(error).strip() else type(cause).__name__

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from harness import atomic
-from harness.errors import HarnessError, TrackingError
+from harness.errors import HarnessError, TrackingError, first_line
 from harness.machine.forks import call_with_torch
 from harness.tracking.client import within
 from harness.tracking.database import EXPERIMENT_TAG
@@ -119,8 +119,7 @@ def write_model(folder: Path, hparams: dict[str, Any], path: Path) -> None:
             n = {0: torch.export.Dim("n")}
             program = torch.export.export(generator, (torch.zeros(2, hp.z_dim),), dynamic_shapes=(n,))
         except Exception as error:  # whatever a network of the user's own does that torch.export does not know
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise HarnessError(f"torch.export does not take its network: {first[:160]}") from None
+            raise HarnessError(f"torch.export does not take its network: {first_line(error)[:160]}") from None
         program.example_inputs = None  # they would be pickled
         torch.export.save(program, program_path)
         mlflow.pyfunc.save_model(

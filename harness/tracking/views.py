@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MADE_WITH = "3.17.2"
 _TAG = "mlflow.sharedViewState."
-# By the view's id, how MLflow's page shows its runs, which is no part of the state.
+# How MLflow shows the runs of each view; this is not a part of its state.
 VIEWS = {"ranked": "TABLE", "parallel-coordinates": "CHART", "samples": "CHART"}
 # As MLflow's search has it. Only trials are ranked: not the study's own run, and nothing that a person adds.
 ONLY_TRIALS = "tags.role = 'trial'"
