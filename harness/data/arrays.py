@@ -274,7 +274,7 @@ def load(published: ArraySet, path: Path, file: ArrayFile, say: Callable[[str], 
         with path.open("rb") as content:
             actual = hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
         if actual != md5:
-            say(f"{path.name} is not the published file of {published.title} (its md5 differs); used as it is")
+            say(f"{path.name} differs from the published file of {published.title} (md5); it is used as it is")
     try:
         return published.read(path)
     except Exception as error:  # each reader's library has errors of its own

@@ -14,9 +14,9 @@ from harness.errors import DataError, first_line
 from harness.home import Home
 
 _CELEBA_TERMS = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
-CELEBA_HELP = """CelebA is not downloaded unasked: it is for non-commercial research and its owners ask you to accept
-their terms. If you do, `harness data prepare celeba32 --download` gets it through torchvision, with its partition (it
-needs `.venv/bin/pip install gdown`); or get "Align&Cropped Images" (img_align_celeba.zip, 1.4 GB) from
+CELEBA_HELP = """CelebA is not downloaded automatically: it is for non-commercial research, and its owners ask you to
+accept their terms. If you do, `harness data prepare celeba32 --download` gets it through torchvision, with its
+partition (it needs `.venv/bin/pip install gdown`); or get "Align&Cropped Images" (img_align_celeba.zip, 1.4 GB) from
 https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html and pass the zip, or the folder that it unpacks to:
     DATA=/path/to/img_align_celeba.zip
 The zip is read in place. The prepared images of all 202,599 photographs take {size_mb:,.0f} MB at this size."""

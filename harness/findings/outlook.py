@@ -22,10 +22,9 @@ _LOW, _HIGH = 5.0, 95.0  # per cent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """The best score after k trials, as resampling a study's own trials expects it.
+    """The expected best score after k trials, by resampling a study's n trials.
 
-    ``gain`` is how much the expected best fell from ``fewer`` trials to n, which are by the same factor more as
-    n + ``more`` will be.
+    ``gain`` is how much it fell from ``fewer`` trials to n, where n / ``fewer`` is (n + ``more``) / n.
     """
 
     # [k - 1]: the mean of the best of k of its n trials, with its bootstrap interval (90 %).

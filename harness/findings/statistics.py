@@ -95,9 +95,9 @@ class Standing:
 def standing(scores: Mapping[str, Scores]) -> Standing:
     """Who leads, by how much, and how sure that is.
 
-    The lowest of k means is too low: its own interval must reach higher. That it misses to the other side becomes rare,
-    so all of ALPHA is left to this one: the bound is at 1 - ALPHA / k (Bonferroni), where k counts the first and those
-    within its reach. Simulated in docs/decisions/0008.
+    The lowest of k means is biased low, so its interval must reach higher. It then rarely misses on the other side, so
+    all of ALPHA goes to the upper bound, at 1 - ALPHA / k (Bonferroni), where k counts the first and those within its
+    reach. Simulated in docs/decisions/0008.
     """
     plain = {name: mean_score(list(values.values())) for name, values in scores.items()}
     order = tuple(sorted(plain, key=lambda name: (plain[name].mean, name)))
@@ -158,7 +158,7 @@ def power(effect: float, sd: float, n: int, alpha: float = ALPHA) -> float:
         return 0.0
     if sd == 0:
         return float(effect != 0)
-    # statsmodels' TTestPower has no number for many large effects: SciPy has none for the lower tail, which is nothing.
+    # statsmodels' TTestPower is NaN for many large effects, because SciPy's lower tail is; that tail is 0 there.
     shift, critical = abs(effect) / sd * math.sqrt(n), student_t.isf(alpha / 2, n - 1)
     return float(nct.sf(critical, n - 1, shift) + np.nan_to_num(nct.sf(critical, n - 1, -shift)))
 

@@ -223,7 +223,8 @@ def parallel(
     _beside(axis, len(space), 1, "worst")
     if any(part.eq(_UNUSED).any() for part in heights):
         axis.text(-0.06, _UNUSED, "not used", fontsize=7.5, va="center", ha="right")
-    axis.set_xticks(range(len(space) + 1), [*(wrapped(name.replace("_", " "), 12) for name in space), "score"])
+    names = [wrapped(name.replace("_", " "), 12).replace(" ", "_") for name in space]
+    axis.set_xticks(range(len(space) + 1), [*names, "score"])
     axis.set_yticks([])
     axis.set_xlim(-0.1, len(space) + 0.4)
     axis.grid(axis="x", color="#4a5568")

@@ -72,11 +72,11 @@ class Scorers:
         return self.reference_of(self.protocol(spec), self.extractor(spec.extractor, spec.precision or FLOAT32), spec)
 
     def reference_of(self, protocol: Protocol, extractor: Extractor, spec: ScoreSpec) -> Reference:
-        """Features of the real images, computed once; of many it is said, for they may take a minute."""
+        """Features of the real images, computed once; a message says so for many, which may take a minute."""
 
         def extract(images_BCHW: Tensor) -> Features:
             if len(images_BCHW) > _QUIET:
-                self.say(f"{protocol.extractor} features of {len(images_BCHW):,} real images, to compare with")
+                self.say(f"computing {protocol.extractor} features of {len(images_BCHW):,} real images")
             return extractor(images_BCHW)
 
         return load_reference(self.home, split_images(self.store, spec), protocol, extract)

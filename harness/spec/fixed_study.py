@@ -58,7 +58,7 @@ class Claim(Table):
     seeds: Int = Field(5, ge=2, le=100, description="Training seeds of every arm.")
     note: str = Field("", description="How the sentence was made a test, and what that leaves out.")
     recipe: Name | None = Field(None, description="The write-up's own system: a file of search_spaces/recipes/.")
-    variant: Name | None = Field(None, description="Of the recipe; as_coded unless given, where text and code differ.")
+    variant: Name | None = Field(None, description="Of the recipe; default: as_coded, where text and code differ.")
     scale: Literal["32px"] | None = Field(
         None, description="On images of that size the recipe's networks are scaled down, which its verdict says."
     )

@@ -104,7 +104,7 @@ class RecipePreset(Table):
     """A published recipe that is trained as a baseline: it has all of its own hyperparameters and is never pruned."""
 
     recipe: str = Field(description="A file of search_spaces/recipes/, without .toml.")
-    variant: str | None = Field(None, description="as_coded unless given, where text and code differ.")
+    variant: str | None = Field(None, description="Default: as_coded, where text and code differ.")
 
 
 def _preset_kind(content: Any) -> str:

@@ -43,7 +43,7 @@ _ALWAYS = {
     "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     # With each run that ends it would print the address, and the password in it.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # What is logged would be in a queue when it is said to be in MLflow, and a poor server would hold up the end.
+    # Queued points would count as logged, and a slow server would hold up the end.
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
 }
 _PASSWORDS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")

@@ -33,8 +33,9 @@ _MOVE = "Move the file away: the next start shows everything again, from the run
 def prepare(path: Path, home: Home | None) -> None:
     """Make the database, or bring it up to date, in a copy that then takes its place; the caller has the lock.
 
-    MLflow would do either in place, where a kill leaves tables that it can neither use nor finish. A TrackingError
-    where the file is damaged, locked, another program's, or of a newer MLflow. ``home``: whose it is, if any's.
+    MLflow would do either in place, where a kill leaves tables that it can neither use nor finish. Raises TrackingError
+    if the file is damaged, locked, another program's, or of a newer MLflow. ``home`` is the home folder that it is in,
+    if it is in one.
     """
     new = path.with_name(f"{path.name}.new")
     try:

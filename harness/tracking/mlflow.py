@@ -46,10 +46,10 @@ def open_experiment(
     of_run: str = "",
     say: Callable[[str], None] = lambda text: None,
 ) -> str:
-    """The id of the study's experiment, whatever a person has named it since; restored where one deleted it, else made.
+    """The id of the study's experiment: found also if it was renamed, restored if it was deleted, else made.
 
-    ``of_run`` is a run that is in it, if MLflow still has that. A TrackingError where another program made the
-    experiment of this name.
+    ``of_run`` is a run in it, if MLflow still has that run. Raises TrackingError if another program made the experiment
+    of this name.
     """
     from mlflow.entities import ViewType
 

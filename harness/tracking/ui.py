@@ -54,9 +54,9 @@ def ui_links(home: Home, port: int, metrics: Mapping[str, str]) -> Iterator[tupl
 
 
 def own_pages_only(app: Any) -> Any:
-    """The ASGI app, which changes nothing for pages from anywhere else than where it is reached itself.
+    """The ASGI app, without writes that pages of another origin ask for.
 
-    MLflow trusts the pages of all ports of this machine, behind which other users' programs may be.
+    MLflow trusts pages of every port of this machine, where other users' programs may listen.
     """
 
     async def served(scope: dict[str, Any], receive: Any, send: Any) -> None:

@@ -191,4 +191,4 @@ def test_the_score_is_drawn_against_the_parameters_that_matter_from_eight_trials
         text = build_report(record(*trials[:n]), tmp_path, tmp_path / "out", {"lr_g": 0.7, "bn": 0.3}, "x").read_text()
         for name in ("parameter-1.svg", "parameter-2.svg", "parallel.svg"):
             assert (tmp_path / "out" / name).is_file() == (f"({name})" in text) == drawn
-        assert ("lr_g 70 % · bn 30 % (x on 8 trials, pruned ones included" in text) == drawn
+        assert ("lr_g 70 % · bn 30 % (x, 8 trials; below 50 it is a hint)." in text) == drawn

@@ -242,7 +242,7 @@ def test_pictures_of_trials_leave_the_page_small_and_a_damaged_one_leaves_it_who
     text = build_report(many, tmp_path, tmp_path / "out", {}, "PED-ANOVA").read_text()
     kept = list((tmp_path / "out").glob("trial-*.png"))
     assert 8 < len(kept) < 12 and sum(path.stat().st_size for path in kept) <= 2**20
-    assert f"Those of {20 - len(kept)} trials are left out, for the page to load quickly." in text
+    assert f"Those of {20 - len(kept)} trials are left out to keep the page small." in text
     assert (tmp_path / "out" / "report.html").stat().st_size < 4e6, "of noise; photographs take less"
     assert "trial-3.png" not in text
 
