@@ -66,7 +66,7 @@ class Listing:
         return self.links + used + passed_over
 
     def add(self, file: File, why_not: str, head: Callable[[], bytes], *, by_link: bool = False) -> None:
-        """Sort one file in: ``why_not`` it may not be used whatever it is; ``head`` reads its first bytes."""
+        """Add one file. ``why_not`` says why one in its place may not be used; ``head`` reads its first bytes."""
         name = name_parts(file[0])[-1]
         suffix = PurePosixPath(name).suffix.lower()
         if suffix in _SUFFIXES and not name.startswith("._") and not by_link:

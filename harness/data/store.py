@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Disk space that must remain free after a store is written.
 _RESERVE_BYTES = 200 * 2**20
 _PIECE_BYTES = 16 * 2**20
-# Pixels of fewer values than this, over a whole set, are not photographs as a person sees them.
+# A set whose pixels span fewer values than this has hardly any contrast.
 _NARROW = 64
 _ARRAY, _MANIFEST = "images.npy", "manifest.json"
 

@@ -39,13 +39,11 @@ class Headline:
     """The verdict on a study, or on a single training.
 
     Attributes:
-        kind: ``no usable trial``, ``collapsed``, ``too short``, ``nothing searched yet``, ``no winner``, ``best,
-            unconfirmed`` or ``best, confirmed``; a training's ``diverged``, ``no score``, ``collapsed``, ``too short``,
-            ``discriminator won`` or ``trained``.
-        text: the verdict, one sentence.
-        reason: why, and what else must be known; one sentence or more.
-        next: the command that gets further.
-        trial: number of the search's leading trial: the best one whose samples have not collapsed; None without one.
+        kind: the verdict in a few words, such as ``best, confirmed``.
+        text: the verdict in a sentence.
+        reason: why, and what else to know; one sentence or more.
+        next: the command to run next.
+        trial: number of the search's leading trial, the best whose samples have not collapsed; None without one.
     """
 
     kind: Kind

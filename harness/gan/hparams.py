@@ -88,7 +88,7 @@ class HParams:
     strides_d: Annotated[
         str, Field(pattern=STRIDES_PATTERN), "Strides of the discriminator's convolutions; auto: 2."
     ] = "auto"
-    depth_d: Annotated[int, Field(ge=0, le=8), "The discriminator's convolutions; 0: as many as reach base_size."] = 0
+    depth_d: Annotated[int, Field(ge=0, le=8), "Number of the discriminator's convolutions; 0: up to base_size."] = 0
     base_size: Annotated[Literal[2, 4], "Side of the map that z is projected to (px)."] = 4
     ends: Annotated[
         Literal["conv", "linear"],

@@ -42,7 +42,7 @@ _PUBLISHED_PRC = ("precision", "recall")
 
 @dataclass(slots=True)
 class Scorers:
-    """Makes scorers for one set of images; extractors, whose batches ``interrupt`` can raise between, are shared."""
+    """Makes scorers for one set of images, which share extractors; ``interrupt`` may raise between batches."""
 
     home: Home
     store: ImageStore
@@ -86,7 +86,7 @@ class Scorers:
 
 
 class Scorer:
-    """Scores generators under one protocol. What it compares them with is computed with the first score.
+    """Scores generators under one protocol. The reference is computed with the first score.
 
     Without Inception's classifier head, MobileNetV2's Inception Score is given under its own name. Precision and recall
     use the protocol's features; with Inception, also VGG16's features where its weights are available.

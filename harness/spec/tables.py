@@ -202,8 +202,8 @@ class DataSpec(Table):
         None,
         gt=0,
         lt=1,
-        description="Keep a part of the images out of training: the source's own test part where it has one, else this "
-        "share, chosen by hash of the file names.",
+        description="Share of the images to keep out of training, chosen by hash of the file names; a source with test "
+        "images of its own keeps those out instead.",
     )
 
     @model_validator(mode="after")

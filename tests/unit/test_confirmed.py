@@ -151,11 +151,11 @@ def test_report_and_best_toml_are_of_the_confirmed_best(tmp_path):
     assert "| trial-1 | 40.2 | +4.75 |" in searched
     assert (tmp_path / "out" / "confirmed.png").is_file()
     best = load_best(tmp_path / "out" / "best.toml")
-    assert (best.study, best.confirmed.configuration, best.confirmed.mean) == ("mnist32-confirm", "trial-1", 45.0)
-    assert best.confirmed.low < 45 < best.confirmed.high
+    assert (best.study, best.confirmed["configuration"], best.confirmed["mean"]) == ("mnist32-confirm", "trial-1", 45.0)
+    assert best.confirmed["low"] < 45 < best.confirmed["high"]
     assert (best.training.seed, best.score["value"]) == (SEEDS[2], 45.0)
-    assert best.confirmed.protocol_hash == "p1"
-    assert best.confirmed.ties == ("trial-2",)
+    assert best.confirmed["protocol_hash"] == "p1"
+    assert best.confirmed["ties"] == ["trial-2"]
     again = build_report(FULL, tmp_path / "runs", tmp_path / "out", {}, "PED-ANOVA", plan(GOOD))
     assert again.read_text() == text
 
