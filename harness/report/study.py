@@ -26,10 +26,11 @@ from harness.findings.ranking import (
     rung_scores,
     rungs_frame,
 )
-from harness.gan.hparams import ALIASES, stored_value
+from harness.gan.hparams import LATER, stored_value
 from harness.report import plots
 from harness.report.facts import FACTS_FILE, best_toml, facts
 from harness.report.page import png, write_page
+from harness.spec.resolved import compared_params
 from harness.spec.tables import meaning
 from harness.store.records import StudyRecord, TrialRecord
 from harness.text import duration, heading, number, objective_label
@@ -223,6 +224,7 @@ def _next(record: StudyRecord, first: str, *, audited: bool) -> list[str]:
 def study_context(record: StudyRecord, board: Leaderboard) -> dict[str, Any]:
     """What the record alone says; ``spec`` stays as the version that stored it wrote it."""
     spec, leaders, started = record.attrs.spec, leading(record), _started(record)
+    every = [_row(trial, record) for trial in started]
     best = leaders[0] if leaders else None
     final, rungs = spec["scoring"]["final"], spec["budget"]["rungs"]
     searched = "precision" in spec["space"]
@@ -246,19 +248,19 @@ def study_context(record: StudyRecord, board: Leaderboard) -> dict[str, Any]:
         "other_metrics": sorted(
             {name for t in leaders[:_TOP] for name in t.attrs.scores if name != record.attrs.final_metric}
         ),
-        "board": [_board_row(trial, record) for trial in leaders[:_TOP]],
+        "board": every[: len(leaders[:_TOP])],
         "correlations": [f"{c.rho:.2f} at {number(c.kimg)} kimg (n = {c.n})" for c in rank_correlations(record)],
         "baselines": _baselines(record, best),
         "left_out": ", ".join(map(str, board.left_out)),
         "unavailable": best.attrs.unavailable if best else {},
         "first_rung": rungs[0] if rungs else spec["budget"]["kimg"],
-        "every": [_every_row(trial, record) for trial in started],
+        "every": every,
         "time": _time(record, started),
         "tradeoff": None
         if len(names) == 1
         else {
             "names": [objective_label(name, record.attrs.final_metric) for name in names],
-            "rows": [_board_row(trial, record) for trial in pareto_front(record)],
+            "front": pareto_front(record),
             "timed": "seconds" in names,
             "n": len(board.trials),
         },
@@ -275,17 +277,26 @@ def _baselines(record: StudyRecord, best: TrialRecord | None) -> list[dict[str, 
         value = trial.value if trial.state == "COMPLETE" and ranked else None
         gain = value - best.value if value is not None and best and best.value is not None else None
         end = "" if value is not None else trial.reason or trial.state.lower()
-        row = {"trial": trial, "updates": _updates(trial, record), "seconds": record.seconds(trial)}
-        rows.append({**row, "value": value, "gain": gain, "end": end})
+        rows.append({**_row(trial, record), "value": value, "gain": gain, "end": end})
     return sorted(rows, key=lambda row: (row["value"] is None, row["value"] or 0.0, row["trial"].number))
 
 
-def _board_row(trial: TrialRecord, record: StudyRecord) -> dict[str, Any]:
-    hparams, space = trial.attrs.hparams, record.attrs.spec["space"]
-    # A baseline was not asked for any: its values of what the others search.
-    params = trial.params or {name: stored_value(hparams, name) for name in space if hparams}
-    seconds, updates = record.seconds(trial), _updates(trial, record)
-    return {"trial": trial, "seconds": seconds, "updates": updates, "collapsed": collapsed(trial), "params": params}
+def _row(trial: TrialRecord, record: StudyRecord) -> dict[str, Any]:
+    """What tables show of a trial."""
+    hparams, scores = trial.attrs.hparams, rung_scores(trial)
+    state = {"COMPLETE": "finished", "FAIL": "failed"}.get(trial.shown_state, trial.shown_state.lower())
+    return {
+        "trial": trial,
+        # A baseline has no parameters of its own: these are its values of what the others search.
+        "params": trial.params or {name: stored_value(hparams, name) for name in record.attrs.spec["space"] if hparams},
+        "seconds": record.seconds(trial),
+        "updates": _updates(trial, record),
+        "collapsed": collapsed(trial),
+        "end": "diverged" if trial.attrs.diverged else state,
+        "kimg": max((kimg for kimg, _ in scores), default=0.0),
+        "first": scores[0][1] if scores else None,
+        "reason": trial.reason.replace("|", "\\|").replace("\n", " "),
+    }
 
 
 def _updates(trial: TrialRecord, record: StudyRecord) -> str:
@@ -295,17 +306,9 @@ def _updates(trial: TrialRecord, record: StudyRecord) -> str:
 
 def _parameters(record: StudyRecord, trial: TrialRecord) -> str:
     """What the search chooses, as this trial has it, and how long it was trained, in a line."""
-    hparams, space = trial.attrs.hparams, record.attrs.spec["space"]
-    used = [
-        field
-        for name, param in space.items()
-        for field in ALIASES.get(name, (name,))
-        if stored_value(hparams, field) is not None
-        and all(hparams.get(parent) == wanted for parent, wanted in param.get("when", {}).items())
-    ]
-    values = [f"{name} {number(stored_value(hparams, name))}" for name in dict.fromkeys(used)]
+    values = compared_params(record.attrs.spec, {**LATER, **trial.attrs.hparams}).items()
     length = f"{number(record.attrs.spec['budget']['kimg'])} kimg, {_updates(trial, record)} generator updates"
-    return " · ".join([*values, length])
+    return " · ".join([*(f"{name} {number(value)}" for name, value in values), length])
 
 
 def _promotions(record: StudyRecord) -> list[dict[str, Any]]:
@@ -333,18 +336,6 @@ def _started(record: StudyRecord) -> list[TrialRecord]:
 
     others = [t for t in record.newest if t.number not in ranked and t.shown_state != "WAITING"]
     return [*leaders, *sorted(others, key=order)]
-
-
-def _every_row(trial: TrialRecord, record: StudyRecord) -> dict[str, Any]:
-    scores = rung_scores(trial)
-    state = {"COMPLETE": "finished", "FAIL": "failed"}.get(trial.shown_state, trial.shown_state.lower())
-    return {
-        **_board_row(trial, record),
-        "end": "diverged" if trial.attrs.diverged else state,
-        "kimg": max((kimg for kimg, _ in scores), default=0.0),
-        "first": scores[0][1] if scores else None,
-        "reason": trial.reason.replace("|", "\\|").replace("\n", " "),
-    }
 
 
 def _time(record: StudyRecord, started: Sequence[TrialRecord]) -> dict[str, Any]:
