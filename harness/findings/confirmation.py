@@ -107,10 +107,6 @@ class Confirmation:
         return min(searched, key=lambda arm: arm.searched or 0, default=None)
 
     @property
-    def best_published(self) -> ConfirmedArm | None:
-        return next((arm for arm in self.ranked if arm.published), None)
-
-    @property
     def n_open(self) -> int:
         return sum(arm.n_open for arm in (*self.ranked, *self.unsound))
 

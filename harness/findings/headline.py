@@ -222,7 +222,7 @@ class _Judge:
         return f"Scored lower, but collapsed: {', '.join(lower)}. " if lower else ""
 
     def _published(self, found: Confirmation) -> str:
-        best, other = found.best, found.best_published
+        best, other = found.best, next((arm for arm in found.ranked if arm.published), None)
         if best.published:
             return " It is a published configuration: the search found none that is better."
         if other is None:

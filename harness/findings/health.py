@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,10 @@ class Health:
     # Probability that a sample is nearer to a training image than another real image is.
     nearer: float | None = None
     memorises: bool = False
+
+    @property
+    def is_known(self) -> bool:
+        return self.distance is not None or self.score is not None
 
     @property
     def findings(self) -> list[str]:
@@ -121,17 +125,3 @@ def _won(run: RunFolder, hparams: Mapping[str, Any]) -> float | None:
     half = curve[curve["kimg"] > curve["kimg"].max() / 2]["loss_d"]
     floor = loss_floor(hparams) + WON * float(hparams["d_loss_factor"])
     return float((half < floor).mean())
-
-
-def health_context(rows: Sequence[Health]) -> dict[str, Any] | None:
-    """What the report's template needs; None where nothing is known of any."""
-    known = [row for row in rows if row.distance is not None or row.score is not None]
-    if not known:
-        return None
-    return {
-        "rows": known,
-        "findings": [f"{row.name}: {text}" for row in known for text in row.findings],
-        "audited": [row for row in known if row.batch_score is not None],
-        "collapsed": COLLAPSED,
-        "won": WON,
-    }

@@ -23,17 +23,17 @@ class Leaderboard:
     left_out: tuple[int, ...]
 
 
-def rank(record: StudyRecord, *, top: int | None = None) -> Leaderboard:
-    """The best ``top`` trials (None: all) under the protocol of most finished ones (of two as common the newest).
+def rank(record: StudyRecord) -> Leaderboard:
+    """The trials under the protocol of most finished ones (of two as common the newest), best first.
 
     A trial without a protocol was scored by another program, in a study of ours.
     """
     hashes = [trial.attrs.protocol_hash for trial in record.complete]
     by_age = [t.attrs.protocol_hash for t in record.trials if t.state == "COMPLETE"]
     chosen = max(set(hashes), key=lambda h: (h != "", hashes.count(h), by_age[::-1].index(h) * -1)) if hashes else ""
-    ranked = [trial for trial in record.complete if trial.attrs.protocol_hash == chosen]
+    ranked = tuple(trial for trial in record.complete if trial.attrs.protocol_hash == chosen)
     left_out = tuple(t.number for t in record.complete if t.attrs.protocol_hash != chosen)
-    return Leaderboard(tuple(ranked[:top]), chosen, left_out)
+    return Leaderboard(ranked, chosen, left_out)
 
 
 def leading(record: StudyRecord) -> list[TrialRecord]:

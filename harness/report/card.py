@@ -12,6 +12,7 @@ from harness.findings.health import health
 from harness.gan.hparams import LAWS, HParams
 from harness.report.page import filled, squeezed
 from harness.store.records import StudyRecord, TrialRecord
+from harness.text import metric_label
 
 _DATA = (
     "It generates images like its training images, at one size, with the same gaps and biases. If they show people, "
@@ -32,7 +33,7 @@ def study_card(record: StudyRecord, plan: StudyRecord | None, trial: TrialRecord
     seeds = _ONE_SEED
     if arm:
         mean = arm.estimate
-        rows.insert(0, {"name": f"{metric}, mean", "value": mean.mean, "estimate": mean})
+        rows.insert(0, {"name": f"{metric_label(metric)}, mean", "value": mean.mean, "estimate": mean})
         seeds = f"The mean is over {mean.n} training seeds; the other scores are those of the median training."
     checked = health(f"trial {trial.number}", trial, root)
     audit = f"Not audited for copies of its training images: `harness audit {record.name}`."
@@ -80,7 +81,7 @@ def training_card(name: str, summary: Mapping[str, Any], licence: str) -> str:
 
 
 def _rows(scores: Mapping[str, float]) -> list[dict[str, Any]]:
-    return [{"name": name, "value": value, "estimate": None} for name, value in scores.items()]
+    return [{"name": metric_label(name), "value": value, "estimate": None} for name, value in scores.items()]
 
 
 def _card(*, hparams: Mapping[str, Any], scoring: Mapping[str, Any], limits: list[str], **context: Any) -> str:

@@ -48,7 +48,7 @@ def build_comparison(pairs: Sequence[tuple[StudyRecord, StudyRecord | None]], ou
 
 
 def _entry(record: StudyRecord, plan: StudyRecord | None) -> dict[str, Any]:
-    board, confirmed = rank(record, top=1), confirmation(record, plan) if plan else None
+    board, confirmed = rank(record), confirmation(record, plan) if plan else None
     return {
         "name": record.name,
         "record": record,

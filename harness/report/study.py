@@ -14,7 +14,7 @@ from PIL import Image
 
 from harness.findings.confirmation import confirmation
 from harness.findings.headline import headline
-from harness.findings.health import collapsed, health, health_context
+from harness.findings.health import COLLAPSED, WON, collapsed, health
 from harness.findings.outlook import chance, outlook, too_few
 from harness.findings.ranking import (
     Leaderboard,
@@ -85,7 +85,7 @@ def build_report(
     if confirmed:
         shown.insert(0, (f"{confirmed.best.name}, confirmed (median seed)", confirmed.best.median_trial))
     files, pictures = _pictures(shown[0][1], root, real) if shown else ({}, {})
-    watched = health_context([health(name, trial, root) for name, trial in shown])
+    watched = [row for name, trial in shown if (row := health(name, trial, root)).is_known]
     ahead = outlook(record, _MORE_TRIALS)
     best = leaders[0].number if leaders else None
     if confirmed:
@@ -104,17 +104,17 @@ def build_report(
         folder, samplings = RunFolder(root / shown[0][1].attrs.folder), shown[0][1].attrs.samplings
         if watched and folder.nearest.is_file():
             files[_PAIRS] = folder.nearest.read_bytes()
-            watched |= {"pairs": _PAIRS, "pairs_of": shown[0][0]}
     if leaders:
         files["best.toml"] = best_toml(record, root, leaders[0], confirmed).encode()
     verdict, context = headline(record, plan), study_context(record, board)
+    audited = [row for row in watched if row.batch_score is not None]
     strips = dict(_strips(started, root))
     files |= {f"trial-{number}.png": strip for number, strip in strips.items()}
-    files[FACTS_FILE] = facts(record, confirmed, watched["rows"] if watched else (), verdict).encode()
+    files[FACTS_FILE] = facts(record, confirmed, watched, verdict).encode()
     context |= {
         "evaluator": evaluator,
         "headline": verdict,
-        "next": _next(record, verdict.next, audited=bool(watched and watched["audited"])),
+        "next": _next(record, verdict.next, audited=bool(audited)),
         "confirmed": confirmed,
         "parameters": _parameters(record, shown[0][1]) if shown else "",
         "pictures": pictures,
@@ -124,6 +124,10 @@ def build_report(
         "shown": shown[0][0] if shown else "",
         "first_sampling": samplings[0] if len(samplings) > 1 else None,
         "health": watched,
+        "audited": audited,
+        "collapsed": COLLAPSED,
+        "won": WON,
+        "pairs": _PAIRS if _PAIRS in files else "",
         "outlook": ahead,
         "no_outlook": too_few(record),
         "chance": chance(record, _MORE_TRIALS),

@@ -302,7 +302,7 @@ def test_a_best_toml_whose_networks_do_not_fit_is_refused(root, tmp_path, change
 
 def test_scores_of_other_protocols_are_not_ranked():
     other = [trial(7, value=1.0, attrs={"protocol_hash": "old"})]
-    board = rank(record(*FULL.trials[:3], *other), top=5)
+    board = rank(record(*FULL.trials[:3], *other))
     assert [t.number for t in board.trials] == [1, 2, 0]
     assert (board.protocol_hash, board.left_out) == ("p1", (7,))
 
@@ -322,7 +322,7 @@ def test_scores_of_other_protocols_are_in_no_figure_and_no_comparison(root, tmp_
 
 
 def test_divergence_and_pruning_never_lead():
-    assert [t.number for t in rank(FULL, top=5).trials] == [1, 2, 0]
+    assert [t.number for t in rank(FULL).trials] == [1, 2, 0]
     assert FULL.best is FULL.trials[1]
 
 
