@@ -252,7 +252,7 @@ def _build(folder: Path, material: Material, on_progress: OnProgress) -> None:
 def _write_array(
     path: Path, material: Material, shape: tuple[int, int, int, int], on_progress: OnProgress
 ) -> dict[str, Any]:
-    """Write usable images one after the other, whatever their number, in little memory; return the manifest."""
+    """Write usable images one by one, in little memory; return the manifest."""
     rejected: dict[str, str] = {}
     notes: dict[str, str] = {}
     used = train = 0

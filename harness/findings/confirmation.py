@@ -1,4 +1,4 @@
-"""The confirmed leaderboard: configurations by their mean over fresh training seeds; what the data can tell apart."""
+"""The confirmed leaderboard: configurations by their mean over new training seeds, and which differ clearly."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from harness.training.run_folder import RunFolder, RunRecord
 
 # Samples that are less than half as far from each other as real images are have lost modes, or shapes.
 COLLAPSED = 0.5
-# The discriminator has won where its loss is within this many nats of the least that its labels allow, a training's
-# where that is so for more than this share of its second half.
+# The discriminator has won while its loss is within this many nats of the least that its labels allow; it has won a
+# training if it did so for more than this share of the second half.
 WON, WON_SHARE = 0.05, 0.5
 # A gap between running and batch statistics that is more than this share of the score is reported.
 GAP = 0.1

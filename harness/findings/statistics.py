@@ -24,7 +24,7 @@ ALPHA = 1 - LEVEL
 WANTED_POWER = 0.8
 # Fewer training seeds than this have no interval: with two it is 12.7 times as wide as they are apart.
 FEWEST_SEEDS = 3
-# A configuration that a paired t-test tells from the first at this level could not have been picked in its place.
+# A configuration that differs from the first at this level of a paired t-test could not have been picked in its place.
 REACH_ALPHA = 0.03
 
 # Scores of one configuration by training seed.
@@ -64,7 +64,7 @@ class Difference:
 
     @property
     def tie(self) -> bool:
-        """Whether the data cannot tell the two apart: the interval has 0 in it, or there is none."""
+        """Whether the two do not differ clearly: the interval contains 0, or there is none."""
         return self.estimate.low is None or self.estimate.high is None or self.estimate.low <= 0 <= self.estimate.high
 
 
@@ -115,9 +115,9 @@ def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
 
 
 def mean_score(values: Sequence[float]) -> Estimate:
-    """The mean of a configuration's scores; no FID or KID is expected to be below 0, so no interval begins there.
+    """The mean of a configuration's scores. No expected FID or KID is below 0, so its interval does not begin there.
 
-    But a mean can be below 0, KID being unbiased: its interval is left as it is.
+    KID is unbiased, so its mean itself can be below 0; then the interval is not cut.
     """
     mean = estimate(values)
     return mean if mean.low is None or mean.mean < 0 else replace(mean, low=max(0.0, mean.low))

@@ -154,7 +154,7 @@ class HParams:
         "brightness, saturation and contrast; translation: by up to an eighth of the side; cutout: without a square of "
         "half the side; several joined by commas (Zhao et al. 2020).",
     ] = "none"
-    reshuffle: Annotated[bool, "Whether each epoch has an order of its own."] = True
+    reshuffle: Annotated[bool, "Whether each epoch has a new order."] = True
     last_batch: Annotated[
         Literal["drop", "match", "full"],
         "An epoch's last, smaller batch. drop: left out; match: used, with as many fakes; full: used, with a full "

@@ -1,4 +1,4 @@
-"""A page of a report: Markdown with its figures in a folder of its own, and the same as one HTML file."""
+"""A page of a report: a folder with its Markdown and figures, and the same as one HTML file."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def filled(template: str, **context: Any) -> str:
 
 
 _PICTURES = {".png": "image/png", ".gif": "image/gif"}
-# A line that begins a part of its own, folded below its summary or placed by its name, or ends one.
+# A line that begins or ends a part of a page, which is folded below its summary or placed by its name.
 _PART = re.compile(r"^(<details><summary>.*</summary>|</details>|<div class=\"[a-z]+\">|</div>)$", re.MULTILINE)
 _SUMMARY = re.compile(r"(<details><summary>)(.*)(</summary>)")
 # What an SVG says of itself for others than a page: its kind, its namespaces.

@@ -1,4 +1,4 @@
-"""The report's figures, with a light background of their own, so that they read on white and dark pages."""
+"""The report's figures. They have a light background, so that they read on white and on dark pages."""
 
 from __future__ import annotations
 

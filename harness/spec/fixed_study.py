@@ -157,7 +157,7 @@ def arm_name(hp: HParams) -> str:
 
 
 def registered(claim: Claim) -> str:
-    """All of a claim, as it is kept in the database before anything is run: JSON that ``model_validate_json`` reads."""
+    """A claim as the database keeps it before any training: JSON that ``model_validate_json`` reads."""
     content = claim.model_dump(mode="json", exclude_none=True)
     if claim.measure == "score":  # as claims were kept before there were others
         del content["measure"]

@@ -22,7 +22,7 @@ _STEERING = ("sampler", "pruner", "presets")
 
 
 class ResolvedPreset(Preset):
-    """A configuration to train. That of a recipe or an arm has no searched parameters, but all of its own values."""
+    """A configuration to train. A recipe's or an arm's has no searched parameters; ``overrides`` has all its values."""
 
     overrides: dict[str, Scalar] | None = None
     own_images: str | None = Field(None, description="How a recipe prepares its images where it differs.")

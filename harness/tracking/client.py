@@ -111,7 +111,7 @@ def _limit_answers() -> None:
 def within(seconds: float, call: Callable[[], R], stops: Callable[[], bool] = lambda: False) -> R:
     """The result of a call in a thread, which is abandoned after ``seconds``, or when ``stops()``.
 
-    No timeout of a library ends every wait: a server may send a byte a second, or the header of an answer for ever.
+    A library's timeouts do not end every wait: a server may send a byte a second, or headers forever.
     """
     _left[:] = [thread for thread in _left if thread.is_alive()]
     if len(_left) >= _MOST_LEFT:
@@ -220,7 +220,7 @@ def version_of_pages(client: MlflowClient) -> str:
 
 
 def without_password(text: str, url: str) -> str:
-    """A text in which an address's password, and the one of MLFLOW_TRACKING_PASSWORD, is blotted out."""
+    """A text without the address's password and that of MLFLOW_TRACKING_PASSWORD."""
     named = map(os.environ.get, _PASSWORDS)
     for secret in filter(None, (urlsplit(url).password, *named)):
         text = text.replace(secret, "***")

@@ -89,7 +89,7 @@ class _Quiet(WSGIRequestHandler):
 
 
 def dashboard_server(home: Home, port: int) -> WSGIServer:
-    """The dashboard on 127.0.0.1, to be served for ever. UsageError where it is not installed, or the port is taken."""
+    """The dashboard's server on 127.0.0.1. Raises UsageError if it is not installed or the port is taken."""
     try:
         from optuna_dashboard import wsgi
     except ImportError:

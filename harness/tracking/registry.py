@@ -118,7 +118,7 @@ def write_model(folder: Path, hparams: dict[str, Any], path: Path) -> None:
         try:
             n = {0: torch.export.Dim("n")}
             program = torch.export.export(generator, (torch.zeros(2, hp.z_dim),), dynamic_shapes=(n,))
-        except Exception as error:  # whatever a network of the user's own does that torch.export does not know
+        except Exception as error:  # whatever torch.export raises about a user's own network
             raise HarnessError(f"torch.export cannot export its network: {first_line(error)[:160]}") from None
         program.example_inputs = None  # they would be pickled
         torch.export.save(program, program_path)

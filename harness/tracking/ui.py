@@ -30,9 +30,9 @@ def ui_command(home: Home, port: int) -> list[str]:
     return [
         *(sys.executable, "-m", "harness.tracking.ui", "server", "--host", "127.0.0.1", "--port", str(port)),
         *("--backend-store-uri", home.mlflow_url, "--artifacts-destination", artifacts, "--workers", "1"),
-        # By itself uvicorn looks for modules in the folder that it is started in, before all others.
+        # By default uvicorn looks for modules in the current folder first.
         *("--uvicorn-opts", f"--log-level warning --app-dir {shlex.quote(sysconfig.get_path('stdlib'))}"),
-        # By itself MLflow also answers to 10.* and 192.168.*, which are names that anybody can own: 10.example.com.
+        # By default MLflow also answers to 10.* and 192.168.*, which names such as 10.example.com match.
         *("--allowed-hosts", ",".join(f"{name}{port}" for name in ("127.0.0.1", "localhost") for port in ("", ":*"))),
         *("--cors-allowed-origins", f"http://127.0.0.1:{port}"),
     ]

@@ -17,7 +17,7 @@ from harness.errors import Diverged, first_line
 from harness.gan.fast.precision import tensor_cores
 from harness.gan.run import Run
 
-# Steps before the capture, on a stream of their own: libraries choose their algorithms and allocate.
+# Steps before the capture, on another stream, in which libraries choose algorithms and allocate memory.
 _WARM_UP = 3
 
 
