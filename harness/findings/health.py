@@ -32,7 +32,7 @@ class Health:
     distance: float | None
     variance: float | None = None
     # Share of the training's second half in which the discriminator's loss was at its floor.
-    won: float | None
+    won: float | None = None
     # With BatchNorm's running statistics, and with those of each batch.
     score: float | None = None
     batch_score: float | None = None
