@@ -23,7 +23,7 @@ from harness.text import duration
 from harness.training.run_folder import RunFolder
 
 _ROWS_SHOWN = 3  # of a sample grid
-# What is compared in the place of the score, and how a treated arm differs in it.
+# What a claim compares instead of the score, and how a treated arm differs in it.
 _MEASURES = {
     "loss_swing": "mean change of the generator's loss (nats)",
     "loss_gap": "mean distance of both losses (nats)",

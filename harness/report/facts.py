@@ -83,7 +83,7 @@ def facts(
 
 
 def best_toml(record: StudyRecord, root: Path, best: TrialRecord, confirmed: Confirmation | None) -> str:
-    """What ``harness train --config`` reads: the confirmed best's training of its median seed, else the search's best.
+    """What ``harness train --config`` reads: the confirmed best's median training, else the search's best.
 
     Its weights are named with their sha256 where they are below ``root``, the home folder.
     """

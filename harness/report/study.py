@@ -185,7 +185,7 @@ def _drawings(
 
 
 def _label(trial: TrialRecord, score: float, record: StudyRecord, *, final: bool) -> str:
-    """What a trial's point or line says to a pointer."""
+    """The tooltip of a trial's point or line."""
     scores = f"{heading(record.attrs.rung_metric)} {number(score)}"
     if final:
         scores += f", final {heading(record.attrs.final_metric)} {number(trial.value)}"
@@ -214,7 +214,7 @@ def _first_row(grid: Path) -> bytes | None:
 
 
 def _next(record: StudyRecord, first: str, *, audited: bool) -> list[str]:
-    """Three commands that get further, those of the verdict first."""
+    """Three commands to run next, the verdict's first."""
     name, usable = record.name, bool(leading(record))
     commands = [
         first,
@@ -226,7 +226,7 @@ def _next(record: StudyRecord, first: str, *, audited: bool) -> list[str]:
 
 
 def study_context(record: StudyRecord, board: Leaderboard) -> dict[str, Any]:
-    """What the record alone says; ``spec`` stays as the version that stored it wrote it."""
+    """What the template shows of the record alone; its ``spec`` is as the version that stored it wrote it."""
     spec, leaders, started = record.attrs.spec, leading(record), _started(record)
     every = [_row(trial, record) for trial in started]
     best = leaders[0] if leaders else None
@@ -309,14 +309,14 @@ def _updates(trial: TrialRecord, record: StudyRecord) -> str:
 
 
 def _parameters(record: StudyRecord, trial: TrialRecord) -> str:
-    """What the search chooses, as this trial has it, and how long it was trained, in a line."""
+    """A trial's values of the searched parameters and the length of its training, in a line."""
     values = compared_params(record.attrs.spec, {**LATER, **trial.attrs.hparams}).items()
     length = f"{number(record.attrs.spec['budget']['kimg'])} kimg, {_updates(trial, record)} generator updates"
     return " · ".join([*(f"{name} {number(value)}" for name, value in values), length])
 
 
 def _promotions(record: StudyRecord) -> list[dict[str, Any]]:
-    """By rung at which trials pause: how many came, and how many were promoted from there; empty with a pruner."""
+    """For each rung: how many trials reached it, and how many were promoted there; empty with a pruner."""
     if record.attrs.spec["pruner"]["name"] != "promotion":
         return []
     searched = [trial for trial in record.trials if not trial.attrs.recipe]
