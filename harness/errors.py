@@ -18,6 +18,12 @@ def without_secrets(text: str) -> str:
     return _SECRET.sub(r"\1***", _USER.sub(r"\1", text))
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line without secrets; its type's name where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return without_secrets(lines[0]) if lines else type(error).__name__
+
+
 class HarnessError(Exception):
     """Base of every expected error: what is wrong and where, and what to do next, without secrets in addresses."""
 

@@ -1,7 +1,7 @@
 """``python -m tools.prose``: find long Markdown lines, and idioms that a reader has to read twice.
 
-Checked are the pages that people write, and the lines of the packages in ``PYTHON``. Code, quotations and tables may be
-as long as they are; code and quotations may say what they like.
+Checked are the pages that people write, and modules and templates of the packages in ``PYTHON``. Code, quotations and
+tables may be as long as they are; code and quotations may say what they like.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ WIDTH = 100
 # Made by commands, from words of their own.
 GENERATED = ("docs/recipes.md",)
 PYTHON = (
-    *("api", "cli", "data", "findings", "forecast", "gan"),
-    *("machine", "scoring", "spec", "store", "sweep", "training"),
+    *("api", "cli", "data", "findings", "forecast", "gan", "machine"),
+    *("report", "scoring", "spec", "store", "sweep", "tracking", "training"),
 )
 # Patterns from the beginning of a word, in any case, and what to write instead.
 IDIOMS = {
@@ -46,9 +46,9 @@ def findings() -> Iterator[str]:
         if name not in GENERATED:
             yield from (f"{name}:{line}: {what}" for line, what in markdown(page.read_text()))
     for room in PYTHON:
-        for module in sorted((ROOT / "harness" / room).rglob("*.py")):
-            for line, text in enumerate(module.read_text().splitlines(), 1):
-                yield from (f"{module.relative_to(ROOT).as_posix()}:{line}: {what}" for what in idioms(text))
+        for file in sorted([*(ROOT / "harness" / room).rglob("*.py"), *(ROOT / "harness" / room).rglob("*.j2")]):
+            for line, text in enumerate(file.read_text().splitlines(), 1):
+                yield from (f"{file.relative_to(ROOT).as_posix()}:{line}: {what}" for what in idioms(text))
 
 
 def markdown(text: str) -> Iterator[tuple[int, str]]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from harness.data.downloads import fetch_file, fill_folder
 from harness.data.sources import printable
-from harness.errors import DataError
+from harness.errors import DataError, first_line
 
 # The largest published file unpacks to 1.7 GB; more than this is a mistake, or made to fill the memory.
 MAX_SET_BYTES = 2 * 2**30
@@ -25,18 +25,25 @@ MAX_SET_BYTES = 2 * 2**30
 
 @dataclass(frozen=True, slots=True)
 class ArrayFile:
-    """One file of a set: the names that it may have, and the name and md5 under which it is published."""
+    """One file of a set: the name and md5 under which it is published."""
 
-    names: tuple[str, ...]
-    published: tuple[str, str]
+    name: str
+    md5: str
     held_out: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that it may have on a disk: a gzipped file also unpacked, an idx file also under its older name."""
+        plain = self.name.removesuffix(".gz")
+        dotted = plain.replace("-idx3", ".idx3")
+        return (plain,) if plain == self.name else (plain, self.name, dotted, f"{dotted}.gz")
 
 
 @dataclass(frozen=True, slots=True)
 class ArraySet:
     """A published set. ``read`` turns one file into uint8 images of shape (n, H, W, C).
 
-    ``mirrors`` are tried in order for each file or, where there is one, for the ``archive`` (name, md5) of all files.
+    ``mirrors`` are tried in order for each file or, where there is one, for the ``archive`` of all files.
     """
 
     title: str
@@ -45,7 +52,7 @@ class ArraySet:
     read: Callable[[Path], np.ndarray]
     mirrors: tuple[str, ...]
     page: str
-    archive: tuple[str, str] | None = None
+    archive: ArrayFile | None = None
 
     def wanted(self, held_out: bool) -> list[ArrayFile]:
         """The files that are needed, with those of held-out images or without."""
@@ -53,15 +60,6 @@ class ArraySet:
 
     def names(self, held_out: bool) -> str:
         return ", ".join(file.names[0] for file in self.wanted(held_out))
-
-
-def _idx(name: str, md5: str, *, held_out: bool = False) -> ArrayFile:
-    dotted = name.replace("-idx3", ".idx3")
-    return ArrayFile((name, f"{name}.gz", dotted, f"{dotted}.gz"), (f"{name}.gz", md5), held_out)
-
-
-def _file(name: str, md5: str, *, held_out: bool = False) -> ArrayFile:
-    return ArrayFile((name,), (name, md5), held_out)
 
 
 def mnist_images() -> np.ndarray:
@@ -167,8 +165,8 @@ SETS: dict[str, ArraySet] = {
         "MNIST",
         (".", "raw", "MNIST/raw"),
         (
-            _idx("train-images-idx3-ubyte", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
-            _idx("t10k-images-idx3-ubyte", "9fb629c4189551a2d022fa330f9573f3", held_out=True),
+            ArrayFile("train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+            ArrayFile("t10k-images-idx3-ubyte.gz", "9fb629c4189551a2d022fa330f9573f3", held_out=True),
         ),
         read_idx,
         ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
@@ -178,8 +176,8 @@ SETS: dict[str, ArraySet] = {
         "Fashion-MNIST",
         (".", "raw", "FashionMNIST/raw"),
         (
-            _idx("train-images-idx3-ubyte", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
-            _idx("t10k-images-idx3-ubyte", "bef4ecab320f06d8554ea6380940ec79", held_out=True),
+            ArrayFile("train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+            ArrayFile("t10k-images-idx3-ubyte.gz", "bef4ecab320f06d8554ea6380940ec79", held_out=True),
         ),
         read_idx,
         ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
@@ -189,8 +187,8 @@ SETS: dict[str, ArraySet] = {
         "SVHN",
         (".", "svhn", "SVHN"),
         (
-            _file("train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373"),
-            _file("test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3", held_out=True),
+            ArrayFile("train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373"),
+            ArrayFile("test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3", held_out=True),
         ),
         read_svhn,
         ("http://ufldl.stanford.edu/housenumbers/",),
@@ -200,17 +198,17 @@ SETS: dict[str, ArraySet] = {
         "CIFAR-10",
         (".", "cifar-10-batches-py"),
         (
-            _file("data_batch_1", "c99cafc152244af753f735de768cd75f"),
-            _file("data_batch_2", "d4bba439e000b95fd0a9bffe97cbabec"),
-            _file("data_batch_3", "54ebc095f3ab1f0389bbae665268c751"),
-            _file("data_batch_4", "634d18415352ddfa80567beed471001a"),
-            _file("data_batch_5", "482c414d41f54cd18b22e5b47cb7c3cb"),
-            _file("test_batch", "40351d587109b95175f43aff81a1287e", held_out=True),
+            ArrayFile("data_batch_1", "c99cafc152244af753f735de768cd75f"),
+            ArrayFile("data_batch_2", "d4bba439e000b95fd0a9bffe97cbabec"),
+            ArrayFile("data_batch_3", "54ebc095f3ab1f0389bbae665268c751"),
+            ArrayFile("data_batch_4", "634d18415352ddfa80567beed471001a"),
+            ArrayFile("data_batch_5", "482c414d41f54cd18b22e5b47cb7c3cb"),
+            ArrayFile("test_batch", "40351d587109b95175f43aff81a1287e", held_out=True),
         ),
         read_cifar10,
         ("https://www.cs.toronto.edu/~kriz/",),
         "https://www.cs.toronto.edu/~kriz/cifar.html",
-        archive=("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),
+        archive=ArrayFile("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),
     ),
 }
 
@@ -245,11 +243,10 @@ def download(name: str, root: Path, *, held_out: bool, say: Callable[[str], None
             return False
 
     def fetch(folder: Path) -> None:
-        files = [file.published for file in published.wanted(held_out)]
-        for file_name, md5 in [published.archive] if published.archive else files:
-            fetch_file([mirror + file_name for mirror in published.mirrors], folder / file_name, f"md5:{md5}")
+        for file in [published.archive] if published.archive else published.wanted(held_out):
+            fetch_file([mirror + file.name for mirror in published.mirrors], folder / file.name, f"md5:{file.md5}")
         if published.archive:
-            path = folder / published.archive[0]
+            path = folder / published.archive.name
             shutil.unpack_archive(path, folder, filter="data")
             path.unlink()
 
@@ -269,17 +266,15 @@ def load(published: ArraySet, path: Path, file: ArrayFile, say: Callable[[str], 
 
     Other content than the published one is used with a notice; what is not of the format is a DataError.
     """
-    official_name, md5 = file.published
-    if path.name == official_name:
+    if path.name == file.name:
         with path.open("rb") as content:
             actual = hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        if actual != md5:
-            say(f"{path.name} is not the published file of {published.title} (its md5 differs); used as it is")
+        if actual != file.md5:
+            say(f"{path.name} differs from the published file of {published.title} (md5); it is used as it is")
     try:
         return published.read(path)
     except Exception as error:  # each reader's library has errors of its own
-        first = (str(error).splitlines() or [""])[0]
         raise DataError(
-            f"{path} cannot be read as a file of {published.title}: {printable(first) or type(error).__name__}",
+            f"{path} cannot be read as a file of {published.title}: {printable(first_line(error))}",
             f"Download it again from {published.page}.",
         ) from None

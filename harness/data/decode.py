@@ -56,14 +56,14 @@ _STRIP_PIXELS = 2**20
 # AVIF is read where Pillow was built with it, HEIC with the extra "heic".
 _MISSING = {kind for kind, there in {"AVIF": features.check("avif"), "HEIF": pillow_heif}.items() if not there}
 FORMATS = tuple(kind for kind in _BYTES_PER_PIXEL if kind not in _MISSING)
-# What the harness's own pictures say of themselves: sheets, sample grids and samples, which are never trained on.
+# The mark of the harness's own pictures (sheets, sample grids, samples), which are never trained on.
 MADE_BY = "DCGAN sweep harness"
-# What files of formats begin with that have 8 bits, or are read as 8: most sets need not be looked at twice.
+# First bytes of formats of 8 bits, or read as 8: most sets need no look at their range.
 _OF_8_BITS = re.compile(rb"\xff\xd8|GIF8|RIFF|BM|.{4}ftyp", re.S)
 # Modes of grey pixels of more than 8 bits, and the white of 16 bits.
 _DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 WHITE = 65535
-# Photographs of 16 bits are seldom darker than white of 12: more than this share of them are of another camera.
+# Few photographs of 16 bits are darker than white of 12 bits: where more than this share are, they may be of 12 bits.
 _DARK = 0.05
 # The lowest and the highest value of pixels, and whether they are colour, which Pillow cuts to the upper 8 of 16 bits.
 Range = tuple[int, int, bool]
@@ -115,7 +115,7 @@ def decode(payload: bytes, prep: Preparation, white: int = WHITE) -> tuple[np.nd
 
 
 def deep_range(payload: bytes) -> Range | None:
-    """Of an image of more than 8 bits; None where it has 8, or cannot be used."""
+    """The range of an image of more than 8 bits; None if it has 8, or cannot be used."""
     try:
         image, _ = _loaded(payload, deep=True)
     except Rejected:
@@ -166,7 +166,7 @@ def size_of(root: Path, member: str) -> tuple[int, int] | None:
 
 
 def bytes_per_pixel(kind: str, mode: str) -> int:
-    """What decoding takes at most, and with it cropping and conversion, for each pixel."""
+    """The most bytes for each pixel that decoding, cropping and conversion take."""
     return 8 if mode in _SMALL_MODES else _BYTES_PER_PIXEL.get(kind, 16)
 
 
@@ -264,7 +264,7 @@ def _plain(image: Image.Image, channels: int, notes: list[str], white: int) -> I
 
 
 def limit_memory() -> None:
-    """On Linux: refuse this process more memory than decoding one file may take; a library's own claims end here."""
+    """On Linux, limit this process's memory to what decoding one file may take."""
     with suppress(OSError, StopIteration):
         status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         taken = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))

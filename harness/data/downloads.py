@@ -10,13 +10,13 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from harness.errors import DataError
+from harness.errors import DataError, first_line
 from harness.home import Home
 
 _CELEBA_TERMS = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
-CELEBA_HELP = """CelebA is not downloaded unasked: it is for non-commercial research and its owners ask you to accept
-their terms. If you do, `harness data prepare celeba32 --download` gets it through torchvision, with its partition (it
-needs `.venv/bin/pip install gdown`); or get "Align&Cropped Images" (img_align_celeba.zip, 1.4 GB) from
+CELEBA_HELP = """CelebA is not downloaded automatically: it is for non-commercial research, and its owners ask you to
+accept their terms. If you do, `harness data prepare celeba32 --download` gets it through torchvision, with its
+partition (it needs `.venv/bin/pip install gdown`); or get "Align&Cropped Images" (img_align_celeba.zip, 1.4 GB) from
 https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html and pass the zip, or the folder that it unpacks to:
     DATA=/path/to/img_align_celeba.zip
 The zip is read in place. The prepared images of all 202,599 photographs take {size_mb:,.0f} MB at this size."""
@@ -77,8 +77,7 @@ def fill_folder(
                 root.rename(incoming.with_suffix(".old"))
             incoming.rename(root)
         except Exception as error:  # URL errors, sockets, checksums, full disks: any error of the downloading library
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(f"{title} cannot be downloaded: {first}", hint) from None
+            raise DataError(f"{title} cannot be downloaded: {first_line(error)}", hint) from None
         finally:
             for leftover in (incoming, incoming.with_suffix(".old")):
                 shutil.rmtree(leftover, ignore_errors=True)

@@ -19,8 +19,8 @@ from harness.errors import DataError
 File = tuple[str, int, int]
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
-# What a file begins with: formats that are read whatever its name ends in; those read where it ends in nothing; and
-# pictures that are not read, cameras' raw files and the formats of telephones among them.
+# First bytes: of formats that are read under any suffix; of formats that are read without a suffix; and of pictures
+# that are not read, such as cameras' raw files and the formats of telephones.
 _READ = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP", re.S)
 _AVIF, _HEIC = re.compile(rb".{4}ftypavi", re.S), re.compile(rb".{4}ftyp(hei|hev|mif1|msf1)", re.S)
 _READ_UNNAMED = re.compile(rb"BM|II\*\0|MM\0\*|P[1-6]\s")
@@ -66,7 +66,7 @@ class Listing:
         return self.links + used + passed_over
 
     def add(self, file: File, why_not: str, head: Callable[[], bytes], *, by_link: bool = False) -> None:
-        """Sort one file in: ``why_not`` it may not be used whatever it is; ``head`` reads its first bytes."""
+        """Add one file. ``why_not`` says why one in its place may not be used; ``head`` reads its first bytes."""
         name = name_parts(file[0])[-1]
         suffix = PurePosixPath(name).suffix.lower()
         if suffix in _SUFFIXES and not name.startswith("._") and not by_link:
@@ -246,7 +246,7 @@ def _list_file(name: str, entry: os.DirEntry[str], why_not: str, listing: Listin
     except OSError:
         listing.unread[name] = "a link to a file that is not there"
         return
-    if not entry.is_file():  # opening a pipe would wait for ever
+    if not entry.is_file():  # opening a pipe would wait forever
         listing.pass_over("pipes, sockets or devices", name)
         return
 

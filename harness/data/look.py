@@ -1,4 +1,4 @@
-"""What is in a set of images: how many, how large, grey or colour, twice."""
+"""What is in a set of images: how many, how large, grey or colour, and how many copies."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ def look(store: ImageStore, home: Home, source: Path) -> Iterator[str]:
     yield f"{len(store):,} usable images, {'grey' if is_grey(store) else 'colour'}"
     if sizes := _sizes(source, home):
         low, middle, high = sizes[0], sizes[len(sizes) // 2], sizes[-1]
-        of = f" (of {len(sizes)} that were looked at)" if len(sizes) == _FILES else ""
-        yield f"from {low[0]}x{low[1]} to {high[0]}x{high[1]} px, in the middle {middle[0]}x{middle[1]}{of}"
-    if copies := _copies(store):
-        which = "is a copy of another" if copies == 1 else "are copies of others"
-        yield f"{copies:,} {which}, pixel by pixel; what is there twice counts twice"
+        of = f" (of {len(sizes)} files)" if len(sizes) == _FILES else ""
+        yield f"from {low[0]}x{low[1]} to {high[0]}x{high[1]} px, median {middle[0]}x{middle[1]}{of}"
+    pixels = np.load(store.path / "images.npy", mmap_mode="r")
+    if copies := len(pixels) - len({hashlib.sha256(image.tobytes()).digest() for image in pixels}):
+        which = "is an exact copy of another" if copies == 1 else "are exact copies of others"
+        yield f"{copies:,} {which}; each copy counts as an image"
     if left_out := store.rejected:
         reasons = [_kind(why) for why in left_out.values()]
         most = statistics.mode(reasons)
@@ -39,11 +40,6 @@ def is_grey(store: ImageStore) -> bool:
     """Whether every pixel of every image has one value for all colours."""
     pixels = np.load(store.path / "images.npy", mmap_mode="r")
     return all(bool((image == image[..., :1]).all()) for image in pixels)
-
-
-def _copies(store: ImageStore) -> int:
-    pixels = np.load(store.path / "images.npy", mmap_mode="r")
-    return len(pixels) - len({hashlib.sha256(image.tobytes()).digest() for image in pixels})
 
 
 def _sizes(source: Path, home: Home) -> list[tuple[int, int]]:

@@ -63,7 +63,7 @@ class Material:
     # As ``items()``, but in this process; None where that is the same.
     items_here: Callable[[], Iterator[Item]] | None = None
     unread: Mapping[str, str] = field(default_factory=dict)
-    # Whether they are other images where CelebA's are expected, by their names.
+    # Whether they are not CelebA's, by their names, although the study expects CelebA.
     instead_of_celeba: bool = False
     former: Callable[[], dict[str, Any] | None] = lambda: None
     # How pixels of more than 8 bits are scaled, where not by the whole range of their format; known after ``items()``.
@@ -91,7 +91,7 @@ def find_material(
             own = "the digits that come with it" if data.source == "mnist" else f"the images of {data.source}"
             raise UsageError(
                 f"study {study} trains on {own}: {source} would not be used",
-                'Leave DATA away, or name a study with your images: source = "folder" in its [data].',
+                'Leave out DATA, or name a study of your own images: source = "folder" in its [data].',
             )
         return _of_mnist(data) if data.source == "mnist" else _of_function(data)
     if data.source in SETS:

@@ -13,7 +13,7 @@ from PIL import Image
 from harness.data.arrays import MAX_SET_BYTES
 from harness.data.decode import Preparation, Prepared, Rejected, image_to_pixels
 from harness.data.sources import Archive
-from harness.errors import DataError, HarnessError
+from harness.errors import DataError, HarnessError, first_line
 
 _HINT = (
     "An image is a PIL image, a uint8 array (H, W) or (H, W, 1 or 3), or a tensor (C, H, W), uint8 or in [0, 1]; "
@@ -81,7 +81,7 @@ def numpy_file(path: Path, name: str, hint: str) -> np.ndarray:
     except DataError:
         raise
     except Exception as error:  # zipfile's, zlib's and NumPy's own
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         if "pickle" in first or "Python objects" in first:
             first = "it holds Python objects, which are not read"
         raise DataError(f"{path} is not a readable NumPy file: {first}", hint) from None

@@ -84,7 +84,7 @@ class Archive(zipfile.ZipFile):
         if member.file_size > MAX_FILE_BYTES:
             raise zipfile.BadZipFile(f"it would unpack to {member.file_size / 2**20:,.0f} MiB")
         if member.compress_type not in METHODS:
-            raise zipfile.BadZipFile("its compression is not read; pack it with deflate, as zip does by itself")
+            raise zipfile.BadZipFile("its compression is not read; pack it with deflate, as zip does by default")
         with self.open(member) as file:
             return file.read(member.file_size)
 

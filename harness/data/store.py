@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Disk space that must remain free after a store is written.
 _RESERVE_BYTES = 200 * 2**20
 _PIECE_BYTES = 16 * 2**20
-# Pixels of fewer values than this, over a whole set, are not photographs as a person sees them.
+# A set whose pixels span fewer values than this has hardly any contrast.
 _NARROW = 64
 _ARRAY, _MANIFEST = "images.npy", "manifest.json"
 
@@ -63,16 +63,16 @@ class ImageStore:
 
     @property
     def warnings(self) -> list[str]:
-        """What a person should know of pixels' range and of many in a file; an earlier store has no ``pixels``."""
+        """Pixels of a narrow range, files of several pictures; stores of earlier versions have no ``pixels``."""
         low, high = self.manifest.get("pixels", (0, 255))
         said = [self.manifest["scaled"]] if self.manifest.get("scaled") else []
         if high - low < _NARROW:
             said.append(
-                f"all pixels lie between {low} and {high} of 255: images so alike in brightness are hardly learned"
+                f"all pixels lie between {low} and {high} of 255: images with so little contrast are hard to learn"
             )
         elif (most := self.manifest.get("most_pixels", (0, 255)))[1] - most[0] < _NARROW:
             said.append(
-                f"all but 1 % of the pixels lie between {most[0]} and {most[1]} of 255: are they hardly visible?"
+                f"all but 1 % of the pixels lie between {most[0]} and {most[1]} of 255: the images may be hard to see"
             )
         notes = self.manifest["converted"]
         if several := sorted(name for name, note in notes.items() if note.startswith("first of")):
@@ -80,14 +80,18 @@ class ImageStore:
             example = f"{printable(several[0])}: {notes[several[0]].split(',')[0]}"
             said.append(f"{what}, of which the first is used, such as {example}")
         if "pixels" not in self.manifest and any("16 bits" in note for note in self.manifest["converted"].values()):
-            said.append(f"16 bits were taken as full, whatever is in them: to have that looked at, delete {self.path}")
+            said.append(
+                f"16-bit pixels were scaled without a look at their range; to prepare them again, delete {self.path}"
+            )
         return said
 
     def require_contrast(self) -> None:
         """Refuse, as a DataError, images whose pixels all have one value: nothing is learned from them, or compared."""
         low, high = self.manifest.get("pixels", (0, 255))
         if low == high:
-            raise DataError(f"every pixel of all {len(self)} images is {low} of 255", "Look at the files; give others.")
+            raise DataError(
+                f"every pixel of all {len(self)} images is {low} of 255", "Look at the files, and give others."
+            )
 
     @property
     def split_rule(self) -> str:
@@ -248,7 +252,7 @@ def _build(folder: Path, material: Material, on_progress: OnProgress) -> None:
 def _write_array(
     path: Path, material: Material, shape: tuple[int, int, int, int], on_progress: OnProgress
 ) -> dict[str, Any]:
-    """Write usable images one after the other, whatever their number, in little memory; return the manifest."""
+    """Write usable images one by one, in little memory; return the manifest."""
     rejected: dict[str, str] = {}
     notes: dict[str, str] = {}
     used = train = 0

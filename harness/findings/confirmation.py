@@ -1,4 +1,4 @@
-"""The confirmed leaderboard: configurations by their mean over fresh training seeds; what the data can tell apart."""
+"""The confirmed leaderboard: configurations by their mean over new training seeds, and which differ clearly."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from harness.store.records import StudyRecord, TrialRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfirmedArm:
-    """One configuration: its finished trainings by seed; those that diverged, wait or are of another protocol counted.
+    """One configuration: finished trainings by seed, and how many diverged, wait or used another protocol.
 
-    ``searched`` is its score in the search, a single, selected one; None without one of this protocol.
+    ``searched`` is its score in the search: one training, and a selected one. None if that was of another protocol.
     """
 
     name: str
@@ -60,10 +60,10 @@ class ConfirmedArm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confirmation:
-    """``ranked`` have no diverged training and have not collapsed, the best mean first; ``unsound`` are the others.
+    """Configurations by mean score, the best first.
 
-    Where all have collapsed, they are ranked. ``differences`` are those from the best, ``splits`` the sources of chance
-    of each where they can be told.
+    ``ranked`` have no diverged training and have not collapsed, unless all have; ``unsound`` are the others.
+    ``differences`` are from the best. ``splits`` are the sources of chance of each, where they can be estimated.
     """
 
     study: str
@@ -91,7 +91,7 @@ class Confirmation:
     def verdict(self, arm: ConfirmedArm) -> str:
         """``best``, or ``leads`` where no other is worse; ``worse``, ``tie``, or ``open``.
 
-        Open is what too few seeds say, and one that leads on the seeds that it shares with the best.
+        ``open`` has too few seeds, or a lower mean than the best on the seeds that both have.
         """
         gap = self.against_best(arm)
         if arm is self.best:
@@ -105,10 +105,6 @@ class Confirmation:
         """The best of the search among those that are ranked here."""
         searched = [arm for arm in self.ranked if arm.searched is not None]
         return min(searched, key=lambda arm: arm.searched or 0, default=None)
-
-    @property
-    def best_published(self) -> ConfirmedArm | None:
-        return next((arm for arm in self.ranked if arm.published), None)
 
     @property
     def n_open(self) -> int:
@@ -140,7 +136,7 @@ def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
     by_name = {arm.name: arm for arm in scored if not arm.collapsed} or {arm.name: arm for arm in scored}
     result = stats.standing({name: arm.scores for name, arm in by_name.items()})
     sound = [replace(by_name[name], estimate=result.estimates[name]) for name in result.order]
-    # By configuration: a bad one varies in other ways than a good one.
+    # For each configuration: bad ones vary more than good ones.
     splits = {
         arm.name: stats.variance_split({s: trial.attrs.samplings for s, trial in arm.trials.items()}) for arm in sound
     }

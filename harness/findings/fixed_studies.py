@@ -65,7 +65,7 @@ def finalists(record: StudyRecord, top: int) -> dict[str, HParams]:
     if len(objectives(record)) > 1:
         best = pareto_front(record)
         ranked = [*best, *(trial for trial in ranked if trial not in best)]
-    # What was published is trained in full here, also where the search found it too poor for that.
+    # Published configurations are trained in full here, even if the search pruned them.
     pruned = [trial for trial in record.trials if trial.state == "PRUNED" and not trial.attrs.diverged]
     published = [trial for trial in (*ranked[top:], *pruned) if ranked and trial.published]
     chosen: dict[str, TrialRecord] = {}
@@ -88,10 +88,9 @@ def claims_spec(
 ) -> ResolvedStudy:
     """The study ``STUDY-claims``: the arms of claims (all that fit its images if none is named).
 
-    They share the systems of their write-ups, the generic DCGAN, or are tested on both.
-
-    ``known`` is what the database has of an earlier start of it, whose claims stay, else empty. Length, final score and
-    seeds are the study's and the claims' own unless given; ``samples`` are generated and real images each.
+    ``base``: the claims are tested on their write-ups' systems, on the generic DCGAN, or on both. ``known`` is what the
+    database has of an earlier start, whose claims stay; else empty. Length, final score and seeds default to the
+    study's and the claims' own. ``samples`` is the number of generated images and of real ones.
     """
     budget = {**spec.budget.model_dump(), "kimg": kimg or spec.budget.kimg}
     budget["rungs"] = tuple(round(budget["kimg"] * share, 3) for share in _CLAIM_RUNGS)

@@ -39,13 +39,11 @@ class Headline:
     """The verdict on a study, or on a single training.
 
     Attributes:
-        kind: ``no usable trial``, ``collapsed``, ``too short``, ``nothing searched yet``, ``no winner``, ``best,
-            unconfirmed`` or ``best, confirmed``; a training's ``diverged``, ``no score``, ``collapsed``, ``too short``,
-            ``discriminator won`` or ``trained``.
-        text: the verdict, one sentence.
-        reason: why, and what else must be known; one sentence or more.
-        next: the command that gets further.
-        trial: number of the search's leading trial: the best one whose samples have not collapsed; None without one.
+        kind: the verdict in a few words, such as ``best, confirmed``.
+        text: the verdict in a sentence.
+        reason: why, and what else to know; one sentence or more.
+        next: the command to run next.
+        trial: number of the search's leading trial, the best whose samples have not collapsed; None without one.
     """
 
     kind: Kind
@@ -160,26 +158,26 @@ class _Judge:
         best, mean, study = found.best, found.best.estimate, self.record.name
         ties = [arm.name for arm in found.ties]
         seeds = f"{counted(mean.n, 'training seed')} that the search never used"
-        leads = f"{best.name} with a mean {self.metric} = {number(mean.mean)}{_interval(mean)}, from {seeds}"
+        scored = f"with a mean {self.metric} = {number(mean.mean)}{_interval(mean)}, from {seeds}"
         if len(ties) < len(found.ranked) - 1:
             sure = (
                 f"Ties: {', '.join(ties)}; choose the most convenient." if ties else "All others confirmed are worse."
             )
             return self._say(
                 "best, confirmed",
-                f"Best, confirmed: {leads}.",
+                f"Best, confirmed: {best.name} {scored}.",
                 f"{sure}{self._published(found)}{_open(found)}",
                 f"harness generate --study {study} --best -n 64 --out grid.png",
             )
         if not ties:
-            why, more = "Nothing else was confirmed that it could be compared with.", " --top 5"
+            why, more = "No other configuration was confirmed.", " --top 5"
         elif mean.n < FEWEST_SEEDS:
-            why, more = f"Fewer than {FEWEST_SEEDS} seeds tell no configurations apart.", " --seeds 5"
+            why, more = f"Fewer than {FEWEST_SEEDS} seeds cannot tell configurations apart.", " --seeds 5"
         else:
             why, more = f"Ties: {', '.join(ties)}; choose the most convenient.", f" --seeds {2 * mean.n}"
         return self._say(
             "no winner",
-            f"No winner: nothing was found to be worse than {leads}.",
+            f"No winner: {best.name} leads {scored}, but no other is clearly worse.",
             f"{why}{_open(found)}",
             f"harness confirm {study}" + ("" if found.n_open else more),
         )
@@ -200,7 +198,7 @@ class _Judge:
         """How published configurations compare with it in the search, in a sentence."""
         if best.published:
             drawn = sum(trial.drawn and trial.state in ("COMPLETE", "PRUNED") for trial in self.record.trials)
-            return f"It is a published configuration: the search, of {drawn} others, found none that is better. "
+            return f"It is a published configuration: the search found none that is better among {drawn} others. "
         if other := next((trial for trial in self.trials if trial.published), None):
             return f"The best published one, {_name(other)}, has {number(other.value)}{self._compared(other, best)}. "
         own = dict(rung_scores(best))
@@ -214,7 +212,8 @@ class _Judge:
     def _compared(self, other: TrialRecord, best: TrialRecord) -> str:
         """Its updates against the best's, where they differ."""
         theirs, own = other.updates(self.kimg), best.updates(self.kimg)
-        return "" if theirs == own else f" after {counted(theirs, 'update')} of as many images, against {own:,}"
+        same = f" after {counted(theirs, 'update')} on the same number of images"
+        return "" if theirs == own else f"{same}, against {own:,}"
 
     def _lower(self) -> str:
         """Trials with a better score that have collapsed, in a sentence."""
@@ -223,7 +222,7 @@ class _Judge:
         return f"Scored lower, but collapsed: {', '.join(lower)}. " if lower else ""
 
     def _published(self, found: Confirmation) -> str:
-        best, other = found.best, found.best_published
+        best, other = found.best, next((arm for arm in found.ranked if arm.published), None)
         if best.published:
             return " It is a published configuration: the search found none that is better."
         if other is None:

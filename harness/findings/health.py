@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from harness.training.run_folder import RunFolder, RunRecord
 
 # Samples that are less than half as far from each other as real images are have lost modes, or shapes.
 COLLAPSED = 0.5
-# The discriminator has won where its loss is within this many nats of the least that its labels allow, a training's
-# where that is so for more than this share of its second half.
+# The discriminator has won while its loss is within this many nats of the least that its labels allow; it has won a
+# training if it did so for more than this share of the second half.
 WON, WON_SHARE = 0.05, 0.5
 # A gap between running and batch statistics that is more than this share of the score is reported.
 GAP = 0.1
@@ -30,15 +30,19 @@ class Health:
     name: str
     # Of samples as a share of real images': the distance by pixels at a fixed z, the variance of features.
     distance: float | None
-    variance: float | None
+    variance: float | None = None
     # Share of the training's second half in which the discriminator's loss was at its floor.
-    won: float | None
+    won: float | None = None
     # With BatchNorm's running statistics, and with those of each batch.
-    score: float | None
-    batch_score: float | None
+    score: float | None = None
+    batch_score: float | None = None
     # Probability that a sample is nearer to a training image than another real image is.
-    nearer: float | None
-    memorises: bool
+    nearer: float | None = None
+    memorises: bool = False
+
+    @property
+    def is_known(self) -> bool:
+        return self.distance is not None or self.score is not None
 
     @property
     def findings(self) -> list[str]:
@@ -97,12 +101,7 @@ def training_health(run: RunFolder, summary: Mapping[str, Any]) -> Health:
     return Health(
         name=run.path.name,
         distance=distances[-1] if distances else None,
-        variance=None,
         won=_won(run, summary["hparams"]),
-        score=None,
-        batch_score=None,
-        nearer=None,
-        memorises=False,
     )
 
 
@@ -126,17 +125,3 @@ def _won(run: RunFolder, hparams: Mapping[str, Any]) -> float | None:
     half = curve[curve["kimg"] > curve["kimg"].max() / 2]["loss_d"]
     floor = loss_floor(hparams) + WON * float(hparams["d_loss_factor"])
     return float((half < floor).mean())
-
-
-def health_context(rows: Sequence[Health]) -> dict[str, Any] | None:
-    """What the report's template needs; None where nothing is known of any."""
-    known = [row for row in rows if row.distance is not None or row.score is not None]
-    if not known:
-        return None
-    return {
-        "rows": known,
-        "findings": [f"{row.name}: {text}" for row in known for text in row.findings],
-        "audited": [row for row in known if row.batch_score is not None],
-        "collapsed": COLLAPSED,
-        "won": WON,
-    }

@@ -11,7 +11,7 @@ from scipy.special import gammaln
 
 from harness.findings.ranking import rank
 from harness.store.records import StudyRecord
-from harness.text import duration, metric_label
+from harness.text import duration, metric_label, number
 
 _RESAMPLED, _FEWEST = 500, 8
 # Trials that must have ended before their own time says how long others take.
@@ -22,10 +22,9 @@ _LOW, _HIGH = 5.0, 95.0  # per cent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """The best score after k trials, as resampling a study's own trials expects it.
+    """The expected best score after k trials, by resampling a study's n trials.
 
-    ``gain`` is how much the expected best fell from ``fewer`` trials to n, which are by the same factor more as
-    n + ``more`` will be.
+    ``gain`` is how much it fell from ``fewer`` trials to n, where n / ``fewer`` is (n + ``more``) / n.
     """
 
     # [k - 1]: the mean of the best of k of its n trials, with its bootstrap interval (90 %).
@@ -33,10 +32,17 @@ class Outlook:
     low: tuple[float, ...]
     high: tuple[float, ...]
     more: int
-    # Probability that ``more`` trials hold a new best.
-    probability: float
     fewer: int
     gain: float
+
+    @property
+    def sentences(self) -> str:
+        """What more trials would bring."""
+        n = len(self.expected)
+        return (
+            f"{_chance(n, self.more)}. How much better it would be is unknown; from {self.fewer} trials to {n} the "
+            f"expected best fell by {number(self.gain)}."
+        )
 
 
 def outlook(record: StudyRecord, more: int) -> Outlook | None:
@@ -59,7 +65,6 @@ def outlook(record: StudyRecord, more: int) -> Outlook | None:
         low=tuple(low.tolist()),
         high=tuple(high.tolist()),
         more=more,
-        probability=new_best_probability(n, more),
         fewer=fewer,
         gain=float(expected[fewer - 1] - expected[-1]),
     )
@@ -81,26 +86,12 @@ def chance(record: StudyRecord | None, more: int) -> str:
     n = len(_finished(record)) + _pruned(record) if record else 0
     if not n:
         return ""
-    return (
-        f"{more} more trials would find a new best with a probability of about "
-        f"{100 * new_best_probability(n, more):.0f} % ({more}/({n} + {more})), if no pruned trial would have been the "
-        "best; how much better is not known"
-    )
+    return f"{_chance(n, more)}, if no pruned trial would have been the best; how much better is unknown"
 
 
-def in_words(ahead: Outlook, metric: str) -> list[str]:
-    """What an outlook says, a sentence a line."""
-    n = len(ahead.expected)
-    shown = sorted({1, *(round(n * share) for share in (0.25, 0.5, 0.75)), n})
-    curve = ", ".join(f"{ahead.expected[k - 1]:.4g} of {k}" for k in shown)
-    return [
-        f"the best {metric_label(metric)} to expect of fewer of the {n} searched trials (presets left out, pruned "
-        f"ones as the worst finished one): {curve}",
-        f"{ahead.more} more trials would find a new best with a probability of {100 * ahead.probability:.0f} %, "
-        f"whatever the scores: {ahead.more}/({n} + {ahead.more})",
-        f"how much better it would be is not known; from {ahead.fewer} trials to {n}, by the same factor more, the "
-        f"expected best fell by {ahead.gain:.3g}",
-    ]
+def _chance(n: int, more: int) -> str:
+    share = f"{100 * new_best_probability(n, more):.0f} % ({more}/({n} + {more}))"
+    return f"{more} more trials would find a new best with a probability of about {share}"
 
 
 def _pruned(record: StudyRecord) -> int:
@@ -145,7 +136,14 @@ def outlook_lines(record: StudyRecord | None, more: int) -> Iterator[str]:
         rest = f"the {left} that are left take {duration(each * left)} of a worker's time" if left else "none is left"
         yield f"so far: {len(ended)} trials, pruned ones included, took {duration(each)} each; {rest}"
     if record and (found := outlook(record, more)):
-        yield from in_words(found, record.attrs.final_metric)
+        n = len(found.expected)
+        shown = sorted({1, *(round(n * share) for share in (0.25, 0.5, 0.75)), n})
+        curve = ", ".join(f"{number(found.expected[k - 1])} of {k}" for k in shown)
+        yield (
+            f"the best {metric_label(record.attrs.final_metric)} to expect of fewer of the {n} searched trials "
+            f"(presets left out, pruned ones as the worst finished one): {curve}"
+        )
+        yield found.sentences
         return
     yield f"no outlook: {too_few(record)}"
     if said := chance(record, more):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 import pandas as pd
@@ -13,7 +12,6 @@ from harness.spec.objectives import Objective, as_losses, front
 from harness.store.records import StudyRecord, TrialRecord
 
 FEWEST_PAIRS = 5
-_COLUMNS = ("number", "state", "value", "kimg", "seconds", "score_s", "diverged", "preset", "reason", "paused_kimg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +23,17 @@ class Leaderboard:
     left_out: tuple[int, ...]
 
 
-def rank(record: StudyRecord, *, top: int | None = None) -> Leaderboard:
-    """The best ``top`` trials (None: all) under the protocol of most finished ones (of two as common the newest).
+def rank(record: StudyRecord) -> Leaderboard:
+    """The trials under the protocol of most finished ones (of two as common the newest), best first.
 
     A trial without a protocol was scored by another program, in a study of ours.
     """
     hashes = [trial.attrs.protocol_hash for trial in record.complete]
     by_age = [t.attrs.protocol_hash for t in record.trials if t.state == "COMPLETE"]
     chosen = max(set(hashes), key=lambda h: (h != "", hashes.count(h), by_age[::-1].index(h) * -1)) if hashes else ""
-    ranked = [trial for trial in record.complete if trial.attrs.protocol_hash == chosen]
+    ranked = tuple(trial for trial in record.complete if trial.attrs.protocol_hash == chosen)
     left_out = tuple(t.number for t in record.complete if t.attrs.protocol_hash != chosen)
-    return Leaderboard(tuple(ranked[:top]), chosen, left_out)
+    return Leaderboard(ranked, chosen, left_out)
 
 
 def leading(record: StudyRecord) -> list[TrialRecord]:
@@ -53,31 +51,6 @@ def pareto_front(record: StudyRecord) -> list[TrialRecord]:
     names = objectives(record)
     ranked = [t for t in rank(record).trials if len(t.values) == len(names)]
     return [ranked[place] for place in front([as_losses(trial.values, names) for trial in ranked])]
-
-
-def trials_frame(record: StudyRecord) -> pd.DataFrame:
-    """One row a trial that was started, all its attempts together; values only of the leaderboard's protocol."""
-    comparable, seconds = {trial.number for trial in rank(record).trials}, defaultdict[int, float](float)
-    for trial in record.trials:
-        seconds[trial.root] += trial.seconds
-    rows = [
-        {
-            "number": trial.number,
-            "state": trial.shown_state,
-            "value": trial.value if trial.number in comparable else None,
-            "kimg": max((kimg for kimg, _ in rung_scores(trial)), default=0.0),
-            "seconds": seconds[trial.root],
-            "score_s": trial.attrs.score_s or 0.0,
-            "diverged": trial.attrs.diverged,
-            "preset": trial.attrs.preset,
-            "reason": trial.reason,
-            "paused_kimg": trial.paused_kimg,
-            **trial.params,
-        }
-        for trial in record.newest
-        if trial.shown_state != "WAITING"
-    ]
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=_COLUMNS)
 
 
 def trials_dataframe(record: StudyRecord) -> pd.DataFrame:

@@ -7,7 +7,6 @@ import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -25,7 +24,7 @@ ALPHA = 1 - LEVEL
 WANTED_POWER = 0.8
 # Fewer training seeds than this have no interval: with two it is 12.7 times as wide as they are apart.
 FEWEST_SEEDS = 3
-# A configuration that a paired t-test tells from the first at this level could not have been picked in its place.
+# A configuration that differs from the first at this level of a paired t-test could not have been picked in its place.
 REACH_ALPHA = 0.03
 
 # Scores of one configuration by training seed.
@@ -65,11 +64,8 @@ class Difference:
 
     @property
     def tie(self) -> bool:
-        """Whether the data cannot tell the two apart: the interval has 0 in it, or there is none."""
+        """Whether the two do not differ clearly: the interval contains 0, or there is none."""
         return self.estimate.low is None or self.estimate.high is None or self.estimate.low <= 0 <= self.estimate.high
-
-    def flipped(self) -> Difference:
-        return replace(self, a=self.b, b=self.a, estimate=self.estimate.scaled(-1.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +82,9 @@ class VarianceSplit:
 class Standing:
     """Configurations by their means, the lowest first; intervals allow for its having been picked as the lowest.
 
-    Those of the differences from it hold all together (:func:`all_differences`).
+    Those of the differences from it hold jointly in 95 of 100 studies (Bonferroni over all pairs: correcting over those
+    with the lowest alone, which the same data picked, finds differences between equals too often;
+    docs/decisions/0008).
     """
 
     order: tuple[str, ...]
@@ -97,14 +95,14 @@ class Standing:
 def standing(scores: Mapping[str, Scores]) -> Standing:
     """Who leads, by how much, and how sure that is.
 
-    The lowest of k means is too low: its own interval must reach higher. That it misses to the other side becomes rare,
-    so all of ALPHA is left to this one: the bound is at 1 - ALPHA / k (Bonferroni), where k counts the first and those
-    within its reach. Simulated in docs/decisions/0008.
+    The lowest of k means is biased low, so its interval must reach higher. It then rarely misses on the other side, so
+    all of ALPHA goes to the upper bound, at 1 - ALPHA / k (Bonferroni), where k counts the first and those within its
+    reach. Simulated in docs/decisions/0008.
     """
     plain = {name: mean_score(list(values.values())) for name, values in scores.items()}
     order = tuple(sorted(plain, key=lambda name: (plain[name].mean, name)))
-    first, pairs = order[0], all_differences(scores)
-    against = {name: pair for name in order[1:] if (pair := pairs.get((first, name)))}
+    first, level = order[0], 1 - ALPHA / max(1, math.comb(len(scores), 2))
+    against = {name: pair for name in order[1:] if (pair := difference(first, name, scores, level))}
     reached = [name for name in order[1:] if name not in against or against[name].p >= REACH_ALPHA]
     if len(reached) > 1:
         own = estimate(list(scores[first].values()), 1 - 2 * ALPHA / (1 + len(reached)))
@@ -117,9 +115,9 @@ def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
 
 
 def mean_score(values: Sequence[float]) -> Estimate:
-    """The mean of a configuration's scores; no FID or KID is expected to be below 0, so no interval begins there.
+    """The mean of a configuration's scores. No expected FID or KID is below 0, so its interval does not begin there.
 
-    But a mean can be below 0, KID being unbiased: its interval is left as it is.
+    KID is unbiased, so its mean itself can be below 0; then the interval is not cut.
     """
     mean = estimate(values)
     return mean if mean.low is None or mean.mean < 0 else replace(mean, low=max(0.0, mean.low))
@@ -146,18 +144,6 @@ def difference(a: str, b: str, scores: Mapping[str, Scores], level: float = LEVE
     return Difference(a=a, b=b, estimate=gap, sd=statistics.stdev(gaps), p=p, p_holm=p)
 
 
-def all_differences(scores: Mapping[str, Scores]) -> dict[tuple[str, str], Difference]:
-    """Every pair's difference, with intervals that hold all together in 95 of 100 studies (Bonferroni over all pairs).
-
-    Correcting over the comparisons with the best alone, which is read from the same data, finds differences between
-    equals too often (docs/decisions/0008).
-    """
-    chosen = list(combinations(scores, 2))
-    level = 1 - ALPHA / max(1, len(chosen))
-    pairs = [pair for a, b in chosen if (pair := difference(a, b, scores, level))]
-    return {(pair.a, pair.b): pair for one in pairs for pair in (one, one.flipped())}
-
-
 def corrected(pairs: Sequence[Difference]) -> list[Difference]:
     """A family of differences with ``p_holm`` after Holm's correction (1979); a single one needs none."""
     if len(pairs) < 2:
@@ -172,7 +158,7 @@ def power(effect: float, sd: float, n: int, alpha: float = ALPHA) -> float:
         return 0.0
     if sd == 0:
         return float(effect != 0)
-    # statsmodels' TTestPower has no number for many large effects: SciPy has none for the lower tail, which is nothing.
+    # statsmodels' TTestPower is NaN for many large effects, because SciPy's lower tail is; that tail is 0 there.
     shift, critical = abs(effect) / sd * math.sqrt(n), student_t.isf(alpha / 2, n - 1)
     return float(nct.sf(critical, n - 1, shift) + np.nan_to_num(nct.sf(critical, n - 1, -shift)))
 

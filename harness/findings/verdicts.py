@@ -40,8 +40,8 @@ Verdict = Literal["supported", "refuted", "undecided"]
 WORSENED = 1.5
 # The rules of this module, as they are kept with a plan before its trainings.
 RULE = f"2: diverged where the last quick score is {WORSENED:g} times the best, or the distance below {COLLAPSED:g}"
-# Power is for an effect this many times the smallest one that matters: one of just that size is supported in half of
-# all repeats at best, since what was seen must reach it, too.
+# Power is for an effect this many times the smallest that matters. An effect of exactly that size is supported in half
+# of all repeats at best, because the observed one must reach it, too.
 ASSUMED = 2.0
 # Power of finding divergence is for this share of diverging trainings.
 ASSUMED_SHARE = 0.9

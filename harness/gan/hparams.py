@@ -74,7 +74,7 @@ class HParams:
     z_dim: Annotated[int, Field(ge=1, le=4096), "Size of the latent vector z (elements)."] = 100
     latent: Annotated[
         Literal["normal", "uniform", "truncated_normal"],
-        "Law of z. normal: N(0, 1); uniform: U(-1, 1); truncated_normal: N(0, 1) within [-1, 1].",
+        "Distribution of z. normal: N(0, 1); uniform: U(-1, 1); truncated_normal: N(0, 1) within [-1, 1].",
     ] = "normal"
     # Architecture
     ngf: Annotated[int, Field(ge=1, le=1024), "Width of the generator's last hidden layer (channels)."] = 64
@@ -88,7 +88,7 @@ class HParams:
     strides_d: Annotated[
         str, Field(pattern=STRIDES_PATTERN), "Strides of the discriminator's convolutions; auto: 2."
     ] = "auto"
-    depth_d: Annotated[int, Field(ge=0, le=8), "The discriminator's convolutions; 0: as many as reach base_size."] = 0
+    depth_d: Annotated[int, Field(ge=0, le=8), "Number of the discriminator's convolutions; 0: up to base_size."] = 0
     base_size: Annotated[Literal[2, 4], "Side of the map that z is projected to (px)."] = 4
     ends: Annotated[
         Literal["conv", "linear"],
@@ -154,7 +154,7 @@ class HParams:
         "brightness, saturation and contrast; translation: by up to an eighth of the side; cutout: without a square of "
         "half the side; several joined by commas (Zhao et al. 2020).",
     ] = "none"
-    reshuffle: Annotated[bool, "Whether each epoch has an order of its own."] = True
+    reshuffle: Annotated[bool, "Whether each epoch has a new order."] = True
     last_batch: Annotated[
         Literal["drop", "match", "full"],
         "An epoch's last, smaller batch. drop: left out; match: used, with as many fakes; full: used, with a full "
@@ -164,8 +164,8 @@ class HParams:
     batch_size: Annotated[int, Field(ge=2, le=4096), "Real images per discriminator update."] = 128
     optimizer: Annotated[
         Literal["adam", "sgd", "rmsprop", "adagrad"],
-        "Of both networks. sgd: with momentum beta1; rmsprop: with decay beta2 and adam_eps; adagrad: with adam_eps. "
-        "CUDA graphs are for adam alone.",
+        "Optimizer of both networks. sgd: with momentum beta1; rmsprop: with decay beta2 and adam_eps; adagrad: with "
+        "adam_eps. CUDA graphs are for adam alone.",
     ] = "adam"
     lr_g: Annotated[Positive, "Learning rate, generator."] = 2e-4
     lr_d: Annotated[Positive, "Learning rate, discriminator."] = 2e-4
@@ -207,7 +207,7 @@ class HParams:
     precision: Annotated[
         Precision,
         "Arithmetic of training. bf16: convolutions and linear layers in bfloat16, all else in float32; tf32: CUDA's "
-        "TF32. Unless given it is tf32 on CUDA, else float32.",
+        "TF32. Default: tf32 on CUDA, float32 elsewhere.",
     ] = "float32"
 
     def to_dict(self) -> dict[str, Any]:

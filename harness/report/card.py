@@ -12,21 +12,15 @@ from harness.findings.health import health
 from harness.gan.hparams import LAWS, HParams
 from harness.report.page import filled, squeezed
 from harness.store.records import StudyRecord, TrialRecord
+from harness.text import metric_label
 
 _DATA = (
-    "It draws images like its training images, of one size, and nothing else. Gaps and biases of those are in its "
-    "samples; where they show people, samples may resemble them."
+    "It generates images like its training images, at one size, with the same gaps and biases. If they show people, "
+    "samples may resemble those people."
 )
-
-
+_ONE_SEED = "One training seed: how much of the score is chance is unknown."
 # Shown whether or not they differ from the defaults.
 _ALWAYS = ("image_size", "batch_size", "lr_g", "lr_d", "beta1", "beta2", "bn", "activation_g", "activation_d", "latent")
-
-
-def _shown_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyperparameters that a reader looks for, and those that differ from the defaults."""
-    defaults = HParams().to_dict()
-    return {name: value for name, value in hparams.items() if name in _ALWAYS or value != defaults.get(name)}
 
 
 def study_card(record: StudyRecord, plan: StudyRecord | None, trial: TrialRecord, root: Path, licence: str) -> str:
@@ -35,14 +29,12 @@ def study_card(record: StudyRecord, plan: StudyRecord | None, trial: TrialRecord
     metric, kimg = attrs.final_metric, float(spec["budget"]["kimg"])
     found = confirmation(record, plan) if plan and trial.attrs.arm else None
     arm = next((arm for arm in found.ranked if arm.name == trial.attrs.arm), None) if found else None
-    rows = [{"name": name, "value": value, "low": None} for name, value in trial.attrs.scores.items()]
-    seeds = "One training seed: how much of the score is chance is unknown."
+    rows = _rows(trial.attrs.scores)
+    seeds = _ONE_SEED
     if arm:
         mean = arm.estimate
-        rows.insert(0, {"name": f"{metric}, mean", "value": mean.mean, "low": mean.low, "high": mean.high})
-        seeds = (
-            f"The mean is of this configuration's {mean.n} training seeds; the others are this training's, the median."
-        )
+        rows.insert(0, {"name": f"{metric_label(metric)}, mean", "value": mean.mean, "estimate": mean})
+        seeds = f"The mean is over {mean.n} training seeds; the other scores are those of the median training."
     checked = health(f"trial {trial.number}", trial, root)
     audit = f"Not audited for copies of its training images: `harness audit {record.name}`."
     what = f"Trial {trial.number} of {record.name}, which need not be its best."
@@ -81,11 +73,15 @@ def training_card(name: str, summary: Mapping[str, Any], licence: str) -> str:
         seed=summary["seed"],
         scoring=summary["scoring"],
         protocol_hash=summary["protocol_hash"],
-        scores=[{"name": name, "value": value, "low": None} for name, value in summary["scores"].items()],
-        seeds="One training seed: how much of the score is chance is unknown.",
+        scores=_rows(summary["scores"]),
+        seeds=_ONE_SEED,
         limits=["Not audited for copies of its training images."],
         environment=summary["environment"],
     )
+
+
+def _rows(scores: Mapping[str, float]) -> list[dict[str, Any]]:
+    return [{"name": metric_label(name), "value": value, "estimate": None} for name, value in scores.items()]
 
 
 def _card(*, hparams: Mapping[str, Any], scoring: Mapping[str, Any], limits: list[str], **context: Any) -> str:
@@ -93,14 +89,15 @@ def _card(*, hparams: Mapping[str, Any], scoring: Mapping[str, Any], limits: lis
     compare = "Scores compare only under the same protocol" + (
         f"; of {scoring['samples']:,} images they are noisy, and not comparable with published ones." if small else "."
     )
-    shown = HParams().to_dict() | dict(hparams)
+    defaults = HParams().to_dict()
+    shown = defaults | dict(hparams)
     return squeezed(
         filled(
             "card.md.j2",
             **context,
             hparams=shown,
             law=LAWS[shown["latent"]],
-            changed=_shown_hparams(hparams),
+            changed={name: value for name, value in hparams.items() if name in _ALWAYS or value != defaults.get(name)},
             scoring=scoring,
             reference=scoring["reference"] if scoring["reference"] == "all" else f"{scoring['reference']:,}",
             limits=[compare, *limits, _DATA],

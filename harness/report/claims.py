@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,15 @@ from harness.findings.ranking import rank, rung_scores
 from harness.findings.verdicts import ASSUMED, ASSUMED_SHARE, RULE, WORSENED, Judgement, arm_results, judge
 from harness.gan.hparams import HParams
 from harness.report import plots
-from harness.report.page import write_page
+from harness.report.page import png, write_page
 from harness.spec.fixed_study import Claim
 from harness.spec.resolved import ResolvedStudy
-from harness.spec.tables import FixedParams
 from harness.store.records import StudyRecord
 from harness.text import duration
 from harness.training.run_folder import RunFolder
 
 _ROWS_SHOWN = 3  # of a sample grid
-# What is compared in the place of the score, and how a treated arm differs in it.
+# What a claim compares instead of the score, and how a treated arm differs in it.
 _MEASURES = {
     "loss_swing": "mean change of the generator's loss (nats)",
     "loss_gap": "mean distance of both losses (nats)",
@@ -81,7 +79,7 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
         "images": images,
         "record": record,
         "spec": spec,
-        "listed": _listed,
+        "listed": lambda params: _listed(params.params()),
         "protocol_hash": board.protocol_hash,
         "left_out": len(board.left_out),
         "worsened": WORSENED,
@@ -114,18 +112,17 @@ def _entry(judgement: Judgement, samples: list[dict[str, str]]) -> dict[str, Any
     }
 
 
-def _listed(params: FixedParams) -> str:
-    return ", ".join(f"{key} = {value}" for key, value in params.params().items())
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in values.items())
 
 
 def _shared(claim: Claim) -> str:
     """What all arms share: of a whole system, what differs from the defaults."""
+    params, defaults = claim.base.params(), HParams()
     if not claim.recipe and not claim.generic:
-        return f"{_listed(claim.base)}, over {claim.tested_on}"
-    defaults = HParams()
-    params = {name: value for name, value in claim.base.params().items() if value != getattr(defaults, name)}
-    listed = ", ".join(f"{name} = {value}" for name, value in params.items())
-    return f"{claim.system}, which differs from this tool's defaults in {listed}"
+        return f"{_listed(params)}, over {claim.tested_on}"
+    differ = {name: value for name, value in params.items() if value != getattr(defaults, name)}
+    return f"{claim.system}, which differs from this tool's defaults in {_listed(differ)}"
 
 
 def _base(claims: Sequence[Claim]) -> str:
@@ -162,9 +159,7 @@ def _samples(judgement: Judgement, root: Path, files: dict[str, bytes]) -> list[
         trial = result.trials[done[(len(done) - 1) // 2][1]]
         if grids := RunFolder(root / trial.attrs.folder).grids():
             file = f"{trial.attrs.arm}.png"
-            buffer = io.BytesIO()
             with Image.open(grids[-1]) as grid:
-                grid.crop((0, 0, grid.width, grid.width * _ROWS_SHOWN // 8)).save(buffer, "PNG")
-            files[file] = buffer.getvalue()
+                files[file] = png(grid.crop((0, 0, grid.width, grid.width * _ROWS_SHOWN // 8)))
             shown.append({"title": name, "file": file})
     return shown

@@ -1,4 +1,4 @@
-"""Studies side by side: what each found, for how much, and what differs between them."""
+"""Studies side by side: what each found, at what cost, and what differs between them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def build_comparison(pairs: Sequence[tuple[StudyRecord, StudyRecord | None]], ou
 
 
 def _entry(record: StudyRecord, plan: StudyRecord | None) -> dict[str, Any]:
-    board, confirmed = rank(record, top=1), confirmation(record, plan) if plan else None
+    board, confirmed = rank(record), confirmation(record, plan) if plan else None
     return {
         "name": record.name,
         "record": record,
@@ -92,7 +92,7 @@ def _leader(entries: Sequence[_Entry]) -> dict[str, Any] | None:
 
 
 def _samplings(entries: Sequence[_Entry]) -> list[str]:
-    """How many samplings scores are means of, where that differs: the protocol's hash does not tell."""
+    """How many samplings scores are means of, where that differs: the protocol's hash does not depend on it."""
     searched = {entry["name"]: entry["n_samplings"] for entry in entries if entry["best"]}
     confirmed = {entry["name"]: entry["confirmed"].n_samplings for entry in entries if entry["confirmed"]}
     return [

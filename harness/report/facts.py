@@ -23,7 +23,7 @@ from harness.text import number
 from harness.training.run_folder import RunFolder
 
 FACTS_FILE = "report.json"
-# What is known of a training's health, in words.
+# What is measured of a training's health, in words.
 _HEALTH = {
     "distance": "distance between samples (real = 1)",
     "variance": "variance of features (real = 1)",
@@ -83,7 +83,7 @@ def facts(
 
 
 def best_toml(record: StudyRecord, root: Path, best: TrialRecord, confirmed: Confirmation | None) -> str:
-    """What ``harness train --config`` reads: the confirmed best's training of its median seed, else the search's best.
+    """What ``harness train --config`` reads: the confirmed best's median training, else the search's best.
 
     Its weights are named with their sha256 where they are below ``root``, the home folder.
     """
@@ -153,7 +153,7 @@ def report_diff(old: _Facts, new: _Facts) -> Iterator[str]:
         if old[key] != new[key]:
             yield f"trials {name}: {old[key]} became {new[key]}"
     if old["protocol_hash"] != new["protocol_hash"]:
-        yield "the scoring protocol is another one: scores before and after do not compare"
+        yield "the scoring protocol changed: scores before and after do not compare"
     yield from _scores(old, new)
     yield from _confirmations(old, new)
     if "health" in old and "health" in new:  # reports of before they said it have none
@@ -175,11 +175,11 @@ def _scores(old: _Facts, new: _Facts) -> Iterator[str]:
             yield f"new: trial {trial} with {metric} = {number(value)}, place {place} of {len(after)}"
     for trial, value in before.items():
         if trial not in after:
-            yield f"trial {trial}, which had {number(value)}, is not ranked any more"
+            yield f"trial {trial}, which had {number(value)}, is no longer ranked"
     if old["uid"] == new["uid"] and old["protocol_hash"] == new["protocol_hash"]:
         for trial, value in before.items():
             if trial in after and value != after[trial]:
-                yield f"WARNING: trial {trial} had {value!r} and has {after[trial]!r}: a finished one never changes"
+                yield f"WARNING: trial {trial} had {value!r} and has {after[trial]!r}: finished trials never change"
 
 
 def _confirmations(old: _Facts, new: _Facts) -> Iterator[str]:
@@ -192,7 +192,7 @@ def _confirmations(old: _Facts, new: _Facts) -> Iterator[str]:
             # Where a change is too small for the digits that are shown, all of them are.
             shown = number if _estimate(was, number) != _estimate(row, number) else repr
             yield f"confirmed: {name}, {_estimate(was, shown)} became {_estimate(row, shown)}"
-    yield from (f"{name} is not among the confirmed any more" for name in before if name not in after)
+    yield from (f"{name} is no longer confirmed" for name in before if name not in after)
 
 
 def _estimate(row: _Facts, shown: Callable[[Any], str]) -> str:
@@ -207,10 +207,10 @@ def _health(old: _Facts, new: _Facts) -> Iterator[str]:
     for name, row in new.items():
         was = old.get(name)
         if was is None:
-            yield from (f"found of {name}, which was not shown before: {text}" for text in row["findings"])
+            yield from (f"new finding on {name}, which was not shown before: {text}" for text in row["findings"])
             continue
-        yield from (f"found of {name}: {text}" for text in row["findings"] if text not in was["findings"])
-        yield from (f"no longer found of {name}: {text}" for text in was["findings"] if text not in row["findings"])
+        yield from (f"new finding on {name}: {text}" for text in row["findings"] if text not in was["findings"])
+        yield from (f"gone from {name}: {text}" for text in was["findings"] if text not in row["findings"])
         for change in changes(was["measured"], row["measured"]):
             shown = number if number(change.old) != number(change.new) else repr
             yield f"health of {name}: {change.key} was {shown(change.old)}, is {shown(change.new)}"

@@ -1,9 +1,10 @@
-"""A page of a report: Markdown with its figures in a folder of its own, and the same as one HTML file."""
+"""A page of a report: a folder with its Markdown and figures, and the same as one HTML file."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -17,8 +18,10 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 from matplotlib.figure import Figure
+from PIL import Image
 
 from harness import atomic
+from harness.findings.statistics import Estimate
 from harness.report.plots import to_png
 from harness.text import heading, metric_label, number
 
@@ -56,7 +59,7 @@ def filled(template: str, **context: Any) -> str:
 
 
 _PICTURES = {".png": "image/png", ".gif": "image/gif"}
-# A line that begins a part of its own, folded below its summary or placed by its name, or ends one.
+# A line that begins or ends a part of a page, which is folded below its summary or placed by its name.
 _PART = re.compile(r"^(<details><summary>.*</summary>|</details>|<div class=\"[a-z]+\">|</div>)$", re.MULTILINE)
 _SUMMARY = re.compile(r"(<details><summary>)(.*)(</summary>)")
 # What an SVG says of itself for others than a page: its kind, its namespaces.
@@ -73,8 +76,24 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"num": number, "metric": metric_label, "heading": heading}
+    made.filters |= {"num": number, "interval": _interval, "percent": _percent}
+    made.filters |= {"metric": metric_label, "heading": heading}
     return made
+
+
+def _interval(estimate: Estimate | None) -> str:
+    return "–" if estimate is None or estimate.low is None else f"{number(estimate.low)} to {number(estimate.high)}"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f}"
+
+
+def png(picture: Image.Image) -> bytes:
+    """A picture as a file; the same for the same picture."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def squeezed(text: str) -> str:

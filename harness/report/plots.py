@@ -1,4 +1,4 @@
-"""The report's figures, with a light background of their own, so that they read on white and dark pages."""
+"""The report's figures. They have a light background, so that they read on white and on dark pages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from harness.text import metric_label, number, objective_label
 _BLUE, _ORANGE, _GREY, _RED = "#2b6cb0", "#dd6b20", "#a0aec0", "#c53030"
 _STATE_COLOURS = {"COMPLETE": _BLUE, "PRUNED": _GREY, "FAIL": _RED, "RUNNING": _ORANGE, "PAUSED": _GREY}
 _VERDICT_COLOURS = {"supported": "#2f855a", "refuted": _RED, "undecided": "#718096"}
-# Where a parallel axis has the trials that do not use its parameter.
+# Height on a parallel axis of trials that do not use its parameter.
 _UNUSED = -0.14
 _TICKS = (-50, -25, 0, 25, 50, 100, 200, 400)
 
@@ -50,7 +50,7 @@ def to_png(figure: Figure) -> bytes:
 
 
 def to_svg(figure: Figure) -> str:
-    """As SVG whose parts that have a ``gid`` show it where a pointer rests; the same for the same figure."""
+    """As SVG whose parts with a ``gid`` show it as a tooltip; the same for the same figure."""
     buffer, unsaid = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
         figure.savefig(buffer, format="svg", facecolor="white", metadata=unsaid)
@@ -177,7 +177,7 @@ def spent(frame: pd.DataFrame, metric: str) -> Figure:
 def parameter(
     frame: pd.DataFrame, name: str, param: Mapping[str, Any], labels: Mapping[int, str], best: int | None, metric: str
 ) -> Figure:
-    """Each trial's ``score`` against a parameter of the space, with its label to hover over; the best in orange."""
+    """Each trial's ``score`` against a parameter of the space, with its label as a tooltip; the best in orange."""
     figure, (axis,) = new_figure(4.4, 2.9)
     shown, far = _make_scores(axis, frame["score"], metric)
     xs = frame[name]
@@ -202,9 +202,9 @@ def parameter(
 def parallel(
     frame: pd.DataFrame, space: Mapping[str, Mapping[str, Any]], labels: Mapping[int, str], best: int | None
 ) -> Figure:
-    """A line for each trial through its parameters to the rank of its ``score``, with its label to hover over.
+    """A line for each trial through its parameters to the rank of its ``score``, with its label as a tooltip.
 
-    The best one is orange, the quarter with the best scores blue. A parameter that a trial does not use is at the foot.
+    The best one is orange, the best quarter blue. A parameter that a trial does not use is at the bottom.
     """
     figure, (axis,) = new_figure(max(7.2, 0.95 * (len(space) + 1)), 3.6)
     ranks = frame["score"].rank(method="first")
@@ -218,12 +218,13 @@ def parallel(
     for column, param in enumerate(space.values()):
         ends = param["choices"] if param["type"] == "categorical" else (param["low"], param["high"])
         for place, end in enumerate(ends):
-            _beside(axis, column, place / max(1, len(ends) - 1), number(end))
-    _beside(axis, len(space), 0, "best")
-    _beside(axis, len(space), 1, "worst")
+            _mark(axis, column, place / max(1, len(ends) - 1), number(end))
+    _mark(axis, len(space), 0, "best")
+    _mark(axis, len(space), 1, "worst")
     if any(part.eq(_UNUSED).any() for part in heights):
         axis.text(-0.06, _UNUSED, "not used", fontsize=7.5, va="center", ha="right")
-    axis.set_xticks(range(len(space) + 1), [*(wrapped(name.replace("_", " "), 12) for name in space), "score"])
+    names = [wrapped(name.replace("_", " "), 12).replace(" ", "_") for name in space]
+    axis.set_xticks(range(len(space) + 1), [*names, "score"])
     axis.set_yticks([])
     axis.set_xlim(-0.1, len(space) + 0.4)
     axis.grid(axis="x", color="#4a5568")
@@ -243,7 +244,7 @@ def _heights(values: pd.Series, param: Mapping[str, Any]) -> pd.Series:
     return ((places - low) / (high - low or 1)).clip(-0.05, 1.05).fillna(_UNUSED)
 
 
-def _beside(axis: Axes, column: int, height: float, text: str) -> None:
+def _mark(axis: Axes, column: int, height: float, text: str) -> None:
     """A value's name next to its place on a parallel axis."""
     axis.text(column + 0.04, height, text, fontsize=7.5, va="center", zorder=5,
               bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.6})  # fmt: skip
@@ -294,7 +295,7 @@ def losses(curve: pd.DataFrame, epoch: float = 0.0) -> Figure:
 
 
 def effects(judged: Sequence[Judgement]) -> Figure:
-    """Every comparison's effect in per cent of the control's score, with its interval and the zone of no matter."""
+    """Every comparison's effect (% of the control's score) with its interval, and the zone that does not matter."""
     every = ((judgement.claim, comparison) for judgement in judged for comparison in judgement.comparisons)
     seen = [(claim, comparison, comparison.effect) for claim, comparison in every if comparison.effect]
     figure, (axis,) = new_figure(height=0.44 * len(seen) + 1.4)

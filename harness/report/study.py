@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image
 
 from harness.findings.confirmation import confirmation
 from harness.findings.headline import headline
-from harness.findings.health import collapsed, health, health_context
+from harness.findings.health import COLLAPSED, WON, collapsed, health
 from harness.findings.outlook import chance, outlook, too_few
 from harness.findings.ranking import (
     Leaderboard,
@@ -25,12 +25,12 @@ from harness.findings.ranking import (
     rank_correlations,
     rung_scores,
     rungs_frame,
-    trials_frame,
 )
-from harness.gan.hparams import ALIASES, stored_value
+from harness.gan.hparams import LATER, stored_value
 from harness.report import plots
 from harness.report.facts import FACTS_FILE, best_toml, facts
-from harness.report.page import write_page
+from harness.report.page import png, write_page
+from harness.spec.resolved import compared_params
 from harness.spec.tables import meaning
 from harness.store.records import StudyRecord, TrialRecord
 from harness.text import duration, heading, number, objective_label
@@ -77,7 +77,7 @@ def build_report(
     by name, which may be empty, were computed by ``evaluator``. ``plan`` is the study's confirmation, if it has one.
     ``real`` is a sheet of the images that it trained on, uint8 of shape (H, W, 3).
     """
-    board, trials = rank(record), trials_frame(record)
+    board, started = rank(record), _started(record)
     confirmed = confirmation(record, plan) if plan else None
     # The trainings that are shown: the confirmed best's median seed, then the search's best.
     leaders = leading(record)
@@ -85,7 +85,7 @@ def build_report(
     if confirmed:
         shown.insert(0, (f"{confirmed.best.name}, confirmed (median seed)", confirmed.best.median_trial))
     files, pictures = _pictures(shown[0][1], root, real) if shown else ({}, {})
-    watched = health_context([health(name, trial, root) for name, trial in shown])
+    watched = [row for name, trial in shown if (row := health(name, trial, root)).is_known]
     ahead = outlook(record, _MORE_TRIALS)
     best = leaders[0].number if leaders else None
     if confirmed:
@@ -93,7 +93,7 @@ def build_report(
     figures = dict(_figures(record, board, best))
     space = record.attrs.spec["space"]
     shares = sorted(((share, name) for name, share in importances.items() if name in space), reverse=True)
-    drawn = dict(_drawings(record, trials, [name for share, name in shares if share >= _LEAST_SHARE], best))
+    drawn = dict(_drawings(record, board, [name for share, name in shares if share >= _LEAST_SHARE], best))
     files |= {file: plots.to_svg(figure).encode() for file, figure in drawn.items()}
     if confirmed and sum(len(arm.trials) for arm in confirmed.ranked) >= _FEWEST_POINTS:
         figures["confirmed"] = plots.confirmed(confirmed)
@@ -104,17 +104,17 @@ def build_report(
         folder, samplings = RunFolder(root / shown[0][1].attrs.folder), shown[0][1].attrs.samplings
         if watched and folder.nearest.is_file():
             files[_PAIRS] = folder.nearest.read_bytes()
-            watched |= {"pairs": _PAIRS, "pairs_of": shown[0][0]}
     if leaders:
         files["best.toml"] = best_toml(record, root, leaders[0], confirmed).encode()
-    verdict, context = headline(record, plan), study_context(record, board, trials)
-    strips = dict(_strips([row["trial"] for row in context["every"]], root))
+    verdict, context = headline(record, plan), study_context(record, board)
+    audited = [row for row in watched if row.batch_score is not None]
+    strips = dict(_strips(started, root))
     files |= {f"trial-{number}.png": strip for number, strip in strips.items()}
-    files[FACTS_FILE] = facts(record, confirmed, watched["rows"] if watched else (), verdict).encode()
+    files[FACTS_FILE] = facts(record, confirmed, watched, verdict).encode()
     context |= {
         "evaluator": evaluator,
         "headline": verdict,
-        "next": _next(record, verdict.next, audited=bool(watched and watched["audited"])),
+        "next": _next(record, verdict.next, audited=bool(audited)),
         "confirmed": confirmed,
         "parameters": _parameters(record, shown[0][1]) if shown else "",
         "pictures": pictures,
@@ -124,6 +124,10 @@ def build_report(
         "shown": shown[0][0] if shown else "",
         "first_sampling": samplings[0] if len(samplings) > 1 else None,
         "health": watched,
+        "audited": audited,
+        "collapsed": COLLAPSED,
+        "won": WON,
+        "pairs": _PAIRS if _PAIRS in files else "",
         "outlook": ahead,
         "no_outlook": too_few(record),
         "chance": chance(record, _MORE_TRIALS),
@@ -143,7 +147,7 @@ def _pictures(trial: TrialRecord, root: Path, real: np.ndarray | None) -> tuple[
             kimg = grid_kimg(grids[place])
             steps.append({"file": file, "updates": f"{trial.updates(kimg):,}" if kimg else "0"})
     if real is not None:
-        files[_REAL] = _png(Image.fromarray(real))
+        files[_REAL] = png(Image.fromarray(real))
     return files, {"samples": "grid-1.png", "real": "" if real is None else _REAL, "steps": steps}
 
 
@@ -161,30 +165,32 @@ def _figures(record: StudyRecord, board: Leaderboard, best: int | None) -> Itera
 
 
 def _drawings(
-    record: StudyRecord, trials: pd.DataFrame, mattered: Sequence[str], best: int | None
+    record: StudyRecord, board: Leaderboard, mattered: Sequence[str], best: int | None
 ) -> Iterator[tuple[str, Figure]]:
     """The first rung's score, which all trials have, against parameters; by file name."""
     space, metric = record.attrs.spec["space"], record.attrs.rung_metric
     rungs = rungs_frame(record)
-    first = rungs[rungs["kimg"] == rungs["kimg"].min()].set_index("number")["score"]
-    frame = trials.assign(score=trials["number"].map(first)).reindex(columns=["number", "value", "score", *space])
+    rungs = rungs[rungs["kimg"] == rungs["kimg"].min()]
+    first = dict(zip(rungs["number"], rungs["score"], strict=True))
     # Recipes are scored as well, and have no searched parameters.
-    frame = frame.dropna(subset=["score"]).dropna(subset=[*space], how="all")
-    if len(frame) < _FEWEST_POINTS:
+    shown = [trial for trial in record.newest if trial.number in first and trial.params]
+    if len(shown) < _FEWEST_POINTS:
         return
-    labels = {row["number"]: _label(row, space, record) for row in frame.to_dict("records")}
+    rows = [{"number": trial.number, "score": first[trial.number], **trial.params} for trial in shown]
+    frame = pd.DataFrame(rows, columns=["number", "score", *space])
+    labels = {trial.number: _label(trial, first[trial.number], record, final=trial in board.trials) for trial in shown}
     for place, name in enumerate(mattered[:_PARAMETERS], start=1):
         yield f"parameter-{place}.svg", plots.parameter(frame, name, space[name], labels, best, metric)
     yield "parallel.svg", plots.parallel(frame, space, labels, best)
 
 
-def _label(row: Mapping[Any, Any], space: Mapping[str, Any], record: StudyRecord) -> str:
-    """What a trial's point or line says to a pointer."""
-    scores = f"{heading(record.attrs.rung_metric)} {number(row['score'])}"
-    if not pd.isna(row["value"]):
-        scores += f", final {heading(record.attrs.final_metric)} {number(row['value'])}"
-    values = [f"{name} {number(row[name])}" for name in space if not pd.isna(row[name])]
-    return f"trial {row['number']}: {' · '.join([scores, *values])}"
+def _label(trial: TrialRecord, score: float, record: StudyRecord, *, final: bool) -> str:
+    """The tooltip of a trial's point or line."""
+    scores = f"{heading(record.attrs.rung_metric)} {number(score)}"
+    if final:
+        scores += f", final {heading(record.attrs.final_metric)} {number(trial.value)}"
+    values = [f"{name} {number(trial.params[name])}" for name in record.attrs.spec["space"] if name in trial.params]
+    return f"trial {trial.number}: {' · '.join([scores, *values])}"
 
 
 def _strips(trials: Sequence[TrialRecord], root: Path) -> Iterator[tuple[int, bytes]]:
@@ -202,19 +208,13 @@ def _first_row(grid: Path) -> bytes | None:
     """Of a sheet of eight rows that share their borders; None where it is damaged."""
     try:
         with Image.open(grid) as sheet:
-            return _png(sheet.crop((0, 0, sheet.width, sheet.height // 8 + 1)))
+            return png(sheet.crop((0, 0, sheet.width, sheet.height // 8 + 1)))
     except (OSError, SyntaxError):  # Pillow's, of a PNG file with damaged chunks
         return None
 
 
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def _next(record: StudyRecord, first: str, *, audited: bool) -> list[str]:
-    """Three commands that get further, those of the verdict first."""
+    """Three commands to run next, the verdict's first."""
     name, usable = record.name, bool(leading(record))
     commands = [
         first,
@@ -225,9 +225,10 @@ def _next(record: StudyRecord, first: str, *, audited: bool) -> list[str]:
     return list(dict.fromkeys(commands))[:3]
 
 
-def study_context(record: StudyRecord, board: Leaderboard, trials: pd.DataFrame) -> dict[str, Any]:
-    """What the record alone says; ``spec`` stays as the version that stored it wrote it."""
-    spec, leaders = record.attrs.spec, leading(record)
+def study_context(record: StudyRecord, board: Leaderboard) -> dict[str, Any]:
+    """What the template shows of the record alone; its ``spec`` is as the version that stored it wrote it."""
+    spec, leaders, started = record.attrs.spec, leading(record), _started(record)
+    every = [_row(trial, record) for trial in started]
     best = leaders[0] if leaders else None
     final, rungs = spec["scoring"]["final"], spec["budget"]["rungs"]
     searched = "precision" in spec["space"]
@@ -237,7 +238,7 @@ def study_context(record: StudyRecord, board: Leaderboard, trials: pd.DataFrame)
         "best": best,
         "rungs": ", ".join(number(rung) for rung in rungs) or "no",
         "promotions": _promotions(record),
-        "n_finished": int(trials["state"].isin(["COMPLETE", "PRUNED"]).sum()),
+        "n_finished": sum(trial.state in ("COMPLETE", "PRUNED") for trial in started),
         "meaning": _SCORES[final["metric"]],
         "bias": _BIAS[final["metric"]],
         "kid_subset": min(1000, final["samples"], final["reference"]),
@@ -251,19 +252,19 @@ def study_context(record: StudyRecord, board: Leaderboard, trials: pd.DataFrame)
         "other_metrics": sorted(
             {name for t in leaders[:_TOP] for name in t.attrs.scores if name != record.attrs.final_metric}
         ),
-        "board": [_board_row(trial, record) for trial in leaders[:_TOP]],
+        "board": every[: len(leaders[:_TOP])],
         "correlations": [f"{c.rho:.2f} at {number(c.kimg)} kimg (n = {c.n})" for c in rank_correlations(record)],
         "baselines": _baselines(record, best),
         "left_out": ", ".join(map(str, board.left_out)),
         "unavailable": best.attrs.unavailable if best else {},
         "first_rung": rungs[0] if rungs else spec["budget"]["kimg"],
-        "every": [_every_row(trial, record) for trial in _by_rank(record, leaders)],
-        "time": _time(trials),
+        "every": every,
+        "time": _time(record, started),
         "tradeoff": None
         if len(names) == 1
         else {
             "names": [objective_label(name, record.attrs.final_metric) for name in names],
-            "rows": [_board_row(trial, record) for trial in pareto_front(record)],
+            "front": pareto_front(record),
             "timed": "seconds" in names,
             "n": len(board.trials),
         },
@@ -280,17 +281,26 @@ def _baselines(record: StudyRecord, best: TrialRecord | None) -> list[dict[str, 
         value = trial.value if trial.state == "COMPLETE" and ranked else None
         gain = value - best.value if value is not None and best and best.value is not None else None
         end = "" if value is not None else trial.reason or trial.state.lower()
-        row = {"trial": trial, "updates": _updates(trial, record), "seconds": record.seconds(trial)}
-        rows.append({**row, "value": value, "gain": gain, "end": end})
+        rows.append({**_row(trial, record), "value": value, "gain": gain, "end": end})
     return sorted(rows, key=lambda row: (row["value"] is None, row["value"] or 0.0, row["trial"].number))
 
 
-def _board_row(trial: TrialRecord, record: StudyRecord) -> dict[str, Any]:
-    hparams, space = trial.attrs.hparams, record.attrs.spec["space"]
-    # A baseline was not asked for any: its values of what the others search.
-    params = trial.params or {name: stored_value(hparams, name) for name in space if hparams}
-    seconds, updates = record.seconds(trial), _updates(trial, record)
-    return {"trial": trial, "seconds": seconds, "updates": updates, "collapsed": collapsed(trial), "params": params}
+def _row(trial: TrialRecord, record: StudyRecord) -> dict[str, Any]:
+    """What tables show of a trial."""
+    hparams, scores = trial.attrs.hparams, rung_scores(trial)
+    state = {"COMPLETE": "finished", "FAIL": "failed"}.get(trial.shown_state, trial.shown_state.lower())
+    return {
+        "trial": trial,
+        # A baseline has no parameters of its own: these are its values of what the others search.
+        "params": trial.params or {name: stored_value(hparams, name) for name in record.attrs.spec["space"] if hparams},
+        "seconds": record.seconds(trial),
+        "updates": _updates(trial, record),
+        "collapsed": collapsed(trial),
+        "end": "diverged" if trial.attrs.diverged else state,
+        "kimg": max((kimg for kimg, _ in scores), default=0.0),
+        "first": scores[0][1] if scores else None,
+        "reason": trial.reason.replace("|", "\\|").replace("\n", " "),
+    }
 
 
 def _updates(trial: TrialRecord, record: StudyRecord) -> str:
@@ -299,22 +309,14 @@ def _updates(trial: TrialRecord, record: StudyRecord) -> str:
 
 
 def _parameters(record: StudyRecord, trial: TrialRecord) -> str:
-    """What the search chooses, as this trial has it, and how long it was trained, in a line."""
-    hparams, space = trial.attrs.hparams, record.attrs.spec["space"]
-    used = [
-        field
-        for name, param in space.items()
-        for field in ALIASES.get(name, (name,))
-        if stored_value(hparams, field) is not None
-        and all(hparams.get(parent) == wanted for parent, wanted in param.get("when", {}).items())
-    ]
-    values = [f"{name} {number(stored_value(hparams, name))}" for name in dict.fromkeys(used)]
+    """A trial's values of the searched parameters and the length of its training, in a line."""
+    values = compared_params(record.attrs.spec, {**LATER, **trial.attrs.hparams}).items()
     length = f"{number(record.attrs.spec['budget']['kimg'])} kimg, {_updates(trial, record)} generator updates"
-    return " · ".join([*values, length])
+    return " · ".join([*(f"{name} {number(value)}" for name, value in values), length])
 
 
 def _promotions(record: StudyRecord) -> list[dict[str, Any]]:
-    """By rung at which trials pause: how many came, and how many were promoted from there; empty with a pruner."""
+    """For each rung: how many trials reached it, and how many were promoted there; empty with a pruner."""
     if record.attrs.spec["pruner"]["name"] != "promotion":
         return []
     searched = [trial for trial in record.trials if not trial.attrs.recipe]
@@ -327,8 +329,9 @@ def _promotions(record: StudyRecord) -> list[dict[str, Any]]:
     return rungs
 
 
-def _by_rank(record: StudyRecord, leaders: Sequence[TrialRecord]) -> list[TrialRecord]:
+def _started(record: StudyRecord) -> list[TrialRecord]:
     """Every started trial: those that are ranked, then those that got furthest, of equal ones the better score."""
+    leaders = leading(record)
     ranked = {trial.number for trial in leaders}
 
     def order(trial: TrialRecord) -> tuple[float, float, int]:
@@ -339,28 +342,15 @@ def _by_rank(record: StudyRecord, leaders: Sequence[TrialRecord]) -> list[TrialR
     return [*leaders, *sorted(others, key=order)]
 
 
-def _every_row(trial: TrialRecord, record: StudyRecord) -> dict[str, Any]:
-    scores = rung_scores(trial)
-    state = {"COMPLETE": "finished", "FAIL": "failed"}.get(trial.shown_state, trial.shown_state.lower())
-    return {
-        **_board_row(trial, record),
-        "end": "diverged" if trial.attrs.diverged else state,
-        "kimg": max((kimg for kimg, _ in scores), default=0.0),
-        "first": scores[0][1] if scores else None,
-        "reason": trial.reason.replace("|", "\\|").replace("\n", " "),
-    }
-
-
-def _time(trials: pd.DataFrame) -> dict[str, Any]:
-    by_state = trials.groupby("state")["seconds"].sum()
-    done = trials[trials["state"] == "COMPLETE"]
+def _time(record: StudyRecord, started: Sequence[TrialRecord]) -> dict[str, Any]:
     states = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
+    took = {name: [record.seconds(t) for t in started if t.state == state] for name, state in states.items()}
     return {
-        "trials": len(trials),
-        "total": duration(float(trials["seconds"].sum())),
-        **{name: duration(float(by_state.get(state, 0.0))) for name, state in states.items()},
-        "scoring": duration(float(done["score_s"].sum())),
-        "median": duration(float(done["seconds"].median())) if len(done) else "no time",
+        "trials": len(started),
+        "total": duration(sum(map(record.seconds, started))),
+        **{name: duration(sum(each)) for name, each in took.items()},
+        "scoring": duration(sum(trial.attrs.score_s or 0.0 for trial in started if trial.state == "COMPLETE")),
+        "median": duration(median(took["finished"])) if took["finished"] else "no time",
     }
 
 

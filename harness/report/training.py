@@ -12,7 +12,7 @@ from PIL import Image
 
 from harness.findings.headline import Headline
 from harness.gan.hparams import FIELDS, HParams
-from harness.report.page import write_page
+from harness.report.page import png, write_page
 from harness.report.plots import losses
 from harness.text import number
 from harness.training.run_folder import RunFolder, grid_kimg
@@ -104,9 +104,7 @@ def _enlarged(path: Path, height: int | None = None) -> bytes:
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB"))[:height]
     times = max(1, _WIDE // pixels.shape[1])
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.repeat(times, 0).repeat(times, 1)).save(buffer, "PNG", compress_level=3)
-    return buffer.getvalue()
+    return png(Image.fromarray(pixels.repeat(times, 0).repeat(times, 1)))
 
 
 def _at(kimg: float, epoch: float) -> str:

@@ -1,4 +1,4 @@
-"""The real images that scores compare with: which they are, their features, kept privately, and distances to them."""
+"""The real images that scores compare with: how they are chosen, their cached features, and distances to them."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ _PUBLISHED_PRC = ("precision", "recall")
 
 @dataclass(slots=True)
 class Scorers:
-    """Makes scorers for one set of images; extractors, whose batches ``interrupt`` can raise between, are shared."""
+    """Makes scorers for one set of images, which share extractors; ``interrupt`` may raise between batches."""
 
     home: Home
     store: ImageStore
@@ -72,11 +72,11 @@ class Scorers:
         return self.reference_of(self.protocol(spec), self.extractor(spec.extractor, spec.precision or FLOAT32), spec)
 
     def reference_of(self, protocol: Protocol, extractor: Extractor, spec: ScoreSpec) -> Reference:
-        """Features of the real images, computed once; of many it is said, for they may take a minute."""
+        """Features of the real images, computed once; a message says so for many, which may take a minute."""
 
         def extract(images_BCHW: Tensor) -> Features:
             if len(images_BCHW) > _QUIET:
-                self.say(f"{protocol.extractor} features of {len(images_BCHW):,} real images, to compare with")
+                self.say(f"computing {protocol.extractor} features of {len(images_BCHW):,} real images")
             return extractor(images_BCHW)
 
         return load_reference(self.home, split_images(self.store, spec), protocol, extract)
@@ -86,7 +86,7 @@ class Scorers:
 
 
 class Scorer:
-    """Scores generators under one protocol. What it compares them with is computed with the first score.
+    """Scores generators under one protocol. The reference is computed with the first score.
 
     Without Inception's classifier head, MobileNetV2's Inception Score is given under its own name. Precision and recall
     use the protocol's features; with Inception, also VGG16's features where its weights are available.

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from harness.errors import HarnessError, NotFoundError, SpecError
+from harness.errors import HarnessError, NotFoundError, SpecError, first_line
 from harness.gan.architecture import problems as architecture_problems
 from harness.gan.hparams import HParams
 from harness.home import expanded, path_from_environment
@@ -190,7 +190,7 @@ def _with_recipes(content: Mapping[str, Any]) -> tuple[list[Any], list[str]]:
         try:
             presets.append(_baseline(preset, table(content, "data")))
         except HarnessError as error:
-            problems.append(f"presets.{index}: {str(error).splitlines()[0]}")
+            problems.append(f"presets.{index}: {first_line(error)}")
     return presets, problems
 
 

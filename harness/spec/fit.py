@@ -25,7 +25,7 @@ def require_images(spec: ResolvedStudy, n: int, n_held_out: int) -> None:
         return
     hints = []
     if n < FEWEST_IMAGES:
-        hints.append(f"A DCGAN needs {FEWEST_IMAGES} images at the very least, and learns from thousands: give more.")
+        hints.append(f"A DCGAN needs at least {FEWEST_IMAGES} images, and thousands to learn well: give more.")
     elif spec.quick is not None and not any(_unmet(spec.quickened(), n, n_held_out)):
         hints.append("--quick (QUICK=1) fits.")
     problem = f"{n} usable images are too few for study {spec.name}:"

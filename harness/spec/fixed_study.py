@@ -58,7 +58,7 @@ class Claim(Table):
     seeds: Int = Field(5, ge=2, le=100, description="Training seeds of every arm.")
     note: str = Field("", description="How the sentence was made a test, and what that leaves out.")
     recipe: Name | None = Field(None, description="The write-up's own system: a file of search_spaces/recipes/.")
-    variant: Name | None = Field(None, description="Of the recipe; as_coded unless given, where text and code differ.")
+    variant: Name | None = Field(None, description="Of the recipe; default: as_coded, where text and code differ.")
     scale: Literal["32px"] | None = Field(
         None, description="On images of that size the recipe's networks are scaled down, which its verdict says."
     )
@@ -157,7 +157,7 @@ def arm_name(hp: HParams) -> str:
 
 
 def registered(claim: Claim) -> str:
-    """All of a claim, as it is kept in the database before anything is run: JSON that ``model_validate_json`` reads."""
+    """A claim as the database keeps it before any training: JSON that ``model_validate_json`` reads."""
     content = claim.model_dump(mode="json", exclude_none=True)
     if claim.measure == "score":  # as claims were kept before there were others
         del content["measure"]

@@ -18,7 +18,7 @@ _MISSING = {
     "missing": "missing; it is required",
     "union_tag_not_found": 'needs type = "float", "int" or "categorical"',
 }
-# What a value must be, where pydantic says it in words of Python.
+# What a value must be, where pydantic's own message is in Python's terms.
 _REQUIRED = {
     "bool_type": "must be true or false",
     "dict_type": "must be a table",

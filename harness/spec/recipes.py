@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -142,24 +142,6 @@ class BestTraining(Table):
     kimg: Kimg
 
 
-class BestConfirmed(Table):
-    """The configuration's mean score over training seeds, and the configurations that tie with it.
-
-    The interval is widened, as for the best of several: it covers the true mean with probability ``level``.
-    """
-
-    configuration: str
-    metric: str
-    mean: float
-    level: float | None = None
-    low: float | None = None
-    high: float | None = None
-    training_seeds: tuple[int, ...]
-    samplings: int
-    ties: tuple[str, ...] = ()
-    protocol_hash: str
-
-
 class BestWeights(Table):
     """The published weights of the generator: their file, from the home folder on, and its sha256."""
 
@@ -177,5 +159,5 @@ class BestConfig(Table):
     training: BestTraining
     scoring: ScoreSpec
     score: dict[str, Scalar]
-    confirmed: BestConfirmed | None = None
+    confirmed: dict[str, Any] | None = Field(None, description="Mean over training seeds, its interval, and ties.")
     weights: BestWeights | None = None

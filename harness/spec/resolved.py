@@ -22,7 +22,7 @@ _STEERING = ("sampler", "pruner", "presets")
 
 
 class ResolvedPreset(Preset):
-    """A configuration to train. That of a recipe or an arm has no searched parameters, but all of its own values."""
+    """A configuration to train. A recipe's or an arm's has no searched parameters; ``overrides`` has all its values."""
 
     overrides: dict[str, Scalar] | None = None
     own_images: str | None = Field(None, description="How a recipe prepares its images where it differs.")
@@ -117,9 +117,9 @@ def _suggested(trial: optuna.Trial, name: str, param: Param) -> Any:
 
 
 def compared(spec: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """What tells a study's configurations from each other, with the conditions under which each is in force.
+    """The parameters in which a study's configurations differ, each with the conditions under which it is active.
 
-    That is what it searches; of a fixed study also the hyperparameters in which its arms differ. ``spec`` is the
+    Those are the searched ones, and in a fixed study the hyperparameters in which its arms differ. ``spec`` is the
     study's ``identity()``.
     """
     conditions = {name: param.get("when", {}) for name, param in spec["space"].items()}
@@ -130,9 +130,9 @@ def compared(spec: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def compared_params(spec: Mapping[str, Any], hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a configuration, by which its study's are compared: of what is in force in it.
+    """A configuration's values of the active parameters of :func:`compared`.
 
-    An alias such as ``lr`` has its one value, or where the networks' values differ its fields have theirs.
+    An alias such as ``lr`` has one value; if the networks' values differ, its fields have theirs.
     """
     shared = {alias: {hparams.get(name) for name in names} for alias, names in ALIASES.items()}
     values = {**hparams, **{alias: next(iter(each)) for alias, each in shared.items() if len(each) == 1}}

@@ -36,8 +36,8 @@ class BudgetSpec(Table):
     kimg: Kimg = Field(description="Length of a full trial (kimg).")
     rungs: tuple[Kimg, ...] = Field(
         (),
-        description="When a trial is scored and may be paused or pruned, rising (kimg); with promotion a ninth and a "
-        "third of kimg if absent. The last may be the end of the trial: stopping there saves the final score, which "
+        description="When a trial is scored and may be paused or pruned (kimg, rising); default with promotion: a "
+        "ninth and a third of kimg. The last may equal kimg: a trial that stops there skips the final score, which "
         "takes longest on small images.",
     )
 
@@ -69,8 +69,8 @@ class SamplerSpec(Table):
         None,
         alias="from",
         min_length=1,
-        description="Earlier studies of the same database whose trials, by rank, stand for the random ones until the "
-        "study has its own: of other images or lengths, but with some of the same searched parameters. For tpe and gp.",
+        description="Earlier studies in the same database with some of the same searched parameters. Their trials, by "
+        "rank, replace the random ones until the study has enough of its own. For tpe and gp.",
     )
 
 
@@ -80,7 +80,7 @@ class PrunerSpec(Table):
     name: Literal["promotion", "none", "median", "percentile", "successive_halving", "hyperband"] = "promotion"
     keep: tuple[Annotated[Int, Field(ge=2)], ...] | None = Field(
         None,
-        description="promotion: by rung, 1 trial in this many continues. 8 at the first and 2 at later ones if absent.",
+        description="promotion: at each rung 1 trial in this many continues; default: 8 at the first, 2 at later ones.",
     )
     n_startup_trials: Int = Field(
         4,
@@ -104,7 +104,7 @@ class RecipePreset(Table):
     """A published recipe that is trained as a baseline: it has all of its own hyperparameters and is never pruned."""
 
     recipe: str = Field(description="A file of search_spaces/recipes/, without .toml.")
-    variant: str | None = Field(None, description="as_coded unless given, where text and code differ.")
+    variant: str | None = Field(None, description="Default: as_coded, where text and code differ.")
 
 
 def _preset_kind(content: Any) -> str:

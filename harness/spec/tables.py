@@ -190,7 +190,7 @@ class DataSpec(Table):
         "side is resized, then the centre cropped; none: stretched to a square whatever the shape.",
     )
     resample: Literal["bicubic", "bilinear", "lanczos"] | None = Field(
-        None, description="Pillow's filter for resizing, antialiased; bicubic unless given."
+        None, description="Pillow's filter for resizing, antialiased; default: bicubic."
     )
     sharpen: float | None = Field(
         None,
@@ -202,8 +202,8 @@ class DataSpec(Table):
         None,
         gt=0,
         lt=1,
-        description="Keep a part of the images out of training: the source's own test part where it has one, else this "
-        "share, chosen by hash of the file names.",
+        description="Share of the images to keep out of training, chosen by hash of the file names; a source with test "
+        "images of its own keeps those out instead.",
     )
 
     @model_validator(mode="after")
@@ -234,13 +234,13 @@ class ScoreSpec(Table):
         description="Real images compared with, the first of a fixed shuffle; all: every one, 10,000 at most.",
     )
     split: Literal["train", "held_out"] | None = Field(
-        None, description="Which real images it compares with: those trained on (unless given), or those held out."
+        None, description="Real images to compare with: those trained on (the default), or those held out."
     )
     seed: Int = Field(2020, ge=0, lt=2**32, description="Seed of the noise that is sampled from.")
     precision: Literal["float32", "bf16"] | None = Field(
         None,
-        description="Arithmetic of Inception's convolutions. bf16 is for rungs, where it is chosen once, when the "
-        "study is started, unless given; float32 everywhere else.",
+        description="Arithmetic of Inception's convolutions: float32, or bf16 for rungs alone. Default for rungs: "
+        "the faster one, chosen once when the study starts.",
     )
 
     @property
@@ -270,7 +270,7 @@ class ScoringSpec(Table):
         ge=1,
         le=100,
         description="Number of noise seeds that a finished generator is scored with, final.seed the first; the value "
-        "is the mean of their scores. One unless given; `harness confirm` has its own number.",
+        "is the mean of their scores. Default: 1; `harness confirm` has its own number.",
     )
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from filelock import FileLock
 
-from harness.errors import ESCAPES, TrackingError, UsageError
+from harness.errors import ESCAPES, TrackingError, UsageError, first_line
 from harness.home import Home
 from harness.tracking.database import prepare
 
@@ -43,7 +43,7 @@ _ALWAYS = {
     "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     # With each run that ends it would print the address, and the password in it.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # What is logged would be in a queue when it is said to be in MLflow, and a poor server would hold up the end.
+    # Queued points would count as logged, and a slow server would hold up the end.
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
 }
 _PASSWORDS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
@@ -111,7 +111,7 @@ def _limit_answers() -> None:
 def within(seconds: float, call: Callable[[], R], stops: Callable[[], bool] = lambda: False) -> R:
     """The result of a call in a thread, which is abandoned after ``seconds``, or when ``stops()``.
 
-    No timeout of a library ends every wait: a server may send a byte a second, or the header of an answer for ever.
+    A library's timeouts do not end every wait: a server may send a byte a second, or headers forever.
     """
     _left[:] = [thread for thread in _left if thread.is_alive()]
     if len(_left) >= _MOST_LEFT:
@@ -220,7 +220,7 @@ def version_of_pages(client: MlflowClient) -> str:
 
 
 def without_password(text: str, url: str) -> str:
-    """A text in which an address's password, and the one of MLFLOW_TRACKING_PASSWORD, is blotted out."""
+    """A text without the address's password and that of MLFLOW_TRACKING_PASSWORD."""
     named = map(os.environ.get, _PASSWORDS)
     for secret in filter(None, (urlsplit(url).password, *named)):
         text = text.replace(secret, "***")
@@ -251,7 +251,7 @@ def answers(home: Home) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
-        first = without_password((str(error).splitlines() or [type(error).__name__])[0], tracking_url(home))
+        first = without_password(first_line(error), tracking_url(home))
         hint = "Check MLFLOW_TRACKING_URI, or unset it." if os.environ.get("MLFLOW_TRACKING_URI") else _DAMAGED
         raise TrackingError(f"MLflow does not answer: {first}", hint) from None
 

@@ -1,4 +1,4 @@
-"""optuna-dashboard over the database of studies, on this machine, to look at: nothing is changed through it."""
+"""optuna-dashboard over the study database, on this machine and read-only."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ class ShownStorage(PatientStorage):
 
 
 def only_looked_at(app: Application) -> Application:
-    """The WSGI app, which answers reads alone, and only where it is reached by a name of this machine."""
+    """The WSGI app, which only answers reads, and only under a name of this machine."""
 
     def served(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         here = environ.get("HTTP_HOST", "").partition(":")[0] in ("127.0.0.1", "localhost")
         if here and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
             return app(environ, start)
         start("403 Forbidden", [("Content-Type", "text/plain")])
-        return [b"This dashboard is for looking only; a sweep's record is changed by the harness."]
+        return [b"This dashboard is read-only; only the harness changes a sweep's record."]
 
     return served
 
@@ -89,7 +89,7 @@ class _Quiet(WSGIRequestHandler):
 
 
 def dashboard_server(home: Home, port: int) -> WSGIServer:
-    """The dashboard on 127.0.0.1, to be served for ever. UsageError where it is not installed, or the port is taken."""
+    """The dashboard's server on 127.0.0.1. Raises UsageError if it is not installed or the port is taken."""
     try:
         from optuna_dashboard import wsgi
     except ImportError:

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from harness import atomic
-from harness.errors import TrackingError, without_secrets
+from harness.errors import TrackingError, first_line
 from harness.home import Home
 
 # What marks a run, and an experiment, as ours; early versions marked runs alone.
@@ -33,8 +33,9 @@ _MOVE = "Move the file away: the next start shows everything again, from the run
 def prepare(path: Path, home: Home | None) -> None:
     """Make the database, or bring it up to date, in a copy that then takes its place; the caller has the lock.
 
-    MLflow would do either in place, where a kill leaves tables that it can neither use nor finish. A TrackingError
-    where the file is damaged, locked, another program's, or of a newer MLflow. ``home``: whose it is, if any's.
+    MLflow would do either in place, where a kill leaves tables that it can neither use nor finish. Raises TrackingError
+    if the file is damaged, locked, another program's, or of a newer MLflow. ``home`` is the home folder that it is in,
+    if it is in one.
     """
     new = path.with_name(f"{path.name}.new")
     try:
@@ -72,8 +73,7 @@ def prepare(path: Path, home: Home | None) -> None:
         _remove(new)
         if isinstance(error, OSError) or not kept:
             raise
-        first = without_secrets((str(error).splitlines() or [type(error).__name__])[0])
-        raise TrackingError(f"{path} cannot be brought up to date: {first}", _MOVE) from None
+        raise TrackingError(f"{path} cannot be brought up to date: {first_line(error)}", _MOVE) from None
     if kept:
         old = path.with_name(f"{path.name}.{version}")
         _remove(old)

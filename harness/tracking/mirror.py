@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from harness import atomic
-from harness.errors import Fenced, without_secrets
+from harness.errors import Fenced, first_line
 from harness.tracking.mlflow import MlflowTracker, find_run
 from harness.training.run_folder import RunEnd, RunFolder, RunRecord, grid_kimg
 
@@ -27,15 +27,15 @@ _ASK_EVERY_S = 10.0
 
 
 class Refused(Exception):
-    """MLflow answers, and does not take a run's record; others it may take."""
+    """MLflow answered, but refused one run's record; it may accept others."""
 
 
 class Reflection:
     """One run's record, and how much of it is in MLflow.
 
-    What is sent twice, because a crash came before the cursor was written, is one thing to MLflow: points and pictures
-    that it has are left out, runs are found by their key, files are replaced. ``run_id`` is MLflow's, empty until the
-    run was opened there. ``lock`` is held by the process that mirrors it; the system releases it where that dies.
+    Sending again, after a crash before the cursor was written, changes nothing: points and pictures that MLflow has are
+    left out, runs are found by their key, files are replaced. ``run_id`` is MLflow's, empty until the run is opened
+    there. ``lock`` is held by the process that mirrors the run; the system releases it if that dies.
     """
 
     def __init__(self, path: Path, guard: Callable[[], None] = lambda: None) -> None:
@@ -72,7 +72,7 @@ class Reflection:
         """Send what is new; whether the run is in MLflow to its end, which is ``end`` where its folder has none.
 
         A run that a person deleted meanwhile is restored; one that is gone for good is made again from the record.
-        Raises Refused where MLflow does not take it, and whatever MLflow raises where it cannot be reached.
+        Raises Refused if MLflow refuses it, and whatever MLflow raises if it cannot be reached.
         """
         record = self.unsent()
         if record is None:
@@ -164,7 +164,9 @@ class Mirror:
         self._closing.set()
         self._thread.join(within_s)
         if left := sum(Reflection(record).unsent() is not None for record in self._followed):
-            self.say(f"{left} runs are not wholly in MLflow yet; `harness reconcile` or the next start sends the rest")
+            self.say(
+                f"{left} runs are not completely in MLflow yet; `harness reconcile` or the next start sends the rest"
+            )
 
     def _run(self) -> None:
         pause = _EVERY_S
@@ -175,7 +177,7 @@ class Mirror:
             reflection.lock.release()
 
     def _send_all(self) -> bool:
-        """Whether all was taken. A run that is refused holds up no other; where nobody answers none is tried."""
+        """Whether everything was sent. A refused run does not hold up others; without an answer no other is tried."""
         taken = True
         for reflection in list(self._followed.values()):
             changed_at = reflection.changed_at()
@@ -200,23 +202,21 @@ class Mirror:
                 record, taken = reflection.unsent(), False
                 if record and not reflection.refused:
                     reflection.refused = True
-                    self._keep(record.info.key, error)
+                    said = f"MLflow refused {record.info.key} ({_short(error)})"
+                    self.say(f"{said}; it is kept on disk, training continues")
                 continue
             except Exception as error:  # whatever MLflow raises: it is tried again later
                 self._runs = None
                 if not self._away:
                     self._away = True
-                    self._keep("it", error)
+                    self.say(f"MLflow failed ({_short(error)}); runs are kept on disk, training continues")
                 return False
             if self._away:
                 self._away = False
-                self.say("MLflow takes it again; what was kept is being sent")
+                self.say("MLflow answers again; what was kept is being sent")
             if ended:
                 self._let_go(reflection)
         return taken
-
-    def _keep(self, what: str, error: Exception) -> None:
-        self.say(f"MLflow does not take {what} ({_short(error)}); kept on disk, training continues")
 
     def _let_go(self, reflection: Reflection) -> None:
         if self._followed.get(reflection.path) is reflection:  # not one that was paused, and is followed again
@@ -245,11 +245,11 @@ def send_left(
                     sent = "what was still to be sent to MLflow was sent"
                     done[record.info.key] = f"its MLflow run was closed as {end.state}" if end else sent
             except Refused as error:
-                done[record.info.key] = f"MLflow does not take it ({_short(error)}); it is kept, and sent next time"
+                done[record.info.key] = f"MLflow refused it ({_short(error)}); it is kept, and sent next time"
     return done
 
 
 def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
     cause = error.__cause__ if isinstance(error, Refused) and error.__cause__ else error
-    return f"{type(cause).__name__}: {without_secrets(lines[0])[:160]}" if lines else type(cause).__name__
+    said = first_line(error)[:160]
+    return f"{type(cause).__name__}: {said}" if str(error).strip() else type(cause).__name__

@@ -12,7 +12,7 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from harness.errors import TrackingError, without_secrets
+from harness.errors import TrackingError, first_line
 from harness.home import Home
 from harness.tracking.client import within
 from harness.tracking.database import EXPERIMENT_TAG, KEY_TAG
@@ -46,10 +46,10 @@ def open_experiment(
     of_run: str = "",
     say: Callable[[str], None] = lambda text: None,
 ) -> str:
-    """The id of the study's experiment, whatever a person has named it since; restored where one deleted it, else made.
+    """The id of the study's experiment: found also if it was renamed, restored if it was deleted, else made.
 
-    ``of_run`` is a run that is in it, if MLflow still has that. A TrackingError where another program made the
-    experiment of this name.
+    ``of_run`` is a run in it, if MLflow still has that run. Raises TrackingError if another program made the experiment
+    of this name.
     """
     from mlflow.entities import ViewType
 
@@ -265,7 +265,7 @@ def attach_report(tracker: MlflowTracker, run_id: str, page: Path, say: Callable
     try:
         within(_ATTACH_S, attach)
     except Exception as error:  # whatever the tracking library raises
-        lines = without_secrets(str(error)).strip().splitlines() or [""]
-        say(f"the report could not be attached to its run in MLflow ({type(error).__name__}: {lines[0][:120]})")
+        said = f"{type(error).__name__}: {first_line(error)[:120]}"
+        say(f"the report could not be attached to its run in MLflow ({said})")
         return False
     return True

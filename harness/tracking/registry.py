@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from harness import atomic
-from harness.errors import HarnessError, TrackingError
+from harness.errors import HarnessError, TrackingError, first_line
 from harness.machine.forks import call_with_torch
 from harness.tracking.client import within
 from harness.tracking.database import EXPERIMENT_TAG
@@ -27,10 +27,10 @@ _ASK_S, _SEND_S = 10.0, 60.0
 def register(
     client: MlflowClient, study: str, experiment_id: str, folder: RunFolder, hparams: dict[str, Any], description: str
 ) -> str:
-    """Have ``models:/STUDY@best`` be the generator of a run's folder; what was done in words, "" if nothing was.
+    """Register a run's generator as ``models:/STUDY@best``; return what was done, in words, "" if nothing was.
 
-    A version of the same weights is not made again, and older versions stay. ``experiment_id`` is that of the run.
-    Raises a HarnessError where the generator cannot be exported, and whatever MLflow raises.
+    The same weights are registered once, and older versions stay. ``experiment_id`` is the run's. Raises HarnessError
+    if the generator cannot be exported, and whatever MLflow raises.
     """
     sha256 = atomic.file_sha256(folder.weights)
     known, current = within(_ASK_S, lambda: _registered(client, study, sha256))
@@ -118,9 +118,8 @@ def write_model(folder: Path, hparams: dict[str, Any], path: Path) -> None:
         try:
             n = {0: torch.export.Dim("n")}
             program = torch.export.export(generator, (torch.zeros(2, hp.z_dim),), dynamic_shapes=(n,))
-        except Exception as error:  # whatever a network of the user's own does that torch.export does not know
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise HarnessError(f"torch.export does not take its network: {first[:160]}") from None
+        except Exception as error:  # whatever torch.export raises about a user's own network
+            raise HarnessError(f"torch.export cannot export its network: {first_line(error)[:160]}") from None
         program.example_inputs = None  # they would be pickled
         torch.export.save(program, program_path)
         mlflow.pyfunc.save_model(

@@ -30,9 +30,9 @@ def ui_command(home: Home, port: int) -> list[str]:
     return [
         *(sys.executable, "-m", "harness.tracking.ui", "server", "--host", "127.0.0.1", "--port", str(port)),
         *("--backend-store-uri", home.mlflow_url, "--artifacts-destination", artifacts, "--workers", "1"),
-        # By itself uvicorn looks for modules in the folder that it is started in, before all others.
+        # By default uvicorn looks for modules in the current folder first.
         *("--uvicorn-opts", f"--log-level warning --app-dir {shlex.quote(sysconfig.get_path('stdlib'))}"),
-        # By itself MLflow also answers to 10.* and 192.168.*, which are names that anybody can own: 10.example.com.
+        # By default MLflow also answers to 10.* and 192.168.*, which names such as 10.example.com match.
         *("--allowed-hosts", ",".join(f"{name}{port}" for name in ("127.0.0.1", "localhost") for port in ("", ":*"))),
         *("--cors-allowed-origins", f"http://127.0.0.1:{port}"),
     ]
@@ -54,9 +54,9 @@ def ui_links(home: Home, port: int, metrics: Mapping[str, str]) -> Iterator[tupl
 
 
 def own_pages_only(app: Any) -> Any:
-    """The ASGI app, which changes nothing for pages from anywhere else than where it is reached itself.
+    """The ASGI app, without writes that pages of another origin ask for.
 
-    MLflow trusts the pages of all ports of this machine, behind which other users' programs may be.
+    MLflow trusts pages of every port of this machine, where other users' programs may listen.
     """
 
     async def served(scope: dict[str, Any], receive: Any, send: Any) -> None:

@@ -1,7 +1,7 @@
 """Saved views of a study's trials in MLflow's pages: ranked, as parallel coordinates, and by their samples.
 
 MLflow keeps a saved view as a tag of the experiment: JSON in which ``state`` is the page's state, as JSON that is
-compressed. That is of one version of its pages, and documented nowhere: read in their source.
+compressed. This format belongs to one version of its pages and is undocumented: it was read from their source.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 MADE_WITH = "3.17.2"
 _TAG = "mlflow.sharedViewState."
-# By the view's id, how MLflow's page shows its runs, which is no part of the state.
+# How MLflow shows the runs of each view; this is not a part of its state.
 VIEWS = {"ranked": "TABLE", "parallel-coordinates": "CHART", "samples": "CHART"}
-# As MLflow's search has it. Only trials are ranked: not the study's own run, and nothing that a person adds.
+# A filter of MLflow's search. Only trials are ranked: not the study's own run, and no run that a person adds.
 ONLY_TRIALS = "tags.role = 'trial'"
 
 

@@ -90,7 +90,7 @@ def test_sample_grids_are_a_trials_artifacts(ask, home, trials):
 )
 def test_nothing_is_changed_and_no_other_host_is_answered(ask, trials, request_):
     status, text = ask("/api/studies/1", **request_)
-    assert (status, b"for looking only" in text) == (403, True)
+    assert (status, b"read-only" in text) == (403, True)
     assert len(trials.study.trials) == 3
 
 

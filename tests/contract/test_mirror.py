@@ -143,7 +143,7 @@ def test_a_connection_that_is_lost_anywhere_loses_and_doubles_nothing(tmp_path, 
         with pytest.raises(ConnectionError):
             send_left([path], lambda record: tracker)
     else:
-        assert "does not take it (ConnectionError: gone)" in send_left([path], lambda record: tracker)["study/0"]
+        assert "MLflow refused it (ConnectionError: gone)" in send_left([path], lambda record: tracker)["study/0"]
     assert send_left([path], lambda record: tracker) == SENT
     assert_whole(tracker)
 
@@ -166,9 +166,9 @@ def test_a_run_that_is_refused_for_good_holds_up_no_other(tmp_path):
         mirror.follow(path)
     mirror.close(60)
     assert (tracker.runs["study/0"].status, tracker.runs["study/1"].status) == ("RUNNING", "FINISHED")
-    assert said[0] == "MLflow does not take study/0 (ValueError: not this one); kept on disk, training continues"
+    assert said[0] == "MLflow refused study/0 (ValueError: not this one); it is kept on disk, training continues"
     assert send_left(records, lambda record: tracker) == {
-        "study/0": "MLflow does not take it (ValueError: not this one); it is kept, and sent next time"
+        "study/0": "MLflow refused it (ValueError: not this one); it is kept, and sent next time"
     }
 
 
@@ -370,7 +370,7 @@ def test_a_server_that_is_away_for_a_whole_trial_gets_everything_once_when_it_is
     away, back = Event(), Event()
 
     def say(text: str) -> None:
-        (away if "does not take it" in text else back).set()
+        (away if "MLflow failed" in text else back).set()
 
     mirror = Mirror(lambda: MlflowTracker(new_client(home), experiment), say)
     mirror.follow(write(tmp_path / "0"))

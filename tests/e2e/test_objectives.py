@@ -83,7 +83,7 @@ def test_the_report_has_the_front_and_mlflow_the_seconds_and_the_watch(project):
 
 
 def test_the_best_trials_are_audited_once_and_the_report_says_what_was_found(project):
-    assert "fills in what is missing" in report_of(project)
+    assert "measures what is missing" in report_of(project)
     best = project.record().best
     assert "2 trainings audited" in project.run("audit", TOP="2")
     text = report_of(project)

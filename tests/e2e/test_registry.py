@@ -146,5 +146,5 @@ def test_a_network_of_ones_own_is_a_model_or_said_not_to_be(tmp_path: Path, monk
             wanted = harness.load_generator(tmp_path)(z)
             assert np.array_equal(mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(z), wanted)
         else:
-            with pytest.raises(HarnessError, match="torch.export does not take its network: "):
+            with pytest.raises(HarnessError, match="torch.export cannot export its network: "):
                 write_model(tmp_path, hp.to_dict(), tmp_path / "other")

@@ -8,7 +8,7 @@ import pytest
 
 from harness.findings.confirmation import best_training, confirmation
 from harness.report.card import study_card
-from harness.text import number
+from harness.text import metric_label, number
 from tests.unit.test_confirmed import GOOD, plan
 from tests.unit.test_report import FULL
 
@@ -21,7 +21,7 @@ def test_a_confirmed_best_has_its_mean_with_an_interval_and_its_own_scores():
     card = study_card(FULL, fixed, trial, NOWHERE, "CC BY 4.0")
     mean = found.best.estimate
     interval = f"{number(mean.low)} to {number(mean.high)}"
-    assert f"| {FULL.attrs.final_metric}, mean | {number(mean.mean)} | {interval} |" in card
+    assert f"| {metric_label(FULL.attrs.final_metric)}, mean | {number(mean.mean)} | {interval} |" in card
     assert "5 training seeds" in card
     assert "Best, confirmed: " in card
     assert "- **Licence of the images:** CC BY 4.0." in card

@@ -138,14 +138,14 @@ SOUND = Health(name="trial 1", distance=0.9, variance=0.8, won=0.1, score=None, 
 def test_what_an_audit_found_since_then_is_told():
     audited = dataclasses.replace(SOUND, score=40.0, batch_score=41.0, nearer=0.99, memorises=True)
     lines = diff(facts(FULL, None, [SOUND]), facts(FULL, None, [audited]))
-    assert lines[0] == f"found of trial 1: {audited.findings[0]}"
+    assert lines[0] == f"new finding on trial 1: {audited.findings[0]}"
     assert "health of trial 1: audited score was –, is 40" in lines
     assert len(lines) == 4
     back = diff(facts(FULL, None, [audited]), facts(FULL, None, [SOUND]))
-    assert back[0] == f"no longer found of trial 1: {audited.findings[0]}"
+    assert back[0] == f"gone from trial 1: {audited.findings[0]}"
     other = dataclasses.replace(audited, name="trial 2")
     assert diff(facts(FULL, None, [SOUND]), facts(FULL, None, [SOUND, other])) == [
-        f"found of trial 2, which was not shown before: {audited.findings[0]}"
+        f"new finding on trial 2, which was not shown before: {audited.findings[0]}"
     ]
     older = {key: value for key, value in json.loads(facts(FULL, None)).items() if key != "health"}
     assert list(report_diff(older, json.loads(facts(FULL, None, [audited])))) == []
@@ -155,7 +155,7 @@ def test_what_an_audit_found_since_then_is_told():
 def test_a_finished_score_that_changed_is_said_loudly():
     changed = dataclasses.replace(FULL, trials=(trial(0, value=61.0, attrs={"preset": "paper"}), *FULL.trials[1:]))
     assert diff(facts(FULL, None), facts(changed, None)) == [
-        "WARNING: trial 0 had 60.0 and has 61.0: a finished one never changes"
+        "WARNING: trial 0 had 60.0 and has 61.0: finished trials never change"
     ]
 
 

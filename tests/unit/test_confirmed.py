@@ -151,11 +151,11 @@ def test_report_and_best_toml_are_of_the_confirmed_best(tmp_path):
     assert "| trial-1 | 40.2 | +4.75 |" in searched
     assert (tmp_path / "out" / "confirmed.png").is_file()
     best = load_best(tmp_path / "out" / "best.toml")
-    assert (best.study, best.confirmed.configuration, best.confirmed.mean) == ("mnist32-confirm", "trial-1", 45.0)
-    assert best.confirmed.low < 45 < best.confirmed.high
+    assert (best.study, best.confirmed["configuration"], best.confirmed["mean"]) == ("mnist32-confirm", "trial-1", 45.0)
+    assert best.confirmed["low"] < 45 < best.confirmed["high"]
     assert (best.training.seed, best.score["value"]) == (SEEDS[2], 45.0)
-    assert best.confirmed.protocol_hash == "p1"
-    assert best.confirmed.ties == ("trial-2",)
+    assert best.confirmed["protocol_hash"] == "p1"
+    assert best.confirmed["ties"] == ["trial-2"]
     again = build_report(FULL, tmp_path / "runs", tmp_path / "out", {}, "PED-ANOVA", plan(GOOD))
     assert again.read_text() == text
 
@@ -224,11 +224,11 @@ def test_two_seeds_and_a_tie_make_no_winner(tmp_path):
     found = headline(FULL, made)
     assert found.kind == "no winner"
     assert found.text == (
-        "No winner: nothing was found to be worse than trial-1 with a mean FID of 500 images = 394.5, from 2 training "
-        "seeds that the search never used."
+        "No winner: trial-1 leads with a mean FID of 500 images = 394.5, from 2 training "
+        "seeds that the search never used, but no other is clearly worse."
     )
     assert (found.reason, found.next) == (
-        "Fewer than 3 seeds tell no configurations apart.", "harness confirm mnist32 --seeds 5"
+        "Fewer than 3 seeds cannot tell configurations apart.", "harness confirm mnist32 --seeds 5"
     )  # fmt: skip
     text = build_report(FULL, tmp_path, tmp_path / "out", {}, "x", made).read_text()
     assert "95 % interval -" not in text and "Best configuration:" not in text

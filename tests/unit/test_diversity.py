@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.findings.health import Health, health, health_context, loss_floor
+from harness.findings.health import Health, health, loss_floor
 from harness.gan.hparams import HParams
 from harness.gan.networks import build
 from harness.scoring import diversity
@@ -187,10 +187,9 @@ def test_health_names_collapse_a_won_discriminator_gaps_and_copies(tmp_path):
 
 
 def test_nothing_known_makes_no_section_and_nothing_found_no_finding():
-    empty = dict.fromkeys(("distance", "variance", "won", "score", "batch_score", "nearer"))
-    assert health_context([Health(name="a", memorises=False, **empty)]) is None
-    sound = {**empty, "distance": 0.9, "won": 0.5, "score": 10.0, "batch_score": 10.9}
-    assert health_context([Health(name="a", memorises=False, **sound)])["findings"] == []
+    assert not Health(name="a", distance=None).is_known
+    sound = Health(name="a", distance=0.9, won=0.5, score=10.0, batch_score=10.9)
+    assert sound.is_known and sound.findings == []
 
 
 def test_watched_distance_is_a_share_of_real_images_distance():

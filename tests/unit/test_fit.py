@@ -38,7 +38,7 @@ def test_forty_nine_are_refused_and_every_reason_is_named():
         '  scoring.final.reference is "all", for which 50 images are needed; there are 49',
         '  scoring.rung.reference is "all", for which 50 images are needed; there are 49',
     ]
-    assert "A DCGAN needs 50 images at the very least" in error.hint
+    assert "A DCGAN needs at least 50 images" in error.hint
 
 
 def test_all_that_does_not_fit_is_named_at_once_with_values_and_flags():

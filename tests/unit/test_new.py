@@ -44,8 +44,8 @@ def test_it_says_what_is_there_and_writes_a_study_that_fits(tmp_path, monkeypatc
     path, found = make("family", photographs(tmp_path / "Family photos"), tmp_path, monkeypatch)
     assert found[:3] == [
         "61 usable images, colour",
-        "from 20x20 to 200x120 px, in the middle 96x64",
-        "1 is a copy of another, pixel by pixel; what is there twice counts twice",
+        "from 20x20 to 200x120 px, median 96x64",
+        "1 is an exact copy of another; each copy counts as an image",
     ]
     assert found[3].startswith("3 left out, 1 of them because ")
     assert found[4].startswith("61 images are few for a DCGAN")

@@ -15,7 +15,6 @@ from optuna.trial import TrialState
 from harness.findings.outlook import (
     chance,
     expected_best,
-    in_words,
     new_best_probability,
     outlook,
     outlook_lines,
@@ -81,7 +80,8 @@ def test_pruned_trials_count_as_the_worst_searched_one_and_presets_not_at_all():
     assert len(found.expected) == 12
     assert found.expected[0] == pytest.approx((sum(SCORES) + 4 * 60) / 12)
     assert found.expected[-1] == 40.0
-    assert (found.probability, found.fewer) == (0.5, 6)
+    assert found.fewer == 6
+    assert "about 50 % (12/(12 + 12)). " in found.sentences
     assert found.gain == pytest.approx(found.expected[5] - found.expected[11])
     assert all(low <= high for low, high in zip(found.low, found.high, strict=True))
     fixed = ({"recipe": "r"}, {"preset": "paper"}, {"preset": "small-batch"})
@@ -105,7 +105,7 @@ def test_too_little_is_no_outlook_and_it_says_why():
     )
     assert chance(few, 3) == (
         "3 more trials would find a new best with a probability of about 25 % (3/(9 + 3)), if no pruned trial would "
-        "have been the best; how much better is not known"
+        "have been the best; how much better is unknown"
     )
     assert chance(None, 3) == chance(record(trial(8, value=1.0, attrs={"preset": "paper"})), 3) == ""
     assert too_few(None).endswith("and there are none")
@@ -113,13 +113,11 @@ def test_too_little_is_no_outlook_and_it_says_why():
 
 
 def test_its_words_give_the_probability_with_its_sum_and_no_promise_of_a_gain():
-    best, new, gain = in_words(
-        outlook(record(*SEARCHED, *(trial(i, "PRUNED", 9.0) for i in range(8, 12))), 20), "fid500"
-    )
+    *_, best, new = outlook_lines(record(*SEARCHED, *(trial(i, "PRUNED", 9.0) for i in range(8, 12))), 20)
     assert best.startswith("the best FID of 500 images to expect of fewer of the 12 searched trials")
     assert best.endswith("40 of 12")
-    assert new.endswith("a new best with a probability of 62 %, whatever the scores: 20/(12 + 20)")
-    assert "not known; from 4 trials to 12, by the same factor more" in gain
+    assert "a new best with a probability of about 62 % (20/(12 + 20)). " in new
+    assert "unknown; from 4 trials to 12 the expected best fell by" in new
 
 
 SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml").model_copy(update={"presets": ()})

@@ -174,4 +174,6 @@ def test_a_store_of_an_earlier_version_is_used_and_says_that_it_did_not_look(tmp
     manifest = {key: value for key, value in store.manifest.items() if key not in ("pixels", "scaled")}
     (store.path / "manifest.json").write_text(json.dumps(manifest))
     assert opened(tmp_path, source, said).fingerprint == store.fingerprint
-    assert said == [f"16 bits were taken as full, whatever is in them: to have that looked at, delete {store.path}"]
+    assert said == [
+        f"16-bit pixels were scaled without a look at their range; to prepare them again, delete {store.path}"
+    ]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 
 from harness.errors import SpecError
 from harness.findings.headline import headline
-from harness.findings.ranking import rank, rung_scores, trials_frame
+from harness.findings.ranking import rank, rung_scores
 from harness.gan.hparams import HParams
 from harness.report.study import build_report, study_context
 from harness.spec.files import load_best, load_study_file
@@ -243,7 +242,7 @@ def test_pictures_of_trials_leave_the_page_small_and_a_damaged_one_leaves_it_who
     text = build_report(many, tmp_path, tmp_path / "out", {}, "PED-ANOVA").read_text()
     kept = list((tmp_path / "out").glob("trial-*.png"))
     assert 8 < len(kept) < 12 and sum(path.stat().st_size for path in kept) <= 2**20
-    assert f"Those of {20 - len(kept)} trials are left out, for the page to load quickly." in text
+    assert f"Those of {20 - len(kept)} trials are left out to keep the page small." in text
     assert (tmp_path / "out" / "report.html").stat().st_size < 4e6, "of noise; photographs take less"
     assert "trial-3.png" not in text
 
@@ -303,25 +302,27 @@ def test_a_best_toml_whose_networks_do_not_fit_is_refused(root, tmp_path, change
 
 def test_scores_of_other_protocols_are_not_ranked():
     other = [trial(7, value=1.0, attrs={"protocol_hash": "old"})]
-    board = rank(record(*FULL.trials[:3], *other), top=5)
+    board = rank(record(*FULL.trials[:3], *other))
     assert [t.number for t in board.trials] == [1, 2, 0]
     assert (board.protocol_hash, board.left_out) == ("p1", (7,))
 
 
-def test_scores_of_other_protocols_are_in_no_figure_and_no_comparison():
+def test_scores_of_other_protocols_are_in_no_figure_and_no_comparison(root, tmp_path):
     old = {"protocol_hash": "old", "preset": "paper"}
     trials = [dataclasses.replace(t, attrs=dataclasses.replace(t.attrs, preset="")) for t in FULL.trials[:3]]
     mixed = record(*trials, trial(7, value=1.0, attrs=old))
-    values = trials_frame(mixed).set_index("number")["value"]
-    assert values.min() == 40.25
-    assert math.isnan(values[7])
-    board = rank(mixed)
-    assert [row["trial"].number for row in study_context(mixed, board, trials_frame(mixed))["board"]] == [1, 2, 0]
+    assert [row["trial"].number for row in study_context(mixed, rank(mixed))["board"]] == [1, 2, 0]
     assert "paper" not in headline(mixed).reason
+    first, second, *others = MANY.trials
+    second = dataclasses.replace(second, attrs=dataclasses.replace(second.attrs, protocol_hash="old"))
+    build_report(record(first, second, *others), root, tmp_path / "out", {}, "x")
+    drawing = (tmp_path / "out" / "parallel.svg").read_text()
+    finals = [", final " in label for label in sorted(re.findall("<title>(trial .*?)</title>", drawing))]
+    assert finals == [False, False, False, True, False, True, False, True, False, True]
 
 
 def test_divergence_and_pruning_never_lead():
-    assert [t.number for t in rank(FULL, top=5).trials] == [1, 2, 0]
+    assert [t.number for t in rank(FULL).trials] == [1, 2, 0]
     assert FULL.best is FULL.trials[1]
 
 

@@ -16,7 +16,6 @@ from harness.findings.statistics import (
     ALPHA,
     LEVEL,
     REACH_ALPHA,
-    all_differences,
     detectable,
     difference,
     estimate,
@@ -81,9 +80,7 @@ def test_equal_configurations_are_ties(arms):
     """In at most 5 of 100 confirmations is any of several equal configurations told from the best."""
     n, wrong = 300, 0
     for scores in studies(n, {f"arm-{i}": 70.0 for i in range(arms)}, training_sd=2.0, seed=arms):
-        best = min(scores, key=lambda arm: sum(scores[arm].values()))
-        found = all_differences(scores)
-        wrong += any(not found[best, other].tie for other in scores if other != best)
+        wrong += any(not pair.tie for pair in standing(scores).against_first.values())
     assert binomtest(wrong, n, ALPHA, alternative="greater").pvalue > 0.001, wrong / n
 
 
@@ -109,7 +106,7 @@ def test_only_the_best_was_picked():
     plain = estimate(list(scores["a"].values()))
     assert (found.estimates["a"].low, found.estimates["a"].mean) == (plain.low, plain.mean)
     assert found.estimates["a"].high > plain.high
-    assert found.against_first["b"] == all_differences(scores)["a", "b"]
+    assert found.against_first["b"] == difference("a", "b", scores, 1 - ALPHA / 3)
 
 
 def test_what_is_out_of_reach_widens_nothing():
@@ -149,7 +146,7 @@ def test_a_difference_of_two_standard_errors_is_found_as_often_as_power_predicts
     means = {"best": 70.0} | {f"arm-{i}": 70.0 + effect for i in range(1, arms)}
     n, found = (4200, 2400, 700, 400)[(2, 3, 5, 8).index(arms)], 0
     for scores in studies(n, means, training_sd=training_sd, shared_sd=4.0):
-        found += not all_differences(scores)["best", "arm-1"].tie
+        found += not difference("best", "arm-1", scores, 1 - ALPHA / math.comb(arms, 2)).tie
     assert within(found, n, predicted, 0.02 if arms < 5 else 0.03)
 
 
@@ -158,7 +155,8 @@ def test_what_is_far_from_all_others_is_told_at_least_as_often_as_predicted():
     effect = detectable(sd, len(SEEDS), 5)
     means = {"best": 70.0, "worse": 70.0 + effect, **{f"far-{i}": 200.0 + 100 * i for i in range(3)}}
     n = 200
-    found = sum(not all_differences(s)["best", "worse"].tie for s in studies(n, means, training_sd=2.0))
+    level = 1 - ALPHA / math.comb(5, 2)
+    found = sum(not difference("best", "worse", s, level).tie for s in studies(n, means, training_sd=2.0))
     assert binomtest(found, n, 0.8, alternative="less").pvalue > 0.001, found / n
 
 
@@ -202,10 +200,10 @@ def test_equal_scores_have_an_interval_of_no_width_and_two_scores_have_none():
 
 def test_a_difference_is_turned_round_with_its_interval():
     scores = {"a": {1: 2.0, 2: 3.0, 3: 3.5}, "b": {1: 4.0, 2: 5.5, 3: 4.5}}
-    found = all_differences(scores)
-    there, back = found["a", "b"].estimate, found["b", "a"].estimate
+    there, back = difference("a", "b", scores).estimate, difference("b", "a", scores).estimate
     assert (back.mean, back.low, back.high) == (-there.mean, -there.high, -there.low)
-    assert difference("a", "b", scores, LEVEL).estimate.scaled(-1.0) == back, "of two there is one comparison"
+    assert there.scaled(-1.0) == back
+    assert standing(scores).against_first["b"].estimate == there, "of two there is one comparison"
 
 
 def test_variance_is_split_into_training_and_sampling():

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.errors import Diverged
+from harness.errors import Diverged, first_line
 from harness.gan.fast.precision import tensor_cores
 from harness.gan.run import Run
 
-# Steps before the capture, on a stream of their own: libraries choose their algorithms and allocate.
+# Steps before the capture, on another stream, in which libraries choose algorithms and allocate memory.
 _WARM_UP = 3
 
 
@@ -74,7 +74,7 @@ def capture(run: Run) -> str:
 
         difference = _difference(run, eagerly, replay, before)
     except (RuntimeError, Diverged) as error:
-        difference = (str(error).splitlines() or [type(error).__name__])[0]
+        difference = first_line(error)
     run.load(before)
     if difference:
         run.next_batch = run.shuffled.next_batch

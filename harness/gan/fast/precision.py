@@ -29,7 +29,7 @@ def usual(device: torch.device) -> Precision:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """For a forward pass: bfloat16 inside, where that is the precision. The backward pass follows it by itself."""
+    """For a forward pass: bfloat16 inside, if that is the precision. The backward pass follows automatically."""
     if precision != BF16:
         return nullcontext()
     # On CUDA without the cache of cast weights, which a captured graph must not share with other work.

@@ -51,7 +51,7 @@ def plus(maps_NCHW: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def operands(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """What autocast would make of them: it does not reach into functions with gradients of their own."""
+    """Both in autocast's type: it does not reach into functions that define their own gradients."""
     if not torch.is_autocast_enabled(x.device.type):
         return x, weight
     dtype = torch.get_autocast_dtype(x.device.type)
