@@ -45,14 +45,7 @@ _MORE_TRIALS = 20
 _PARAMETERS, _LEAST_SHARE = 3, 0.1
 # A figure of fewer points shows no more than its table.
 _FEWEST_POINTS = 8
-_FIGURES = ("confirmed", "outlook", "tradeoff", "rungs")
-# Earlier versions drew these.
-_FORMER = ("history", "losses", "importance", "parameters", "placement")
 _PAIRS, _REAL = "nearest.png", "real.png"
-_OWNED = (
-    *(f"{name}.png" for name in (*_FIGURES, *_FORMER)), "grid-*.png", "step-*.png", "trial-*.png", "*.svg",
-    _PAIRS, _REAL, "best.toml",
-)  # fmt: skip
 # What a final score is called in a sentence.
 _SCORES = {"fid": "FID, the Fréchet distance", "kid": "KID, the squared maximum mean discrepancy"}
 # What a small sample does to each.
@@ -107,6 +100,8 @@ def build_report(
             watched |= {"pairs": _PAIRS, "pairs_of": shown[0][0]}
     if leaders:
         files["best.toml"] = best_toml(record, root, leaders[0], confirmed).encode()
+    else:
+        (out / "best.toml").unlink(missing_ok=True)
     verdict, context = headline(record, plan), study_context(record, board, trials)
     strips = dict(_strips([row["trial"] for row in context["every"]], root))
     files |= {f"trial-{number}.png": strip for number, strip in strips.items()}
@@ -128,7 +123,7 @@ def build_report(
         "no_outlook": too_few(record),
         "chance": chance(record, _MORE_TRIALS),
     }
-    return write_page(out, "study.md.j2", context, figures=figures, files=files, owned=_OWNED)
+    return write_page(out, "study.md.j2", context, figures=figures, files=files)
 
 
 def _pictures(trial: TrialRecord, root: Path, real: np.ndarray | None) -> tuple[dict[str, bytes], dict[str, Any]]:
