@@ -196,6 +196,7 @@ def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
                 yield f"{study.study_name}: {line}"
         if name is None:  # trainings that no process is at
             for path in training_records(home):
+                yield from _restored(Reflection(path), client)
                 Reflection(path).forget_lost(client)
             sent = send_left(
                 training_records(home),
@@ -209,6 +210,17 @@ def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         problem = without_password(first, str(client.tracking_uri))
         raise TrackingError(f"MLflow refused: {problem}", "What was kept stays on disk; try again.") from None
+
+
+def _restored(training: Reflection, client: MlflowClient) -> Iterator[str]:
+    """Restore the run of a single training, and its experiment, where a person deleted them."""
+    run = find_run(client, training.run_id)
+    if run is not None and run.info.lifecycle_stage == "deleted":
+        experiment = client.get_experiment(run.info.experiment_id)
+        if experiment.lifecycle_stage == "deleted":
+            client.restore_experiment(experiment.experiment_id)
+        training.restore(MlflowTracker(client, experiment.experiment_id))
+        yield f"training {training.path.parent.name}: its MLflow run had been deleted; restored"
 
 
 def _agree_on(study: optuna.Study, client: MlflowClient, home: Home) -> list[str]:

@@ -148,6 +148,21 @@ def test_a_training_that_is_gone_is_sent_again(home, client, tmp_path):
     assert list(reconcile_home(None, home)) == []
 
 
+@pytest.mark.parametrize("what", ["run", "experiment"])
+def test_a_trainings_run_that_a_person_deleted_is_restored_and_said(home, client, what):
+    reflection = Reflection(write(home.training_dir("name")))
+    experiment = open_experiment(client, home, "study")
+    reflection.send(MlflowTracker(client, experiment))
+    if what == "run":
+        client.delete_run(reflection.run_id)
+    else:
+        client.delete_experiment(experiment)
+    assert list(reconcile_home(None, home)) == ["training name: its MLflow run had been deleted; restored"]
+    (run,) = client.search_runs([experiment])
+    assert (run.info.run_id, run.info.status) == (reflection.run_id, "FINISHED")
+    assert client.get_experiment(experiment).lifecycle_stage == "active"
+
+
 def test_a_database_that_is_deleted_under_this_process_is_made_again(home, client):
     """A notebook lives on: MLflow keeps connections to the file that is gone."""
     path = write(home.training_dir("name"))
