@@ -37,7 +37,7 @@ class MemoryTracker:
     def __init__(self) -> None:
         self.runs: dict[str, MemoryRun] = {}
 
-    def start(self, info: RunInfo) -> str:
+    def start(self, info: RunInfo, known: str = "") -> str:
         run = self.runs.setdefault(info.key, MemoryRun(info))
         run.status = "RUNNING"
         run.tags.update(info.tags)

@@ -21,7 +21,7 @@ from harness.home import Home
 from harness.scoring import sampling
 from harness.spec.files import load_best
 from harness.store.records import StudyRecord, TrialRecord
-from harness.store.studies import find_record, started_study, study_to_record
+from harness.store.studies import find_confirmation, started_study, study_to_record
 from harness.text import did_you_mean
 from harness.training.export import import_generator
 from harness.training.run_folder import RunFolder
@@ -212,7 +212,7 @@ def _numbered(record: StudyRecord, number: int) -> TrialRecord:
 
 def best_trial(record: StudyRecord, home: Home, say: Callable[[str], None]) -> TrialRecord:
     """The trial of :func:`best_training`, with its files; NotFoundError if no trial is finished."""
-    plan = find_record(f"{record.name}-confirm", home)
+    plan = find_confirmation(record.name, home)
     trial = best_training(record, plan)
     if trial is None:
         hint = f"`make sweep STUDY={record.name}` continues it."
@@ -248,7 +248,7 @@ def study_generator(study: str, number: int | None, home: Home, say: Callable[[s
     def card(licence: str) -> str:
         from harness.report.card import study_card  # with pandas and matplotlib: seconds
 
-        return study_card(record, find_record(f"{study}-confirm", home), trial, home.root, licence)
+        return study_card(record, find_confirmation(study, home), trial, home.root, licence)
 
     return Published(
         generator=_published(folder, trial.attrs.hparams, f"trial {trial.number} of {study}"),

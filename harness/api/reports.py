@@ -16,7 +16,7 @@ from harness.report.claims import build_claims_report
 from harness.report.compare import build_comparison
 from harness.report.study import build_report
 from harness.store.samplers import EVALUATOR, importances
-from harness.store.studies import find_record, started_study, stored_spec, study_to_record
+from harness.store.studies import find_confirmation, started_study, stored_spec, study_to_record
 from harness.sweep.reconcile import register_best
 from harness.tracking.client import new_client
 from harness.tracking.mlflow import MlflowTracker, attach_report
@@ -40,7 +40,7 @@ def write_report(name: str, home: Home, say: Callable[[str], None], *, images: b
     if plan:
         stored_spec(study)  # raises if it cannot be read
     bring_results(record, home, say)
-    confirmed = None if plan else find_record(f"{name}-confirm", home)
+    confirmed = None if plan else find_confirmation(name, home)
     if confirmed is not None:
         bring_results(confirmed, home, say)
     out = Path("reports") / (f"claims-{name.removesuffix('-claims')}" if plan else name)
@@ -62,7 +62,7 @@ def write_report(name: str, home: Home, say: Callable[[str], None], *, images: b
 
 def study_headline(name: str, home: Home) -> Headline:
     """The verdict on a started search, with its confirmation if there is one."""
-    return headline(study_to_record(started_study(name, home)), find_record(f"{name}-confirm", home))
+    return headline(study_to_record(started_study(name, home)), find_confirmation(name, home))
 
 
 def write_comparison(names: Sequence[str], home: Home) -> Path:
@@ -74,4 +74,4 @@ def write_comparison(names: Sequence[str], home: Home) -> Path:
         if record.attrs.spec.get("plan"):
             raise UsageError(f"{record.name} is not a search", "Its study's own report shows it.")
     out = Path("reports") / f"compare-{'-'.join(names)}"
-    return build_comparison([(record, find_record(f"{record.name}-confirm", home)) for record in records], out)
+    return build_comparison([(record, find_confirmation(record.name, home)) for record in records], out)

@@ -135,6 +135,8 @@ class _Path(click.Path):
     """A path; ``~`` is expanded here, for a shell may not have done it."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):  # an unset variable of a shell's, which would be the current folder
+            self.fail("the path is empty", param, ctx)
         return expanded(cast("Path", super().convert(value, param, ctx)))
 
 

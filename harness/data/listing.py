@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import unicodedata
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -31,10 +32,18 @@ _UNFINISHED = (".bak", ".old", ".orig", ".tmp", ".part", ".crdownload", ".downlo
 # Folders that tools keep for themselves, besides those whose names begin with a dot.
 _TOOLS = {"@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "lost+found"}
 _TOOLS |= {"__macosx", "__pycache__", "system volume information", "site-packages", "node_modules"}
-# Of the harness: folders of a home, which both databases tell; and files that a report's or a training's folder has.
+_TOOLS |= {"dist-packages", "@__thumb", "network trash folder", "temporary items"}
+# Of the harness: folders of a home, which both databases tell; and files that a report's or a training's folder has;
+# its own examples lack the pages in one file.
 _OF_HOME = frozenset({"data", "trials", "trainings", "artifacts", "references", "weights", "downloads"})
 _DATABASES = frozenset({"optuna.db", "mlflow.db"})
-_OWN_FILES = (frozenset({"report.md", "report.html"}), frozenset({"hparams.json", "curve.json"}))
+_OWN_FILES = (
+    frozenset({"report.md", "report.html"}),
+    frozenset({"report.md", "effects.png"}),
+    frozenset({"report.md", "losses.png"}),
+    frozenset({"hparams.json", "curve.json"}),
+)
+_BARE = "without a suffix"
 _OWN = "written by the harness"
 # MLflow's folder of a run's files, wherever its database is: those of our runs are samples.
 _OF_RUN = re.compile(r"(.*/)?[0-9a-f]{32}/artifacts")
@@ -56,11 +65,11 @@ class Listing:
 
     def sentences(self) -> list[str]:
         """What was passed over, which links were followed, and what was used though its name is odd; safe to print."""
-        most = sorted(self.by_content.items(), key=lambda kind: (-len(kind[1]), kind[0]))[:9]
-        odd = [f"{len(names):,} {end} (such as {min(names)})" for end, names in most]
+        odd = [f"{len(names):,} {end} (such as {min(names)})" for end, names in _most(self.by_content)]
         used = [f"used by their content: {printable(', '.join(odd))}"] if odd else []
         passed_over = [
-            f"passed over, {why}: {len(names):,} file{'s'[: len(names) - 1]}, such as {printable(min(names))}"
+            f"passed over, {why}: {len(names):,} file{'s'[: len(names) - 1]}{_kinds(names)}, such as "
+            f"{printable(min(names))}"
             for why, names in self.passed_over.items()
         ]
         return self.links + used + passed_over
@@ -78,13 +87,16 @@ class Listing:
         elif suffix in _SUFFIXES:
             self.files.append(file)
         else:
-            self._by_content(file, suffix, head())
+            try:
+                self._by_content(file, suffix, head())
+            except Exception as error:  # the system's, or whatever its decoder in a zip raises
+                self.unread[file[0]] = f"unreadable: {getattr(error, 'strerror', None) or error}"
 
     def _by_content(self, file: File, suffix: str, head: bytes) -> None:
         is_heic = bool(_HEIC.match(head))
         readable = (
             _READ.match(head)
-            or (suffix in ("", ".pbm", ".pnm") and _READ_UNNAMED.match(head))
+            or (suffix in ("", ".dib", ".pbm", ".pnm") and _READ_UNNAMED.match(head))
             or ("AVIF" in FORMATS and _AVIF.match(head))
             or ("HEIF" in FORMATS and is_heic)
         )
@@ -92,13 +104,13 @@ class Listing:
             self.pass_over("backups or unfinished downloads by their names", file[0])
         elif readable:
             self.files.append(file)
-            self.by_content.setdefault(suffix or "without a suffix", []).append(file[0])
+            self.by_content.setdefault(suffix or _BARE, []).append(file[0])
         elif is_heic:
             self.unread[file[0]] = "HEIC is read with the extra heic: pip install pillow-heif; or convert it to JPEG"
         elif _UNREAD.match(head):
             self.unread[file[0]] = f"pictures of this format ({suffix or 'no suffix'}) are not read; convert it to PNG"
         else:
-            self.pass_over("not images", file[0])
+            self.pass_over("not images, or in a format that is not read", file[0])
 
     def pass_over(self, why: str, name: str) -> None:
         self.passed_over.setdefault(why, []).append(name)
@@ -107,6 +119,19 @@ class Listing:
         """In the order that a folder and a zip of it share: by folder, names in one spelling of Unicode."""
         self.files.sort(key=lambda file: (name_parts(unicodedata.normalize("NFC", file[0])), file[0]))
         return self
+
+
+def _most(kinds: Mapping[str, list[str]]) -> list[tuple[str, list[str]]]:
+    return sorted(kinds.items(), key=lambda kind: (-len(kind[1]), kind[0]))[:9]
+
+
+def _kinds(names: list[str]) -> str:
+    """How many end in what, the most frequent first; nothing where all end alike."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(PurePosixPath(name_parts(name)[-1]).suffix.lower() or _BARE, []).append(name)
+    counted = ", ".join(f"{len(alike):,} {printable(end)}" for end, alike in _most(kinds))
+    return f" ({counted})" if len(kinds) > 1 else ""
 
 
 def list_images(root: Path, home: Path | None = None) -> Listing:
@@ -148,6 +173,8 @@ def _neither(root: Path) -> DataError:
         return DataError(f"{root} is a web page, not a zip", "Its download failed: open it in a browser to see why.")
     if _READ.match(head) or _UNREAD.match(head):
         return DataError(f"{root} is one picture, neither a folder nor a zip", "Pass the folder that it is in.")
+    if head.startswith(b"PK\3\4"):
+        return DataError(f"{root} is a damaged zip: its end is missing", "Download it again.")
     if re.match(rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", head) or head[257:262] == b"ustar":
         return DataError(f"{root} is an archive, neither a folder nor a zip", "Unpack it and pass the folder.")
     return DataError(f"{root} is neither a folder nor a zip", "Pass a folder of images or a .zip of them.")
@@ -209,12 +236,14 @@ def _list_folder(root: Path, home: Path | None, listing: Listing) -> None:
                 read.add(identity)
             for entry in entries:
                 name = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.is_dir(follow_symlinks=False):
+                if by_link and entry.is_dir(follow_symlinks=False) and _identity(Path(entry.path)) in read:
+                    listing.unread[name] = "this folder was read already, by a link"
+                elif entry.is_dir(follow_symlinks=False):
                     own = _OWN if identity == at_home and entry.name in _OF_HOME else ""
                     waiting.append((name, why_not or own or _hidden(entry.name), names))
-                elif entry.is_symlink() and not entry.is_dir():
+                elif entry.is_symlink() and not os.path.isdir(entry.path):  # noqa: PTH112 its method, and Path's, may raise
                     linked.append((name, entry, why_not, by_link))
-                elif not entry.is_dir():
+                elif not entry.is_symlink():
                     _list_file(name, entry, why_not, listing, by_link)
                 elif reason := why_not or _hidden(entry.name):
                     listing.pass_over(reason, name)
@@ -225,15 +254,15 @@ def _list_folder(root: Path, home: Path | None, listing: Listing) -> None:
     while links:
         links.sort(reverse=True)
         name = links.pop()
-        target = (root / name).resolve()
+        target = real_path(root / name)
         if root.is_relative_to(target) or _identity(target) in read:
             listing.unread[name] = "a link to a folder that is read already, or that this one is in"
         else:
             listing.links.append(f"following the link {printable(name)} to {printable(str(target))}")
             walk(name, by_link=True)
-    used = {(root / name).resolve() for name, *_ in listing.files} if linked else set()
+    used = {real_path(root / name) for name, *_ in listing.files} if linked else set()
     for name, entry, why_not, by_link in sorted(linked, key=lambda each: each[0]):
-        target, n_files = (root / name).resolve(), len(listing.files)
+        target, n_files = real_path(root / name), len(listing.files)
         twice = "links to files that are used already" if target in used else ""
         _list_file(name, entry, why_not or twice, listing, by_link)
         if len(listing.files) > n_files:
@@ -242,27 +271,29 @@ def _list_folder(root: Path, home: Path | None, listing: Listing) -> None:
 
 def _list_file(name: str, entry: os.DirEntry[str], why_not: str, listing: Listing, by_link: bool) -> None:
     try:
-        stat = entry.stat()
-    except OSError:
-        listing.unread[name] = "a link to a file that is not there"
+        of_file = entry.stat()
+    except OSError as error:
+        listing.unread[name] = f"a link to a file that cannot be opened: {error.strerror}"
         return
     if not entry.is_file():  # opening a pipe would wait forever
         listing.pass_over("pipes, sockets or devices", name)
         return
 
     def head() -> bytes:
-        try:
-            with Path(entry.path).open("rb") as file:
-                return file.read(HEAD_BYTES)
-        except OSError:
-            return b""
+        with Path(entry.path).open("rb") as file:
+            return file.read(HEAD_BYTES)
 
-    listing.add((name, stat.st_size, stat.st_mtime_ns), why_not, head, by_link=by_link)
+    listing.add((name, of_file.st_size, of_file.st_mtime_ns), why_not, head, by_link=by_link)
+
+
+def real_path(path: Path) -> Path:
+    """Where links lead; Path's own raises where that is in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    stat = folder.stat()
-    return stat.st_dev, stat.st_ino
+    of_folder = folder.stat()
+    return of_folder.st_dev, of_folder.st_ino
 
 
 # --- zips
@@ -278,9 +309,11 @@ def _list_zip(archive: Archive, listing: Listing) -> None:
         *folders, last = name_parts(name)
         within.setdefault("/".join(folders), set()).add(last)
     for name, info in members.items():
-        folders = name_parts(name)[:-1]
-        why_not = next(_reasons(folders, within), "")
-        listing.add((name, info.file_size, info.CRC), why_not, partial(archive.head, info))
+        why_not = next(_reasons(name_parts(name)[:-1], within), "")
+        if stat.S_ISLNK(info.external_attr >> 16) and not why_not:
+            listing.unread[name] = "a link in a zip, which is not followed; pack the files that links lead to"
+        else:
+            listing.add((name, info.file_size, info.CRC), why_not, partial(archive.head, info))
 
 
 def _reasons(folders: list[str], within: dict[str, set[str]]) -> Iterator[str]:

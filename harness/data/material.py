@@ -29,7 +29,7 @@ from harness.data.decode import (
     white_of,
 )
 from harness.data.downloads import CELEBA_HELP, celeba_folder
-from harness.data.listing import File, list_images
+from harness.data.listing import File, list_images, real_path
 from harness.data.own import OwnImages, own_images, read_array, user_code_failed
 from harness.data.sources import Split, find_partition, name_parts, split
 from harness.errors import DataError, UsageError
@@ -104,7 +104,7 @@ def find_material(
                     f"{SETS[data.source].title} is not downloaded yet",
                     f"`harness data prepare {study}` downloads and prepares it, or pass its folder with DATA=.",
                 )
-        return _of_set(data, source.resolve(), say)
+        return _of_set(data, real_path(source), say)
     if source is None and data.source == "celeba" and celeba_folder(home).is_dir():
         source = celeba_folder(home)
     if source is None:
@@ -115,7 +115,7 @@ def find_material(
         raise DataError(f"{study} needs images", hint)
     if source.suffix in (".npy", ".npz"):
         return _of_array_file(data, source)
-    return _of_files(data, source.resolve(), home, say)
+    return _of_files(data, real_path(source), home, say)
 
 
 def _of_mnist(data: DataSpec) -> Material:

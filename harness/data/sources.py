@@ -70,23 +70,25 @@ class Archive(zipfile.ZipFile):
             self._bounded.close()
 
     def head(self, member: zipfile.ZipInfo) -> bytes:
-        """A member's first bytes; none where it is encrypted, damaged or packed in a way that is not read."""
-        if member.compress_type not in METHODS:
-            return b""
-        try:
-            with self.open(member) as file:
-                return file.read(HEAD_BYTES)
-        except Exception:  # whatever its decoder raises
-            return b""
+        """A member's first bytes; raises as :meth:`payload`."""
+        return self._read(member, HEAD_BYTES)
 
     def payload(self, member: zipfile.ZipInfo) -> bytes:
-        """A member's content; BadZipFile where it is not what its header says, too large, or packed without bounds."""
+        """A member's content; BadZipFile where it is encrypted, too large, or packed without bounds.
+
+        Where it is not what its header says, whatever its decoder raises.
+        """
         if member.file_size > MAX_FILE_BYTES:
             raise zipfile.BadZipFile(f"it would unpack to {member.file_size / 2**20:,.0f} MiB")
+        return self._read(member, member.file_size)
+
+    def _read(self, member: zipfile.ZipInfo, size: int) -> bytes:
+        if member.flag_bits & 1:
+            raise zipfile.BadZipFile("it is encrypted; unpack the zip and pass the folder")
         if member.compress_type not in METHODS:
             raise zipfile.BadZipFile("its compression is not read; pack it with deflate, as zip does by default")
         with self.open(member) as file:
-            return file.read(member.file_size)
+            return file.read(size)
 
 
 def opened(path: Path) -> Archive:

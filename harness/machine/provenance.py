@@ -42,7 +42,7 @@ def git_commit() -> str:
 
     try:
         # An installed package may lie inside another project's repository.
-        if git("rev-parse", "--show-toplevel") != str(root) or not git("ls-files", "harness/__init__.py"):
+        if git("rev-parse", "--show-toplevel") != str(root) or not git("rev-parse", "HEAD:harness/__init__.py"):
             return "unknown"
         commit = git("rev-parse", "--short=12", "HEAD")
         # Reports are written by runs; they do not change what the code does.

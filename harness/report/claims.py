@@ -96,7 +96,7 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
         "n_comparisons": sum(len(judgement.comparisons) for judgement in judged),
         "data_option": "" if spec.data.source == "mnist" else " --data PATH",
     }
-    return write_page(out, "claims.md.j2", context, figures=figures, files=files, owned=("*.png",))
+    return write_page(out, "claims.md.j2", context, figures=figures, files=files)
 
 
 def _entry(judgement: Judgement, samples: list[dict[str, str]]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def build_comparison(pairs: Sequence[tuple[StudyRecord, StudyRecord | None]], ou
         "differences": [_differences(first, record) for record in others],
     }
     figures = {"spent": plots.spent(pd.concat(curves), shared[0]["record"].attrs.final_metric)} if curves else {}
-    return write_page(out, "compare.md.j2", context, figures=figures, files={}, owned=("spent.png",))
+    return write_page(out, "compare.md.j2", context, figures=figures, files={})
 
 
 def _entry(record: StudyRecord, plan: StudyRecord | None) -> dict[str, Any]:

@@ -33,23 +33,22 @@ def write_page(
     *,
     figures: Mapping[str, Figure],
     files: Mapping[str, bytes],
-    owned: Sequence[str],
 ) -> Path:
     """Write a page into a folder, and return the path of ``report.md``: the same page gives the same bytes.
 
-    The template gets ``figures`` (name to file), too. Files of an earlier page that match the patterns of ``owned`` are
-    removed.
+    The template gets ``figures`` (name to file), too. Pictures that only the earlier page shows are removed; others may
+    be a person's.
     """
     drawn = {name: f"{name}.png" for name in figures}
     files = {**files, **{drawn[name]: to_png(figure) for name, figure in figures.items()}}
     for name, payload in files.items():
         atomic.write_bytes(out / name, payload)
     path = out / "report.md"
+    former = set(_SHOWN.findall(path.read_text(encoding="utf-8"))) if path.is_file() else set[str]()
     atomic.write_text(path, squeezed(filled(template, **context, figures=drawn)))
     write_html(path)
-    for old in (old for pattern in owned for old in out.glob(pattern)):
-        if old.name not in files:
-            old.unlink()
+    for name in former - files.keys():
+        (out / name).unlink(missing_ok=True)
     return path
 
 
@@ -58,6 +57,8 @@ def filled(template: str, **context: Any) -> str:
     return _environment().get_template(template).render(context)
 
 
+# A picture of the page's own folder.
+_SHOWN = re.compile(r"!\[[^\]]*\]\(([A-Za-z0-9][\w.-]*\.(?:png|svg|gif))\)")
 _PICTURES = {".png": "image/png", ".gif": "image/gif"}
 # A line that begins or ends a part of a page, which is folded below its summary or placed by its name.
 _PART = re.compile(r"^(<details><summary>.*</summary>|</details>|<div class=\"[a-z]+\">|</div>)$", re.MULTILINE)

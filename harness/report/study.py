@@ -45,14 +45,7 @@ _MORE_TRIALS = 20
 _PARAMETERS, _LEAST_SHARE = 3, 0.1
 # A figure of fewer points shows no more than its table.
 _FEWEST_POINTS = 8
-_FIGURES = ("confirmed", "outlook", "tradeoff", "rungs")
-# Earlier versions drew these.
-_FORMER = ("history", "losses", "importance", "parameters", "placement")
 _PAIRS, _REAL = "nearest.png", "real.png"
-_OWNED = (
-    *(f"{name}.png" for name in (*_FIGURES, *_FORMER)), "grid-*.png", "step-*.png", "trial-*.png", "*.svg",
-    _PAIRS, _REAL, "best.toml",
-)  # fmt: skip
 # What a final score is called in a sentence.
 _SCORES = {"fid": "FID, the Fréchet distance", "kid": "KID, the squared maximum mean discrepancy"}
 # What a small sample does to each.
@@ -106,6 +99,8 @@ def build_report(
             files[_PAIRS] = folder.nearest.read_bytes()
     if leaders:
         files["best.toml"] = best_toml(record, root, leaders[0], confirmed).encode()
+    else:
+        (out / "best.toml").unlink(missing_ok=True)
     verdict, context = headline(record, plan), study_context(record, board)
     audited = [row for row in watched if row.batch_score is not None]
     strips = dict(_strips(started, root))
@@ -132,7 +127,7 @@ def build_report(
         "no_outlook": too_few(record),
         "chance": chance(record, _MORE_TRIALS),
     }
-    return write_page(out, "study.md.j2", context, figures=figures, files=files, owned=_OWNED)
+    return write_page(out, "study.md.j2", context, figures=figures, files=files)
 
 
 def _pictures(trial: TrialRecord, root: Path, real: np.ndarray | None) -> tuple[dict[str, bytes], dict[str, Any]]:

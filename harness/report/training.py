@@ -68,7 +68,6 @@ def build_training_report(folder: Path, out: Path, verdict: Headline) -> Path:
         context,
         figures={"losses": losses(curve, epoch)} if len(curve) else {},
         files=files,
-        owned=("losses.png", "grid-*.png", *pictures, "training.gif"),
     )
 
 

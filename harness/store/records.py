@@ -135,7 +135,8 @@ def is_of_harness(user_attrs: Mapping[str, Any]) -> bool:
     except (TypeError, ValueError):
         return False
     named = all(isinstance(user_attrs.get(name, ""), str) for name in ("uid", "spec_hash"))
-    return isinstance(spec, dict) and named and ("uid" in user_attrs or "spec_hash" in user_attrs)
+    marked = named and ("uid" in user_attrs or "spec_hash" in user_attrs)
+    return marked and isinstance(spec, dict) and (not spec or spec.keys() >= {"data", "fixed", "budget", "scoring"})
 
 
 def stored_position(user_attrs: Mapping[str, int | None]) -> int | None:

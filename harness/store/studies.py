@@ -145,14 +145,18 @@ def agree_on_protocols(
 
 def find_study(name: str, home: Home, *, storage: PatientStorage | None = None) -> optuna.Study | None:
     """A study, even if it was killed before its first trial; None if missing, StorageError if it is not ours."""
+    if study := _stored(name, home, storage):
+        _refuse_foreign(study)
+    return study
+
+
+def _stored(name: str, home: Home, storage: PatientStorage | None = None) -> optuna.Study | None:
     if storage is None and not database_exists(home):
         return None
     try:
-        study = optuna.load_study(storage=storage or open_storage(home), study_name=name)
+        return optuna.load_study(storage=storage or open_storage(home), study_name=name)
     except KeyError:
         return None
-    _refuse_foreign(study)
-    return study
 
 
 def started_study(name: str, home: Home, *, storage: PatientStorage | None = None) -> optuna.Study:
@@ -238,7 +242,16 @@ def stored_content(name: str, home: Home) -> Mapping[str, Any]:
 
 def find_record(name: str, home: Home) -> StudyRecord | None:
     """A study as plain values; None if it never ran."""
-    study = find_study(name, home)
+    return _ran(find_study(name, home))
+
+
+def find_confirmation(search: str, home: Home) -> StudyRecord | None:
+    """The study that confirms a search; None if it never ran, or if another program made the one of its name."""
+    study = _stored(f"{search}-confirm", home)
+    return None if study is None or _is_foreign(study) else _ran(study)
+
+
+def _ran(study: optuna.Study | None) -> StudyRecord | None:
     record = study_to_record(study) if study else None
     return record if record and record.attrs.final_metric else None
 

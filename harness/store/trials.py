@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -44,7 +45,12 @@ class Trials:
         self.study, self.spec, self.home = study, spec, home
         self.storage, self._cached = storage_of(study), cached_storage(study)
         self._study_id = self.storage.get_study_id_from_name(study.study_name)
-        self.one_machine = self.storage.outages.url.get_backend_name() == "sqlite"
+        url = self.storage.outages.url
+        self.one_machine = url.get_backend_name() == "sqlite"
+        # The database's file: in a home that was copied during a sweep, running trials have workers that are not at it.
+        self._file: int | None = None
+        with suppress(OSError):
+            self._file = Path(str(url.database)).stat().st_ino if self.one_machine else None
 
     def ask(self, target: int, *, alone: bool = False) -> optuna.Trial | None:
         """The next trial, or None if there is none now; with ``alone`` only when no other trial runs.
@@ -123,16 +129,15 @@ class Trials:
         position = next_position if position is None else position
         beat(self.storage, trial_id)
         # Last, and together: an outage before this leaves a trial without a worker, which the next call fails.
-        self._write(trial_id, TrialAttrs(worker={**this_process(), "call": call}, position=position))
+        self._write(trial_id, TrialAttrs(worker=self._worker(call), position=position))
         return sampled_trial(self.study, self.spec, trial_id, position)
 
     def _promote(self, trial: FrozenTrial, call: str) -> optuna.Trial | None:
         if not self.storage.set_trial_state_values(id_of(trial), TrialState.RUNNING):
             return None
         beat(self.storage, id_of(trial))
-        worker = {**this_process(), "call": call}
         kept_at = TrialAttrs.parse(trial.user_attrs).paused_at
-        self._write(id_of(trial), TrialAttrs(worker=worker, kept_at=kept_at, paused_at=None))
+        self._write(id_of(trial), TrialAttrs(worker=self._worker(call), kept_at=kept_at, paused_at=None))
         # All of its parameters are known, so no sampler is used.
         return optuna.Trial(PositionView(self.study, sampler=RandomSampler()), id_of(trial))
 
@@ -158,6 +163,9 @@ class Trials:
                 self._write(id_of(trial), TrialAttrs(reason=reason))
                 self.storage.set_trial_state_values(id_of(trial), TrialState.PRUNED)
 
+    def _worker(self, call: str) -> dict[str, Any]:
+        return {**this_process(), "call": call, "file": self._file}
+
     def _take(self, waiting: list[FrozenTrial]) -> int:
         for trial in sorted(waiting, key=lambda trial: (stored_retry_of(trial.user_attrs) is None, trial.number)):
             with suppress(UpdateFinishedTrialError):
@@ -172,9 +180,12 @@ class Trials:
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         stale = stale_trial_ids(self.storage, self._study_id) if running else set()
         for trial in running:
-            gone = is_gone(TrialAttrs.parse(trial.user_attrs).worker, one_machine=self.one_machine)
+            worker = TrialAttrs.parse(trial.user_attrs).worker
+            gone = is_gone(worker, one_machine=self.one_machine)
             if gone is None:
                 gone = id_of(trial) in stale
+            elif worker and None not in (self._file, worker.get("file")):
+                gone = gone or worker["file"] != self._file
             if not gone:
                 continue
             reason = KILLED if crashed else f"{INTERRUPTED}: {KILLED}"

@@ -21,12 +21,12 @@ from harness.machine.provenance import provenance
 from harness.spec.resolved import compared_params
 from harness.store.database import open_storage, write_study_attrs
 from harness.store.records import StudyAttrs, StudyRecord, TrialAttrs
-from harness.store.studies import database_exists, find_record, started_study, stored_spec, study_to_record
+from harness.store.studies import database_exists, find_confirmation, started_study, stored_spec, study_to_record
 from harness.store.trials import Trials, finished_count, trial_key
 from harness.sweep.journals import adopt_journals
 from harness.text import error_line, number
 from harness.tracking.client import answers, client_for, make_database, new_client, within, without_password
-from harness.tracking.mirror import Reflection, send_left
+from harness.tracking.mirror import Reflection, lacks_files, send_left
 from harness.tracking.mlflow import STATUS, MlflowTracker, find_run, open_experiment
 from harness.tracking.registry import register
 from harness.tracking.views import write_views
@@ -77,7 +77,7 @@ class ParentRun:
         with suppress(KeyError):
             if parent and tracker.revive(parent):
                 self.say("the study's run had been deleted in MLflow; restored")
-        return tracker, tracker.start(info)
+        return tracker, tracker.start(info, parent)
 
     def known(self) -> Self:
         """Use the run of a study that was started before, without asking MLflow."""
@@ -141,7 +141,7 @@ class ParentRun:
                 metric = f"best_{record.attrs.final_metric}"
                 scores = {metric: best[0].values[0], "trials_complete": float(len(record.complete))}
             if not self.trials.spec.plan:
-                tags = headline(record, find_record(f"{record.name}-confirm", self.home)).tags
+                tags = headline(record, find_confirmation(record.name, self.home)).tags
             # With a step: MLflow shows the value of the last one, even if the study was extended.
             state = "COMPLETE" if ended >= target else "FAIL"
             self.tracker.end(self.run_id, state, scores=scores, tags=tags, step=ended)
@@ -187,10 +187,11 @@ def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
             for line in _agree_on(study, client, home):
                 yield f"{study.study_name}: {line}"
             record = study_to_record(study)
-            if line := register_best(record, find_record(f"{record.name}-confirm", home), client, home):
+            if line := register_best(record, find_confirmation(record.name, home), client, home):
                 yield f"{study.study_name}: {line}"
         if name is None:  # single trainings without a living process
             for path in training_records(home):
+                yield from _restored(Reflection(path), client)
                 Reflection(path).forget_lost(client)
             sent = send_left(
                 training_records(home),
@@ -205,6 +206,17 @@ def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
         raise TrackingError(f"MLflow refused: {problem}", "Nothing is lost: it is still on disk. Try again.") from None
 
 
+def _restored(training: Reflection, client: MlflowClient) -> Iterator[str]:
+    """Restore the run of a single training, and its experiment, where a person deleted them."""
+    run = find_run(client, training.run_id)
+    if run is not None and run.info.lifecycle_stage == "deleted":
+        experiment = client.get_experiment(run.info.experiment_id)
+        if experiment.lifecycle_stage == "deleted":
+            client.restore_experiment(experiment.experiment_id)
+        training.restore(MlflowTracker(client, experiment.experiment_id))
+        yield f"training {training.path.parent.name}: its MLflow run had been deleted; restored"
+
+
 def _agree_on(study: optuna.Study, client: MlflowClient, home: Home) -> list[str]:
     """Make MLflow agree with a healed study; its own run is restored, or created again, if a person deleted it."""
     attrs, said = StudyAttrs.parse(study.user_attrs), list[str]()
@@ -212,12 +224,16 @@ def _agree_on(study: optuna.Study, client: MlflowClient, home: Home) -> list[str
     if own is not None and own.info.lifecycle_stage == "active":
         experiment = client.get_experiment(own.info.experiment_id)
         if experiment is not None and experiment.lifecycle_stage == "active":
-            return reconcile_tracker(study, MlflowTracker(client, experiment.experiment_id, own.info.run_id), home)
+            children = MlflowTracker(client, experiment.experiment_id, own.info.run_id)
+            return reconcile_tracker(study, children, home, files=True)
     parent = ParentRun(Trials(study, stored_spec(study), home), home, "cpu", said.append)
     parent.tags |= attrs.environment
     parent.open()
+    if own is None:
+        said.append(f"its own run is made again; `harness report {study.study_name}` attaches the report to it")
     write_study_attrs(study, StudyAttrs(mlflow_experiment=parent.tracker.experiment_id, mlflow_parent=parent.run_id))
-    said += reconcile_tracker(study, MlflowTracker(client, parent.tracker.experiment_id, parent.run_id), home)
+    children = MlflowTracker(client, parent.tracker.experiment_id, parent.run_id)
+    said += reconcile_tracker(study, children, home, files=True)
     if all(trial.state.name != "RUNNING" for trial in study.get_trials(deepcopy=False)):
         parent._end(attrs.target)
     return said
@@ -245,10 +261,11 @@ def training_records(home: Home) -> list[Path]:
     return sorted(home.within("trainings").glob("*/run-*.json"))
 
 
-def reconcile_tracker(study: optuna.Study, tracker: MlflowTracker, home: Home) -> list[str]:
+def reconcile_tracker(study: optuna.Study, tracker: MlflowTracker, home: Home, *, files: bool = False) -> list[str]:
     """Make MLflow agree with folders and a healed database: one closed run for each ended trial, in the trial's state.
 
-    What dead processes had not sent is sent first. Returns a line for each thing done; raises whatever MLflow raises.
+    What dead processes had not sent is sent first. With ``files`` each run's files are looked at, too, which takes a
+    request a run. Returns a line for each thing done; raises whatever MLflow raises.
     """
     name, uid = study.study_name, StudyAttrs.parse(study.user_attrs).uid
     drop_checkpoints(study, home)
@@ -265,7 +282,9 @@ def reconcile_tracker(study: optuna.Study, tracker: MlflowTracker, home: Home) -
     runs = tracker.runs_by_key()
     for key, trial in ended.items():
         run_id, status = runs.get(key, ("", ""))
-        if status == STATUS[trial.state.name] or not (was := _show(study, trial, run_id, tracker, home)):
+        folder = RunFolder(home.root / TrialAttrs.parse(trial.user_attrs).folder)
+        whole = status == STATUS[trial.state.name] and not (files and lacks_files(folder, tracker.client, run_id))
+        if whole or not (was := _show(study, trial, run_id, status, tracker, home)):
             continue
         if status != STATUS["WAITING"]:  # a paused trial whose study has ended is not a fault
             done.append(f"trial {trial.number}: its MLflow run {was}")
@@ -286,9 +305,11 @@ def _trial_end(trial: FrozenTrial) -> RunEnd:
     return RunEnd(state=state, scores=attrs.scores, tags={"trial_state": state, "reason": attrs.reason})
 
 
-def _show(study: optuna.Study, trial: FrozenTrial, run_id: str, tracker: MlflowTracker, home: Home) -> str:
-    """Show an ended trial whose run is open, deleted, or was never opened; return what was done, if anything."""
+def _show(study: optuna.Study, trial: FrozenTrial, run_id: str, status: str, tracker: MlflowTracker, home: Home) -> str:
+    """Show an ended trial whose run is open, deleted, without files, or was never opened; return what was done."""
     done = f"was closed as {trial.state.name}" if run_id else "was missing; created again from the record"
+    if status == STATUS[trial.state.name]:
+        done = "had lost its files; they are sent again"
     end, folder = _trial_end(trial), RunFolder(home.root / TrialAttrs.parse(trial.user_attrs).folder)
     record = _record(study, trial)
     if folder.path == home.root or not folder.path.is_dir():  # another machine's

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from harness.errors import ESCAPES, TrackingError, UsageError, first_line
 from harness.home import Home
-from harness.tracking.database import prepare
+from harness.tracking.database import forget_connections, prepare
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -175,6 +175,7 @@ def make_database(home: Home) -> None:
         path = path.resolve()  # a link stays one
         with FileLock(path.with_name(f".{path.name}.lock")):
             prepare(path, home if path == own.resolve() else None)
+        forget_connections()
 
 
 def _sqlite_file(url: str) -> Path | None:

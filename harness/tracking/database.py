@@ -87,6 +87,15 @@ def prepare(path: Path, home: Home | None) -> None:
     atomic.sync_folder(path.parent)
 
 
+def forget_connections() -> None:
+    """Have MLflow open databases again: it keeps connections to files that a person may have deleted or replaced."""
+    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Registry
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Tracking
+
+    for engine in (*Tracking._engine_map.values(), *Registry._engine_map.values()):
+        engine.dispose()
+
+
 def _open(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{quote(str(path))}?mode=rwc", uri=True, timeout=_BUSY_S)
 

@@ -102,19 +102,22 @@ class Reflection:
         return False
 
     def forget_lost(self, client: MlflowClient) -> None:
-        """Have the run sent again if MLflow, whose database may be another or older, has none of it or no end."""
+        """Have the run sent again if MLflow, whose database may be another or older, lacks it, its end or its files."""
         run = find_run(client, self.run_id)
-        if self.run_id and (run is None or (self._ended and run.info.status == "RUNNING")):
+        if self.run_id and (
+            run is None
+            or (self._ended and (run.info.status == "RUNNING" or lacks_files(self.folder, client, self.run_id)))
+        ):
             self._move("", 0, ended=False)
 
     def send_again(self, runs: MlflowTracker, end: RunEnd) -> None:
         """Send a run that ended from its beginning; what MLflow has of it is left out."""
-        self._move("", 0, ended=False)
+        self._move(self.run_id, 0, ended=False)
         self.send(runs, end)
 
     def _send(self, runs: MlflowTracker, record: RunRecord, end: RunEnd | None) -> None:
         if not self.run_id or self._opened_ms != record.opened_ms:
-            self.run_id = runs.start(record.info)
+            self.run_id = runs.start(record.info, self.run_id)
             runs.artifact(self.run_id, self.folder.hparams)
             self._move(self.run_id, record.opened_ms, ended=False)
         runs.log(self.run_id, record.points(self.folder.read_curve()))
@@ -141,6 +144,13 @@ class Reflection:
         self.run_id, self._opened_ms, self._ended = run_id, opened_ms, ended
         cursor = {"run_id": run_id, "opened_ms": opened_ms, "ended": ended}
         atomic.write_text(self.cursor_path, json.dumps(cursor))
+
+
+def lacks_files(folder: RunFolder, client: MlflowClient, run_id: str) -> bool:
+    """Whether a run in MLflow has not all kinds of files that its folder has: a person may have deleted them alone."""
+    sent = {folder.hparams.name: folder.hparams.is_file(), "images": bool(folder.grids())}
+    there = {item.path for item in client.list_artifacts(run_id)} if any(sent.values()) else set()
+    return any(is_sent and name not in there for name, is_sent in sent.items())
 
 
 class Mirror:

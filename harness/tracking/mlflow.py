@@ -51,16 +51,11 @@ def open_experiment(
     ``of_run`` is a run in it, if MLflow still has that run. Raises TrackingError if another program made the experiment
     of this name.
     """
-    from mlflow.entities import ViewType
-
     with FileLock(home.root / ".mlflow.lock"):
         of_known = find_run(client, of_run)
-        marked = client.search_experiments(ViewType.ALL, filter_string=f"tags.`{EXPERIMENT_TAG}` = '{study}'")
         if of_known:
             found: Any = client.get_experiment(of_known.info.experiment_id)
-        elif marked:
-            found = min(marked, key=lambda experiment: str(experiment.lifecycle_stage))  # active before deleted
-        elif found := client.get_experiment_by_name(study):
+        elif (found := marked_experiment(client, study)) is None and (found := client.get_experiment_by_name(study)):
             _refuse_foreign(client, found)
         if found is None:
             here = not os.environ.get("MLFLOW_TRACKING_URI")
@@ -74,6 +69,14 @@ def open_experiment(
             if name not in found.tags:
                 client.set_experiment_tag(found.experiment_id, name, value)
         return str(found.experiment_id)
+
+
+def marked_experiment(client: MlflowClient, study: str) -> Any | None:
+    """The experiment that is marked as the study's, whatever its name; a deleted one where there is no other."""
+    from mlflow.entities import ViewType
+
+    marked = client.search_experiments(ViewType.ALL, filter_string=f"tags.`{EXPERIMENT_TAG}` = '{study}'")
+    return min(marked, key=lambda experiment: str(experiment.lifecycle_stage), default=None)
 
 
 def _refuse_foreign(client: MlflowClient, experiment: Any) -> None:
@@ -91,7 +94,7 @@ def _refuse_foreign(client: MlflowClient, experiment: Any) -> None:
     ):
         raise TrackingError(
             f"MLflow has an experiment named {experiment.name} that another program made",
-            "Rename it in MLflow, or copy the study file to a new name.",
+            "Rename it in MLflow, set MLFLOW_TRACKING_URI to another server, or copy the study file to a new name.",
         )
 
 
@@ -120,14 +123,17 @@ class MlflowTracker:
         self._logged: dict[str, set[tuple[str, int]]] = {}
         self._images: dict[str, set[tuple[str, int]]] = {}
 
-    def start(self, info: RunInfo) -> str:
-        """Open a run, or the one of the same key, and return its id."""
+    def start(self, info: RunInfo, known: str = "") -> str:
+        """Open a run, or the one of the same key, and return its id.
+
+        ``known`` is the id that it had, by which it is found where a person took its key away.
+        """
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
         tags = {KEY_TAG: info.key, **info.tags}
         if self.parent_id:
             tags[_PARENT_TAG] = self.parent_id
-        if (found := self._find(info.key)) is None:
+        if (found := self._find(info.key) or self._of_id(known)) is None:
             run = self.client.create_run(self.experiment_id, tags=tags, run_name=info.name)
             run_id = str(run.info.run_id)
             self._logged[run_id], self._images[run_id] = set(), set()
@@ -235,6 +241,10 @@ class MlflowTracker:
         of_parent = f" and tags.`{_PARENT_TAG}` = '{self.parent_id}'" if self.parent_id else ""
         runs = self._search(f"tags.`{KEY_TAG}` = '{key}'{of_parent}", ViewType.ALL)
         return min(runs, key=lambda run: str(run.info.lifecycle_stage), default=None)
+
+    def _of_id(self, run_id: str) -> Any | None:
+        run = find_run(self.client, run_id)
+        return run if run and run.info.experiment_id == self.experiment_id else None
 
     def _children(self) -> Iterator[Any]:
         return self._search(f"tags.`{_PARENT_TAG}` = '{self.parent_id}'")

@@ -33,34 +33,42 @@ def register(
     if the generator cannot be exported, and whatever MLflow raises.
     """
     sha256 = atomic.file_sha256(folder.weights)
-    known, current = within(_ASK_S, lambda: _registered(client, study, sha256))
+    name, known, current = within(_ASK_S, lambda: _registered(client, study, sha256))
     if known is None:
         with TemporaryDirectory(prefix="harness-model-") as temporary:
             model = Path(temporary) / "model"
             call_with_torch(write_model, folder.path, hparams, model)
             run_id = next((Reflection(path).run_id for path in folder.records()), "")
             tags = {_WEIGHTS_TAG: sha256}
-            known = within(_SEND_S, lambda: _send(client, study, experiment_id, run_id, model, description, tags))
+            known = within(_SEND_S, lambda: _send(client, name, study, experiment_id, run_id, model, description, tags))
     elif known == current:
         return ""
-    within(_ASK_S, lambda: client.set_registered_model_alias(study, ALIAS, known))
-    return f"registered in MLflow as models:/{study}@{ALIAS}, version {known}"
+    within(_ASK_S, lambda: client.set_registered_model_alias(name, ALIAS, known))
+    return f"registered in MLflow as models:/{name}@{ALIAS}, version {known}"
 
 
-def _registered(client: MlflowClient, study: str, sha256: str) -> tuple[str | None, str | None]:
-    """(version of these weights, version that is the best); TrackingError where the model is another program's."""
-    found = client.search_registered_models(f"name = '{study}'")
-    if not found:
-        return None, None
-    (model,) = found
-    if model.tags.get(EXPERIMENT_TAG) != study:
-        raise TrackingError(f"it has a model named {study} that another program made", "Rename that one in MLflow.")
-    same = client.search_model_versions(f"name = '{study}' and tags.`{_WEIGHTS_TAG}` = '{sha256}'")
-    return next((str(each.version) for each in same), None), model.aliases.get(ALIAS) and str(model.aliases[ALIAS])
+def _registered(client: MlflowClient, study: str, sha256: str) -> tuple[str, str | None, str | None]:
+    """(name, version of these weights, version that is the best) of the study's model, whatever a person has named it.
+
+    A TrackingError where the model of the study's name is another program's.
+    """
+    if not (found := _models(client, study)):
+        if client.search_registered_models(f"name = '{study}'"):
+            raise TrackingError(f"it has a model named {study} that another program made", "Rename that one in MLflow.")
+        return study, None, None
+    model = found[0]
+    same = client.search_model_versions(f"tags.`{_WEIGHTS_TAG}` = '{sha256}'")
+    known = next((str(each.version) for each in same if each.name == model.name), None)
+    return model.name, known, model.aliases.get(ALIAS) and str(model.aliases[ALIAS])
+
+
+def _models(client: MlflowClient, study: str) -> list[Any]:
+    return list(client.search_registered_models(f"tags.`{EXPERIMENT_TAG}` = '{study}'"))
 
 
 def _send(
     client: MlflowClient,
+    name: str,
     study: str,
     experiment_id: str,
     run_id: str,
@@ -76,11 +84,11 @@ def _send(
     client.finalize_logged_model(logged.model_id, "READY")
     if run_id:
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
-    if not client.search_registered_models(f"name = '{study}'"):
-        client.create_registered_model(study, {EXPERIMENT_TAG: study})
+    if not _models(client, study):
+        client.create_registered_model(name, {EXPERIMENT_TAG: study})
     # Its place, not "models:/ID", which MLflow looks for in the database of MLFLOW_TRACKING_URI, as an id's run.
     made = client.create_model_version(
-        study,
+        name,
         logged.artifact_location,
         run_id or None,
         tags,

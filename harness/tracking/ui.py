@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 from harness.errors import UsageError
 from harness.home import Home
 from harness.tracking.client import client_for, version_of_pages
+from harness.tracking.mlflow import marked_experiment
 from harness.tracking.views import MADE_WITH, ONLY_TRIALS, view_links
 
 
@@ -43,7 +44,8 @@ def ui_links(home: Home, port: int, metrics: Mapping[str, str]) -> Iterator[tupl
     client = client_for(home)
     saved = version_of_pages(client) == MADE_WITH
     for name, metric in metrics.items():
-        if experiment := client.get_experiment_by_name(name):
+        # One of an early version has no mark.
+        if experiment := marked_experiment(client, name) or client.get_experiment_by_name(name):
             page = f"http://127.0.0.1:{port}/#/experiments/{experiment.experiment_id}/runs"
             views = view_links(experiment.tags, page) if saved else {}
             for view, address in views.items():

@@ -8,12 +8,22 @@ import optuna
 import pytest
 from sqlalchemy import create_engine, inspect
 
+from harness.api.generator import study_generator
+from harness.api.reports import study_headline
 from harness.cli.studies import studies_table
 from harness.errors import NotFoundError, StorageError
 from harness.findings.ranking import rank
 from harness.home import Home
 from harness.spec.files import parse_study
-from harness.store.studies import final_metrics, find_record, find_study, open_study, started_study, study_to_record
+from harness.store.studies import (
+    final_metrics,
+    find_confirmation,
+    find_record,
+    find_study,
+    open_study,
+    started_study,
+    study_to_record,
+)
 from harness.sweep.reconcile import reconcile_home
 from harness.tracking.ui import ui_links
 from tests.conftest import TINY_STUDY
@@ -21,11 +31,13 @@ from tests.conftest import TINY_STUDY
 SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
 
 
-def plain_study(home: Home, *, trials: int = 1, direction: str = "maximize", **attrs: object) -> optuna.Study:
+def plain_study(
+    home: Home, *, name: str = "tiny", trials: int = 1, direction: str = "maximize", **attrs: object
+) -> optuna.Study:
     """As somebody's script with Optuna makes it."""
-    study = optuna.create_study(study_name="tiny", storage=home.optuna_url, direction=direction)
-    for name, value in attrs.items():
-        study.set_user_attr(name, value)
+    study = optuna.create_study(study_name=name, storage=home.optuna_url, direction=direction)
+    for attr, value in attrs.items():
+        study.set_user_attr(attr, value)
     for _ in range(trials):
         study.tell(study.ask(), 1.0)
     return study
@@ -103,6 +115,7 @@ def test_a_study_of_an_early_version_without_a_uid_gets_one(home):
         {"spec_hash": "abc", "spec": "not ours"},
         {"uid": "x", "spec": ["a"]},
         {"uid": "x", "spec": "[1]"},
+        {"uid": "x", "spec": '{"budget": 3}'},
     ],
 )
 def test_attributes_of_our_names_are_not_enough(home, attrs):
@@ -113,6 +126,17 @@ def test_attributes_of_our_names_are_not_enough(home, attrs):
         find_record("tiny", home)
     assert {name: state for name, state, _ in studies_table(home)}["tiny"] == "skipped"
     assert (study.user_attrs, len(study.trials)) == (attrs, 1)
+
+
+def test_one_with_the_name_of_a_confirmation_is_not_in_the_way_of_the_search(home):
+    open_study(SPEC, home).set_user_attr("final_metric", "fid")
+    plain_study(home, name="tiny-confirm")
+    with pytest.raises(StorageError, match="tiny-confirm that another program made"):
+        find_study("tiny-confirm", home)
+    assert find_confirmation("tiny", home) is None
+    assert study_headline("tiny", home).kind == "no usable trial"
+    with pytest.raises(NotFoundError, match="no trial of tiny is finished"):
+        study_generator("tiny", None, home, lambda line: None)
 
 
 def test_trials_that_another_program_told_in_a_study_of_ours_are_never_its_best(home):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,10 @@ from harness.sweep.reconcile import ParentRun, reconcile_home
 from harness.tracking.client import client_for
 from harness.tracking.mirror import Reflection
 from harness.tracking.mlflow import MlflowTracker, open_experiment
+from harness.tracking.ui import ui_links
 from harness.training.run_folder import RunInfo
 from tests.conftest import TINY_STUDY
-from tests.contract.test_mirror import write
+from tests.contract.test_mirror import END, write
 
 SPEC = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
 INFO = RunInfo(key="tiny/0", name="trial 0", experiment="tiny")
@@ -124,7 +127,8 @@ def test_reconcile_shows_a_study_again_whose_database_is_lost(home, tmp_path, st
         client = client_for(home)
         for name in ("a", "b", "c"):  # whose ids are those that ours had
             client.create_run(client.create_experiment(name))
-    list(reconcile_home("tiny", home))
+    assert "its own run is made again" in next(reconcile_home("tiny", home))
+    assert list(reconcile_home("tiny", home)) == []
     attrs = StudyAttrs.parse(started_study("tiny", home).user_attrs)
     again = client_for(home)
     assert attrs.mlflow_parent != parent.run_id
@@ -142,6 +146,63 @@ def test_a_training_that_is_gone_is_sent_again(home, client, tmp_path):
     (run,) = again.search_runs([again.get_experiment_by_name("study").experiment_id])
     assert (run.info.status, run.data.metrics["loss"]) == ("FINISHED", 0.3)
     assert list(reconcile_home(None, home)) == []
+
+
+@pytest.mark.parametrize("what", ["run", "experiment"])
+def test_a_trainings_run_that_a_person_deleted_is_restored_and_said(home, client, what):
+    reflection = Reflection(write(home.training_dir("name")))
+    experiment = open_experiment(client, home, "study")
+    reflection.send(MlflowTracker(client, experiment))
+    if what == "run":
+        client.delete_run(reflection.run_id)
+    else:
+        client.delete_experiment(experiment)
+    assert list(reconcile_home(None, home)) == ["training name: its MLflow run had been deleted; restored"]
+    (run,) = client.search_runs([experiment])
+    assert (run.info.run_id, run.info.status) == (reflection.run_id, "FINISHED")
+    assert client.get_experiment(experiment).lifecycle_stage == "active"
+
+
+def test_a_database_that_is_deleted_under_this_process_is_made_again(home, client):
+    """A notebook lives on: MLflow keeps connections to the file that is gone."""
+    path = write(home.training_dir("name"))
+    Reflection(path).send(MlflowTracker(client, open_experiment(client, home, "study")))
+    (home.root / "mlflow.db").unlink()
+    assert [line for line in reconcile_home(None, home) if "study/0" in line]
+    with closing(sqlite3.connect(home.root / "mlflow.db")) as database:
+        assert database.execute("SELECT count(*) FROM runs").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("what", ["artifacts", "artifacts/study/*/artifacts/images"])
+def test_pictures_and_files_that_are_deleted_alone_are_sent_again(home, client, what):
+    path = write(home.training_dir("name"))
+    reflection = Reflection(path)
+    reflection.send(MlflowTracker(client, open_experiment(client, home, "study")))
+    there = {file.path for file in client.list_artifacts(reflection.run_id)}
+    for folder in home.root.glob(what):
+        shutil.rmtree(folder)
+    assert [line for line in reconcile_home(None, home) if "study/0" in line]
+    assert {file.path for file in client.list_artifacts(reflection.run_id)} == there
+    assert len(client.search_runs([client.get_run(reflection.run_id).info.experiment_id])) == 1
+    assert list(reconcile_home(None, home)) == []
+
+
+def test_a_run_whose_key_a_person_took_away_is_found_by_its_id(home, client):
+    tracker = MlflowTracker(client, open_experiment(client, home, "study"))
+    reflection = Reflection(write(home.training_dir("name")))
+    reflection.send(tracker)
+    client.delete_tag(reflection.run_id, "harness.key")
+    reflection.send_again(tracker, END)
+    (run,) = client.search_runs([tracker.experiment_id])
+    assert run.info.run_id == reflection.run_id and run.data.tags["harness.key"] == "study/0"
+
+
+def test_the_links_of_a_renamed_experiment_are_its_own(home, client):
+    ours = open_experiment(client, home, "tiny")
+    client.rename_experiment(ours, "tiny at 16 px")
+    client.create_run(client.create_experiment("tiny"))
+    ((_, address),) = ui_links(home, 5000, {"tiny": "fid20"})
+    assert f"/experiments/{ours}/runs" in address
 
 
 def test_a_training_that_an_older_copy_of_the_database_has_half_is_sent_to_its_end(home, client):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -274,6 +275,17 @@ def test_a_worker_of_another_machine_is_dead_when_the_database_has_not_heard_of_
     with engine.begin() as connection:
         connection.execute(text(f"UPDATE trial_heartbeats SET heartbeat = {ago}"))
     assert trials.heal() == [f"trial 0: {KILLED}", "trial 0: queued to continue"]
+
+
+def test_in_a_copy_of_a_home_a_trial_that_runs_in_the_original_is_continued(home, tmp_path):
+    trials = Trials(open_study(SPEC, home), SPEC, home)
+    running = trials.ask(SPEC.budget.trials)
+    assert trials.heal() == [], "its worker, this process, lives"
+    shutil.copytree(home.root, tmp_path / "copy")
+    copy = Home(tmp_path / "copy")
+    copied = Trials(open_study(SPEC, copy), SPEC, copy)
+    assert copied.heal() == [f"trial {running.number}: {KILLED}", f"trial {running.number}: queued to continue"]
+    assert trials.heal() == []
 
 
 def test_what_was_declared_dead_can_publish_nothing(trials):

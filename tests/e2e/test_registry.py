@@ -111,12 +111,15 @@ def test_an_export_has_a_model_card(project):
 
 def test_a_model_of_another_program_is_left_alone(project):
     client = client_for(project.home)
-    client.rename_registered_model("tiny", "mine")
+    client.rename_registered_model("tiny", "it's mine")
     client.create_registered_model("tiny")
+    assert "registry" not in project.run("report", "tiny"), "ours is found whatever it is named"
+    client.delete_registered_model_tag("it's mine", "harness.experiment")
     said = project.run("report", "tiny")
     assert "is not in MLflow's registry (it has a model named tiny that another program made)" in said
     client.delete_registered_model("tiny")
-    client.rename_registered_model("mine", "tiny")
+    client.set_registered_model_tag("it's mine", "harness.experiment", "tiny")
+    client.rename_registered_model("it's mine", "tiny")
 
 
 @pytest.mark.parametrize("latent", ["normal", "uniform", "truncated_normal"])

@@ -207,6 +207,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         (["train", "--config", "missing.toml"], "no configuration file missing.toml"),
         (["sweep", "celeba32"], "celeba32 needs CelebA"),
         (["sweep", "celeba32", "--data", "/nonexistent"], "no such folder or zip"),
+        (["sweep", "celeba32", "--data", ""], "the path is empty"),
     ],
 )
 def test_a_users_mistake_is_a_message_and_not_a_traceback(tmp_path, arguments, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import unicodedata
 import zipfile
 from dataclasses import asdict
@@ -67,6 +68,7 @@ PICTURES = {
     "g": picture(7, "TIFF"),
     "h.001": picture(8, "GIF"),
     "h.pnm": picture(12, "PPM"),
+    "h.dib": picture(15, "BMP"),
     "scraped.bin": picture(13, "JPEG"),
     "labels.txt": picture(14),
     **({"i.avif": picture(9, "AVIF")} if "AVIF" in FORMATS else {}),
@@ -90,7 +92,8 @@ def test_pictures_are_used_by_content_and_the_others_named_or_counted(home, tmp_
     heic = "unreadable" if "HEIF" in FORMATS else "HEIC is read with the extra heic: pip install pillow-heif"
     assert store.rejected["j.HEIC"].startswith(heic)
     assert all("not read; convert it" in why for name, why in store.rejected.items() if name != "j.HEIC")
-    assert "passed over, not images: 2 files, such as labels.npy" in said
+    unread = "passed over, not images, or in a format that is not read: 2 files (1 .npy, 1 .txt), such as labels.npy"
+    assert unread in said
     assert any("1 .bin (such as scraped.bin)" in line and "2 without a suffix (such as d)" in line for line in said)
     assert any("backups or unfinished downloads by their names: 2 files" in line for line in said)
     assert opened(home, source).rejected == store.rejected, "also of a store that was there"
@@ -109,6 +112,9 @@ def test_pictures_are_used_by_content_and_the_others_named_or_counted(home, tmp_
         "#recycle",
         "venv/lib/python3.12/site-packages/matplotlib",
         "node_modules/a",
+        "venv/lib/python3/dist-packages/a",
+        "@__thumb",
+        "Network Trash Folder/a",
     ],
 )
 def test_what_tools_keep_in_hidden_folders_is_left_out_and_said(tmp_path, pack, folder):
@@ -129,7 +135,9 @@ def test_what_the_harness_wrote_is_left_out_wherever_it_is(home, tmp_path, pack)
         "runs/optuna.db": b"", "runs/mlflow.db": b"", "runs/artifacts/s/1/artifacts/grid.png": picture(3),
         "runs/trials/s/1/00001/grid-1.png": picture(4),
         "old/00002/hparams.json": b"{}", "old/00002/curve.json": b"[]", "old/00002/grid-1.png": picture(5),
-        "reports/s/report.md": b"", "reports/s/report.html": b"", "reports/s/losses.png": picture(6),
+        "reports/s/report.md": b"", "reports/s/report.html": b"", "reports/s/step-1.png": picture(6),
+        "reports/claims-s/report.md": b"", "reports/claims-s/effects.png": picture(7), "reports/claims-s/arm.png": b"",
+        "reports/trainings/s/report.md": b"", "reports/trainings/s/losses.png": picture(8),
     }  # fmt: skip
     source = pack(tmp_path / "photos", {"1.png": picture(1), "data/2.png": picture(2)} | own)
     listing = list_images(source)
@@ -172,6 +180,19 @@ def test_links_are_followed_once_and_those_that_lead_back_are_named(home, tmp_pa
     (store / "cats" / "back").unlink()
     (only / "cats").symlink_to(store / "cats")
     assert len(list_images(only).files) == 2
+
+
+def test_links_that_go_round_or_lead_into_what_was_read_by_another_count_once(home, tmp_path):
+    root = as_folder(tmp_path / "photos", {"1.png": picture(1)})
+    store = as_folder(tmp_path / "store", {"cats/2.png": picture(2), "3.png": picture(3)})
+    round_about = {"loop": "loop", "ping.png": "pong", "pong": "ping.png"}
+    for name, target in {"a": store / "cats", "b": store, **round_about}.items():
+        (root / name).symlink_to(target)
+    listing = list_images(root)
+    assert [name for name, *_ in listing.files] == ["1.png", "a/2.png", "b/3.png"]
+    assert listing.unread.keys() == {"b/cats", "loop", "ping.png", "pong"}
+    with pytest.raises(DataError, match="no such folder or zip"):
+        opened(home, root / "loop")
 
 
 def test_a_picture_that_several_links_lead_to_is_used_once(tmp_path):
@@ -254,6 +275,24 @@ def test_of_two_members_of_one_name_the_last_is_used_as_unpacking_does(home, tmp
     assert np.load(store.path / "images.npy")[:, 0, 0, 0].tolist() == [3]
 
 
+def test_members_that_cannot_be_read_are_named_with_why_whatever_they_are_called(home, tmp_path):
+    path, link = tmp_path / "photos.zip", zipfile.ZipInfo("link.png")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(path, "w") as out:
+        out.writestr("1.png", picture(1))
+        out.writestr("2.png", picture(2), zipfile.ZIP_BZIP2)
+        out.writestr("2.jfif", picture(2, "JPEG"), zipfile.ZIP_LZMA)
+        out.writestr(link, "1.png")
+        for name in ("3.png", "3.jfif"):
+            out.writestr(name, picture(3, "JPEG"))
+            out.getinfo(name).flag_bits |= 1  # encrypted
+    store = opened(home, path)
+    assert len(store) == 1
+    whys = {"2": "its compression is not read", "3": "it is encrypted", "l": "a link in a zip, which is not followed"}
+    assert store.rejected.keys() == {"2.png", "2.jfif", "3.png", "3.jfif", "link.png"}
+    assert all(whys[name[0]] in why for name, why in store.rejected.items())
+
+
 def test_celebas_partition_holds_also_in_a_zip_that_windows_packed(home, tmp_path):
     files = {f"celeba/img_align_celeba/{number:06}.png": picture(number) for number in range(6)}
     lines = "".join(f"{number:06}.png {number // 4}\n" for number in range(6))
@@ -299,7 +338,7 @@ def test_the_store_of_an_earlier_version_stays_valid(home, tmp_path):
 @pytest.mark.parametrize(
     ("files", "problem", "hint"),
     [
-        ({"photos.zip": b"PK\x03\x04"}, "not images: 1 file, such as photos.zip", "an archive in it, photos.zip"),
+        ({"photos.zip": b"PK\x03\x04"}, "is not read: 1 file, such as photos.zip", "an archive in it, photos.zip"),
         ({"a.jxl": OTHERS["l.jxl"]}, "a.jxl: pictures of this format", "Looked, in all its folders"),
         ({".x/1.png": picture(1)}, "in the hidden folder .x: 1 file", "Looked"),
     ],
@@ -320,6 +359,7 @@ def test_where_nothing_is_an_image_it_says_what_there_is(tmp_path, pack, files, 
         (picture(1), "is one picture"),
         (b"\x1f\x8b\x08" + bytes(20), "is an archive"),
         (bytes(257) + b"ustar" + bytes(200), "is an archive"),
+        (b"PK\3\4 and no end", "is a damaged zip"),
         (b"", "is neither a folder nor a zip"),
     ],
 )

@@ -72,6 +72,8 @@ def test_the_commit_is_that_of_a_clone_and_never_of_a_repository_around_an_insta
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "another project"], check=True)
     assert run(installed, installed, "-c", code).stdout == "unknown\n", "it does not track the package"
     subprocess.run([*git, "add", "--sparse", "harness/__init__.py"], check=True)
+    assert run(installed, installed, "-c", code).stdout == "unknown\n", "no commit of it has the package"
+    subprocess.run([*git, "commit", "-q", "-m", "vendored"], check=True)
     hook = {"GIT_DIR": str(installed / ".git"), "GIT_WORK_TREE": str(installed)}
     code_of_hook = f"import os; os.environ.update({hook}); {code}"
     ours = subprocess.run([sys.executable, "-c", code_of_hook], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -256,6 +256,16 @@ def test_a_study_without_a_finished_trial_has_a_report(root, tmp_path):
         assert not (tmp_path / "out" / "best.toml").exists()
 
 
+def test_pictures_of_an_earlier_page_are_removed_and_a_persons_own_stay(root, tmp_path):
+    out = tmp_path / "out"
+    build_report(FULL, root, out, {}, "PED-ANOVA")
+    former = {path.name for path in out.glob("*.png")}
+    (out / "mine.png").write_bytes(b"a person's")
+    (out / "grid-holiday.png").write_bytes(b"a person's")
+    build_report(record(), root, out, {}, "PED-ANOVA")
+    assert former and {path.name for path in out.glob("*.png")} == {"mine.png", "grid-holiday.png"}
+
+
 def test_a_study_of_which_only_a_recipe_has_a_rung_score_has_a_report(tmp_path):
     attrs = {"recipe": "svhn32", "variant": "as_coded", "preset": "svhn32"}
     recipe = dataclasses.replace(trial(0, value=60.0, attrs=attrs), params={})
