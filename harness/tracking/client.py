@@ -14,14 +14,15 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from harness.errors import ESCAPES, TrackingError, UsageError
 from harness.home import Home
-from harness.tracking.database import prepare
+from harness.tracking.database import has_tables, make_tables, prepare
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from sqlalchemy import URL
 
 R = TypeVar("R")
 
@@ -47,8 +48,8 @@ _ALWAYS = {
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
 }
 _PASSWORDS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-# Seconds that a call may take, and one that sends a file.
-_CALL_S, _FILE_S, _POLL_S = 30.0, 600.0, 0.2
+# Seconds that a call may take, and one that sends a file; and making all tables, here or in a distant server.
+_CALL_S, _FILE_S, _POLL_S, _MAKE_S = 30.0, 600.0, 0.2, 300.0
 # Bytes of an answer, the longest of which is a page of 1,000 runs.
 _MOST_BYTES = 64 * 2**20
 # Calls that were given up, and are not over yet.
@@ -164,31 +165,41 @@ class _Client:
 
 
 def make_database(home: Home) -> None:
-    """Slow preparations that need nothing from a server: MLflow's imports, and its database in the home folder."""
+    """Slow preparations, for which a call has no time: MLflow's imports, and its tables in a file or in PostgreSQL."""
     load()
-    url, own = tracking_url(home), home.root / "mlflow.db"
-    path = own if url == home.mlflow_url else _sqlite_file(url)
+    address, own = tracking_url(home), home.root / "mlflow.db"
+    url = _database(address)
+    path = own if address == home.mlflow_url else _sqlite_file(url)
     if path:
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
         path.parent.mkdir(parents=True, exist_ok=True)
         path = path.resolve()  # a link stays one
-        with FileLock(path.with_name(f".{path.name}.lock")):
-            prepare(path, home if path == own.resolve() else None)
+        try:
+            with FileLock(path.with_name(f".{path.name}.lock"), timeout=_MAKE_S):
+                prepare(path, home if path == own.resolve() else None)
+        except Timeout:
+            problem = f"another process has been making {path} for {_MAKE_S:g} s"
+            raise TrackingError(problem, "Is it stopped? Let it continue, or end it.") from None
+    elif url is not None and url.get_backend_name() == "postgresql" and not within(_CALL_S, lambda: has_tables(url)):
+        within(_MAKE_S, lambda: make_tables(url, home))
 
 
-def _sqlite_file(url: str) -> Path | None:
-    """The file of an address that names one."""
+def _database(address: str) -> URL | None:
+    """What an address says of a database, if it is one's."""
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
 
     try:
-        parsed = make_url(url)
+        return make_url(address)
     except ArgumentError:
         return None
-    named = parsed.database or ""
-    plain = parsed.get_backend_name() == "sqlite" and named and not named.startswith((":", "file:"))
-    return Path(named) if plain else None
+
+
+def _sqlite_file(url: URL | None) -> Path | None:
+    """The file of an address that names one."""
+    named = url.database or "" if url is not None and url.get_backend_name() == "sqlite" else ""
+    return Path(named) if named and not named.startswith((":", "file:")) else None
 
 
 def tracking_url(home: Home) -> str:
