@@ -62,6 +62,7 @@ _BIAS = {
 }
 
 
+@plots.own_style()
 def build_report(
     record: StudyRecord,
     root: Path,
