@@ -24,11 +24,6 @@ def number(value: Any) -> str:
     return f"{value:.1f}".removesuffix(".0") if abs(value) >= 10 else f"{value:.3g}"
 
 
-def error_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def counted(n: int, noun: str) -> str:
     """``1 trial``, ``3 trials``, ``3,375 updates``."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"

@@ -49,7 +49,8 @@ def watch(
 
     With ``raises``, or before anything is trained, Ctrl-C ends in a KeyboardInterrupt.
     """
-    view, stop = SweepView(spec, hours=hours), StopSignals(complain)
+    # Before there are workers, nothing is lost where a second Ctrl-C ends a wait for a lock or a server.
+    view, stop = SweepView(spec, hours=hours), StopSignals(complain, raise_at_two=True)
     with display(view, progress=progress) as show:
 
         def on_progress(done: int, total: int) -> None:
@@ -58,8 +59,12 @@ def watch(
             if done == total or done % 2000 == 0:
                 show(view.doing)
 
+        def on_event(event: messages.Event) -> None:
+            stop.raise_at_two = stop.raise_at_two and not isinstance(event, messages.Opened)
+            show(view.update(event))
+
         watcher = messages.Watcher(
-            on_event=lambda event: show(view.update(event)),
+            on_event=on_event,
             on_progress=on_progress,
             stop_level=lambda: stop.level,
         )

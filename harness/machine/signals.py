@@ -22,7 +22,7 @@ class StopSignals:
     """
 
     def __init__(self, say: Callable[[str], None], *, raise_at_two: bool = False) -> None:
-        self.level, self.say, self._raise_at_two = 0, say, raise_at_two
+        self.level, self.say, self.raise_at_two = 0, say, raise_at_two
 
     def __enter__(self) -> StopSignals:
         self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -38,7 +38,7 @@ class StopSignals:
         self.level += 1
         text = "stopping at the next checkpoint; Ctrl-C again stops at once" if self.level == 1 else "stopping at once"
         self.say(f"\n{text}")
-        if self.level >= 2 and self._raise_at_two:
+        if self.level >= 2 and self.raise_at_two:
             raise KeyboardInterrupt
 
     def raise_if_interrupted(self) -> None:

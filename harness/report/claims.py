@@ -44,6 +44,7 @@ _SAYS = {
 }
 
 
+@plots.own_style()
 def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: bool) -> Path:
     """Write ``report.md`` on ``STUDY-claims`` into ``out``, and return its path: the same record gives the same bytes.
 

@@ -22,6 +22,7 @@ _SHOWN_DIFFERENCES = 40
 _Entry = Mapping[str, Any]
 
 
+@plots.own_style()
 def build_comparison(pairs: Sequence[tuple[StudyRecord, StudyRecord | None]], out: Path) -> Path:
     """Write ``report.md`` and its figure into ``out``, and return its path: the same records give the same bytes.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import re
 import textwrap
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import matplotlib
@@ -34,9 +35,17 @@ _UNUSED = -0.14
 _TICKS = (-50, -25, 0, 25, 50, 100, 200, 400)
 
 
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Figures look alike for all: a ``matplotlibrc``, of the user's or in the current folder, changes nothing."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        sns.set_theme(context="notebook", style="whitegrid", font="DejaVu Sans", font_scale=0.85)
+        yield
+
+
 def new_figure(width: float = 7.2, height: float = 3.6, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure in the style of the reports, with axes side by side; sizes in inches."""
-    sns.set_theme(context="notebook", style="whitegrid", font="DejaVu Sans", font_scale=0.85)
+    """A figure with axes side by side; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)  # seaborn draws to learn how large labels are
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])

@@ -55,6 +55,7 @@ _BIAS = {
 }
 
 
+@plots.own_style()
 def build_report(
     record: StudyRecord,
     root: Path,

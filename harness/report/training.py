@@ -13,7 +13,7 @@ from PIL import Image
 from harness.findings.headline import Headline
 from harness.gan.hparams import FIELDS, HParams
 from harness.report.page import png, write_page
-from harness.report.plots import losses
+from harness.report.plots import losses, own_style
 from harness.text import number
 from harness.training.run_folder import RunFolder, grid_kimg
 
@@ -27,6 +27,7 @@ _FRAMES, _SIDE, _MOST_BYTES, _BYTES_A_PIXEL = 48, 265, 2_000_000, 1.6
 _FRAME_MS, _LAST_MS = 250, 2000
 
 
+@own_style()
 def build_training_report(folder: Path, out: Path, verdict: Headline) -> Path:
     """Write ``report.md`` with figures into ``out`` from an ended training's folder; return its path."""
     run, defaults = RunFolder(folder), HParams()

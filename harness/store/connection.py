@@ -14,10 +14,9 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 
-from harness.errors import ESCAPES, StorageError, StorageLost, UsageError
+from harness.errors import ESCAPES, StorageError, StorageLost, UsageError, first_line
 from harness.home import Home, expanded, seconds_from_environment
 from harness.machine.imports import require
-from harness.text import error_line
 
 _ADDRESSES = (
     "Use postgresql+psycopg://USER@HOST/DATABASE with the password in PGPASSWORD, or sqlite:////PATH/optuna.db."
@@ -65,9 +64,9 @@ def describe_address(url: URL) -> str:
     return f"{url.get_backend_name()} database {url.database} on {url.host or 'this machine'}"
 
 
-def first_line(error: BaseException, url: URL) -> str:
+def drivers_line(error: BaseException, url: URL) -> str:
     """The first line of the driver's error, with ``***`` for passwords of the address and PGPASSWORD."""
-    message = error_line(getattr(error, "orig", None) or error)
+    message = first_line(getattr(error, "orig", None) or error)
     secrets = {str(url.password or ""), os.environ.get("PGPASSWORD", "")}
     secrets |= {value for name, value in url.query.items() if "password" in name and isinstance(value, str)}
     for secret in secrets - {""}:
@@ -111,7 +110,7 @@ class Outages:
                 result = call(repeated)
             except (StorageInternalError, DBAPIError) as error:
                 cause = error if isinstance(error, DBAPIError) else error.__cause__
-                said = first_line(error.__cause__ or error, self.url)
+                said = drivers_line(error.__cause__ or error, self.url)
                 exists = self.url.get_backend_name() != "sqlite" or Path(str(self.url.database)).exists()
                 if isinstance(cause, DBAPIError) and any(text in str(cause.orig) for text in _FORBIDDEN) and exists:
                     raise StorageError(

@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from harness.errors import StorageError
 from harness.home import Home
-from harness.store.connection import Outages, database_url, describe_address, first_line, grace_s
+from harness.store.connection import Outages, database_url, describe_address, drivers_line, grace_s
 from harness.store.optuna_private import CALLED_BY_CACHE, set_trial_user_attrs, trial_state, uncached_storage
 from harness.store.records import StudyAttrs
 
@@ -135,7 +135,7 @@ def open_storage(
         hint = "If it is damaged, restore it from a backup, or move it away to start from scratch."
         if url.get_backend_name() != "sqlite":
             hint = "Check HARNESS_STORAGE and the rights of its user."
-        raise StorageError(f"{describe_address(url)} cannot be opened: {first_line(error, url)}", hint) from None
+        raise StorageError(f"{describe_address(url)} cannot be opened: {drivers_line(error, url)}", hint) from None
 
 
 def _refuse_foreign(url: URL) -> None:

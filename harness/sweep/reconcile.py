@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,7 +14,7 @@ import optuna
 from filelock import Timeout
 from optuna.trial import FrozenTrial, TrialState
 
-from harness.errors import NotFoundError, StorageError, StorageLost, TrackingError, without_secrets
+from harness.errors import NotFoundError, StorageError, StorageLost, TrackingError, first_line
 from harness.findings.ranking import leading
 from harness.gan.hparams import canonical_json
 from harness.home import Home
@@ -24,7 +25,7 @@ from harness.store.records import StudyAttrs, StudyRecord, TrialAttrs
 from harness.store.studies import database_exists, find_confirmation, started_study, stored_spec, study_to_record
 from harness.store.trials import Trials, finished_count, trial_key
 from harness.sweep.journals import adopt_journals
-from harness.text import error_line, number
+from harness.text import number
 from harness.tracking.client import answers, client_for, make_database, new_client, within, without_password
 from harness.tracking.mirror import Reflection, lacks_files, send_left
 from harness.tracking.mlflow import STATUS, MlflowTracker, find_run, open_experiment
@@ -109,7 +110,7 @@ class ParentRun:
             with suppress(TimeoutError):  # reported below
                 within(_LAST_S, last, lambda: self.stop_level() > 1)
 
-        closing = Thread(target=limited, name="mlflow-end")
+        closing = Thread(target=limited, name="mlflow-end", daemon=True)
         closing.start()
         until = time.monotonic() + _WAIT_S
         while closing.is_alive() and time.monotonic() < until and self.stop_level() < 2:
@@ -118,6 +119,8 @@ class ParentRun:
             self.say(
                 "MLflow is slow: sending continues while the report is written; `harness reconcile` sends what is left"
             )
+            if not self.stop_level():  # a person who pressed Ctrl-C wants the end
+                atexit.register(_wait_for, closing)
 
     def _agree(self) -> bool:
         """Send MLflow what folders and database have; return whether that succeeded."""
@@ -149,9 +152,15 @@ class ParentRun:
             self._away(error)
 
     def _away(self, error: Exception) -> bool:
-        said = f"{type(error).__name__}: {without_secrets(error_line(error))[:120]}"
+        said = f"{type(error).__name__}: {first_line(error)[:120]}"
         self.say(f"MLflow does not answer ({said}); `harness reconcile` sends the rest")
         return False
+
+
+def _wait_for(thread: Thread) -> None:
+    """Wait for a thread, or for Ctrl-C."""
+    with suppress(KeyboardInterrupt):
+        thread.join()
 
 
 def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
@@ -202,7 +211,7 @@ def reconcile_home(name: str | None, home: Home) -> Iterator[str]:
     except (StorageLost, TrackingError):
         raise
     except Exception as error:
-        problem = without_password(error_line(error), str(client.tracking_uri))
+        problem = without_password(first_line(error), str(client.tracking_uri))
         raise TrackingError(f"MLflow refused: {problem}", "Nothing is lost: it is still on disk. Try again.") from None
 
 
@@ -254,7 +263,7 @@ def register_best(record: StudyRecord, plan: StudyRecord | None, client: MlflowC
     try:
         return register(client, record.name, of.attrs.mlflow_experiment, folder, dict(trial.attrs.hparams), about)
     except Exception as error:  # whatever MLflow raises; nothing depends on it
-        return f"the best generator is not in MLflow's registry ({without_secrets(error_line(error))[:200]})"
+        return f"the best generator is not in MLflow's registry ({first_line(error)[:200]})"
 
 
 def training_records(home: Home) -> list[Path]:

@@ -27,6 +27,7 @@ from harness.errors import (
     Paused,
     StorageLost,
     SweepError,
+    first_line,
     without_secrets,
 )
 from harness.gan.fast.precision import FLOAT32, tensor_cores
@@ -44,7 +45,6 @@ from harness.store.trials import INTERRUPTED, OOM, Lease, Trials, write_attrs
 from harness.sweep.lanes import Lanes
 from harness.sweep.messages import Ended, Event, Ready, Said, WorkerJob
 from harness.sweep.objective import WorkerSetup, objective, open_attempt, report
-from harness.text import error_line
 from harness.tracking.client import new_client
 from harness.tracking.mirror import Mirror
 from harness.tracking.mlflow import MlflowTracker
@@ -210,7 +210,7 @@ def run_trial(trial: optuna.Trial, setup: WorkerSetup) -> TrialEnd:
 def failure(error: Exception, trial: optuna.Trial, setup: WorkerSetup) -> TrialEnd:
     """The end of a trial that raised an error. If memory or disk ran out, another attempt may succeed."""
     details = without_secrets("".join(traceback.format_exception(error)))
-    text, retires = without_secrets(error_line(error)), False
+    text, retires = first_line(error), False
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         reason = f"{INTERRUPTED}: {_DISK_FULL}: {text}"
     elif not _is_oom(error):

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from threading import Thread
+from threading import Thread, local
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from harness.errors import ESCAPES, TrackingError, UsageError, first_line
 from harness.home import Home
-from harness.tracking.database import forget_connections, prepare
+from harness.tracking.database import forget_connections, has_tables, make_tables, prepare
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from sqlalchemy import URL
 
 R = TypeVar("R")
 
@@ -47,12 +49,13 @@ _ALWAYS = {
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
 }
 _PASSWORDS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-# Seconds that a call may take, and one that sends a file.
-_CALL_S, _FILE_S, _POLL_S = 30.0, 600.0, 0.2
+# Seconds that a call may take, and one that sends a file; and making all tables, here or in a distant server.
+_CALL_S, _FILE_S, _POLL_S, _MAKE_S = 30.0, 600.0, 0.2, 300.0
 # Bytes of an answer, the longest of which is a page of 1,000 runs.
 _MOST_BYTES = 64 * 2**20
-# Calls that were given up, and are not over yet.
+# Calls that were given up, and are not over yet; until when the one of this thread is waited for.
 _left: list[Thread] = []
+_waited = local()
 _MOST_LEFT = 8
 _DAMAGED = "If mlflow.db is damaged, move it away: the next start shows everything again, from the runs' folders."
 # The last two print a request's address, and what they raise with a traceback and the statement's values.
@@ -94,6 +97,8 @@ def _limit_answers() -> None:
 
     class Limited(usual):  # type: ignore[misc,valid-type]
         def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:
+            if time.monotonic() > getattr(_waited, "until", math.inf):  # the next page, or another try
+                raise exceptions.ConnectionError("the call was given up")
             request.headers["Accept-Encoding"] = "identity"  # what is read is what there is
             response: Response = super().send(request, *args, **kwargs)
             if not kwargs.get("stream"):
@@ -117,8 +122,10 @@ def within(seconds: float, call: Callable[[], R], stops: Callable[[], bool] = la
     if len(_left) >= _MOST_LEFT:
         raise TimeoutError("earlier requests have not been answered")
     outcome: list[Callable[[], R]] = []
+    until = time.monotonic() + seconds
 
     def work() -> None:
+        _waited.until = until
         try:
             result = call()
             outcome.append(lambda: result)
@@ -130,7 +137,7 @@ def within(seconds: float, call: Callable[[], R], stops: Callable[[], bool] = la
 
             outcome.append(reraise)
 
-    thread, until = Thread(target=work, name="mlflow", daemon=True), time.monotonic() + seconds
+    thread = Thread(target=work, name="mlflow", daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(_POLL_S)
@@ -164,32 +171,42 @@ class _Client:
 
 
 def make_database(home: Home) -> None:
-    """Slow preparations that need nothing from a server: MLflow's imports, and its database in the home folder."""
+    """Slow preparations, for which a call has no time: MLflow's imports, and its tables in a file or in PostgreSQL."""
     load()
-    url, own = tracking_url(home), home.root / "mlflow.db"
-    path = own if url == home.mlflow_url else _sqlite_file(url)
+    address, own = tracking_url(home), home.root / "mlflow.db"
+    url = _database(address)
+    path = own if address == home.mlflow_url else _sqlite_file(url)
     if path:
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
         path.parent.mkdir(parents=True, exist_ok=True)
         path = path.resolve()  # a link stays one
-        with FileLock(path.with_name(f".{path.name}.lock")):
-            prepare(path, home if path == own.resolve() else None)
+        try:
+            with FileLock(path.with_name(f".{path.name}.lock"), timeout=_MAKE_S):
+                prepare(path, home if path == own.resolve() else None)
+        except Timeout:
+            problem = f"another process has been making {path} for {_MAKE_S:g} s"
+            raise TrackingError(problem, "Is it stopped? Let it continue, or end it.") from None
         forget_connections()
+    elif url is not None and url.get_backend_name() == "postgresql" and not within(_CALL_S, lambda: has_tables(url)):
+        within(_MAKE_S, lambda: make_tables(url, home))
 
 
-def _sqlite_file(url: str) -> Path | None:
-    """The file of an address that names one."""
+def _database(address: str) -> URL | None:
+    """What an address says of a database, if it is one's."""
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
 
     try:
-        parsed = make_url(url)
+        return make_url(address)
     except ArgumentError:
         return None
-    named = parsed.database or ""
-    plain = parsed.get_backend_name() == "sqlite" and named and not named.startswith((":", "file:"))
-    return Path(named) if plain else None
+
+
+def _sqlite_file(url: URL | None) -> Path | None:
+    """The file of an address that names one."""
+    named = url.database or "" if url is not None and url.get_backend_name() == "sqlite" else ""
+    return Path(named) if named and not named.startswith((":", "file:")) else None
 
 
 def tracking_url(home: Home) -> str:
@@ -197,6 +214,8 @@ def tracking_url(home: Home) -> str:
     url = os.environ.get("MLFLOW_TRACKING_URI") or home.mlflow_url
     try:
         parts = urlsplit(url)
+        if "@" in url and "://" not in url:
+            raise ValueError
         if parts.scheme in ("http", "https"):
             cut = "@" in f"{parts.path}?{parts.query}#{parts.fragment}" and parts.username is None
             if cut or parts.port == 0 or any(map(str.isspace, url)):  # reading the port raises where it is none

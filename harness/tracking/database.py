@@ -9,11 +9,16 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from harness import atomic
 from harness.errors import TrackingError, first_line
 from harness.home import Home
+from harness.store.database import lock
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 # What marks a run, and an experiment, as ours; early versions marked runs alone.
 KEY_TAG, EXPERIMENT_TAG = "harness.key", "harness.experiment"
@@ -94,6 +99,26 @@ def forget_connections() -> None:
 
     for engine in (*Tracking._engine_map.values(), *Registry._engine_map.values()):
         engine.dispose()
+
+
+def has_tables(url: URL) -> bool:
+    """Whether a server's database has all of MLflow's tables."""
+    from mlflow.store.db.utils import _all_tables_exist
+    from sqlalchemy import NullPool, create_engine
+
+    return bool(_all_tables_exist(create_engine(url, poolclass=NullPool)))  # type: ignore[no-untyped-call]
+
+
+def make_tables(url: URL, home: Home) -> None:
+    """Make MLflow's tables in PostgreSQL, which takes back what a kill interrupts; starts at once would be in each
+    other's way.
+    """
+    from mlflow.store.db.utils import _initialize_tables
+    from sqlalchemy import NullPool, create_engine
+
+    with lock(url, home, "mlflow"):
+        if not has_tables(url):
+            _initialize_tables(create_engine(url, poolclass=NullPool))  # type: ignore[no-untyped-call]
 
 
 def _open(path: Path) -> sqlite3.Connection:

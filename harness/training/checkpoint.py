@@ -15,8 +15,7 @@ from typing import Any, Self
 import torch
 
 from harness import atomic
-from harness.errors import CheckpointError
-from harness.text import error_line
+from harness.errors import CheckpointError, first_line
 from harness.training.run_folder import RunFolder
 from harness.training.share import Share
 
@@ -117,7 +116,7 @@ def newest_checkpoint(
         except (CheckpointError, OSError, KeyError, TypeError, ValueError) as error:
             with suppress(OSError):
                 path.rename(path.with_suffix(".damaged"))
-            say(f"{path.name} is not usable ({error_line(error)}); set aside, using an older one")
+            say(f"{path.name} is not usable ({first_line(error)}); set aside, using an older one")
             continue
         if history.identity == identity:
             return state, history, frozenset(foreign)

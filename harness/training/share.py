@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import atomic
-from harness.errors import UsageError, without_secrets
+from harness.errors import UsageError, first_line, without_secrets
 from harness.home import Home
 from harness.store.records import StudyRecord, TrialRecord
-from harness.text import error_line
 from harness.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class Share:
             fs, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise UsageError(
-                f"HARNESS_CHECKPOINTS={without_secrets(url)} cannot be used: {error_line(error)}",
+                f"HARNESS_CHECKPOINTS={without_secrets(url)} cannot be used: {first_line(error)}",
                 "Use a folder that all machines share, or a URL such as s3://bucket/prefix "
                 "(`.venv/bin/pip install -c constraints.txt -e '.[s3]'`).",
             ) from None

@@ -12,8 +12,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from PIL import Image
 
+import harness.tracking.client as client_module
 import harness.tracking.database as database_module
 from harness.errors import TrackingError
 from harness.home import Home
@@ -179,6 +181,33 @@ def test_one_that_another_program_has_locked_is_not_waited_for_and_not_called_da
             client_for(bare)
     assert "Move" not in caught.value.hint
     works(bare)
+
+
+def test_one_that_a_stopped_process_is_making_is_not_waited_for_for_ever(bare, monkeypatch):
+    monkeypatch.setattr(client_module, "_MAKE_S", 0.1)
+    bare.root.mkdir()
+    with (
+        FileLock(bare.root / ".mlflow.db.lock"),
+        pytest.raises(TrackingError, match="another process has been making .*mlflow.db for 0.1 s"),
+    ):
+        client_for(bare)
+    works(bare)
+
+
+def test_starts_at_once_make_the_tables_of_a_server_once(bare, tmp_path, postgres):
+    # Of homes of their own: what they share is the server's.
+    script = (
+        "import sys; from pathlib import Path; from harness.home import Home; from harness.tracking.client import"
+        " client_for; print(client_for(Home(Path(sys.argv[1]))).search_experiments()[0].name)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": postgres.database()}
+    starts = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path / name)], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for name in "abc"
+    ]
+    assert [start.communicate()[0].strip() for start in starts] == ["Default"] * 3
 
 
 def garbage(home: Home) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 
 from harness.api.generator import training_generator
 from harness.cli import main
-from harness.cli.live import SweepView, display
+from harness.cli.live import SweepView, display, watch
 from harness.cli.verbs import SECTIONS, front
 from harness.errors import (
     CheckpointError,
@@ -37,10 +38,13 @@ from harness.report.facts import read_facts
 from harness.spec.files import load_study_file
 from harness.spec.resolved import ResolvedStudy, with_budget
 from harness.spec.study import BudgetSpec, PrunerSpec
+from harness.store.records import StudyAttrs, StudyRecord
 from harness.store.samplers import kimg_to_images, make_pruner
 from harness.store.studies import find_record, open_study, started_study, stored_content
-from harness.sweep.messages import Ended, Progressed, Said, Scored, Scoring, Started
+from harness.sweep.messages import Ended, Opened, Progressed, Said, Scored, Scoring, Started, Watcher
+from harness.sweep.messages import Event as SweepEvent
 from harness.sweep.reconcile import reconcile_home
+from harness.sweep.run import SweepResult
 from harness.text import duration
 from harness.training.run_folder import RunFolder
 from tests.conftest import ROOT
@@ -435,14 +439,35 @@ def test_errors_survive_the_way_between_processes(error):
 
 
 def test_stop_signals_count_up():
-    import signal
-
     before = signal.getsignal(signal.SIGINT)
     with StopSignals(lambda text: None) as stop:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.level == 2
     assert signal.getsignal(signal.SIGINT) is before, "a background shell starts its children with it ignored"
+
+
+def interrupted_twice(before: list[SweepEvent]) -> SweepResult:
+    """The result of a sweep in which Ctrl-C is pressed twice after these events, while it waits for something."""
+
+    def sweep(watcher: Watcher) -> SweepResult:
+        for event in before:
+            watcher.on_event(event)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        return SweepResult(finished=watcher.stop_level(), target=9, interrupted=True)
+
+    return watch(load_study_file("mnist32"), sweep, progress=False)
+
+
+def test_a_second_interruption_ends_whatever_a_start_waits_for():
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_twice([])
+
+
+def test_once_there_are_workers_a_second_interruption_is_theirs():
+    record = StudyRecord(name="mnist32", attrs=StudyAttrs(), trials=())
+    assert interrupted_twice([Opened(record=record, target=9)]).finished == 2
 
 
 def test_budget_of_the_command_line():

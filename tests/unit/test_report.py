@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from harness.spec.resolved import with_budget
 from harness.spec.study import BudgetSpec, PrunerSpec
 from harness.store.records import StudyAttrs, StudyRecord, TrialAttrs, TrialRecord
 from harness.text import heading, metric_label
+from tests.conftest import ROOT
 
 # A budget of its own: what the default study takes may change.
 _FILE = load_study_file("mnist32")
@@ -350,3 +354,23 @@ def test_divergence_and_pruning_never_lead():
 )
 def test_metrics_have_names_in_words(name, label, head):
     assert (metric_label(name), heading(name)) == (label, head)
+
+
+def test_a_matplotlibrc_of_the_current_folder_changes_no_figure(tmp_path):
+    code = (
+        "import hashlib; from harness.report import plots\n"
+        "@plots.own_style()\n"
+        "def drawn():\n"
+        "    figure, (axes,) = plots.new_figure(3, 2)\n"
+        "    axes.set_title('FID')\n"
+        "    return plots.to_png(figure)\n"
+        "print(hashlib.sha256(drawn()).hexdigest())"
+    )
+    environment, seen = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}, set()
+    for settings in ("", "text.usetex: True\naxes.titlesize: 30\nsavefig.bbox: tight\n"):
+        (tmp_path / "matplotlibrc").write_text(settings)
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        seen.add(done.stdout)
+    assert len(seen) == 1

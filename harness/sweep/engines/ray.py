@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import sysconfig
 import threading
 import time
@@ -22,12 +23,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError, SweepError, UsageError
+from harness.errors import HarnessError, SweepError, UsageError, first_line, without_secrets
 from harness.machine.forks import same_imports, search_path, short_temporary_folder
 from harness.machine.imports import require
 from harness.machine.processes import Machines
 from harness.sweep.messages import Crashed, Ended, Event, Watcher, WorkerJob
-from harness.text import error_line
 
 # A worker that is lost more often than this, with no trial finished in between, ends the sweep.
 _MAX_LOSSES = 3
@@ -119,8 +119,8 @@ def worker_task(
     except HarnessError as error:
         return error
     except Exception as error:
-        traceback.print_exc()
-        publish(Crashed(text=f"{type(error).__name__}: {error}"))
+        sys.stderr.write(without_secrets(traceback.format_exc()))
+        publish(Crashed(text=without_secrets(f"{type(error).__name__}: {error}")))
         # By the end of the process Ray knows to start another one, and all know that the trial is abandoned.
         os._exit(1)
     return None
@@ -289,7 +289,7 @@ def _ray_failed(error: BaseException) -> SweepError:
 
 def _first_line(error: BaseException) -> str:
     """The first line of an error, or of the error that a task raised."""
-    return error_line(getattr(error, "cause", None) or error)
+    return first_line(getattr(error, "cause", None) or error)
 
 
 def forwarded_environment() -> dict[str, str]:
