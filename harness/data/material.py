@@ -7,9 +7,10 @@ import hashlib
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from multiprocessing import parent_process
@@ -29,7 +30,7 @@ from harness.data.decode import (
     white_of,
 )
 from harness.data.downloads import CELEBA_HELP, celeba_folder
-from harness.data.listing import File, list_images
+from harness.data.listing import File, in_order, list_images
 from harness.data.own import OwnImages, own_images, read_array, user_code_failed
 from harness.data.sources import Split, find_partition, name_parts, split
 from harness.errors import DataError, UsageError
@@ -52,7 +53,7 @@ class Material:
 
     ``identity`` and ``prep`` change whenever the prepared pixels may change. ``split()`` names the images, those to
     train on first, and ``items()`` gives all of them in that order. ``unread`` are other files there, which
-    cannot be used, with why. ``former`` is the identity by which earlier versions knew these images, if it differs.
+    cannot be used, with why. ``former`` are identities by which earlier versions knew these images.
     """
 
     label: str
@@ -65,7 +66,7 @@ class Material:
     unread: Mapping[str, str] = field(default_factory=dict)
     # Whether they are other images where CelebA's are expected, by their names.
     instead_of_celeba: bool = False
-    former: Callable[[], dict[str, Any] | None] = lambda: None
+    former: Callable[[], Iterable[dict[str, Any]]] = tuple
     # How pixels of more than 8 bits are scaled, where not by the whole range of their format; known after ``items()``.
     scaled: Sequence[str] = ()
 
@@ -169,11 +170,11 @@ def _of_files(data: DataSpec, root: Path, home: Home, say: Say) -> Material:
         divided = split([name for name, _, _ in files], data.held_out, partition, **rule)
         return divided, {"source": str(root), "files": files, **divided.identity()}
 
-    def former() -> dict[str, Any] | None:
-        try:
-            return divide(listing.former, by_name=True)[1]
-        except DataError:
-            return None
+    def former() -> Iterator[dict[str, Any]]:
+        with suppress(DataError):
+            yield divide(in_order(listing.as_spelled(listing.files)))[1]
+        with suppress(DataError):
+            yield divide(listing.former, by_name=True)[1]
 
     scaled: list[str] = []
     divided, identity = divide(listing.files)

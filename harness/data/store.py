@@ -199,8 +199,8 @@ def _folder(home: Home, material: Material, *, former: bool = True) -> Path:
         return home.within("data", f"{material.label}-{material.prep.image_size}-{key}")
 
     folder = of(material.identity)
-    if former and not (folder / _MANIFEST).is_file() and (known_as := material.former()):
-        return older if ((older := of(known_as)) / _MANIFEST).is_file() else folder
+    if former and not (folder / _MANIFEST).is_file():
+        return next((older for older in map(of, material.former()) if (older / _MANIFEST).is_file()), folder)
     return folder
 
 
