@@ -6,8 +6,8 @@ import io
 import re
 import resource
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,14 +153,18 @@ def _loaded(payload: bytes, *, deep: bool = False) -> Any:
         except UnidentifiedImageError:  # its own text names an object in memory
             raise Rejected("unreadable: not an image, or cut off in its header") from None
         except Exception as error:
-            raise Rejected(f"unreadable: {error}") from None
+            raise Rejected(_unreadable(error)) from None
     return image, frames
+
+
+def _unreadable(error: Exception) -> str:
+    return f"unreadable: {'it takes too much memory' if isinstance(error, MemoryError) else error}"
 
 
 def size_of(root: Path, member: str) -> tuple[int, int] | None:
     """(width, height) of a file of a folder or zip, by its header; None where it is not an image that is read."""
-    with suppress(Exception), warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with suppress(Exception), warnings.catch_warnings(), limited_memory():
+        warnings.simplefilter("ignore")
         return Image.open(io.BytesIO(_content(root, root.is_file(), member)), formats=FORMATS).size
     return None
 
@@ -263,13 +267,24 @@ def _plain(image: Image.Image, channels: int, notes: list[str], white: int) -> I
         raise Rejected(str(error)) from None
 
 
-def limit_memory() -> None:
+def limit_memory(more: int = MAX_DECODE_BYTES + _ROOM_BYTES) -> None:
     """On Linux: refuse this process more memory than decoding one file may take; a library's own claims end here."""
-    with suppress(OSError, StopIteration):
+    with suppress(OSError, StopIteration, ValueError):  # ValueError: it has a lower limit already
         status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         taken = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (taken + MAX_DECODE_BYTES + _ROOM_BYTES, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (taken + more, hard))
+
+
+@contextmanager
+def limited_memory(more: int = MAX_DECODE_BYTES + _ROOM_BYTES) -> Iterator[None]:
+    """:func:`limit_memory` for a while, in a process that has other things to do."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    limit_memory(more)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def decode_chunk(
@@ -283,7 +298,7 @@ def decode_chunk(
         except Rejected as rejected:
             results.append((None, str(rejected)))
         except Exception as error:  # damaged and encrypted members raise whatever their decoder raises
-            results.append((None, f"unreadable: {error}"))
+            results.append((None, _unreadable(error)))
     return results
 
 

@@ -23,9 +23,11 @@ import numpy as np
 from harness.data.arrays import SETS, download, find_files, load, mnist_images
 from harness.data.decode import (
     Preparation,
+    Prepared,
     decode_chunk,
     deep_ranges,
     limit_memory,
+    limited_memory,
     smaller_than,
     white_of,
 )
@@ -184,7 +186,7 @@ def _of_files(data: DataSpec, root: Path, home: Home, say: Say) -> Material:
         prep=prep,
         split=lambda: divided,
         items=lambda: _decoded(root, is_zip, divided.names, prep, scaled),
-        items_here=lambda: ((name, *decode_chunk(root, is_zip, (name,), prep)[0]) for name in divided.names),
+        items_here=lambda: ((name, *_decoded_here(root, is_zip, name, prep)) for name in divided.names),
         unread=listing.unread,
         instead_of_celeba=data.source == "celeba" and not _named_as_celeba(listing.files),
         former=former,
@@ -261,6 +263,11 @@ def _framed(images_NHW: np.ndarray) -> np.ndarray:
 def _numbered(own: OwnImages, names: Sequence[str]) -> Iterator[Item]:
     """Images by the numbers at the end of their names."""
     return ((name, *own.pixels(int(name.rpartition("-")[2]))) for name in names)
+
+
+def _decoded_here(root: Path, is_zip: bool, member: str, prep: Preparation) -> Prepared:
+    with limited_memory():
+        return decode_chunk(root, is_zip, (member,), prep)[0]
 
 
 def _begin_decoding() -> None:
