@@ -32,6 +32,8 @@ _RESERVE_BYTES = 200 * 2**20
 _PIECE_BYTES = 16 * 2**20
 # Pixels of fewer values than this, over a whole set, are not photographs as a person sees them.
 _NARROW = 64
+# Nor are those of a set without any pixel of this value or more.
+_HALF = 128
 _ARRAY, _MANIFEST = "images.npy", "manifest.json"
 
 OnProgress = Callable[[int, int], None]
@@ -79,15 +81,20 @@ class ImageStore:
             what = f"{len(several):,} file{'s hold' if len(several) > 1 else ' holds'} several pictures"
             example = f"{printable(several[0])}: {notes[several[0]].split(',')[0]}"
             said.append(f"{what}, of which the first is used, such as {example}")
+        if high < _HALF and high - low >= _NARROW:
+            said.append(f"no pixel is brighter than {high} of 255: if white is darker in these files, scale them")
         if "pixels" not in self.manifest and any("16 bits" in note for note in self.manifest["converted"].values()):
             said.append(f"16 bits were taken as full, whatever is in them: to have that looked at, delete {self.path}")
         return said
 
     def require_contrast(self) -> None:
-        """Refuse, as a DataError, images whose pixels all have one value: nothing is learned from them, or compared."""
+        """Refuse, as a DataError, images that are all the same: nothing is learned from them, or compared."""
         low, high = self.manifest.get("pixels", (0, 255))
         if low == high:
             raise DataError(f"every pixel of all {len(self)} images is {low} of 255", "Look at the files; give others.")
+        images = np.load(self.path / _ARRAY, mmap_mode="r")
+        if len(images) > 1 and all(np.array_equal(image, images[0]) for image in images):
+            raise DataError(f"all {len(images)} images are the same", "Look at the files; give others.")
 
     @property
     def split_rule(self) -> str:
