@@ -50,6 +50,8 @@ _BYTES_PER_PIXEL = {
 # Grey, palettes, and black and white take at most 8, whatever the format.
 _SMALL_MODES = ("1", "L", "P")
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+_SAMPLE_FORMAT, _SIGNED = 339, 2
 # Pixels that are converted at a time.
 _STRIP_PIXELS = 2**20
 # Pillow goes by content, and knows formats that start other programs (EPS) or hold images larger than they say (ICO).
@@ -61,7 +63,7 @@ MADE_BY = "DCGAN sweep harness"
 # What files of formats begin with that have 8 bits, or are read as 8: most sets need not be looked at twice.
 _OF_8_BITS = re.compile(rb"\xff\xd8|GIF8|RIFF|BM|.{4}ftyp", re.S)
 # Modes of grey pixels of more than 8 bits, and the white of 16 bits.
-_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 WHITE = 65535
 # Photographs of 16 bits are seldom darker than white of 12: more than this share of them are of another camera.
 _DARK = 0.05
@@ -110,8 +112,11 @@ def decode(payload: bytes, prep: Preparation, white: int = WHITE) -> tuple[np.nd
     """
     image, frames = _loaded(payload)
     notes = [f"first of {frames} frames"] if frames > 1 else []
+    # Pillow turns these over where they have 8 bits, and only there.
+    negative = image.mode in DEEP and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     image = _cut(image, prep, notes)  # replaces the whole, which is not kept
-    return fit(_plain(image, prep.channels, notes, white), prep), ", ".join(notes)
+    pixels = fit(_plain(image, prep.channels, notes, white), prep)
+    return 255 - pixels if negative else pixels, ", ".join(notes)
 
 
 def deep_range(payload: bytes) -> Range | None:
@@ -120,9 +125,14 @@ def deep_range(payload: bytes) -> Range | None:
         image, _ = _loaded(payload, deep=True)
     except Rejected:
         return None
-    if image is None or image.mode == "F":
+    return None if image is None else range_of(image)
+
+
+def range_of(image: Image.Image) -> Range | None:
+    """Of an image of more than 8 bits that is loaded; None where its pixels have no range."""
+    if image.mode == "F":
         return None
-    if image.mode in _DEEP:
+    if image.mode in DEEP:
         values = np.asarray(image)
         return int(values.min()), int(values.max()), False
     bands = zip(image.getbands(), np.reshape(image.getextrema(), (-1, 2)).tolist(), strict=True)
@@ -142,9 +152,11 @@ def _loaded(payload: bytes, *, deep: bool = False) -> Any:
             if (needed := pixels * bytes_per_pixel(image.format or "", image.mode)) > MAX_DECODE_BYTES:
                 what = f"{width}x{height} px of {image.format} may take {needed / 2**20:,.0f} MiB to decode"
                 raise Rejected(f"{what}, more than {MAX_DECODE_BYTES / 2**20:,.0f}")
+            if image.mode not in DEEP and _SIGNED in of_tiff.get(_SAMPLE_FORMAT, ()):
+                raise Rejected("signed pixels have no known black and white")
             if image.info.get("Software") == MADE_BY:
                 raise Rejected("a picture that the harness made")
-            if deep and image.mode not in _DEEP and ";16" not in str(getattr(image, "tile", "")):
+            if deep and image.mode not in DEEP and ";16" not in str(getattr(image, "tile", "")):
                 return None, 1
             frames = getattr(image, "n_frames", 1)
             image.load()
@@ -246,7 +258,7 @@ def _plain(image: Image.Image, channels: int, notes: list[str], white: int) -> I
             plain.paste(_plain(strip, channels, of_each, white), (0, top))
         notes += of_each
         return plain
-    if image.mode in _DEEP:
+    if image.mode in DEEP:
         values = np.asarray(image).astype(np.float64)
         if values.min() < 0 or values.max() > white:
             raise Rejected(f"pixels between {values.min():,.0f} and {values.max():,.0f} have no known black and white")

@@ -239,12 +239,20 @@ def _of_own(label: str, identity: dict[str, Any], data: DataSpec, load: Callable
     def divided() -> Split:
         return split([f"image-{index:06d}" for index in range(loaded().count)], data.held_out)
 
+    scaled: list[str] = []
+
+    def items() -> Iterator[Item]:
+        yield from _numbered(loaded(), divided().names)
+        sentence = loaded().require_range(label)
+        scaled[:] = [sentence] if sentence else []
+
     return Material(
         label=label,
         identity={**identity, "share": data.held_out},
         prep=Preparation.of(data),
         split=divided,
-        items=lambda: _numbered(loaded(), divided().names),
+        items=items,
+        scaled=scaled,
     )
 
 
