@@ -39,6 +39,9 @@ from harness.training.export import import_generator
 from harness.training.run_folder import RunFolder
 from harness.training.share import bring_results
 
+# A score needs this many images on either side.
+_FEWEST = 20
+
 
 def train(
     hparams: HParams | Mapping[str, Any],
@@ -49,6 +52,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
     resume: dict[str, Any] | None = None,
+    say: Callable[[str], None] = print,
 ) -> Iterator[Progress | Snapshot]:
     """Train a DCGAN in this process; the caller logs, scores, saves or stops at what it yields.
 
@@ -61,6 +65,7 @@ def train(
         seed: of weights, data order and noise. On one device the same seed gives the same result.
         device: ``auto``, ``cpu`` or ``cuda``.
         resume: the ``state`` of a Snapshot of the same configuration, seed and images.
+        say: called with what a person should know of the images, such as files left out.
 
     Yields:
         Progress with the means of the losses; a Snapshot with ``generator`` (a torch module) and ``state``.
@@ -70,7 +75,7 @@ def train(
         DataError: there are fewer images than one batch.
 
     >>> import harness, numpy
-    >>> images = numpy.zeros((16, 16, 16, 1), dtype="uint8")
+    >>> images = numpy.random.default_rng(0).integers(0, 256, (16, 16, 16, 1), dtype="uint8")
     >>> hparams = harness.HParams(image_size=16, channels=1, ngf=4, ndf=4, z_dim=8, batch_size=8)
     >>> for event in harness.train(hparams, images, kimg=0.04, device="cpu"):
     ...     last = event
@@ -78,7 +83,7 @@ def train(
     (5, (2, 16, 16, 1))
     """
     hp = hparams if isinstance(hparams, HParams) else HParams.from_params(hparams)
-    store = load_images(images, hp, Home.from_environment())
+    store = load_images(images, hp, Home.from_environment(), say)
     exact_arithmetic()
     yield from train_gan(
         hp,
@@ -141,8 +146,13 @@ def score(
     exact_arithmetic()
     home, place = Home.from_environment(), torch.device(choose_device(device))
     network, hp = _network(generator, z_dim, latent)
-    store = load_images(real_images, hp, home)
-    spec = ScoreSpec(extractor=extractor, samples=samples, reference=min(samples, len(store)), seed=seed)
+    store = load_images(real_images, hp, home, say)
+    try:
+        spec = ScoreSpec(extractor=extractor, samples=samples, reference=min(samples, len(store)), seed=seed)
+    except ValueError:
+        if len(store) < _FEWEST:
+            raise DataError(f"{len(store)} real images are too few for a score", f"Give at least {_FEWEST}.") from None
+        raise UsageError(f"samples={samples!r}, seed={seed!r}: no such score", "See help(harness.score).") from None
     scorers = Scorers(home, store, place, say)
     protocol, reference = scorers.protocol(spec), scorers.reference(spec)
     network.to(place)
@@ -206,10 +216,10 @@ def _name(trial: TrialRecord) -> str:
     return trial.attrs.preset if trial.attrs.arm else f"trial {trial.number}"
 
 
-def load_images(images: Any, hp: HParams, home: Home) -> ImageStore:
+def load_images(images: Any, hp: HParams, home: Home, say: Callable[[str], None]) -> ImageStore:
     """The caller's images, prepared for a configuration's networks."""
     if isinstance(images, str) and not Path(images).exists():
-        return open_store(home, load_study_file(images).data, None, study=images, on_progress=_quiet, say=_quiet)
+        return open_store(home, load_study_file(images).data, None, study=images, on_progress=_quiet, say=say)
     try:
         data = DataSpec.model_validate({"source": "folder", "image_size": hp.image_size, "channels": hp.channels})
     except ValueError:
@@ -218,8 +228,8 @@ def load_images(images: Any, hp: HParams, home: Home) -> ImageStore:
             "Use 1 or 3 channels, and 16, 32, 64, 128 or 256 px.",
         ) from None
     if isinstance(images, str | Path):
-        return open_store(home, data, Path(images), study="images", on_progress=_quiet, say=_quiet)
-    return open_array_store(home, images, data)
+        return open_store(home, data, Path(images), study="images", on_progress=_quiet, say=say)
+    return open_array_store(home, images, data, say=say)
 
 
 def _quiet(*_: object) -> None:

@@ -15,12 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from harness.data.decode import limited_memory
 from harness.data.downloads import fetch_file, fill_folder
 from harness.data.sources import printable
 from harness.errors import DataError, first_line
 
 # The largest published file unpacks to 1.7 GB; more than this is a mistake, or made to fill the memory.
 MAX_SET_BYTES = 2 * 2**30
+# Reading a file may take this much memory, whatever it asks for: pickles and MATLAB's files can ask for more than they
+# hold. SVHN's are unpacked to bytes first, and then copied.
+_READING_BYTES = 2 * MAX_SET_BYTES + 2**28
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,9 +276,11 @@ def load(published: ArraySet, path: Path, file: ArrayFile, say: Callable[[str], 
         if actual != file.md5:
             say(f"{path.name} differs from the published file of {published.title} (md5); it is used as it is")
     try:
-        return published.read(path)
+        with limited_memory(_READING_BYTES):
+            return published.read(path)
     except Exception as error:  # each reader's library has errors of its own
+        said = "it takes too much memory" if isinstance(error, MemoryError) else first_line(error)
         raise DataError(
-            f"{path} cannot be read as a file of {published.title}: {printable(first_line(error))}",
+            f"{path} cannot be read as a file of {published.title}: {printable(said)}",
             f"Download it again from {published.page}.",
         ) from None

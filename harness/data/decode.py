@@ -6,8 +6,8 @@ import io
 import re
 import resource
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ _BYTES_PER_PIXEL = {
 # Grey, palettes, and black and white take at most 8, whatever the format.
 _SMALL_MODES = ("1", "L", "P")
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+_SAMPLE_FORMAT, _SIGNED = 339, 2
 # Pixels that are converted at a time.
 _STRIP_PIXELS = 2**20
 # Pillow goes by content, and knows formats that start other programs (EPS) or hold images larger than they say (ICO).
@@ -61,7 +63,7 @@ MADE_BY = "DCGAN sweep harness"
 # First bytes of formats of 8 bits, or read as 8: most sets need no look at their range.
 _OF_8_BITS = re.compile(rb"\xff\xd8|GIF8|RIFF|BM|.{4}ftyp", re.S)
 # Modes of grey pixels of more than 8 bits, and the white of 16 bits.
-_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 WHITE = 65535
 # Few photographs of 16 bits are darker than white of 12 bits: where more than this share are, they may be of 12 bits.
 _DARK = 0.05
@@ -110,8 +112,11 @@ def decode(payload: bytes, prep: Preparation, white: int = WHITE) -> tuple[np.nd
     """
     image, frames = _loaded(payload)
     notes = [f"first of {frames} frames"] if frames > 1 else []
+    # Pillow turns these over where they have 8 bits, and only there.
+    negative = image.mode in DEEP and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     image = _cut(image, prep, notes)  # replaces the whole, which is not kept
-    return fit(_plain(image, prep.channels, notes, white), prep), ", ".join(notes)
+    pixels = fit(_plain(image, prep.channels, notes, white), prep)
+    return 255 - pixels if negative else pixels, ", ".join(notes)
 
 
 def deep_range(payload: bytes) -> Range | None:
@@ -120,9 +125,14 @@ def deep_range(payload: bytes) -> Range | None:
         image, _ = _loaded(payload, deep=True)
     except Rejected:
         return None
-    if image is None or image.mode == "F":
+    return None if image is None else range_of(image)
+
+
+def range_of(image: Image.Image) -> Range | None:
+    """Of an image of more than 8 bits that is loaded; None where its pixels have no range."""
+    if image.mode == "F":
         return None
-    if image.mode in _DEEP:
+    if image.mode in DEEP:
         values = np.asarray(image)
         return int(values.min()), int(values.max()), False
     bands = zip(image.getbands(), np.reshape(image.getextrema(), (-1, 2)).tolist(), strict=True)
@@ -142,9 +152,11 @@ def _loaded(payload: bytes, *, deep: bool = False) -> Any:
             if (needed := pixels * bytes_per_pixel(image.format or "", image.mode)) > MAX_DECODE_BYTES:
                 what = f"{width}x{height} px of {image.format} may take {needed / 2**20:,.0f} MiB to decode"
                 raise Rejected(f"{what}, more than {MAX_DECODE_BYTES / 2**20:,.0f}")
+            if image.mode not in DEEP and _SIGNED in of_tiff.get(_SAMPLE_FORMAT, ()):
+                raise Rejected("signed pixels have no known black and white")
             if image.info.get("Software") == MADE_BY:
                 raise Rejected("a picture that the harness made")
-            if deep and image.mode not in _DEEP and ";16" not in str(getattr(image, "tile", "")):
+            if deep and image.mode not in DEEP and ";16" not in str(getattr(image, "tile", "")):
                 return None, 1
             frames = getattr(image, "n_frames", 1)
             image.load()
@@ -153,14 +165,18 @@ def _loaded(payload: bytes, *, deep: bool = False) -> Any:
         except UnidentifiedImageError:  # its own text names an object in memory
             raise Rejected("unreadable: not an image, or cut off in its header") from None
         except Exception as error:
-            raise Rejected(f"unreadable: {error}") from None
+            raise Rejected(_unreadable(error)) from None
     return image, frames
+
+
+def _unreadable(error: Exception) -> str:
+    return f"unreadable: {'it takes too much memory' if isinstance(error, MemoryError) else error}"
 
 
 def size_of(root: Path, member: str) -> tuple[int, int] | None:
     """(width, height) of a file of a folder or zip, by its header; None where it is not an image that is read."""
-    with suppress(Exception), warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with suppress(Exception), warnings.catch_warnings(), limited_memory():
+        warnings.simplefilter("ignore")
         return Image.open(io.BytesIO(_content(root, root.is_file(), member)), formats=FORMATS).size
     return None
 
@@ -242,7 +258,7 @@ def _plain(image: Image.Image, channels: int, notes: list[str], white: int) -> I
             plain.paste(_plain(strip, channels, of_each, white), (0, top))
         notes += of_each
         return plain
-    if image.mode in _DEEP:
+    if image.mode in DEEP:
         values = np.asarray(image).astype(np.float64)
         if values.min() < 0 or values.max() > white:
             raise Rejected(f"pixels between {values.min():,.0f} and {values.max():,.0f} have no known black and white")
@@ -263,13 +279,24 @@ def _plain(image: Image.Image, channels: int, notes: list[str], white: int) -> I
         raise Rejected(str(error)) from None
 
 
-def limit_memory() -> None:
-    """On Linux, limit this process's memory to what decoding one file may take."""
-    with suppress(OSError, StopIteration):
+def limit_memory(more: int = MAX_DECODE_BYTES + _ROOM_BYTES) -> None:
+    """On Linux, limit this process's memory to what decoding one file may take, or to ``more`` bytes more than now."""
+    with suppress(OSError, StopIteration, ValueError):  # ValueError: it has a lower limit already
         status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         taken = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (taken + MAX_DECODE_BYTES + _ROOM_BYTES, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (taken + more, hard))
+
+
+@contextmanager
+def limited_memory(more: int = MAX_DECODE_BYTES + _ROOM_BYTES) -> Iterator[None]:
+    """:func:`limit_memory` for a while, in a process that has other things to do."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    limit_memory(more)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def decode_chunk(
@@ -283,7 +310,7 @@ def decode_chunk(
         except Rejected as rejected:
             results.append((None, str(rejected)))
         except Exception as error:  # damaged and encrypted members raise whatever their decoder raises
-            results.append((None, f"unreadable: {error}"))
+            results.append((None, _unreadable(error)))
     return results
 
 

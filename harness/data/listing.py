@@ -53,7 +53,8 @@ _OF_RUN = re.compile(r"(.*/)?[0-9a-f]{32}/artifacts")
 class Listing:
     """``files`` to use, in order; ``unread``, pictures that cannot be, with why; ``passed_over``, the others by reason.
 
-    ``former`` are the files that versions before this rule would have used.
+    ``former`` are the files that versions before this rule would have used. ``spelled`` are names of a zip's members as
+    zipfile reads them, where they are UTF-8 in truth.
     """
 
     files: list[File] = field(default_factory=list)
@@ -62,6 +63,7 @@ class Listing:
     former: list[File] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     by_content: dict[str, list[str]] = field(default_factory=dict)
+    spelled: dict[str, str] = field(default_factory=dict)
 
     def sentences(self) -> list[str]:
         """What was passed over, which links were followed, and what was used though its name is odd; safe to print."""
@@ -115,10 +117,14 @@ class Listing:
     def pass_over(self, why: str, name: str) -> None:
         self.passed_over.setdefault(why, []).append(name)
 
-    def sorted(self) -> Listing:
-        """In the order that a folder and a zip of it share: by folder, names in one spelling of Unicode."""
-        self.files.sort(key=lambda file: (name_parts(unicodedata.normalize("NFC", file[0])), file[0]))
-        return self
+    def as_spelled(self, files: list[File]) -> list[File]:
+        """Files under the names that versions before read."""
+        return [(self.spelled.get(name, name), size, stamp) for name, size, stamp in files]
+
+
+def in_order(files: list[File]) -> list[File]:
+    """As a folder and a zip of it share it: by folder, names in one spelling of Unicode."""
+    return sorted(files, key=lambda file: (name_parts(unicodedata.normalize("NFC", file[0])), file[0]))
 
 
 def _most(kinds: Mapping[str, list[str]]) -> list[tuple[str, list[str]]]:
@@ -158,12 +164,13 @@ def list_images(root: Path, home: Path | None = None) -> Listing:
                     f"{root}: {printable(name)} would unpack to {size / 2**20:,.0f} MiB",
                     "No photograph is that large; check where the zip comes from.",
                 )
-        listing.former.sort()
+        listing.former = sorted(listing.as_spelled(listing.former))
     else:
         raise _neither(root)
     if not listing.files:
         raise _nothing(root, listing)
-    return listing.sorted()
+    listing.files = in_order(listing.files)
+    return listing
 
 
 def _neither(root: Path) -> DataError:
@@ -301,6 +308,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 def _list_zip(archive: Archive, listing: Listing) -> None:
     members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+    listing.spelled = {name: info.orig_filename for name, info in members.items() if name != info.orig_filename}
     for info in archive.infolist():
         if not info.is_dir() and members[info.filename] is not info:
             listing.pass_over("replaced by a later one of the same name", info.filename)

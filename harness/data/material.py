@@ -7,9 +7,10 @@ import hashlib
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from multiprocessing import parent_process
@@ -22,14 +23,16 @@ import numpy as np
 from harness.data.arrays import SETS, download, find_files, load, mnist_images
 from harness.data.decode import (
     Preparation,
+    Prepared,
     decode_chunk,
     deep_ranges,
     limit_memory,
+    limited_memory,
     smaller_than,
     white_of,
 )
 from harness.data.downloads import CELEBA_HELP, celeba_folder
-from harness.data.listing import File, list_images, real_path
+from harness.data.listing import File, in_order, list_images, real_path
 from harness.data.own import OwnImages, own_images, read_array, user_code_failed
 from harness.data.sources import Split, find_partition, name_parts, split
 from harness.errors import DataError, UsageError
@@ -52,7 +55,7 @@ class Material:
 
     ``identity`` and ``prep`` change whenever the prepared pixels may change. ``split()`` names the images, those to
     train on first, and ``items()`` gives all of them in that order. ``unread`` are other files there, which
-    cannot be used, with why. ``former`` is the identity by which earlier versions knew these images, if it differs.
+    cannot be used, with why. ``former`` are identities by which earlier versions knew these images.
     """
 
     label: str
@@ -65,7 +68,7 @@ class Material:
     unread: Mapping[str, str] = field(default_factory=dict)
     # Whether they are not CelebA's, by their names, although the study expects CelebA.
     instead_of_celeba: bool = False
-    former: Callable[[], dict[str, Any] | None] = lambda: None
+    former: Callable[[], Iterable[dict[str, Any]]] = tuple
     # How pixels of more than 8 bits are scaled, where not by the whole range of their format; known after ``items()``.
     scaled: Sequence[str] = ()
 
@@ -169,11 +172,11 @@ def _of_files(data: DataSpec, root: Path, home: Home, say: Say) -> Material:
         divided = split([name for name, _, _ in files], data.held_out, partition, **rule)
         return divided, {"source": str(root), "files": files, **divided.identity()}
 
-    def former() -> dict[str, Any] | None:
-        try:
-            return divide(listing.former, by_name=True)[1]
-        except DataError:
-            return None
+    def former() -> Iterator[dict[str, Any]]:
+        with suppress(DataError):
+            yield divide(in_order(listing.as_spelled(listing.files)))[1]
+        with suppress(DataError):
+            yield divide(listing.former, by_name=True)[1]
 
     scaled: list[str] = []
     divided, identity = divide(listing.files)
@@ -183,7 +186,7 @@ def _of_files(data: DataSpec, root: Path, home: Home, say: Say) -> Material:
         prep=prep,
         split=lambda: divided,
         items=lambda: _decoded(root, is_zip, divided.names, prep, scaled),
-        items_here=lambda: ((name, *decode_chunk(root, is_zip, (name,), prep)[0]) for name in divided.names),
+        items_here=lambda: ((name, *_decoded_here(root, is_zip, name, prep)) for name in divided.names),
         unread=listing.unread,
         instead_of_celeba=data.source == "celeba" and not _named_as_celeba(listing.files),
         former=former,
@@ -236,12 +239,20 @@ def _of_own(label: str, identity: dict[str, Any], data: DataSpec, load: Callable
     def divided() -> Split:
         return split([f"image-{index:06d}" for index in range(loaded().count)], data.held_out)
 
+    scaled: list[str] = []
+
+    def items() -> Iterator[Item]:
+        yield from _numbered(loaded(), divided().names)
+        sentence = loaded().require_range(label)
+        scaled[:] = [sentence] if sentence else []
+
     return Material(
         label=label,
         identity={**identity, "share": data.held_out},
         prep=Preparation.of(data),
         split=divided,
-        items=lambda: _numbered(loaded(), divided().names),
+        items=items,
+        scaled=scaled,
     )
 
 
@@ -260,6 +271,11 @@ def _framed(images_NHW: np.ndarray) -> np.ndarray:
 def _numbered(own: OwnImages, names: Sequence[str]) -> Iterator[Item]:
     """Images by the numbers at the end of their names."""
     return ((name, *own.pixels(int(name.rpartition("-")[2]))) for name in names)
+
+
+def _decoded_here(root: Path, is_zip: bool, member: str, prep: Preparation) -> Prepared:
+    with limited_memory():
+        return decode_chunk(root, is_zip, (member,), prep)[0]
 
 
 def _begin_decoding() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from harness.data.arrays import MAX_SET_BYTES
-from harness.data.decode import Preparation, Prepared, Rejected, image_to_pixels
+from harness.data.decode import DEEP, WHITE, Preparation, Prepared, Range, Rejected, image_to_pixels, range_of, white_of
 from harness.data.sources import Archive
 from harness.errors import DataError, HarnessError, first_line
 
@@ -23,10 +23,21 @@ _HINT = (
 
 @dataclass(frozen=True, slots=True)
 class OwnImages:
-    """``pixels(i)`` prepares image i."""
+    """``pixels(i)`` prepares image i. ``ranges`` are those of pictures of more than 8 bits that were prepared."""
 
     count: int
     pixels: Callable[[int], Prepared]
+    ranges: dict[str, Range] = field(default_factory=dict)
+
+    def require_range(self, where: str) -> str:
+        """A DataError refuses pictures of fewer bits than their format has: code that gives them can scale them.
+
+        A sentence where some may be of fewer.
+        """
+        white, sentence = white_of(list(self.ranges.values()))
+        if white != WHITE:
+            raise DataError(f"{where}: {sentence}", "Give them with 8 bits, black as 0 and white as 255.")
+        return sentence
 
 
 def own_images(images: Any, prep: Preparation, where: str) -> OwnImages:
@@ -41,6 +52,7 @@ def own_images(images: Any, prep: Preparation, where: str) -> OwnImages:
         isinstance(images, Iterable) or hasattr(images, "__getitem__")
     ):
         raise DataError(f"{where}: {type(images).__name__} is not a set of images", _HINT)
+    ranges: dict[str, Range] = {}
     if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
 
         def pixels(index: int) -> Prepared:
@@ -48,18 +60,18 @@ def own_images(images: Any, prep: Preparation, where: str) -> OwnImages:
                 picture = images[index]
             except Exception as error:  # the user's code
                 raise user_code_failed(f"{where}[{index}]", error) from error
-            return _pixels(picture, prep, f"{where}[{index}]")
+            return _pixels(picture, prep, f"{where}[{index}]", ranges)
 
-        return OwnImages(len(images), pixels)
+        return OwnImages(len(images), pixels, ranges)
     prepared: list[Prepared] = []
     try:
         for picture in images:
-            prepared.append(_pixels(picture, prep, f"{where}[{len(prepared)}]"))
+            prepared.append(_pixels(picture, prep, f"{where}[{len(prepared)}]", ranges))
     except HarnessError:
         raise
     except Exception as error:  # the user's code
         raise user_code_failed(f"{where}[{len(prepared)}]", error) from error
-    return OwnImages(len(prepared), prepared.__getitem__)
+    return OwnImages(len(prepared), prepared.__getitem__, ranges)
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -116,14 +128,17 @@ def _check_array(array: np.ndarray, where: str) -> None:
         raise DataError(f"{where} has shape {array.shape}", "Images have shape (N, H, W) or (N, H, W, 1 or 3).")
 
 
-def _pixels(picture: Any, prep: Preparation, where: str) -> Prepared:
+def _pixels(picture: Any, prep: Preparation, where: str, ranges: dict[str, Range]) -> Prepared:
     if isinstance(picture, (tuple, list)) and len(picture):
         picture = picture[0]  # (image, label)
     if hasattr(picture, "detach") and hasattr(picture, "is_floating_point"):
         picture = _tensor_to_array(picture, where)
     try:
         if isinstance(picture, Image.Image):
-            return image_to_pixels(picture, prep)
+            prepared = image_to_pixels(picture, prep)
+            if picture.mode in DEEP and (found := range_of(picture)):
+                ranges[where] = found
+            return prepared
         if not isinstance(picture, np.ndarray):
             raise DataError(f"{where} is of type {type(picture).__name__}, not an image", _HINT)
         if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (1, 3))):

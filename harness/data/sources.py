@@ -24,6 +24,8 @@ MAX_FILE_BYTES = 64 * 2**20
 _MAX_LIST_BYTES = 64 * 2**20
 # Deflate can be unpacked in pieces of a known size; bz2 and LZMA, as zipfile calls them, cannot.
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# The flag of a member whose name is said to be UTF-8.
+_UTF8 = 0x800
 # The first bytes of a file that tell its format.
 HEAD_BYTES = 16
 
@@ -56,13 +58,21 @@ class _Bounded(io.BufferedReader):
 
 
 class Archive(zipfile.ZipFile):
-    """A zip whose members cannot be larger than they claim, none larger than 64 MiB; DataError if it lists too many."""
+    """A zip whose members cannot be larger than they claim, none larger than 64 MiB; DataError if it lists too many.
+
+    Names are UTF-8 wherever they can be: Info-ZIP and macOS write that without saying so, and zipfile reads CP437.
+    """
 
     _bounded: _Bounded | None = None
 
     def __init__(self, path: Path) -> None:
         self._bounded = _Bounded(io.FileIO(path))
         super().__init__(self._bounded)
+        for info in self.infolist():
+            if not info.flag_bits & _UTF8:
+                with suppress(UnicodeError):
+                    info.filename = info.filename.encode("cp437").decode("utf-8")
+        self.NameToInfo = {info.filename: info for info in self.infolist()}
 
     def close(self) -> None:
         super().close()
@@ -142,14 +152,13 @@ def split(
         out = [name for name in names if partition[name_parts(name)[-1]] != 0]
         rule = "CelebA's own partition; validation and test are held out"
     else:
-        hashed, of_what = [Path(name).name if by_name else name_parts(name)[-1] for name in names], "file name"
+        spelled = names if by_name else [unicodedata.normalize("NFC", name) for name in names]
+        hashed, of_what = [Path(name).name if by_name else name_parts(name)[-1] for name in spelled], "file name"
         if len(set(hashed)) < len(names) and not by_name:
-            parts = [name_parts(name) for name in names]
+            parts = [name_parts(name) for name in spelled]
             while all(len(each) > 1 for each in parts) and len({each[0] for each in parts}) == 1:
                 parts = [each[1:] for each in parts]
             hashed, of_what = ["/".join(each) for each in parts], "path"
-        if not by_name:
-            hashed = [unicodedata.normalize("NFC", text) for text in hashed]
         out = [name for name, text in zip(names, hashed, strict=True) if _fraction(text) < share]
         rule = f"{share:.3g} of all held out, by sha256 of the {of_what}"
     kept_out = set(out)

@@ -32,6 +32,8 @@ _RESERVE_BYTES = 200 * 2**20
 _PIECE_BYTES = 16 * 2**20
 # A set whose pixels span fewer values than this has hardly any contrast.
 _NARROW = 64
+# Nor are those of a set without any pixel of this value or more.
+_HALF = 128
 _ARRAY, _MANIFEST = "images.npy", "manifest.json"
 
 OnProgress = Callable[[int, int], None]
@@ -79,6 +81,8 @@ class ImageStore:
             what = f"{len(several):,} file{'s hold' if len(several) > 1 else ' holds'} several pictures"
             example = f"{printable(several[0])}: {notes[several[0]].split(',')[0]}"
             said.append(f"{what}, of which the first is used, such as {example}")
+        if high < _HALF and high - low >= _NARROW:
+            said.append(f"no pixel is brighter than {high} of 255: if white is darker in these files, scale them")
         if "pixels" not in self.manifest and any("16 bits" in note for note in self.manifest["converted"].values()):
             said.append(
                 f"16-bit pixels were scaled without a look at their range; to prepare them again, delete {self.path}"
@@ -86,12 +90,15 @@ class ImageStore:
         return said
 
     def require_contrast(self) -> None:
-        """Refuse, as a DataError, images whose pixels all have one value: nothing is learned from them, or compared."""
+        """Refuse, as a DataError, images that are all the same: nothing is learned from them, or compared."""
         low, high = self.manifest.get("pixels", (0, 255))
         if low == high:
             raise DataError(
                 f"every pixel of all {len(self)} images is {low} of 255", "Look at the files, and give others."
             )
+        images = np.load(self.path / _ARRAY, mmap_mode="r")
+        if len(images) > 1 and all(np.array_equal(image, images[0]) for image in images):
+            raise DataError(f"all {len(images)} images are the same", "Look at the files, and give others.")
 
     @property
     def split_rule(self) -> str:
@@ -203,8 +210,8 @@ def _folder(home: Home, material: Material, *, former: bool = True) -> Path:
         return home.within("data", f"{material.label}-{material.prep.image_size}-{key}")
 
     folder = of(material.identity)
-    if former and not (folder / _MANIFEST).is_file() and (known_as := material.former()):
-        return older if ((older := of(known_as)) / _MANIFEST).is_file() else folder
+    if former and not (folder / _MANIFEST).is_file():
+        return next((older for older in map(of, material.former()) if (older / _MANIFEST).is_file()), folder)
     return folder
 
 

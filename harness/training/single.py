@@ -276,6 +276,7 @@ def _summarise(
         "images": len(store),
         "split": store.split_rule,
         "fingerprint": store.fingerprint,
+        "of_pixels": "; ".join(store.warnings),
         "scoring": training.scoring.model_dump(mode="json", exclude_none=True),
         "metric": scorer.objective,
         "protocol_hash": scorer.protocol.hash,

@@ -44,6 +44,20 @@ def as_zip(path: Path, files: dict[str, bytes]) -> Path:
     return path.with_suffix(".zip")
 
 
+def unmarked(path: Path) -> Path:
+    """The zip without the flag that its names are UTF-8: that is how Info-ZIP and macOS write them."""
+    payload = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            payload[info.header_offset + 7] &= ~8
+        place = archive.start_dir
+        for info in archive.infolist():
+            payload[place + 9] &= ~8
+            place += 46 + len(info.orig_filename.encode()) + len(info.extra) + len(info.comment)
+    path.write_bytes(payload)
+    return path
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     return Home(tmp_path / "runs")
@@ -265,6 +279,7 @@ def test_a_zip_and_its_folder_are_the_same_images_in_the_same_order(tmp_path, na
     }
     for how, members in packed.items():
         assert divided(as_zip(tmp_path / how, members)) == expected, how
+        assert divided(unmarked(as_zip(tmp_path / f"{how}, unmarked", members))) == expected, how
 
 
 def test_of_two_members_of_one_name_the_last_is_used_as_unpacking_does(home, tmp_path):
@@ -333,6 +348,29 @@ def test_the_store_of_an_earlier_version_stays_valid(home, tmp_path):
     said: list[str] = []
     assert opened(home, root, said, held_out=0.5).path == older
     assert any("an earlier version prepared these images" in line and str(older) in line for line in said)
+
+
+def test_a_zip_of_names_that_it_does_not_say_are_utf8(home, tmp_path):
+    files = {
+        f"{name}.png": picture(number) for number, name in enumerate(("caf\u00e9", "cafe\u0301 2", "cafz", "\u65e5"))
+    }
+    new = opened(home, unmarked(as_zip(tmp_path / "photos", files)))
+    assert new.fingerprint == opened(home, as_folder(tmp_path / "photos", files)).fingerprint
+    cp437 = {name.encode().decode("cp437"): payload for name, payload in files.items()}
+    listed = list_images(as_zip(tmp_path / "former", cp437)).files  # as they were known before
+    identity = {
+        "source": str(tmp_path / "photos.zip"),
+        "files": listed,
+        **split([n for n, *_ in listed], None).identity(),
+    }
+    key = digest({**identity, "prep": asdict(Preparation(image_size=16, channels=3))})
+    older = new.path.with_name(f"folder-16-{key}")
+    new.path.rename(older)
+    assert opened(home, tmp_path / "photos.zip").path == older
+    (tmp_path / "latin.zip").write_bytes(
+        as_zip(tmp_path / "z", {"caf_.png": picture(1)}).read_bytes().replace(b"f_", b"f\xe9")
+    )
+    assert [name for name, *_ in list_images(tmp_path / "latin.zip").files] == ["caf\u0398.png"]
 
 
 @pytest.mark.parametrize(

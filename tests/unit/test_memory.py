@@ -158,6 +158,38 @@ except MemoryError:
     assert done.stdout == "refused\n", done.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux refuses memory beyond a limit")
+def test_a_few_bytes_that_ask_for_gigabytes_are_refused_in_the_main_process_too(tmp_path, monkeypatch):
+    import resource
+    import struct
+
+    from PIL import Image
+
+    from harness.data import decode, material
+    from harness.data.arrays import SETS, load
+    from harness.errors import DataError
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    cifar10, path = SETS["cifar10"], tmp_path / "batch"
+    path.write_bytes(b"\x80\x02Nr" + struct.pack("<I", 2**30) + b".")  # a memo of so many places
+    with pytest.raises(DataError, match="cannot be read as a file of CIFAR-10: it takes too much memory"):
+        load(cifar10, path, cifar10.files[0], print)
+    Image.new("L", (20, 20)).save(tmp_path / "a.png")
+    monkeypatch.setattr(decode, "FORMATS", _AskForMore())
+    prep = decode.Preparation(image_size=16, channels=1)
+    assert decode.size_of(tmp_path, "a.png") is None
+    assert material._decoded_here(tmp_path, False, "a.png", prep) == (None, "unreadable: it takes too much memory")
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+class _AskForMore:
+    """Asks for 8 GiB where Pillow looks which formats to try."""
+
+    def __iter__(self):
+        bytearray(2**33)
+        return iter(("PNG",))
+
+
 def test_a_partition_file_of_millions_of_lines_is_not_read(tmp_path):
     import zipfile
 

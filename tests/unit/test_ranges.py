@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 from pathlib import Path
 
@@ -177,3 +178,63 @@ def test_a_store_of_an_earlier_version_is_used_and_says_that_it_did_not_look(tmp
     assert said == [
         f"16-bit pixels were scaled without a look at their range; to prepare them again, delete {store.path}"
     ]
+
+
+@pytest.mark.parametrize("made_by", [list, iter])
+@pytest.mark.parametrize(("high", "dtype"), [(4095, np.uint16), (1023, np.uint16), (255, np.int32)])
+def test_pictures_of_code_of_fewer_bits_than_their_format_are_refused(tmp_path, made_by, high, dtype):
+    pictures = [Image.fromarray(array) for array in values(high, dtype)]
+    with pytest.raises(DataError, match=f"3 images of more than 8 bits lie between 0 and {high:,}: taken as") as caught:
+        open_array_store(Home(tmp_path / "runs"), made_by(pictures), GREY)
+    assert caught.value.hint == "Give them with 8 bits, black as 0 and white as 255."
+    whole = [Image.fromarray(array) for array in values(65_535)]
+    assert len(open_array_store(Home(tmp_path / "runs"), made_by(whole), GREY)) == 3
+
+
+def tiff(path: Path, array: np.ndarray, tags: dict[int, int]) -> None:
+    Image.fromarray(array).save(path, format="TIFF", tiffinfo={**tags})
+    payload = bytearray(path.read_bytes())
+    (start,) = struct.unpack_from("<I", payload, 4)
+    for place in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", payload, start)[0], 12):
+        tag = struct.unpack_from("<H", payload, place)[0]
+        if tag in tags:
+            struct.pack_into("<H", payload, place + 8, tags[tag])
+    path.write_bytes(payload)
+
+
+@pytest.mark.parametrize(("dtype", "high"), [(np.uint8, 255), (np.uint16, 65_535), (np.uint16, 4095)])
+def test_of_a_tiff_whose_white_is_zero_black_is_black(tmp_path, dtype, high):
+    (tmp_path / "photos").mkdir()
+    for index, array in enumerate(values(high, dtype)):
+        tiff(tmp_path / f"photos/{index}.tif", array, {262: 0})
+    found = pixels(opened(tmp_path, tmp_path / "photos", []))
+    assert np.array_equal(found, 255 - np.round(np.stack(values(high, dtype)) * (255.0 / high)).astype(np.uint8))
+
+
+def test_signed_bytes_are_left_out(tmp_path):
+    (tmp_path / "photos").mkdir()
+    tiff(tmp_path / "photos/signed.tif", values(255, np.uint8)[2], {339: 2})
+    tiff(tmp_path / "photos/unsigned.tif", values(255, np.uint8)[2], {339: 1})
+    assert opened(tmp_path, tmp_path / "photos", []).rejected == {
+        "signed.tif": "signed pixels have no known black and white"
+    }
+
+
+@pytest.mark.parametrize(("high", "dtype"), [(127, np.uint8), (20_000, np.uint16)])
+def test_a_set_without_a_bright_pixel_is_said(tmp_path, high, dtype):
+    said: list[str] = []
+    opened(tmp_path, written(tmp_path / "photos", values(high, dtype), ".png"), said)
+    assert any("no pixel is brighter than" in line for line in said), said
+
+
+def test_python_says_it_too(tmp_path, monkeypatch):
+    import harness
+
+    monkeypatch.setenv("HARNESS_HOME", str(tmp_path / "runs"))
+    said: list[str] = []
+    folder = written(tmp_path / "photos", values(4095) * 3, ".png")
+    hparams = harness.HParams(image_size=16, channels=1, ngf=4, ndf=4, z_dim=8, batch_size=8)
+    list(harness.train(hparams, folder, kimg=0.01, device="cpu", say=said.append))
+    assert any("taken as 12 bits" in line for line in said)
+    with pytest.raises(DataError, match="9 real images are too few for a score"):
+        harness.score(lambda z: z.reshape(-1, 1, 16, 16), folder, z_dim=256, extractor="mobilenet-v2", say=said.append)

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 import harness
+from harness.data.store import open_array_store
 from harness.errors import DataError
 from harness.home import Home
 from harness.scoring.diversity import RealImages
 from harness.scoring.reference import Features, load_reference
+from harness.spec.tables import DataSpec
 
 PROTOCOL = SimpleNamespace(
     extractor="mobilenet-v2", weights_sha256="", precision="", resize="", reference_fingerprint="", versions=(),
@@ -56,6 +58,17 @@ def test_images_that_are_all_the_same_are_not_scored_with(home, value, monkeypat
             lambda z: z.reshape(-1, 3, 16, 16).tanh(), real, metrics=["fid"], samples=24, extractor="mobilenet-v2",
             z_dim=768, device="cpu", say=lambda _: None,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"), [(0, "every pixel of all 24 images is 0"), (None, "all 24 images are the")]
+)
+def test_images_that_are_all_the_same_are_refused_as_soon_as_they_are_prepared(home, value, problem):
+    pattern = np.arange(256, dtype=np.uint8).reshape(16, 16) if value is None else np.full((16, 16), value, np.uint8)
+    data = DataSpec(source="folder", image_size=16, channels=1)
+    with pytest.raises(DataError, match=problem):
+        open_array_store(home, np.stack([pattern] * 24), data).require_contrast()
+    open_array_store(home, np.stack([pattern] * 23 + [255 - pattern]), data).require_contrast()
 
 
 def test_an_audit_of_training_images_that_are_all_the_same_is_refused():
