@@ -30,6 +30,12 @@ def say(text: str) -> None:
     print(visible(text), flush=True)
 
 
+def at_terminal(text: str) -> None:
+    """Say what takes a while to who waits for it; a script gets the result alone."""
+    if sys.stdout.isatty():
+        say(text)
+
+
 def complain(text: str) -> None:
     print(visible(text), file=sys.stderr, flush=True)
 

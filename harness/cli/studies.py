@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.cli import verbs
-from harness.cli.display import TrainingProgress, objects, say
+from harness.cli.display import TrainingProgress, at_terminal, objects, say
 from harness.cli.then import running_then
 from harness.cli.verbs import INTERRUPTED, Number, Whole, argument, flag, front, option
 from harness.errors import HarnessError, SweepError
@@ -321,6 +321,7 @@ def audit(given: Any) -> None:
 def _report(study: str, home: Home, *, images: bool = True) -> Path:
     from harness.api.reports import write_report
 
+    at_terminal("writing the report")
     return write_report(study, home, say, images=images)
 
 
