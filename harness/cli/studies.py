@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.cli import verbs
-from harness.cli.display import TrainingProgress, at_terminal, objects, say
+from harness.cli.display import LOADING, TrainingProgress, at_terminal, objects, say
 from harness.cli.then import running_then
 from harness.cli.verbs import INTERRUPTED, Number, Whole, argument, flag, front, option
 from harness.errors import HarnessError, SweepError
@@ -247,9 +247,9 @@ def _asked(given: Any) -> ResolvedStudy:
 
 
 def _measured(spec: ResolvedStudy, given: Any) -> Iterator[tuple[str, str]]:
-    from harness.forecast.measure import forecast
-
     say("measuring on this device, which takes up to two minutes")
+    from harness.forecast.measure import forecast  # seconds, as all that imports torch
+
     asked = {name: getattr(given, name) for name in ("trials", "workers", "lanes", "device", "exact")}
     return forecast(spec, given.home, source=given.data, say=say, **asked)
 
@@ -310,6 +310,7 @@ def schema(given: Any) -> None:
     verbs.STUDY, verbs.TOP, verbs.DATA, verbs.DEVICE,
 )  # fmt: skip
 def audit(given: Any) -> None:
+    at_terminal(LOADING)
     from harness.api.scoring import audit_study
 
     asked = {"top": given.top, "source": given.data, "device": given.device}

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 
+import pytest
 from rich.console import Console
 
+from harness.cli.display import LOADING, TrainingProgress, at_terminal
 from harness.cli.live import SweepView, display
+from harness.gan.trainer import Progress
 from harness.spec.files import load_study_file
 from harness.sweep.messages import Ended, Opened, Progressed, Said, Scored, Scoring, Started
 from tests.unit.test_report import record, trial
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 def shown(view: SweepView, *, width: int = 80, height: int = 40) -> list[str]:
@@ -76,12 +85,7 @@ def test_after_a_resume_earlier_rows_are_complete_and_a_persons_interruption_is_
 
 
 def test_what_is_said_stays_above_the_table_and_what_takes_long_shows_for_how_long(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    screen = Terminal()
-    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setattr("sys.stdout", screen := Terminal())
     view = SweepView(load_study_file("mnist32"), target=4)
     with display(view) as show:
         show(view.update(Said(text="301 images are few for a DCGAN")), kept=True)
@@ -110,3 +114,29 @@ def test_with_hours_that_end_before_it_no_other_end_is_estimated(monkeypatch):
         now[0] += 12
         view.update(Scored(number=0, kimg=6.0, score=120.0))
         assert bool(view.time_left) == estimated
+
+
+@pytest.mark.parametrize(("columns", "losses"), [(80, False), (130, True)])
+def test_a_trainings_bar_fits_80_columns_with_the_time_left_and_a_step_after_it_has_a_bar(monkeypatch, columns, losses):
+    monkeypatch.setattr("sys.stdout", Terminal())
+    monkeypatch.setattr("rich._console", None)  # which has the width of its first use
+    monkeypatch.setenv("COLUMNS", str(columns))
+    event = Progress(step=9, kimg=1012.5, curve={"loss_d": 1.234, "loss_g": 0.912}, images_per_s=12345.0)
+    with TrainingProgress("udacity32_wide-as_coded") as progress:
+        progress.progress(event, 2000.0)
+        progress.say("scoring 500 images")
+        console = Console(width=columns, record=True, file=io.StringIO())
+        console.print(progress.bar.get_renderable())
+    training, working = console.export_text().splitlines()
+    assert "1,012.5 of 2,000.0 kimg  12,345 images/s" in training and "━" in training
+    assert re.search(r"-:--:--|\d:\d\d:\d\d", training)
+    assert ("loss_d 1.234, loss_g 0.912" in training) == losses
+    assert "━" in working
+
+
+def test_what_takes_seconds_before_anything_is_shown_is_said_at_a_terminal_alone(monkeypatch, capsys):
+    at_terminal(LOADING)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr("sys.stdout", screen := Terminal())
+    at_terminal(LOADING)
+    assert screen.getvalue() == "loading PyTorch\n"
