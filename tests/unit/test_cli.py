@@ -257,6 +257,16 @@ def test_a_python_without_pip_is_named_and_leaves_nothing_that_is_taken_for_an_e
     assert not (tmp_path / ".venv").exists()
 
 
+def test_a_disk_that_is_too_full_is_named_before_anything_is_installed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bootstrap, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(bootstrap, "_SIZE_GB", shutil.disk_usage(ROOT).total / 1e9 + 1)
+    with pytest.raises(SystemExit) as ended:
+        bootstrap.ensure("")
+    assert ended.value.code == 1
+    assert "error: installing takes about " in (said := capsys.readouterr().err) and "GB are free in" in said
+    assert not (tmp_path / ".venv").exists()
+
+
 FAKE_PIP = """
 import os, sys, time
 if "config" not in sys.argv:
