@@ -133,6 +133,7 @@ def _notebook_table(view: SweepView) -> Iterator[Show]:
 @dataclass(slots=True)
 class _Row:
     number: int
+    name: str = ""  # in a fixed study, which configuration and seed it is
     state: str = "RUNNING"
     kimg: float = 0.0
     rate: float = 0.0
@@ -252,8 +253,9 @@ class SweepView:
                         at = max(trial.intermediate, default=0)
                         kimg = self.spec.budget.kimg if trial.state == "COMPLETE" else at / 1000
                         rung = trial.intermediate.get(at)
+                        name = trial.attrs.preset if self.spec.plan else ""
                         self.rows[trial.number] = _Row(
-                            trial.number, trial.state, kimg, rung=rung, value=value, reason=trial.reason
+                            trial.number, name, trial.state, kimg, rung=rung, value=value, reason=trial.reason
                         )
                 self.finished_before, self.started = self.finished, time.monotonic()
                 self.trained_before, self.complete_before = self.trained_kimg, self.complete
@@ -282,6 +284,7 @@ class SweepView:
                     before.state, before.reason, before.doing = "FAIL", f"continued as trial {row.number}", ""
                 row.state, row.kimg, row.value, row.reason = "RUNNING", event.kimg, None, ""
                 row.doing, row.since = _BEGINS, now
+                row.name = str(event.params.get("preset", "")) if self.spec.plan else ""
                 self.at_once = max(self.at_once, sum(each.state == "RUNNING" for each in self.rows.values()))
                 shown = ", ".join(f"{name}={number(value)}" for name, value in event.params.items())
                 resumed = f", continues at {row.kimg:.1f} kimg" if row.kimg else ""
@@ -334,12 +337,13 @@ class SweepView:
         best = self.best
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0), expand=True)
         for name in ("trial", "state", "kimg", "rung", "score"):
-            table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+            left = name == "state" or (name == "trial" and self.spec.plan)
+            table.add_column(name, justify="left" if left else "right", no_wrap=True)
         table.add_column("", ratio=1)
         for row in sorted(rows, key=lambda row: row.number):
             state = _INTERRUPTED if row.reason.startswith(_INTERRUPTED) else row.state
             table.add_row(
-                str(row.number),
+                row.name or str(row.number),
                 Text(_WORDS.get(state, state.lower()), style=_STYLES.get(state, "")),
                 f"{row.kimg:.1f}" if row.kimg else "",
                 "" if row.rung is None else number(row.rung),

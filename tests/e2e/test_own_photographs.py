@@ -65,7 +65,7 @@ class Clone(Project):
 
     def __init__(self, folder: Path, weights_home: Home, images: Path) -> None:
         self.folder, self.images = folder, images
-        subprocess.run(["git", "clone", "-q", ROOT, folder], check=True)
+        subprocess.run(["git", "-c", "advice.detachedHead=false", "clone", "-q", ROOT, folder], check=True)
         self.home = sharing_weights(folder, weights_home)
         own = {"HARNESS_NO_VENV": "1", "PYTHON": sys.executable, "DEVICE": "cpu", "PYTHONUNBUFFERED": "1"}
         self.env = {**os.environ, **own, "PYTHONPATH": ""}

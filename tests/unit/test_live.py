@@ -14,6 +14,7 @@ from harness.cli.live import SweepView, display
 from harness.gan.trainer import Progress
 from harness.spec.files import load_study_file
 from harness.sweep.messages import Ended, Opened, Progressed, Said, Scored, Scoring, Started
+from tests.unit.test_confirmed import PLAN_SPEC, plan
 from tests.unit.test_report import record, trial
 
 
@@ -140,3 +141,17 @@ def test_what_takes_seconds_before_anything_is_shown_is_said_at_a_terminal_alone
     monkeypatch.setattr("sys.stdout", screen := Terminal())
     at_terminal(LOADING)
     assert screen.getvalue() == "loading PyTorch\n"
+
+
+def test_a_confirmation_shows_configuration_and_seed():
+    view = SweepView(PLAN_SPEC)
+    view.update(Opened(record=plan({"trial-1": [40.0]}), target=15))
+    running = PLAN_SPEC.presets[-1].name
+    view.update(Started(number=1, params={"preset": running}))
+    lines = shown(view)
+    (head,) = (index for index, line in enumerate(lines) if line.startswith("trial "))
+    assert [line.split()[:2] for line in lines[head + 1 :]] == [
+        [PLAN_SPEC.presets[0].name, "complete"],
+        [running, "running"],
+    ]
+    assert max(map(len, lines)) <= 80
