@@ -17,9 +17,9 @@ _PATIENCE_S = 120
 
 
 class Page:
-    """What a person sees and clicks, 1,800 by 1,000 px."""
+    """What a person sees and clicks, ``width`` by 1,000 px."""
 
-    def __init__(self, profile: Path) -> None:
+    def __init__(self, profile: Path, width: int = 1800) -> None:
         assert CHROMIUM
         commands, self._write = os.pipe()
         self._read, answers = os.pipe()
@@ -28,7 +28,7 @@ class Page:
         command = [
             *("bash", "-c", script, "bash", str(commands), str(answers), CHROMIUM, "--headless=new"),
             *("--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
-            *("--disable-background-networking", "--no-proxy-server", "--window-size=1800,1000"),
+            *("--disable-background-networking", "--no-proxy-server", f"--window-size={width},1000"),
             f"--user-data-dir={profile}",
         ]
         self._process = subprocess.Popen(

@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 # A file in .venv while something is installed, and after an installation that was interrupted.
 _UNFINISHED = ".unfinished"
+# What an environment takes with torch's CUDA libraries (GB).
+_SIZE_GB = 7
 # Variables that may be set on make's command line besides those that the Makefile hands on.
 _OTHER_VARIABLES = (
     *("PYTHON", "MLFLOW_TRACKING_URI", "HARNESS_HOME", "HARNESS_STORAGE", "HARNESS_SEARCH_SPACES", "HARNESS_MACHINE"),
@@ -97,6 +99,9 @@ def _one_at_a_time() -> Iterator[None]:
 def _install(extra: str) -> None:
     python, unfinished = str(python_of(VENV)), VENV / _UNFINISHED
     if problem := _unusable():
+        free_gb = shutil.disk_usage(ROOT).free / 1e9
+        if free_gb < _SIZE_GB:
+            _fail(f"installing takes about {_SIZE_GB} GB, and {free_gb:.1f} GB are free in {ROOT}", 1)
         sys.stderr.write(f"creating .venv{f' again: {problem}' if VENV.exists() else ''}\n")
         try:
             venv.create(VENV, clear=True, symlinks=True)

@@ -120,6 +120,7 @@ def train_and_report(
     if source:
         command = f"{training.about['command']} --data {shlex.quote(str(source))}"
         training = dataclasses.replace(training, about={**training.about, "command": command})
+    watch.say("opening MLflow")
     with answers(home):
         make_database(home)
         experiment = within(_OPENING_S, lambda: open_experiment(new_client(home), home, training.experiment))

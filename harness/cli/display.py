@@ -15,6 +15,10 @@ from harness.machine.signals import StopSignals
 _OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")
 # Without a terminal a long training prints a line this often (seconds).
 _LINE_EVERY_S = 5.0
+# Columns of a terminal that shows the losses as well: with 80 of them the bar and the time left would have no room.
+_WIDE = 130
+# What takes seconds on a fast machine, and longer on others.
+LOADING = "loading PyTorch"
 # The progress bar of work whose length is unknown.
 _WORKING = "working"
 
@@ -29,6 +33,12 @@ def visible(text: str) -> str:
 
 def say(text: str) -> None:
     print(visible(text), flush=True)
+
+
+def at_terminal(text: str) -> None:
+    """Say what takes a while to who waits for it; a script gets the result alone."""
+    if sys.stdout.isatty():
+        say(text)
 
 
 def complain(text: str) -> None:
@@ -60,7 +70,10 @@ class TrainingProgress:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self.bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"), TimeRemainingColumn()
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=12),
+                TextColumn("{task.fields[shown]}"),
+                TimeRemainingColumn(),
             )
             self.bar.__enter__()
         return self
@@ -92,7 +105,9 @@ class TrainingProgress:
         """Show the progress of a training of ``kimg``."""
         curve = ", ".join(f"{name} {event.curve[name]:.3f}" for name in ("loss_d", "loss_g"))
         if self.bar:
-            shown = f"{event.kimg:,.1f} of {kimg:,.1f} kimg  {curve}  {event.images_per_s:,.0f} images/s"
+            shown = f"{event.kimg:,.1f} of {kimg:,.1f} kimg  {event.images_per_s:,.0f} images/s"
+            if self.bar.console.width >= _WIDE:
+                shown += f"  {curve}"
             self._advance(self.label, event.kimg, kimg, shown)
         elif time.monotonic() - self._line_at >= _LINE_EVERY_S or event.kimg >= kimg:
             self._line_at = time.monotonic()

@@ -7,11 +7,12 @@ import io
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -31,10 +32,18 @@ _LONG_S = 5.0
 # Billions of multiplications for one image's features: the cost of one score relative to another.
 _COST = {INCEPTION: 5.7, MOBILENET: 0.3}
 _DONE = ("COMPLETE", "PRUNED")
+_BEGINS = "begins"  # until the first images are shown
+_INTERRUPTED = "interrupted"  # as the reasons of such trials begin
 _STYLES = {"COMPLETE": "green", "PRUNED": "dim", "FAIL": "red", "RUNNING": "bold"}
 _WORDS = {"WAITING": "paused"}
+# Rows of trials, at most; fewer where the terminal is lower.
+_ROWS = 20
 
-Show = Callable[[str | None], None]
+
+class Show(Protocol):
+    """Shows what changed, and a line of the log; one that people should still read later is ``kept`` on the screen."""
+
+    def __call__(self, line: str | None, *, kept: bool = False) -> None: ...
 
 
 def watch(
@@ -61,7 +70,7 @@ def watch(
 
         def on_event(event: messages.Event) -> None:
             stop.raise_at_two = stop.raise_at_two and not isinstance(event, messages.Opened)
-            show(view.update(event))
+            show(view.update(event), kept=isinstance(event, messages.Said | messages.Crashed))
 
         watcher = messages.Watcher(
             on_event=on_event,
@@ -78,20 +87,25 @@ def watch(
 def display(view: SweepView, *, progress: bool = True) -> Iterator[Show]:
     """A function that shows the view and a line of its log; without ``progress`` it shows nothing."""
     if not progress:
-        yield lambda line: None
+        yield lambda line, kept=False: None
     elif in_notebook():
         with _notebook_table(view) as show:
             yield show
     elif sys.stdout.isatty():
         from rich.live import Live
 
-        with Live(get_renderable=view.render, refresh_per_second=4, transient=False):
-            yield lambda line: None
+        with Live(view, refresh_per_second=4, transient=False) as live:
+
+            def print_above(line: str | None, *, kept: bool = False) -> None:
+                if line and kept:
+                    live.console.print(visible(line), markup=False, highlight=False)
+
+            yield print_above
     else:
         yield _say_if_heard
 
 
-def _say_if_heard(line: str | None) -> None:
+def _say_if_heard(line: str | None, *, kept: bool = False) -> None:
     """Say a line; a sweep continues if its reader is gone, such as a killed ``| tee log``."""
     if line:
         with suppress(BrokenPipeError):
@@ -105,13 +119,13 @@ def _notebook_table(view: SweepView) -> Iterator[Show]:
     from IPython.display import display as show_output
 
     def html() -> HTML:
-        console = Console(record=True, width=120, file=io.StringIO(), force_jupyter=False)
-        console.print(view.render())
+        console = Console(record=True, width=120, height=40, file=io.StringIO(), force_jupyter=False)
+        console.print(view)
         return HTML(console.export_html(inline_styles=True, code_format="<pre>{code}</pre>"))  # type: ignore[no-untyped-call]
 
     output, drawn_at = show_output(html(), display_id=True), 0.0  # type: ignore[no-untyped-call]
 
-    def draw(line: str | None) -> None:
+    def draw(line: str | None, *, kept: bool = False) -> None:
         nonlocal drawn_at
         if time.monotonic() - drawn_at >= _DRAW_EVERY_S:
             drawn_at = time.monotonic()
@@ -124,6 +138,7 @@ def _notebook_table(view: SweepView) -> Iterator[Show]:
 @dataclass(slots=True)
 class _Row:
     number: int
+    name: str = ""  # in a fixed study, which configuration and seed it is
     state: str = "RUNNING"
     kimg: float = 0.0
     rate: float = 0.0
@@ -141,7 +156,9 @@ class SweepView:
     spec: ResolvedStudy
     rows: dict[int, _Row] = field(default_factory=dict)
     target: int = 0
+    rung_metric: str = ""
     doing: str = "starting"
+    doing_since: float = field(default_factory=time.monotonic)
     started: float = field(default_factory=time.monotonic)
     hours: float | None = None  # that the sweep may take
     began: float = field(default_factory=time.monotonic)
@@ -188,8 +205,18 @@ class SweepView:
         return (self.rung_s or 0.0) * images * _COST[final.extractor] / _COST[rung.extractor]
 
     @property
+    def hours_left_s(self) -> float:
+        """Of the hours that the sweep may take (s); endless where it may take as long as it likes."""
+        return self.began + self.hours * 3600 - time.monotonic() if self.hours else math.inf
+
+    @property
     def time_left(self) -> str:
-        """An estimate in words; empty before the first rung is scored.
+        """An estimate in words; empty before the first rung is scored, and if the sweep's hours end before."""
+        bound, left = self._estimate()
+        return f"{bound} {duration(left)} left" if 0 < left < self.hours_left_s else ""
+
+    def _estimate(self) -> tuple[str, float]:
+        """(about or at most, seconds), 0 if not known.
 
         From the pace of this call's trials, with running ones as half done. It is a bound while only presets have
         finished, because they are seldom pruned. With promotion, and before a trial has finished, it is computed from
@@ -203,31 +230,38 @@ class SweepView:
                 all_kimg, finals = self.target * self.spec.budget.kimg, self.target
             fresh_kimg, left_kimg = self.trained_kimg - self.trained_before, max(0.0, all_kimg - self.trained_kimg)
             if not fresh_kimg or all(row.rung is None for row in self.rows.values()):
-                return ""
+                return "", 0.0
             pace = max(0.0, time.monotonic() - self.started - self.finals_s / self.at_once) / fresh_kimg
             scoring_s = max(0, finals - self.complete) * self.final_s / self.at_once
-            left, is_bound = pace * left_kimg + scoring_s, not self.spec.promotions
-        else:
-            running = sum(row.state == "RUNNING" for row in self.rows.values()) / 2
-            pace = (time.monotonic() - self.started) / (fresh + running)
-            left = pace * max(0.0, self.target - self.finished - running)
-            presets = range(len(self.spec.presets) if self.spec.pruner.name != "none" else 0)
-            searched = any(row.number not in presets and row.state in _DONE for row in self.rows.values())
-            is_bound = bool(presets) and not searched
-        return f"{'at most' if is_bound else 'about'} {duration(left)} left" if left else ""
+            return "about" if self.spec.promotions else "at most", pace * left_kimg + scoring_s
+        running = sum(row.state == "RUNNING" for row in self.rows.values()) / 2
+        pace = (time.monotonic() - self.started) / (fresh + running) if fresh else 0.0
+        left = pace * max(0.0, self.target - self.finished - running)
+        presets = range(len(self.spec.presets) if self.spec.pruner.name != "none" else 0)
+        searched = any(row.number not in presets and row.state in _DONE for row in self.rows.values())
+        return "about" if searched or not presets else "at most", left
 
     def update(self, event: messages.Event) -> str | None:
         """Process an event; return a line for the log if it deserves one."""
+        before = self.doing
+        line = self._update(event)
+        if self.doing != before:
+            self.doing_since = time.monotonic()
+        return line
+
+    def _update(self, event: messages.Event) -> str | None:
         match event:
             case messages.Opened():
-                self.target = event.target
-                for trial in event.record.trials:  # of earlier calls
+                self.target, self.rung_metric = event.target, event.record.attrs.rung_metric
+                for trial in event.record.trials:  # an earlier call finished these
                     if trial.shown_state in (*_DONE, "FAIL", "PAUSED"):
                         value = trial.value if trial.state == "COMPLETE" else None
-                        rung = max(trial.intermediate, default=0) / 1000
-                        kimg = self.spec.budget.kimg if trial.state == "COMPLETE" else rung
+                        at = max(trial.intermediate, default=0)
+                        kimg = self.spec.budget.kimg if trial.state == "COMPLETE" else at / 1000
+                        rung = trial.intermediate.get(at)
+                        name = trial.attrs.preset if self.spec.plan else ""
                         self.rows[trial.number] = _Row(
-                            trial.number, trial.state, kimg, value=value, reason=trial.reason
+                            trial.number, name, trial.state, kimg, rung=rung, value=value, reason=trial.reason
                         )
                 self.finished_before, self.started = self.finished, time.monotonic()
                 self.trained_before, self.complete_before = self.trained_kimg, self.complete
@@ -245,7 +279,7 @@ class SweepView:
         return None
 
     def _update_row(self, row: _Row, event: messages.OfTrial) -> str | None:
-        now, since = time.monotonic(), row.since
+        now, since = time.monotonic(), row.since if row.doing != _BEGINS else None
         row.doing, row.since = "", None
         match event:
             case messages.Scoring():
@@ -255,6 +289,8 @@ class SweepView:
                 if before and before.state == "RUNNING":
                     before.state, before.reason, before.doing = "FAIL", f"continued as trial {row.number}", ""
                 row.state, row.kimg, row.value, row.reason = "RUNNING", event.kimg, None, ""
+                row.doing, row.since = _BEGINS, now
+                row.name = str(event.params.get("preset", "")) if self.spec.plan else ""
                 self.at_once = max(self.at_once, sum(each.state == "RUNNING" for each in self.rows.values()))
                 shown = ", ".join(f"{name}={number(value)}" for name, value in event.params.items())
                 resumed = f", continues at {row.kimg:.1f} kimg" if row.kimg else ""
@@ -278,37 +314,62 @@ class SweepView:
                 return f"trial {row.number} {ended}; {self.status.replace(' trials', '', 1)}{eta}"
         return None
 
-    def render(self) -> RenderableType:
-        """The live table."""
-        best = self.best
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0), expand=True)
-        for name in ("trial", "state", "kimg", "", "images/s", "rung", "score"):
-            table.add_column(name, justify="left" if name in ("state", "") else "right", no_wrap=True)
-        table.add_column("", ratio=1, no_wrap=True, overflow="ellipsis")  # a row is a line, however narrow
-        for row in sorted(self.rows.values(), key=lambda row: row.number)[-20:]:
-            running = row.state == "RUNNING"
-            table.add_row(
-                str(row.number),
-                Text(_WORDS.get(row.state, row.state.lower()), style=_STYLES.get(row.state, "")),
-                f"{row.kimg:.1f}" if row.kimg else "",
-                ProgressBar(total=self.spec.budget.kimg, completed=row.kimg, width=8) if running else "",
-                f"{row.rate:,.0f}" if running and row.rate else "",
-                "" if row.rung is None else number(row.rung),
-                Text("" if row.value is None else scored(row.value), style="bold green" if row is best else ""),
-                "best" if row is best else Text(self._doing(row) or visible(row.reason)),
-            )
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The live table: as many trials as there is room for, those that run before others, and the newest."""
+        head, best = self._head(), self.best
+        room = options.size.height - len(console.render_lines(head, options))
+        by_need = sorted(self.rows.values(), key=lambda row: (row.state == "RUNNING", row is best, row.number))
+        shown = by_need[-_ROWS:]
+        while len(shown) > 1 and len(console.render_lines(self._table(shown), options)) > room:
+            shown.pop(0)
+        yield head
+        yield self._table(shown)
+
+    def _head(self) -> Text:
+        best, since = self.best, time.monotonic() - self.doing_since
         status = [
-            self.status,
+            self.status if self.target else "",
             f"best {scored(best.value)} (trial {best.number})" if best and best.value is not None else "no score yet",
             self.time_left,
-            "" if self.doing == "training" and self.time_left else visible(self.doing),
+            "" if self.doing == "training" and self.time_left else visible(_for_long(self.doing, since)),
         ]
         if self.hours:
-            left = max(0.0, self.began + self.hours * 3600 - time.monotonic())
-            status.append(f"ends in {duration(left)} (HOURS={self.hours:g})")
-        return Group(Text(f"study {self.spec.name}: ", style="bold") + Text(" · ".join(filter(None, status))), table)
+            left = self.hours_left_s
+            ends = f"ends in {duration(left)}" if left > 0 else "its time is over"
+            status.append(f"{ends} (HOURS={self.hours:g})")
+        return Text(f"study {self.spec.name}: ", style="bold") + Text(" · ".join(filter(None, status)))
 
-    def _doing(self, row: _Row) -> str:
-        """What a trial is doing besides training, and for how long."""
-        seconds = time.monotonic() - (row.since or math.inf)
-        return f"{row.doing}, {duration(seconds)}" if seconds >= _LONG_S else row.doing
+    def _table(self, rows: Sequence[_Row]) -> Table:
+        best = self.best
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0), expand=True)
+        for name in ("trial", "state", "kimg", "rung", "score"):
+            left = name == "state" or (name == "trial" and self.spec.plan)
+            table.add_column(name, justify="left" if left else "right", no_wrap=True)
+        table.add_column("", ratio=1)
+        for row in sorted(rows, key=lambda row: row.number):
+            state = _INTERRUPTED if row.reason.startswith(_INTERRUPTED) else row.state
+            table.add_row(
+                row.name or str(row.number),
+                Text(_WORDS.get(state, state.lower()), style=_STYLES.get(state, "")),
+                f"{row.kimg:.1f}" if row.kimg else "",
+                "" if row.rung is None else number(row.rung),
+                Text("" if row.value is None else scored(row.value), style="bold green" if row is best else ""),
+                self._progress(row) if row.state == "RUNNING" else "best" if row is best else self._why(row),
+            )
+        return table
+
+    def _progress(self, row: _Row) -> Table:
+        """How far a trial is, and how fast; or what it waits for, and for how long already where that is long."""
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        rate = f"{row.rate:,.0f} images/s" if row.rate else ""
+        doing = _for_long(row.doing, time.monotonic() - row.since) if row.since else row.doing
+        grid.add_row(ProgressBar(total=self.spec.budget.kimg, completed=row.kimg, width=8), doing or rate)
+        return grid
+
+    def _why(self, row: _Row) -> Text:
+        """Why a trial ended or waits, without what other columns of its row say."""
+        return Text(visible(row.reason.removeprefix(f"{_INTERRUPTED}: ").removeprefix(f"{self.rung_metric} ")))
+
+
+def _for_long(doing: str, seconds: float) -> str:
+    return f"{doing}, {duration(seconds)}" if doing and seconds >= _LONG_S else doing

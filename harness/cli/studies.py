@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.cli import verbs
-from harness.cli.display import TrainingProgress, objects, say
+from harness.cli.display import LOADING, TrainingProgress, at_terminal, objects, say
 from harness.cli.then import running_then
 from harness.cli.verbs import INTERRUPTED, Number, Whole, argument, flag, front, option
 from harness.errors import HarnessError, SweepError
@@ -249,9 +249,9 @@ def _asked(given: Any) -> ResolvedStudy:
 
 
 def _measured(spec: ResolvedStudy, given: Any) -> Iterator[tuple[str, str]]:
-    from harness.forecast.measure import forecast
-
     say("measuring on this device, for up to two minutes")
+    from harness.forecast.measure import forecast  # seconds, as all that imports torch
+
     asked = {name: getattr(given, name) for name in ("trials", "workers", "lanes", "device", "exact")}
     return forecast(spec, given.home, source=given.data, say=say, **asked)
 
@@ -314,6 +314,7 @@ def schema(given: Any) -> None:
     example="mnist32 --top 3",
 )  # fmt: skip
 def audit(given: Any) -> None:
+    at_terminal(LOADING)
     from harness.api.scoring import audit_study
 
     asked = {"top": given.top, "source": given.data, "device": given.device}
@@ -325,6 +326,7 @@ def audit(given: Any) -> None:
 def _report(study: str, home: Home, *, images: bool = True) -> Path:
     from harness.api.reports import write_report
 
+    at_terminal("writing the report")
     return write_report(study, home, say, images=images)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.cli import verbs
-from harness.cli.display import TrainingProgress, say
+from harness.cli.display import LOADING, TrainingProgress, at_terminal, say
 from harness.cli.verbs import INTERRUPTED, Number, Whole, argument, flag, front, option, was_typed
 from harness.errors import UsageError
 from harness.machine.forks import short_spin
@@ -46,6 +46,7 @@ def train(given: Any) -> int:
     config = None if was_typed("recipe") else given.config
     if recipe and config:
         raise UsageError("RECIPE and CONFIG are both set", "Set one of them.")
+    at_terminal(LOADING)
     os.environ.update(short_spin())  # before torch is imported
     from harness.api.trainings import adjusted, config_training, recipe_training, train_and_report
     from harness.training.single import Watch
@@ -126,6 +127,7 @@ def generate(given: Any) -> None:
     for other in ("n", "seed"):
         if given.z and was_typed(other):
             raise click.UsageError(f"--z and {'-n' if other == 'n' else '--seed'} cannot be used together.")
+    at_terminal(LOADING)
     chosen = _chosen_generator(given)
     generator = chosen.generator
     from harness.api.generator import read_latents
@@ -151,6 +153,7 @@ def generate(given: Any) -> None:
     example="mnist32 --out model/mnist32.onnx",
 )  # fmt: skip
 def export(given: Any) -> None:
+    at_terminal(LOADING)
     chosen = _chosen_generator(given)
     from harness import atomic
     from harness.training.export import export_onnx

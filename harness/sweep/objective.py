@@ -73,15 +73,20 @@ def objective(trial: optuna.Trial, attempt: Attempt, setup: WorkerSetup) -> list
                 publish(messages.Saved(number=number, kimg=event.kimg))
             if stop():
                 raise Interrupted(f"stopped at {event.kimg:.1f} kimg; saved")
-            if event.mark is not None:
+            if event.mark == spec.budget.kimg or is_to_be_scored(event.mark, attempt, spec):
                 publish(messages.Scoring(number=number))
         else:
             assert event.mark is not None
-            if spec.has_rungs and kimg_to_images(event.mark) not in attempt.history.rungs:
+            if is_to_be_scored(event.mark, attempt, spec):
                 score_rung(trial, event, event.mark, attempt, setup)
             if event.mark == spec.budget.kimg:
                 return conclude(trial, event, attempt, setup)
     raise AssertionError("the training ended without its last snapshot")
+
+
+def is_to_be_scored(mark: float | None, attempt: Attempt, spec: ResolvedStudy) -> bool:
+    """Whether this is a rung without a score: a trial that continues has those of before."""
+    return spec.has_rungs and mark is not None and kimg_to_images(mark) not in attempt.history.rungs
 
 
 def score_rung(trial: optuna.Trial, event: Snapshot, kimg: float, attempt: Attempt, setup: WorkerSetup) -> None:

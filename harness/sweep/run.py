@@ -66,7 +66,7 @@ def run_sweep(
     budget = None if hours is None else TimeBudget(spec, hours, machines.at_once)
 
     def resolved(spec: ResolvedStudy) -> ResolvedStudy:
-        watcher.say("preparing workers")
+        watcher.say("preparing workers and MLflow")
         start_fork_server()
         client_for(home)  # import MLflow while the workers import torch
         spec, said = with_all_images(spec, store.n_train, store.n_held_out)
@@ -88,6 +88,7 @@ def run_sweep(
         spec = spec.model_copy(update={"description": f"Images of your own, with the search of {whose}."})
     if few := few_images(spec, store.n_train):
         watcher.say(few)
+    watcher.say("opening the study")
     storage = open_storage(home, grace=grace_s(), say=watcher.say, stop=watcher.stops)
     study = open_study(
         resolved(spec) if exact else spec, home, resume_anyway=resume_anyway, storage=storage, resolve=resolved
@@ -196,12 +197,14 @@ def _run(
         parent.heal(crashed=watcher.stop_level() < 2)
 
     def end() -> None:
+        watcher.say("closing the study")
         parent.close(target() if starts or finished_count(study) >= target() else None)
 
     watcher.on_event(Opened(record=study_to_record(study), target=target()))
     if finished_count(study) >= target():
         end()
     else:
+        watcher.say("starting workers")
         with ending_with(heal, end):
             job = WorkerJob(
                 spec=parent.trials.spec,

@@ -147,6 +147,7 @@ def run_training(training: Training, home: Home, *, source: Path | None, device:
     real = reference_images(images, shown).cpu().float().div(127.5).sub(1)
     save_png(folder.real, image_grid(real, columns=columns(shown)))
     watch.follow(attempt.record_path)
+    watch.say(f"training to {kimg:g} kimg")
     try:
         for event in train_on_disk(
             attempt,

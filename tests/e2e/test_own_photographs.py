@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
+import shutil
 import signal
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
+from urllib.request import ProxyHandler, build_opener
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from harness.data.decode import FORMATS
+from harness.findings.headline import headline
+from harness.findings.health import collapsed
+from harness.home import Home
+from harness.store.studies import started_study
+from tests.browser import CHROMIUM
 from tests.conftest import ROOT, blob_files, sharing_weights
 from tests.e2e.test_sweep import Here, Project, finish, wait_for
+from tests.e2e.views import click_through
 from tests.faults.checks import QUICK
+from tests.servers import free_port
 
 # Short trials, and far more of them than there is time for.
 MANY = (
@@ -26,36 +39,92 @@ MANY = (
 
 
 def photographs(folder: Path, n: int) -> Path:
-    """Of several sizes and formats, AVIF and HEIC among them where they are read; and a HEIC that is no picture."""
+    """Of several sizes and formats, AVIF and HEIC among them where they are read, some grey, one of them twice.
+
+    With them lie a HEIC that is no picture and half a JPEG.
+    """
     kinds = ["JPEG", "PNG", "WEBP", *(kind for kind in ("AVIF", "HEIF") if kind in FORMATS)]
     rng = np.random.default_rng(0)
     folder.mkdir()
-    for index in range(n):
+    for index in range(n - 1):
         small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        image = small.resize(((80, 60), (60, 80), (120, 90))[index % 3], Image.Resampling.BICUBIC)
         buffer, kind = io.BytesIO(), kinds[index % len(kinds)]
-        small.resize(((80, 60), (60, 80), (120, 90))[index % 3], Image.Resampling.BICUBIC).save(buffer, kind)
+        image.convert("RGB" if index % 7 else "L").save(buffer, kind)
         suffix = {"JPEG": "jpg", "HEIF": "heic"}.get(kind, kind.lower())
         (folder / f"IMG_{index:04}.{suffix}").write_bytes(buffer.getvalue())
+    shutil.copy(folder / "IMG_0000.jpg", folder / "IMG_0000 (copy).jpg")
+    (folder / "IMG_9998.jpg").write_bytes((folder / "IMG_0000.jpg").read_bytes()[:300])
     (folder / "IMG_9999.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
     return folder
 
 
-def test_a_sweep_ends_in_its_hours_with_a_score_and_the_same_command_continues(tmp_path, weights_home):
-    project = Here(tmp_path, sharing_weights(tmp_path, weights_home), blob_files(tmp_path / "images", 60))
-    (tmp_path / "search_spaces" / "tiny.toml").write_text(MANY)
-    output = project.run("sweep", HOURS="0.02", THEN=f"touch {tmp_path / 'then'}")
-    assert "no new trials; the best of" in output
-    assert "of 400 trials finished" in output
-    assert "the time (HOURS=0.02) is used up; the same command continues with the other trials" in output
+class Clone(Project):
+    """A fresh clone in which make runs with this Python, as things are: installing takes minutes and gigabytes."""
+
+    def __init__(self, folder: Path, weights_home: Home, images: Path) -> None:
+        self.folder, self.images = folder, images
+        subprocess.run(["git", "-c", "advice.detachedHead=false", "clone", "-q", ROOT, folder], check=True)
+        self.home = sharing_weights(folder, weights_home)
+        own = {"HARNESS_NO_VENV": "1", "PYTHON": sys.executable, "DEVICE": "cpu", "PYTHONUNBUFFERED": "1"}
+        self.env = {**os.environ, **own, "PYTHONPATH": ""}
+
+    def make(self, *words: str) -> str:
+        return finish(self.start(*words, command=["make"]))
+
+    def verb(self, *words: str) -> subprocess.Popen[str]:
+        """What make does for a verb, with options, which make does not pass on."""
+        return self.start(*words, command=[sys.executable, "tools/bootstrap.py"])
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make is installed")
+def test_a_newcomer_gets_from_a_clone_and_301_photographs_to_a_true_report_in_the_given_time(tmp_path, weights_home):
+    """And the same command continues; what the pages of MLflow and optuna-dashboard show is the same."""
+    project = Clone(tmp_path / "clone", weights_home, photographs(tmp_path / "My photos", 301))
+    file = project.folder / "search_spaces" / "photos32.toml"
+    # Inception takes a CPU a minute for each score.
+    file.write_text(file.read_text().replace('"inception-v3"', '"mobilenet-v2"'))
+    asked = ["sweep", "STUDY=photos32", f"DATA={project.images}", "KIMG=0.9"]
+    output = project.make(*asked, "HOURS=0.05", f"THEN=touch {tmp_path / 'then'}")
+    assert "final scores compare with all 301 images" in output
+    assert "301 images are few for a DCGAN" in output
+    assert "IMG_9998.jpg" in output and "IMG_9999.heic" in output, "what looks like a picture and is not read is named"
+    assert "the time (HOURS=0.05) is used up" in output and "the same command continues with the other trials" in output
     assert (tmp_path / "then").exists()
-    first = project.record()
-    assert first.attrs.target == 400, "the budget is what it was"
-    assert first.attrs.spec["scoring"]["final"]["reference"] == 60
+    first = project.record("photos32")
+    assert first.attrs.target == 24, "the budget is what it was"
+    assert first.attrs.dataset["images"] == first.attrs.spec["scoring"]["final"]["reference"] == 301
     # How far it comes in its time is the machine's; test_hours has a clock of its own.
     assert first.complete or "too short for a final score" in output
-    assert (tmp_path / "reports" / "tiny" / "report.md").exists()
-    project.run("sweep", TRIALS="400", HOURS="0.01")
-    assert len(project.record().trials) > len(first.trials)
+
+    finished = sum(trial.state in ("COMPLETE", "PRUNED") for trial in first.trials)
+    output = project.make(*asked, f"TRIALS={max(4, finished + 1)}")
+    record = project.record("photos32")
+    assert len(record.trials) > len(first.trials) and record.complete
+    report = project.folder / "reports" / "photos32"
+    facts, found = json.loads((report / "report.json").read_text()), headline(record)
+    assert facts["headline"] == asdict(found)
+    assert f"**{found.text}**" in (report / "report.md").read_text() and "\n".join(found.lines) in output
+    ranked = [trial for trial in sorted(record.complete, key=lambda trial: trial.value) if not collapsed(trial)]
+    if ranked:
+        assert found.trial == ranked[0].number == facts["ranked"][0]["trial"]
+        assert facts["ranked"][0]["value"] == ranked[0].value
+    assert (found.kind == "collapsed") == (not ranked)
+    optunas = {trial.number: trial.value for trial in started_study("photos32", project.home).trials}
+    assert {row["trial"]: row["value"] for row in facts["ranked"]}.items() <= optunas.items()
+
+    port = free_port()
+    dashboard = project.verb("dashboard", "--port", str(port))
+    try:
+        assert f"answers at http://127.0.0.1:{port}" in dashboard.stdout.readline()
+        with build_opener(ProxyHandler({})).open(f"http://127.0.0.1:{port}/api/studies") as answer:
+            assert [study["study_name"] for study in json.load(answer)["study_summaries"]] == ["photos32"]
+    finally:
+        os.killpg(dashboard.pid, signal.SIGKILL)
+        dashboard.wait()
+    if CHROMIUM:
+        port = free_port()
+        click_through(record, project.verb("ui", "--port", str(port)), port, tmp_path / "profile")
 
 
 def test_a_study_of_hours_says_so_and_starts_all_the_same(tmp_path, weights_home):

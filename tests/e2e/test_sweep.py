@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from threading import Event
 
 import pytest
 
@@ -27,11 +26,11 @@ from harness.machine.processes import choose_device
 from harness.store.records import StudyRecord
 from harness.store.studies import started_study, study_to_record
 from harness.tracking.mlflow import STATUS
-from harness.tracking.views import MADE_WITH, VIEWS
-from tests.browser import CHROMIUM, Page
+from tests.browser import CHROMIUM
 from tests.conftest import ROOT, TINY_STUDY, blob_files, sharing_weights
+from tests.e2e.views import click_through
 from tests.faults.checks import QUICK
-from tests.servers import answers, free_port
+from tests.servers import free_port
 
 HARNESS = [sys.executable, "-c", "import sys; from harness.cli import main; sys.exit(main())"]
 TELLING = [
@@ -158,72 +157,8 @@ def test_sweep_reaches_its_budget_and_everything_agrees(project):
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
 def test_the_saved_views_and_compare_show_scores_parameters_and_pictures(project, tmp_path):
-    """Clicked through in a real browser; of another version of MLflow the pages have to be looked at first."""
-    import mlflow
-
-    assert mlflow.__version__ == MADE_WITH
-    record, port = project.record(), free_port()
-    metrics = (record.attrs.final_metric, record.attrs.rung_metric)
-    best, second = ranked = sorted(record.complete, key=lambda trial: trial.value)[:2]
-    columns = [f"metrics.`{name}`" for name in metrics] + ["tags.`trial_state`", "tags.`preset`"]
-    columns += [f"params.`{name}`" for name in record.attrs.spec["space"]]
-    page, server = Page(tmp_path / "profile"), project.start("ui", "--port", str(port))
-    try:
-        links = {}
-        while len(links) < len(VIEWS):
-            name, _, address = server.stdout.readline().strip().partition(": http:")
-            links |= {name: f"http:{address}"} if address else {}
-        while not answers(port):
-            assert server.poll() is None
-            Event().wait(0.1)
-
-        page.open(links["tiny, ranked"])
-        # As they lie on the screen, which the order of a page's elements does not say.
-        heads = (
-            "[...document.querySelectorAll('.ag-header-viewport .ag-header-cell[col-id]')]"
-            ".map(head => [head.getBoundingClientRect().x, head.getAttribute('col-id')])"
-            ".sort((a, b) => a[0] - b[0]).map(head => head[1])"
-        )
-        page.wait_for(f"String({heads}) == String({json.dumps([*columns, 'duration'])})")
-        row = "document.querySelector('.ag-%s-container [row-index=\"%d\"]')"
-        for index, trial in enumerate(ranked):
-            page.wait_for(f"/trial {trial.number}\\b/.test({row % ('pinned-left-cols', index)}?.innerText)")
-            values = [trial.value, list(trial.intermediate.values())[-1], trial.state, trial.attrs.preset or "-"]
-            values += [trial.params.get(name, "-") for name in record.attrs.spec["space"]]
-            cell = f'{row % ("center-cols", index)}?.querySelector(`[col-id="${{CSS.escape(column)}}"]`)?.innerText'
-            shown = dict(zip(columns, map(str, values), strict=True))
-            page.wait_for(f"Object.entries({json.dumps(shown)}).every(([column, text]) => {cell} == text)")
-            box = f"{row % ('pinned-left-cols', index)}.querySelector('input')"
-            page.click(box)
-            page.wait_for(f"{box}.checked")
-        page.click("[...document.querySelectorAll('button')].find(button => button.innerText.trim() == 'Compare')")
-        page.shows("Comparing 2 Runs")
-        for text in (str(best.params["lr"]), f"{best.value:.3f}", str(second.params["lr"]), f"{second.value:.3f}"):
-            page.shows(text)
-
-        page.open(links["tiny, parallel coordinates"])
-        labels = "[...document.querySelectorAll('svg text')].map(text => text.textContent)"
-        wanted = ["lr", "batch_size", "activation_g", metrics[0]]
-        page.wait_for(f"{json.dumps(wanted)}.every(name => {labels}.includes(name))")
-        assert "slope_g" not in page.run(labels), "which not every trial has"
-
-        # From one view to another as a person does it: MLflow then shows the table, whatever the view.
-        page.click("document.querySelector('[data-testid=saved-views-trigger]')")
-        page.click("document.querySelector('[data-testid$=\"-item-samples\"]')")
-        page.wait_for("location.href.includes('=samples') && !location.href.includes('=CHART')")
-        chart = "document.querySelector('input[name=runs-view-mode][value=CHART]')"
-        page.click(f"{chart}?.closest('label')")
-        page.wait_for(f"{chart}?.checked")
-        pictures = (
-            "[...document.images].filter(image => image.src.includes('final_samples') && image.naturalWidth > 64)"
-        )
-        page.wait_for(f"{pictures}.length == {len(record.complete)}")
-        on_screen = "r => r.top > 0 && r.top < innerHeight && r.height > 64"
-        page.wait_for(f"({on_screen})({pictures}[0].getBoundingClientRect())")
-    finally:
-        page.close()
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+    port = free_port()
+    click_through(project.record(), project.start("ui", "--port", str(port)), port, tmp_path / "profile")
 
 
 def test_what_is_written_where(project):

@@ -33,6 +33,7 @@ from harness.scoring.diversity import real_distance
 from harness.scoring.fidelity import Scores
 from harness.spec.files import parse_study
 from harness.spec.resolved import ResolvedPreset, suggest
+from harness.spec.study import PrunerSpec
 from harness.store.database import write_study_attrs
 from harness.store.records import StudyAttrs
 from harness.store.samplers import make_sampler
@@ -221,6 +222,15 @@ def test_an_interrupted_trial_is_continued_bit_for_bit(env, tmp_path):
         for t, key in ((env.tracker, f"tiny/{record.number}"), (whole_env.tracker, "tiny/0"))
     ]
     assert curves[0] == curves[1], "the continued run shows the whole curve"
+
+
+def test_a_trial_that_continues_at_a_rung_is_not_said_to_be_scored_there_again(tmp_path):
+    env, kinds = Env(Home(tmp_path / "runs"), SPEC.model_copy(update={"pruner": PrunerSpec(name="promotion")})), []
+    env.publish = lambda event: kinds.append(type(event).__name__)
+    work(env.setup, 1)
+    kinds = [kind for kind in kinds if kind not in ("Progressed", "Saved", "Said")]
+    first, then = ["Started", "Scoring", "Scored", "Ended"], ["Started", "Scoring", "Scored", "Ended"]
+    assert kinds == first + then
 
 
 def test_a_broken_trial_fails_with_its_reason_and_the_sweep_stops_after_three(study, env):
