@@ -242,6 +242,11 @@ def cuda_graphs() -> bool:
     return os.environ.get("HARNESS_CUDA_GRAPHS", "1") != "0"
 
 
+def compiled_graphs() -> bool:
+    """Whether those graphs are of compiled steps, off by default: ``HARNESS_CUDA_GRAPHS=compiled``."""
+    return os.environ.get("HARNESS_CUDA_GRAPHS") == "compiled"
+
+
 def on_device(images: Tensor, device: torch.device) -> Tensor:
     """The images on the GPU, from which no batch is copied, where there is room; the trainer takes them from either."""
     return images.to(device) if device.type == "cuda" and fits_on(images.nbytes, device) else images
