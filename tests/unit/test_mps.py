@@ -195,3 +195,10 @@ def test_a_network_without_a_graph_has_more_workers_where_there_is_mps(control, 
     assert local.workers_for(study, 20, "cuda") == (5, "few trials")
     control.unlink()
     assert local.workers_for(study, 400, "cuda") == (2, "one for each GPU")
+
+
+def test_why_there_is_no_graph_is_asked_of_a_typical_training(monkeypatch):
+    study = parse_study("tiny", TINY_STUDY, shown_as="tiny.toml")
+    assert local._without_graph(study, "cpu") == "it is not on CUDA"
+    monkeypatch.setenv("HARNESS_CUDA_GRAPHS", "0")
+    assert local._without_graph(study, "cpu") == "HARNESS_CUDA_GRAPHS=0"
