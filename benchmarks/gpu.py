@@ -2,32 +2,31 @@
 
 Rows: steps per second of the write-ups' loop, of ours operation by operation, and of ours as one CUDA graph, beside the
 roofline of the operations that ran; several trainings on one GPU, in a worker's lanes (threads with a graph and a
-stream each) and in processes with and without MPS; seconds of an FID of 10,000 and 50,000 images.
+stream each) and in processes with and without MPS; trials an hour of celeba32's own configurations; a compiled step as
+a graph; seconds of an FID of 10,000 and 50,000 images.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import gc
 import itertools
 import json
 import multiprocessing as mp
-import os
 import re
-import shutil
 import statistics
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import optuna
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,15 +36,21 @@ from torch.utils.flop_counter import flop_registry
 from benchmarks.baselines import Loop
 from benchmarks.rows import SYSTEMS, noise_images, system
 from harness.errors import HarnessError
+from harness.gan.architecture import problems
 from harness.gan.fast.graph import capture
+from harness.gan.fast.precision import TF32
+from harness.gan.hparams import HParams, Precision
 from harness.gan.networks import build
 from harness.gan.run import Run
 from harness.home import Home
+from harness.machine.mps import process_service
 from harness.machine.processes import exact_arithmetic
 from harness.machine.provenance import provenance
 from harness.scoring.extractors import Extractor
 from harness.scoring.reference import Reference, frechet_distance
 from harness.scoring.sampling import samples
+from harness.spec.files import load_study_file
+from harness.spec.resolved import ResolvedStudy, suggest
 from harness.sweep.lanes import Lanes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,12 +148,18 @@ def steps(recipe: str, batch: int, precision: str) -> dict[str, Any]:
     return row
 
 
-def training(recipe: str, batch: int, precision: str) -> Run:
+def compiled_steps(recipe: str, batch: int, precision: str) -> dict[str, Any]:
+    """Steps per second of a graph whose operations Inductor has merged, and how long that took."""
+    began = time.perf_counter()
+    run = training(system(recipe, batch, precision), compiles=True)
+    return {"captured_s": time.perf_counter() - began, "steps": rate(run.advance)}
+
+
+def training(hp: HParams, *, compiles: bool = False) -> Run:
     """One of random images, whose steps are a graph."""
     device = torch.device("cuda")
-    hp = system(recipe, batch, precision)
     run = Run(hp, noise_images(hp, 2048).to(device), 0, device)
-    if reason := capture(run):
+    if reason := capture(run, compiles=compiles):
         raise RuntimeError(f"no graph: {reason}")
     return run
 
@@ -175,7 +186,7 @@ def in_lanes(recipe: str, batch: int, precision: str, lanes: int, *, seconds: fl
     worker, ready, rates = Lanes(lanes), threading.Barrier(lanes, timeout=_START_S), list[float]()
 
     def lane() -> None:
-        run = training(recipe, batch, precision)
+        run = training(system(recipe, batch, precision))
         worker.has_trained()
         rates.append(steps_per_s(run, ready, seconds))
 
@@ -186,6 +197,58 @@ def in_lanes(recipe: str, batch: int, precision: str, lanes: int, *, seconds: fl
     return _together(rates, batch) | {"lanes": lanes}
 
 
+def drawn(study: ResolvedStudy, n: int, precision: Precision) -> list[HParams]:
+    """The first configurations that a random search of the study would train."""
+    asked = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    found = (dataclasses.replace(suggest(asked.ask(), study), precision=precision) for _ in itertools.count())
+    return list(itertools.islice((hp for hp in found if not problems(hp)), n))
+
+
+def of_a_study(name: str, lanes: int, *, n: int = 16, kimg: float = 6.0) -> dict[str, Any]:
+    """Trials an hour, without scores, from ``n`` of a study's own configurations trained for ``kimg`` in lanes."""
+    study = load_study_file(name)
+    configurations = drawn(study, n, TF32)
+    todo, worker, ready = iter(configurations), Lanes(lanes), threading.Barrier(lanes, timeout=_START_S)
+    captured_s, trained_s = list[float](), list[float]()
+
+    def train(hp: HParams, before: Callable[[], object]) -> None:
+        stream, began = torch.cuda.current_stream(), time.perf_counter()
+        run = training(hp)
+        stream.synchronize()
+        captured_s.append(time.perf_counter() - began)
+        worker.has_trained()  # the next lane opens
+        before()
+        began = time.perf_counter()
+        for step in range(hp.updates(kimg)):
+            run.advance()
+            if step % 50 == 0:
+                stream.synchronize()
+        stream.synchronize()
+        trained_s.append(time.perf_counter() - began)
+
+    def lane() -> None:
+        train(next(todo), ready.wait)
+        for hp in todo:
+            train(hp, lambda: None)
+
+    try:
+        worker.run(lane, torch.device("cuda"), 1)
+    finally:
+        ready.abort()
+    trials = study.budget.trials
+    return {
+        "lanes": lanes,
+        "captured_s": statistics.fmean(captured_s),
+        "trials_per_hour_in_full": trials_per_hour(lanes, captured_s, trained_s, study.budget.kimg / kimg),
+        "trials_per_hour": trials_per_hour(lanes, captured_s, trained_s, study.expected_kimg(trials) / trials / kimg),
+    }
+
+
+def trials_per_hour(lanes: int, captured_s: Sequence[float], trained_s: Sequence[float], longer: float) -> float:
+    """Of lanes that are never idle, where a trial is this many times longer than what was timed."""
+    return 3600 * lanes / (statistics.fmean(captured_s) + longer * statistics.fmean(trained_s))
+
+
 def _together(rates: Sequence[float], batch: int) -> dict[str, Any]:
     total = sum(rates)
     return {"steps": total, "trials_per_hour_of_1000_kimg": 3.6 * total * batch / 1000}
@@ -193,25 +256,13 @@ def _together(rates: Sequence[float], batch: int) -> dict[str, Any]:
 
 def _trial(recipe: str, batch: int, precision: str, ready: Any, seconds: float, rates: Any) -> None:
     exact_arithmetic()
-    rates.append(steps_per_s(training(recipe, batch, precision), ready, seconds))
+    rates.append(steps_per_s(training(system(recipe, batch, precision)), ready, seconds))
 
 
-@contextmanager
-def process_service() -> Iterator[None]:
-    """NVIDIA's Multi-Process Service, with which kernels of several processes run side by side."""
-    control = shutil.which("nvidia-cuda-mps-control")
-    if control is None:
-        raise RuntimeError("there is no nvidia-cuda-mps-control here")
-    with tempfile.TemporaryDirectory() as folder:
-        places = {"CUDA_MPS_PIPE_DIRECTORY": f"{folder}/pipe", "CUDA_MPS_LOG_DIRECTORY": f"{folder}/log"}
-        os.environ.update(places)
-        try:
-            subprocess.run([control, "-d"], check=True, timeout=20, capture_output=True)
-            yield
-        finally:
-            subprocess.run([control], input=b"quit\n", timeout=20, capture_output=True)
-            for name in places:
-                os.environ.pop(name, None)
+def _only_shared(text: str) -> None:
+    """What MPS says of itself; RuntimeError where there is none, for such a row would be named wrongly."""
+    if "take turns" in text:
+        raise RuntimeError(text)
 
 
 def at_once(
@@ -219,7 +270,7 @@ def at_once(
 ) -> dict[str, Any]:
     """Steps per second, all together, of trainings in processes of their own on one GPU."""
     context = mp.get_context("spawn")
-    with process_service() if mps else nullcontext(), context.Manager() as manager:
+    with process_service(("0",), _only_shared) if mps else nullcontext(), context.Manager() as manager:
         # Who waits in vain for one that died breaks the barrier.
         rates, ready = manager.list(), context.Barrier(processes, timeout=_START_S)
         workers = [
@@ -278,6 +329,13 @@ def jobs(home: Home) -> dict[str, Callable[[], dict[str, Any]]]:
     for processes in (4, 8, 16):
         name = f"{processes} processes with MPS, {what}"
         found[name] = partial(at_once, recipe, _BATCH, precision, processes, mps=True)
+    for lanes in (1, 8):
+        found[f"celeba32's own configurations, {lanes} lane{'s' * (lanes > 1)}"] = partial(
+            of_a_study, "celeba32", lanes
+        )
+    for recipe, precision in AT_ONCE:
+        name = f"steps as a compiled graph, {recipe}, batch {_BATCH}, {precision}"
+        found[name] = partial(compiled_steps, recipe, _BATCH, precision)
     for precision, n in itertools.product(("float32", "bf16"), (_SAMPLES, 5 * _SAMPLES)):
         found[f"FID {n:,}, {precision}"] = partial(fid, home, n, precision)
     return found

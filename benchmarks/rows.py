@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -147,7 +149,9 @@ def rows(home: Home, photos: Path | None, folder: Path) -> list[Row]:
     found += [
         Row(group="start", name="`harness --help`, against importing torch, optuna and mlflow", make=help_page),
         Row(group="start", name="what a worker imports", make=partial(imports, _WORKER)),
-    ]
+        Row(group="start", name="a sweep of the default study, until its first trial starts",
+            make=partial(first_trial, home, folder), rounds=3, warm_up=False),
+    ]  # fmt: skip
     return found
 
 
@@ -528,3 +532,29 @@ def help_page() -> Iterator[tuple[Timed, Timed]]:
 def imports(code: str) -> Iterator[tuple[Timed, None]]:
     """A process that imports."""
     yield lambda: _python(code), None
+
+
+@contextmanager
+def first_trial(home: Home, folder: Path) -> Iterator[tuple[Timed, None]]:
+    """The command in a fresh home that has the scoring weights, until it says that the first trial starts."""
+    numbers = iter(range(10**9))
+
+    def ours() -> Measured:
+        root = folder / f"start-{next(numbers)}"
+        root.mkdir()
+        (root / "weights").symlink_to(home.weights.resolve())
+        environment = {**os.environ, "HARNESS_HOME": str(root), "PYTHONUNBUFFERED": "1"}
+        command, began = [sys.executable, "-m", "harness", "sweep"], time.perf_counter()
+        with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True) as sweep:
+            assert sweep.stdout is not None
+            lines = iter(sweep.stdout)
+            while not next(lines).startswith("trial 0 starts"):
+                pass
+            took = time.perf_counter() - began
+            for _ in range(2):  # the second one stops it at once
+                sweep.send_signal(signal.SIGINT)
+                next(lines)
+            sweep.communicate()
+        return Measured(value=took)
+
+    yield ours, None

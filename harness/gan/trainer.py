@@ -55,6 +55,7 @@ def train(
     resume: dict[str, Any] | None = None,
     snapshot_now: Callable[[], bool] = lambda: False,
     graph: bool = True,
+    compiles: bool = False,
 ) -> Iterator[Progress | Snapshot]:
     """Train a DCGAN on uint8 images; the same seed on the same device gives the same result.
 
@@ -65,7 +66,7 @@ def train(
 
     Images of shape (N, H, W, C) are in memory, memory-mapped, or on the device already. ``resume`` is the ``state`` of
     a Snapshot of the same configuration and seed. On CUDA, steps are a CUDA ``graph`` where that can be done; a warning
-    says where it cannot.
+    says where it cannot. With ``compiles`` Inductor merges its operations first, which takes up to a minute.
 
     Progress comes about every ``progress_kimg``, then a Snapshot where ``snapshot_now`` says yes; a Snapshot at each
     mark and at the end. Resuming at a mark yields its Snapshot again. Diverged is raised where a gradient was not
@@ -75,7 +76,7 @@ def train(
     if resume is not None:
         run.load(resume)
     if graph and device.type == "cuda":
-        reason = obstacle(run) or capture(run)
+        reason = obstacle(run) or capture(run, compiles=compiles)
         if reason:
             warnings.warn(f"training without a CUDA graph: {reason}", stacklevel=2)
     last = hp.updates(budget.kimg)

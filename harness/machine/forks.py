@@ -48,11 +48,10 @@ def short_spin() -> dict[str, str]:
 
 
 @contextmanager
-def same_imports() -> Iterator[None]:
-    """Python processes started inside import what this one would; by default Python puts the current folder first."""
-    safe = {"PYTHONSAFEPATH": "1", "PYTHONPATH": search_path(), **short_spin()}
-    before = {name: os.environ.get(name) for name in safe}
-    os.environ.update(safe)
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """This process's environment with other values inside."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
@@ -60,6 +59,13 @@ def same_imports() -> Iterator[None]:
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
+
+
+@contextmanager
+def same_imports() -> Iterator[None]:
+    """Python processes started inside import what this one would; by default Python puts the current folder first."""
+    with environment({"PYTHONSAFEPATH": "1", "PYTHONPATH": search_path(), **short_spin()}):
+        yield
 
 
 @contextmanager

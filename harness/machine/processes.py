@@ -242,6 +242,11 @@ def cuda_graphs() -> bool:
     return os.environ.get("HARNESS_CUDA_GRAPHS", "1") != "0"
 
 
+def compiled_graphs() -> bool:
+    """Whether those graphs are of compiled steps, off by default: ``HARNESS_CUDA_GRAPHS=compiled``."""
+    return os.environ.get("HARNESS_CUDA_GRAPHS") == "compiled"
+
+
 def on_device(images: Tensor, device: torch.device) -> Tensor:
     """The images, moved to the GPU if they fit: no batch is copied then. The trainer takes both."""
     return images.to(device) if device.type == "cuda" and fits_on(images.nbytes, device) else images

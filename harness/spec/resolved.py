@@ -97,6 +97,10 @@ class ResolvedStudy(StudySpec):
             base = {name: value for name, value in base.items() if name not in LATER}
         return HParams.from_params(base, params, overrides or {})
 
+    def typical(self) -> HParams:
+        """A configuration of the study: of each parameter that is always searched, the first or lowest value."""
+        return self.hparams({name: examples(param)[0] for name, param in self.space.items() if not param.when})
+
 
 def suggest(trial: optuna.Trial, spec: ResolvedStudy) -> HParams:
     """Ask the trial for every active parameter, unconditional ones first, and merge them over the fixed ones."""

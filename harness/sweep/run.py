@@ -22,7 +22,6 @@ from harness.scoring.protocol import INCEPTION, objective_name
 from harness.spec.files import described_elsewhere
 from harness.spec.fit import few_images, require_images, with_all_images
 from harness.spec.resolved import ResolvedStudy, with_precision, with_stored_choices
-from harness.spec.tables import examples
 from harness.store.connection import grace_s
 from harness.store.database import open_storage, write_study_attrs
 from harness.store.records import StudyAttrs
@@ -271,9 +270,7 @@ def resolve_precision(spec: ResolvedStudy, device: str, exact: bool) -> tuple[Re
     training = rung = None
     said: list[str] = []
     if of_training:
-        # The first or lowest value of each parameter that is always searched.
-        typical = spec.hparams({name: examples(param)[0] for name, param in spec.space.items() if not param.when})
-        training, gain = usual(place), speed.training_gain(typical, place)
+        training, gain = usual(place), speed.training_gain(spec.typical(), place)
         if gain >= speed.MIN_GAIN:
             said.append(f'training in bfloat16 would be {gain:.1f} times faster here: precision = "bf16" in [fixed]')
     if of_rungs:

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.errors import Diverged
+from harness.errors import Diverged, HarnessError
 from harness.gan.architecture import problems
+from harness.gan.fast.graph import capture, obstacle
 from harness.gan.fast.precision import BF16, FLOAT32, usual
 from harness.gan.hparams import HParams
+from harness.gan.run import Run
 from harness.gan.trainer import Budget, Progress, train
 from harness.machine.processes import cuda_graphs
 from harness.scoring.extractors import untrained_module
@@ -33,14 +35,24 @@ def emulates(device: torch.device) -> bool:
     return device.type == "cpu" and x86 and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
+def without_graph(hp: HParams, device: str) -> str:
+    """Why the steps of such a training cannot be a CUDA graph; empty where they can, or where it cannot be trained."""
+    if not cuda_graphs():
+        return "HARNESS_CUDA_GRAPHS=0"
+    place = torch.device(device)
+    try:
+        run = Run(dataclasses.replace(hp, batch_size=_IMAGES), _noise(hp, place), 0, place)
+    except (RuntimeError, HarnessError):
+        return ""
+    return obstacle(run) or capture(run)
+
+
 def training_gain(hp: HParams, device: torch.device) -> float:
     """How many times faster a training step is in bfloat16 than in the usual precision; 0 if it is not timed."""
     if problems(hp) or emulates(device):
         return 0.0
     hp = dataclasses.replace(hp, batch_size=min(hp.batch_size, _IMAGES), n_dis=1)
-    shape = (_IMAGES, hp.image_size, hp.image_size, hp.channels)
-    # On the device, as in trainings; elsewhere the step would not be a graph.
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8)).to(device)
+    images = _noise(hp, device)
     try:
         before, quick = (_steps(dataclasses.replace(hp, precision=p), images, device) for p in (usual(device), BF16))
         return _gain(before, quick, device)
@@ -54,6 +66,12 @@ def scoring_gain(size: int, device: torch.device) -> float:
         return 0.0
     images = torch.zeros(2 if device.type == "cpu" else 64, 3, size, size, dtype=torch.uint8, device=device)
     return _gain(_features(FLOAT32, images, device), _features(BF16, images, device), device)
+
+
+def _noise(hp: HParams, device: torch.device) -> Tensor:
+    """Images, on the device as trainings have them: elsewhere their steps would be no graph, and bound by the host."""
+    shape = (_IMAGES, hp.image_size, hp.image_size, hp.channels)
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8)).to(device)
 
 
 def _gain(before: Iterator[None], quick: Iterator[None], device: torch.device) -> float:

@@ -20,7 +20,7 @@ from harness.gan.hparams import HParams, canonical_json, digest
 from harness.gan.run import Snapshot
 from harness.gan.trainer import Budget, Progress, train
 from harness.home import seconds_from_environment
-from harness.machine.processes import cuda_graphs
+from harness.machine.processes import compiled_graphs, cuda_graphs
 from harness.scoring.diversity import mean_distance
 from harness.scoring.fidelity import Scores
 from harness.scoring.sampling import GRID_IMAGES, GRID_SEED, generate, image_grid, save_png
@@ -201,6 +201,7 @@ def train_on_disk(
         resume=attempt.state,
         snapshot_now=lambda: stop() or time.monotonic() - attempt.saved_at > checkpoint_s,
         graph=cuda_graphs(),
+        compiles=compiled_graphs(),
     ):
         if isinstance(event, Progress):
             row = {"kimg": event.kimg, **event.curve, "images_per_s": event.images_per_s}

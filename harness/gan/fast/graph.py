@@ -7,7 +7,8 @@ Small networks are bound by the host, which launches some 150 kernels a step; a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -56,8 +57,23 @@ def obstacle(run: Run) -> str:
     return "" if run.hp.last_batch == "drop" else "batches are not all of one size"
 
 
-def capture(run: Run) -> str:
-    """Make it play its steps as a graph, compared with the steps; why not, where it does not. Its state stays."""
+@contextmanager
+def compiled(run: Run) -> Iterator[None]:
+    """Steps in here, and a graph of one, have each network's operations merged by Inductor; equal up to rounding."""
+    before = run.generator, run.discriminator
+    merged: Any = [torch.compile(network, dynamic=False) for network in before]
+    run.generator, run.discriminator = merged
+    try:
+        yield
+    finally:
+        run.generator, run.discriminator = before
+
+
+def capture(run: Run, *, compiles: bool = False) -> str:
+    """Make it play its steps as a graph, compared with the steps; why not, where it does not. Its state stays.
+
+    With ``compiles`` the graph is of the compiled step, and compared with the plain one.
+    """
     before, buffers = run.snapshot(None).state, BufferedBatches(run)
     run.next_batch = buffers.next_batch
 
@@ -66,7 +82,8 @@ def capture(run: Run) -> str:
         run.play_eagerly()
 
     try:
-        graph = _captured(run, eagerly, buffers)
+        with compiled(run) if compiles else nullcontext():
+            graph = _captured(run, eagerly, buffers)
 
         def replay() -> None:
             buffers.fill()

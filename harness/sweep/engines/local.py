@@ -12,13 +12,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from threading import RLock
 
 from harness.errors import HarnessError, SweepError, without_secrets
-from harness.machine.forks import adopt_environment, call_with_torch, worker_context
+from harness.machine.forks import adopt_environment, call_in_fork, call_with_torch, worker_context
+from harness.machine.mps import control_program, process_service
 from harness.machine.processes import free_memory, usable_cores, visible_gpus
 from harness.spec.resolved import ResolvedStudy
 from harness.sweep.messages import Alive, Ended, Event, Failed, Ready, Saved, Watcher, WorkerJob
@@ -93,6 +94,12 @@ class LocalEngine:
         self.error: HarnessError | None = None
 
     def run(self) -> None:
+        shared = self.job.device == "cuda" and self.job.on_gpu > 1
+        with process_service(self.job.gpus, self.watcher.say) if shared else nullcontext(self.job.gpus) as gpus:
+            self.job = dataclasses.replace(self.job, gpus=gpus)
+            self._supervise()
+
+    def _supervise(self) -> None:
         try:
             self._start(0)
             while self.running:
@@ -216,17 +223,28 @@ def workers_for(study: ResolvedStudy, trials: int, device: str) -> tuple[int, st
 
     On a CPU one for each core: two workers of one thread each are 1.0 to 1.3 times as fast as one of two threads, and
     lose little next to a busy neighbour (docs/performance.md). A search has at most one for four trials, because its
-    sampler learns from those that ended. On CUDA one for each GPU.
+    sampler learns from those that ended. On CUDA one for each GPU, whose trials are in lanes; or as many as there would
+    be lanes, if a network of the user's own cannot be a CUDA graph, without which lanes gain little, and MPS is there.
     """
+    most, why = usable_cores(), "one for each core"
     if device == "cuda":
         n_gpus = max(1, len(call_with_torch(visible_gpus)))
-        return min(n_gpus, trials), "one for each GPU"
+        reason = call_in_fork(_without_graph, study, device) if study.network and control_program() else ""
+        if not reason:
+            return min(n_gpus, trials), "one for each GPU"
+        most, why = n_gpus * _LANES, f"{_LANES} for each GPU, for {study.network} has no CUDA graph ({reason})"
     needed = _WORKER_BYTES + _BYTES_PER_PIXEL * study.data.image_size**2
     return min(
-        (usable_cores(), "one for each core"),
+        (most, why),
         (max(1, trials if study.plan else trials // _TRIALS_PER_WORKER), "few trials"),
         (max(1, free_memory() // needed), f"{needed / 2**30:.1f} GiB of memory for each"),
     )
+
+
+def _without_graph(study: ResolvedStudy, device: str) -> str:
+    from harness.sweep.speed import without_graph  # which imports torch
+
+    return without_graph(study.typical(), device)
 
 
 def lanes_for(study: ResolvedStudy, trials: int, device: str, workers: int) -> int:
