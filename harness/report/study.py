@@ -29,7 +29,7 @@ from harness.findings.ranking import (
 from harness.gan.hparams import LATER, stored_value
 from harness.report import plots
 from harness.report.facts import FACTS_FILE, best_toml, facts
-from harness.report.page import png, write_page
+from harness.report.page import png, spread, write_page
 from harness.spec.resolved import compared_params
 from harness.spec.tables import meaning
 from harness.store.records import StudyRecord, TrialRecord
@@ -141,10 +141,10 @@ def _pictures(trial: TrialRecord, root: Path, real: np.ndarray | None) -> tuple[
     if not grids:
         return {}, {}
     files, steps = {"grid-1.png": grids[-1].read_bytes()}, list[dict[str, str]]()
-    for place in np.unique(np.linspace(0, len(grids) - 1, _STEPS).round().astype(int)):
-        if row := _first_row(grids[place]):
+    for grid in spread(grids, _STEPS):
+        if row := _first_row(grid):
             files[file := f"step-{len(steps) + 1}.png"] = row
-            kimg = grid_kimg(grids[place])
+            kimg = grid_kimg(grid)
             steps.append({"file": file, "updates": f"{trial.updates(kimg):,}" if kimg else "0"})
     if real is not None:
         files[_REAL] = png(Image.fromarray(real))
