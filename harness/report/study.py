@@ -53,13 +53,6 @@ _OWNED = (
     *(f"{name}.png" for name in (*_FIGURES, *_FORMER)), "grid-*.png", "step-*.png", "trial-*.png", "*.svg",
     _PAIRS, _REAL, "best.toml",
 )  # fmt: skip
-# What a final score is called in a sentence.
-_SCORES = {"fid": "FID, the Fréchet distance", "kid": "KID, the squared maximum mean discrepancy"}
-# What a small sample does to each.
-_BIAS = {
-    "fid": "noisy and biased upwards",
-    "kid": "noisy, though not biased: near 0 it may be below 0",
-}
 
 
 def build_report(
@@ -231,7 +224,6 @@ def study_context(record: StudyRecord, board: Leaderboard) -> dict[str, Any]:
     every = [_row(trial, record) for trial in started]
     best = leaders[0] if leaders else None
     final, rungs = spec["scoring"]["final"], spec["budget"]["rungs"]
-    searched = "precision" in spec["space"]
     names = objectives(record)
     return {
         "record": record,
@@ -239,15 +231,9 @@ def study_context(record: StudyRecord, board: Leaderboard) -> dict[str, Any]:
         "rungs": ", ".join(number(rung) for rung in rungs) or "no",
         "promotions": _promotions(record),
         "n_finished": sum(trial.state in ("COMPLETE", "PRUNED") for trial in started),
-        "meaning": _SCORES[final["metric"]],
-        "bias": _BIAS[final["metric"]],
         "kid_subset": min(1000, final["samples"], final["reference"]),
         "data_option": "" if spec["data"]["source"] == "mnist" else " --data PATH",
         "protocol_hash": board.protocol_hash,
-        "arithmetic": {
-            "training": "what each trial searched" if searched else spec["fixed"].get("precision", "float32"),
-            "rung": spec["scoring"]["rung"].get("precision", "float32"),
-        },
         "space": [_space_row(name, param) for name, param in spec["space"].items()],
         "other_metrics": sorted(
             {name for t in leaders[:_TOP] for name in t.attrs.scores if name != record.attrs.final_metric}
@@ -260,14 +246,9 @@ def study_context(record: StudyRecord, board: Leaderboard) -> dict[str, Any]:
         "first_rung": rungs[0] if rungs else spec["budget"]["kimg"],
         "every": every,
         "time": _time(record, started),
-        "tradeoff": None
-        if len(names) == 1
-        else {
-            "names": [objective_label(name, record.attrs.final_metric) for name in names],
-            "front": pareto_front(record),
-            "timed": "seconds" in names,
-            "n": len(board.trials),
-        },
+        "objectives": [objective_label(name, record.attrs.final_metric) for name in names],
+        "front": pareto_front(record),
+        "n_ranked": len(board.trials),
     }  # fmt: skip
 
 
