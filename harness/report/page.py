@@ -97,6 +97,13 @@ def png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def spread(paths: Sequence[Path], n: int) -> list[Path]:
+    """At most n of them: the first, the last, and some evenly between."""
+    if len(paths) <= n:
+        return list(paths)
+    return [paths[round(i * (len(paths) - 1) / (n - 1))] for i in range(n)]
+
+
 def squeezed(text: str) -> str:
     """At most one blank line in a row, and one newline at the end."""
     lines: list[str] = []

@@ -29,7 +29,7 @@ from harness.findings.ranking import (
 from harness.gan.hparams import LATER, stored_value
 from harness.report import plots
 from harness.report.facts import FACTS_FILE, best_toml, facts
-from harness.report.page import png, write_page
+from harness.report.page import png, spread, write_page
 from harness.spec.resolved import compared_params
 from harness.spec.tables import meaning
 from harness.store.records import StudyRecord, TrialRecord
@@ -46,13 +46,6 @@ _PARAMETERS, _LEAST_SHARE = 3, 0.1
 # A figure of fewer points shows no more than its table.
 _FEWEST_POINTS = 8
 _PAIRS, _REAL = "nearest.png", "real.png"
-# What a final score is called in a sentence.
-_SCORES = {"fid": "FID, the Fréchet distance", "kid": "KID, the squared maximum mean discrepancy"}
-# What a small sample does to each.
-_BIAS = {
-    "fid": "noisy and biased upwards",
-    "kid": "noisy, though not biased: near 0 it may be below 0",
-}
 
 
 @plots.own_style()
@@ -137,10 +130,10 @@ def _pictures(trial: TrialRecord, root: Path, real: np.ndarray | None) -> tuple[
     if not grids:
         return {}, {}
     files, steps = {"grid-1.png": grids[-1].read_bytes()}, list[dict[str, str]]()
-    for place in np.unique(np.linspace(0, len(grids) - 1, _STEPS).round().astype(int)):
-        if row := _first_row(grids[place]):
+    for grid in spread(grids, _STEPS):
+        if row := _first_row(grid):
             files[file := f"step-{len(steps) + 1}.png"] = row
-            kimg = grid_kimg(grids[place])
+            kimg = grid_kimg(grid)
             steps.append({"file": file, "updates": f"{trial.updates(kimg):,}" if kimg else "0"})
     if real is not None:
         files[_REAL] = png(Image.fromarray(real))
@@ -227,7 +220,6 @@ def study_context(record: StudyRecord, board: Leaderboard) -> dict[str, Any]:
     every = [_row(trial, record) for trial in started]
     best = leaders[0] if leaders else None
     final, rungs = spec["scoring"]["final"], spec["budget"]["rungs"]
-    searched = "precision" in spec["space"]
     names = objectives(record)
     return {
         "record": record,
@@ -235,15 +227,9 @@ def study_context(record: StudyRecord, board: Leaderboard) -> dict[str, Any]:
         "rungs": ", ".join(number(rung) for rung in rungs) or "no",
         "promotions": _promotions(record),
         "n_finished": sum(trial.state in ("COMPLETE", "PRUNED") for trial in started),
-        "meaning": _SCORES[final["metric"]],
-        "bias": _BIAS[final["metric"]],
         "kid_subset": min(1000, final["samples"], final["reference"]),
         "data_option": "" if spec["data"]["source"] == "mnist" else " --data PATH",
         "protocol_hash": board.protocol_hash,
-        "arithmetic": {
-            "training": "what each trial searched" if searched else spec["fixed"].get("precision", "float32"),
-            "rung": spec["scoring"]["rung"].get("precision", "float32"),
-        },
         "space": [_space_row(name, param) for name, param in spec["space"].items()],
         "other_metrics": sorted(
             {name for t in leaders[:_TOP] for name in t.attrs.scores if name != record.attrs.final_metric}
@@ -256,14 +242,9 @@ def study_context(record: StudyRecord, board: Leaderboard) -> dict[str, Any]:
         "first_rung": rungs[0] if rungs else spec["budget"]["kimg"],
         "every": every,
         "time": _time(record, started),
-        "tradeoff": None
-        if len(names) == 1
-        else {
-            "names": [objective_label(name, record.attrs.final_metric) for name in names],
-            "front": pareto_front(record),
-            "timed": "seconds" in names,
-            "n": len(board.trials),
-        },
+        "objectives": [objective_label(name, record.attrs.final_metric) for name in names],
+        "front": pareto_front(record),
+        "n_ranked": len(board.trials),
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from harness.findings.headline import Headline
 from harness.gan.hparams import FIELDS, HParams
-from harness.report.page import png, write_page
+from harness.report.page import png, spread, write_page
 from harness.report.plots import losses, own_style
 from harness.text import number
 from harness.training.run_folder import RunFolder, grid_kimg
@@ -38,7 +38,7 @@ def build_training_report(folder: Path, out: Path, verdict: Headline) -> Path:
     size = hparams.image_size
     files: dict[str, bytes] = {}
     rows = []
-    for place, path in enumerate(_spread(grids[:-1], _EARLIER), start=1):
+    for place, path in enumerate(spread(grids[:-1], _EARLIER), start=1):
         files[file := f"grid-{place}.png"] = _enlarged(path, height=_ROWS * (size + 1) + 1)
         rows.append({"file": file, "at": _at(grid_kimg(path), epoch)})
     # A walk in the folder of a failed training is of an earlier, shorter one.
@@ -55,7 +55,7 @@ def build_training_report(folder: Path, out: Path, verdict: Headline) -> Path:
         "rate": float(curve["images_per_s"].median()) if len(curve) else 0.0,
         "earlier": rows,
         "last": _at(grid_kimg(grids[-1]) if summary["failed"] else summary["trained_kimg"], epoch) if grids else "",
-        "frames": len(_spread(frames, _most_frames(size))),
+        "frames": len(spread(frames, _most_frames(size))),
         "files": files,
         "settings": settings,
         "differs": [(name, value) for name, value, default in settings if value != default],
@@ -74,7 +74,7 @@ def build_training_report(folder: Path, out: Path, verdict: Headline) -> Path:
 
 def animation(frames: Sequence[Path], size: int) -> bytes:
     """A GIF of grids of images of ``size`` px, of as many of their first rows and columns as fit; below 2 MB always."""
-    grids = [Image.open(path).convert("RGB") for path in _spread(frames, _most_frames(size))]
+    grids = [Image.open(path).convert("RGB") for path in spread(frames, _most_frames(size))]
     width, height = (min(_side(size), *sides) for sides in zip(*(grid.size for grid in grids), strict=True))
     first, *rest = [grid.crop((0, 0, width, height)).quantize(256) for grid in grids]
     buffer = io.BytesIO()
@@ -90,13 +90,6 @@ def _side(size: int) -> int:
 
 def _most_frames(size: int) -> int:
     return min(_FRAMES, int(_MOST_BYTES / _BYTES_A_PIXEL / _side(size) ** 2))
-
-
-def _spread(paths: Sequence[Path], n: int) -> list[Path]:
-    """At most n of them: the first, the last, and some evenly between."""
-    if len(paths) <= n:
-        return list(paths)
-    return [paths[round(i * (len(paths) - 1) / (n - 1))] for i in range(n)]
 
 
 def _enlarged(path: Path, height: int | None = None) -> bytes:

@@ -110,7 +110,7 @@ class Scorer:
             self.additional["is",] = (named, scorers.extractor(MOBILENET))
         named = dataclasses.replace(self.protocol, extractor=VGG)
         if vgg_file(scorers.home) is None:
-            why = f"VGG16's weights are not available; set HARNESS_VGG16_WEIGHTS to {VGG_URL}"
+            why = f"VGG16's weights are not available; download {VGG_URL} and set HARNESS_VGG16_WEIGHTS to its path"
             self.lacking = {named.metric(name): why for name in _PUBLISHED_PRC}
             return
         extractor = scorers.extractor(VGG)

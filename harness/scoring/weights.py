@@ -99,7 +99,9 @@ def vgg_file(home: Home) -> Path | None:
 def vgg_weights(home: Home) -> Weights:
     path = vgg_file(home)
     if path is None:
-        raise WeightsError("the VGG16 weights are not available", f"Set HARNESS_VGG16_WEIGHTS to {VGG_URL}")
+        raise WeightsError(
+            "the VGG16 weights are not available", f"Download {VGG_URL} and set HARNESS_VGG16_WEIGHTS to its path."
+        )
     if path.name == VGG_NAME:
         _check_sha256(path, VGG_NAME.removesuffix(".pth").split("-")[1])
     state = _load_state(path)

@@ -133,7 +133,7 @@ def test_rungs_are_quicker_only_where_they_are(tmp_path):
     assert "Rungs use the quicker `fid_mnv2_250`; the two are never mixed." in report(FULL, tmp_path)
     same = dataclasses.replace(FULL, attrs=dataclasses.replace(FULL.attrs, rung_metric="fid500"))
     text = report(same, tmp_path)
-    assert "Rungs use the same score." in text and "quicker" not in text
+    assert "Rungs use the same score.\n- **Arithmetic:**" in text and "quicker" not in text
 
 
 def test_an_interrupted_trial_and_its_continuation_are_one(tmp_path):
