@@ -36,8 +36,9 @@ CHOICE: Sequence[click.Parameter] = (
            env="KIMG"),
     option("--samples", Whole(20), "images to score with, generated and real ones each; else as in the file",
            env="SAMPLES"),
-    option("--grid-kimg", Number(), "a sample grid every N kimg; else after every epoch, or ten in all"),
-    option("--grid-steps", Whole(), "the same, in generator updates"),
+    option("--grid-kimg", Number(), "a sample grid every N kimg; else after every epoch, or ten in all",
+           env="GRID_KIMG"),
+    option("--grid-steps", Whole(), "the same, in generator updates", env="GRID_STEPS"),
     verbs.EXACT, option("--seed", verbs.SEED, "of the training", env="SEED"), verbs.DATA, verbs.DEVICE,
 )  # fmt: skip
 def train(given: Any) -> int:
