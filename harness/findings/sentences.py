@@ -99,7 +99,7 @@ SENTENCES = (
         quote="This is another important visualization as the generator and discriminator losses don't always "
         "accurately convey the message and sometimes a subjective evaluation of the images created by the generator is "
         "a better marker for success than just validation scores and losses.",
-        source="Noe and Thapa (recipe celeba128); the README of svhn32 reads blurry images off a high loss",
+        source="README of the Keras system (recipe celeba128); that of svhn32 reads blurry images off a high loss",
         test="rank correlation (Spearman) of the generator's loss, mean of the second half, with the final score; "
         f"supported if it is surely weaker than {TELLING}",
         measured=_loss_and_score, value=_rank_correlation, verdict=_weak,
