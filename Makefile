@@ -1,7 +1,7 @@
 # Verbs only: each recipe is one line. The harness's own call it; the developers' call their tools. Variables reach both
 # through the environment, unexpanded, so that no value of theirs is ever read by make or by a shell.
 PYTHON ?= python3
-VARIABLES := STUDY RECIPE VARIANT DATA TRIALS WORKERS LANES DEVICE QUICK EXACT KIMG SAMPLES SEED CONFIG ENGINE ADDRESS KILLS CONFIRM TOP SEEDS SAMPLINGS FULL HOURS THEN
+VARIABLES := STUDY RECIPE VARIANT DATA TRIALS WORKERS LANES DEVICE QUICK EXACT KIMG SAMPLES SEED GRID_KIMG GRID_STEPS CONFIG ENGINE ADDRESS KILLS CONFIRM TOP SEEDS SAMPLINGS FULL HOURS THEN
 $(foreach v,$(VARIABLES),$(if $(value $(v)),$(eval override $(v) := $$(value $(v)))$(eval export $(v))))
 VERBS := help setup new sweep plan confirm claims audit worker reconcile train recipes report generate ui dashboard doctor test lint docs bench faults clean
 # MAKECMDGOALS itself, exported, would be the goals of every make below this one.

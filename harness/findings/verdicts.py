@@ -67,7 +67,7 @@ class ArmResult:
             return finished
         if self.measure == "score_rise":
             return {seed: _rise(self.trials[seed]) for seed in finished}
-        of_curve = _swing if self.measure == "loss_swing" else _gap
+        of_curve = {"loss_swing": _swing, "loss_gap": _gap, "seconds": _seconds}[self.measure]
         return {seed: of_curve(self.curves[seed]) for seed in finished if len(self.curves.get(seed, ())) > 1}
 
     @property
@@ -267,6 +267,11 @@ def _swing(curve: Sequence[Mapping[str, float]]) -> float:
 def _gap(curve: Sequence[Mapping[str, float]]) -> float:
     """The mean distance of both networks' losses (nats)."""
     return fmean(abs(point["loss_g"] - point["loss_d"]) for point in curve)
+
+
+def _seconds(curve: Sequence[Mapping[str, float]]) -> float:
+    """The mean time of training 1,000 images (s), without scoring and checkpoints."""
+    return fmean(1000 / point["images_per_s"] for point in curve)
 
 
 def share_bounds(k: int, n: int) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from PIL import Image
 from harness.findings.fixed_studies import chosen_claims
 from harness.findings.health import COLLAPSED
 from harness.findings.ranking import rank, rung_scores
+from harness.findings.sentences import SENTENCES, tested
 from harness.findings.verdicts import ASSUMED, ASSUMED_SHARE, RULE, WORSENED, Judgement, arm_results, judge
 from harness.gan.hparams import HParams
 from harness.report import plots
@@ -28,6 +29,7 @@ _MEASURES = {
     "loss_swing": "mean change of the generator's loss (nats)",
     "loss_gap": "mean distance of both losses (nats)",
     "score_rise": "largest rise of the quick score (factor)",
+    "seconds": "training time of 1,000 images (s)",
 }
 _SAYS_OF_MEASURES = {
     "better": "has a {measure} at least {share} smaller than the control's",
@@ -75,6 +77,7 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
             if group
         },
         "both": _both(groups),
+        "of_all": [tested(sentence, results) for sentence in SENTENCES],
         "base": base,
         "shared": _shared,
         "images": images,

@@ -18,8 +18,9 @@ from benchmarks.peak import peak_mib
 from benchmarks.pruners import Curve, replay, speeds
 from benchmarks.search import ARMS, SETS, arm_spec, goal, jobs, ratio, unit
 from benchmarks.search import table as search_table
+from benchmarks.systems import CROPS, job, report, systems
 from benchmarks.whole_machine import Work
-from harness.spec.files import load_study_file
+from harness.spec.files import file_names, load_recipe, load_study_file
 from harness.store.samplers import AsyncPercentilePruner
 from harness.sweep.messages import Ended, Progressed, Scored, Started
 from tests.conftest import ROOT
@@ -158,3 +159,32 @@ def test_every_arm_is_a_study_and_none_has_a_preset():
         searches = 2 if name == "celeba32" else 1  # faces with and without what digits taught
         expected = 30 + searches * SETS[name].sweeps + 2 * SETS[name].controls
         assert len(set(jobs(name))) == len(jobs(name)) == expected
+
+
+def test_published_systems_of_one_size_get_the_same_images_length_and_protocol():
+    every = systems(file_names("recipe"))
+    assert set(systems([])) == {(name, variant) for name, variant in every if load_recipe(name).data.image_size == 32}
+    for size in CROPS:
+        made = [job(*system, 1, 64.0) for system in every if load_recipe(system[0]).data.image_size == size]
+        assert len({each.label for each in made}) == len(made) > 1
+        assert len({str((each.data, each.scoring, each.seed, each.kimg)) for each in made}) == 1
+
+
+def test_the_table_of_systems_has_the_best_first_and_never_mixes_protocols():
+    def row(variant, fid, protocol="p", verdict="trained", cpu_s=60.0):
+        alike = {"precision_inception_1k": 0.5, "recall_inception_1k": 0.25}
+        return {
+            "recipe": "svhn32", "variant": variant, "size": 32, "kimg": 64.0, "protocol_hash": protocol,
+            "scores": {"fid1k": fid, "kid1k": fid / 1000, **alike} if fid else {}, "verdict": verdict,
+            "cpu_s": cpu_s, "images": 10_000, "cpu": "a CPU", "precision": "float32",
+        }  # fmt: skip
+
+    found = [row("as_coded", 90.0), row("as_coded", 110.0, cpu_s=None), row("as_written", 80.0)]
+    lines = list(report([*found, row("as_coded", 1.0, protocol="q"), row("broken", None, verdict="diverged")]))
+    first, second = (lines[n + 2 :] for n, text in enumerate(lines) if text.startswith("| recipe"))
+    assert first[:3] == [
+        "| [svhn32](#svhn32) | as_written | 80 | 80 | 0.50 | 0.25 | 1.0 | 1 trained |",
+        "| [svhn32](#svhn32) | as_coded | 100 ± 14 | 100 ± 14 | 0.50 ± 0.00 | 0.25 ± 0.00 | 1.0 | 2 trained |",
+        "| [svhn32](#svhn32) | broken | – | – | – | – | 1.0 | 1 diverged |",
+    ]
+    assert second == ["| [svhn32](#svhn32) | as_coded | 1 | 1 | 0.50 | 0.25 | 1.0 | 1 trained |"]

@@ -63,6 +63,17 @@ def test_a_run_whose_samples_are_all_alike_is_headlined_as_collapsed(hp, home, i
     assert "Next: `harness train --config best.toml --seed 0 --kimg 8`" in text
 
 
+def test_a_page_shows_samples_next_to_real_images_and_says_each_reason_once(hp, home, image_folder, tmp_path):
+    outcome = ended(hp, home, image_folder)
+    run = RunFolder(outcome.folder)
+    unavailable = {"is20": "no head", "precision20": "no weights", "recall20": "no weights"}
+    run.summary.write_text(json.dumps({**run.read_summary(), "unavailable": unavailable}))
+    text = page_of(outcome, tmp_path / "page")
+    assert re.search(r"^!\[Samples, .*\]\(last.png\) !\[Real images\]\(real.png\)$", text, re.MULTILINE)
+    assert "`is20` is unavailable: no head." in text
+    assert "`precision20` and `recall20` are unavailable: no weights." in text
+
+
 def test_a_diverged_training_has_a_page_that_says_so(hp, home, image_folder, tmp_path):
     outcome = ended(dataclasses.replace(hp, lr_g=1e30, lr_d=1e30, bn="none"), home, image_folder)
     assert (outcome.scores, outcome.interrupted) == ({}, False)

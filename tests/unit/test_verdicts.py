@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from harness.errors import NotFoundError, SpecError
+from harness.findings import sentences
 from harness.findings.verdicts import (
     ASSUMED,
     ArmResult,
@@ -260,3 +261,43 @@ def test_claims_on_oscillation_compare_losses_and_quick_scores():
 def test_a_claim_on_scores_is_kept_as_before_there_were_other_measures():
     assert "measure" not in registered(claim("worse"))
     assert '"measure":"loss_gap"' in registered(claim("worse").model_copy(update={"measure": "loss_gap"}))
+
+
+def test_claims_on_speed_compare_the_time_of_training_and_not_of_scoring():
+    def arm(images_per_s: float) -> ArmResult:
+        curves = {seed: [{"images_per_s": images_per_s + seed}] * 3 for seed in range(5)}
+        return dataclasses.replace(trained([100.0] * 5), curves=curves, measure="seconds")
+
+    quick, slow = arm(200.0), arm(100.0)
+    assert quick.scores[0] == pytest.approx(5.0)
+    made = claim("worse", relevant=0.25).model_copy(update={"measure": "seconds"})
+    assert verdict(made, quick, leaky=slow) == "supported"
+    assert verdict(made, slow, leaky=quick) == "refuted"
+
+
+def test_sentences_about_any_training_are_tested_on_all_of_them_by_arm():
+    losses, longer = sentences.SENTENCES
+
+    def arms(n: int, score, last: float) -> dict[str, ArmResult]:
+        def arm(k: int) -> ArmResult:
+            # Only the second half counts.
+            curve = [{"kimg": 1.0, "loss_g": 99.0}, {"kimg": 2.0, "loss_g": float(k)}]
+            made = trained([score(k), score(k) + 0.1, None], curve=(9.0, last))
+            return dataclasses.replace(made, curves=dict.fromkeys(range(3), curve))
+
+        return {str(k): arm(k) for k in range(n)}
+
+    told = sentences.tested(losses, arms(12, score=lambda k: 10.0 * k, last=5.0))
+    assert told.trainings == 24, "those without a score tell nothing"
+    assert (told.verdict, told.value > 0.9) == ("refuted", True)
+    assert sentences.tested(losses, arms(12, score=lambda k: -10.0 * k, last=5.0)).verdict == "refuted", (
+        "nor may it be turned round"
+    )
+    rng = np.random.default_rng(0)
+    chance = rng.normal(size=60)
+    assert sentences.tested(losses, arms(60, score=lambda k: chance[k], last=5.0)).verdict == "supported"
+    assert sentences.tested(losses, arms(6, score=lambda k: chance[k], last=5.0)).verdict == "undecided"
+    few = sentences.tested(losses, arms(4, score=lambda k: 10.0 * k, last=5.0))
+    assert (few.verdict, few.value) == ("undecided", None)
+    assert sentences.tested(longer, arms(5, score=float, last=5.0)).verdict == "supported"
+    assert sentences.tested(longer, arms(5, score=float, last=9.5)).verdict == "refuted"
