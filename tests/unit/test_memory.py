@@ -182,7 +182,7 @@ def test_a_few_bytes_that_ask_for_gigabytes_are_refused_in_the_main_process_too(
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
-class _AskForMore:
+class _AskForMore(tuple):
     """Asks for 8 GiB where Pillow looks which formats to try."""
 
     def __iter__(self):

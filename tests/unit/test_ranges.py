@@ -192,7 +192,7 @@ def test_pictures_of_code_of_fewer_bits_than_their_format_are_refused(tmp_path, 
 
 
 def tiff(path: Path, array: np.ndarray, tags: dict[int, int]) -> None:
-    Image.fromarray(array).save(path, format="TIFF", tiffinfo={**tags})
+    Image.fromarray(array).save(path, format="TIFF", tiffinfo=dict.fromkeys(tags, 1))
     payload = bytearray(path.read_bytes())
     (start,) = struct.unpack_from("<I", payload, 4)
     for place in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", payload, start)[0], 12):
