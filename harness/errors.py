@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 # How to write a password in an address.
 ESCAPES = "In a password write %40 for @, %2F for /, %3F for ?, %23 for #, %20 for a space."
-_USER = re.compile(r"(\w+://)\S*@")
+_USER = re.compile(r"(\w+:/{1,2})\S*@")  # a path has one of its slashes
 _SECRET = re.compile(
     r"([?&;][\w.-]*(?:password|passwd|pwd|token|secret|key|credential|signature)[\w.-]*=)[^&\s'\"]+", re.I
 )

@@ -8,6 +8,7 @@ import time
 from typing import Any
 from unicodedata import category
 
+from harness.errors import without_secrets
 from harness.machine.signals import StopSignals
 
 # Unicode's control characters, invisible ones (which turn text around), lone surrogates and separators of lines.
@@ -31,7 +32,7 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    print(visible(text), file=sys.stderr, flush=True)
+    print(visible(without_secrets(text)), file=sys.stderr, flush=True)
 
 
 def objects(question: str, seconds: float) -> bool:

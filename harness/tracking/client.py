@@ -207,6 +207,8 @@ def tracking_url(home: Home) -> str:
     url = os.environ.get("MLFLOW_TRACKING_URI") or home.mlflow_url
     try:
         parts = urlsplit(url)
+        if "@" in url and "://" not in url:
+            raise ValueError
         if parts.scheme in ("http", "https"):
             cut = "@" in f"{parts.path}?{parts.query}#{parts.fragment}" and parts.username is None
             if cut or parts.port == 0 or any(map(str.isspace, url)):  # reading the port raises where it is none

@@ -13,14 +13,14 @@ from urllib.parse import urlencode
 
 from harness.errors import UsageError
 from harness.home import Home
-from harness.tracking.client import client_for, version_of_pages
+from harness.tracking.client import client_for, tracking_url, version_of_pages
 from harness.tracking.views import MADE_WITH, ONLY_TRIALS, view_links
 
 
 def ui_command(home: Home, port: int) -> list[str]:
     """The command line of the MLflow server over the home folder's database, on this machine only."""
-    if address := os.environ.get("MLFLOW_TRACKING_URI"):
-        raise UsageError("MLFLOW_TRACKING_URI is set, so runs are on that server", f"Open {address}.")
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        raise UsageError("MLFLOW_TRACKING_URI is set, so runs are on that server", f"Open {tracking_url(home)}.")
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise UsageError(f"port {port} is in use", f"Choose another: harness ui --port {port + 1}")

@@ -33,6 +33,8 @@ import torch
 from PIL import Image
 
 from harness.api.generator import training_generator
+from harness.cli import main
+from harness.cli.display import complain
 from harness.cli.machine import checks
 from harness.data import arrays
 from harness.data.decode import Preparation, Rejected, decode
@@ -157,6 +159,8 @@ PROOFS: dict[str, tuple[str, ...]] = {
     "Secrets": (
         f"{HERE}::test_the_password_of_the_tracking_address_is_in_no_finding_tag_or_file",
         f"{HERE}::test_the_password_of_a_tracking_address_that_fails_is_not_shown",
+        f"{HERE}::test_an_address_without_its_slashes_is_refused_and_not_shown",
+        f"{HERE}::test_complaints_hold_no_secrets",
         f"{HERE}::test_errors_hold_no_secrets",
         "tests/e2e/test_secrets.py::test_no_secret_of_any_address_is_seen",
     ),
@@ -839,12 +843,29 @@ def test_the_password_of_a_tracking_address_that_fails_is_not_shown(home, monkey
     assert SECRET not in str(list(checks(home)))
 
 
+@pytest.mark.parametrize("address", [f"u:{SECRET}@host:5000", f"http//u:{SECRET}@host", f"https:/u:{SECRET}@host"])
+def test_an_address_without_its_slashes_is_refused_and_not_shown(home, monkeypatch, address):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    for call in (lambda: client_for(home), lambda: ui_command(home, 1)):
+        with pytest.raises(UsageError, match="MLFLOW_TRACKING_URI is not an address") as caught:
+            call()
+        assert SECRET not in str(caught.value)
+
+
+def test_complaints_hold_no_secrets(capsys):
+    assert main(["new", "mine", "--data", f"https://me:{SECRET}@host.example/x.zip"]) == 1
+    complain(f"[Errno 2] No such file or directory: 'https:/me:{SECRET}@host/x'")
+    said = capsys.readouterr()
+    assert "host.example/x.zip" in said.err and SECRET not in said.err + said.out
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
         ("cannot open postgresql+psycopg://me:s3c@ret@db:5432/x: no", "cannot open postgresql+psycopg://db:5432/x: no"),
         ("https://host/?user=me&password=s3cret&a=1", "https://host/?user=me&password=***&a=1"),
         ("'s3://k:s3cret@bucket' and 'http://u:s3cret@h'", "'s3://bucket' and 'http://h'"),
+        ("no such folder: /home/https:/me:s3cret@h/x.zip", "no such folder: /home/https:/h/x.zip"),
         ("see https://toml.io, or mail@example.org", "see https://toml.io, or mail@example.org"),
     ],
 )

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import sysconfig
 import threading
 import time
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError, SweepError, UsageError
+from harness.errors import HarnessError, SweepError, UsageError, without_secrets
 from harness.machine.forks import same_imports, search_path, short_temporary_folder
 from harness.machine.processes import Machines
 from harness.sweep.messages import Crashed, Ended, Event, Watcher, WorkerJob
@@ -117,8 +118,8 @@ def worker_task(
     except HarnessError as error:
         return error
     except Exception as error:
-        traceback.print_exc()
-        publish(Crashed(text=f"{type(error).__name__}: {error}"))
+        sys.stderr.write(without_secrets(traceback.format_exc()))
+        publish(Crashed(text=without_secrets(f"{type(error).__name__}: {error}")))
         # The end of the process is what Ray retries, and what tells everybody that its trial is abandoned.
         os._exit(1)
     return None
