@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -109,13 +110,15 @@ class ParentRun:
             with suppress(TimeoutError):  # as said below
                 within(_LAST_S, last, lambda: self.stop_level() > 1)
 
-        closing = Thread(target=limited, name="mlflow-end")
+        closing = Thread(target=limited, name="mlflow-end", daemon=True)
         closing.start()
         until = time.monotonic() + _WAIT_S
         while closing.is_alive() and time.monotonic() < until and self.stop_level() < 2:
             closing.join(0.1)
         if closing.is_alive():
             self.say("MLflow is slow: it gets the rest meanwhile; what it has not by then `harness reconcile` sends")
+            if not self.stop_level():  # whoever pressed Ctrl-C wants the end
+                atexit.register(_wait_for, closing)
 
     def _agree(self) -> bool:
         """Whether MLflow has what folders and database have."""
@@ -150,6 +153,12 @@ class ParentRun:
         said = f"{type(error).__name__}: {without_secrets((str(error).strip().splitlines() or [''])[0])[:120]}"
         self.say(f"MLflow does not answer ({said}); `harness reconcile` makes it agree")
         return False
+
+
+def _wait_for(thread: Thread) -> None:
+    """Wait for a thread, or for Ctrl-C."""
+    with suppress(KeyboardInterrupt):
+        thread.join()
 
 
 def reconcile_home(name: str | None, home: Home) -> Iterator[str]:

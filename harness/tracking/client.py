@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from threading import Thread
+from threading import Thread, local
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -52,8 +53,9 @@ _PASSWORDS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 _CALL_S, _FILE_S, _POLL_S, _MAKE_S = 30.0, 600.0, 0.2, 300.0
 # Bytes of an answer, the longest of which is a page of 1,000 runs.
 _MOST_BYTES = 64 * 2**20
-# Calls that were given up, and are not over yet.
+# Calls that were given up, and are not over yet; until when the one of this thread is waited for.
 _left: list[Thread] = []
+_waited = local()
 _MOST_LEFT = 8
 _DAMAGED = "If mlflow.db is damaged, move it away: the next start shows everything again, from the runs' folders."
 # The last two print a request's address, and what they raise with a traceback and the statement's values.
@@ -95,6 +97,8 @@ def _limit_answers() -> None:
 
     class Limited(usual):  # type: ignore[misc,valid-type]
         def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:
+            if time.monotonic() > getattr(_waited, "until", math.inf):  # the next page, or another try
+                raise exceptions.ConnectionError("the call was given up")
             request.headers["Accept-Encoding"] = "identity"  # what is read is what there is
             response: Response = super().send(request, *args, **kwargs)
             if not kwargs.get("stream"):
@@ -118,8 +122,10 @@ def within(seconds: float, call: Callable[[], R], stops: Callable[[], bool] = la
     if len(_left) >= _MOST_LEFT:
         raise TimeoutError("earlier requests have not been answered")
     outcome: list[Callable[[], R]] = []
+    until = time.monotonic() + seconds
 
     def work() -> None:
+        _waited.until = until
         try:
             result = call()
             outcome.append(lambda: result)
@@ -131,7 +137,7 @@ def within(seconds: float, call: Callable[[], R], stops: Callable[[], bool] = la
 
             outcome.append(reraise)
 
-    thread, until = Thread(target=work, name="mlflow", daemon=True), time.monotonic() + seconds
+    thread = Thread(target=work, name="mlflow", daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(_POLL_S)

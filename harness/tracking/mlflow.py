@@ -31,6 +31,8 @@ _PARENT_TAG = "mlflow.parentRunId"
 _NOTE_TAG = "mlflow.note.content"
 # Seconds for a report, which is written already.
 _ATTACH_S = 30.0
+# Of 1,000 runs.
+_MOST_PAGES = 1000
 # Longer is refused or cut.
 _NOTE_CHARACTERS = 7900
 # What MLflow makes of an image's key and step.
@@ -241,12 +243,13 @@ class MlflowTracker:
 
     def _search(self, query: str, view: int = 1) -> Iterator[Any]:
         token = None
-        while True:
+        for _ in range(_MOST_PAGES):
             page = self.client.search_runs([self.experiment_id], query, view, max_results=1000, page_token=token)
             yield from page
             token = page.token
             if not token:
                 return
+        raise TrackingError("MLflow's list of runs does not end", "Is a gateway before it that repeats answers?")
 
     def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Thread
+from threading import Event, Thread, current_thread
+from threading import enumerate as living
 from urllib.parse import urlsplit
 
 import pytest
@@ -52,10 +53,11 @@ class Poor:
                     poor.over.wait()
                     return
                 self.send_response(200)
-                if poor.mode == "html":
-                    self.send_header("Content-Length", "13")
+                if poor.mode in ("html", "pages"):
+                    answer = b"<html></html>" if poor.mode == "html" else b'{"next_page_token": "the same"}'
+                    self.send_header("Content-Length", str(len(answer)))
                     self.end_headers()
-                    self.wfile.write(b"<html></html>")
+                    self.wfile.write(answer)
                     return
                 if poor.mode != "header":
                     self.send_header("Transfer-Encoding", "chunked")
@@ -151,6 +153,44 @@ def test_calls_that_never_end_do_not_pile_up(poor):
     for thread in client_module._left:
         thread.join()
     assert within(5.0, lambda: 7) == 7
+
+
+def test_pages_that_never_end_are_not_all_read(home, poor, monkeypatch):
+    client_module.load()
+    poor.mode = "pages"
+    monkeypatch.setattr(mlflow_module, "_MOST_PAGES", 3)
+    with pytest.raises(TrackingError, match="does not end"):
+        MlflowTracker(new_client(home), "1", "abc").runs_by_key()
+
+
+def test_a_call_that_was_given_up_asks_nothing_more(home, poor):
+    client_module.load()
+    poor.mode = "pages"
+    from mlflow.exceptions import MlflowException
+
+    client, threads = new_client(home)._real, list[Thread]()
+
+    def history() -> None:
+        threads.append(current_thread())
+        client.get_metric_history("abc", "loss_g")
+
+    with pytest.raises((TimeoutError, MlflowException)):
+        within(1.0, history)
+    threads[0].join(30.0)
+    assert not threads[0].is_alive()
+
+
+def test_an_end_that_somebody_interrupted_leaves_nothing_that_python_would_wait_for(home, poor, known, monkeypatch):
+    client_module.load()
+    poor.mode = "silent"
+    monkeypatch.setattr(reconcile_module, "_WAIT_S", 1.0)
+    waited: list[object] = []
+    monkeypatch.setattr(reconcile_module.atexit, "register", lambda *call: waited.append(call))
+    for level, waits in ((1, 0), (0, 1)):
+        parent = ParentRun(known, home, "cpu", lambda text: None, lambda level=level: level).known()
+        parent.close(4)
+        assert len(waited) == waits
+    assert all(thread.daemon for thread in living() if thread.name.startswith("mlflow"))
 
 
 @pytest.fixture

@@ -164,7 +164,11 @@ PROOFS: dict[str, tuple[str, ...]] = {
         f"{HERE}::test_errors_hold_no_secrets",
         "tests/e2e/test_secrets.py::test_no_secret_of_any_address_is_seen",
     ),
-    "Servers that answer": ("tests/contract/test_poor_servers.py::test_every_call_ends",),
+    "Servers that answer": (
+        "tests/contract/test_poor_servers.py::test_every_call_ends",
+        "tests/contract/test_poor_servers.py::test_a_call_that_was_given_up_asks_nothing_more",
+        "tests/contract/test_poor_servers.py::test_pages_that_never_end_are_not_all_read",
+    ),
 }
 
 
