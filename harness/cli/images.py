@@ -126,7 +126,7 @@ def _export(given: Any) -> None:
     if given.recipe:
         raise UsageError("export writes the reference images of a started study", "Leave --recipe out.")
     if given.out is None:
-        raise UsageError("export needs a folder to write to", "Add --out FOLDER.")
+        raise UsageError("export needs a folder to write to", "Say --out FOLDER.")
     from harness.data.store import open_store
     from harness.scoring.reference import save_reference
     from harness.store.records import StudyAttrs
