@@ -138,6 +138,7 @@ def compared_params(spec: Mapping[str, Any], hparams: Mapping[str, Any]) -> dict
 
     An alias such as ``lr`` has one value; if the networks' values differ, its fields have theirs.
     """
+    hparams = {**LATER, **hparams}  # which a configuration leaves out where it does not use them
     shared = {alias: {hparams.get(name) for name in names} for alias, names in ALIASES.items()}
     values = {**hparams, **{alias: next(iter(each)) for alias, each in shared.items() if len(each) == 1}}
     in_force = [name for name, when in compared(spec).items() if is_active(when, values)]

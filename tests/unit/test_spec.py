@@ -230,6 +230,14 @@ def test_alias_sets_both_networks_and_a_later_layer_wins():
     assert (hp.lr_g, hp.lr_d, hp.slope_g, hp.slope_d) == (1e-3, 1e-3, 0.3, 0.3)
 
 
+def test_a_searched_hyperparameter_has_its_value_also_where_it_is_not_in_use():
+    """Without one, MLflow's parallel coordinates would leave the trial out."""
+    photos = load_study_file("photos32")
+    (paper, _) = photos.presets
+    assert paper.params["diffaugment"] == "none"
+    assert compared_params(photos.identity(), photos.hparams(paper.params).to_dict()) == paper.params
+
+
 def test_what_a_trial_is_compared_by_is_searched_and_in_force():
     spec = parse(TINY_STUDY)
     stored = spec.identity()
