@@ -70,8 +70,8 @@ def test_a_page_shows_samples_next_to_real_images_and_says_each_reason_once(hp, 
     run.summary.write_text(json.dumps({**run.read_summary(), "unavailable": unavailable}))
     text = page_of(outcome, tmp_path / "page")
     assert re.search(r"^!\[Samples, .*\]\(last.png\) !\[Real images\]\(real.png\)$", text, re.MULTILINE)
-    assert "`is20` is unavailable: no head." in text
-    assert "`precision20` and `recall20` are unavailable: no weights." in text
+    assert "Inception Score of 20 images is unavailable: no head." in text
+    assert "Precision of 20 images and recall of 20 images are unavailable: no weights." in text
 
 
 def test_a_diverged_training_has_a_page_that_says_so(hp, home, image_folder, tmp_path):

@@ -227,7 +227,7 @@ def test_an_interrupted_trial_is_continued_bit_for_bit(env, tmp_path):
 def test_a_trial_that_continues_at_a_rung_is_not_said_to_be_scored_there_again(tmp_path):
     env, kinds = Env(Home(tmp_path / "runs"), SPEC.model_copy(update={"pruner": PrunerSpec(name="promotion")})), []
     env.publish = lambda event: kinds.append(type(event).__name__)
-    work(env.setup, 1)
+    env.work(1)
     kinds = [kind for kind in kinds if kind not in ("Progressed", "Saved", "Said")]
     first, then = ["Started", "Scoring", "Scored", "Ended"], ["Started", "Scoring", "Scored", "Ended"]
     assert kinds == first + then
