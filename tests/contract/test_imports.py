@@ -142,6 +142,7 @@ class Job:
     index: int = 0
     workers: int = 1
     gpus: tuple[str, ...] = ()
+    device: str = "cpu"
 
 
 def hang_once(job: Job, events: Connection, environment: dict[str, str]) -> None:
