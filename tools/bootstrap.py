@@ -117,7 +117,7 @@ def _install(extra: str) -> None:
     command = [
         *pip,
         "install",
-        "-q",
+        *(() if sys.stderr.isatty() else ("-q",)),  # who waits sees what is fetched
         "--disable-pip-version-check",
         "--no-compile",
         "-c",
@@ -223,7 +223,7 @@ def main() -> None:
         python = sys.executable if here else str(ensure("dashboard" if words[0] == "dashboard" else ""))
     elif _has_click():  # the help needs no more
         python = sys.executable
-    elif python_of(VENV).exists():
+    elif python_of(VENV).exists() and not (VENV / _UNFINISHED).exists():
         python = str(python_of(VENV))
     else:
         sys.stdout.write(_WITHOUT_CLICK)

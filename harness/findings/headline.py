@@ -184,7 +184,8 @@ class _Judge:
 
     def _say(self, kind: Kind, text: str, reason: str, command: str) -> Headline:
         trial = self.trials[0].number if self.trials else None
-        return Headline(kind=kind, text=text, reason=reason, next=command, trial=trial)
+        images = "" if command.startswith("harness generate") else self.record.data_option
+        return Headline(kind=kind, text=text, reason=reason, next=f"{command}{images}", trial=trial)
 
     def _leads(self, trial: TrialRecord) -> str:
         return (

@@ -98,7 +98,7 @@ def build_claims_report(record: StudyRecord, root: Path, out: Path, *, images: b
         "n_arms": len(results),
         "time": duration(sum(trial.seconds for trial in record.trials)),
         "n_comparisons": sum(len(judgement.comparisons) for judgement in judged),
-        "data_option": "" if spec.data.source == "mnist" else " --data PATH",
+        "data_option": record.data_option,
     }
     return write_page(out, "claims.md.j2", context, figures=figures, files=files)
 

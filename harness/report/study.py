@@ -207,7 +207,7 @@ def _next(record: StudyRecord, first: str, *, audited: bool) -> list[str]:
     name, usable = record.name, bool(leading(record))
     commands = [
         first,
-        *([f"harness audit {name}"] if usable and not audited else []),
+        *([f"harness audit {name}{record.data_option}"] if usable and not audited else []),
         *([f"harness generate --study {name} --best -n 64 --out grid.png"] if usable else []),
         "harness ui",
     ]
@@ -228,7 +228,7 @@ def study_context(record: StudyRecord, board: Leaderboard) -> dict[str, Any]:
         "promotions": _promotions(record),
         "n_finished": sum(trial.state in ("COMPLETE", "PRUNED") for trial in started),
         "kid_subset": min(1000, final["samples"], final["reference"]),
-        "data_option": "" if spec["data"]["source"] == "mnist" else " --data PATH",
+        "data_option": record.data_option,
         "protocol_hash": board.protocol_hash,
         "space": [_space_row(name, param) for name, param in spec["space"].items()],
         "other_metrics": sorted(

@@ -244,6 +244,11 @@ class StudyRecord:
     trials: tuple[TrialRecord, ...]
 
     @property
+    def data_option(self) -> str:
+        """What a command on this study needs to find its images: nothing where they are shipped, fetched or made."""
+        return " --data PATH" if self.attrs.spec["data"]["source"] in ("folder", "celeba") else ""
+
+    @property
     def complete(self) -> list[TrialRecord]:
         """Trials with a final score, best first; ties go to the earlier one."""
         done = [trial for trial in self.trials if trial.state == "COMPLETE" and trial.value is not None]

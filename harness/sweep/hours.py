@@ -15,7 +15,7 @@ from harness.store.records import StudyAttrs
 from harness.store.trials import begun_count
 from harness.sweep import messages
 from harness.sweep.messages import Watcher
-from harness.text import duration
+from harness.text import counted, duration
 
 # Time reserved for closing the study and writing its report (s), at most this share of the whole.
 _REPORT_S, _REPORT_SHARE = 30.0, 0.1
@@ -70,8 +70,8 @@ class TimeBudget:
                 begun = begun_count(study)
                 write_study_attrs(study, StudyAttrs(target=begun))
                 watcher.say(
-                    f"{duration(self.deadline - now)} of {duration(self.hours * 3600)} left: no new trials; the best "
-                    f"of {begun} are trained to the end"
+                    f"{duration(self.deadline - now)} of {duration(self.hours * 3600)} left: no new trials; the "
+                    f"best of {counted(begun, 'trial')} are trained to the end"
                 )
             return level
 

@@ -97,7 +97,7 @@ def run_sweep(
     # Without a number, a start continues to the last target.
     target = max(trials or max(spec.budget.trials, attrs.target), finished_count(study))
     if trials and trials < target:
-        watcher.say(f"TRIALS={trials}, but {target} trials are finished already")
+        watcher.say(f"TRIALS={trials}, but the study has finished {counted(target, 'trial')} already")
     refuse_other_images(study, store.fingerprint)
     if machines.engine == "local" and finished_count(study) < target:
         start_fork_server()
@@ -167,7 +167,7 @@ def with_workers(
     """The same with numbers of workers and lanes, as asked, as before or as is fastest; a line says which."""
     if machines.engine == "ray" or trials <= 0:
         return machines
-    number, why = machines.workers or before, "as asked" if machines.workers else "as before"
+    number, why = machines.workers or before, "as asked" if machines.workers else "as when the study started"
     if not number:
         number, why = workers_for(spec, trials, device)
     chosen = dataclasses.replace(

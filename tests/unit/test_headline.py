@@ -40,6 +40,10 @@ def test_without_a_final_score_no_trial_is_usable():
     assert (ended.kind, ended.trial) == ("no usable trial", None)
     assert ended.text == "No usable trial: none of 3 ended trials has a final score."
     assert (ended.reason, ended.next) == ("Of them 1 diverged, 1 failed, 1 pruned.", "harness sweep mnist32")
+    mine = record(trial(0, "PRUNED", 70.0))
+    spec = {**mine.attrs.spec, "data": {**mine.attrs.spec["data"], "source": "folder"}}
+    mine = dataclasses.replace(mine, attrs=dataclasses.replace(mine.attrs, spec=spec))
+    assert headline(mine).next == "harness sweep mnist32 --data PATH", "without it there are no images"
     begun = headline(record(trial(0, "RUNNING", ended=None)))
     assert (begun.kind, begun.text) == ("no usable trial", "No usable trial: none has ended yet.")
     stopped = headline(record(trial(0, "FAIL", attrs={"reason": "interrupted: stopped at 3.0 kimg; saved"})))

@@ -233,3 +233,14 @@ def test_a_fork_server_that_takes_a_while_to_die_is_started_again(tmp_path):
     server._forkserver_pid, server._forkserver_address = dying.pid, str(tmp_path / "closed")
     assert forks.call_in_fork(code_sha256) == code_sha256()
     assert server._forkserver_pid != dying.pid
+
+
+def test_the_help_of_make_while_another_process_installs_is_that_of_a_fresh_clone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bootstrap, "VENV", tmp_path)
+    monkeypatch.setattr(bootstrap, "_has_click", lambda: False)
+    monkeypatch.setattr("sys.argv", ["bootstrap.py"])
+    bootstrap.python_of(tmp_path).parent.mkdir()
+    bootstrap.python_of(tmp_path).touch()
+    (tmp_path / ".unfinished").touch()
+    bootstrap.main()
+    assert "make setup" in capsys.readouterr().out
