@@ -62,7 +62,7 @@ class TimeBudget:
             now, level = time.monotonic(), watcher.stop_level()
             if now >= self.deadline:
                 self.is_over = True
-                return max(level, 1)
+                return level if self._first_score_is_near() else max(level, 1)
             # Checked when a trial has ended or paused: would there be time if each worker began another one?
             due, self._due = self._due, False
             if due and not self.closed and now + self._left_s(now, len(self._kimg) + self.workers) > self.deadline:
@@ -102,6 +102,11 @@ class TimeBudget:
                 if state == "COMPLETE":
                     self._completed += 1
                     self._final_s = max(self._final_s or 0.0, now - self._scoring.get(number, now))
+
+    def _first_score_is_near(self) -> bool:
+        """Whether the only result would be lost: no trial has a final score yet, and one is getting it."""
+        scoring = self._running & self._scoring.keys()
+        return not self._completed and any(self._kimg[number] >= self.spec.budget.kimg for number in scoring)
 
     def _left_s(self, now: float, begun: int) -> float:
         """Seconds until all begun trials are done, if no other one starts; 0 while nothing is trained."""

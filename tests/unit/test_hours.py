@@ -55,6 +55,21 @@ def test_what_is_left_is_what_the_best_of_those_begun_still_train_and_score():
     assert TimeBudget(load_study_file("photos32"), 1.0, 1)._left_s(0.0, 0) == 0, "nothing is known yet"
 
 
+def test_the_only_final_score_is_finished_though_the_time_is_over():
+    budget = TimeBudget(load_study_file("photos32"), 1.0, 1)
+    watcher = budget.close_in_time(None, Watcher(on_event=lambda event: None, stop_level=lambda: 0), "cpu")
+    for event in (Started(number=0), Progressed(number=0, kimg=6.0, images_per_s=1.0), Scoring(number=0)):
+        watcher.on_event(event)
+    budget.started -= 3600
+    assert watcher.stop_level() == 1, "that is a rung's score"
+    watcher.on_event(Progressed(number=0, kimg=54.0, images_per_s=1.0))
+    watcher.on_event(Scoring(number=0))
+    assert (watcher.stop_level(), budget.is_over) == (0, True)
+    watcher.on_event(Ended(number=0, state="COMPLETE", value=1.0))
+    watcher.on_event(Started(number=1))
+    assert watcher.stop_level() == 1
+
+
 def test_with_verdicts_each_running_trial_may_come_to_its_end():
     study = parse_study("s", TINY_STUDY, shown_as="s")
     budget = trained(TimeBudget(study, 1.0, 1), 0.1, seconds=0.8)
