@@ -73,7 +73,7 @@ def _sweep(spec: ResolvedStudy, given: Any, outcome: dict[str, str]) -> int | No
     if result.out_of_time:
         outcome["SWEEP_STATE"] = "out of time"
         short = "" if result.finished else ", too short for a final score"
-        say(f"the time (HOURS={given.hours:g}) is used up{short}; the same command continues with the other trials")
+        say(f"ended for HOURS={given.hours:g}{short}; the same command continues with the other trials")
         return 0
     if result.interrupted:
         outcome["SWEEP_STATE"] = "interrupted"

@@ -89,7 +89,7 @@ def test_a_newcomer_gets_from_a_clone_and_301_photographs_to_a_true_report_in_th
     assert "final scores compare with all 301 images" in output
     assert "301 images are few for a DCGAN" in output
     assert "IMG_9998.jpg" in output and "IMG_9999.heic" in output, "what looks like a picture and is not read is named"
-    assert "the time (HOURS=0.05) is used up" in output and "the same command continues with the other trials" in output
+    assert "ended for HOURS=0.05" in output and "the same command continues with the other trials" in output
     assert (tmp_path / "then").exists()
     first = project.record("photos32")
     assert first.attrs.target == 24, "the budget is what it was"
