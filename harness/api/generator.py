@@ -197,7 +197,8 @@ def _folder_of_best(path: Path, home: Home) -> Path:
         return home.root / _numbered(study_to_record(started_study(best.study, home)), best.trial).attrs.folder
     weights = home.within(*Path(best.weights.path).parts)
     if not weights.is_file():
-        raise NotFoundError(f"the weights that {path} names are not in {home.root}: {best.weights.path}")
+        missing = f"the weights that {path} names are not in {home.root}: {best.weights.path}"
+        raise NotFoundError(missing, f"They are where the study ran. Train again: `harness train --config {path}`.")
     if atomic.file_sha256(weights) != best.weights.sha256:
         raise CheckpointError(f"{weights} is not the file that {path} names: its sha256 differs")
     return weights.parent
@@ -215,7 +216,7 @@ def best_trial(record: StudyRecord, home: Home, say: Callable[[str], None]) -> T
     plan = find_confirmation(record.name, home)
     trial = best_training(record, plan)
     if trial is None:
-        hint = f"`make sweep STUDY={record.name}` continues it."
+        hint = f"`harness sweep {record.name}{record.data_option}` continues it."
         raise NotFoundError(f"no trial of {record.name} is finished yet", hint)
     bring_results(plan if plan and trial.attrs.arm else record, home, say, [trial])
     return trial

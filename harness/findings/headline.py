@@ -199,7 +199,8 @@ class _Judge:
         """How published configurations compare with it in the search, in a sentence."""
         if best.published:
             drawn = sum(trial.drawn and trial.state in ("COMPLETE", "PRUNED") for trial in self.record.trials)
-            return f"It is a published configuration: the search found none that is better among {drawn} others. "
+            others = counted(drawn, "other")
+            return f"It is a published configuration: the search found none that is better among {others}. "
         if other := next((trial for trial in self.trials if trial.published), None):
             return f"The best published one, {_name(other)}, has {number(other.value)}{self._compared(other, best)}. "
         own = dict(rung_scores(best))

@@ -158,7 +158,7 @@ def why_no_cuda() -> str:
         reasons.append(f"torch {torch.__version__} is a build without CUDA")
     elif gpu or visible is None:
         lines = [str(warning.message) for warning in said] + [error]
-        reasons.append(next(filter(None, lines), "torch finds no device").splitlines()[0])
+        reasons.append(next(filter(None, lines), "torch finds no device").splitlines()[0].partition(". Please")[0])
     reasons.append(f"nvidia-smi lists {gpu}" if gpu else "nvidia-smi lists no GPU")
     return "; ".join(reasons)
 
