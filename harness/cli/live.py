@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from harness.scoring.protocol import INCEPTION, MOBILENET
 from harness.spec.resolved import ResolvedStudy
 from harness.sweep import messages
 from harness.sweep.run import SweepResult
-from harness.text import duration, number, scored
+from harness.text import counted, duration, number, scored
 
 # A notebook's table is drawn this often (seconds).
 _DRAW_EVERY_S = 0.5
@@ -181,9 +182,9 @@ class SweepView:
     @property
     def status(self) -> str:
         if not self.spec.promotions:
-            return f"{self.finished} of {self.target} trials finished"
+            return f"{self.finished} of {counted(self.target, 'trial')} finished"
         tried = sum(row.state in (*_DONE, "WAITING") for row in self.rows.values())
-        return f"{tried} of {self.target} trials tried, {self.complete} trained to the end"
+        return f"{tried} of {counted(self.target, 'trial')} tried, {self.complete} trained to the end"
 
     @property
     def best(self) -> _Row | None:
@@ -311,7 +312,7 @@ class SweepView:
                 why = f" ({row.reason})" if row.reason else ""
                 ended = f"{row.state}{score}{why}" if row.state != "WAITING" else row.reason
                 eta = f", {self.time_left}" if self.time_left else ""
-                return f"trial {row.number} {ended}; {self.status.replace(' trials', '', 1)}{eta}"
+                return f"trial {row.number} {ended}; {re.sub(' trials?', '', self.status, count=1)}{eta}"
         return None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
