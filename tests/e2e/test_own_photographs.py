@@ -116,7 +116,7 @@ def test_a_newcomer_gets_from_a_clone_and_301_photographs_to_a_true_report_in_th
     port = free_port()
     dashboard = project.verb("dashboard", "--port", str(port))
     try:
-        assert f"answers at http://127.0.0.1:{port}" in dashboard.stdout.readline()
+        assert f"optuna-dashboard is at http://127.0.0.1:{port}" in dashboard.stdout.readline()
         with build_opener(ProxyHandler({})).open(f"http://127.0.0.1:{port}/api/studies") as answer:
             assert [study["study_name"] for study in json.load(answer)["study_summaries"]] == ["photos32"]
     finally:

@@ -240,7 +240,7 @@ def test_without_ray_the_error_says_how_to_get_it(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     error = refused("auto")
     assert "needs the package ray" in error.problem
-    assert error.hint == "`.venv/bin/pip install -c constraints.txt -e '.[ray]'`"
+    assert error.hint == "In a clone `.venv/bin/pip install -c constraints.txt -e '.[ray]'`, else `pip install 'ray'`."
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "auto", "ray://127.0.0.1:{port}", "nonsense"])

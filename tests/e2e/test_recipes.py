@@ -119,7 +119,7 @@ def test_a_recipe_trains_for_its_epochs_and_leaves_everything(project):
     fid = number(summary["scores"]["fid_mnv2_20"])
     assert text.splitlines()[2] == "**Collapsed: the samples are nearly alike.**"
     assert f"FID of 20 images by MobileNetV2's features = {fid} after 0.384 kimg (24 generator updates)." in text
-    assert f"| fid_mnv2_20 | {fid} |" in text
+    assert f"| FID of 20 images by MobileNetV2's features | {fid} |" in text
     assert "| range | [-1, 1] | [0, 1] | real_range |" in text
     shown = re.findall(r"\]\((\S+\.png)\)", text)
     assert len(shown) == 9, "the last grid, real images, losses, five earlier grids, a walk"

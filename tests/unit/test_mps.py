@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
 import pytest
 
+from harness.machine.forks import short_temporary_folder
 from harness.machine.mps import process_service
 from harness.spec.files import parse_study
 from harness.sweep.engines import local
@@ -56,15 +59,16 @@ control.recv(100)
 
 
 @pytest.fixture
-def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The stand-in, found first on PATH; no daemon runs."""
+def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The stand-in, found first on PATH; no daemon runs. Sockets are in a folder whose path is short enough for them."""
     path = tmp_path / "nvidia-cuda-mps-control"
     path.write_text(STAND_IN.format(python=sys.executable))
     path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path / "theirs"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    return path
+    with short_temporary_folder(), tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", folder)
+        yield path
 
 
 def answers(control: Path) -> bool:
