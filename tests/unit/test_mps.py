@@ -60,7 +60,7 @@ control.recv(100)
 
 @pytest.fixture
 def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The stand-in, found first on PATH; no daemon runs. Sockets are in a folder whose path is short enough for them."""
+    """The stand-in, found first on PATH; no daemon runs. The path of its socket's folder is short enough for one."""
     path = tmp_path / "nvidia-cuda-mps-control"
     path.write_text(STAND_IN.format(python=sys.executable))
     path.chmod(0o755)
