@@ -76,7 +76,7 @@ def test_a_number_of_workers_is_kept_with_the_study_unless_another_is_asked_for(
     monkeypatch.setattr(local, "usable_cores", lambda: 2)
     said = []
     assert with_workers(Machines(), 3, STUDY, 16, "cpu", said.append).workers == 3
-    assert said == ["3 workers, 1 thread each: as before; WORKERS=N sets another number"]
+    assert said == ["3 workers, 1 thread each: as when the study started; WORKERS=N sets another number"]
     assert with_workers(Machines(workers=5), 3, STUDY, 16, "cpu", said.append).workers == 5
     assert len(said) == 1, "what was asked for needs no word"
 
