@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
 
 # How to write a password in an address.
 ESCAPES = "In a password write %40 for @, %2F for /, %3F for ?, %23 for #, %20 for a space."
@@ -22,6 +23,39 @@ def first_line(error: BaseException) -> str:
     """What an error says, in one line without secrets; its type's name where it says nothing."""
     lines = str(error).strip().splitlines()
     return without_secrets(lines[0]) if lines else type(error).__name__
+
+
+def is_address(text: str, *, at_in_path: bool = False) -> bool:
+    """Whether a network address can be read: behind an unescaped sign of a password the rest is taken for a path.
+
+    Args:
+        text: the address, with its scheme.
+        at_in_path: whether an ``@`` in its path means nothing where the host has a dot, as in a package index's feed.
+    """
+    try:
+        parts = urlsplit(text)
+        port = parts.port  # reading it raises where it is none
+    except ValueError:
+        return False
+    host = parts.hostname or ""
+    cut = parts.username is None and "@" in f"{parts.path}?{parts.query}#{parts.fragment}"
+    return not (cut and not (at_in_path and "." in host)) and port != 0 and not re.search(r"[\s\\]", text)
+
+
+def check_addresses(settings: Mapping[str, str]) -> None:
+    """A UsageError where a proxy's or a package index's address cannot be read: libraries print parts of such ones.
+
+    Args:
+        settings: environment variables, or settings of pip under the names of their variables.
+    """
+    for name, value in settings.items():
+        proxy, found = re.fullmatch(r"(?!no_)\w+_proxy", name, re.I), []
+        if proxy and value:  # its scheme may be left out
+            found = [value.strip() if "://" in value else f"http://{value.strip()}"]
+        elif re.fullmatch(r"PIP_(EXTRA_)?INDEX_URL|PIP_FIND_LINKS", name):
+            found = [word for word in value.split() if "://" in word]
+        if not all(is_address(address, at_in_path=not proxy) for address in found):
+            raise UsageError(f"{name} is not an address", f"Use http://HOST:PORT, or unset it. {ESCAPES}")
 
 
 class HarnessError(Exception):

@@ -166,7 +166,19 @@ def _pip_environment(pip: list[str]) -> dict[str, str]:
         section, _, name = key.rpartition(".")
         if section in ("global", "install", ":env:") and _OF_THE_INDEX.fullmatch(name):
             environment[f"PIP_{name.upper().replace('-', '_')}"] = ast.literal_eval(value)
+    _refuse_unreadable(environment)
     return environment | {"PIP_CONFIG_FILE": os.devnull}
+
+
+def _refuse_unreadable(environment: dict[str, str]) -> None:
+    """Stop where an address cannot be read, for pip prints parts of such ones, of their passwords, too."""
+    sys.path.append(str(ROOT))
+    from harness.errors import UsageError, check_addresses
+
+    try:
+        check_addresses(environment)
+    except UsageError as error:
+        _fail(str(error), error.exit_code)
 
 
 def _compile(python: str) -> None:

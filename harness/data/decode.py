@@ -67,6 +67,8 @@ DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 WHITE = 65535
 # Few photographs of 16 bits are darker than white of 12 bits: where more than this share are, they may be of 12 bits.
 _DARK = 0.05
+# Pictures in one file that are counted.
+_COUNTED = 1000
 # The lowest and the highest value of pixels, and whether they are colour, which Pillow cuts to the upper 8 of 16 bits.
 Range = tuple[int, int, bool]
 # The pixels of an image and a note on what was converted, or None and why it is left out.
@@ -111,7 +113,8 @@ def decode(payload: bytes, prep: Preparation, white: int = WHITE) -> tuple[np.nd
     ``white`` is the value of white in images of 16 bits.
     """
     image, frames = _loaded(payload)
-    notes = [f"first of {frames} frames"] if frames > 1 else []
+    count = f"more than {_COUNTED:,}" if frames > _COUNTED else frames
+    notes = [f"first of {count} frames"] if frames > 1 else []
     # Pillow turns these over where they have 8 bits, and only there.
     negative = image.mode in DEEP and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     image = _cut(image, prep, notes)  # replaces the whole, which is not kept
@@ -158,7 +161,7 @@ def _loaded(payload: bytes, *, deep: bool = False) -> Any:
                 raise Rejected("a picture that the harness made")
             if deep and image.mode not in DEEP and ";16" not in str(getattr(image, "tile", "")):
                 return None, 1
-            frames = getattr(image, "n_frames", 1)
+            frames = _frames(image)
             image.load()
         except Rejected:
             raise
@@ -167,6 +170,19 @@ def _loaded(payload: bytes, *, deep: bool = False) -> Any:
         except Exception as error:
             raise Rejected(_unreadable(error)) from None
     return image, frames
+
+
+def _frames(image: Image.Image) -> int:
+    """How many pictures a file holds; of a TIFF's, a chain that takes quadratic time, one more than are counted."""
+    if image.format != "TIFF":
+        return getattr(image, "n_frames", 1)
+    found = 1
+    with suppress(EOFError):
+        while found <= _COUNTED:  # one by one: Pillow takes a longer way for the number of pictures
+            image.seek(found)
+            found += 1
+    image.seek(0)
+    return found
 
 
 def _unreadable(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from harness.errors import DataError, first_line
+from harness.errors import DataError, check_addresses, first_line
 from harness.home import Home
 
 _CELEBA_TERMS = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
@@ -30,6 +31,7 @@ def fetch_file(urls: Sequence[str], path: Path, known_hash: str) -> None:
     """
     import pooch
 
+    check_addresses(os.environ)
     pooch.get_logger().setLevel("WARNING")
     failure: Exception = OSError("no mirror")
     for url in urls:
@@ -61,6 +63,7 @@ def fill_folder(
     """
     if is_complete():
         return
+    check_addresses(os.environ)
     say(f"downloading {title}{terms}")
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.parent / f".{root.name}.lock"):

