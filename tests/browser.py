@@ -85,6 +85,12 @@ class Page:
     def shows(self, text: str) -> None:
         self.wait_for(f"document.body?.innerText.includes({json.dumps(text)})")
 
+    def show_as(self, width: int, media: str = "screen", scheme: str = "light") -> None:
+        """Lay the page out for a device of so many CSS pixels, or for paper, in light or dark colours."""
+        self._ask("Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=False)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._ask("Emulation.setEmulatedMedia", media=media, features=features)
+
     def click(self, script: str) -> None:
         """Click in the middle of the element that an expression gives, once it is there, at rest and not covered."""
         middle = f"""(async element => {{

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, process, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
@@ -103,13 +103,17 @@ class _Mainless(BaseProcess):
 
 class ForkContext(ForkServerContext):
     class Process(_Mainless, ForkServerProcess):
-        """Forked; tried again if the fork server is killed meanwhile, because the next call starts a new one."""
+        """Forked; tried again if the fork server is killed meanwhile, or its socket is cleaned away with old files."""
 
         def start(self) -> None:
             for attempts_left in reversed(range(_FORKS)):
                 try:
                     with short_temporary_folder():
                         return super().start()
+                except FileNotFoundError:
+                    if not attempts_left:
+                        raise
+                    _leave_the_fork_server()
                 except (EOFError, ConnectionError):
                     if not attempts_left:
                         raise SweepError(
@@ -135,6 +139,15 @@ class SpawningContext(SpawnContext):
     def __init__(self) -> None:
         with same_imports():  # a process too, which the first lock or queue would start
             resource_tracker.ensure_running()
+
+
+def _leave_the_fork_server() -> None:
+    """Have the next call start a new one, with a new folder for its socket; this one ends after what it forked."""
+    if folder := process.current_process()._config.get("tempdir"):  # type: ignore[attr-defined]
+        Path(folder).mkdir(mode=0o700, exist_ok=True)  # the library removes it in the end, and fails without it
+    server = forkserver._forkserver  # type: ignore[attr-defined]
+    os.close(server._forkserver_alive_fd)
+    server._forkserver_pid = None
 
 
 def worker_context() -> ForkContext | SpawningContext:

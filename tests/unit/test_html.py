@@ -14,6 +14,7 @@ from PIL import Image
 
 from harness.report.page import page_to_html, write_html
 from harness.report.plots import new_figure, to_svg
+from tests.browser import CHROMIUM, Page
 from tests.conftest import ROOT
 
 PAGE = """# Study <b>
@@ -84,6 +85,30 @@ def test_the_committed_page_is_that_of_the_committed_report(study):
     text = page.read_text()
     title = text.splitlines()[0].removeprefix("# ")
     assert page.with_suffix(".html").read_text() == page_to_html(text, page.parent, title=title)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("study", ["mnist32", "mnist32_pareto"])
+def test_a_report_is_readable_on_a_telephone_on_paper_and_in_the_dark(tmp_path, study):
+    page = Page(tmp_path / "profile")
+    try:
+        page.open((ROOT / "reports" / study / "report.html").as_uri())
+        page.shows("Best configurations")
+        page.run("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+        beyond = "[...document.querySelectorAll('main *')].filter(part => part.getBoundingClientRect().right > innerWidth + 1)"
+        page.show_as(390)
+        assert page.run("document.documentElement.scrollWidth <= innerWidth"), "the page itself never moves sideways"
+        page.show_as(718, media="print")  # of A4 with its margins; what scrolls on a screen is cut off on paper
+        assert page.run(f"{beyond}.map(part => part.outerHTML.slice(0, 80))") == []
+        colours = (
+            "['color', 'backgroundColor'].map(name => getComputedStyle(document.body)[name].match(/\\d+/g).map(Number))"
+        )
+        for scheme in ("light", "dark"):
+            page.show_as(1280, scheme=scheme)
+            ink, paper = (sum(rgb) for rgb in page.run(colours))
+            assert (paper > 600 and ink < 200) if scheme == "light" else (paper < 200 and ink > 600)
+    finally:
+        page.close()
 
 
 def test_what_is_folded_has_a_summary_and_nothing_else_is_obeyed(folder):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import tempfile
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -233,6 +235,23 @@ def test_a_fork_server_that_takes_a_while_to_die_is_started_again(tmp_path):
     server._forkserver_pid, server._forkserver_address = dying.pid, str(tmp_path / "closed")
     assert forks.call_in_fork(code_sha256) == code_sha256()
     assert server._forkserver_pid != dying.pid
+
+
+@pytest.mark.skipif(not forks.FORKS, reason="without a fork server")
+def test_a_fork_server_whose_folder_was_cleaned_away_is_replaced_and_what_it_forked_goes_on():
+    context = forks.worker_context()
+    ours, theirs = context.Pipe()
+    older = context.Process(target=_answer, args=(theirs,), daemon=True)
+    older.start()
+    shutil.rmtree(Path(forkserver._forkserver._forkserver_address).parent)
+    assert forks.call_in_fork(code_sha256) == code_sha256()
+    ours.send("still there?")
+    assert ours.recv() == "still there?"
+    older.join()
+
+
+def _answer(connection: Connection) -> None:
+    connection.send(connection.recv())
 
 
 def test_the_help_of_make_while_another_process_installs_is_that_of_a_fresh_clone(tmp_path, monkeypatch, capsys):
