@@ -95,11 +95,12 @@ def test_a_report_is_readable_on_a_telephone_on_paper_and_in_the_dark(tmp_path, 
         page.open((ROOT / "reports" / study / "report.html").as_uri())
         page.shows("Best configurations")
         page.run("document.querySelectorAll('details').forEach(fold => fold.open = true)")
-        beyond = "[...document.querySelectorAll('main *')].filter(part => part.getBoundingClientRect().right > innerWidth + 1)"
+        beyond = "part => part.getBoundingClientRect().right > innerWidth + 1"
         page.show_as(390)
         assert page.run("document.documentElement.scrollWidth <= innerWidth"), "the page itself never moves sideways"
         page.show_as(718, media="print")  # of A4 with its margins; what scrolls on a screen is cut off on paper
-        assert page.run(f"{beyond}.map(part => part.outerHTML.slice(0, 80))") == []
+        parts = f"[...document.querySelectorAll('main *')].filter({beyond}).map(part => part.outerHTML.slice(0, 80))"
+        assert page.run(parts) == []
         colours = (
             "['color', 'backgroundColor'].map(name => getComputedStyle(document.body)[name].match(/\\d+/g).map(Number))"
         )
