@@ -111,6 +111,7 @@ def _images(
     store = existing_store(home, material)
     if store is not None:
         require_images(spec, store.n_train, store.n_held_out)
+        store.require_contrast()
         return store.tensor(), (store.n_train, store.n_held_out), 0, 0.0
     counts = material.n_train, material.count - material.n_train
     require_images(spec, *counts)
@@ -120,6 +121,11 @@ def _images(
         raise DataError(
             f"none of the first {_FILES} files is usable", "`harness data prepare` names each with its reason."
         )
+    if len(decoded) > 1 and all(np.array_equal(pixels, decoded[0]) for pixels in decoded):
+        same = f"all {len(decoded):,} images that were looked at are the same"
+        if len(decoded) == material.count:
+            raise DataError(same, "Look at the files, and give others.")
+        say(same)
     seconds = (time.perf_counter() - started) / len(decoded) * material.count / usable_cores()
     # Repeated up to the largest batch: speed does not depend on the pictures.
     times = -(-spec.largest_batch() // len(decoded))

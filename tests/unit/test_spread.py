@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import harness
+from harness.cli import main
 from harness.data.store import open_array_store
 from harness.errors import DataError
 from harness.home import Home
@@ -69,6 +71,22 @@ def test_images_that_are_all_the_same_are_refused_as_soon_as_they_are_prepared(h
     with pytest.raises(DataError, match=problem):
         open_array_store(home, np.stack([pattern] * 24), data).require_contrast()
     open_array_store(home, np.stack([pattern] * 23 + [255 - pattern]), data).require_contrast()
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_plan_for_images_that_are_all_the_same_is_refused(home, tmp_path, monkeypatch, capsys, prepared):
+    monkeypatch.setenv("HARNESS_HOME", str(home.root))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(60):
+        Image.new("RGB", (40 + index, 40 + index), "gray").save(photos / f"{index}.png")
+    where = ["photos32", "--data", str(photos)]
+    if prepared:
+        assert main(["data", "prepare", *where]) == 1
+        capsys.readouterr()
+    assert main(["plan", *where, "--device", "cpu"]) == 1
+    problem = "every pixel of all 60 images is 128" if prepared else "all 60 images that were looked at are the same"
+    assert problem in capsys.readouterr().err
 
 
 def test_an_audit_of_training_images_that_are_all_the_same_is_refused():
