@@ -25,8 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 # A file in .venv while something is installed, and after an installation that was interrupted.
 _UNFINISHED = ".unfinished"
-# What an environment takes with torch's CUDA libraries, with torch for CPUs, and what the development tools add (GB).
-_SIZE_GB, _CPU_SIZE_GB, _DEV_GB = 7, 2.5, 1
+# What an environment takes with torch's CUDA libraries (measured: 6.5), with torch for CPUs (the same without those
+# libraries: 1.7), and what the development tools add (GB).
+_SIZE_GB, _CPU_SIZE_GB, _DEV_GB = 7, 2, 1
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia")
 # Variables that may be set on make's command line besides those that the Makefile hands on.
 _OTHER_VARIABLES = (
