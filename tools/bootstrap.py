@@ -17,7 +17,6 @@ import re
 import shutil
 import subprocess
 import sys
-import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +25,10 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 # A file in .venv while something is installed, and after an installation that was interrupted.
 _UNFINISHED = ".unfinished"
-# What an environment takes with torch's CUDA libraries (GB).
-_SIZE_GB = 7
+# What an environment takes with torch's CUDA libraries (measured: 6.5), with torch for CPUs (the same without those
+# libraries: 1.7), and what the development tools add (GB).
+_SIZE_GB, _CPU_SIZE_GB, _DEV_GB = 7, 2, 1
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia")
 # Variables that may be set on make's command line besides those that the Makefile hands on.
 _OTHER_VARIABLES = (
     *("PYTHON", "MLFLOW_TRACKING_URI", "HARNESS_HOME", "HARNESS_STORAGE", "HARNESS_SEARCH_SPACES", "HARNESS_MACHINE"),
@@ -55,7 +56,8 @@ def python_of(environment: Path) -> Path:
 def ensure(extra: str) -> Path:
     """Create and fill ``.venv`` unless it is there and up to date; return its Python.
 
-    Exits with a sentence where that fails. A ``.venv`` that is a link is its owner's, and used as it is.
+    Exits with a sentence for everything that is missing, before it installs. A ``.venv`` that is a link is its owner's,
+    and used as it is.
 
     Args:
         extra: the optional dependencies that are needed: ``dev``, ``dashboard`` or none.
@@ -65,8 +67,6 @@ def ensure(extra: str) -> Path:
             _fail(f"{VENV} is a link to {VENV.readlink()}, which is not an environment; remove the link", 1)
         return python_of(VENV)
     if not _is_fresh(extra):
-        if sys.version_info < (3, 11):  # noqa: UP036 - the first to be run, by whatever Python make finds
-            _fail(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Try: make PYTHON=python3.12 …", 2)
         with _one_at_a_time():
             if not _is_fresh(extra):  # or another process has made it meanwhile
                 _install(extra)
@@ -97,23 +97,9 @@ def _one_at_a_time() -> Iterator[None]:
 
 
 def _install(extra: str) -> None:
-    python, unfinished = str(python_of(VENV)), VENV / _UNFINISHED
-    if problem := _unusable():
-        free_gb = shutil.disk_usage(ROOT).free / 1e9
-        if free_gb < _SIZE_GB:
-            _fail(f"installing takes about {_SIZE_GB} GB, and {free_gb:.1f} GB are free in {ROOT}", 1)
-        sys.stderr.write(f"creating .venv{f' again: {problem}' if VENV.exists() else ''}\n")
-        try:
-            venv.create(VENV, clear=True, symlinks=True)
-            unfinished.touch()
-            subprocess.run([python, "-I", "-m", "ensurepip", "--default-pip"], check=True, capture_output=True)
-        except subprocess.CalledProcessError:
-            shutil.rmtree(VENV, ignore_errors=True)
-            _fail("this Python has no ensurepip. On Debian and Ubuntu: apt install python3-venv", 1)
-    sys.stderr.write("installing (torch with CUDA libraries is several GB; the first time takes minutes)\n")
-    unfinished.touch()
+    pip, environment, builds = _prepare(extra)
+    (VENV / _UNFINISHED).touch()
     target = f"{ROOT}[{extra}]" if extra else str(ROOT)
-    pip = [python, "-I", "-m", "pip"]
     command = [
         *pip,
         "install",
@@ -122,12 +108,127 @@ def _install(extra: str) -> None:
         "--no-compile",
         "-c",
         str(ROOT / "constraints.txt"),
+        *builds,
     ]
-    if subprocess.run([*command, "-e", target], env=_pip_environment(pip), check=False).returncode:
+    if subprocess.run([*command, "-e", target], env=environment, check=False).returncode:
         _fail("installing failed: see pip's message above. Is the package index reachable, and the disk not full?", 1)
-    _compile(python)
+    _compile(pip[0])
     (VENV / f".stamp-{extra or 'base'}").write_text(stamp(extra))
-    unfinished.unlink()
+    (VENV / _UNFINISHED).unlink()
+
+
+def _prepare(extra: str) -> tuple[list[str], dict[str, str], list[str]]:
+    """Check Python, venv, index and disk, and make an empty ``.venv`` where there is no usable one.
+
+    Exits with a sentence for each that is not as it must be.
+
+    Returns:
+        pip's command, its environment, and the builds of torch that it is to take.
+    """
+    problems, python = [], str(python_of(VENV))
+    if sys.version_info < (3, 11):  # noqa: UP036 - the first to be run, by whatever Python make finds
+        version = sys.version.split()[0]
+        problems.append(f"Python 3.11 or newer is needed; this is {version}. Try: make PYTHON=python3.12 …")
+    if unusable := _unusable():
+        sys.stderr.write(f"creating .venv{f' again: {unusable}' if VENV.exists() else ''}\n")
+        if problem := _create():
+            problems.append(problem)
+            python = sys.executable  # its own pip can ask the index too
+    pip = [python, "-I", "-m", "pip"]
+    environment = _pip_environment(pip)
+    if problem := _index_problem(pip, environment):
+        problems.append(problem)
+    builds, note = ([], "") if problem else _torch(pip, environment)
+    needed_gb = (_CPU_SIZE_GB if builds or sys.platform != "linux" else _SIZE_GB) + (_DEV_GB if extra == "dev" else 0)
+    free_gb = shutil.disk_usage(ROOT).free / 1e9
+    if unusable and free_gb < needed_gb:
+        problems.append(f"installing takes about {needed_gb} GB, and {free_gb:.1f} GB are free in {ROOT}; make room")
+    if problems:
+        if unusable:
+            shutil.rmtree(VENV, ignore_errors=True)
+        _fail("\nerror: ".join(problems), 1)
+    sys.stderr.write(f"installing ({note}the first time takes minutes)\n")
+    return pip, environment, builds
+
+
+def _create() -> str:
+    """Make ``.venv``, empty but for pip. Returns why that failed, in a sentence, or nothing."""
+    try:
+        import venv  # some distributions leave it out
+
+        venv.create(VENV, clear=True, symlinks=True)
+        (VENV / _UNFINISHED).touch()
+        command = [str(python_of(VENV)), "-I", "-m", "ensurepip", "--default-pip"]
+        subprocess.run(command, check=True, capture_output=True)
+    except OSError as error:
+        return f"{VENV} cannot be made: {error.strerror}"
+    except (ImportError, subprocess.CalledProcessError):
+        return "this Python has no venv or no ensurepip. On Debian and Ubuntu: apt install python3-venv"
+    return ""
+
+
+# Why an index gives nothing, in pip's output: none of these holds an address or a password.
+_REASON = re.compile(
+    r"(?<=\d\] )[A-Z][\w ]+|certificate verify failed(?:: [\w -]+)?|Tunnel connection failed: [\w ]+|timed out"
+    r"|\d{3} (?:Client|Server) Error: [\w ]+(?= for url)|too many \d+ error responses|not a trusted or secure host"
+)
+
+
+def _ask(pip: list[str], environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    """Let pip ask the index, silently, and without the many attempts that it makes by itself."""
+    command = [*pip, *words, "--retries", "1"]
+    return subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+
+
+def _index_problem(pip: list[str], environment: dict[str, str]) -> str:
+    """Fetch the smallest package that is needed. Returns why that failed, in a sentence, or nothing."""
+    folder = VENV / ".asked"
+    asked = _ask(pip, environment, "download", "-vv", "--no-deps", "-d", str(folder), "six")
+    shutil.rmtree(folder, ignore_errors=True)
+    said = asked.stdout + asked.stderr
+    wants_password = "EOFError" in said
+    if not asked.returncode or (wants_password and sys.stdin.isatty()):  # then pip asks the person when it installs
+        return ""
+    if "No module named pip" in said:
+        return "whether the package index answers is not known: this Python has no pip to ask it with"
+    found = _REASON.search(said)
+    reason = found.group().strip() if found else "it does not offer the package six"
+    return (
+        f"pip gets nothing from the package index: {'it asks for a password' if wants_password else reason}. Check the "
+        "network, the proxy (HTTPS_PROXY) and the index's address (PIP_INDEX_URL, or pip's own settings)"
+    )
+
+
+def _torch(pip: list[str], environment: dict[str, str]) -> tuple[list[str], str]:
+    """Which builds of torch and torchvision to take: those for CPUs if Linux has no NVIDIA GPU and the index has both.
+
+    Returns:
+        what to ask pip for, nothing to leave it to pip, and a note for the person who waits.
+    """
+    pins = re.findall(r"^(torch|torchvision)==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M)
+    filled = pins and any(VENV.glob(f"lib/python*/site-packages/torch-{pins[0][1]}*"))
+    if sys.platform != "linux" or not pins or filled:
+        return [], ""
+    if os.environ.get("DEVICE", "").startswith("cuda") or _has_nvidia_gpu():
+        return [], "torch with CUDA libraries is several GB; "
+    for name, version in pins:
+        listed = _ask(pip, environment, "index", "versions", name).stdout
+        if f"{version}+cpu" not in re.split(r"[\s,()]+", listed):
+            return [], f"the CUDA build of torch, several GB, as the index has no CPU build of {name} {version}; "
+    note = "the CPU build of torch, as there is no NVIDIA GPU here; DEVICE=cuda leaves the choice to pip; "
+    return [f"{name}=={version}+cpu" for name, version in pins], note
+
+
+def _has_nvidia_gpu() -> bool:
+    if _NVIDIA_DRIVER.exists():
+        return True
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return bool(listed.strip())
 
 
 def _unusable() -> str:
@@ -167,7 +268,7 @@ def _pip_environment(pip: list[str]) -> dict[str, str]:
         if section in ("global", "install", ":env:") and _OF_THE_INDEX.fullmatch(name):
             environment[f"PIP_{name.upper().replace('-', '_')}"] = ast.literal_eval(value)
     _refuse_unreadable(environment)
-    return environment | {"PIP_CONFIG_FILE": os.devnull}
+    return {**environment, "PIP_CONFIG_FILE": os.devnull}
 
 
 def _refuse_unreadable(environment: dict[str, str]) -> None:

@@ -262,36 +262,9 @@ def test_the_environment_is_refreshed_when_its_inputs_change(tmp_path, monkeypat
     assert bootstrap.stamp("") != before
 
 
-def test_a_python_without_pip_is_named_and_leaves_nothing_that_is_taken_for_an_environment(
-    tmp_path, monkeypatch, capsys
-):
-    def create(where, **_):
-        (where / "lib").mkdir()
-        raise subprocess.CalledProcessError(1, ["python", "-m", "ensurepip"])
-
-    monkeypatch.setattr(bootstrap, "VENV", tmp_path / ".venv")
-    monkeypatch.setattr(bootstrap.venv, "create", create)
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)  # by one that was killed before it had pip
-    (tmp_path / ".venv" / "bin" / "python").touch()
-    with pytest.raises(SystemExit) as ended:
-        bootstrap.ensure("")
-    assert ended.value.code == 1 and "apt install python3-venv" in capsys.readouterr().err
-    assert not (tmp_path / ".venv").exists()
-
-
-def test_a_disk_that_is_too_full_is_named_before_anything_is_installed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bootstrap, "VENV", tmp_path / ".venv")
-    monkeypatch.setattr(bootstrap, "_SIZE_GB", shutil.disk_usage(ROOT).total / 1e9 + 1)
-    with pytest.raises(SystemExit) as ended:
-        bootstrap.ensure("")
-    assert ended.value.code == 1
-    assert "error: installing takes about " in (said := capsys.readouterr().err) and "GB are free in" in said
-    assert not (tmp_path / ".venv").exists()
-
-
 FAKE_PIP = """
 import os, sys, time
-if "config" not in sys.argv:
+if not {"config", "download", "index"} & set(sys.argv):
     for word in ("begins", "ends"):
         with open(sys.prefix + "/log", "a") as log:
             print(word, os.environ.get("PIP_TARGET"), os.environ.get("PIP_INDEX_URL"), file=log)

@@ -156,6 +156,8 @@ PROOFS: dict[str, tuple[str, ...]] = {
         "tests/unit/test_cli.py::test_an_installation_that_was_killed_is_begun_again",
         "tests/unit/test_cli.py::test_an_environment_that_is_not_whole_or_not_its_own_is_found_out",
         "tests/unit/test_cli.py::test_of_pips_settings_only_the_way_to_the_index_is_kept",
+        "tests/unit/test_bootstrap.py::test_why_the_index_gives_nothing_is_said_in_one_sentence",
+        "tests/unit/test_bootstrap.py::test_a_refused_password_is_not_shown",
     ),
     "Servers": (
         f"{HERE}::test_the_server_listens_on_this_machine_only",
