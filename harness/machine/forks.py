@@ -15,7 +15,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnC
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from harness.errors import HarnessError, SweepError, UsageError
 
@@ -145,7 +145,7 @@ def _leave_the_fork_server() -> None:
     """Have the next call start a new one, with a new folder for its socket; this one ends after what it forked."""
     if folder := process.current_process()._config.get("tempdir"):  # type: ignore[attr-defined]
         Path(folder).mkdir(mode=0o700, exist_ok=True)  # the library removes it in the end, and fails without it
-    server = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     os.close(server._forkserver_alive_fd)
     server._forkserver_pid = None
 
