@@ -121,7 +121,8 @@ def keys_page() -> str:
     schema = json.loads(schema_json())
     tables = schema["$defs"]
     lines = ["# Keys of study files", "", "Made from the types that check the files; `harness schema` prints the same"]
-    lines += ["as JSON Schema. [Study files](../studies.md) explains how they are used.", "", "## Top level", ""]
+    lines += ["as JSON Schema. [Study files](../studies.md) explains how they are used. Where a table"]
+    lines += ['or list takes "values", each is true, false, a number or text.', "", "## Top level", ""]
     lines += _rows(schema, {})
     plain = {field.name: field.default for field in dataclasses.fields(HParams)}
     for name, table in tables.items():
@@ -142,6 +143,10 @@ def _rows(table: dict[str, Any], defaults: Mapping[str, Any]) -> Iterator[str]:
         yield f"| `{name}` | {_values(key)} | {default} | {about} |"
 
 
+# The words of a key that takes any plain value.
+_ANY_VALUE = {"true or false", "whole number", "number", "text"}
+
+
 def _values(key: dict[str, Any]) -> str:
     """What a key may be, in words."""
     if "$ref" in key:
@@ -153,7 +158,10 @@ def _values(key: dict[str, Any]) -> str:
         return f"`{key['const']}`"
     options = [each for each in key.get("anyOf", key.get("oneOf", ())) if each.get("type") != "null"]
     if options:
-        return ", or ".join(dict.fromkeys(_values(each) for each in options))
+        words = dict.fromkeys(_values(each) for each in options)
+        if words.keys() >= _ANY_VALUE:
+            words = dict.fromkeys(["values", *(each for each in words if each not in _ANY_VALUE)])
+        return ", or ".join(words)
     if key.get("type") == "array":
         return f"list of {_values(key.get('items', {}))}"
     if key.get("type") == "object":

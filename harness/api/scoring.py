@@ -125,8 +125,8 @@ def score(
 
     Returns:
         ``values`` by names that include the protocol, such as ``fid10k``; ``unavailable`` with reasons (without
-        Inception's classifier head, MobileNetV2 gives ``is_mnv2_10k``); ``protocol_hash``: only scores with the same
-        hash are comparable.
+            Inception's classifier head, MobileNetV2 gives ``is_mnv2_10k``); ``protocol_hash``: only scores with the
+            same hash are comparable.
 
     Raises:
         UsageError: an unknown metric.

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @front.verb(
     "data", "prepare, describe, draw or export images of a study or recipe",
     click.Argument(["action"], type=click.Choice(["prepare", "info", "grid", "export"]), metavar="ACTION", help=
-                   "prepare: decode the images; info: describe them; grid: draw some; export: write those that "
-                   "final scores compare with as PNG files"),
+                   "prepare: decode the images; info: describe them; grid: draw some; export: write the "
+                   "images that final scores compare with, as PNG files"),
     verbs.STUDY, RECIPE, VARIANT, verbs.DATA,
     flag("--download", "prepare: fetch CelebA, and accept its terms"),
     option("--out", verbs.PATH, "grid: the PNG (else NAME-images.png); export: the folder"),

@@ -336,7 +336,7 @@ class SweepView:
         ]
         if self.hours:
             left = self.hours_left_s
-            ends = f"ends in {duration(left)}" if left > 0 else "its time is over"
+            ends = f"ends in {duration(left)}" if left > 0 else "time is up, finishing"
             status.append(f"{ends} (HOURS={self.hours:g})")
         return Text(f"study {self.spec.name}: ", style="bold") + Text(" · ".join(filter(None, status)))
 

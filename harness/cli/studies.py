@@ -227,7 +227,7 @@ def worker(given: Any) -> int:
 @front.verb(
     "plan", "predict time, memory and disk, and what more trials would gain",
     verbs.STUDY, verbs.DATA, *verbs.BUDGET, verbs.DEVICE, *verbs.WORKERS,
-    option("--more", Whole(), "further trials to predict the gain of", default=20),
+    option("--more", Whole(), "predict the gain of N more trials", default=20),
     example="mnist32 --trials 40",
 )  # fmt: skip
 def plan(given: Any) -> None:

@@ -138,7 +138,8 @@ class _Judge:
         return self._say(
             "nothing searched yet",
             f"Nothing searched yet: {every}.",
-            f"{self._leads(best)}; no configuration drawn from the search space has ended.",
+            f"{self._leads(best)}; presets are the study file's own configurations, and none that the sampler chose "
+            "has finished.",
             self._more(),
         )
 

@@ -65,8 +65,9 @@ class Forecast:
             )
         scored = duration(self._full.rungs * scoring.rung_s + self._final_s)
         return (
-            f"{says}; a full trial trains {duration(self._typical_s)} and scores {scored}, references once "
-            f"{duration(scoring.references_s)}; this assumes that the drawn configurations are typical"
+            f"{says}; a full trial trains {duration(self._typical_s)} and scores {scored}; the real "
+            f"images' statistics take {duration(scoring.references_s)} once; this assumes that the drawn "
+            "configurations are typical"
         )
 
     def at_least_s(self, own: TrialWork | None) -> float:

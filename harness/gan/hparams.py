@@ -88,7 +88,9 @@ class HParams:
     strides_d: Annotated[
         str, Field(pattern=STRIDES_PATTERN), "Strides of the discriminator's convolutions; auto: 2."
     ] = "auto"
-    depth_d: Annotated[int, Field(ge=0, le=8), "Number of the discriminator's convolutions; 0: up to base_size."] = 0
+    depth_d: Annotated[
+        int, Field(ge=0, le=8), "Number of the discriminator's convolutions; 0: as many as lead to base_size."
+    ] = 0
     base_size: Annotated[Literal[2, 4], "Side of the map that z is projected to (px)."] = 4
     ends: Annotated[
         Literal["conv", "linear"],
@@ -120,10 +122,10 @@ class HParams:
     slope_d: Annotated[Share, "Negative slope of the discriminator's leaky_relu."] = 0.2
     projection_activation: Annotated[bool, "Whether the projection of z is activated."] = True
     act_before_bn: Annotated[
-        int, Field(ge=0, le=8), "In this many first doublings of the generator, activation comes before BatchNorm."
+        int, Field(ge=0, le=8), "Activation comes before BatchNorm in this many of the generator's first doublings."
     ] = 0
     repeat_activation: Annotated[
-        int, Field(ge=0, le=8), "The generator's doubling (1 is the first) that ends in a second activation; 0: none."
+        int, Field(ge=0, le=8), "Which doubling of the generator ends in a second activation; 1: the first; 0: none."
     ] = 0
     last_activation_d: Annotated[bool, "Whether the discriminator's last convolution is activated."] = True
     conv_bias_g: Annotated[Bias, "Biases of the generator's convolutions. auto: only where no BatchNorm follows."] = (
@@ -189,15 +191,16 @@ class HParams:
     ] = "joint"
     d_fakes: Annotated[
         Literal["train", "inference"],
-        "BatchNorm of the generator when it makes the discriminator's fakes: of the batch, or running.",
+        "BatchNorm statistics of the generator when it makes the discriminator's fakes. train: those of the batch; "
+        "inference: the running ones.",
     ] = "train"
     g_noise: Annotated[
         Literal["reuse", "fresh"], "z of the generator's update: that of the discriminator's fakes, or a new one."
     ] = "reuse"
     update_order: Annotated[
         Literal["d_first", "g_first"],
-        "Which network a step updates first. g_first: the generator; the discriminator then sees the images it was "
-        "updated on, or new ones with g_noise fresh.",
+        "Which network a step updates first. g_first: the generator. The discriminator then sees the images that the "
+        "generator was updated on; with g_noise fresh, new ones.",
     ] = "d_first"
     g_step_trains_d: Annotated[
         bool, "A bug: the generator's update, with its learning rate, also moves the discriminator."

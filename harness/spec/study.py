@@ -37,7 +37,7 @@ class BudgetSpec(Table):
     rungs: tuple[Kimg, ...] = Field(
         (),
         description="When a trial is scored and may be paused or pruned (kimg, rising); default with promotion: a "
-        "ninth and a third of kimg. The last may equal kimg: a trial that stops there skips the final score, which "
+        "ninth and a third of kimg. The last may equal kimg: only trials that pass it get the final score, which "
         "takes longest on small images.",
     )
 
@@ -97,7 +97,7 @@ class Preset(Table):
     """A known configuration that is tried before the sampler chooses."""
 
     name: Name
-    params: dict[str, Scalar] = Field(description="A value for each searched parameter that is active.")
+    params: dict[str, Scalar] = Field(description="A value for each searched parameter whose `when`, if any, holds.")
 
 
 class RecipePreset(Table):
@@ -123,7 +123,7 @@ class QuickSpec(Table):
     trials: Int = Field(ge=1, le=1_000_000, description="Trials to finish.")
     kimg: Kimg = Field(description="Length of a full trial (kimg).")
     rungs: tuple[Kimg, ...] = ()
-    samples: Int = Field(ge=20, description="Generated images of the final score, and at most of the rung scores.")
+    samples: Int = Field(ge=20, description="Generated images for the final score; rung scores use this many at most.")
     reference: Reference = Field(description="Real images that final and rung scores compare with; or all.")
 
 

@@ -161,7 +161,8 @@ def _stored(name: str, home: Home, storage: PatientStorage | None = None) -> opt
 
 def started_study(name: str, home: Home, *, storage: PatientStorage | None = None) -> optuna.Study:
     """A started study; NotFoundError if there is none of this name."""
-    start = f"Start it with `make sweep STUDY={name}`."
+    search = name.removesuffix("-confirm")
+    start = f"Start it with `make {'sweep' if search == name else 'confirm'} STUDY={search}`."
     missing = f"no study {name!r} has been started in {describe_address(database_url(home))}"
     if storage is None and not database_exists(home):
         raise NotFoundError(missing, f"There is no database yet. {start}")

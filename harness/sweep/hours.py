@@ -70,8 +70,8 @@ class TimeBudget:
                 begun = begun_count(study)
                 write_study_attrs(study, StudyAttrs(target=begun))
                 watcher.say(
-                    f"{duration(self.deadline - now)} of {duration(self.hours * 3600)} left: no trial begins after "
-                    f"the {counted(begun, 'trial')} so far; the best are trained to the end"
+                    f"{duration(self.deadline - now)} of {duration(self.hours * 3600)} left: no new trial begins; "
+                    f"the best of the {counted(begun, 'trial')} so far are trained to the end"
                 )
             return level
 

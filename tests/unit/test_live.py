@@ -51,7 +51,7 @@ def test_rows_fit_80_columns_with_their_reasons_and_the_header_knows_the_hours(m
     assert any("rung score, 71 s" in line for line in lines)
     assert "ends in 58.8 min (HOURS=1)" in text
     now[0] += 3600
-    assert "its time is over (HOURS=1)" in " ".join(" ".join(shown(view)).split())
+    assert "time is up, finishing (HOURS=1)" in " ".join(" ".join(shown(view)).split())
 
 
 def test_a_low_terminal_shows_what_runs_and_the_newest():
