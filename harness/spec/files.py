@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -29,6 +30,8 @@ M = TypeVar("M", bound=BaseModel)
 
 _FOLDERS: dict[Kind, str] = {"study": ".", "recipe": "recipes", "claim": "claims"}
 _DEEPEST = 16  # tables and lists within one another; our own files have five
+# A key of hundreds of parts.
+_LONG_KEY = re.compile(r"""(?:\.[ \t]*+(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+){500}""")
 _DATA_DEFAULTS = {"channels": 3, "crop": "square", "resample": "bicubic"}
 
 
@@ -91,6 +94,8 @@ def read(path: Path) -> str:
 def parse(text: str, shown_as: str) -> dict[str, Any]:
     """The tables of a file. A byte order mark at its start is skipped."""
     try:
+        if _LONG_KEY.search(text):  # takes the square of its length
+            raise RecursionError
         raw = tomllib.loads(text.removeprefix("\ufeff"))
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{shown_as}: not valid TOML: {error}", "See https://toml.io for the syntax.") from None
