@@ -38,7 +38,7 @@ def is_address(text: str, *, at_in_path: bool = False) -> bool:
     except ValueError:
         return False
     host = parts.hostname or ""
-    cut = parts.username is None and "@" in f"{parts.path}?{parts.query}#{parts.fragment}"
+    cut = "@" in f"{parts.path}?{parts.query}#{parts.fragment}"
     return not (cut and not (at_in_path and "." in host)) and port != 0 and not re.search(r"[\s\\]", text)
 
 

@@ -41,12 +41,9 @@ def database_url(home: Home) -> URL:
     address = os.environ.get("HARNESS_STORAGE")
     if not address:
         return make_url(home.optuna_url)
-    try:
-        url = make_url(address)
-    except ArgumentError:
-        raise UsageError("HARNESS_STORAGE is not a database's address", _ADDRESSES) from None
-    if "@" in (url.host or ""):  # part of the password, which no library may show either
-        raise UsageError("HARNESS_STORAGE is not a database's address", ESCAPES)
+    url = read_address(address)
+    if url is None:
+        raise UsageError("HARNESS_STORAGE is not a database's address", f"{_ADDRESSES} {ESCAPES}")
     if url.drivername == "sqlite":
         if url.database in (None, "", ":memory:"):
             raise UsageError("HARNESS_STORAGE: SQLite needs a file, or nothing is kept", _ADDRESSES)
@@ -55,6 +52,15 @@ def database_url(home: Home) -> URL:
         raise UsageError(f"HARNESS_STORAGE: {url.drivername} is not supported", _ADDRESSES)
     require("psycopg[binary]", "PostgreSQL (HARNESS_STORAGE)", "postgresql")
     return url.set(drivername="postgresql+psycopg")
+
+
+def read_address(text: str) -> URL | None:
+    """What an address says of a database; None where it is not one, or part of a password could be taken for a host."""
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):  # the latter of its port
+        return None
+    return None if text.count("@") > 1 and url.get_backend_name() != "sqlite" else url
 
 
 def describe_address(url: URL) -> str:

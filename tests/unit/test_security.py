@@ -58,6 +58,7 @@ from harness.scoring import weights
 from harness.scoring.extractors import inception_shapes
 from harness.spec.files import load_best, load_recipe, load_study_file
 from harness.spec.tables import DataSpec
+from harness.store.database import open_storage
 from harness.tracking.client import client_for
 from harness.tracking.mlflow import MlflowTracker, open_experiment
 from harness.tracking.ui import ui_command
@@ -172,6 +173,8 @@ PROOFS: dict[str, tuple[str, ...]] = {
         f"{HERE}::test_the_password_of_the_tracking_address_is_in_no_finding_tag_or_file",
         f"{HERE}::test_the_password_of_a_tracking_address_that_fails_is_not_shown",
         f"{HERE}::test_an_address_without_its_slashes_is_refused_and_not_shown",
+        f"{HERE}::test_an_address_of_which_a_library_would_show_parts_is_refused",
+        f"{HERE}::test_a_token_that_cannot_be_sent_is_refused_and_not_shown",
         f"{HERE}::test_ways_out_that_cannot_be_read_are_refused_before_a_library_shows_them",
         f"{HERE}::test_an_index_of_pips_own_file_that_cannot_be_read_is_not_shown",
         f"{HERE}::test_the_first_installation_shows_nothing_of_an_index_that_cannot_be_read",
@@ -922,6 +925,55 @@ def test_the_first_installation_shows_nothing_of_an_index_that_cannot_be_read(mo
 )
 def test_ways_out_that_can_be_read_are_taken(settings):
     check_addresses(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "says"),
+    [
+        *(("HARNESS_STORAGE", f"postgresql://u:p@{SECRET}{end}@h:9/x", "%40 for @") for end in ("/", "?", ":9")),
+        ("HARNESS_STORAGE", "postgresql://127.0.0.1:port/x", "HARNESS_STORAGE is not a database's address"),
+        *(("MLFLOW_TRACKING_URI", f"http://u:p@{SECRET}{end}@127.0.0.1:9", "%40 for @") for end in "/?#"),
+        *(("MLFLOW_TRACKING_URI", f"postgresql://u:p@{SECRET}{end}", "%40 for @") for end in ("/a@h/x", ":9@h/x")),
+        ("MLFLOW_TRACKING_URI", f"postgresql://u:p {SECRET}@h/x", "%20 for a space"),
+        ("MLFLOW_TRACKING_URI", "postgresql://127.0.0.1:port/x", "MLflow does not answer: invalid literal"),
+        ("HARNESS_CHECKPOINTS", f"ftp://u:p {SECRET}@h/x", "%20 for a space"),
+        ("HARNESS_CHECKPOINTS", f"ftp://u:p@{SECRET}/a@h/x", "%40 for @"),
+        ("HARNESS_CHECKPOINTS", f"s3://KEY:a/{SECRET}@bucket/x", "%2F for /"),
+        ("HARNESS_CHECKPOINTS", f"s3:/KEY:{SECRET}@bucket/x", "HARNESS_CHECKPOINTS is not an address"),
+        ("HARNESS_CHECKPOINTS", f"u:{SECRET}@host:/folder", "HARNESS_CHECKPOINTS is not an address"),
+        ("HARNESS_CHECKPOINTS", f"simplecache::ftp://u:{SECRET}@127.0.0.1:1/x", "cannot be used: [Errno 111]"),
+    ],
+)  # fmt: skip
+def test_an_address_of_which_a_library_would_show_parts_is_refused(home, monkeypatch, name, address, says):
+    for proxy in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(proxy, raising=False)
+    monkeypatch.setenv(name, address)
+    call = {
+        "HARNESS_STORAGE": lambda: open_storage(home, grace=0.0),
+        "MLFLOW_TRACKING_URI": lambda: client_for(home),
+        "HARNESS_CHECKPOINTS": lambda: Share.from_environment("study", "0123456789"),
+    }[name]
+    with pytest.raises(HarnessError, match=re.escape(says)) as caught:
+        call()
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["/mnt/@disk:1/a@b", "memory://team/joe@example.org", "file:///mnt/a:b@c", "@eaDir/x:y"]
+)
+def test_shared_folders_may_have_an_at_in_their_names(monkeypatch, url):
+    monkeypatch.setenv("HARNESS_CHECKPOINTS", url)
+    assert "@" in Share.from_environment("study", "0123456789").root
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD"])
+@pytest.mark.parametrize("sign", ["\n", "\r\n", "\x01"])
+def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(home, monkeypatch, name, sign):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv(name, f"a{sign}{SECRET}")
+    with pytest.raises(UsageError, match=f"{name} has a line break or another control character") as caught:
+        client_for(home)
+    assert SECRET not in str(caught.value)
 
 
 def test_complaints_hold_no_secrets(capsys):

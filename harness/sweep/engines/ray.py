@@ -314,6 +314,8 @@ def _import_ray() -> Any:
 
 def _connect(ray: Any, address: str, cores: int) -> None:
     """Join the cluster at an address, or start Ray here with ``cores`` CPUs; signal handlers stay as they are."""
+    if "@" in address:  # what is before it may be a password
+        raise UsageError("the address of Ray has an @", "Use auto, local or HOST:PORT.")
     own: dict[str, Any] = {}
     if address == "local":
         own = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
