@@ -71,9 +71,9 @@ def describe_address(url: URL) -> str:
 
 
 def drivers_line(error: BaseException, url: URL) -> str:
-    """The first line of the driver's error, with ``***`` for passwords of the address and PGPASSWORD."""
+    """The first line of the driver's error, with ``***`` for passwords of the address."""
     message = first_line(getattr(error, "orig", None) or error)
-    secrets = {str(url.password or ""), os.environ.get("PGPASSWORD", "")}
+    secrets = {str(url.password or "")}
     secrets |= {value for name, value in url.query.items() if "password" in name and isinstance(value, str)}
     for secret in secrets - {""}:
         message = message.replace(secret, "***")

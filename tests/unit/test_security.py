@@ -51,6 +51,7 @@ from harness.errors import (
     UsageError,
     WeightsError,
     check_addresses,
+    first_line,
 )
 from harness.home import Home
 from harness.machine.provenance import provenance
@@ -179,6 +180,7 @@ PROOFS: dict[str, tuple[str, ...]] = {
         f"{HERE}::test_an_index_of_pips_own_file_that_cannot_be_read_is_not_shown",
         f"{HERE}::test_the_first_installation_shows_nothing_of_an_index_that_cannot_be_read",
         f"{HERE}::test_complaints_hold_no_secrets",
+        f"{HERE}::test_secrets_of_the_environment_that_a_server_repeats_are_not_shown",
         f"{HERE}::test_errors_hold_no_secrets",
         "tests/e2e/test_secrets.py::test_no_secret_of_any_address_is_seen",
     ),
@@ -990,6 +992,8 @@ def test_complaints_hold_no_secrets(capsys):
         ("https://host/?user=me&password=s3cret&a=1", "https://host/?user=me&password=***&a=1"),
         ("'s3://k:s3cret@bucket' and 'http://u:s3cret@h'", "'s3://bucket' and 'http://h'"),
         ("no such folder: /home/https:/me:s3cret@h/x.zip", "no such folder: /home/https:/h/x.zip"),
+        ("{'Authorization': 'Basic bWU6czNjcmV0'}", "{'Authorization': 'Basic ***'}"),
+        ("Authorization: Bearer s3cret", "Authorization: Bearer ***"),
         ("see https://toml.io, or mail@example.org", "see https://toml.io, or mail@example.org"),
     ],
 )
@@ -997,6 +1001,22 @@ def test_errors_hold_no_secrets(text, shown):
     error = DataError(text, text)
     assert str(pickle.loads(pickle.dumps(error))) == str(error) == f"{shown}\n{shown}"
     assert error.args == (shown, shown)
+
+
+OF_ENVIRONMENT = (
+    *("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+)
+
+
+@pytest.mark.parametrize("name", OF_ENVIRONMENT)
+def test_secrets_of_the_environment_that_a_server_repeats_are_not_shown(monkeypatch, capsys, name):
+    for other in OF_ENVIRONMENT:
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "a+s3cret\n")
+    assert str(DataError("refused: 'a+s3cret' is wrong", "a+s3crets?")) == "refused: '***' is wrong\na+s3crets?"
+    complain("401 Client Error: token=a+s3cret")
+    assert capsys.readouterr().err == "401 Client Error: token=***\n"
+    assert first_line(OSError("no a+s3cret here")) == "no *** here"
 
 
 def test_mlflows_telemetry_is_off():
