@@ -6,12 +6,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+# Not typing's, which ``python -m harness`` would look for in the current folder.
+TYPE_CHECKING = False
 
 __version__ = "0.1.0"
 __all__ = ["Generator", "HParams", "Study", "StudySpec", "load_generator", "register_network", "score", "train"]
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from harness.api.generator import Generator, load_generator
     from harness.api.scoring import score, train
     from harness.api.study import Study

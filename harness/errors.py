@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
@@ -10,13 +11,26 @@ from urllib.parse import urlsplit
 ESCAPES = "In a password write %40 for @, %2F for /, %3F for ?, %23 for #, %20 for a space."
 _USER = re.compile(r"(\w+:/{1,2})\S*@")  # a path has one of its slashes
 _SECRET = re.compile(
-    r"([?&;][\w.-]*(?:password|passwd|pwd|token|secret|key|credential|signature)[\w.-]*=)[^&\s'\"]+", re.I
+    r"([?&;][\w.-]*(?:password|passwd|pwd|token|secret|key|credential|signature)[\w.-]*="
+    r"|authorization\W{1,4}(?:basic|bearer)\s+)[^&\s'\"]+",
+    re.I,
+)
+# A server may repeat them in its answer.
+_OF_ENVIRONMENT = (
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "PGPASSWORD",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
 )
 
 
 def without_secrets(text: str) -> str:
-    """A text whose addresses have neither user names nor passwords, and no value of a parameter that sounds secret."""
-    return _SECRET.sub(r"\1***", _USER.sub(r"\1", text))
+    """A text without the environment's secrets, whose addresses have no user, no password and no secret parameter."""
+    text = _SECRET.sub(r"\1***", _USER.sub(r"\1", text))
+    for secret in filter(None, (os.environ.get(name, "").strip() for name in _OF_ENVIRONMENT)):
+        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
+    return text
 
 
 def first_line(error: BaseException) -> str:
@@ -38,7 +52,7 @@ def is_address(text: str, *, at_in_path: bool = False) -> bool:
     except ValueError:
         return False
     host = parts.hostname or ""
-    cut = parts.username is None and "@" in f"{parts.path}?{parts.query}#{parts.fragment}"
+    cut = "@" in f"{parts.path}?{parts.query}#{parts.fragment}"
     return not (cut and not (at_in_path and "." in host)) and port != 0 and not re.search(r"[\s\\]", text)
 
 

@@ -96,7 +96,7 @@ def checks(home: Home) -> Iterator[tuple[bool, str, str]]:
     example="--port 5001",
 )  # fmt: skip
 def ui(given: Any) -> None:
-    from harness.machine.forks import search_path
+    from harness.machine.forks import starting_path
     from harness.store.studies import final_metrics
     from harness.tracking.ui import ui_command, ui_links
 
@@ -105,7 +105,7 @@ def ui(given: Any) -> None:
     say("its start page shows GenAI; choose Model training at the top left, or open a study's trials directly:")
     for name, address in ui_links(given.home, given.port, final_metrics(given.home)):
         say(f"  {name}: {address}")
-    os.environ |= {"PYTHONPATH": search_path(), "PYTHONSAFEPATH": "1"}
+    os.environ |= starting_path()
     os.chdir(given.home.root)  # where MLflow may leave files
     os.execv(command[0], command)
 

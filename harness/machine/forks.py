@@ -22,6 +22,8 @@ from harness.errors import HarnessError, SweepError, UsageError
 # Forking is safe on Linux only; elsewhere processes are spawned.
 FORKS = sys.platform == "linux"
 
+# Where this package is.
+_ROOT = str(Path(__file__).absolute().parents[2])
 # How often a process is forked before it is given up.
 _FORKS = 3
 # Seconds that a killed fork server may take to die; it lives if only a process that it forked was killed.
@@ -32,9 +34,22 @@ _LONGEST_TMPDIR = 32
 T = TypeVar("T")
 
 
-def search_path() -> str:
-    """Where this process looks for modules, as the value of PYTHONPATH."""
-    return os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path)
+def search_path() -> list[str]:
+    """The folders where this process looks for modules."""
+    return [str(Path(folder).absolute()) for folder in sys.path]
+
+
+def starting_path() -> dict[str, str]:
+    """Variables with which a Python process starts as this one did, and finds this package.
+
+    It looks neither in the current folder nor in the script's, which Python puts first. A ``types.py`` there would be
+    executed before any line of ours, although this process, which had begun without that folder, never imports it.
+    """
+    given = os.environ.get("PYTHONPATH")
+    folders = [str(Path(folder).absolute()) for folder in given.split(os.pathsep)] if given else []
+    if _ROOT in search_path() and Path(_ROOT).name not in ("site-packages", "dist-packages"):
+        folders.append(_ROOT)
+    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(folders)}
 
 
 def short_spin() -> dict[str, str]:
@@ -63,8 +78,8 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def same_imports() -> Iterator[None]:
-    """Python processes started inside import what this one would; by default Python puts the current folder first."""
-    with environment({"PYTHONSAFEPATH": "1", "PYTHONPATH": search_path(), **short_spin()}):
+    """Python processes started inside import what this one would: what they run, they run with its ``sys.path``."""
+    with environment({**starting_path(), **short_spin()}):
         yield
 
 

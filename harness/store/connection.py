@@ -41,12 +41,9 @@ def database_url(home: Home) -> URL:
     address = os.environ.get("HARNESS_STORAGE")
     if not address:
         return make_url(home.optuna_url)
-    try:
-        url = make_url(address)
-    except ArgumentError:
-        raise UsageError("HARNESS_STORAGE is not a database's address", _ADDRESSES) from None
-    if "@" in (url.host or ""):  # part of the password, which no library may show either
-        raise UsageError("HARNESS_STORAGE is not a database's address", ESCAPES)
+    url = read_address(address)
+    if url is None:
+        raise UsageError("HARNESS_STORAGE is not a database's address", f"{_ADDRESSES} {ESCAPES}")
     if url.drivername == "sqlite":
         if url.database in (None, "", ":memory:"):
             raise UsageError("HARNESS_STORAGE: SQLite needs a file, or nothing is kept", _ADDRESSES)
@@ -57,6 +54,15 @@ def database_url(home: Home) -> URL:
     return url.set(drivername="postgresql+psycopg")
 
 
+def read_address(text: str) -> URL | None:
+    """What an address says of a database; None where it is not one, or part of a password could be taken for a host."""
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):  # the latter of its port
+        return None
+    return None if text.count("@") > 1 and url.get_backend_name() != "sqlite" else url
+
+
 def describe_address(url: URL) -> str:
     """The address for messages and logs: no user, no password, no option."""
     if url.get_backend_name() == "sqlite":
@@ -65,9 +71,9 @@ def describe_address(url: URL) -> str:
 
 
 def drivers_line(error: BaseException, url: URL) -> str:
-    """The first line of the driver's error, with ``***`` for passwords of the address and PGPASSWORD."""
+    """The first line of the driver's error, with ``***`` for passwords of the address."""
     message = first_line(getattr(error, "orig", None) or error)
-    secrets = {str(url.password or ""), os.environ.get("PGPASSWORD", "")}
+    secrets = {str(url.password or "")}
     secrets |= {value for name, value in url.query.items() if "password" in name and isinstance(value, str)}
     for secret in secrets - {""}:
         message = message.replace(secret, "***")

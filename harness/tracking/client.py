@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from harness.errors import ESCAPES, TrackingError, UsageError, check_addresses, first_line, is_address
 from harness.home import Home
+from harness.store.connection import read_address
 from harness.tracking.database import forget_connections, has_tables, make_tables, prepare
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def make_database(home: Home) -> None:
     """Slow preparations, for which a call has no time: MLflow's imports, and its tables in a file or in PostgreSQL."""
     load()
     address, own = tracking_url(home), home.root / "mlflow.db"
-    url = _database(address)
+    url = read_address(address)
     path = own if address == home.mlflow_url else _sqlite_file(url)
     if path:
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
@@ -192,17 +193,6 @@ def make_database(home: Home) -> None:
         within(_MAKE_S, lambda: make_tables(url, home))
 
 
-def _database(address: str) -> URL | None:
-    """What an address says of a database, if it is one's."""
-    from sqlalchemy import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        return make_url(address)
-    except ArgumentError:
-        return None
-
-
 def _sqlite_file(url: URL | None) -> Path | None:
     """The file of an address that names one."""
     named = url.database or "" if url is not None and url.get_backend_name() == "sqlite" else ""
@@ -213,12 +203,22 @@ def tracking_url(home: Home) -> str:
     """``MLFLOW_TRACKING_URI``, or the database in the home folder."""
     url = os.environ.get("MLFLOW_TRACKING_URI") or home.mlflow_url
     remote = url.lower().startswith(("http:", "https:"))
-    if ("@" in url and "://" not in url) or (remote and not is_address(url)):
+    if not (is_address(url) if remote else _is_plain(url)):
         # Neither shown, for it may hold a password, nor left to a library to show.
         raise UsageError("MLFLOW_TRACKING_URI is not an address", f"Use http://HOST:PORT, or unset it. {ESCAPES}")
     if remote:
         check_addresses(os.environ)
+        for name in _PASSWORDS:  # requests would refuse it, and show it
+            if not os.environ.get(name, "").strip().isprintable():
+                raise UsageError(f"{name} has a line break or another control character", "Set it again, in one line.")
     return url
+
+
+def _is_plain(url: str) -> bool:
+    """Whether an address that is not a server's over HTTP has no password, or one that ends where it must."""
+    if "@" not in url or url.lower().startswith(("sqlite:", "file:")):
+        return True
+    return read_address(url) is not None and " " not in url
 
 
 def version_of_pages(client: MlflowClient) -> str:
@@ -234,11 +234,9 @@ def version_of_pages(client: MlflowClient) -> str:
 
 
 def without_password(text: str, url: str) -> str:
-    """A text without the address's password and that of MLFLOW_TRACKING_PASSWORD."""
-    named = map(os.environ.get, _PASSWORDS)
-    for secret in filter(None, (urlsplit(url).password, *named)):
-        text = text.replace(secret, "***")
-    return text
+    """A text without the address's password, as it is written there."""
+    secret = urlsplit(url).password
+    return text.replace(secret, "***") if secret else text
 
 
 def _adopt_password(url: str) -> str:
@@ -264,7 +262,7 @@ def answers(home: Home) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, ImportError, OSError, ValueError) as error:  # the last of a port
         first = without_password(first_line(error), tracking_url(home))
         hint = "Check MLFLOW_TRACKING_URI, or unset it." if os.environ.get("MLFLOW_TRACKING_URI") else _DAMAGED
         raise TrackingError(f"MLflow does not answer: {first}", hint) from None

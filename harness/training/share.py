@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import atomic
-from harness.errors import UsageError, check_addresses, first_line, without_secrets
+from harness.errors import ESCAPES, UsageError, check_addresses, first_line, is_address, without_secrets
 from harness.home import Home
 from harness.store.records import StudyRecord, TrialRecord
 from harness.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
+
+_ADDRESSES = (
+    "Use a folder that all machines share, or a URL such as s3://bucket/prefix "
+    "(`.venv/bin/pip install -c constraints.txt -e '.[s3]'`)."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +42,15 @@ class Share:
             return None
         import fsspec
 
+        if not _is_plain(url.rpartition("::")[2]):
+            raise UsageError("HARNESS_CHECKPOINTS is not an address", f"{_ADDRESSES} {ESCAPES}")
         if "://" in url:
             check_addresses(os.environ)
         try:
             fs, root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise UsageError(
-                f"HARNESS_CHECKPOINTS={without_secrets(url)} cannot be used: {first_line(error)}",
-                "Use a folder that all machines share, or a URL such as s3://bucket/prefix "
-                "(`.venv/bin/pip install -c constraints.txt -e '.[s3]'`).",
-            ) from None
+        except Exception as error:  # some libraries connect here, and raise what they will
+            problem = f"HARNESS_CHECKPOINTS={without_secrets(url)} cannot be used: {first_line(error)}"
+            raise UsageError(problem, _ADDRESSES) from None
         return cls(fs, f"{root.rstrip('/')}/{study}-{uid[:8]}", without_secrets(url))
 
     def __str__(self) -> str:
@@ -84,6 +88,13 @@ class Share:
         names = (str(path).rstrip("/").rsplit("/", 1)[-1] for path in listed)
         # Names from a store must be plain: who can write there must not reach other folders here.
         return sorted(n for n in names if n.startswith(prefix) and not n.startswith(".") and "\\" not in n)
+
+
+def _is_plain(url: str) -> bool:
+    """Whether an address has no password, or one that ends where it must: the rest would be a name, or a folder's."""
+    scheme, _, rest = url.rpartition("://")
+    user, at, _ = rest.partition("@")
+    return not at or ":" not in user or user[0] in "/.~" or (scheme != "" and is_address(url))
 
 
 def bring_results(

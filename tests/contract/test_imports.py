@@ -31,19 +31,25 @@ SHADOWS = (
     *("harness/__init__", "optuna", "numpy", "psutil", "PIL", "mlflow", "uvicorn", "pip", "torch", "filelock"),
     *("json", "socket", "selectors", "random", "queue", "tempfile", "logging", "pickle", "uuid", "ssl"),
 )
+# Modules that a process imports before its first line: a script beside them runs without.
+STARTING = ("sitecustomize", "usercustomize", "types", "operator", "keyword", "_distutils_hack")
 FORK = "from harness.machine.forks import call_in_fork as call; from harness.machine.provenance import code_sha256\n"
 RAY = """
 import os
 from pathlib import Path
-from harness.machine.forks import search_path
+from harness.machine.forks import starting_path
 from harness.machine.imports import function_sha256
 from harness.sweep.engines.ray import Board, _connect, _import_ray
 ray = _import_ray()
 _connect(ray, "local", 2)
-environment = {"env_vars": {"PYTHONPATH": search_path(), "PYTHONSAFEPATH": "1"}}
-ray.get(ray.remote(Board).options(runtime_env=environment).remote().stop.remote())
+ray.get(ray.remote(Board).options(runtime_env={"env_vars": starting_path()}).remote().stop.remote())
 assert Path("mine.py").is_file(), "the driver stays where it was"
 ray.shutdown()
+"""
+# As in `python script.py`, whose folder Python puts first when it has imported some modules and the site's.
+SCRIPT = """
+import os, sys
+sys.path.insert(0, os.path.abspath("script"))
 """
 PROCESSES = {
     "fork server": ("-c", FORK + "print(call(code_sha256) == code_sha256())"),
@@ -57,8 +63,20 @@ PROCESSES = {
         "from harness.machine.forks import SpawningContext as S; from harness.machine.provenance import code_sha256\n"
         "process = S().Process(target=code_sha256); process.start(); process.join(); print(process.exitcode == 0)",
     ),
+    "fork server of a script": ("-c", SCRIPT + FORK + "print(call(code_sha256) == code_sha256())"),
+    "its functions of the script's folder": (
+        "-c",
+        SCRIPT + "from harness.machine.forks import call_in_fork; from harness.machine.imports import function_sha256\n"
+        "print(len(call_in_fork(function_sha256, 'beside:function')) == 64)",
+    ),
+    "spawned by a script": (
+        "-c",
+        SCRIPT + FORK + "from harness.machine.forks import SpawningContext as S\n"
+        "process = S().Process(target=code_sha256); process.start(); process.join(); print(process.exitcode == 0)",
+    ),
     "decoding pool of python -m": ("-m", "harness", "data", "prepare", "tiny", "--data", "photos"),
     "ray": ("-c", RAY + "print(True)"),
+    "ray of a script": ("-c", SCRIPT + RAY + "print(True)"),
 }
 
 
@@ -71,6 +89,10 @@ def shadowed(tmp_path: Path) -> Path:
         path.write_text(
             f"open({str(tmp_path / 'mark')!r}, 'a').write('{name} ')\nraise ImportError('{name} is shadowed')"
         )
+    (tmp_path / "script").mkdir()
+    for name in STARTING:
+        shutil.copy(tmp_path / "json.py", tmp_path / "script" / f"{name}.py")
+    (tmp_path / "script" / "beside.py").write_text("def function(): pass\n")
     (tmp_path / "mine.py").write_text("def function(): pass\n")
     (tmp_path / "search_spaces").mkdir()
     (tmp_path / "search_spaces" / "tiny.toml").write_text(TINY_STUDY)
@@ -80,10 +102,11 @@ def shadowed(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_no_process_executes_what_lies_in_the_current_folder(process, shadowed):
-    if process == "ray":
+    if process.startswith("ray"):
         pytest.importorskip("ray")
     if PROCESSES[process][0] == "-m":
         shutil.rmtree(shadowed / "harness")  # the package that Python is asked for
+        shutil.copy(shadowed / "json.py", shadowed / "typing.py")
         flags = []
     else:  # as the command `harness` is started: the current folder is not on the path
         flags = ["-P"]

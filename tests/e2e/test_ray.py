@@ -243,6 +243,11 @@ def test_without_ray_the_error_says_how_to_get_it(refused, monkeypatch):
     assert error.hint == "In a clone `.venv/bin/pip install -c constraints.txt -e '.[ray]'`, else `pip install 'ray'`."
 
 
+@pytest.mark.parametrize("address", ["joe:s3cret@127.0.0.1:6379", ":s3cret@host:1", "ray://joe:s3cret@host:1"])
+def test_an_address_with_a_password_is_refused_and_not_shown(refused, address):
+    assert str(refused(address)) == "the address of Ray has an @\nUse auto, local or HOST:PORT."
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "auto", "ray://127.0.0.1:{port}", "nonsense"])
 def test_an_address_without_a_cluster_is_refused_at_once(refused, monkeypatch, capfd, address):
     with socket.create_server(("127.0.0.1", 0)) as free:

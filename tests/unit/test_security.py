@@ -51,6 +51,7 @@ from harness.errors import (
     UsageError,
     WeightsError,
     check_addresses,
+    first_line,
 )
 from harness.home import Home
 from harness.machine.provenance import provenance
@@ -58,6 +59,7 @@ from harness.scoring import weights
 from harness.scoring.extractors import inception_shapes
 from harness.spec.files import load_best, load_recipe, load_study_file
 from harness.spec.tables import DataSpec
+from harness.store.database import open_storage
 from harness.tracking.client import client_for
 from harness.tracking.mlflow import MlflowTracker, open_experiment
 from harness.tracking.ui import ui_command
@@ -174,10 +176,13 @@ PROOFS: dict[str, tuple[str, ...]] = {
         f"{HERE}::test_the_password_of_the_tracking_address_is_in_no_finding_tag_or_file",
         f"{HERE}::test_the_password_of_a_tracking_address_that_fails_is_not_shown",
         f"{HERE}::test_an_address_without_its_slashes_is_refused_and_not_shown",
+        f"{HERE}::test_an_address_of_which_a_library_would_show_parts_is_refused",
+        f"{HERE}::test_a_token_that_cannot_be_sent_is_refused_and_not_shown",
         f"{HERE}::test_ways_out_that_cannot_be_read_are_refused_before_a_library_shows_them",
         f"{HERE}::test_an_index_of_pips_own_file_that_cannot_be_read_is_not_shown",
         f"{HERE}::test_the_first_installation_shows_nothing_of_an_index_that_cannot_be_read",
         f"{HERE}::test_complaints_hold_no_secrets",
+        f"{HERE}::test_secrets_of_the_environment_that_a_server_repeats_are_not_shown",
         f"{HERE}::test_errors_hold_no_secrets",
         "tests/e2e/test_secrets.py::test_no_secret_of_any_address_is_seen",
     ),
@@ -926,6 +931,55 @@ def test_ways_out_that_can_be_read_are_taken(settings):
     check_addresses(settings)
 
 
+@pytest.mark.parametrize(
+    ("name", "address", "says"),
+    [
+        *(("HARNESS_STORAGE", f"postgresql://u:p@{SECRET}{end}@h:9/x", "%40 for @") for end in ("/", "?", ":9")),
+        ("HARNESS_STORAGE", "postgresql://127.0.0.1:port/x", "HARNESS_STORAGE is not a database's address"),
+        *(("MLFLOW_TRACKING_URI", f"http://u:p@{SECRET}{end}@127.0.0.1:9", "%40 for @") for end in "/?#"),
+        *(("MLFLOW_TRACKING_URI", f"postgresql://u:p@{SECRET}{end}", "%40 for @") for end in ("/a@h/x", ":9@h/x")),
+        ("MLFLOW_TRACKING_URI", f"postgresql://u:p {SECRET}@h/x", "%20 for a space"),
+        ("MLFLOW_TRACKING_URI", "postgresql://127.0.0.1:port/x", "MLflow does not answer: invalid literal"),
+        ("HARNESS_CHECKPOINTS", f"ftp://u:p {SECRET}@h/x", "%20 for a space"),
+        ("HARNESS_CHECKPOINTS", f"ftp://u:p@{SECRET}/a@h/x", "%40 for @"),
+        ("HARNESS_CHECKPOINTS", f"s3://KEY:a/{SECRET}@bucket/x", "%2F for /"),
+        ("HARNESS_CHECKPOINTS", f"s3:/KEY:{SECRET}@bucket/x", "HARNESS_CHECKPOINTS is not an address"),
+        ("HARNESS_CHECKPOINTS", f"u:{SECRET}@host:/folder", "HARNESS_CHECKPOINTS is not an address"),
+        ("HARNESS_CHECKPOINTS", f"simplecache::ftp://u:{SECRET}@127.0.0.1:1/x", "cannot be used: [Errno 111]"),
+    ],
+)  # fmt: skip
+def test_an_address_of_which_a_library_would_show_parts_is_refused(home, monkeypatch, name, address, says):
+    for proxy in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(proxy, raising=False)
+    monkeypatch.setenv(name, address)
+    call = {
+        "HARNESS_STORAGE": lambda: open_storage(home, grace=0.0),
+        "MLFLOW_TRACKING_URI": lambda: client_for(home),
+        "HARNESS_CHECKPOINTS": lambda: Share.from_environment("study", "0123456789"),
+    }[name]
+    with pytest.raises(HarnessError, match=re.escape(says)) as caught:
+        call()
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["/mnt/@disk:1/a@b", "memory://team/joe@example.org", "file:///mnt/a:b@c", "@eaDir/x:y"]
+)
+def test_shared_folders_may_have_an_at_in_their_names(monkeypatch, url):
+    monkeypatch.setenv("HARNESS_CHECKPOINTS", url)
+    assert "@" in Share.from_environment("study", "0123456789").root
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD"])
+@pytest.mark.parametrize("sign", ["\n", "\r\n", "\x01"])
+def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(home, monkeypatch, name, sign):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv(name, f"a{sign}{SECRET}")
+    with pytest.raises(UsageError, match=f"{name} has a line break or another control character") as caught:
+        client_for(home)
+    assert SECRET not in str(caught.value)
+
+
 def test_complaints_hold_no_secrets(capsys):
     assert main(["new", "mine", "--data", f"https://me:{SECRET}@host.example/x.zip"]) == 1
     complain(f"[Errno 2] No such file or directory: 'https:/me:{SECRET}@host/x'")
@@ -940,6 +994,8 @@ def test_complaints_hold_no_secrets(capsys):
         ("https://host/?user=me&password=s3cret&a=1", "https://host/?user=me&password=***&a=1"),
         ("'s3://k:s3cret@bucket' and 'http://u:s3cret@h'", "'s3://bucket' and 'http://h'"),
         ("no such folder: /home/https:/me:s3cret@h/x.zip", "no such folder: /home/https:/h/x.zip"),
+        ("{'Authorization': 'Basic bWU6czNjcmV0'}", "{'Authorization': 'Basic ***'}"),
+        ("Authorization: Bearer s3cret", "Authorization: Bearer ***"),
         ("see https://toml.io, or mail@example.org", "see https://toml.io, or mail@example.org"),
     ],
 )
@@ -947,6 +1003,22 @@ def test_errors_hold_no_secrets(text, shown):
     error = DataError(text, text)
     assert str(pickle.loads(pickle.dumps(error))) == str(error) == f"{shown}\n{shown}"
     assert error.args == (shown, shown)
+
+
+OF_ENVIRONMENT = (
+    *("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+)
+
+
+@pytest.mark.parametrize("name", OF_ENVIRONMENT)
+def test_secrets_of_the_environment_that_a_server_repeats_are_not_shown(monkeypatch, capsys, name):
+    for other in OF_ENVIRONMENT:
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "a+s3cret\n")
+    assert str(DataError("refused: 'a+s3cret' is wrong", "a+s3crets?")) == "refused: '***' is wrong\na+s3crets?"
+    complain("401 Client Error: token=a+s3cret")
+    assert capsys.readouterr().err == "401 Client Error: token=***\n"
+    assert first_line(OSError("no a+s3cret here")) == "no *** here"
 
 
 def test_mlflows_telemetry_is_off():

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError, SweepError, UsageError, first_line, without_secrets
-from harness.machine.forks import same_imports, search_path, short_temporary_folder
+from harness.machine.forks import same_imports, search_path, short_temporary_folder, starting_path
 from harness.machine.imports import require
 from harness.machine.processes import Machines
 from harness.sweep.messages import Crashed, Ended, Event, Watcher, WorkerJob
@@ -90,10 +90,11 @@ class Board:
 
 
 def worker_task(
-    job: WorkerJob, index: int, board: Any, environment: dict[str, str], folder: str
+    job: WorkerJob, index: int, board: Any, environment: dict[str, str], path: list[str], folder: str
 ) -> HarnessError | None:
     """The task. An error for people is returned, because Ray would wrap an exception."""
     os.environ.update(environment)
+    sys.path[:] = dict.fromkeys([*path, *sys.path])
     with contextlib.suppress(OSError):  # the driver's current folder may have the user's own functions
         os.chdir(folder)
     import ray
@@ -177,9 +178,9 @@ class _Driver:
             max_retries=-1,
             scheduling_strategy="SPREAD",
             # No secrets here: Ray shows this in its pages and logs.
-            runtime_env={"env_vars": {"PYTHONPATH": search_path(), "PYTHONSAFEPATH": "1"}},
+            runtime_env={"env_vars": starting_path()},
         )
-        given = (self.board, forwarded_environment(), str(Path.cwd()))
+        given = (self.board, forwarded_environment(), search_path(), str(Path.cwd()))
         self.running = {task.remote(self.job, index, *given): index for index in range(workers)}
         share = f", {gpus:g} GPU" if gpus else ""
         self.watcher.say(f"waiting for Ray to place workers ({self.job.threads} CPU{share} each)")
@@ -313,6 +314,8 @@ def _import_ray() -> Any:
 
 def _connect(ray: Any, address: str, cores: int) -> None:
     """Join the cluster at an address, or start Ray here with ``cores`` CPUs; signal handlers stay as they are."""
+    if "@" in address:  # what is before it may be a password
+        raise UsageError("the address of Ray has an @", "Use auto, local or HOST:PORT.")
     own: dict[str, Any] = {}
     if address == "local":
         own = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
