@@ -183,7 +183,7 @@ class SweepView:
     def status(self) -> str:
         if not self.spec.promotions:
             return f"{self.finished} of {counted(self.target, 'trial')} finished"
-        tried = sum(row.state in (*_DONE, "WAITING") for row in self.rows.values())
+        tried = sum(row.state in (*_DONE, "WAITING") or row.rung is not None for row in self.rows.values())
         return f"{tried} of {counted(self.target, 'trial')} tried, {self.complete} trained to the end"
 
     @property

@@ -68,6 +68,17 @@ def test_a_low_terminal_shows_what_runs_and_the_newest():
     assert rows[-1] == ["39", "paused"]
 
 
+def test_a_trial_that_is_promoted_stays_among_those_that_were_tried():
+    view = SweepView(load_study_file("mnist32"), target=4)
+    for number in range(2):
+        view.update(Started(number=number))
+        view.update(Scored(number=number, kimg=6.0, score=9.0))
+        view.update(Ended(number=number, state="WAITING", reason="paused at 6 kimg"))
+    assert view.status == "2 of 4 trials tried, 0 trained to the end"
+    view.update(Started(number=1, kimg=6.0))
+    assert view.status == "2 of 4 trials tried, 0 trained to the end"
+
+
 def test_after_a_resume_earlier_rows_are_complete_and_a_persons_interruption_is_no_failure():
     earlier = record(
         trial(0, value=60.0),
