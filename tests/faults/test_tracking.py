@@ -42,7 +42,7 @@ def test_a_server_that_fails_in_every_way(bench, undisturbed, tmp_path, monkeypa
     monkeypatch.setenv("MLFLOW_TRACKING_URI", gateway.url)
     project.run("reconcile")
     fault = Fault(
-        name="MLflow server answering 500, late, losing answers, killed: each for the end of a trial",
+        name="MLflow server answering 500, late, losing answers, killed; each while one trial ends",
         times=4, recovery_s=watch.seconds,
     )  # fmt: skip
     try:

@@ -128,5 +128,6 @@ def test_the_readme_counts_claims_as_the_reports_do():
         counts.append(found.groups())
     (held, refuted), (held_faces, refuted_faces) = counts
     readme = " ".join((ROOT / "README.md").read_text().split())
-    said = f"{held} were supported and {refuted} refuted on digits; on faces {held_faces} and {refuted_faces}"
+    said = f"{held} were supported and {refuted} refuted on digits; "
+    said += f"on faces {held_faces} were supported and {refuted_faces} refuted"
     assert said in readme
