@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.api.generator import Published
 
 RECIPE = option("--recipe", str, "a published system; `harness recipes` lists them", env="RECIPE", metavar="NAME")
-VARIANT = option("--variant", str, "a variant of the recipe, such as as_written; default as_coded", env="VARIANT", metavar="NAME")
+VARIANT = option("--variant", str, "a variant of the recipe; else as_coded", env="VARIANT", metavar="NAME")
 CHOICE: Sequence[click.Parameter] = (
     flag("--best", "the study's best trial (default)"),
     option("--trial", int, "trial N of the study", metavar="N"),
