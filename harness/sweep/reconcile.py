@@ -295,7 +295,8 @@ def reconcile_tracker(study: optuna.Study, tracker: MlflowTracker, home: Home, *
         whole = status == STATUS[trial.state.name] and not (files and lacks_files(folder, tracker.client, run_id))
         if whole or not (was := _show(study, trial, run_id, status, tracker, home)):
             continue
-        if status != STATUS["WAITING"]:  # a paused trial whose study has ended is not a fault
+        # No fault: a paused trial whose study has ended, and a pruned one as earlier versions showed it.
+        if status not in (STATUS["WAITING"], "KILLED"):
             done.append(f"trial {trial.number}: its MLflow run {was}")
     return done
 

@@ -21,9 +21,10 @@ from harness.training.run_folder import Point, RunInfo, finite
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Optuna's trial states as MLflow's run states, which have no PRUNED.
+# Optuna's trial states as MLflow's run states. Its pages mark KILLED with the red cross of failures; the tag trial_state
+# tells what was pruned.
 STATUS = {
-    "COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "RUNNING": "RUNNING", "WAITING": "SCHEDULED",
+    "COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED", "RUNNING": "RUNNING", "WAITING": "SCHEDULED",
 }  # fmt: skip
 # MLflow opens such an experiment on its runs, others on its GenAI pages.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}

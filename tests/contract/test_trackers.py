@@ -94,7 +94,7 @@ def test_everything_logged_twice_is_there_once(made, tmp_path: Path):
     for _ in range(2):
         tracker.end(run_id, "PRUNED", scores={"fid500": 9.5, "is500": math.nan}, tags={"reason": "slow"})
     status, params, curves, scores, tags, images, artifacts = made.read(run_id)
-    assert status == "KILLED"
+    assert status == "FINISHED"
     assert params == {"lr": "0.0002", "bn": "paper"}
     assert curves["loss"] == [(10, 1.5), (20, 1.25)]
     assert "bad" not in curves
@@ -103,7 +103,7 @@ def test_everything_logged_twice_is_there_once(made, tmp_path: Path):
     assert (tags["reason"], tags["seed"]) == ("slow", "7")
     assert images == 1
     assert "model/weights.bin" in artifacts
-    assert tracker.runs_by_key()["study/0"] == (run_id, "KILLED")
+    assert tracker.runs_by_key()["study/0"] == (run_id, "FINISHED")
 
 
 def test_a_run_of_an_earlier_version_that_logged_every_hyperparameter_is_continued(made):
@@ -145,7 +145,7 @@ def test_images_that_an_earlier_process_sent_are_not_sent_again(home, tmp_path, 
     assert sent == [("samples", 24000)]
 
 
-@pytest.mark.parametrize(("state", "status"), [("COMPLETE", "FINISHED"), ("PRUNED", "KILLED"), ("FAIL", "FAILED")])
+@pytest.mark.parametrize(("state", "status"), [("COMPLETE", "FINISHED"), ("PRUNED", "FINISHED"), ("FAIL", "FAILED")])
 def test_states(made, state, status):
     run_id = made.tracker.start(INFO)
     made.tracker.end(run_id, state, scores={}, tags={})
