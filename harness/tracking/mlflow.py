@@ -21,8 +21,8 @@ from harness.training.run_folder import Point, RunInfo, finite
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Optuna's trial states as MLflow's run states. KILLED would get the red cross of failures in its pages; what was pruned,
-# the tag trial_state says.
+# Optuna's trial states as MLflow's run states. In its pages KILLED has the red cross of failures, so that the tag
+# trial_state says what was pruned.
 STATUS = {
     "COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED", "RUNNING": "RUNNING", "WAITING": "SCHEDULED",
 }  # fmt: skip
