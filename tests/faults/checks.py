@@ -126,15 +126,14 @@ def _wrong_points(home: Home, record: StudyRecord) -> list[str]:
             logged = {point.step: point.value for point in points.get(name, [])}
             trained = {round(row["kimg"] * 1000): row[name] for row in curve(home, trial)}
             found += [f"trial {trial.number}: {name} at {step}" for step, _ in logged.items() ^ trained.items()]
-        # Of several sampling seeds the trial has the mean, its metric is the first's.
         samplings = trial.attrs.samplings if trial.state == "COMPLETE" else []
         rungs = {point.step: point.value for point in points.get(record.attrs.rung_metric, [])}
         # A plan without rungs has one protocol: what is logged under its name is the final score, at 0.
         one_protocol = record.attrs.rung_metric == record.attrs.final_metric
-        expected = {**trial.intermediate, **({0: samplings[0]} if one_protocol and samplings else {})}
+        expected = {**trial.intermediate, **({0: trial.value} if one_protocol and samplings else {})}
         if not trial.attrs.diverged:
             found += [f"trial {trial.number}: rung at {step}" for step, _ in rungs.items() ^ expected.items()]
-        if samplings and run.data.metrics.get(record.attrs.final_metric) != samplings[0]:
+        if samplings and run.data.metrics.get(record.attrs.final_metric) != trial.value:
             found.append(f"trial {trial.number}: final score")
         if samplings and trial.value != statistics.fmean(samplings):
             found.append(f"trial {trial.number}: its score is not its samplings' mean")

@@ -16,7 +16,7 @@ from tests.faults.options import long_only
 
 REPORT = "os:fsync@build_report"
 STORE = "os:fsync@_write_array"
-JOURNAL = "os:fsync@_append"
+RECORD = "os:fsync@write"
 
 
 def truncate(path: Path, marker: Path) -> None:
@@ -115,9 +115,9 @@ def test_a_damaged_image_store_is_refused_by_name_and_made_again(bench, undistur
 
 
 def test_a_full_disk_loses_nothing(bench, undisturbed):
-    """At the store, a checkpoint, the database and the report: said, and the next start goes on."""
+    """At the store, a checkpoint, a run's record, the database and the report: said, and the next start goes on."""
     project = bench.project()
-    barrier = Barrier(store=STORE, checkpoint=CHECKPOINT, rung=RUNG, report=REPORT)
+    barrier = Barrier(store=STORE, checkpoint=CHECKPOINT, record=RECORD, rung=RUNG, report=REPORT)
     environment = with_barrier(project, barrier)
     watch = Watch()
 
@@ -130,9 +130,15 @@ def test_a_full_disk_loses_nothing(bench, undisturbed):
 
     process = start()
     barrier.wait("checkpoint", nth=3).release(do="error", errno=errno.ENOSPC)
+    barrier.pass_on()
     output = finish(process, 1)
     assert "the disk is full" in output
     assert "Free some space and start again" in output
+
+    process = start()
+    barrier.wait("record", nth=2).release(do="error", errno=errno.ENOSPC)
+    barrier.pass_on()
+    assert "the disk is full" in finish(process, 1)
 
     watch.start()
     process = start()
@@ -151,16 +157,6 @@ def test_a_full_disk_loses_nothing(bench, undisturbed):
     assert "No space left on device" in finish(process, 1)
     project.run("report")
     assert (project.folder / "reports" / "tiny" / "report.md").read_text().startswith("# ")
-    fault = Fault(name="disk full at image store, checkpoint, database and report", times=4, recovery_s=watch.seconds)
+    name = "disk full at image store, checkpoint, record, database and report"
+    fault = Fault(name=name, times=5, recovery_s=watch.seconds)
     assert outcome(project.home, check_all(project.home, "tiny", 4, fault)) == undisturbed
-
-
-@long_only
-def test_a_disk_too_full_for_the_journal_costs_tracking_but_no_trial(bench, undisturbed):
-    project = bench.project()
-    barrier = Barrier(here=JOURNAL)
-    process = project.start("sweep", **with_barrier(project, barrier))
-    barrier.wait("here", nth=3).release(do="error", errno=errno.ENOSPC)
-    barrier.pass_on()
-    assert "tracking cannot be kept" in finish(process)
-    assert outcome(project.home, project.record()) == undisturbed

@@ -8,9 +8,10 @@ import random
 import signal
 import time
 import tomllib
-from pathlib import Path
+from contextlib import suppress
 from threading import Event, Thread
 
+import psutil
 import pytest
 
 from harness.findings.ranking import leading
@@ -21,17 +22,11 @@ from tests.faults.options import KILLS, SEED, TRIALS, long_only
 
 
 def workers_of(pid: int) -> list[int]:
-    """Worker processes of a supervisor, by the kernel's word."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-            command = (stat.parent / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and b"spawn_main" in command:
-            found.append(int(stat.parent.name))
-    return found
+    """Worker processes of a supervisor: what its fork server forked."""
+    with suppress(psutil.NoSuchProcess):
+        servers = [child for child in psutil.Process(pid).children() if "forkserver" in " ".join(child.cmdline())]
+        return [worker.pid for server in servers for worker in server.children()]
+    return []
 
 
 def is_at_its_last(project) -> bool:
