@@ -98,7 +98,7 @@ def test_the_best_trials_are_audited_once_and_the_report_says_what_was_found(pro
 
     assert "0 trainings audited" in project.run("audit", TOP="2")
     (folder / "audit.json").write_text('{"score": 1')  # as a crash would never leave it
-    assert "1 trainings audited" in project.run("audit", TOP="2")
+    assert "1 training audited" in project.run("audit", TOP="2")
     assert json.loads((folder / "audit.json").read_text()) == found
 
 
