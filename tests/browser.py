@@ -86,7 +86,7 @@ class Page:
         self.wait_for(f"document.body?.innerText.includes({json.dumps(text)})")
 
     def show_as(self, width: int, media: str = "screen", scheme: str = "light") -> None:
-        """Lay the page out for a device of so many CSS pixels, or for paper, in light or dark colours."""
+        """Show the page as a device of this width (CSS pixels) does, or paper, in light or dark colours."""
         self._ask("Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=False)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self._ask("Emulation.setEmulatedMedia", media=media, features=features)

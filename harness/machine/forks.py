@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import forkserver, process, resource_tracker
+from multiprocessing import current_process, forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
@@ -127,7 +127,10 @@ class ForkContext(ForkServerContext):
                         return super().start()
                 except FileNotFoundError:
                     if not attempts_left:
-                        raise
+                        raise SweepError(
+                            f"the folder for temporary files, {tempfile.gettempdir()}, is emptied again and again",
+                            "Set TMPDIR to another folder. What was done is kept: start again to continue.",
+                        ) from None
                     _leave_the_fork_server()
                 except (EOFError, ConnectionError):
                     if not attempts_left:
@@ -157,9 +160,10 @@ class SpawningContext(SpawnContext):
 
 
 def _leave_the_fork_server() -> None:
-    """Have the next call start a new one, with a new folder for its socket; this one ends after what it forked."""
-    if folder := process.current_process()._config.get("tempdir"):  # type: ignore[attr-defined]
-        Path(folder).mkdir(mode=0o700, exist_ok=True)  # the library removes it in the end, and fails without it
+    """Have the next call start a new one, with a folder for its socket; this one ends when all that it forked has."""
+    if folder := current_process()._config.get("tempdir"):  # type: ignore[attr-defined]
+        # The library removes it in the end, and fails without it.
+        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
     server: Any = forkserver._forkserver
     os.close(server._forkserver_alive_fd)
     server._forkserver_pid = None

@@ -115,7 +115,7 @@ def test_a_damaged_image_store_is_refused_by_name_and_made_again(bench, undistur
 
 
 def test_a_full_disk_loses_nothing(bench, undisturbed):
-    """At the store, a checkpoint, a run's record, the database and the report: said, and the next start goes on."""
+    """At the store, a checkpoint, a run's record, the database and the report: said, and the next start continues."""
     project = bench.project()
     barrier = Barrier(store=STORE, checkpoint=CHECKPOINT, record=RECORD, rung=RUNG, report=REPORT)
     environment = with_barrier(project, barrier)

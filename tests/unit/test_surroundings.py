@@ -22,7 +22,7 @@ from harness import atomic
 from harness.cli import main
 from harness.cli.display import visible
 from harness.cli.verbs import PATH
-from harness.errors import CheckpointError, SpecError, UsageError
+from harness.errors import CheckpointError, SpecError, SweepError, UsageError
 from harness.gan.networks import make_networks
 from harness.home import VARIABLES, Home, path_from_environment
 from harness.machine import forks
@@ -248,6 +248,17 @@ def test_a_fork_server_whose_folder_was_cleaned_away_is_replaced_and_what_it_for
     ours.send("still there?")
     assert ours.recv() == "still there?"
     older.join()
+
+
+@pytest.mark.skipif(not forks.FORKS, reason="without a fork server")
+def test_a_folder_that_is_cleaned_away_again_and_again_is_said(monkeypatch):
+    monkeypatch.setattr(forks, "_FORKS", 1)
+    context = forks.worker_context()
+    shutil.rmtree(Path(forkserver._forkserver._forkserver_address).parent)
+    with pytest.raises(SweepError, match="is emptied again and again"):
+        context.Process(target=print, daemon=True).start()
+    monkeypatch.undo()
+    assert forks.call_in_fork(code_sha256) == code_sha256()
 
 
 def _answer(connection: Connection) -> None:
