@@ -44,16 +44,17 @@ def is_address(text: str, *, at_in_path: bool = False) -> bool:
 
     Args:
         text: the address, with its scheme.
-        at_in_path: whether an ``@`` in its path means nothing where the host has a dot, as in a package index's feed.
+        at_in_path: whether an ``@`` in its path means nothing where the host has a dot and nothing like a host follows,
+            as in a package index's feed.
     """
     try:
         parts = urlsplit(text)
         port = parts.port  # reading it raises where it is none
     except ValueError:
         return False
-    host = parts.hostname or ""
-    cut = "@" in f"{parts.path}?{parts.query}#{parts.fragment}"
-    return not (cut and not (at_in_path and "." in host)) and port != 0 and not re.search(r"[\s\\]", text)
+    _, cut, behind = f"{parts.path}?{parts.query}#{parts.fragment}".rpartition("@")
+    of_a_feed = at_in_path and "." in (parts.hostname or "") and not re.match(r"[^/?#]*[.:]", behind)
+    return (not cut or of_a_feed) and port != 0 and not re.search(r"[\s\\]", text)
 
 
 def check_addresses(settings: Mapping[str, str]) -> None:

@@ -879,7 +879,11 @@ def test_an_address_without_its_slashes_is_refused_and_not_shown(home, monkeypat
         assert SECRET not in str(caught.value)
 
 
-UNREADABLE = [f"http://me:{SECRET}{sign}rest@127.0.0.1:9/simple" for sign in "/#?[\\ "]
+UNREADABLE = [
+    *(f"http://me:{SECRET}{sign}rest@127.0.0.1:9/simple" for sign in "/#?[\\ "),
+    f"https://{SECRET}.token/rest@index.example/simple",
+    f"https://first.last:80/{SECRET}@127.0.0.1:9/simple",
+]
 
 
 @pytest.mark.parametrize("address", UNREADABLE)
