@@ -136,7 +136,7 @@ class Forecast:
         }
         features = sum(references.values())
         models = statistics.mean(each.checkpoint_bytes + each.weights_bytes for each in self.configurations)
-        grids = (1 + len(self.spec.budget.marks)) * grid_bytes  # and one of the untrained generator
+        grids = (2 + len(self.spec.budget.drawn)) * grid_bytes  # and those of its beginning and end
         elsewhere = bool(os.environ.get("MLFLOW_TRACKING_URI"))
         here = models + grids
         copies = models + grids + grid_bytes  # the last grid is logged twice

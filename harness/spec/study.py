@@ -29,6 +29,11 @@ from harness.spec.tables import (
 HINT = "`harness schema` prints everything that is allowed."
 
 
+def usual_rungs(kimg: float) -> tuple[float, ...]:
+    """Where trials of this length are paused unless the file says, and drawn where they are never scored (kimg)."""
+    return tuple(round(kimg * share, 6) for share in (1 / 9, 1 / 3))
+
+
 class BudgetSpec(Table):
     """How much is trained. kimg is thousands of real images shown to the discriminator."""
 
@@ -53,6 +58,11 @@ class BudgetSpec(Table):
     def marks(self) -> tuple[float, ...]:
         """Where a trial is scored under the rung protocol: its rungs and its end (kimg)."""
         return (*(rung for rung in self.rungs if rung < self.kimg), self.kimg)
+
+    @property
+    def drawn(self) -> tuple[float, ...]:
+        """Where a trial's samples are drawn, besides its beginning and its end (kimg)."""
+        return self.rungs or usual_rungs(self.kimg)
 
 
 class SamplerSpec(Table):
@@ -127,10 +137,6 @@ class QuickSpec(Table):
     reference: Reference = Field(description="Real images that final and rung scores compare with; or all.")
 
 
-# Where trials are paused unless the file says: at these shares of their length.
-_RUNG_SHARES = (1 / 9, 1 / 3)
-
-
 def _with_rungs(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """The content of a study file, with the rungs of promotion where it names none."""
     pruner, budget = content.get("pruner", {}), content.get("budget")
@@ -140,7 +146,7 @@ def _with_rungs(content: Mapping[str, Any]) -> Mapping[str, Any]:
         return content
     if not isinstance(budget, Mapping) or "rungs" in budget or not isinstance(budget.get("kimg"), int | float):
         return content
-    return {**content, "budget": {**budget, "rungs": [round(budget["kimg"] * share, 6) for share in _RUNG_SHARES]}}
+    return {**content, "budget": {**budget, "rungs": list(usual_rungs(budget["kimg"]))}}
 
 
 class StudySpec(Table):

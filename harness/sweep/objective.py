@@ -61,7 +61,7 @@ def objective(trial: optuna.Trial, attempt: Attempt, setup: WorkerSetup) -> list
     for step, value in sorted(attempt.history.rungs.items()):
         report(trial, value, step, spec, attempt.history)
         pause_at(trial, step, setup)
-    budget = Budget(kimg=spec.budget.kimg, snapshots_kimg=spec.budget.rungs)
+    budget = Budget(kimg=spec.budget.kimg, snapshots_kimg=spec.budget.drawn)
     images, stop, every_s = setup.images_NHWC, setup.lanes.stop, setup.checkpoint_s
     for event in train_on_disk(attempt, images, budget=budget, stop=stop, checkpoint_s=every_s):
         if isinstance(event, Progress):
@@ -86,7 +86,7 @@ def objective(trial: optuna.Trial, attempt: Attempt, setup: WorkerSetup) -> list
 
 def is_to_be_scored(mark: float | None, attempt: Attempt, spec: ResolvedStudy) -> bool:
     """Whether this is a rung without a score: a trial that continues has those of before."""
-    return spec.has_rungs and mark is not None and kimg_to_images(mark) not in attempt.history.rungs
+    return spec.has_rungs and mark in spec.budget.marks and kimg_to_images(mark) not in attempt.history.rungs
 
 
 def score_rung(trial: optuna.Trial, event: Snapshot, kimg: float, attempt: Attempt, setup: WorkerSetup) -> None:

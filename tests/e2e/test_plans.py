@@ -14,6 +14,7 @@ import pytest
 
 from harness.home import Home
 from harness.store.studies import started_study, study_to_record
+from harness.training.run_folder import RunFolder
 from tests.conftest import blob_files, sharing_weights
 from tests.e2e.test_sweep import Here, Project, wait_for
 from tests.faults.checks import QUICK
@@ -79,6 +80,8 @@ def test_a_sweep_is_confirmed_though_everything_was_killed(project):
     searched = {trial.attrs.seed for trial in record(project, "tiny").trials if trial.attrs.seed is not None}
     assert not searched & {trial.attrs.seed for trial in plan.complete}
     assert {len(trial.attrs.samplings) for trial in plan.complete} == {2}
+    drawn = {len(RunFolder(project.home.root / str(trial.attrs.folder)).grids()) for trial in plan.complete}
+    assert drawn == {4}, "at the beginning, a ninth, a third and the end, though they are scored at the end only"
     project.run("confirm", HARNESS_HOME=str(calm.root), HARNESS_CHECKPOINTS=str(project.folder / "calm-share"))
     undisturbed = study_to_record(started_study("tiny-confirm", calm))
     assert {t.attrs.preset: t.attrs.samplings for t in plan.complete} == {

@@ -35,7 +35,7 @@ def test_workers_killed_at_every_stage_of_a_trial(bench, undisturbed):
     barrier.pass_on()
     output = finish(process)
     fault = Fault(
-        name="kill -9 of the worker in a step, writing a checkpoint, scoring, between report and tell, between "
+        name="kill -9 of the worker in a step, writing a checkpoint, scoring, between Optuna's `report` and `tell`, between "
         "database and MLflow, sending",
         times=len(stages), recovery_s=watch.seconds,
     )  # fmt: skip
@@ -73,7 +73,7 @@ def test_the_supervisor_killed_and_then_everything_at_once(bench, undisturbed):
     barrier.pass_on()
     project.run("sweep")
     fault = Fault(
-        name="kill -9 of the supervisor, of every process at once, and in the report; started again",
+        name="kill -9 of the supervisor, of every process at once, and while the Markdown report is written; started again",
         times=3, recovery_s=watch.seconds,
     )  # fmt: skip
     assert outcome(project.home, check_all(project.home, "tiny", 4, fault)) == undisturbed

@@ -16,7 +16,7 @@ from tests.faults.options import MANY, OUTAGES, long_only, pause
 
 
 def through_outages(project: Project, outage: Callable[[], AbstractContextManager[None]], code: int) -> Watch:
-    """A sweep with an outage in ask, in a step, in report and in tell; started again where each ends it with a code."""
+    """A sweep with an outage in Optuna's `ask`, `report` and `tell`, and in a step; started again where each ends it with a code."""
     barrier = Barrier(ask=ASK, step=STEP, rung=RUNG, tell=TELL)
     environment = with_barrier(project, barrier)
     watch = Watch()
@@ -52,7 +52,7 @@ def test_postgresql_stopped_in_ask_step_report_and_tell(bench, undisturbed, post
     watch = through_outages(project, stopped, 75 if too_long else 0)
     what = "exit code 75, started again" if too_long else "waited out"
     fault = Fault(
-        name=f"PostgreSQL stopped for {seconds:g} s in ask, in a step, in report and in tell; "
+        name=f"PostgreSQL stopped for {seconds:g} s in Optuna's `ask`, `report` and `tell`, and in a step; "
         f"grace period {grace:g} s ({what})",
         times=4, recovery_s=watch.seconds,
     )  # fmt: skip
@@ -72,7 +72,7 @@ def test_sqlite_locked_by_another_process(bench, undisturbed):
             other.execute("ROLLBACK")
 
     watch = through_outages(project, locked, 0)
-    fault = Fault(name="SQLite locked by another process for 2 s in ask, in a step, in report and in tell", times=4,
+    fault = Fault(name="SQLite locked by another process for 2 s in Optuna's `ask`, `report` and `tell`, and in a step", times=4,
                   recovery_s=watch.seconds)  # fmt: skip
     assert outcome(project.home, check_all(project.home, "tiny", 4, fault)) == undisturbed
 

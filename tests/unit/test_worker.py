@@ -124,6 +124,14 @@ def one(study, env, target=99):
     return study_to_record(study).trials[trial.number]
 
 
+def test_a_trial_without_rungs_is_scored_at_its_end_and_drawn_on_the_way(tmp_path):
+    pruner, budget = PrunerSpec(name="none"), SPEC.budget.model_copy(update={"rungs": ()})
+    env = Env(Home(tmp_path / "runs"), SPEC.model_copy(update={"pruner": pruner, "budget": budget}))
+    record = one(env.trials.study, env)
+    assert list(record.intermediate) == [400]
+    assert [step for name, step in env.tracker.runs["tiny/0"].images if name == "samples"] == [0, 44, 133, 400]
+
+
 def test_a_finished_trial_agrees_everywhere(study, env):
     record = one(study, env)
     run = env.tracker.runs["tiny/0"]
