@@ -35,8 +35,8 @@ def test_workers_killed_at_every_stage_of_a_trial(bench, undisturbed):
     barrier.pass_on()
     output = finish(process)
     fault = Fault(
-        name="kill -9 of the worker in a step, writing a checkpoint, scoring, between Optuna's `report` and `tell`, between "
-        "database and MLflow, sending",
+        name="kill -9 of the worker in a step, writing a checkpoint, scoring, between Optuna's `report` and "
+        "`tell`, between database and MLflow, sending",
         times=len(stages), recovery_s=watch.seconds,
     )  # fmt: skip
     record = check_all(project.home, "tiny", 4, fault)

@@ -16,7 +16,10 @@ from tests.faults.options import MANY, OUTAGES, long_only, pause
 
 
 def through_outages(project: Project, outage: Callable[[], AbstractContextManager[None]], code: int) -> Watch:
-    """A sweep with an outage in Optuna's `ask`, `report` and `tell`, and in a step; started again where each ends it with a code."""
+    """A sweep with an outage in Optuna's `ask`, `report` and `tell`, and in a step.
+
+    It is started again where each ends it with a code.
+    """
     barrier = Barrier(ask=ASK, step=STEP, rung=RUNG, tell=TELL)
     environment = with_barrier(project, barrier)
     watch = Watch()
@@ -72,8 +75,10 @@ def test_sqlite_locked_by_another_process(bench, undisturbed):
             other.execute("ROLLBACK")
 
     watch = through_outages(project, locked, 0)
-    fault = Fault(name="SQLite locked by another process for 2 s in Optuna's `ask`, `report` and `tell`, and in a step", times=4,
-                  recovery_s=watch.seconds)  # fmt: skip
+    fault = Fault(
+        name="SQLite locked by another process for 2 s in Optuna's `ask`, `report` and `tell`, and in a step",
+        times=4, recovery_s=watch.seconds,
+    )  # fmt: skip
     assert outcome(project.home, check_all(project.home, "tiny", 4, fault)) == undisturbed
 
 
