@@ -135,7 +135,7 @@ def table(found: list[dict[str, Any]]) -> str:
     if not found:
         return "Nothing was scored yet."
     lines = [
-        f"Trainings that diverged: {lost}. Paired are the seeds at which neither did.",
+        f"Trainings that diverged: {lost}. Only seeds at which neither precision diverged are paired.",
         "",
         "| training at learning rate | in | pairs | FID of float32 | FID of the other | difference (95 %) "
         "| Wilcoxon p | standard deviations | Levene p |",

@@ -203,7 +203,7 @@ class _Judge:
             others = counted(drawn, "other")
             return f"It is a published configuration: the search found none that is better among {others}. "
         if other := next((trial for trial in self.trials if trial.published), None):
-            return f"The best published one, {_name(other)}, has {number(other.value)}{self._compared(other, best)}. "
+            return f"The best published one, {_name(other)}, has {number(other.value)}.{self._compared(other, best)} "
         own = dict(rung_scores(best))
         for other in self.record.trials:
             kimg, score = max(rung_scores(other), default=(0.0, 0.0))
@@ -213,10 +213,9 @@ class _Judge:
         return ""
 
     def _compared(self, other: TrialRecord, best: TrialRecord) -> str:
-        """Its updates against the best's, where they differ."""
+        """Its updates and the best's, where they differ, in a sentence."""
         theirs, own = other.updates(self.kimg), best.updates(self.kimg)
-        same = f" after {counted(theirs, 'update')} on the same number of images"
-        return "" if theirs == own else f"{same}, against {own:,}"
+        return "" if theirs == own else f" It made {counted(theirs, 'update')} on as many images, the best {own:,}."
 
     def _lower(self) -> str:
         """Trials with a better score that have collapsed, in a sentence."""
@@ -231,9 +230,9 @@ class _Judge:
         if other is None:
             return " No published configuration was confirmed without a diverged or collapsed training."
         gap = found.against_best(other)
-        more = f": {number(gap.estimate.mean)} more{_interval(gap.estimate)}, paired" if gap else ""
+        higher = f", seed by seed {number(gap.estimate.mean)} higher{_interval(gap.estimate)}" if gap else ""
         updates = self._compared(other.median_trial, best.median_trial)
-        return f" The best published one, {other.name}, has {number(other.estimate.mean)}{updates}{more}."
+        return f" The best published one, {other.name}, has {number(other.estimate.mean)}{higher}.{updates}"
 
     def _more(self) -> str:
         """The command that finishes more trials."""

@@ -90,7 +90,7 @@ def chance(record: StudyRecord | None, more: int) -> str:
 
 
 def _chance(n: int, more: int) -> str:
-    share = f"{100 * new_best_probability(n, more):.0f} % ({more}/({n} + {more}))"
+    share = f"{100 * new_best_probability(n, more):.0f} % ({more}/({n} + {more}): {n} were searched so far)"
     return f"{more} more trials would find a new best with a probability of about {share}"
 
 

@@ -71,7 +71,7 @@ def test_the_verdict_on_a_search_is_what_its_trials_are(study):
         assert f"{number(best.value)} after 27 kimg ({best.updates(27.0):,} generator updates)" in words
         if "found none that is better" in words:
             assert best.published and not [t for t in sound if t.drawn and t.value < best.value]
-        if "updates on the same number of images" in words:
+        if "updates on as many images" in words:
             assert len({t.updates(27.0) for t in ranked}) > 1
         lower = [t.number for t in ranked if t.value < best.value]
         assert found.kind != "best, unconfirmed" or ("Scored lower, but collapsed" in words) == bool(lower)

@@ -129,7 +129,7 @@ def test_confirmed_is_what_something_is_worse_than():
 def test_only_a_larger_batch_is_said_to_make_fewer_updates(size, said):
     study = record(batch(0, size, 60.0, preset="paper"), batch(1, 16, 40.0))
     reason = headline(study).reason
-    assert ("has 60 after 211 updates on the same number of images, against 1,688." in reason) == said
+    assert ("has 60. It made 211 updates on as many images, the best 1,688." in reason) == said
     assert ("updates" in reason) == said
 
 
@@ -195,4 +195,4 @@ def test_the_score_is_drawn_against_the_parameters_that_matter_from_eight_trials
         text = build_report(record(*trials[:n]), tmp_path, tmp_path / "out", {"lr_g": 0.7, "bn": 0.3}, "x").read_text()
         for name in ("parameter-1.svg", "parameter-2.svg", "parallel.svg"):
             assert (tmp_path / "out" / name).is_file() == (f"({name})" in text) == drawn
-        assert ("lr_g 70 % · bn 30 % (x, 8 trials; below 50 it is a hint)." in text) == drawn
+        assert ("lr_g 70 % · bn 30 % (x on 8 trials; from fewer than 50 it is a hint)." in text) == drawn

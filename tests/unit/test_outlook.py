@@ -116,7 +116,7 @@ def test_its_words_give_the_probability_with_its_sum_and_no_promise_of_a_gain():
     *_, best, new = outlook_lines(record(*SEARCHED, *(trial(i, "PRUNED", 9.0) for i in range(8, 12))), 20)
     assert best.startswith("the best FID of 500 images to expect of fewer of the 12 searched trials")
     assert best.endswith("40 of 12")
-    assert "a new best with a probability of about 62 % (20/(12 + 20)). " in new
+    assert "a new best with a probability of about 62 % (20/(12 + 20): 12 were searched so far). " in new
     assert "unknown; from 4 trials to 12 the expected best fell by" in new
 
 

@@ -138,7 +138,7 @@ def test_same_input_same_bytes_and_all_sections(root, tmp_path):
         "> **Small samples.** With 500 generated images",
         "| 4 | diverged | 3 | diverged: step 9 |",
         "| 5 | failed | 9 | RuntimeError: a \\| b c | 55 | – |",
-        "As published, Inception Score of 500 images is unavailable: no head.",
+        "In its original form, Inception Score of 500 images is unavailable: no head.",
         "All trials, with their parameters: 6</summary>",
         "harness train --config reports/mnist32/best.toml",
         "5 of 14 trials finished, 27 kimg each",
