@@ -116,7 +116,8 @@ def report() -> str:
     for cpu, cores, busy in dict.fromkeys(key[:3] for key in counts):
         medians = {arm: [statistics.median(counts[cpu, cores, busy, arm, name]) for name in COUNTED] for arm in ARMS}
         for arm, values in medians.items():
-            lines.append(f"| {cpu}, {cores} cores | {busy} | {arm} | {' | '.join(f'{value:,.0f}' for value in values)} |")
+            counted = " | ".join(f"{value:,.0f}" for value in values)
+            lines.append(f"| {cpu}, {cores} cores | {busy} | {arm} | {counted} |")
         ratios = [auto / one if one else float("nan") for one, auto in zip(*medians.values(), strict=True)]
         lines.append(f"| | | ratio | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
     return "\n".join(lines)

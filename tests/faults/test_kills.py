@@ -73,7 +73,8 @@ def test_the_supervisor_killed_and_then_everything_at_once(bench, undisturbed):
     barrier.pass_on()
     project.run("sweep")
     fault = Fault(
-        name="kill -9 of the supervisor, of every process at once, and while the Markdown report is written; started again",
+        name="kill -9 of the supervisor, of every process at once, and while the Markdown report is written; "
+        "started again",
         times=3, recovery_s=watch.seconds,
     )  # fmt: skip
     assert outcome(project.home, check_all(project.home, "tiny", 4, fault)) == undisturbed

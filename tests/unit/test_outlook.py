@@ -81,7 +81,7 @@ def test_pruned_trials_count_as_the_worst_searched_one_and_presets_not_at_all():
     assert found.expected[0] == pytest.approx((sum(SCORES) + 4 * 60) / 12)
     assert found.expected[-1] == 40.0
     assert found.fewer == 6
-    assert "about 50 % (12/(12 + 12)). " in found.sentences
+    assert "about 50 % (12/(12 + 12): 12 were searched so far). " in found.sentences
     assert found.gain == pytest.approx(found.expected[5] - found.expected[11])
     assert all(low <= high for low, high in zip(found.low, found.high, strict=True))
     fixed = ({"recipe": "r"}, {"preset": "paper"}, {"preset": "small-batch"})
@@ -104,8 +104,8 @@ def test_too_little_is_no_outlook_and_it_says_why():
         "counted, and there are 7"
     )
     assert chance(few, 3) == (
-        "3 more trials would find a new best with a probability of about 25 % (3/(9 + 3)), if no pruned trial would "
-        "have been the best; how much better is unknown"
+        "3 more trials would find a new best with a probability of about 25 % (3/(9 + 3): 9 were searched so "
+        "far), if no pruned trial would have been the best; how much better is unknown"
     )
     assert chance(None, 3) == chance(record(trial(8, value=1.0, attrs={"preset": "paper"})), 3) == ""
     assert too_few(None).endswith("and there are none")
