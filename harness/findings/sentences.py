@@ -101,7 +101,7 @@ SENTENCES = (
         "a better marker for success than just validation scores and losses.",
         source="README of the Keras system (recipe celeba128); that of svhn32 reads blurry images off a high loss",
         test="rank correlation (Spearman) of the generator's loss, mean of the second half, with the final score; "
-        f"supported if it is surely weaker than {TELLING}",
+        f"supported if its whole interval is between -{TELLING} and {TELLING}",
         measured=_loss_and_score, value=_rank_correlation, verdict=_weak,
     ),
     Sentence(
@@ -109,7 +109,7 @@ SENTENCES = (
         quote="More extended training will yield better results",
         source="README of sssingh/svhn-and-celebrity-image-generation-dcgan (recipes svhn32 and celeba32_deep)",
         test="share of trainings whose quick score is better at two thirds of the length than at one third; supported "
-        "if they are surely most",
+        "if its whole interval is above 1/2",
         measured=_improved, value=_share, verdict=_most,
     ),
 )  # fmt: skip
