@@ -223,8 +223,9 @@ def workers_for(study: ResolvedStudy, trials: int, device: str) -> tuple[int, st
 
     On a CPU one for each core: two workers of one thread each do 1.5 to 1.8 times the work of one of two threads, also
     next to a busy neighbour (docs/performance.md), so the machine's load plays no part. A search has at most one for
-    four trials, because its sampler learns from those that ended. On CUDA one for each GPU, whose trials are in lanes; or as many as there would
-    be lanes, if a network of the user's own cannot be a CUDA graph, without which lanes gain little, and MPS is there.
+    four trials, because its sampler learns from those that ended. On CUDA one for each GPU, whose trials are in lanes;
+    or as many as there would be lanes, if a network of the user's own cannot be a CUDA graph, without which lanes gain
+    little, and MPS is there.
     """
     most, why = usable_cores(), "one for each core"
     if device == "cuda":
