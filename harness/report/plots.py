@@ -272,8 +272,8 @@ def rung_curves(rungs: pd.DataFrame, best: int | None, metric: str) -> Figure:
     axis.scatter(rungs["kimg"][far], shown[far], marker="^", s=40, color=_RED, zorder=4)
     handles = [Line2D([], [], color=c, marker="o", label=n) for n, c in
                (("best trial", _ORANGE), ("trained to the end", _BLUE), ("paused or pruned", _GREY))]  # fmt: skip
-    # Searching all lines for the best place takes seconds; scores fall, so this one is free.
-    axis.legend(handles=handles, frameon=True, loc="upper right")
+    # Searching all lines for the best place takes seconds; above the axes it covers none.
+    axis.legend(handles=handles, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
     axis.set_xlabel("real images shown (kimg)")
     return figure
 
