@@ -90,4 +90,5 @@ def test_eight_workers_on_postgresql(bench, postgres, monkeypatch):
     project = bench.project(study, HARNESS_STORAGE=postgres.database(), HARNESS_CHECKPOINT_S="60")
     project.run("sweep", WORKERS="8")
     monkeypatch.setenv("HARNESS_STORAGE", project.env["HARNESS_STORAGE"])
-    check_all(project.home, "tiny", MANY, Fault(name=f"no fault: 8 workers on PostgreSQL, {MANY} short trials", times=0))
+    fault = Fault(name=f"no fault: 8 workers on PostgreSQL, {MANY} short trials", times=0)
+    check_all(project.home, "tiny", MANY, fault)
