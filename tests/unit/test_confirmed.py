@@ -142,7 +142,7 @@ def test_report_and_best_toml_are_of_the_confirmed_best(tmp_path):
     assert "<p>|" not in path.with_suffix(".html").read_text(), "a table that no reader of Markdown takes for one"
     text = path.read_text()
     assert "**Best, confirmed: trial-1 with a mean FID of 500 images = 45 (95 % interval 43 to 47), from 5 " in text
-    assert "paper, has 61.1: 16.1 more" in text
+    assert "paper, has 61.1, seed by seed 16.1 higher" in text
     assert "Ties: trial-2; choose the most convenient." in text
     assert "| 2 | trial-2 | 45.3 |" in text
     assert text.index("## Confirmed") < text.index("## Best configurations of the search")

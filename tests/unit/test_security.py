@@ -123,7 +123,9 @@ PROOFS: dict[str, tuple[str, ...]] = {
         "tests/unit/test_surroundings.py::test_what_a_terminal_would_obey_is_shown_instead",
         "tests/unit/test_surroundings.py::test_names_and_descriptions_of_study_files_reach_the_terminal_harmless",
     ),
-    "Published weights": ("tests/unit/test_surroundings.py::test_published_weights_that_are_not_finite_are_refused",),
+    "A training's weights": (
+        "tests/unit/test_surroundings.py::test_published_weights_that_are_not_finite_are_refused",
+    ),
     "Files": ("tests/unit/test_surroundings.py::test_who_may_read_files_is_the_umasks_to_say",),
     "Downloads": (
         "tests/unit/test_arrays.py::test_a_download_with_another_checksum_is_refused",
