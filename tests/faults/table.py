@@ -26,7 +26,7 @@ def write_page(table: Path, command: str, took_s: float) -> None:
     cores = usable_cores()
     lines = [
         BEGIN, "", f"`{command}`, {time.strftime('%Y-%m-%d')}, {cores} core{'s' * (cores != 1)}, "
-        f"{took_s / 60:.0f} minutes. "
+        f"{took_s / 60:.0f} minutes.",
         "Time to recover: median (longest), from the fault to the next step of a training.", "",
         "| fault | times | trials lost | trials or runs doubled or wrong | points lost or doubled | to recover (s) |",
         "|---|---|---|---|---|---|",
