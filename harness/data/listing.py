@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from harness.data.decode import FORMATS
-from harness.data.sources import HEAD_BYTES, MAX_FILE_BYTES, Archive, name_parts, printable
+from harness.data.sources import HEAD_BYTES, Archive, name_parts, printable
 from harness.errors import DataError
 
 # (name, size, time of change or checksum)
@@ -158,12 +158,6 @@ def list_images(root: Path, home: Path | None = None) -> Listing:
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             # zipfile raises NotImplementedError where a member asks for a later version of the format than it reads.
             raise DataError(f"{root} is a damaged zip: {error}", "Download it again.") from None
-        for name, size, _ in listing.files:
-            if size > MAX_FILE_BYTES:
-                raise DataError(
-                    f"{root}: {printable(name)} would unpack to {size / 2**20:,.0f} MiB",
-                    "No photograph is that large; check where the zip comes from.",
-                )
         listing.former = sorted(listing.as_spelled(listing.former))
     else:
         raise _neither(root)

@@ -89,7 +89,7 @@ class Archive(zipfile.ZipFile):
         Where it is not what its header says, whatever its decoder raises.
         """
         if member.file_size > MAX_FILE_BYTES:
-            raise zipfile.BadZipFile(f"it would unpack to {member.file_size / 2**20:,.0f} MiB")
+            raise zipfile.BadZipFile(f"{member.file_size / 2**20:,.0f} MiB are more than {MAX_FILE_BYTES // 2**20} MiB")
         return self._read(member, member.file_size)
 
     def _read(self, member: zipfile.ZipInfo, size: int) -> bytes:
