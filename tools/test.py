@@ -19,7 +19,7 @@ def usable_cores() -> int:
 
 
 def processes(arguments: Sequence[str]) -> list[str]:
-    """pytest-xdist's arguments: a process more than cores, up to four, for tests also wait; none where they are given."""
+    """pytest-xdist's arguments: one more than cores, up to four, for tests also wait; none where they are given."""
     cores = usable_cores()
     given = any(argument.startswith(("-n", "--numprocesses", "--pdb")) for argument in arguments)
     return [] if given or cores == 1 else ["-n", str(min(4, cores + 1))]
