@@ -16,7 +16,8 @@ on the same machine; a machine that did not run the pool first repeats a tenth o
 (arm *again*, whose scores count nowhere). The goal is the expected best of N = 30 of the pool (over all its subsets).
 A sweep succeeds if its best final score within N / 3 units is as good; it ends there, so the pool is to be whole first.
 
-A line of the results file is one sweep, written when it ends; a sweep that was killed continues.
+A line of the results file is one sweep, written when it ends; a sweep that was killed continues. The seeds are fresh:
+sweeps of seeds 1000 and 1001 led to today's rungs (search-mnist32-before.jsonl, docs/lab/2026-11.md).
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ POOL, PROMOTION, PROMOTION_RANDOM, VERDICTS, WARM, AGAIN = ARMS = (
 )  # fmt: skip
 _POOL_TRIALS = 3  # a sweep of the pool
 _AGAIN = 3  # sweeps of the pool that another machine repeats
-_TRIALS = {POOL: _POOL_TRIALS, PROMOTION: 48, PROMOTION_RANDOM: 48, VERDICTS: 200, WARM: 48, AGAIN: _POOL_TRIALS}
-_FIRST_SEED = 1000
+_TRIALS = {POOL: _POOL_TRIALS, PROMOTION: 64, PROMOTION_RANDOM: 64, VERDICTS: 200, WARM: 64, AGAIN: _POOL_TRIALS}
+_FIRST_SEED, _FIRST_SWEEP = 1000, 2000  # of the pool, and of the other arms
 _FASHION = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
 _RESAMPLED = 2000
 
@@ -92,14 +93,15 @@ def arm_spec(name: str, arm: str, seed: int) -> ResolvedStudy:
         content["sampler"]["n_startup_trials"] = 6
         content["pruner"] = {"name": "percentile", "percentile": 25.0, "n_startup_trials": 1}
         content["budget"]["rungs"] = [images.kimg * share for share in (12 / 54, 24 / 54)]
+        content["scoring"]["rung"] = {"extractor": "mobilenet-v2", "samples": 250, "reference": 1000}
     return ResolvedStudy.model_validate(content)
 
 
 def jobs(name: str) -> list[tuple[str, int]]:
     """(arm, seed) of all sweeps: the pool, then the others in an order in which what is there can be compared."""
     images, found = SETS[name], [(POOL, _FIRST_SEED + index) for index in range(3 * N // _POOL_TRIALS)]
-    for seed in range(_FIRST_SEED, _FIRST_SEED + images.sweeps):
-        arms = (PROMOTION_RANDOM, VERDICTS) if seed < _FIRST_SEED + images.controls else ()
+    for seed in range(_FIRST_SWEEP, _FIRST_SWEEP + images.sweeps):
+        arms = (PROMOTION_RANDOM, VERDICTS) if seed < _FIRST_SWEEP + images.controls else ()
         found += [(arm, seed) for arm in (PROMOTION, *([WARM] if name == "celeba32" else []), *arms)]
     return found
 

@@ -90,7 +90,7 @@ class PrunerSpec(Table):
     name: Literal["promotion", "none", "median", "percentile", "successive_halving", "hyperband"] = "promotion"
     keep: tuple[Annotated[Int, Field(ge=2)], ...] | None = Field(
         None,
-        description="promotion: at each rung 1 trial in this many continues; default: 8 at the first, 2 at later ones.",
+        description="promotion: at each rung 1 trial in this many continues; default: 6 at the last, 3 before.",
     )
     n_startup_trials: Int = Field(
         4,
@@ -191,7 +191,7 @@ class StudySpec(Table):
         """Where trials pause (kimg), and 1 in how many continues there; empty with another pruner."""
         if self.pruner.name != "promotion":
             return ()
-        keep = self.pruner.keep or (8, *[2] * len(self.budget.rungs))
+        keep = self.pruner.keep or (*[3] * (len(self.budget.rungs) - 1), 6)
         return tuple(zip(self.budget.rungs, keep, strict=False))
 
     def funnel(self, trials: int) -> tuple[int, ...]:

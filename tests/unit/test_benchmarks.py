@@ -152,7 +152,7 @@ def test_the_table_counts_compute_in_full_trials_of_the_same_machine(monkeypatch
 
 def test_every_arm_is_a_study_and_none_has_a_preset():
     for name in SETS:
-        specs = {arm: arm_spec(name, arm, 1000) for arm in ARMS}
+        specs = {arm: arm_spec(name, arm, 2000) for arm in ARMS}
         assert not any(spec.presets for spec in specs.values())
         assert [len(spec.promotions) for spec in specs.values()] == [0, 2, 2, 0, 2, 0]
         assert len({spec.name for spec in specs.values()}) == len(ARMS)

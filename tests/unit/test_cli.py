@@ -531,14 +531,14 @@ def test_the_view_of_promotion_counts_what_was_tried_and_estimates_by_images(mon
     now = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     view = SweepView(load_study_file("mnist32"), target=8, started=now[0])
-    assert view.spec.funnel(8) == (8, 1, 1)
-    assert view.spec.expected_kimg(8) == 8 * 6 + 12 + 36
+    assert view.spec.funnel(8) == (8, 3, 1)
+    assert view.spec.expected_kimg(8) == 8 * 6 + 3 * 12 + 36
     for number in range(2):
         view.update(Started(number=number))
         now[0] += 10
         view.update(Scored(number=number, kimg=6.0, score=120.0 + number))
         line = view.update(Ended(number=number, state="WAITING", reason="paused at 6 kimg"))
-    assert line == "trial 1 paused at 6 kimg; 2 of 8 tried, 0 trained to the end, about 2.3 min left"
+    assert line == "trial 1 paused at 6 kimg; 2 of 8 tried, 0 trained to the end, about 3.0 min left"
     view.update(Started(number=1, kimg=6.0))
     now[0] += 80
     line = view.update(Ended(number=1, state="COMPLETE", value=50.0))
@@ -566,7 +566,7 @@ def test_the_time_left_counts_final_scores_from_the_first_rung_on(monkeypatch):
     ratio = {"inception-v3": 5.7, "mobilenet-v2": 0.3}
     guess = 2 * final.samples / rung.samples * ratio[final.extractor] / ratio[rung.extractor]
     assert view.final_s == pytest.approx(guess)
-    assert view.time_left == f"about {duration(12 / 6 * (96 - 6) + guess)} left", "one of eight comes to its end"
+    assert view.time_left == f"about {duration(12 / 6 * (120 - 6) + guess)} left", "one of eight comes to its end"
     view.update(Ended(number=0, state="WAITING", reason="paused at 6 kimg"))
 
     view.update(Started(number=0, kimg=6.0))
@@ -580,7 +580,7 @@ def test_the_time_left_counts_final_scores_from_the_first_rung_on(monkeypatch):
     now[0] += 71
     view.update(Ended(number=0, state="COMPLETE", value=50.0))
     assert view.final_s == 71
-    assert view.time_left == f"about {duration(74 / 54 * (96 - 54))} left", (
+    assert view.time_left == f"about {duration(74 / 54 * (120 - 54))} left", (
         "no final score is left, nor is one in the pace"
     )
 
