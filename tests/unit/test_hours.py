@@ -45,7 +45,7 @@ def test_what_is_left_is_what_the_best_of_those_begun_still_train_and_score():
     """Of 8 trials at a rung of 6 kimg 3 train 12 kimg more, and one 36 more, a second each; it is scored."""
     budget = trained(TimeBudget(load_study_file("photos32"), 1.0, 1), 6, seconds=48)
     left = budget._left_s(time.monotonic(), 8)
-    assert left == pytest.approx(3 * 12 + 36 + 140, abs=2), "until one was timed, Inception is taken to score 4 images/s here"
+    assert left == pytest.approx(3 * 12 + 36 + 140, abs=2), "until one was timed: Inception scores 4 images/s"
     budget._note(Scoring(number=0))
     budget._scoring[0] -= 30
     budget._note(Ended(number=9, state="PRUNED"))
