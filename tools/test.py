@@ -19,10 +19,10 @@ def usable_cores() -> int:
 
 
 def processes(arguments: Sequence[str]) -> list[str]:
-    """pytest-xdist's arguments: one more than cores, up to four, for tests also wait; none where they are given."""
-    cores = usable_cores()
+    """pytest-xdist's arguments: a process for each core, up to four; none where they are given."""
+    n = min(4, usable_cores())
     given = any(argument.startswith(("-n", "--numprocesses", "--pdb")) for argument in arguments)
-    return [] if given or cores == 1 else ["-n", str(min(4, cores + 1))]
+    return [] if given or n == 1 else ["-n", str(n)]
 
 
 @contextmanager

@@ -696,9 +696,9 @@ def test_claims_are_not_tested_in_the_place_of_a_search(home):
 
 @pytest.mark.parametrize(
     ("cores", "given", "processes"),
-    [(1, [], None), (2, [], "3"), (64, ["tests/unit"], "4"), (8, ["-n", "3"], None), (8, ["--pdb"], None)],
+    [(1, [], None), (2, [], "2"), (64, ["tests/unit"], "4"), (8, ["-n", "3"], None), (8, ["--pdb"], None)],
 )
-def test_tests_run_in_up_to_four_processes_unless_told_otherwise(monkeypatch, cores, given, processes):
+def test_tests_use_up_to_four_cores_unless_told_otherwise(monkeypatch, cores, given, processes):
     monkeypatch.setattr(testing, "usable_cores", lambda: cores)
     found = testing.processes(given)
     assert (found[found.index("-n") + 1] if found else None) == processes

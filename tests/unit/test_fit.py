@@ -47,7 +47,7 @@ def test_all_that_does_not_fit_is_named_at_once_with_values_and_flags():
         "100 usable images are too few for study celeba32_small:",
         "  space.batch_size reaches 128: at most 100",
         '  scoring.final.reference is 500 images: at most 100, or "all"',
-        '  scoring.rung.reference is 1000 images: at most 100, or "all"',
+        '  scoring.rung.reference is 500 images: at most 100, or "all"',
     ]
     assert "QUICK" not in error.hint, "its batches are as large"
     error = refusal(load_study_file("celeba32_small"), 301)
