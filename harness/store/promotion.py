@@ -45,9 +45,11 @@ def next_promotion(
 ) -> int | None:
     """The paused trial that continues next, or None.
 
-    Of n trials scored at a rung the best ⌊n / keep⌋ may continue; trials at the last rung go first. Once no new trial
-    will start, ⌈n / keep⌉ may continue, so that every study ends with a final score; then trials at the first rung go
-    first, because a rung compares best when all its trials have been scored.
+    Of n trials scored at a rung the best ⌊n / keep⌋ may continue, and no more than ⌊n / keep⌋ in all: a trial that is
+    among the best only because better ones came after others had been promoted waits for its turn. Trials at the last
+    rung go first. Once no new trial will start, the best ⌈n / keep⌉ may continue, and earlier promotions no longer
+    count, so that every study ends with a final score; then trials at the first rung go first, because a rung compares
+    best when all its trials have been scored.
 
     Args:
         rungs: (losses of the trials scored there, ``keep``) for each rung, in order.
@@ -55,10 +57,13 @@ def next_promotion(
         closing: whether no new trial will start.
         gone: trials that count among the n but cannot continue, because an earlier end of the study pruned them.
     """
-    may_continue = [(index, losses, len(losses) // keep) for index, (losses, keep) in enumerate(rungs)][::-1]
+    may_continue = [(index, losses, len(losses) // keep, True) for index, (losses, keep) in enumerate(rungs)][::-1]
     if closing:
-        may_continue += [(index, losses, -(-len(losses) // keep)) for index, (losses, keep) in enumerate(rungs)]
-    for index, losses, count in may_continue:
+        may_continue += [(index, losses, -(-len(losses) // keep), False) for index, (losses, keep) in enumerate(rungs)]
+    for index, losses, count, early in may_continue:
+        promoted = sum(paused.get(trial) != index and trial not in gone for trial in losses)
+        if early and promoted >= count:
+            continue
         order = sorted((loss, trial) for trial, loss in losses.items() if trial not in gone)
         for _, trial in order[:count]:
             if paused.get(trial) == index:

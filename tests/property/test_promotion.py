@@ -80,6 +80,9 @@ def run(scores, keep, target):
         else:
             at = paused.pop(trial) + 1
         went.append((trial, at))
+        if at and not closing:
+            promoted = sum(place == at for _, place in went)
+            assert promoted <= len(rungs[at - 1]) // keep[at - 1], "no more than its share before the end"
         if at == len(keep):
             finals.append(trial)
         else:
@@ -95,7 +98,6 @@ def test_a_whole_study_ends_with_a_final_score_and_every_rung_keeps_its_share(n,
     came = [sum(at == index for _, at in went) for index in range(len(keep) + 1)]
     assert came[0] == n
     for index, factor in enumerate(keep):
-        # Never more than one promoted early, and overtaken later, for each trial that came.
         assert came[index + 1] >= math.ceil(came[index] / factor)
     best = min(range(n), key=lambda trial: scores[trial][0])
     assert (best, 1) in went, "the best of the first rung always goes on"
@@ -106,7 +108,19 @@ def test_the_furthest_goes_first_and_none_goes_that_is_not_among_the_best():
     rungs = [(first, 4), ({0: 3.0, 1: 2.0}, 2)]
     assert next_promotion(rungs, {0: 1, 1: 1, 2: 0, 3: 0}, closing=False) == 1
     assert next_promotion(rungs, {0: 1, 2: 0, 3: 0}, closing=False) is None, "1 in 2, 2 in 8 are on their way already"
-    assert next_promotion([(first, 4), ({}, 2)], {2: 0, 1: 0}, closing=False) == 1
+    waiting = dict.fromkeys(range(1, 8), 0)
+    assert next_promotion([(first, 4), ({}, 2)], waiting, closing=False) == 1
+
+
+def test_a_trial_that_only_came_among_the_best_after_others_were_promoted_waits():
+    first = {trial: float(trial) for trial in range(8)}
+    waiting = dict.fromkeys((0, 2, 4, 5, 6, 7), 0)
+    assert next_promotion([(first, 4)], waiting, closing=False) is None, "1 and 3 were promoted: 2 in 8"
+    assert next_promotion([(first, 4)], waiting, closing=True) == 0
+    waiting[1] = 0
+    assert next_promotion([(first, 4)], waiting, closing=False) == 0, "only 3 was promoted"
+    del waiting[0]
+    assert next_promotion([(first, 4)], waiting, closing=False, gone=[3]) == 1, "3 was pruned, 0 was promoted"
 
 
 def test_the_last_ones_are_rounded_up_and_the_nearest_goes_first():
