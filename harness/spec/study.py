@@ -71,7 +71,9 @@ class SamplerSpec(Table):
     model_config = ConfigDict(serialize_by_alias=True)
 
     name: Literal["tpe", "gp", "random"] = Field(
-        "tpe", description="tpe and gp (a Gaussian process) learn from every rung score with pruner promotion."
+        "tpe",
+        description="tpe and gp (a Gaussian process) learn from every rung score with pruner promotion. Every third "
+        "trial is random.",
     )
     seed: Int = Field(0, ge=0, description="Seed of the study: of its sampler and of every trial's training.")
     n_startup_trials: Int = Field(10, ge=0, description="Random trials before the sampler models the space.")

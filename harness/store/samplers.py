@@ -24,6 +24,7 @@ from harness.store.records import TrialAttrs, stored_position, stored_retry_of
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 EVALUATOR = "PED-ANOVA"
 _FEWEST = 8
+_RANDOM_EVERY = 3
 
 
 def position_of(trial: FrozenTrial) -> int | None:
@@ -154,9 +155,13 @@ class PositionSampler(BaseSampler):
 
 
 def make_sampler(spec: ResolvedStudy, trials_so_far: int) -> BaseSampler:
-    """A new sampler, seeded by the study's seed and the number of trials, so that a restart repeats no point."""
+    """A new sampler, seeded by the study's seed and the number of trials, so that a restart repeats no point.
+
+    Every third trial is random, as in BOHB (Falkner et al. 2018, section 3): a model of few trials can settle on a
+    region without good ones, and proposes little else for dozens of trials (docs/rungs.md).
+    """
     seed = derive_seed(spec.sampler.seed, "sampler", trials_so_far)
-    if spec.sampler.name == "random":
+    if spec.sampler.name == "random" or trials_so_far % _RANDOM_EVERY == _RANDOM_EVERY - 1:
         return RandomSampler(seed=seed)
     n_startup = spec.sampler.n_startup_trials
     # Baselines have no searched parameters; with groups, the other trials keep their joint model. In a search with

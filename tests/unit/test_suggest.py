@@ -36,3 +36,22 @@ def test_a_restart_repeats_no_point():
     trial = study.ask()
     suggest(trial, spec)
     assert trial.params["lr_g"] == points[3], "the same place in the study gives the same point"
+
+
+def test_every_third_trial_is_random_whatever_was_found():
+    """All good trials have batches of 64, so the model proposes little else."""
+    spec = load_study_file("mnist32")
+    proposed = {True: [], False: []}
+    for position in range(30, 90):
+        study, source = (optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)) for _ in range(2))
+        for _ in range(40):
+            trial = source.ask()
+            suggest(trial, spec)
+            source.tell(trial, 1.0 if trial.params["batch_size"] == 64 else 2.0)
+        study.add_trials(source.trials)
+        study.sampler = make_sampler(spec, position)
+        trial = study.ask()
+        suggest(trial, spec)
+        proposed[position % 3 == 2].append(trial.params["batch_size"])
+    assert [proposed[random].count(64) / len(proposed[random]) > 0.6 for random in (True, False)] == [False, True]
+    assert len(set(proposed[True])) == 4
