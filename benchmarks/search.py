@@ -17,7 +17,7 @@ on the same machine; a machine that did not run the pool first repeats a tenth o
 A sweep succeeds if its best final score within N / 3 units is as good; it ends there, so the pool is to be whole first.
 
 A line of the results file is one sweep, written when it ends; a sweep that was killed continues. The seeds are fresh:
-sweeps of seeds 1000 and 1001 led to today's rungs (search-mnist32-before.jsonl, docs/lab/2026-11.md).
+sweeps of other seeds led to today's rungs and sampler (search-mnist32-before.jsonl, docs/lab/2026-11.md).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ POOL, PROMOTION, PROMOTION_RANDOM, VERDICTS, WARM, AGAIN = ARMS = (
 _POOL_TRIALS = 3  # a sweep of the pool
 _AGAIN = 3  # sweeps of the pool that another machine repeats
 _TRIALS = {POOL: _POOL_TRIALS, PROMOTION: 64, PROMOTION_RANDOM: 64, VERDICTS: 200, WARM: 64, AGAIN: _POOL_TRIALS}
-_FIRST_SEED, _FIRST_SWEEP = 1000, 2000  # of the pool, and of the other arms
+_FIRST_SEED, _FIRST_SWEEP = 1000, 4000  # of the pool, and of the other arms
 _FASHION = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
 _RESAMPLED = 2000
 
