@@ -61,13 +61,14 @@ class FoldedInception(_Unloaded):
             if isinstance(module, BasicConv2d):
                 module.conv = fuse_conv_bn_eval(module.conv, module.bn)
                 module.bn = nn.Identity()
+        _with_fused_relu(self)
         self.to(memory_format=torch.channels_last)
 
 
 class ConvReLU(nn.Module):
     """A convolution and its ReLU; on a CPU as one operation of oneDNN, whose weights are laid out once.
 
-    The values are the same. It is the operation that ``torch.compile`` makes of the two, without a compiler.
+    The values are the same up to rounding. It is what ``torch.compile`` makes of the two, without a compiler.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -75,11 +76,12 @@ class ConvReLU(nn.Module):
         self.conv = conv
         self._packed: Tensor | None = None
         available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        self._fuses = available and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        in_bf16 = available and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        self._fuses = {torch.float32: available, torch.bfloat16: in_bf16}
 
     def forward(self, maps: Tensor) -> Tensor:
         conv = self.conv
-        if maps.device.type != "cpu" or not self._fuses:
+        if maps.device.type != "cpu" or not self._fuses[maps.dtype]:
             return functional.relu(conv(maps), inplace=True)
         where = [list(pair) for pair in (conv.padding, conv.stride, conv.dilation)]
         if self._packed is None:
@@ -89,14 +91,13 @@ class ConvReLU(nn.Module):
         return fused
 
 
-def _with_fused_relu(module: nn.Module) -> nn.Module:
-    """The same with :class:`ConvReLU` where torch-fidelity has a convolution, BatchNorm (folded by now) and ReLU."""
+def _with_fused_relu(module: nn.Module) -> None:
+    """:class:`ConvReLU` wherever torch-fidelity has a convolution, BatchNorm (folded by now) and ReLU."""
     for name, child in module.named_children():
         if isinstance(child, BasicConv2d):
             setattr(module, name, ConvReLU(child.conv))
         else:
             _with_fused_relu(child)
-    return module
 
 
 class QuickInception(FoldedInception):
@@ -105,7 +106,7 @@ class QuickInception(FoldedInception):
     def __init__(self, state: dict[str, Tensor]) -> None:
         super().__init__(state)
         trunk = itertools.takewhile(lambda layer: layer is not self.AvgPool, self.children())
-        self.trunk = _with_fused_relu(nn.Sequential(*trunk).to(torch.bfloat16))
+        self.trunk = nn.Sequential(*trunk).to(torch.bfloat16)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         rows, columns = (bilinear_weights(size, self.INPUT_IMAGE_SIZE).to(images.device) for size in images.shape[-2:])
@@ -209,6 +210,8 @@ class Extractor:
             self.weights = vgg_weights(home) if name == VGG else mobilenet_weights(home, say)
         if device.type == "cuda":
             self.batch = ON_GPU
+        # Images of a part of the work that is kept when it is done: batches for all threads.
+        self.part = self.batch * _AT_ONCE
         self.module = _module(name, precision, self.weights.state, device)
 
     def __call__(self, images_BCHW: Tensor, *, logits: bool = False) -> Features:

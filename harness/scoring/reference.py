@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -26,6 +27,8 @@ from harness.spec.tables import ScoreSpec
 
 # Total variance, as a share of the mean square, that rounding alone gives features of one image.
 _LEAST_SPREAD = 1e-9
+# The most processes that compute parts of one reference at the same time.
+_LOCKS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,26 +122,94 @@ def _without_spread(n: int, extractor: str, what: str) -> DataError:
 
 
 def load_reference(
-    home: Home, images_NHWC: Tensor, protocol: Protocol, extract: Callable[[Tensor], Features]
+    home: Home,
+    images_NHWC: Tensor,
+    protocol: Protocol,
+    extract: Callable[[Tensor], Features],
+    *,
+    part: int = 64,
+    begins: Callable[[], None] | None = None,
 ) -> Reference:
     """The reference of a protocol, from the cache or computed now by ``extract``; a damaged file is replaced.
 
-    A DataError refuses one that nothing can be compared with: images without differences, or features not finite.
+    Processes that need it at the same time compute it together, ``part`` images at a time, and what is done outlives a
+    kill. One of them calls ``begins`` first. A DataError refuses a reference that nothing can be compared with: images
+    without differences, or features that are not finite.
     """
     path = reference_path(home, protocol)
-    folder = home.private(path.parent)
-    with FileLock(folder / ".lock"):
-        atomic.remove_torn(folder)
-        features = _cached(path)
-        if features is None:
-            features = extract(reference_images(images_NHWC, protocol.reference_images)).pooled.contiguous()
-            atomic.write_bytes(path, save({"features": features}, {"sha256": _sha256(features)}))
+    features = _cached(path)
+    while features is None:
+        parts = _parts(home, images_NHWC, protocol, part)
+        first = True
+        for timeout in (0, -1):  # those that another process has begun come last, mostly done by then
+            for one in parts:
+                begun = one.compute(extract, timeout, begins if first else None)
+                first = first and begun is None
+        with FileLock(path.parent / ".lock"):
+            atomic.remove_torn(path.parent)
+            features = _cached(path)
+            found = [done for one in parts if (done := _cached(one.file)) is not None]
+            if features is None and len(found) == len(parts):
+                features = torch.cat(found)
+                _write(path, features)
+            if features is not None:
+                shutil.rmtree(parts[0].file.parent, ignore_errors=True)
     pooled = features.double()
     spread, scale = float(pooled.var(dim=0).sum()), float(pooled.square().sum(dim=1).mean())
     if not _LEAST_SPREAD * scale < spread < math.inf:  # nor NaN
         what = "all the same" if spread <= _LEAST_SPREAD * scale else "of features that are not finite"
         raise _without_spread(len(features), protocol.extractor, what)
     return Reference(features)
+
+
+def prepare_reference(
+    home: Home,
+    images_NHWC: Tensor,
+    protocol: Protocol,
+    extract: Callable[[Tensor], Features],
+    *,
+    part: int = 64,
+    begins: Callable[[], None] | None = None,
+) -> bool:
+    """Compute one part of a reference that will be needed; False if no part is left that nobody has begun."""
+    if reference_path(home, protocol).is_file():
+        return False
+    parts = _parts(home, images_NHWC, protocol, part)
+    return any(one.compute(extract, 0, begins if one.number == 0 else None) for one in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some of a reference's images, shape (n, 3, H, W), and the file of their features until the whole is there."""
+
+    number: int
+    file: Path
+    images: Tensor
+    whole: Path
+
+    def compute(
+        self, extract: Callable[[Tensor], Features], timeout: float, begins: Callable[[], None] | None
+    ) -> bool | None:
+        """True if it was computed here, None if it was there, False if another process has not ended it in time (s)."""
+        try:
+            with FileLock(self.whole.parent / f".part-{self.number % _LOCKS}.lock", timeout=timeout):
+                # In this order: the parts go once the whole is there.
+                if _cached(self.file) is not None or _cached(self.whole) is not None:
+                    return None
+                if begins:
+                    begins()
+                _write(self.file, extract(self.images).pooled.contiguous())
+                return True
+        except Timeout:
+            return False
+
+
+def _parts(home: Home, images_NHWC: Tensor, protocol: Protocol, part: int) -> list[_Part]:
+    whole = reference_path(home, protocol)
+    home.private(whole.parent)
+    folder = whole.with_suffix(".parts")
+    pieces = torch.split(reference_images(images_NHWC, protocol.reference_images), part)
+    return [_Part(at, folder / f"{part}-{at}.safetensors", images, whole) for at, images in enumerate(pieces)]
 
 
 def reference_path(home: Home, protocol: Protocol) -> Path:
@@ -156,6 +227,10 @@ def reference_path(home: Home, protocol: Protocol) -> Path:
         }
     )
     return home.references / f"{protocol.extractor}-{key}.safetensors"
+
+
+def _write(path: Path, features: Tensor) -> None:
+    atomic.write_bytes(path, save({"features": features}, {"sha256": _sha256(features)}))
 
 
 def _cached(path: Path) -> Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import io
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from harness import atomic
 from harness.data.store import ImageStore
@@ -24,9 +25,9 @@ from harness.scoring.extractors import Extractor, inception_shapes
 from harness.scoring.fidelity import ALL, Scores, score, versions
 from harness.scoring.protocol import INCEPTION, MOBILENET, VGG, Protocol, make_protocol
 from harness.scoring.reference import (
-    Features,
     Reference,
     load_reference,
+    prepare_reference,
     reference_path,
     refuse_equal,
     split_images,
@@ -73,13 +74,20 @@ class Scorers:
 
     def reference_of(self, protocol: Protocol, extractor: Extractor, spec: ScoreSpec) -> Reference:
         """Features of the real images, computed once; a message says so for many, which may take a minute."""
+        images = split_images(self.store, spec)
+        begins = self._begins(protocol)
+        return load_reference(self.home, images, protocol, extractor, part=extractor.part, begins=begins)
 
-        def extract(images_BCHW: Tensor) -> Features:
-            if len(images_BCHW) > _QUIET:
-                self.say(f"computing {protocol.extractor} features of {len(images_BCHW):,} real images")
-            return extractor(images_BCHW)
+    def prepare(self, protocol: Protocol, extractor: Extractor, spec: ScoreSpec) -> bool:
+        """Compute a part of these features before they are needed; False if no part is left to begin."""
+        images = split_images(self.store, spec)
+        begins = self._begins(protocol)
+        return prepare_reference(self.home, images, protocol, extractor, part=extractor.part, begins=begins)
 
-        return load_reference(self.home, split_images(self.store, spec), protocol, extract)
+    def _begins(self, protocol: Protocol) -> Callable[[], None] | None:
+        n = protocol.reference_images
+        text = f"computing {protocol.extractor} features of {n:,} real images"
+        return functools.partial(self.say, text) if n > _QUIET else None
 
     def scorer(self, spec: ScoreSpec) -> Scorer:
         return Scorer(self, spec)
@@ -121,6 +129,11 @@ class Scorer:
         if protocol.extractor not in self._references:
             self._references[protocol.extractor] = self.scorers.reference_of(protocol, extractor, self.spec)
         return self._references[protocol.extractor]
+
+    def prepare(self) -> bool:
+        """Compute a part of the references that scores will need; False if no part is left to begin."""
+        others = [both for names, both in self.additional.items() if names != ("is",)]
+        return any(self.scorers.prepare(*both, self.spec) for both in [(self.protocol, self.extractor), *others])
 
     @property
     def objective(self) -> str:

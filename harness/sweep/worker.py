@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import optuna
@@ -133,13 +134,18 @@ def work(setup: WorkerSetup) -> None:
     Raises SweepError after several failed trials in a row: the rest would fail, too.
     """
     failures: list[str] = []
-    retired = False
+    retired, prepared = False, setup.device.type != "cpu"  # on CUDA it takes seconds, and memory from other lanes
     while not (setup.lanes.stop() or (retired and setup.job.index > 0)):
         target = StudyAttrs.parse(setup.trials.study.user_attrs).target
         trial = setup.trials.ask(target, alone=retired)
         if trial is None:
             if setup.trials.is_done(target):
                 return
+            # The other workers' trials need the real images' features for their final scores.
+            with suppress(Interrupted, OSError):  # the trial that needs them says what is wrong
+                if not prepared and setup.final.prepare():
+                    continue
+            prepared = True
             threading.Event().wait(_IDLE_S)
             continue
         end = run_trial(trial, setup)

@@ -5,6 +5,7 @@ import itertools
 import math
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from harness.scoring import sampling, weights
 from harness.scoring.extractors import Extractor
 from harness.scoring.fidelity import score
 from harness.scoring.protocol import Protocol, make_protocol, metric_name
-from harness.scoring.reference import Features, Reference, load_reference, reference_images
+from harness.scoring.reference import Features, Reference, load_reference, prepare_reference, reference_images
 from harness.scoring.sampling import generate, image_grid, scoring_noise, to_uint8
 from harness.spec.tables import ScoreSpec
 from tests.conftest import CPU, blob_files, blobs
@@ -161,6 +162,57 @@ def test_reference_is_cached_privately_by_fingerprint_and_healed(home):
         file.write_bytes(file.read_bytes()[:-7])
     healed = load_reference(home, images, protocol(), extract)
     assert torch.equal(healed.features, first.features)
+
+
+def test_a_reference_is_computed_together_and_what_was_done_outlives_a_kill(home):
+    """Two threads stand for two processes: a lock of a file knows no difference between them."""
+    images = torch.from_numpy(blobs(60))
+    begun, calls, numbers, together = [], [], itertools.count(), threading.Barrier(2, timeout=60)
+
+    def extract(x):
+        calls.append(float(x.double().sum()))
+        if (number := next(numbers)) < 2:
+            together.wait()  # both compute, each a part of its own
+        if number == 2:
+            raise KeyboardInterrupt
+        return Features(x.float().flatten(1)[:, :50].contiguous(), None)
+
+    def load():
+        named = protocol(reference_images=60)
+        return load_reference(home, images, named, extract, part=8, begins=lambda: begun.append(1)).features
+
+    def interrupted():
+        try:
+            return load()
+        except KeyboardInterrupt:
+            return None
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.submit(interrupted), pool.submit(interrupted)
+        found = {future.result() is None for future in (one, other)}
+    assert found == {True, False}, "one was interrupted, the other computed what was left"
+    assert len(begun) == 1
+    assert len(set(calls)) == 8 and len(calls) == 9, "only the part in which one was interrupted was begun twice"
+    assert torch.equal(load(), reference_images(images, 60).float().flatten(1)[:, :50])
+    assert len(calls) == 9 and not list(home.references.glob("*.parts"))
+
+
+def test_a_reference_that_was_prepared_part_by_part_is_only_joined(home):
+    images, calls, begun = torch.from_numpy(blobs(20)), [], []
+
+    def extract(x):
+        calls.append(len(x))
+        return Features(x.float().flatten(1)[:, :50].contiguous(), None)
+
+    def prepare():
+        return prepare_reference(home, images, protocol(), extract, part=8, begins=lambda: begun.append(1))
+
+    assert [prepare() for _ in range(4)] == [True, True, True, False]
+    assert (calls, len(begun)) == ([8, 8, 4], 1)
+    found = load_reference(home, images, protocol(), extract, part=8, begins=lambda: begun.append(1))
+    assert torch.equal(found.features, reference_images(images, 20).float().flatten(1)[:, :50])
+    assert (len(calls), len(begun)) == (3, 1)
+    assert not prepare() and len(calls) == 3
 
 
 def test_weights_given_by_the_user_come_first(home, tmp_path, monkeypatch):

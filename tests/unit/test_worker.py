@@ -66,6 +66,9 @@ class Objective:
         values = {self.objective: math.nan if self.reason else value}
         return Scores(values=values, protocol_hash=self.protocol.hash, reason=self.reason)
 
+    def prepare(self) -> bool:
+        return False
+
 
 class Env:
     """What a worker is given, each part of which a test may replace before the next trial."""
@@ -122,6 +125,20 @@ def one(study, env, target=99):
     trial = env.trials.ask(target)
     run_trial(trial, env.setup)
     return study_to_record(study).trials[trial.number]
+
+
+def test_a_worker_without_a_trial_prepares_what_the_others_final_scores_need(env, study):
+    env.trials.ask(1)  # another worker's
+    calls: list[int] = []
+
+    def prepare() -> bool:
+        calls.append(1)
+        return len(calls) < 3
+
+    env.final.prepare, env.stop = prepare, lambda: len(calls) == 3
+    env.work(1)
+    assert len(calls) == 3, "a part at a time, as long as there are any"
+    assert [record.state for record in study_to_record(study).trials] == ["RUNNING"]
 
 
 def test_a_trial_without_rungs_is_scored_at_its_end_and_drawn_on_the_way(tmp_path):
