@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+import psutil
 from optuna.exceptions import ExperimentalWarning
 
 from harness.data.store import ImageStore, open_store
@@ -179,6 +180,11 @@ def with_workers(
         shared = f", {threads} each" if device == "cpu" else ""
         others = "WORKERS=N and LANES=N set other numbers" if lanes else "WORKERS=N sets another number"
         say(f"{counted(number, 'worker')}{lanes}{shared}: {why}; {others}")
+    cores = usable_cores()
+    busy = min(cores, round(min(psutil.getloadavg()[:2])))  # of 1 and of 5 minutes: not for a moment only
+    room = max(1, cores - busy)
+    if device == "cpu" and not machines.workers and busy and number > room:
+        say(f"other programs kept about {busy} of {cores} cores busy in the last minutes; WORKERS={room} leaves room")
     return chosen
 
 

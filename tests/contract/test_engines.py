@@ -6,12 +6,14 @@ import multiprocessing as mp
 import signal
 from multiprocessing.connection import Connection
 
+import psutil
 import pytest
 
 from harness.errors import StorageLost, SweepError
 from harness.machine import processes
 from harness.machine.processes import Machines
 from harness.spec.files import parse_study
+from harness.sweep import run
 from harness.sweep.engines import local
 from harness.sweep.engines.ray import forwarded_environment
 from harness.sweep.messages import Ready, Watcher
@@ -74,11 +76,33 @@ def test_lanes_are_said_unless_they_were_asked_for(monkeypatch):
 
 def test_a_number_of_workers_is_kept_with_the_study_unless_another_is_asked_for(monkeypatch):
     monkeypatch.setattr(local, "usable_cores", lambda: 2)
+    monkeypatch.setattr(psutil, "getloadavg", lambda: (0.4, 0.0, 0.0))
     said = []
     assert with_workers(Machines(), 3, STUDY, 16, "cpu", said.append).workers == 3
     assert said == ["3 workers, 1 thread each: as when the study started; WORKERS=N sets another number"]
     assert with_workers(Machines(workers=5), 3, STUDY, 16, "cpu", said.append).workers == 5
     assert len(said) == 1, "what was asked for needs no word"
+
+
+@pytest.mark.parametrize(
+    ("load", "workers", "room"),
+    [
+        ((0.4, 1, 1), None, 0),
+        ((1.3, 1, 0), None, 3),
+        ((9, 8, 9), None, 1),
+        ((2.8, 3, 3), 4, 0),
+        ((2, 0.4, 0), None, 0),
+    ],
+)
+def test_a_busy_machine_is_said_with_the_number_of_workers_that_leaves_room(monkeypatch, load, workers, room):
+    monkeypatch.setattr(local, "usable_cores", lambda: 4)
+    monkeypatch.setattr(run, "usable_cores", lambda: 4)
+    monkeypatch.setattr(local, "free_memory", lambda: 100 * GIB)
+    monkeypatch.setattr(psutil, "getloadavg", lambda: load)
+    said = []
+    assert with_workers(Machines(workers=workers), 0, STUDY, 400, "cpu", said.append).workers == 4
+    busy = [text for text in said if "busy" in text]
+    assert [text.endswith(f"WORKERS={room} leaves room") for text in busy] == [True] * bool(room)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ class _Worker:
 
 
 class LocalEngine:
-    """Runs worker processes until the study's target is reached; the first loads references with all cores, alone.
+    """Runs worker processes until the study's target is reached; others start once the first one is ready.
 
     ``on_death`` is called when a worker has died, before another takes its place.
     """
@@ -222,8 +222,8 @@ def workers_for(study: ResolvedStudy, trials: int, device: str) -> tuple[int, st
     """How many workers are fastest for this number of trials, and why not more.
 
     On a CPU one for each core: two workers of one thread each do 1.5 to 1.8 times the work of one of two threads, also
-    next to a busy neighbour (docs/performance.md), so the machine's load plays no part. A search has at most one for
-    four trials, because its sampler learns from those that ended. On CUDA one for each GPU, whose trials are in lanes;
+    next to a busy neighbour (docs/performance.md), so load does not lower the number. A search has at most one for four
+    trials, because its sampler learns from those that ended. On CUDA one for each GPU, whose trials are in lanes;
     or as many as there would be lanes, if a network of the user's own cannot be a CUDA graph, without which lanes gain
     little, and MPS is there.
     """
