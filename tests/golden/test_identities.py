@@ -31,8 +31,8 @@ STUDIES = {
     "celeba64-quick": "5336c76f3717188c",
     "cifar10_32": "6884c17466407d45",
     "cifar10_32-quick": "a50c52614656e67b",
-    "mnist32": "2ff24489ff1b4629",
-    "mnist32_pareto": "145798e437836ac2",
+    "mnist32": "95a93d56020ed4db",
+    "mnist32_pareto": "13ccd2b3eafb0a29",
     "svhn32": "e6bdc2b14272cb8d",
     "svhn32-quick": "d81d72737936eb01",
 }
