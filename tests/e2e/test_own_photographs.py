@@ -85,11 +85,11 @@ def test_a_newcomer_gets_from_a_clone_and_301_photographs_to_a_true_report_in_th
     # Inception takes a CPU a minute for each score.
     file.write_text(file.read_text().replace('"inception-v3"', '"mobilenet-v2"'))
     asked = ["sweep", "STUDY=photos32", f"DATA={project.images}", "KIMG=0.9"]
-    output = project.make(*asked, "HOURS=0.05", "TRIALS=900", f"THEN=touch {tmp_path / 'then'}")
+    output = project.make(*asked, "HOURS=0.01", "TRIALS=900", f"THEN=touch {tmp_path / 'then'}")
     assert "final scores compare with all 301 images" in output
     assert "301 images are few for a DCGAN" in output
     assert "IMG_9998.jpg" in output and "IMG_9999.heic" in output, "what looks like a picture and is not read is named"
-    assert "ended for HOURS=0.05" in output and "the same command continues with the other trials" in output
+    assert "ended for HOURS=0.01" in output and "the same command continues with the other trials" in output
     assert (tmp_path / "then").exists()
     first = project.record("photos32")
     assert first.attrs.target == 900, "the budget is what it was, far more than there is time for"

@@ -128,6 +128,5 @@ def test_the_readme_counts_claims_as_the_reports_do():
         counts.append(found.groups())
     (held, refuted), (held_faces, refuted_faces) = counts
     readme = " ".join((ROOT / "README.md").read_text().split())
-    said = f"{held} were supported and {refuted} refuted on digits; "
-    said += f"on faces {held_faces} were supported and {refuted_faces} refuted"
-    assert said in readme
+    assert f"on digits {held} were supported, {refuted} refuted and " in readme
+    assert f"on faces {held_faces} supported, {refuted_faces} refuted and " in readme
