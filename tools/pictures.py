@@ -1,6 +1,7 @@
-"""``python -m tools.pictures STUDY``: draw the README's pictures again, from a sweep that is finished.
+"""``python -m tools.pictures STUDY [report terminal mlflow]``: draw the README's pictures from a finished sweep.
 
-It is looked up in HARNESS_HOME and in reports/ of the current folder.
+It is looked up in HARNESS_HOME and in reports/ of the current folder. The terminal shows a first sweep's end if the
+best is not confirmed yet.
 
 Headless Chromium photographs the report's first screen and MLflow's comparison. The terminal is the sweep's command
 again, which finds everything finished and shows its last screen.
@@ -85,13 +86,19 @@ def comparison(study: str, out: Path) -> None:
         server.wait()
 
 
-def main(study: str) -> None:
-    OUT.mkdir(exist_ok=True)
-    report = Path("reports", study, "report.html").resolve()
-    photograph(report.as_uri(), OUT / "report.png", width=1000, height=1000)
-    terminal(study, OUT / "sweep.svg")
-    comparison(study, OUT / "mlflow.png")
+def report(study: str, out: Path) -> None:
+    """The first screen of a study's report."""
+    photograph(Path("reports", study, "report.html").resolve().as_uri(), out, width=1000, height=1000)
+
+
+PICTURES = {"report": (report, "report.png"), "terminal": (terminal, "sweep.svg"), "mlflow": (comparison, "mlflow.png")}
+
+
+def main(study: str = "mnist32", *names: str) -> None:
+    for name in names or PICTURES:
+        draw, file = PICTURES[name]
+        draw(study, OUT / file)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "mnist32")
+    main(*sys.argv[1:])
