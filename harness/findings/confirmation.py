@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.findings import statistics as stats
-from harness.findings.health import collapsed
+from harness.findings.health import flaw
 from harness.findings.ranking import leading, rank
 from harness.gan.hparams import LATER, digest, stored_value
 from harness.store.records import StudyRecord, TrialRecord
@@ -39,13 +40,14 @@ class ConfirmedArm:
         return None if self.searched is None else self.estimate.mean - self.searched
 
     @property
-    def n_collapsed(self) -> int:
-        return sum(collapsed(trial) for trial in self.trials.values())
+    def flaws(self) -> Counter[str]:
+        """How many of its trainings have collapsed, and how many are saturated."""
+        return Counter(found for trial in self.trials.values() if (found := flaw(trial)))
 
     @property
-    def collapsed(self) -> bool:
-        """Whether most of its trainings have collapsed."""
-        return 2 * self.n_collapsed > len(self.trials)
+    def flawed(self) -> bool:
+        """Whether most of its trainings have a flaw."""
+        return 2 * self.flaws.total() > len(self.trials)
 
     @property
     def hparams(self) -> Mapping[str, Any]:
@@ -62,7 +64,7 @@ class ConfirmedArm:
 class Confirmation:
     """Configurations by mean score, the best first.
 
-    ``ranked`` have no diverged training and have not collapsed, unless all have; ``unsound`` are the others.
+    ``ranked`` have no diverged training, and no flaw in most, unless none is so; ``unsound`` are the others.
     ``differences`` are from the best. ``splits`` are the sources of chance of each, where they can be estimated.
     """
 
@@ -133,7 +135,7 @@ def confirmation(search: StudyRecord, plan: StudyRecord) -> Confirmation | None:
     scored = [arm for arm in arms if arm.trials and not arm.n_diverged]
     if not scored:
         return None
-    by_name = {arm.name: arm for arm in scored if not arm.collapsed} or {arm.name: arm for arm in scored}
+    by_name = {arm.name: arm for arm in scored if not arm.flawed} or {arm.name: arm for arm in scored}
     result = stats.standing({name: arm.scores for name, arm in by_name.items()})
     sound = [replace(by_name[name], estimate=result.estimates[name]) for name in result.order]
     # For each configuration: bad ones vary more than good ones.

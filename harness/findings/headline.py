@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.findings.confirmation import Confirmation, confirmation
-from harness.findings.health import COLLAPSED, WON_SHARE, collapsed, sample_distance, training_health
+from harness.findings.health import (
+    COLLAPSED,
+    SATURATED,
+    WON_SHARE,
+    Flaw,
+    flaw,
+    flaw_of,
+    sample_distance,
+    training_health,
+)
 from harness.findings.ranking import leading, objectives, pareto_front, rung_scores
 from harness.findings.statistics import FEWEST_SEEDS, Estimate
 from harness.store.records import StudyRecord, TrialRecord
@@ -18,12 +27,13 @@ from harness.training.run_folder import RunFolder
 Kind = Literal[
     "no usable trial",
     "collapsed",
+    "saturated",
     "too short",
     "nothing searched yet",
     "no winner",
     "best, unconfirmed",
     "best, confirmed",
-    # Of a single training, which may be collapsed or too short as well:
+    # Of a single training, which may be collapsed, saturated or too short as well:
     "diverged",
     "no score",
     "discriminator won",
@@ -32,6 +42,8 @@ Kind = Literal[
 # With fewer generator updates a DCGAN draws hardly more than blobs, whatever its settings: in reports/mnist32 the
 # paper's own have an FID of 273 after 422 updates, the best 48 after 3,375.
 FEWEST_UPDATES = 500
+# Precision and recall below which samples and real images hardly overlap.
+FAR = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +55,7 @@ class Headline:
         text: the verdict in a sentence.
         reason: why, and what else to know; one sentence or more.
         next: the command to run next.
-        trial: number of the search's leading trial, the best whose samples have not collapsed; None without one.
+        trial: number of the search's leading trial, the best without a flaw; None without one.
     """
 
     kind: Kind
@@ -69,8 +81,8 @@ def headline(record: StudyRecord, plan: StudyRecord | None = None) -> Headline:
     judge = _Judge(record, trials)
     if not trials:
         return judge.nothing_usable()
-    if confirmed.best.collapsed if confirmed else collapsed(trials[0]):
-        return judge.collapsed(confirmed)
+    if confirmed.best.flawed if confirmed else flaw(trials[0]):
+        return judge.flawed(confirmed)
     if (longest := max(trial.updates(judge.kimg) for trial in trials)) < FEWEST_UPDATES:
         return judge.too_short(longest)
     if confirmed:
@@ -105,20 +117,23 @@ class _Judge:
             self._more(),
         )
 
-    def collapsed(self, confirmed: Confirmation | None) -> Headline:
+    def flawed(self, confirmed: Confirmation | None) -> Headline:
         if confirmed:
             n, what, best = len(confirmed.ranked), "confirmed configuration", confirmed.best.name
-            trial = next(trial for trial in confirmed.best.trials.values() if collapsed(trial))
+            of_best = list(confirmed.best.trials.values())
+            trials = [trial for arm in confirmed.ranked for trial in arm.trials.values()]
         else:
-            n, what, trial = len(self.trials), "finished trial", self.trials[0]
-            best = f"Trial {trial.number}"
+            n, what, of_best, trials = len(self.trials), "finished trial", self.trials, self.trials
+            best = f"Trial {self.trials[0].number}"
+        trial = next(trial for trial in of_best if flaw(trial))
+        kind: Kind = "collapsed" if flaw(trial) == "collapsed" else "saturated"
         every = f"all {n} {what}s" if n > 1 else f"the only {what}"
         apart = f"{number(sample_distance(trial))} times as far apart as real images"
         short = trial.updates(self.kimg) < FEWEST_UPDATES
         needed = f"; some {FEWEST_UPDATES} updates are needed before a DCGAN draws shapes" if short else ""
         return self._say(
-            "collapsed",
-            f"Collapsed: samples of {every} are nearly alike.",
+            kind,
+            f"{kind.capitalize()}: samples of {every} {_looks({flaw(trial) for trial in trials})}.",
             f"{best} has the best {self.metric}, but its samples are {apart} after {self._length(trial)}{needed}.",
             self._longer(short),
         )
@@ -151,7 +166,7 @@ class _Judge:
         return self._say(
             "best, unconfirmed",
             f"Best, unconfirmed: {_name(best)} with {self.metric} = {number(best.value)} after {self._length(best)}.",
-            f"{reason}One training seed each: how much of its lead is chance is unknown.",
+            f"{_far(best)}{reason}One training seed each: how much of its lead is chance is unknown.",
             f"harness confirm {self.record.name}",
         )
 
@@ -167,7 +182,7 @@ class _Judge:
             return self._say(
                 "best, confirmed",
                 f"Best, confirmed: {best.name} {scored}.",
-                f"{sure}{self._published(found)}{_open(found)}",
+                f"{_far(best.median_trial)}{sure}{self._published(found)}{_open(found)}",
                 f"harness generate --study {study} --best -n 64 --out grid.png",
             )
         if not ties:
@@ -179,7 +194,7 @@ class _Judge:
         return self._say(
             "no winner",
             f"No winner: {best.name} leads {scored}, but no other is clearly worse.",
-            f"{why}{_open(found)}",
+            f"{_far(best.median_trial)}{why}{_open(found)}",
             f"harness confirm {study}" + ("" if found.n_open else more),
         )
 
@@ -218,17 +233,18 @@ class _Judge:
         return "" if theirs == own else f" It made {counted(theirs, 'update')} on as many images, the best {own:,}."
 
     def _lower(self) -> str:
-        """Trials with a better score that have collapsed, in a sentence."""
+        """Trials with a better score that have a flaw, in a sentence."""
         best = self.trials[0]
-        lower = [_name(trial) for trial in self.trials if (trial.value or 0.0) < (best.value or 0.0)]
-        return f"Scored lower, but collapsed: {', '.join(lower)}. " if lower else ""
+        lower = [trial for trial in self.trials if (trial.value or 0.0) < (best.value or 0.0)]
+        flaws = " or ".join(sorted({flaw(trial) for trial in lower}))
+        return f"Scored lower, but {flaws}: {', '.join(map(_name, lower))}. " if lower else ""
 
     def _published(self, found: Confirmation) -> str:
         best, other = found.best, next((arm for arm in found.ranked if arm.published), None)
         if best.published:
             return " It is a published configuration: the search found none that is better."
         if other is None:
-            return " No published configuration was confirmed without a diverged or collapsed training."
+            return " No published configuration was confirmed without a diverged, collapsed or saturated training."
         gap = found.against_best(other)
         higher = f", seed by seed {number(gap.estimate.mean)} higher{_interval(gap.estimate)}" if gap else ""
         updates = self._compared(other.median_trial, best.median_trial)
@@ -256,7 +272,6 @@ def training_headline(run: RunFolder) -> Headline:
     steps, kimg, failed = summary["steps"], summary["kimg"], summary["failed"]
     length = f"{number(summary['trained_kimg'])} kimg ({counted(steps, 'generator update')})"
     scored = f"{metric_label(summary['metric'])} = {number(summary['scores'].get(summary['metric']))} after {length}"
-    alike = found.distance is not None and found.distance < COLLAPSED
     short = steps < FEWEST_UPDATES
     again = f"{command} --seed {summary['seed'] + 1} --kimg {kimg:g}"
     longer = math.ceil(kimg * 2 * FEWEST_UPDATES / steps)
@@ -264,8 +279,8 @@ def training_headline(run: RunFolder) -> Headline:
     kind: Kind
     if failed and summary["diverged"]:
         kind, text, said = "diverged", f"Diverged: {failed}.", again
-    elif alike:
-        kind, text = "collapsed", "Collapsed: the samples are nearly alike."
+    elif flawed := flaw_of(found.distance):
+        kind, text = flawed, f"{flawed.capitalize()}: the samples {_looks({flawed})}."
     elif failed:
         kind, text = "no score", f"No score: {failed}."
     elif short:
@@ -280,7 +295,8 @@ def training_headline(run: RunFolder) -> Headline:
         reasons.append(f"Some {FEWEST_UPDATES} updates are needed before a DCGAN draws shapes")
     if found.distance is not None:
         apart = f"Samples are {number(found.distance)} times as far apart as real images"
-        reasons.append(f"{apart} (below {COLLAPSED}: collapsed)")
+        limit = f"below {COLLAPSED}: collapsed" if found.distance <= 1 else f"above {SATURATED}: saturated"
+        reasons.append(f"{apart} ({limit})")
     if found.won is not None:
         floor = f"The discriminator's loss was at its floor for {100 * found.won:.0f} % of the second half"
         reasons.append(f"{floor} (above {100 * WON_SHARE:.0f} %: it has won)")
@@ -292,6 +308,25 @@ def training_headline(run: RunFolder) -> Headline:
 def _name(trial: TrialRecord) -> str:
     preset = trial.attrs.preset or trial.attrs.recipe
     return f"trial {trial.number} ({preset})" if preset else f"trial {trial.number}"
+
+
+def _looks(flaws: set[Flaw]) -> str:
+    """What samples of trainings with these flaws look like, beside real images."""
+    looks = {"collapsed": "are nearly alike", "saturated": "vary far more than real images"}
+    return " or ".join(look for name, look in looks.items() if name in flaws)
+
+
+def _far(trial: TrialRecord) -> str:
+    """That its samples hardly overlap with real images, in a sentence, if that was measured."""
+    scores = trial.attrs.scores
+    overlap = {
+        kind: max((value for name, value in scores.items() if name.startswith(kind)), default=FAR)
+        for kind in ("precision", "recall")
+    }
+    if max(overlap.values()) >= FAR:
+        return ""
+    found = " and ".join(f"{kind} is {number(value)}" for kind, value in overlap.items())
+    return f"Its samples are still far from real images: {found}, of at most 1. "
 
 
 def _end(trial: TrialRecord) -> str:

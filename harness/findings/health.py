@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -14,11 +14,14 @@ from harness.store.records import TrialRecord
 from harness.text import number
 from harness.training.run_folder import RunFolder, RunRecord
 
-# Samples that are less than half as far from each other as real images are have lost modes, or shapes.
-COLLAPSED = 0.5
+# Samples that are less than half as far apart as real images have lost modes, or shapes. Those more than 1.4 times as
+# far apart vary twice as much by pixels (the square): noise, or black and white shapes.
+COLLAPSED, SATURATED = 0.5, 1.4
 # The discriminator has won while its loss is within this many nats of the least that its labels allow; it has won a
 # training if it did so for more than this share of the second half.
 WON, WON_SHARE = 0.05, 0.5
+# How samples can be so unlike images that their score says nothing; empty if they are not.
+Flaw = Literal["collapsed", "saturated", ""]
 # A gap between running and batch statistics that is more than this share of the score is reported.
 GAP = 0.1
 
@@ -48,9 +51,9 @@ class Health:
     def findings(self) -> list[str]:
         """What is wrong, in words; empty where nothing was found."""
         texts = []
-        alike = self.distance is not None and self.distance < COLLAPSED
-        if alike:
-            texts.append(f"**collapsed**: samples are {number(self.distance)} times as far apart as real images")
+        flaw = flaw_of(self.distance)
+        if flaw:
+            texts.append(f"**{flaw}**: samples are {number(self.distance)} times as far apart as real images")
         if self.won is not None and self.won > WON_SHARE:
             texts.append(f"the discriminator had won for {100 * self.won:.0f} % of the second half")
         if self.score and self.batch_score is not None and abs(self.batch_score - self.score) > GAP * self.score:
@@ -60,8 +63,9 @@ class Health:
             near = "samples are nearer to training images than other real images are with a probability of "
             near += f"{100 * self.nearer:.0f} % (50 % is chance, 100 % all copies)"
             # A nearly blank image is near to many others.
-            blank = f"{near}; alike as they are, they need be no copies"
-            texts.append(blank if alike else f"**memorises**: {near}")
+            unlike = "alike" if flaw == "collapsed" else "unlike images"
+            blank = f"{near}; {unlike} as they are, they need be no copies"
+            texts.append(blank if flaw else f"**memorises**: {near}")
         return texts
 
 
@@ -71,10 +75,16 @@ def sample_distance(trial: TrialRecord) -> float | None:
     return watched[max(watched)].get("sample_distance") if watched else None
 
 
-def collapsed(trial: TrialRecord) -> bool:
-    """Whether its last samples were measured to have lost diversity."""
-    distance = sample_distance(trial)
-    return distance is not None and distance < COLLAPSED
+def flaw_of(distance: float | None) -> Flaw:
+    """What samples suffer from that are this far apart, as a share of real images' distance; empty if nothing."""
+    if distance is None or COLLAPSED <= distance <= SATURATED:
+        return ""
+    return "collapsed" if distance < COLLAPSED else "saturated"
+
+
+def flaw(trial: TrialRecord) -> Flaw:
+    """What its last samples suffer from, as far as it was measured."""
+    return flaw_of(sample_distance(trial))
 
 
 def health(name: str, trial: TrialRecord, root: Path) -> Health:

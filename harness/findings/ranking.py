@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from harness.findings.health import collapsed
+from harness.findings.health import flaw
 from harness.gan.hparams import stored_value
 from harness.spec.objectives import Objective, as_losses, front
 from harness.store.records import StudyRecord, TrialRecord
@@ -37,8 +37,8 @@ def rank(record: StudyRecord) -> Leaderboard:
 
 
 def leading(record: StudyRecord) -> list[TrialRecord]:
-    """The leaderboard's trials, the best first; those whose samples have collapsed last."""
-    return sorted(rank(record).trials, key=collapsed)
+    """The leaderboard's trials, the best first; those with a flaw last."""
+    return sorted(rank(record).trials, key=lambda trial: bool(flaw(trial)))
 
 
 def objectives(record: StudyRecord) -> tuple[Objective, ...]:

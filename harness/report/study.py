@@ -14,7 +14,7 @@ from PIL import Image
 
 from harness.findings.confirmation import confirmation
 from harness.findings.headline import headline
-from harness.findings.health import COLLAPSED, WON, collapsed, health
+from harness.findings.health import COLLAPSED, SATURATED, WON, flaw, health
 from harness.findings.outlook import chance, outlook, too_few
 from harness.findings.ranking import (
     Leaderboard,
@@ -115,6 +115,7 @@ def build_report(
         "health": watched,
         "audited": audited,
         "collapsed": COLLAPSED,
+        "saturated": SATURATED,
         "won": WON,
         "pairs": _PAIRS if _PAIRS in files else "",
         "outlook": ahead,
@@ -272,7 +273,7 @@ def _row(trial: TrialRecord, record: StudyRecord) -> dict[str, Any]:
         "params": trial.params or {name: stored_value(hparams, name) for name in record.attrs.spec["space"] if hparams},
         "seconds": record.seconds(trial),
         "updates": _updates(trial, record),
-        "collapsed": collapsed(trial),
+        "flaw": flaw(trial),
         "end": "diverged" if trial.attrs.diverged else state,
         "kimg": max((kimg for kimg, _ in scores), default=0.0),
         "first": scores[0][1] if scores else None,

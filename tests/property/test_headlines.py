@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from harness.findings.confirmation import confirmation
 from harness.findings.headline import FEWEST_UPDATES, headline
-from harness.findings.health import collapsed
+from harness.findings.health import flaw
 from harness.findings.ranking import rank
 from harness.findings.statistics import FEWEST_SEEDS
 from harness.spec.study import PrunerSpec
@@ -43,7 +43,7 @@ def searches(draw):
             "hparams": HPARAMS[draw(st.sampled_from([16, 128]))],
             "preset": draw(st.sampled_from(["", "", "paper"])),
         }
-        if distance := draw(st.sampled_from([None, 0.1, 0.9])):
+        if distance := draw(st.sampled_from([None, 0.1, 0.9, 1.6])):
             attrs["watched"] = {27000: {"sample_distance": distance}}
         value = draw(st.sampled_from([30.0, 40.0, 50.0])) if state in ("COMPLETE", "PRUNED") else None
         trials.append(trial(index, state, value, attrs=attrs))
@@ -54,11 +54,12 @@ def searches(draw):
 @given(searches())
 def test_the_verdict_on_a_search_is_what_its_trials_are(study):
     found, ranked = headline(study), rank(study).trials
-    sound = [t for t in ranked if not collapsed(t)]
+    sound = [t for t in ranked if not flaw(t)]
+    leader = min(ranked, key=lambda t: (t.value, t.number), default=None)
     drawn = any(t.drawn and t.state in ("COMPLETE", "PRUNED") for t in study.trials)
     long = any(t.updates(27.0) >= FEWEST_UPDATES for t in ranked)
     expected = (
-        "no usable trial" if not ranked else "collapsed" if not sound else "too short" if not long
+        "no usable trial" if not ranked else flaw(leader) if not sound else "too short" if not long
         else "best, unconfirmed" if drawn else "nothing searched yet"
     )  # fmt: skip
     assert found.kind == expected
@@ -74,7 +75,8 @@ def test_the_verdict_on_a_search_is_what_its_trials_are(study):
         if "updates on as many images" in words:
             assert len({t.updates(27.0) for t in ranked}) > 1
         lower = [t.number for t in ranked if t.value < best.value]
-        assert found.kind != "best, unconfirmed" or ("Scored lower, but collapsed" in words) == bool(lower)
+        flaws = " or ".join(sorted({flaw(t) for t in ranked if t.number in lower}))
+        assert found.kind != "best, unconfirmed" or (f"Scored lower, but {flaws}: " in words) == bool(lower)
 
 
 SCORES = st.lists(st.floats(1.0, 400.0), min_size=0, max_size=len(SEEDS))

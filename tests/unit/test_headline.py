@@ -16,7 +16,9 @@ from harness.store.records import StudyRecord, TrialRecord
 from tests.unit.test_confirmed import GOOD, plan
 from tests.unit.test_report import FULL, SPEC, record, trial
 
-APART, ALIKE = ({27000: {"sample_distance": distance, "feature_variance": 0.5}} for distance in (0.9, 0.021))
+APART, ALIKE, FAR_APART = (
+    {27000: {"sample_distance": distance, "feature_variance": 0.5}} for distance in (0.9, 0.021, 1.48)
+)
 
 
 def changed(study: StudyRecord, **parts: dict) -> StudyRecord:
@@ -61,6 +63,35 @@ def test_a_collapsed_generator_never_leads_however_good_its_score(tmp_path):
     text = report(study, tmp_path)
     assert "| 2 | 0 collapsed | 30 |" in text
     assert "trial = 1" in (tmp_path / "out" / "best.toml").read_text()
+
+
+def test_noise_and_black_and_white_shapes_never_lead_either(tmp_path):
+    """Shapes without any grey had the best KID of a sweep on photographs."""
+    shapes, faces = trial(0, value=0.27, attrs={"watched": FAR_APART}), trial(1, value=0.28, attrs={"watched": APART})
+    found = headline(record(shapes, faces))
+    assert (found.kind, found.trial) == ("best, unconfirmed", 1)
+    assert "Scored lower, but saturated: trial 0." in found.reason
+    assert "| 2 | 0 saturated | 0.27 |" in report(record(shapes, faces), tmp_path)
+    alone = headline(record(shapes))
+    assert (alone.kind, alone.text) == (
+        "saturated",
+        "Saturated: samples of the only finished trial vary far more than real images.",
+    )
+    mixed = headline(record(shapes, trial(1, value=0.3, attrs={"watched": ALIKE})))
+    assert mixed.text == (
+        "Saturated: samples of all 2 finished trials are nearly alike or vary far more than real images."
+    )
+
+
+@pytest.mark.parametrize(
+    ("precision", "recall", "far"),
+    [(0.0, 0.002, True), (0.04, 0.049, True), (0.0, 0.06, False), (0.2, 0.0, False), (None, 0.0, False)],
+)
+def test_samples_that_hardly_overlap_with_real_images_are_said_to_be_far(precision, recall, far):
+    scores = {"recall_inception_500": recall} | ({} if precision is None else {"precision_inception_500": precision})
+    reason = headline(record(trial(0, value=60.0, attrs={"watched": APART, "scores": scores}))).reason
+    assert ("still far from real images" in reason) == far
+    assert not far or f": precision is {precision:g} and recall is {recall:g}, of at most 1. " in reason
 
 
 def test_where_all_have_collapsed_the_first_sentence_says_so(tmp_path):
