@@ -311,10 +311,18 @@ def refuse_mistyped(flags: str, known: list[str]) -> None:
 
 
 def refuse_verb(asked: list[str], known: list[str]) -> None:
-    """Stop, naming the verb of make that is nearest to the first unknown one."""
-    unknown = next((verb for verb in asked if verb not in known), "")
-    near = difflib.get_close_matches(unknown, known, n=1)
-    _fail(f"no verb {unknown}{f'; did you mean {near[0]}?' if near else ''}\n`make` lists all verbs.", 2)
+    """Stop at the first word that is no verb of make, naming the verb, study or recipe that is nearest."""
+    unknown = next((word for word in asked if word not in known), None)
+    if unknown is None:
+        return
+    verb, spaces = asked[0], Path(os.environ.get("HARNESS_SEARCH_SPACES") or ROOT / "search_spaces")
+    meant = {word: word for word in known}
+    if verb in known:
+        meant |= {path.stem: f"make train RECIPE={path.stem}" for path in spaces.glob("recipes/*.toml")}
+        meant |= {path.stem: f"make {verb} STUDY={path.stem}" for path in spaces.glob("*.toml")}
+        meant |= {unknown: f"make {verb} DATA={unknown}"} if Path(unknown).exists() else {}
+    near = difflib.get_close_matches(unknown, meant, n=1)
+    _fail(f"no verb {unknown}{f'; did you mean {meant[near[0]]}?' if near else ''}\n`make` lists all verbs.", 2)
 
 
 def _fail(message: str, code: int) -> None:
@@ -326,8 +334,7 @@ def main() -> None:
     """Run the verb in ``.venv``, made ready first. ``HARNESS_NO_VENV`` set: run it with this Python, as things are."""
     refuse_mistyped(os.environ.get("MAKEFLAGS", ""), [*os.environ.get("VARIABLES", "").split(), *_OTHER_VARIABLES])
     words, here = sys.argv[1:], os.environ.get("HARNESS_NO_VENV")
-    if words == ["--no-such-verb"]:
-        refuse_verb(os.environ.get("GOALS", "").split(), os.environ.get("VERBS", "").split())
+    refuse_verb(os.environ.get("GOALS", "").split(), os.environ.get("VERBS", "").split())
     if words == ["--tools"]:
         python = sys.executable if here else str(ensure("dev"))
         sys.stdout.write(f"{Path(python).parent}\n")

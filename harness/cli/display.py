@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import select
+import shlex
+import shutil
 import sys
+import textwrap
 import time
+from pathlib import Path
 from typing import Any
 from unicodedata import category
 
@@ -13,6 +18,10 @@ from harness.machine.signals import StopSignals
 
 # Unicode's control characters, invisible ones (which turn text around), lone surrogates and separators of lines.
 _OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")
+# How the line with the next command begins.
+NEXT = "next: "
+# Columns that are left for a table's last one, at least; with fewer, it continues at the line's beginning.
+_NARROWEST = 24
 # Without a terminal a long training prints a line this often (seconds).
 _LINE_EVERY_S = 5.0
 # Columns of a terminal that shows the losses as well: with 80 of them the bar and the time left would have no room.
@@ -32,7 +41,27 @@ def visible(text: str) -> str:
 
 
 def say(text: str) -> None:
-    print(visible(text), flush=True)
+    lines = visible(text).split("\n")
+    print("\n".join(map(_between_words, lines) if sys.stdout.isatty() else lines), flush=True)
+
+
+def _between_words(line: str) -> str:
+    """A line for a terminal, broken between words. The next command stays whole, for it is copied."""
+    width = shutil.get_terminal_size().columns
+    if len(line) <= width or line.startswith(NEXT):
+        return line
+    last_column = max((gap.end() for gap in re.finditer(r"(?:^|\S) {2,}", line[: width - _NARROWEST])), default=0)
+    return textwrap.fill(
+        line, width, subsequent_indent=" " * last_column, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def command(text: str, data: Path | None = None) -> str:
+    """A command of the harness so that it can be pasted: where its program is, and what ``PATH`` stands for."""
+    program = Path(sys.prefix) / "bin" / "harness"
+    if program.is_file() and program.is_relative_to(Path.cwd()) and shutil.which("harness") != str(program):
+        text = re.sub(r"\bharness(?= )", f"{program.relative_to(Path.cwd())}", text)
+    return text if data is None else text.replace("--data PATH", f"--data {shlex.quote(str(data))}")
 
 
 def at_terminal(text: str) -> None:

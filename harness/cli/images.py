@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness.cli import verbs
-from harness.cli.display import TrainingProgress, say
+from harness.cli.display import NEXT, TrainingProgress, command, say
 from harness.cli.trainings import RECIPE, VARIANT, chosen_recipe
 from harness.cli.verbs import Whole, argument, flag, front, option
 from harness.errors import DataError, NotFoundError, UsageError
@@ -86,7 +85,8 @@ def new(given: Any) -> None:
     for sentence in sentences:
         say(sentence)
     named = path.stem if path.parent.name else path.name
-    say(f"{path} fits them; next: harness sweep {named} --data {shlex.quote(str(given.data))}")
+    say(f"{path} fits them")
+    say(command(f"{NEXT}harness sweep {named} --data PATH", given.data))
 
 
 def _wanted(study: str, recipe: str | None, variant: str | None) -> tuple[str, DataSpec]:

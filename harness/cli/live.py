@@ -36,7 +36,7 @@ _DONE = ("COMPLETE", "PRUNED")
 _BEGINS = "begins"  # until the first images are shown
 _INTERRUPTED = "interrupted"  # as the reasons of such trials begin
 _STYLES = {"COMPLETE": "green", "PRUNED": "dim", "FAIL": "red", "RUNNING": "bold"}
-_WORDS = {"WAITING": "paused"}
+_WORDS = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "paused"}
 # Rows of trials, at most; fewer where the terminal is lower.
 _ROWS = 20
 
@@ -183,7 +183,10 @@ class SweepView:
     def status(self) -> str:
         if not self.spec.promotions:
             return f"{self.finished} of {counted(self.target, 'trial')} finished"
-        tried = sum(row.state in (*_DONE, "WAITING") or row.rung is not None for row in self.rows.values())
+        tried = sum(
+            row.state in (*_DONE, "WAITING") or (row.state == "RUNNING" and row.rung is not None)
+            for row in self.rows.values()
+        )
         return f"{tried} of {counted(self.target, 'trial')} tried, {self.complete} trained to the end"
 
     @property
@@ -287,8 +290,10 @@ class SweepView:
                 row.doing, row.since = "rung score" if self.spec.has_rungs else "final score", now
             case messages.Started():
                 before = None if event.retry_of is None else self.rows.get(event.retry_of)
-                if before and before.state == "RUNNING":
-                    before.state, before.reason, before.doing = "FAIL", f"continued as trial {row.number}", ""
+                if before:
+                    stopped = f"{_INTERRUPTED}: " if before.reason.startswith(_INTERRUPTED) else ""
+                    before.state, before.doing = "FAIL", ""
+                    before.reason = f"{stopped}continued as trial {row.number}"
                 row.state, row.kimg, row.value, row.reason = "RUNNING", event.kimg, None, ""
                 row.doing, row.since = _BEGINS, now
                 row.name = str(event.params.get("preset", "")) if self.spec.plan else ""
@@ -309,8 +314,8 @@ class SweepView:
                 row.state, row.value, row.reason = event.state, event.value, event.reason
                 self.finals_s += now - since if since and row.state == "COMPLETE" else 0.0
                 score = f", score {scored(row.value)}" if row.value is not None else ""
-                why = f" ({row.reason})" if row.reason else ""
-                ended = f"{row.state}{score}{why}" if row.state != "WAITING" else row.reason
+                word, reason = self._state(row), row.reason.removeprefix(f"{_INTERRUPTED}: ")
+                ended = f"{word}{score}{f' ({reason})' if reason else ''}" if row.state != "WAITING" else reason
                 eta = f", {self.time_left}" if self.time_left else ""
                 return f"trial {row.number} {ended}; {re.sub(' trials?', '', self.status, count=1)}{eta}"
         return None
@@ -330,34 +335,39 @@ class SweepView:
         best, since = self.best, time.monotonic() - self.doing_since
         status = [
             self.status if self.target else "",
-            f"best {scored(best.value)} (trial {best.number})" if best and best.value is not None else "no score yet",
+            f"best {scored(best.value)} (trial {best.number})"
+            if best and best.value is not None
+            else "no final score yet",
             self.time_left,
             "" if self.doing == "training" and self.time_left else visible(_for_long(self.doing, since)),
         ]
         if self.hours:
             left = self.hours_left_s
-            ends = f"ends in {duration(left)}" if left > 0 else "time is up, finishing"
+            ends = f"ends at the latest in {duration(left)}" if left > 0 else "time is up, finishing"
             status.append(f"{ends} (HOURS={self.hours:g})")
         return Text(f"study {self.spec.name}: ", style="bold") + Text(" · ".join(filter(None, status)))
 
     def _table(self, rows: Sequence[_Row]) -> Table:
         best = self.best
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0), expand=True)
-        for name in ("trial", "state", "kimg", "rung", "score"):
+        rung, final = (score.metric.upper() for score in (self.spec.scoring.rung, self.spec.scoring.final))
+        for name in ("trial", "state", "kimg", f"rung {rung}", f"final {final}"):
             left = name == "state" or (name == "trial" and self.spec.plan)
             table.add_column(name, justify="left" if left else "right", no_wrap=True)
         table.add_column("", ratio=1)
         for row in sorted(rows, key=lambda row: row.number):
-            state = _INTERRUPTED if row.reason.startswith(_INTERRUPTED) else row.state
             table.add_row(
                 row.name or str(row.number),
-                Text(_WORDS.get(state, state.lower()), style=_STYLES.get(state, "")),
+                Text(self._state(row), style=_STYLES.get(row.state, "")),
                 f"{row.kimg:.1f}" if row.kimg else "",
                 "" if row.rung is None else number(row.rung),
                 Text("" if row.value is None else scored(row.value), style="bold green" if row is best else ""),
                 self._progress(row) if row.state == "RUNNING" else "best" if row is best else self._why(row),
             )
         return table
+
+    def _state(self, row: _Row) -> str:
+        return _INTERRUPTED if row.reason.startswith(_INTERRUPTED) else _WORDS[row.state]
 
     def _progress(self, row: _Row) -> Table:
         """How far a trial is, and how fast; or what it waits for, and for how long already where that is long."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.cli import verbs
-from harness.cli.display import LOADING, TrainingProgress, at_terminal, objects, say
+from harness.cli.display import LOADING, NEXT, TrainingProgress, at_terminal, command, objects, say
 from harness.cli.then import running_then
 from harness.cli.verbs import INTERRUPTED, Number, Whole, argument, flag, front, option
 from harness.errors import HarnessError, SweepError
@@ -84,9 +84,8 @@ def _sweep(spec: ResolvedStudy, given: Any, outcome: dict[str, str]) -> int | No
         code = confirm(given)
         outcome["SWEEP_STATE"] = "interrupted" if code else "finished"
         return code
-    say(
-        f"compare the trials: make ui; sample from the best: harness generate --study {spec.name} --best --out grid.png"
-    )
+    say(f"compare the trials: {command('harness ui')}")
+    say(f"sample from the best: {command(f'harness generate --study {spec.name} --best --out grid.png')}")
     return 0
 
 
@@ -187,7 +186,7 @@ def _say_headline(study: str, given: Any) -> None:
     from harness.api.reports import study_headline
 
     for line in study_headline(study, given.home).lines:
-        say(line)
+        say(command(line, given.data) if line.startswith(NEXT) else line)
 
 
 def _run(spec: ResolvedStudy, given: Any, **asked: Any) -> SweepResult:
@@ -273,8 +272,10 @@ def reconcile(given: Any) -> None:
 
 @front.verb("studies", "list all studies and their progress")
 def studies(given: Any) -> None:
-    for name, state, text in studies_table(given.home):
-        say(f"{name:16} {state:32} {text}")
+    rows = list(studies_table(given.home))
+    names, states, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    for name, state, text in rows:
+        say(f"{name:{names}}  {state:{states}}  {text}")
 
 
 def studies_table(home: Home) -> Iterator[tuple[str, str, str]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.cli import verbs
-from harness.cli.display import LOADING, TrainingProgress, at_terminal, say
+from harness.cli.display import LOADING, NEXT, TrainingProgress, at_terminal, command, say
 from harness.cli.verbs import INTERRUPTED, Number, Whole, argument, flag, front, option, was_typed
 from harness.errors import UsageError
 from harness.machine.forks import short_spin
@@ -79,7 +79,7 @@ def train(given: Any) -> int:
         say(f"{name} is unavailable: {why}")
     say(f"weights, grids and curve are in {outcome.folder}\nreport: {page}")
     for line in verdict.lines:
-        say(line)
+        say(command(line, given.data) if line.startswith(NEXT) else line)
     return 1 if outcome.failed else 0
 
 

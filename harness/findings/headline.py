@@ -108,6 +108,14 @@ class _Judge:
     def nothing_usable(self) -> Headline:
         ended = [trial for trial in self.record.newest if trial.state in ("PRUNED", "FAIL")]
         ways = Counter(_end(trial) for trial in ended)
+        open_ = [trial for trial in self.record.newest if trial.shown_state == "PAUSED" or _end(trial) == "interrupted"]
+        if open_:
+            return self._say(
+                "no usable trial",
+                "No usable trial yet: none is trained to the end.",
+                f"{counted(len(open_), 'trial')} paused or interrupted; the next command continues.",
+                f"harness sweep {self.record.name}",
+            )
         text = f"No usable trial: none of {counted(len(ended), 'ended trial')} has a final score."
         how = ", ".join(f"{count} {way}" for way, count in sorted(ways.items()))
         return self._say(
@@ -223,8 +231,9 @@ class _Judge:
         for other in self.record.trials:
             kimg, score = max(rung_scores(other), default=(0.0, 0.0))
             if other.published and other.state == "PRUNED" and kimg in own:
-                rung = f"{metric_label(self.record.attrs.rung_metric)} = {number(score)}, against {number(own[kimg])}"
-                return f"{_name(other).capitalize()} was pruned at {number(kimg)} kimg with {rung}. "
+                rung = f"{metric_label(self.record.attrs.rung_metric)} = {number(score)}"
+                there = f"{_name(best)} had {number(own[kimg])} there"
+                return f"{_name(other).capitalize()} was pruned at {number(kimg)} kimg with {rung}; {there}. "
         return ""
 
     def _compared(self, other: TrialRecord, best: TrialRecord) -> str:

@@ -12,6 +12,7 @@ import optuna
 from torch import Tensor, device
 
 from harness.errors import Interrupted, Paused
+from harness.findings.health import flaw_of
 from harness.gan.architecture import problems
 from harness.gan.hparams import canonical_json, derive_seed
 from harness.gan.run import Snapshot
@@ -26,7 +27,7 @@ from harness.store.trials import Lease, Trials, trial_key, write_attrs
 from harness.sweep import messages
 from harness.sweep.lanes import Lanes
 from harness.sweep.messages import WorkerJob
-from harness.text import against_bar
+from harness.text import against_bar, number
 from harness.training.attempt import Attempt, Degenerate, Saved, checked, checkpoint_every_s, train_on_disk
 from harness.training.checkpoint import History
 from harness.training.run_folder import RunFolder, RunInfo, RunRecord
@@ -92,6 +93,7 @@ def is_to_be_scored(mark: float | None, attempt: Attempt, spec: ResolvedStudy) -
 def score_rung(trial: optuna.Trial, event: Snapshot, kimg: float, attempt: Attempt, setup: WorkerSetup) -> None:
     """Score a half-trained generator and report it; a trial other than a baseline may be paused or pruned here."""
     name = setup.rung.objective
+    refuse_saturated(trial, kimg, attempt, setup.job.spec)
     scores = checked(setup.rung(event.generator, attempt.hp, all_metrics=False))
     score = scores.values[name]
     attempt.watch(kimg, "feature_variance", scores.spread)
@@ -104,6 +106,16 @@ def score_rung(trial: optuna.Trial, event: Snapshot, kimg: float, attempt: Attem
     decides = kimg in setup.job.spec.budget.rungs and not TrialAttrs.parse(trial.user_attrs).recipe
     if decides and setup.trials.should_prune(trial):
         raise optuna.TrialPruned(f"{name} at {kimg:g} kimg: {against_bar(score, setup.trials.bar(trial))}")
+
+
+def refuse_saturated(trial: optuna.Trial, kimg: float, attempt: Attempt, spec: ResolvedStudy) -> None:
+    """Raise Degenerate where samples are noise or black and white shapes, which a quick score may like best.
+
+    Not for collapsed samples: they often recover. A baseline is trained to the end, whatever its samples.
+    """
+    distance = attempt.history.watched.get(kimg_to_images(kimg), {}).get("sample_distance")
+    if spec.promotions and not TrialAttrs.parse(trial.user_attrs).recipe and flaw_of(distance) == "saturated":
+        raise Degenerate(f"saturated: samples are {number(distance)} times as far apart as real images")
 
 
 def pause_at(trial: optuna.Trial, step: int, setup: WorkerSetup) -> None:

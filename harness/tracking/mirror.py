@@ -252,7 +252,7 @@ def send_left(
             end = None if record.end else end_of(record)
             try:
                 if reflection.send(runs_of(record), end):
-                    sent = "what was still to be sent to MLflow was sent"
+                    sent = "the rest of its run was sent to MLflow"
                     done[record.info.key] = f"its MLflow run was closed as {end.state}" if end else sent
             except Refused as error:
                 done[record.info.key] = f"MLflow refused it ({_short(error)}); it is kept, and sent next time"

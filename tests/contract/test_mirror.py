@@ -27,7 +27,7 @@ from tests.servers import Gateway, MlflowServer
 INFO = RunInfo(key="study/0", name="trial 0", experiment="study", params={"lr": 0.1}, tags={"seed": "7"})
 END = RunEnd(state="COMPLETE", scores={"fid20": 3.0}, tags={"trial_state": "COMPLETE"}, kimg=0.3)
 STEPS = (100, 200, 300)
-SENT = {"study/0": "what was still to be sent to MLflow was sent"}
+SENT = {"study/0": "the rest of its run was sent to MLflow"}
 
 
 def begin(folder: Path, steps=STEPS, info: RunInfo = INFO) -> Path:

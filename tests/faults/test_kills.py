@@ -97,7 +97,7 @@ def test_sigterm_saves_and_leaves_the_trial_to_be_continued(bench, undisturbed, 
     output = ""
     for line in process.stdout:
         output += line
-        if "FAIL (interrupted" in line:  # in the database by then, and its checkpoint on the disk
+        if " interrupted (" in line:  # in the database by then, and its checkpoint on the disk
             watch.stop()
             break
     output += finish(process, 130)

@@ -113,6 +113,11 @@ def test_every_recipe_is_one_line_that_calls_the_harness_or_a_tool():
         (["-j2", "sweep", "HARNESS_HOEM=/x"], "error: no variable HARNESS_HOEM; did you mean HARNESS_HOME?"),
         (["swep"], "error: no verb swep; did you mean sweep?"),
         (["$(shell touch pwned)"], "error: no verb"),
+        (["sweep", "photos32"], "error: no verb photos32; did you mean make sweep STUDY=photos32?"),
+        (["confirm", "phots32"], "error: no verb phots32; did you mean make confirm STUDY=photos32?"),
+        (["train", "svhn23"], "did you mean make train STUDY=svhn32?"),
+        (["train", "celeba32_dep"], "error: no verb celeba32_dep; did you mean make train RECIPE=celeba32_deep?"),
+        (["sweep", "/"], "error: no verb /; did you mean make sweep DATA=/?"),
     ],
 )
 def test_a_mistyped_variable_or_verb_of_make_stops_with_the_nearest_one(words, answer):
@@ -509,7 +514,7 @@ def test_view_lines_and_table():
     assert view.update(Progressed(number=0, kimg=3.0, images_per_s=1234.0)) is None
     assert view.update(Scored(number=0, kimg=3.0, score=55.5)) == "trial 0: 3.0 kimg, rung score 55.5"
     end = view.update(Ended(number=0, state="COMPLETE", value=42.0))
-    assert end.startswith("trial 0 COMPLETE, score 42.00; 1 of 4 finished, at most ")
+    assert end.startswith("trial 0 finished, score 42.00; 1 of 4 finished, at most ")
     view.update(Started(number=1, kimg=0.0, params={}))
     view.update(Progressed(number=1, kimg=9.0, images_per_s=1500.0))
     console = Console(width=120, record=True, file=io.StringIO())
@@ -517,7 +522,8 @@ def test_view_lines_and_table():
     text = console.export_text()
     for expected in (
         "study mnist32: 1 of 4 trials finished · best 42.00 (trial 0)",
-        "complete",
+        "rung FID  final FID",
+        "finished",
         "running",
         "1,500",
         "best",
@@ -542,7 +548,7 @@ def test_the_view_of_promotion_counts_what_was_tried_and_estimates_by_images(mon
     view.update(Started(number=1, kimg=6.0))
     now[0] += 80
     line = view.update(Ended(number=1, state="COMPLETE", value=50.0))
-    assert line.startswith("trial 1 COMPLETE, score 50.00; 2 of 8 tried, 1 trained to the end")
+    assert line.startswith("trial 1 finished, score 50.00; 2 of 8 tried, 1 trained to the end")
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(view)
     text = console.export_text()
@@ -595,7 +601,7 @@ def test_a_killed_trial_no_longer_runs_once_it_is_continued():
     ]
     view.update(Ended(number=1, state="FAIL", reason="interrupted"))
     view.update(Started(number=2, kimg=5.0, params={}, retry_of=1))
-    assert view.rows[1].reason == "interrupted"
+    assert view.rows[1].reason == "interrupted: continued as trial 2"
 
 
 def test_options_are_passed_on_to_pytest_in_their_order(monkeypatch):

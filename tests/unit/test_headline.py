@@ -49,7 +49,10 @@ def test_without_a_final_score_no_trial_is_usable():
     begun = headline(record(trial(0, "RUNNING", ended=None)))
     assert (begun.kind, begun.text) == ("no usable trial", "No usable trial: none has ended yet.")
     stopped = headline(record(trial(0, "FAIL", attrs={"reason": "interrupted: stopped at 3.0 kimg; saved"})))
-    assert stopped.reason == "Of them 1 interrupted."
+    assert (stopped.text, stopped.reason) == (
+        "No usable trial yet: none is trained to the end.",
+        "1 trial paused or interrupted; the next command continues.",
+    )
 
 
 def test_a_collapsed_generator_never_leads_however_good_its_score(tmp_path):

@@ -49,7 +49,7 @@ def test_rows_fit_80_columns_with_their_reasons_and_the_header_knows_the_hours(m
     assert reason.strip() in text, "nothing is cut"
     assert any(line.endswith("at 6 kimg: 71.33; the bar was 71.32") for line in lines), "in one line"
     assert any("rung score, 71 s" in line for line in lines)
-    assert "ends in 58.8 min (HOURS=1)" in text
+    assert "ends at the latest in 58.8 min (HOURS=1)" in text
     now[0] += 3600
     assert "time is up, finishing (HOURS=1)" in " ".join(" ".join(shown(view)).split())
 
@@ -90,7 +90,7 @@ def test_after_a_resume_earlier_rows_are_complete_and_a_persons_interruption_is_
     view.update(Opened(record=earlier, target=14))
     rows = [line.split() for line in shown(view) if line[:5].strip().isdigit()]
     assert rows == [
-        ["0", "complete", "54.0", "40", "60.00", "best"],
+        ["0", "finished", "54.0", "40", "60.00", "best"],
         ["1", "interrupted", "9.0", "41", "stopped", "at", "9.0", "kimg;", "saved"],
         ["2", "pruned", "9.0", "42", "at", "9", "kimg:", "42;", "the", "bar", "was", "41"],
     ]
@@ -162,7 +162,7 @@ def test_a_confirmation_shows_configuration_and_seed():
     lines = shown(view)
     (head,) = (index for index, line in enumerate(lines) if line.startswith("trial "))
     assert [line.split()[:2] for line in lines[head + 1 :]] == [
-        [PLAN_SPEC.presets[0].name, "complete"],
+        [PLAN_SPEC.presets[0].name, "finished"],
         [running, "running"],
     ]
     assert max(map(len, lines)) <= 80

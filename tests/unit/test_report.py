@@ -89,8 +89,8 @@ def test_the_papers_settings_are_named_where_they_were_pruned(tmp_path):
     paper, *others = FULL.trials
     pruned = record(dataclasses.replace(paper, state="PRUNED", value=None), *others)
     text = build_report(pruned, tmp_path / "runs", tmp_path / "out", {}, "PED-ANOVA").read_text()
-    assert "Trial 0 (paper) was pruned at 9 kimg with FID of 250 images by MobileNetV2's features = 40, " in text
-    assert "against 41. One training seed each" in text
+    assert "Trial 0 (paper) was pruned at 9 kimg with FID of 250 images by MobileNetV2's features = 40; " in text
+    assert "= 40; trial 1 had 41 there. One training seed each" in text
 
 
 MANY = record(*(

@@ -249,6 +249,22 @@ def test_an_interrupted_trial_is_continued_bit_for_bit(env, tmp_path):
     assert curves[0] == curves[1], "the continued run shows the whole curve"
 
 
+@pytest.mark.parametrize("pruner", ["promotion", "median"])
+def test_a_saturated_trial_ends_at_its_first_rung_and_teaches_the_sampler(tmp_path, pruner):
+    """Where real images are one grey but for a pixel, any samples are too far apart. Other pruners go by scores alone."""
+    env = Env(Home(tmp_path / "runs"), SPEC.model_copy(update={"pruner": PrunerSpec(name=pruner)}))
+    env.images_NHWC = torch.full((32, 16, 16, 1), 128, dtype=torch.uint8)
+    env.images_NHWC[0, 0, 0, 0] = 129
+    env.real_distance = real_distance(env.images_NHWC)
+    record = one(env.trials.study, env)
+    if pruner == "median":
+        assert record.state == "COMPLETE" and not record.attrs.diverged
+        return
+    assert (record.state, record.value, list(record.intermediate.values())) == ("PRUNED", None, [DIVERGED_VALUE])
+    assert re.fullmatch(r"diverged: saturated: samples are [\d.]+ times as far apart as real images", record.reason)
+    assert env.trials.study.trials[0].constraints == {"diverged": 1.0}
+
+
 def test_a_trial_that_continues_at_a_rung_is_not_said_to_be_scored_there_again(tmp_path):
     env, kinds = Env(Home(tmp_path / "runs"), SPEC.model_copy(update={"pruner": PrunerSpec(name="promotion")})), []
     env.publish = lambda event: kinds.append(type(event).__name__)
@@ -458,7 +474,7 @@ def test_reconciling_all_sends_what_trainings_had_yet_to_send(home):
     info = RunInfo(key="faces/training/abc/10", name="faces to 10 kimg", experiment="faces", params={}, tags={})
     end = RunEnd(state="COMPLETE", scores={"fid20": 9.0}, kimg=10.0)
     RunRecord(info=info, kimg=10.0, end=end).write(folder.record(10.0))
-    assert list(reconcile_studies(None, home)) == [f"{info.key}: what was still to be sent to MLflow was sent"]
+    assert list(reconcile_studies(None, home)) == [f"{info.key}: the rest of its run was sent to MLflow"]
     client = client_for(home)
     experiment = client.get_experiment_by_name("faces")
     (run,) = client.search_runs([experiment.experiment_id])
