@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from harness.cli.display import say
+from harness.cli.display import NEXT, command, say
 from harness.cli.verbs import PATH, Whole, front, option
 from harness.errors import HarnessError, NotFoundError, without_secrets
 from harness.home import Home
@@ -16,7 +16,10 @@ from harness.home import Home
 
 @front.verb("setup", "fetch the scoring weights; `make setup` also installs into .venv")
 def setup(given: Any) -> int:
-    return _fetch_weights(given.home)
+    failed = _fetch_weights(given.home)
+    if not failed:
+        say(command(f"{NEXT}harness sweep"))
+    return failed
 
 
 @front.verb(

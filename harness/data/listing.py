@@ -189,8 +189,8 @@ def _nothing(root: Path, listing: Listing) -> DataError:
     if archives:
         hint = f"There is an archive in it, {printable(archives[0])}: unpack that, and pass what comes out."
     else:
-        kinds = ", ".join(sorted(suffix[1:] for suffix in _SUFFIXES))
-        hint = f"Looked, in all its folders, for: {kinds}."
+        kinds = ", ".join(sorted(FORMATS))
+        hint = f"Looked, in all its folders, for files of any name that are {kinds}."
     return DataError("\n".join((f"no image files in {root}", *(f"  {line}" for line in there))), hint)
 
 

@@ -239,7 +239,7 @@ class _Judge:
     def _compared(self, other: TrialRecord, best: TrialRecord) -> str:
         """Its updates and the best's, where they differ, in a sentence."""
         theirs, own = other.updates(self.kimg), best.updates(self.kimg)
-        return "" if theirs == own else f" It made {counted(theirs, 'update')} on as many images, the best {own:,}."
+        return "" if theirs == own else f" With as many images it made {counted(theirs, 'update')}, the best {own:,}."
 
     def _lower(self) -> str:
         """Trials with a better score that have a flaw, in a sentence."""

@@ -195,6 +195,8 @@ def study_toml(spec: ResolvedStudy) -> str:
     for dimension in content["space"].values():
         if not dimension["when"]:
             del dimension["when"]
+    if spec.promotions:  # the other keys are other pruners'
+        content["pruner"] = {"name": spec.pruner.name, "keep": [keep for _, keep in spec.promotions]}
     return f"# {spec.name}\n{tomli_w.dumps(content)}"
 
 

@@ -48,13 +48,14 @@ def write_views(client: MlflowClient, experiment_id: str, spec: ResolvedStudy) -
         "selectedColumns": columns,
         "columnOrder": columns,
     }
-    # MLflow leaves out a run that has no value on an axis, so only what is in force in every trial has one.
+    # MLflow leaves out a run that has no value on an axis, so only what is in force in every trial has one. Where most
+    # trials end at a rung, its score is what they all have.
     axes = [name for name, when in conditions.items() if not when]
     parallel = {
         "type": "PARALLEL",
-        "displayName": "Searched parameters and score",
+        "displayName": f"Searched parameters and {'last rung score' if spec.promotions else 'score'}",
         "selectedParams": axes,
-        "selectedMetrics": [ranked_by],
+        "selectedMetrics": [list(scores)[-1] if spec.promotions else ranked_by],
         "showAllRuns": True,
     }
     # The last pictures of each run, which are at step 0, without its parameters. MLflow shows the runs in reverse.
@@ -70,6 +71,7 @@ def write_views(client: MlflowClient, experiment_id: str, spec: ResolvedStudy) -
         "parallel-coordinates": {**shared, "runsHiddenMode": "SHOW_ALL", **_charts(parallel, "Parallel coordinates")},
         "samples": {
             **shared,
+            "searchFilter": f"{ONLY_TRIALS} and tags.trial_state = 'COMPLETE'",
             "runsHiddenMode": "FIRST_10_RUNS",
             **_charts(samples, "Samples of the ten best, the best last"),
         },

@@ -10,6 +10,7 @@ import pytest
 
 from harness.home import Home
 from harness.spec.files import parse_study
+from harness.spec.study import PrunerSpec
 from harness.tracking import ui, views
 from harness.tracking.client import client_for
 from harness.tracking.mlflow import open_experiment
@@ -34,7 +35,7 @@ def experiment(request, home: Home, monkeypatch):
     return client, open_experiment(client, home, f"views-{home.root.parent.name}")
 
 
-def test_trials_are_ranked_by_the_final_score_with_what_is_searched_beside_it(experiment):
+def test_trials_are_ranked_by_the_final_score_with_what_is_searched_beside_it(experiment, home):
     client, number = experiment
     write_views(client, number, SPEC)
     tags = client.get_experiment(number).tags
@@ -43,13 +44,21 @@ def test_trials_are_ranked_by_the_final_score_with_what_is_searched_beside_it(ex
     for tag in TAGS:
         shown = state(tags[tag])
         assert (shown["orderByKey"], shown["orderByAsc"]) == ("metrics.`fid20`", True)
-        assert shown["searchFilter"] == "tags.role = 'trial'"
+        finished = " and tags.trial_state = 'COMPLETE'" if tag.endswith("samples") else ""
+        assert shown["searchFilter"] == f"tags.role = 'trial'{finished}"
         assert shown["selectedColumns"] == [
             "metrics.`fid20`", "metrics.`fid_mnv2_20`", "tags.`trial_state`", "tags.`preset`",
             "params.`lr`", "params.`batch_size`", "params.`activation_g`", "params.`slope_g`",
         ]  # fmt: skip
     (chart,) = state(tags["mlflow.sharedViewState.parallel-coordinates"])["compareRunCharts"]
     assert (chart["selectedParams"], chart["selectedMetrics"]) == (["lr", "batch_size", "activation_g"], ["fid20"])
+    promoted = SPEC.model_copy(update={"name": "promoted", "pruner": PrunerSpec(name="promotion")})
+    number = open_experiment(client, home, f"promoted-{home.root.parent.name}")
+    write_views(client, number, promoted)
+    (chart,) = state(client.get_experiment(number).tags["mlflow.sharedViewState.parallel-coordinates"])[
+        "compareRunCharts"
+    ]
+    assert chart["selectedMetrics"] == ["fid_mnv2_20"], "most trials end at a rung"
     (chart,) = state(tags["mlflow.sharedViewState.samples"])["compareRunCharts"]
     assert (chart["imageKeys"], chart["step"], chart["showRunParams"]) == (["final_samples"], 0, False)
 

@@ -72,7 +72,7 @@ def test_the_verdict_on_a_search_is_what_its_trials_are(study):
         assert f"{number(best.value)} after 27 kimg ({best.updates(27.0):,} generator updates)" in words
         if "found none that is better" in words:
             assert best.published and not [t for t in sound if t.drawn and t.value < best.value]
-        if "updates on as many images" in words:
+        if "With as many images it made" in words:
             assert len({t.updates(27.0) for t in ranked}) > 1
         lower = [t.number for t in ranked if t.value < best.value]
         flaws = " or ".join(sorted({flaw(t) for t in ranked if t.number in lower}))

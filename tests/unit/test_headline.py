@@ -163,7 +163,7 @@ def test_confirmed_is_what_something_is_worse_than():
 def test_only_a_larger_batch_is_said_to_make_fewer_updates(size, said):
     study = record(batch(0, size, 60.0, preset="paper"), batch(1, 16, 40.0))
     reason = headline(study).reason
-    assert ("has 60. It made 211 updates on as many images, the best 1,688." in reason) == said
+    assert ("has 60. With as many images it made 211 updates, the best 1,688." in reason) == said
     assert ("updates" in reason) == said
 
 

@@ -251,7 +251,7 @@ def test_an_interrupted_trial_is_continued_bit_for_bit(env, tmp_path):
 
 @pytest.mark.parametrize("pruner", ["promotion", "median"])
 def test_a_saturated_trial_ends_at_its_first_rung_and_teaches_the_sampler(tmp_path, pruner):
-    """Where real images are one grey but for a pixel, any samples are too far apart. Other pruners go by scores alone."""
+    """Where real images are one grey but for a pixel, all samples are too far apart. Other pruners see only scores."""
     env = Env(Home(tmp_path / "runs"), SPEC.model_copy(update={"pruner": PrunerSpec(name=pruner)}))
     env.images_NHWC = torch.full((32, 16, 16, 1), 128, dtype=torch.uint8)
     env.images_NHWC[0, 0, 0, 0] = 129
