@@ -18,7 +18,7 @@ from benchmarks.peak import peak_mib
 from benchmarks.pruners import Curve, replay, speeds
 from benchmarks.search import ARMS, SETS, arm_spec, goal, jobs, ratio, unit
 from benchmarks.search import table as search_table
-from benchmarks.systems import CROPS, job, report, systems
+from benchmarks.systems import CROPS, RESULTS, job, report, rows, systems
 from benchmarks.whole_machine import Work
 from harness.spec.files import file_names, load_recipe, load_study_file
 from harness.store.samplers import AsyncPercentilePruner
@@ -168,6 +168,12 @@ def test_published_systems_of_one_size_get_the_same_images_length_and_protocol()
         made = [job(*system, 1, 64.0) for system in every if load_recipe(system[0]).data.image_size == size]
         assert len({each.label for each in made}) == len(made) > 1
         assert len({str((each.data, each.scoring, each.seed, each.kimg)) for each in made}) == 1
+
+
+def test_the_page_of_recipes_has_the_table_of_what_was_measured():
+    measured = [line for line in report(rows(RESULTS)) if line.startswith("|")]
+    assert len(measured) == 2 + len(systems([]))
+    assert "\n".join(measured) in (ROOT / "docs" / "recipes.md").read_text()
 
 
 def test_the_table_of_systems_has_the_best_first_and_never_mixes_protocols():
