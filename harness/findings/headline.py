@@ -320,7 +320,7 @@ def _name(trial: TrialRecord) -> str:
 
 
 def _looks(flaws: set[Flaw]) -> str:
-    """What samples of trainings with these flaws look like, beside real images."""
+    """What samples of trainings with these flaws look like, next to real images."""
     looks = {"collapsed": "are nearly alike", "saturated": "vary far more than real images"}
     return " or ".join(look for name, look in looks.items() if name in flaws)
 
