@@ -88,7 +88,7 @@ def comparison(study: str, out: Path) -> None:
 
 def report(study: str, out: Path) -> None:
     """The first screen of a study's report."""
-    photograph(Path("reports", study, "report.html").resolve().as_uri(), out, width=1000, height=1000)
+    photograph(Path("reports", study, "report.html").resolve().as_uri(), out, width=1280, height=1000)
 
 
 PICTURES = {"report": (report, "report.png"), "terminal": (terminal, "sweep.svg"), "mlflow": (comparison, "mlflow.png")}
