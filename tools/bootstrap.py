@@ -318,9 +318,9 @@ def refuse_verb(asked: list[str], known: list[str]) -> None:
     verb, spaces = asked[0], Path(os.environ.get("HARNESS_SEARCH_SPACES") or ROOT / "search_spaces")
     meant = {word: word for word in known}
     if verb in known:
-        meant |= {path.stem: f"make train RECIPE={path.stem}" for path in spaces.glob("recipes/*.toml")}
-        meant |= {path.stem: f"make {verb} STUDY={path.stem}" for path in spaces.glob("*.toml")}
-        meant |= {unknown: f"make {verb} DATA={unknown}"} if Path(unknown).exists() else {}
+        meant |= {path.stem: f"`make train RECIPE={path.stem}`" for path in spaces.glob("recipes/*.toml")}
+        meant |= {path.stem: f"`make {verb} STUDY={path.stem}`" for path in spaces.glob("*.toml")}
+        meant |= {unknown: f"`make {verb} DATA={unknown}`"} if Path(unknown).exists() else {}
     near = difflib.get_close_matches(unknown, meant, n=1)
     _fail(f"no verb {unknown}{f'; did you mean {meant[near[0]]}?' if near else ''}\n`make` lists all verbs.", 2)
 

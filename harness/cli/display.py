@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from unicodedata import category
 
 from harness.errors import without_secrets
@@ -41,8 +41,12 @@ def visible(text: str) -> str:
 
 
 def say(text: str) -> None:
+    _print(text, sys.stdout)
+
+
+def _print(text: str, stream: TextIO) -> None:
     lines = visible(text).split("\n")
-    print("\n".join(map(_between_words, lines) if sys.stdout.isatty() else lines), flush=True)
+    print("\n".join(map(_between_words, lines) if stream.isatty() else lines), file=stream, flush=True)
 
 
 def _between_words(line: str) -> str:
@@ -71,7 +75,7 @@ def at_terminal(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    print(visible(without_secrets(text)), file=sys.stderr, flush=True)
+    _print(without_secrets(text), sys.stderr)
 
 
 def objects(question: str, seconds: float) -> bool:

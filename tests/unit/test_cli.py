@@ -113,11 +113,11 @@ def test_every_recipe_is_one_line_that_calls_the_harness_or_a_tool():
         (["-j2", "sweep", "HARNESS_HOEM=/x"], "error: no variable HARNESS_HOEM; did you mean HARNESS_HOME?"),
         (["swep"], "error: no verb swep; did you mean sweep?"),
         (["$(shell touch pwned)"], "error: no verb"),
-        (["sweep", "photos32"], "error: no verb photos32; did you mean make sweep STUDY=photos32?"),
-        (["confirm", "phots32"], "error: no verb phots32; did you mean make confirm STUDY=photos32?"),
-        (["train", "svhn23"], "did you mean make train STUDY=svhn32?"),
-        (["train", "celeba32_dep"], "error: no verb celeba32_dep; did you mean make train RECIPE=celeba32_deep?"),
-        (["sweep", "/"], "error: no verb /; did you mean make sweep DATA=/?"),
+        (["sweep", "photos32"], "error: no verb photos32; did you mean `make sweep STUDY=photos32`?"),
+        (["confirm", "phots32"], "error: no verb phots32; did you mean `make confirm STUDY=photos32`?"),
+        (["train", "svhn23"], "did you mean `make train STUDY=svhn32`?"),
+        (["train", "celeba32_dep"], "error: no verb celeba32_dep; did you mean `make train RECIPE=celeba32_deep`?"),
+        (["sweep", "/"], "error: no verb /; did you mean `make sweep DATA=/`?"),
     ],
 )
 def test_a_mistyped_variable_or_verb_of_make_stops_with_the_nearest_one(words, answer):
