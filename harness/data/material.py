@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,9 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from multiprocessing import parent_process
 from pathlib import Path, PurePath
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -37,7 +34,7 @@ from harness.data.own import OwnImages, own_images, read_array, user_code_failed
 from harness.data.sources import Split, find_partition, name_parts, split
 from harness.errors import DataError, UsageError
 from harness.home import Home
-from harness.machine.forks import SpawningContext
+from harness.machine.forks import SpawningContext, end_with_the_parent
 from harness.machine.imports import load_function
 from harness.machine.processes import usable_cores
 from harness.spec.tables import DataSpec
@@ -279,16 +276,9 @@ def _decoded_here(root: Path, is_zip: bool, member: str, prep: Preparation) -> P
 
 
 def _begin_decoding() -> None:
-    """In a decoding process: bound its memory, and end when the parent is killed; nothing else would end it."""
+    """In a decoding process: bound its memory, and end when the parent is killed."""
     limit_memory()
-    parent = parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    Thread(target=wait, daemon=True).start()
+    end_with_the_parent()
 
 
 def _decoded(

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import current_process, forkserver, resource_tracker
+from multiprocessing import current_process, forkserver, parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
@@ -202,8 +203,12 @@ def call_in_fork(function: Callable[..., T], *arguments: object) -> T:
         result = receiver.recv()
     except EOFError:
         result = SweepError("a process that was asked about this machine died", "Out of memory? Start again.")
-    process.join()
-    receiver.close()
+    except BaseException:  # such as a Ctrl-C: nobody waits for the answer
+        process.kill()
+        raise
+    finally:
+        process.join()
+        receiver.close()
     if isinstance(result, HarnessError):
         raise result
     return cast(T, result)
@@ -211,10 +216,23 @@ def call_in_fork(function: Callable[..., T], *arguments: object) -> T:
 
 def _send_result(sender: Connection, environment: Mapping[str, str], act: Callable[[], object]) -> None:
     adopt_environment(environment)
+    end_with_the_parent()
     try:
         sender.send(act())
     except HarnessError as error:
         sender.send(error)
+
+
+def end_with_the_parent() -> None:
+    """End this process when its parent is killed; nothing else would end it."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def adopt_environment(environment: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -104,7 +105,9 @@ def test_a_newcomer_gets_from_a_clone_and_301_photographs_to_a_true_report_in_th
     report = project.folder / "reports" / "photos32"
     facts, found = json.loads((report / "report.json").read_text()), headline(record)
     assert facts["headline"] == asdict(found)
-    assert f"**{found.text}**" in (report / "report.md").read_text() and "\n".join(found.lines) in output
+    assert f"**{found.text}**" in (report / "report.md").read_text()
+    said = "\n".join(found.lines).replace("--data PATH", f"--data {shlex.quote(str(project.images))}")
+    assert said in output, "with the folder, so that the next command can be pasted"
     ranked = [trial for trial in sorted(record.complete, key=lambda trial: trial.value) if not flaw(trial)]
     if ranked:
         assert found.trial == ranked[0].number == facts["ranked"][0]["trial"]

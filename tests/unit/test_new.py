@@ -104,7 +104,7 @@ def test_without_a_folder_of_study_files_it_is_in_the_current_one(tmp_path, monk
     monkeypatch.delenv("HARNESS_SEARCH_SPACES", raising=False)
     blob_files(tmp_path / "my images", 50, size=32)
     assert main(["new", "mine", "--data", "my images"]) == 0
-    assert "mine.toml fits them; next: harness sweep mine.toml --data 'my images'" in capsys.readouterr().out
+    assert "mine.toml fits them\nnext: harness sweep mine.toml --data 'my images'" in capsys.readouterr().out
     assert load_study_file("mine.toml").name == "mine"
 
 

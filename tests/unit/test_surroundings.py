@@ -10,11 +10,15 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
+import threading
+import time
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -235,6 +239,42 @@ def test_a_fork_server_that_takes_a_while_to_die_is_started_again(tmp_path):
     server._forkserver_pid, server._forkserver_address = dying.pid, str(tmp_path / "closed")
     assert forks.call_in_fork(code_sha256) == code_sha256()
     assert server._forkserver_pid != dying.pid
+
+
+def _ask_without_end(file: Path) -> None:
+    file.write_text(str(os.getpid()))
+    threading.Event().wait()
+
+
+def _asked(file: Path) -> int:
+    """The process that was asked."""
+    while not file.is_file() or not file.read_text():
+        time.sleep(0.02)
+    return int(file.read_text())
+
+
+@pytest.mark.skipif(not forks.FORKS, reason="without a fork server")
+def test_an_interruption_ends_the_process_that_was_asked(tmp_path):
+    """It was left to measure to its end, and then failed with a traceback."""
+    interrupter = threading.Thread(target=lambda: (_asked(tmp_path / "id"), os.kill(os.getpid(), signal.SIGINT)))
+    interrupter.start()
+    with pytest.raises(KeyboardInterrupt):
+        forks.call_in_fork(_ask_without_end, tmp_path / "id")
+    interrupter.join()
+    assert not psutil.pid_exists(_asked(tmp_path / "id"))
+
+
+@pytest.mark.skipif(not forks.FORKS, reason="without a fork server")
+def test_a_process_that_was_asked_ends_with_the_one_that_was_killed(tmp_path):
+    code = (
+        "from pathlib import Path; from harness.machine import forks; from tests.unit import test_surroundings as t; "
+    )
+    code += "forks.call_in_fork(t._ask_without_end, Path('id'))"
+    asker = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    asked = psutil.Process(_asked(tmp_path / "id"))
+    asker.kill()
+    asker.wait()
+    asked.wait(timeout=60)
 
 
 @pytest.mark.skipif(not forks.FORKS, reason="without a fork server")
