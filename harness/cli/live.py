@@ -35,6 +35,7 @@ _COST = {INCEPTION: 5.7, MOBILENET: 0.3}
 _DONE = ("COMPLETE", "PRUNED")
 _BEGINS = "begins"  # until the first images are shown
 _INTERRUPTED = "interrupted"  # as the reasons of such trials begin
+_CONTINUED = "continued as trial"
 _STYLES = {"COMPLETE": "green", "PRUNED": "dim", "FAIL": "red", "RUNNING": "bold"}
 _WORDS = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "paused"}
 # Rows of trials, at most; fewer where the terminal is lower.
@@ -184,7 +185,7 @@ class SweepView:
         if not self.spec.promotions:
             return f"{self.finished} of {counted(self.target, 'trial')} finished"
         tried = sum(
-            row.state in (*_DONE, "WAITING") or (row.state == "RUNNING" and row.rung is not None)
+            row.state in (*_DONE, "WAITING") or (row.rung is not None and _CONTINUED not in row.reason)
             for row in self.rows.values()
         )
         return f"{tried} of {counted(self.target, 'trial')} tried, {self.complete} trained to the end"
@@ -261,7 +262,8 @@ class SweepView:
                     if trial.shown_state in (*_DONE, "FAIL", "PAUSED"):
                         value = trial.value if trial.state == "COMPLETE" else None
                         at = max(trial.intermediate, default=0)
-                        kimg = self.spec.budget.kimg if trial.state == "COMPLETE" else at / 1000
+                        reached = max(at / 1000, trial.attrs.saved_kimg or 0.0)
+                        kimg = self.spec.budget.kimg if trial.state == "COMPLETE" else reached
                         rung = trial.intermediate.get(at)
                         name = trial.attrs.preset if self.spec.plan else ""
                         self.rows[trial.number] = _Row(
@@ -293,7 +295,7 @@ class SweepView:
                 if before:
                     stopped = f"{_INTERRUPTED}: " if before.reason.startswith(_INTERRUPTED) else ""
                     before.state, before.doing = "FAIL", ""
-                    before.reason = f"{stopped}continued as trial {row.number}"
+                    before.reason = f"{stopped}{_CONTINUED} {row.number}"
                 row.state, row.kimg, row.value, row.reason = "RUNNING", event.kimg, None, ""
                 row.doing, row.since = _BEGINS, now
                 row.name = str(event.params.get("preset", "")) if self.spec.plan else ""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.cli import verbs
-from harness.cli.display import LOADING, NEXT, TrainingProgress, at_terminal, command, objects, say
+from harness.cli.display import LOADING, TrainingProgress, at_terminal, command, objects, say
 from harness.cli.then import running_then
 from harness.cli.verbs import INTERRUPTED, Number, Whole, argument, flag, front, option
 from harness.errors import HarnessError, SweepError
@@ -68,7 +68,7 @@ def _sweep(spec: ResolvedStudy, given: Any, outcome: dict[str, str]) -> int | No
         raise
     path = _report(spec.name, given.home)
     say(f"{result.finished} of {result.target} trials finished; report: {path}")
-    _say_headline(spec.name, given)
+    _say_headline(spec.name, given, continues=result.interrupted or result.out_of_time)
     outcome |= {"SWEEP_REPORT": str(path), "SWEEP_TRIALS": f"{result.finished} of {result.target}"}
     if result.out_of_time:
         outcome["SWEEP_STATE"] = "out of time"
@@ -182,11 +182,15 @@ def claims(given: Any) -> int:
     return _conclude(result, _report(spec.name, given.home, images=not given.no_images))
 
 
-def _say_headline(study: str, given: Any) -> None:
+def _say_headline(study: str, given: Any, *, continues: bool = False) -> None:
+    """Say the verdict; and the next command, unless it is the one that was just given."""
     from harness.api.reports import study_headline
 
-    for line in study_headline(study, given.home).lines:
-        say(command(line, given.data) if line.startswith(NEXT) else line)
+    *verdict, following = study_headline(study, given.home).lines
+    for line in verdict:
+        say(line)
+    if not continues:
+        say(command(following, given.data))
 
 
 def _run(spec: ResolvedStudy, given: Any, **asked: Any) -> SweepResult:

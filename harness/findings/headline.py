@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,7 +44,7 @@ Kind = Literal[
 # paper's own have an FID of 273 after 422 updates, the best 48 after 3,375.
 FEWEST_UPDATES = 500
 # Precision and recall below which samples and real images hardly overlap.
-FAR = 0.05
+FAR = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,11 +172,13 @@ class _Judge:
         several = len(objectives(self.record)) > 1
         alone = f"By the score alone: {counted(len(front), 'trial')} on the Pareto front. " if several else ""
         reason = f"{alone}{self._against(best)}{self._lower()}"
+        far, early = _far(best.attrs.scores), self._cut_short()
+        longer = f"harness train --config reports/{self.record.name}/best.toml --kimg {number(5 * self.kimg)}"
         return self._say(
             "best, unconfirmed",
             f"Best, unconfirmed: {_name(best)} with {self.metric} = {number(best.value)} after {self._length(best)}.",
-            f"{_far(best)}{reason}One training seed each: how much of its lead is chance is unknown.",
-            f"harness confirm {self.record.name}",
+            f"{early}{far}{reason}One training seed each: how much of its lead is chance is unknown.",
+            self._more() if early else longer if far else f"harness confirm {self.record.name}",
         )
 
     def confirmed(self, found: Confirmation) -> Headline:
@@ -190,7 +193,7 @@ class _Judge:
             return self._say(
                 "best, confirmed",
                 f"Best, confirmed: {best.name} {scored}.",
-                f"{_far(best.median_trial)}{sure}{self._published(found)}{_open(found)}",
+                f"{_far(best.median_trial.attrs.scores)}{sure}{self._published(found)}{_open(found)}",
                 f"harness generate --study {study} --best -n 64 --out grid.png",
             )
         if not ties:
@@ -202,7 +205,7 @@ class _Judge:
         return self._say(
             "no winner",
             f"No winner: {best.name} leads {scored}, but no other is clearly worse.",
-            f"{_far(best.median_trial)}{why}{_open(found)}",
+            f"{_far(best.median_trial.attrs.scores)}{why}{_open(found)}",
             f"harness confirm {study}" + ("" if found.n_open else more),
         )
 
@@ -210,6 +213,16 @@ class _Judge:
         trial = self.trials[0].number if self.trials else None
         images = "" if command.startswith("harness generate") else self.record.data_option
         return Headline(kind=kind, text=text, reason=reason, next=f"{command}{images}", trial=trial)
+
+    def _cut_short(self) -> str:
+        """That not all trials have been tried, in a sentence."""
+        ended = sum(trial.state in ("COMPLETE", "PRUNED") for trial in self.record.newest)
+        target = self.record.attrs.target
+        return (
+            f"So far {ended} of {target} trials have ended, {len(self.trials)} of them after a full training. "
+            if ended < target
+            else ""
+        )
 
     def _leads(self, trial: TrialRecord) -> str:
         return (
@@ -309,6 +322,8 @@ def training_headline(run: RunFolder) -> Headline:
     if found.won is not None:
         floor = f"The discriminator's loss was at its floor for {100 * found.won:.0f} % of the second half"
         reasons.append(f"{floor} (above {100 * WON_SHARE:.0f} %: it has won)")
+    if far := _far(summary["scores"]):
+        reasons.append(far.rstrip(". "))
     if kind == "trained":
         reasons.append("One training seed: how much of the score is chance is unknown")
     return Headline(kind=kind, text=text, reason=" ".join(f"{each}." for each in reasons), next=said, trial=None)
@@ -325,17 +340,16 @@ def _looks(flaws: set[Flaw]) -> str:
     return " or ".join(look for name, look in looks.items() if name in flaws)
 
 
-def _far(trial: TrialRecord) -> str:
-    """That its samples hardly overlap with real images, in a sentence, if that was measured."""
-    scores = trial.attrs.scores
+def _far(scores: Mapping[str, float | None]) -> str:
+    """That samples with these scores hardly overlap with real images, in a sentence, if that was measured."""
     overlap = {
-        kind: max((value for name, value in scores.items() if name.startswith(kind)), default=FAR)
+        kind: max((value or 0.0 for name, value in scores.items() if name.startswith(kind)), default=FAR)
         for kind in ("precision", "recall")
     }
     if max(overlap.values()) >= FAR:
         return ""
     found = " and ".join(f"{kind} is {number(value)}" for kind, value in overlap.items())
-    return f"Its samples are still far from real images: {found}, of at most 1. "
+    return f"The samples are still far from real images: {found}, of at most 1. "
 
 
 def _end(trial: TrialRecord) -> str:

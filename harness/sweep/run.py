@@ -278,7 +278,7 @@ def resolve_precision(spec: ResolvedStudy, device: str, exact: bool) -> tuple[Re
     if of_training:
         training, gain = usual(place), speed.training_gain(spec.typical(), place)
         if gain >= speed.MIN_GAIN:
-            said.append(f'training in bfloat16 would be {gain:.1f} times faster here: precision = "bf16" in [fixed]')
+            said.append(f'a new study with precision = "bf16" in [fixed] would train {gain:.1f} times faster here')
     if of_rungs:
         quick = spec.scoring.rung.extractor == INCEPTION
         quick = quick and speed.scoring_gain(spec.data.image_size, place) >= speed.MIN_GAIN

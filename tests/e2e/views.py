@@ -67,7 +67,9 @@ def click_through(record: StudyRecord, server: subprocess.Popen[str], port: int,
         page.open(links[f"{record.name}, parallel coordinates"])
         labels = "[...document.querySelectorAll('svg text')].map(text => text.textContent)"
         conditional = [name for name, parameter in record.attrs.spec["space"].items() if parameter.get("when")]
-        wanted = [*(name for name in record.attrs.spec["space"] if name not in conditional), metrics[0]]
+        promoted = record.attrs.spec["pruner"]["name"] == "promotion"
+        axis = record.attrs.rung_metric if promoted else metrics[0]  # most trials have no other score
+        wanted = [*(name for name in record.attrs.spec["space"] if name not in conditional), axis]
         page.wait_for(f"{json.dumps(wanted)}.every(name => {labels}.includes(name))")
         assert not {*conditional} & {*page.run(labels)}, "which not every trial has"
 

@@ -88,13 +88,26 @@ def test_noise_and_black_and_white_shapes_never_lead_either(tmp_path):
 
 @pytest.mark.parametrize(
     ("precision", "recall", "far"),
-    [(0.0, 0.002, True), (0.04, 0.049, True), (0.0, 0.06, False), (0.2, 0.0, False), (None, 0.0, False)],
+    [(0.0, 0.002, True), (0.004, 0.084, True), (0.032, 0.208, False), (0.2, 0.0, False), (None, 0.0, False)],
 )
 def test_samples_that_hardly_overlap_with_real_images_are_said_to_be_far(precision, recall, far):
     scores = {"recall_inception_500": recall} | ({} if precision is None else {"precision_inception_500": precision})
     reason = headline(record(trial(0, value=60.0, attrs={"watched": APART, "scores": scores}))).reason
     assert ("still far from real images" in reason) == far
     assert not far or f": precision is {precision:g} and recall is {recall:g}, of at most 1. " in reason
+    best = dataclasses.replace(FULL.trials[1], attrs=dataclasses.replace(FULL.trials[1].attrs, scores=scores))
+    ended = dataclasses.replace(FULL, trials=(best,), attrs=dataclasses.replace(FULL.attrs, target=1))
+    longer = "harness train --config reports/mnist32/best.toml --kimg 135"
+    assert headline(ended).next == (longer if far else "harness confirm mnist32")
+
+
+def test_a_search_that_was_cut_short_says_so_and_continues_first():
+    """An hour was over after 6 of 24 trials, one of them trained to the end: it was said to be the best."""
+    attrs = dataclasses.replace(FULL.attrs, target=24)
+    found = headline(dataclasses.replace(FULL, attrs=attrs))
+    assert (found.kind, found.next) == ("best, unconfirmed", "harness sweep mnist32")
+    assert found.reason.startswith("So far 5 of 24 trials have ended, 3 of them after a full training. ")
+    assert "So far" not in headline(FULL).reason
 
 
 def test_where_all_have_collapsed_the_first_sentence_says_so(tmp_path):
