@@ -75,8 +75,9 @@ def wrapped(label: str, width: int = 30) -> str:
     return textwrap.fill(name, width) + ("\n(" + rest if bracket else "")
 
 
-def _lower(metric: str) -> str:
-    return wrapped(f"{metric_label(metric)} (lower is better)")
+def _lower(metric: str, kimg: float | None = None) -> str:
+    at = "" if kimg is None else f" at {number(kimg)} kimg"
+    return wrapped(f"{metric_label(metric)}{at} (lower is better)")
 
 
 def _make_log(axes: Axes, which: Literal["x", "y"], values: pd.Series) -> bool:
@@ -184,11 +185,18 @@ def spent(frame: pd.DataFrame, metric: str) -> Figure:
 
 
 def parameter(
-    frame: pd.DataFrame, name: str, param: Mapping[str, Any], labels: Mapping[int, str], best: int | None, metric: str
+    frame: pd.DataFrame,
+    name: str,
+    param: Mapping[str, Any],
+    labels: Mapping[int, str],
+    best: int | None,
+    metric: str,
+    kimg: float,
 ) -> Figure:
-    """Each trial's ``score`` against a parameter of the space, with its label as a tooltip; the best in orange."""
+    """Each trial's ``score`` at kimg against a parameter, with its label as a tooltip; the best in orange."""
     figure, (axis,) = new_figure(4.4, 2.9)
     shown, far = _make_scores(axis, frame["score"], metric)
+    axis.set_ylabel(_lower(metric, kimg))
     xs = frame[name]
     if param["type"] == "categorical":
         choices = [*param["choices"]]

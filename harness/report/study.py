@@ -160,7 +160,8 @@ def _drawings(
     """The first rung's score, which all trials have, against parameters; by file name."""
     space, metric = record.attrs.spec["space"], record.attrs.rung_metric
     rungs = rungs_frame(record)
-    rungs = rungs[rungs["kimg"] == rungs["kimg"].min()]
+    kimg = float(rungs["kimg"].min())
+    rungs = rungs[rungs["kimg"] == kimg]
     first = dict(zip(rungs["number"], rungs["score"], strict=True))
     # Recipes are scored as well, and have no searched parameters.
     shown = [trial for trial in record.newest if trial.number in first and trial.params]
@@ -170,7 +171,7 @@ def _drawings(
     frame = pd.DataFrame(rows, columns=["number", "score", *space])
     labels = {trial.number: _label(trial, first[trial.number], record, final=trial in board.trials) for trial in shown}
     for place, name in enumerate(mattered[:_PARAMETERS], start=1):
-        yield f"parameter-{place}.svg", plots.parameter(frame, name, space[name], labels, best, metric)
+        yield f"parameter-{place}.svg", plots.parameter(frame, name, space[name], labels, best, metric, kimg)
     yield "parallel.svg", plots.parallel(frame, space, labels, best)
 
 

@@ -20,7 +20,7 @@ def test_far_scores_lie_on_the_edge_and_the_others_fill_the_axis(scores, factor,
     beyond = [5 * max(scores) + factor + 50.0] * n
     frame = pd.DataFrame({"score": [*scores, *beyond], "lr": np.linspace(0, 1, len(scores) + n)})
     frame["number"] = range(len(frame))
-    figure = plots.parameter(frame, "lr", PARAM, {n: f"trial {n}" for n in frame["number"]}, 0, "fid500")
+    figure = plots.parameter(frame, "lr", PARAM, {n: f"trial {n}" for n in frame["number"]}, 0, "fid500", 6.0)
     (axis,) = figure.axes
     axis.get_ylim()  # settles the limits
     heights = [float(points.get_offsets()[0][1]) for points in axis.collections]
