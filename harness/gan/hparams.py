@@ -107,7 +107,7 @@ class HParams:
         "BatchNorm placement. paper: everywhere but the generator's output and the discriminator's first layer; "
         "generator, discriminator: only in that network; hidden: as paper, but not after the projection of z; input: "
         "as paper, and in the discriminator's first layer; inner: as paper, but not in the discriminator's last "
-        "convolution; all: everywhere, output and first layer included.",
+        "convolution; all: in every layer but the one that gives the logit.",
     ] = "paper"
     bn_momentum: Annotated[
         Positive, "Weight of the newest batch in BatchNorm's running statistics (PyTorch's sense)."
