@@ -203,7 +203,7 @@ def call_in_fork(function: Callable[..., T], *arguments: object) -> T:
         result = receiver.recv()
     except EOFError:
         result = SweepError("a process that was asked about this machine died", "Out of memory? Start again.")
-    except BaseException:  # such as a Ctrl-C: nobody waits for the answer
+    except BaseException:  # such as a Ctrl-C: the answer is not wanted
         process.kill()
         raise
     finally:

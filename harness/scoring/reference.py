@@ -171,7 +171,7 @@ def prepare_reference(
     part: int = 64,
     begins: Callable[[], None] | None = None,
 ) -> bool:
-    """Compute one part of a reference that will be needed; False if no part is left that nobody has begun."""
+    """Compute one part of a reference that will be needed; False if all parts have been begun."""
     if reference_path(home, protocol).is_file():
         return False
     parts = _parts(home, images_NHWC, protocol, part)
