@@ -86,6 +86,16 @@ FULL = record(
 FULL = dataclasses.replace(FULL, attrs=dataclasses.replace(FULL.attrs, target=5))
 
 
+def test_every_command_of_a_report_says_where_the_images_come_from_if_they_are_a_persons(tmp_path):
+    spec = {**FULL.attrs.spec, "data": {**FULL.attrs.spec["data"], "source": "folder"}}
+    watched = dataclasses.replace(FULL.trials[1].attrs, watched={27000: {"sample_distance": 0.9}})
+    first, best, *others = FULL.trials
+    trials = (first, dataclasses.replace(best, attrs=watched), *others)
+    mine = dataclasses.replace(FULL, trials=trials, attrs=dataclasses.replace(FULL.attrs, spec=spec))
+    text = build_report(mine, tmp_path / "runs", tmp_path / "out", {}, "PED-ANOVA").read_text()
+    assert "`harness audit mnist32 --data PATH` measures what is missing." in text
+
+
 def test_the_papers_settings_are_named_where_they_were_pruned(tmp_path):
     paper, *others = FULL.trials
     pruned = record(dataclasses.replace(paper, state="PRUNED", value=None), *others)
